@@ -1,0 +1,64 @@
+//! Bearer tokens: `authorization: Bearer cbs_…` or `cbo_…` (RFC 6750).
+
+use jiff::Timestamp;
+
+use super::{Login, LoginError};
+use crate::{
+    broker::ports::{Store, TokenOwner},
+    domain::{
+        principal::{Identity, Origin, Principal},
+        token::Token,
+    },
+};
+
+/// Proves the bearer of `authorization`, the header's value.
+///
+/// # Errors
+/// Absent, malformed, unknown or expired; a suspended service; the store's.
+pub async fn authenticate(
+    store: &dyn Store,
+    now: Timestamp,
+    origin: Origin,
+    authorization: Option<&str>,
+) -> Login {
+    let text = bearer(authorization)?;
+    let token = Token::parse(text).ok_or(LoginError::Refused("TOKEN_MALFORMED"))?;
+    let found = store.token_owner(token.id()).await?;
+    let (stored, owner) = found.ok_or(LoginError::Refused("TOKEN_UNKNOWN"))?;
+    if !stored.digest.matches(&token.digest()) {
+        return Err(LoginError::Refused("TOKEN_SECRET_WRONG"));
+    }
+    if stored.expires_at.is_some_and(|expiry| expiry <= now) {
+        return Err(LoginError::Refused("TOKEN_EXPIRED"));
+    }
+    let identity = match owner {
+        TokenOwner::Service(service) if service.suspension.is_some() => {
+            return Err(LoginError::Suspended(service.name));
+        }
+        TokenOwner::Service(service) => Identity::Service(service.name),
+        TokenOwner::Operator(operator) => Identity::Operator(operator.name, operator.role),
+    };
+    Ok(Principal::proven(identity, stored.id, origin))
+}
+
+fn bearer(authorization: Option<&str>) -> Result<&str, LoginError> {
+    let header = authorization.ok_or(LoginError::Refused("TOKEN_ABSENT"))?;
+    match header.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token),
+        _ => Err(LoginError::Refused("NOT_A_BEARER_TOKEN")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bearer_token_is_taken() {
+        assert_eq!(bearer(Some("Bearer abc")).unwrap(), "abc");
+        assert_eq!(bearer(Some("bearer abc")).unwrap(), "abc");
+        for wrong in [None, Some(""), Some("abc"), Some("Basic abc")] {
+            assert!(bearer(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

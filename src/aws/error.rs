@@ -1,0 +1,266 @@
+//! What AWS's refusals mean, in words a person can act on.
+//!
+//! Codes: "Common Errors" and each operation's page in the AWS STS and IAM API
+//! references. Throttling arrives as HTTP 400.
+
+use std::{error::Error as StdError, fmt};
+
+use aws_sdk_sts::{
+    error::{ProvideErrorMetadata, SdkError},
+    operation::RequestId,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::broker::ports::{AwsFailure, FailureClass};
+
+/// What was asked of AWS, for the words of a refusal.
+#[derive(Clone, Debug)]
+pub struct Operation<'a> {
+    /// `sts:AssumeRole`, …
+    pub name: &'static str,
+    /// The role, user, group or policy.
+    pub on: &'a str,
+    /// ARN of the broker's admin identity, where known.
+    pub admin: &'a str,
+}
+
+impl fmt::Display for Operation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.on.is_empty() {
+            f.write_str(self.name)
+        } else {
+            write!(f, "{} on {}", self.name, self.on)
+        }
+    }
+}
+
+struct Meaning {
+    class: FailureClass,
+    reason: &'static str,
+    message: String,
+    next: String,
+}
+
+impl Meaning {
+    fn refused(reason: &'static str, message: impl Into<String>, next: impl Into<String>) -> Self {
+        Self {
+            class: FailureClass::Refused,
+            reason,
+            message: message.into(),
+            next: next.into(),
+        }
+    }
+
+    fn later(class: FailureClass, reason: &'static str, message: impl Into<String>) -> Self {
+        let next = match class {
+            FailureClass::Uncertain => {
+                "try again in a minute; what AWS may have made is found and removed by the broker"
+            }
+            _ => "try again in a few seconds; nothing was issued",
+        };
+        Self {
+            class,
+            reason,
+            message: message.into(),
+            next: next.to_owned(),
+        }
+    }
+}
+
+/// Reads an SDK error.
+pub(super) fn failure<E>(operation: &Operation<'_>, error: SdkError<E, HttpResponse>) -> AwsFailure
+where
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    let request_id = error.request_id().map(ToOwned::to_owned);
+    let (meaning, aws_said) = match &error {
+        SdkError::ServiceError(service) => {
+            let (code, words) = (
+                service.err().code().unwrap_or("?"),
+                service.err().message().unwrap_or(""),
+            );
+            let status = service.raw().status().as_u16();
+            (
+                answered(operation, status, code, words),
+                format!("{code}: {words}"),
+            )
+        }
+        SdkError::DispatchFailure(dispatch) => {
+            let chain = chain(dispatch.as_connector_error().map(|e| e as &dyn StdError));
+            (not_sent(operation, &chain), String::new())
+        }
+        SdkError::ConstructionFailure(_) => {
+            (not_sent(operation, &chain(error.source())), String::new())
+        }
+        _ => (no_answer(operation), String::new()),
+    };
+    AwsFailure {
+        class: meaning.class,
+        reason: meaning.reason,
+        message: meaning.message,
+        next: meaning.next,
+        aws_said,
+        aws_request_id: request_id,
+    }
+}
+
+/// Every error in the chain, as text.
+fn chain(error: Option<&dyn StdError>) -> String {
+    let mut text = String::new();
+    let mut next = error;
+    while let Some(error) = next {
+        text.push_str(&error.to_string());
+        text.push('\n');
+        next = error.source();
+    }
+    text
+}
+
+fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
+    if chain.contains("credentials") || chain.contains("credential provider") {
+        return Meaning::refused(
+            "ADMIN_KEY_MISSING",
+            "the broker has no AWS admin key",
+            "give the broker its key by the standard AWS chain (AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, a profile, or AWS_SHARED_CREDENTIALS_FILE) and restart it",
+        );
+    }
+    // Only a connection that was never made is sure to have had no effect.
+    if chain.contains("(Connect)")
+        || chain.contains("dns error")
+        || chain.contains("Connection refused")
+    {
+        return Meaning::later(
+            FailureClass::Unavailable,
+            "AWS_UNREACHABLE",
+            format!("the broker cannot reach AWS for {}", operation.name),
+        );
+    }
+    no_answer(operation)
+}
+
+fn no_answer(operation: &Operation<'_>) -> Meaning {
+    Meaning::later(
+        FailureClass::Uncertain,
+        "AWS_NO_ANSWER",
+        format!("AWS gave no answer to {}", operation.name),
+    )
+}
+
+fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> Meaning {
+    let throttled = [
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "TooManyRequestsException",
+    ];
+    if throttled.contains(&code) || words.contains("Rate exceeded") || status == 429 {
+        return Meaning::later(
+            FailureClass::Throttled,
+            "AWS_THROTTLED",
+            "AWS is throttling the broker's account",
+        );
+    }
+    if status >= 500 {
+        return Meaning::later(
+            FailureClass::Uncertain,
+            "AWS_FAULT",
+            format!("AWS failed on {} (HTTP {status})", operation.name),
+        );
+    }
+    match code {
+        "InvalidClientTokenId"
+        | "SignatureDoesNotMatch"
+        | "UnrecognizedClientException"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken" => Meaning::refused(
+            "ADMIN_KEY_REFUSED",
+            format!("AWS does not accept the broker's admin key ({code})"),
+            "whoever runs the broker must give it a valid key and restart it",
+        ),
+        "AccessDenied" | "AccessDeniedException" => access_denied(operation, words),
+        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => Meaning::refused(
+            "POLICY_TOO_LARGE",
+            "the session policy and tags are too large for AWS once packed",
+            "shorten the grant's policy, use managed policies, or drop tags",
+        ),
+        "MalformedPolicyDocument" | "MalformedPolicyDocumentException" => Meaning::refused(
+            "POLICY_MALFORMED",
+            "AWS does not accept the grant's policy document",
+            "correct the policy; AWS's own words are in the audit log",
+        ),
+        "RegionDisabledException" | "RegionDisabled" => Meaning::refused(
+            "REGION_DISABLED",
+            "STS is switched off in this region for the account",
+            "switch the region on in the account's settings, or set another region on the grant",
+        ),
+        "LimitExceeded" | "LimitExceededException" => Meaning::refused(
+            "AWS_QUOTA",
+            format!("a quota of the AWS account is used up ({operation})"),
+            "end leases that are no longer needed, or have the quota raised",
+        ),
+        "NoSuchEntity" => Meaning::refused(
+            "AWS_OBJECT_MISSING",
+            format!("AWS does not know something that the grant names ({operation})"),
+            "see that the role, group, managed policy or boundary exists in the account",
+        ),
+        "ValidationError" if words.contains("MaxSessionDuration") => Meaning::refused(
+            "TTL_ABOVE_ROLE_MAXIMUM",
+            format!(
+                "the lifetime is above the MaxSessionDuration of {}",
+                operation.on
+            ),
+            "raise the role's MaxSessionDuration, or lower the grant's --max-ttl",
+        ),
+        "ConcurrentModification" | "EntityTemporarilyUnmodifiable" => Meaning::later(
+            FailureClass::Unavailable,
+            "AWS_BUSY",
+            format!("AWS is busy with another change ({operation})"),
+        ),
+        _ => Meaning::refused(
+            "AWS_REFUSED",
+            format!("AWS refused {operation} ({code})"),
+            "AWS's own words are in the audit log of this lease",
+        ),
+    }
+}
+
+fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
+    let Operation { on, admin, .. } = operation;
+    if operation.name != "sts:AssumeRole" {
+        return Meaning::refused(
+            "ADMIN_NOT_ALLOWED",
+            format!("the broker's admin user may not call {operation}"),
+            "compare its policy with deploy/aws/admin-policy.json",
+        );
+    }
+    if words.contains("sts:TagSession") {
+        return Meaning::refused(
+            "ROLE_LACKS_TAG_SESSION",
+            format!("role {on} does not let the broker tag its sessions"),
+            format!(
+                "allow sts:TagSession for {admin} in the role's trust policy, as deploy/aws/trust-policy.json does"
+            ),
+        );
+    }
+    if words.contains("sts:SetSourceIdentity") {
+        return Meaning::refused(
+            "ROLE_LACKS_SOURCE_IDENTITY",
+            format!("role {on} does not let the broker set a source identity"),
+            format!(
+                "allow sts:SetSourceIdentity for {admin} in the role's trust policy, or put the grant without --source-identity"
+            ),
+        );
+    }
+    Meaning::refused(
+        "ROLE_DOES_NOT_TRUST_BROKER",
+        format!("role {on} does not let the broker assume it"),
+        format!(
+            "see that the role exists, that its trust policy allows sts:AssumeRole and sts:TagSession for {admin} \
+             (deploy/aws/trust-policy.json), that the external id is right, and that the admin user's own policy \
+             reaches the role"
+        ),
+    )
+}

@@ -1,0 +1,191 @@
+//! Sessions: AssumeRole, GetFederationToken, and who the admin key is.
+
+use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::types::{Credentials as StsCredentials, PolicyDescriptorType, Tag as StsTag};
+use aws_smithy_types::DateTime;
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use super::{
+    Admin, Clients,
+    error::{Operation, failure},
+};
+use crate::{
+    broker::ports::{AwsFailure, FailureClass},
+    domain::{
+        credential::Credentials,
+        decide::Issue,
+        grant::{KindSpec, Tag},
+        lease::Binding,
+    },
+};
+
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
+pub(super) async fn assume_role(
+    clients: &Clients,
+    issue: &Issue,
+    lease: &Binding,
+    admin: &str,
+) -> Result<Credentials, AwsFailure> {
+    let grant = &issue.grant;
+    let KindSpec::AssumeRole {
+        role_arn,
+        external_id,
+        source_identity,
+        region,
+        ..
+    } = &grant.spec.kind
+    else {
+        return Err(wrong_kind());
+    };
+    let tags = grant.aws_tags(lease);
+    let transitive: Vec<String> = tags
+        .iter()
+        .filter(|t| t.transitive)
+        .map(|t| t.key.clone())
+        .collect();
+    let operation = Operation {
+        name: "sts:AssumeRole",
+        on: role_arn.as_str(),
+        admin,
+    };
+    let answer = clients
+        .sts(region.as_deref())
+        .assume_role()
+        .role_arn(role_arn.as_str())
+        .role_session_name(&lease.aws_name)
+        .set_external_id(external_id.clone())
+        .set_source_identity(source_identity.then(|| grant.name.service.to_string()))
+        .set_policy(policy(issue))
+        .set_policy_arns(policy_arns(issue))
+        .set_tags(Some(sts_tags(tags)?))
+        .set_transitive_tag_keys((!transitive.is_empty()).then_some(transitive))
+        .duration_seconds(seconds(issue))
+        .send()
+        .await
+        .map_err(|error| failure(&operation, error))?;
+    let request_id = answer.request_id().map(ToOwned::to_owned);
+    credentials(answer.credentials, request_id)
+}
+
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetFederationToken.html>
+pub(super) async fn get_federation_token(
+    clients: &Clients,
+    issue: &Issue,
+    lease: &Binding,
+) -> Result<Credentials, AwsFailure> {
+    let KindSpec::FederationToken { region, .. } = &issue.grant.spec.kind else {
+        return Err(wrong_kind());
+    };
+    let operation = Operation {
+        name: "sts:GetFederationToken",
+        on: &lease.aws_name,
+        admin: "",
+    };
+    let answer = clients
+        .sts(region.as_deref())
+        .get_federation_token()
+        .name(&lease.aws_name)
+        .set_policy(policy(issue))
+        .set_policy_arns(policy_arns(issue))
+        .set_tags(Some(sts_tags(issue.grant.aws_tags(lease))?))
+        .duration_seconds(seconds(issue))
+        .send()
+        .await
+        .map_err(|error| failure(&operation, error))?;
+    let request_id = answer.request_id().map(ToOwned::to_owned);
+    credentials(answer.credentials, request_id)
+}
+
+/// Whom the admin key belongs to. AWS answers this whatever the policies say.
+pub(super) async fn admin(clients: &Clients) -> Result<Admin, AwsFailure> {
+    let operation = Operation {
+        name: "sts:GetCallerIdentity",
+        on: "",
+        admin: "",
+    };
+    let answer = clients
+        .sts(None)
+        .get_caller_identity()
+        .send()
+        .await
+        .map_err(|error| failure(&operation, error))?;
+    let arn = answer.arn.unwrap_or_default();
+    let account = answer.account.unwrap_or_default();
+    match account.parse() {
+        Ok(account) => Ok(Admin { arn, account }),
+        Err(_) => Err(incomplete()),
+    }
+}
+
+fn policy(issue: &Issue) -> Option<String> {
+    issue
+        .grant
+        .spec
+        .effective_policy()
+        .map(|document| document.to_json())
+}
+
+fn policy_arns(issue: &Issue) -> Option<Vec<PolicyDescriptorType>> {
+    let arns = &issue.grant.spec.managed_policies;
+    let described = arns
+        .iter()
+        .map(|arn| PolicyDescriptorType::builder().arn(arn.as_str()).build());
+    (!arns.is_empty()).then(|| described.collect())
+}
+
+fn sts_tags(tags: Vec<Tag>) -> Result<Vec<StsTag>, AwsFailure> {
+    tags.into_iter()
+        .map(|tag| {
+            StsTag::builder()
+                .key(tag.key)
+                .value(tag.value)
+                .build()
+                .map_err(|_| incomplete())
+        })
+        .collect()
+}
+
+fn seconds(issue: &Issue) -> i32 {
+    i32::try_from(issue.ttl.as_secs()).unwrap_or(i32::MAX)
+}
+
+fn credentials(
+    answer: Option<StsCredentials>,
+    aws_request_id: Option<String>,
+) -> Result<Credentials, AwsFailure> {
+    let answer = answer.ok_or_else(incomplete)?;
+    Ok(Credentials {
+        expires_at: Some(timestamp(&answer.expiration).ok_or_else(incomplete)?),
+        access_key_id: answer.access_key_id,
+        secret_access_key: SecretString::from(answer.secret_access_key),
+        session_token: Some(SecretString::from(answer.session_token)),
+        aws_request_id,
+    })
+}
+
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
+}
+
+fn incomplete() -> AwsFailure {
+    AwsFailure {
+        class: FailureClass::Uncertain,
+        reason: "AWS_ANSWER_INCOMPLETE",
+        message: "AWS answered without the credentials it should have sent".to_owned(),
+        next: "try again in a minute".to_owned(),
+        aws_said: String::new(),
+        aws_request_id: None,
+    }
+}
+
+fn wrong_kind() -> AwsFailure {
+    AwsFailure {
+        class: FailureClass::Refused,
+        reason: "INTERNAL",
+        message: "the grant is of another kind".to_owned(),
+        next: String::new(),
+        aws_said: String::new(),
+        aws_request_id: None,
+    }
+}

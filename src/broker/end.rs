@@ -1,0 +1,336 @@
+//! The end of leases: released, revoked one by one or service by service, expired.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+
+use crate::{
+    broker::{Broker, By, Error, detached, on_conflict, ports::AwsFailure},
+    domain::{
+        access::Caller,
+        audit::{AuditEvent, Event},
+        decide::own_service,
+        grant::Kind,
+        lease::{Binding, Cause, Lease, LeaseState},
+        name::{LeaseId, Name},
+        service::Suspension,
+    },
+};
+
+/// How many leases of a service are taken away at the same time.
+const PARALLEL: usize = 8;
+/// Longest pause between two attempts to take a lease away.
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
+
+/// A lease after the attempt to take it away.
+#[derive(Debug)]
+pub struct TakenAway {
+    /// As it stands now.
+    pub lease: Lease,
+    /// What is still open, in words; `None` when AWS has shown the credential gone.
+    pub notice: Option<String>,
+}
+
+/// What became of one lease of a revoked service.
+#[derive(Debug)]
+pub struct RevokedLease {
+    /// As it stands now.
+    pub lease: Lease,
+    /// Seconds until AWS showed the credential gone, if it has.
+    pub refused_after_seconds: Option<f64>,
+    /// What is still open, in words.
+    pub notice: Option<String>,
+}
+
+/// What became of a revoked service.
+#[derive(Debug)]
+pub struct ServiceRevocation {
+    /// When it was shut out.
+    pub suspension: Suspension,
+    /// Each lease that had not ended.
+    pub leases: Vec<RevokedLease>,
+}
+
+impl ServiceRevocation {
+    /// Whether AWS has shown every credential gone.
+    #[must_use]
+    pub fn confirmed(&self) -> bool {
+        self.leases
+            .iter()
+            .all(|lease| lease.refused_after_seconds.is_some())
+    }
+}
+
+impl Broker {
+    /// Ends one of the caller's own leases.
+    ///
+    /// # Errors
+    /// Not the caller's (or unknown: one text), ended already, or not recordable.
+    pub async fn release(
+        self: &Arc<Self>,
+        caller: Caller,
+        id: LeaseId,
+    ) -> Result<TakenAway, Error> {
+        let broker = Arc::clone(self);
+        detached(async move {
+            let lease = broker.known_lease(&id).await?;
+            if own_service(&caller) != Some(&lease.binding.grant.service) {
+                return Err(no_lease(&id));
+            }
+            broker
+                .end(
+                    By::Caller(&caller),
+                    lease,
+                    Cause::Released,
+                    Event::LeaseReleased,
+                )
+                .await
+        })
+        .await
+    }
+
+    /// Ends one lease, as an operator.
+    ///
+    /// # Errors
+    /// Unknown, ended already, or not recordable.
+    pub async fn revoke_lease(
+        self: &Arc<Self>,
+        caller: Caller,
+        id: LeaseId,
+        words: String,
+    ) -> Result<TakenAway, Error> {
+        let broker = Arc::clone(self);
+        detached(async move {
+            let lease = broker.known_lease(&id).await?;
+            broker
+                .end(
+                    By::Caller(&caller),
+                    lease,
+                    Cause::Revoked(words),
+                    Event::LeaseRevoking,
+                )
+                .await
+        })
+        .await
+    }
+
+    /// Shuts a service out and takes away everything it holds. Safe to repeat.
+    ///
+    /// # Errors
+    /// The service is unknown, or the suspension not recordable. What AWS does not let
+    /// go at once is no error: it is told per lease and tried again.
+    pub async fn revoke_service(
+        self: &Arc<Self>,
+        caller: Caller,
+        name: Name,
+        words: String,
+    ) -> Result<ServiceRevocation, Error> {
+        let broker = Arc::clone(self);
+        detached(async move {
+            let began = Instant::now();
+            let suspension = Suspension {
+                at: broker.now(),
+                reason: (!words.is_empty()).then(|| words.clone()),
+            };
+            let audit = broker
+                .caller_event(&caller, Event::ServiceRevoked)
+                .service(&name)
+                .detail(&words);
+            let begun = broker
+                .store()
+                .revoke_service(&name, &suspension, audit)
+                .await;
+            let (suspension, leases) =
+                on_conflict(begun, || Error::NotFound(format!("service {name}")))?;
+            let leases = broker.take_all_away(leases, began).await;
+            Ok(ServiceRevocation { suspension, leases })
+        })
+        .await
+    }
+
+    async fn take_all_away(
+        self: &Arc<Self>,
+        leases: Vec<Lease>,
+        began: Instant,
+    ) -> Vec<RevokedLease> {
+        let permits = Arc::new(Semaphore::new(PARALLEL));
+        let mut tasks = JoinSet::new();
+        for lease in leases {
+            let (broker, permits) = (Arc::clone(self), Arc::clone(&permits));
+            tasks.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let before = lease.clone();
+                match broker.take_away(By::Broker, lease).await {
+                    Ok(taken) => RevokedLease {
+                        refused_after_seconds: taken
+                            .notice
+                            .is_none()
+                            .then(|| began.elapsed().as_secs_f64()),
+                        lease: taken.lease,
+                        notice: taken.notice,
+                    },
+                    Err(error) => RevokedLease {
+                        lease: before,
+                        refused_after_seconds: None,
+                        notice: Some(format!("{error}; the broker goes on trying")),
+                    },
+                }
+            });
+        }
+        let mut done = tasks.join_all().await;
+        done.sort_by(|a, b| a.lease.binding.lease_id.cmp(&b.lease.binding.lease_id));
+        done
+    }
+
+    /// Records that `lease` is to end, then takes it away.
+    pub(super) async fn end(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+        cause: Cause,
+        event: Event,
+    ) -> Result<TakenAway, Error> {
+        let audit = self
+            .event(by, event)
+            .lease(&lease)
+            .detail(&cause.to_string());
+        self.end_with(by, lease, cause, audit).await
+    }
+
+    /// As [`Self::end`], with the record given.
+    pub(super) async fn end_with(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+        cause: Cause,
+        audit: AuditEvent,
+    ) -> Result<TakenAway, Error> {
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let revoking = lease
+            .begin_revocation(cause, self.now())
+            .map_err(|refused| Error::WrongState {
+                reason: "LEASE_ENDED",
+                message: refused.to_string(),
+                next: "nothing is left to take away".to_owned(),
+            })?;
+        let written = self.store().update_lease(from, &revoking, audit).await;
+        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
+        self.take_away(by, revoking).await
+    }
+
+    /// Takes away what a revoking lease stands for, as far as AWS can do it now.
+    pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
+        match lease.issued().map(|issued| issued.expires_at) {
+            Some(expires_at) if lease.binding.kind.is_session() && expires_at > self.now() => {
+                self.wait_for_expiry(lease, expires_at).await
+            }
+            _ => match self.withdraw(&lease.binding).await {
+                Ok(()) => self.finish(by, lease).await,
+                Err(failure) => self.postpone(by, lease, failure).await,
+            },
+        }
+    }
+
+    /// What a lease left in AWS is removed; a session leaves nothing that could be.
+    pub(super) async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure> {
+        match lease.kind {
+            Kind::IamUser => self.parts.issuer.withdraw(lease).await,
+            Kind::AssumeRole | Kind::FederationToken => Ok(()),
+        }
+    }
+
+    async fn finish(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let ended = lease
+            .finish(self.now())
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let event = match ended.state {
+            LeaseState::Expired { .. } => Event::LeaseExpired,
+            _ => Event::LeaseRevoked,
+        };
+        let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
+        let audit = self.event(by, event).lease(&ended).detail(&cause);
+        let written = self.store().update_lease(from, &ended, audit).await;
+        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
+        Ok(TakenAway {
+            lease: ended,
+            notice: None,
+        })
+    }
+
+    async fn postpone(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+        failure: AwsFailure,
+    ) -> Result<TakenAway, Error> {
+        let attempts = match lease.state {
+            LeaseState::Revoking { attempts, .. } => attempts,
+            _ => 0,
+        };
+        let notice = format!("{failure}; the credential may still work; the broker goes on trying");
+        let audit = self
+            .event(by, Event::LeasePostponed)
+            .lease(&lease)
+            .failed(failure.reason)
+            .aws_request(failure.aws_request_id.as_deref())
+            .detail(&failure.aws_said);
+        let lease = self.reschedule(lease, pause(attempts), audit).await?;
+        Ok(TakenAway {
+            lease,
+            notice: Some(notice),
+        })
+    }
+
+    /// AWS cannot end a session before its time; the lease stays `revoking` until then.
+    async fn wait_for_expiry(
+        &self,
+        lease: Lease,
+        expires_at: Timestamp,
+    ) -> Result<TakenAway, Error> {
+        let notice = format!(
+            "AWS keeps honouring this {} session until it expires at {expires_at:.0}",
+            lease.binding.kind
+        );
+        let audit = self
+            .event(By::Broker, Event::LeasePostponed)
+            .lease(&lease)
+            .detail(&notice);
+        let lease = self
+            .reschedule(lease, expires_at.duration_since(self.now()), audit)
+            .await?;
+        Ok(TakenAway {
+            lease,
+            notice: Some(notice),
+        })
+    }
+
+    async fn reschedule(
+        &self,
+        lease: Lease,
+        delay: SignedDuration,
+        audit: AuditEvent,
+    ) -> Result<Lease, Error> {
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let later = lease
+            .postpone(self.now(), delay)
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let written = self.store().update_lease(from, &later, audit).await;
+        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
+        Ok(later)
+    }
+
+    pub(super) async fn known_lease(&self, id: &LeaseId) -> Result<Lease, Error> {
+        self.store().lease(id).await?.ok_or_else(|| no_lease(id))
+    }
+}
+
+fn no_lease(id: &LeaseId) -> Error {
+    Error::NotFound(format!("lease {id}"))
+}
+
+/// 1 s, doubled with each attempt, five minutes at most.
+fn pause(attempts: u32) -> SignedDuration {
+    SignedDuration::from_secs(1 << attempts.min(9)).min(LONGEST_PAUSE)
+}

@@ -1,0 +1,118 @@
+//! Why a use case did not do as asked.
+
+use crate::{
+    broker::ports::{AwsFailure, FailureClass, StoreError},
+    domain::{access::AccessError, decide::Denial, grant::check::Violation},
+};
+
+/// Why a use case did not do as asked. Each says what happened and why; `next` says
+/// what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request cannot be right.
+    #[error("{}", join(.0))]
+    Invalid(Vec<Violation>),
+    /// No valid proof of identity; one text for every cause.
+    #[error("the token was not accepted")]
+    Unauthenticated,
+    /// The caller's service is shut out.
+    #[error("service {0} is suspended")]
+    Suspended(String),
+    /// The caller may not do this.
+    #[error(transparent)]
+    NotPermitted(#[from] AccessError),
+    /// The decision was no.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// Unknown, or not the caller's to know.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("{0} exists already")]
+    AlreadyExists(String),
+    /// Something stands against it.
+    #[error("{message}")]
+    WrongState {
+        /// Machine reason.
+        reason: &'static str,
+        /// What stands against it.
+        message: String,
+        /// What to do.
+        next: String,
+    },
+    /// Somebody else changed it at the same moment.
+    #[error("{0} was changed by somebody else at the same moment")]
+    Conflict(String),
+    /// AWS did not do it.
+    #[error(transparent)]
+    Aws(#[from] AwsFailure),
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A defect of the broker.
+    #[error("{0}")]
+    Internal(String),
+}
+
+fn join(violations: &[Violation]) -> String {
+    violations
+        .iter()
+        .map(|v| v.message.as_str())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+impl Error {
+    /// The machine reason, in UPPER_SNAKE_CASE (AIP-193).
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_REQUEST",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Suspended(_) => "SERVICE_SUSPENDED",
+            Self::NotPermitted(_) => "NOT_PERMITTED",
+            Self::Denied(denial) => denial.reason(),
+            Self::NotFound(_) => "NOT_FOUND",
+            Self::AlreadyExists(_) => "ALREADY_EXISTS",
+            Self::WrongState { reason, .. } => reason,
+            Self::Conflict(_) => "CONCURRENT_CHANGE",
+            Self::Aws(failure) => failure.reason,
+            Self::Store(StoreError::Unavailable(_)) => "STORE_UNAVAILABLE",
+            Self::Store(_) | Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    /// What the caller can do about it; empty where the message says it all.
+    #[must_use]
+    pub fn next(&self) -> String {
+        match self {
+            Self::Unauthenticated => "check CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE: the token may be \
+                 mistyped, deleted or expired; an operator makes a new one with \
+                 `credbroker service token create NAME`, and the audit log tells them which check failed"
+                .to_owned(),
+            Self::Suspended(name) => {
+                format!("ask whoever shut it out; an operator lifts it with `credbroker service reinstate {name}`")
+            }
+            Self::NotPermitted(_) => "ask an admin for an operator with the right role".to_owned(),
+            Self::Denied(Denial::NoSuchGrant(name)) => {
+                format!("check the name; an operator sees what there is with `credbroker grant list --service {}`", name.service)
+            }
+            Self::Denied(Denial::TtlAboveMaximum { .. }) => {
+                "ask for less, or have an operator raise the grant's --max-ttl".to_owned()
+            }
+            Self::WrongState { next, .. } => next.clone(),
+            Self::Conflict(_) => "look at it again and repeat".to_owned(),
+            Self::Aws(failure) => failure.next.clone(),
+            Self::Store(StoreError::Unavailable(_)) => "nothing was issued; whoever runs the broker must see that its \
+                 store can be written (disk space, file permissions); then try again"
+                .to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether AWS failed in this way.
+    #[must_use]
+    pub fn is_aws(&self, class: FailureClass) -> bool {
+        matches!(self, Self::Aws(failure) if failure.class == class)
+    }
+}

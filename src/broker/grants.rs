@@ -1,0 +1,120 @@
+//! Grants: put, look at, delete.
+
+use crate::{
+    broker::{Broker, Error, on_conflict, ports::Page},
+    domain::{
+        access::Caller,
+        audit::{AuditEvent, Event},
+        grant::{Grant, GrantSpec, check::violations},
+        name::{GrantName, Name},
+        principal::Identity,
+    },
+};
+
+impl Broker {
+    /// Creates a grant or adds a version to it. Returns the current version and
+    /// whether anything changed.
+    ///
+    /// # Errors
+    /// AWS would refuse it, it is broad without leave, or its service is unknown.
+    pub async fn put_grant(
+        &self,
+        caller: &Caller,
+        name: GrantName,
+        spec: GrantSpec,
+    ) -> Result<(Grant, bool), Error> {
+        let wrong = violations(&spec, self.parts.partition);
+        if !wrong.is_empty() {
+            return Err(Error::Invalid(wrong));
+        }
+        self.known_service(&name.service).await?;
+        if let Some(current) = self.store().grant(&name).await?.filter(|g| g.spec == spec) {
+            self.store()
+                .record(self.caller_event(caller, Event::GrantRead).grant(&current))
+                .await?;
+            return Ok((current, false));
+        }
+        let version = self.store().newest_grant_version(&name).await? + 1;
+        let grant = Grant {
+            name,
+            version,
+            spec,
+            created_at: self.now(),
+            created_by: operator(caller),
+        };
+        let audit = self
+            .caller_event(caller, Event::GrantPut)
+            .grant(&grant)
+            .detail(&grant.spec.breadth().join("; "));
+        on_conflict(self.store().put_grant(&grant, audit).await, || {
+            Error::Conflict(format!("grant {}", grant.name))
+        })?;
+        Ok((grant, true))
+    }
+
+    /// The current version of one grant.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn grant(&self, caller: &Caller, name: &GrantName) -> Result<Grant, Error> {
+        let grant = self.store().grant(name).await?;
+        let grant = grant.ok_or_else(|| Error::NotFound(format!("grant {name}")))?;
+        self.store()
+            .record(self.caller_event(caller, Event::GrantRead).grant(&grant))
+            .await?;
+        Ok(grant)
+    }
+
+    /// A page of current grants, of one service or all.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn grants(
+        &self,
+        caller: &Caller,
+        service: Option<&Name>,
+        page: &Page,
+    ) -> Result<Vec<Grant>, Error> {
+        let grants = self.store().grants(service, page).await?;
+        let audit = self.caller_event(caller, Event::GrantRead);
+        self.store()
+            .record(service.into_iter().fold(audit, AuditEvent::service))
+            .await?;
+        Ok(grants)
+    }
+
+    /// Ends a grant.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn delete_grant(&self, caller: &Caller, name: &GrantName) -> Result<(), Error> {
+        let audit = self
+            .caller_event(caller, Event::GrantDeleted)
+            .grant_name(name);
+        let deleted = self
+            .store()
+            .delete_grant(name, self.now(), &operator(caller), audit)
+            .await;
+        on_conflict(deleted, || Error::NotFound(format!("grant {name}")))
+    }
+
+    /// Records that the policy catalogue was looked at.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn catalogue_read(&self, caller: &Caller, template: &str) -> Result<(), Error> {
+        self.store()
+            .record(
+                self.caller_event(caller, Event::PolicyRead)
+                    .detail(template),
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+fn operator(caller: &Caller) -> Name {
+    match caller.principal().identity() {
+        Identity::Operator(name, _) | Identity::Service(name) => name.clone(),
+    }
+}

@@ -1,0 +1,192 @@
+//! Issue: decide, record the intent, ask AWS, record the result, answer.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    broker::{
+        Broker, By, Error, detached, on_conflict,
+        ports::{AwsFailure, FailureClass, StoreError},
+    },
+    domain::{
+        access::Caller,
+        audit::Event,
+        credential::Credentials,
+        decide::{Authorized, Issue, IssueRequest, decide},
+        lease::{Binding, Cause, Issued, Lease},
+        name::LeaseId,
+    },
+};
+
+/// Longest time that AWS may take over one issue; well within
+/// [`crate::domain::lease::PENDING_LIMIT`], after which the lease counts as abandoned.
+const AWS_LIMIT: Duration = Duration::from_secs(40);
+
+/// A lease and its secrets, on the way to their owner.
+#[derive(Debug)]
+pub struct IssuedLease {
+    /// The lease, active.
+    pub lease: Lease,
+    /// Its credentials.
+    pub credentials: Credentials,
+}
+
+impl Broker {
+    /// Issues credentials to `caller`.
+    ///
+    /// # Errors
+    /// Denied by the decision, refused by AWS, or not recordable. In each case no
+    /// credential leaves, and what AWS may have made is taken away again.
+    pub async fn issue(
+        self: &Arc<Self>,
+        caller: Caller,
+        request: IssueRequest,
+    ) -> Result<IssuedLease, Error> {
+        let broker = Arc::clone(self);
+        detached(async move { broker.issue_saga(&caller, &request).await }).await
+    }
+
+    async fn issue_saga(
+        &self,
+        caller: &Caller,
+        request: &IssueRequest,
+    ) -> Result<IssuedLease, Error> {
+        let grant = self.store().grant(&request.grant).await?;
+        let issue = match decide(caller, request, grant) {
+            Ok(issue) => issue,
+            Err(denial) => {
+                let audit = self
+                    .caller_event(caller, Event::LeaseDenied)
+                    .grant_name(&request.grant);
+                self.store()
+                    .record(audit.denied(denial.reason()).detail(&denial.to_string()))
+                    .await?;
+                return Err(denial.into());
+            }
+        };
+        let lease = self.begin(caller, &issue).await?;
+        let answer =
+            tokio::time::timeout(AWS_LIMIT, self.parts.issuer.issue(&issue, &lease.binding));
+        match answer.await.unwrap_or_else(|_| Err(no_answer())) {
+            Ok(credentials) => {
+                self.activate(caller, lease, issue.get().ttl, credentials)
+                    .await
+            }
+            Err(failure) => self.give_up(caller, lease, failure).await,
+        }
+    }
+
+    async fn begin(&self, caller: &Caller, issue: &Authorized<Issue>) -> Result<Lease, Error> {
+        let now = self.now();
+        let grant = &issue.get().grant;
+        let lease_id = LeaseId::new(now, self.parts.random.as_ref());
+        let lease = Lease::request(Binding::new(lease_id, grant), now);
+        let audit = self
+            .caller_event(caller, Event::LeaseRequested)
+            .lease(&lease);
+        on_conflict(self.store().begin_lease(&lease, audit).await, || {
+            Error::Conflict(format!("service or grant {}", grant.name))
+        })?;
+        Ok(lease)
+    }
+
+    async fn activate(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+        ttl: Duration,
+        credentials: Credentials,
+    ) -> Result<IssuedLease, Error> {
+        let at = self.now();
+        let issued = Issued {
+            access_key_id: credentials.access_key_id.clone(),
+            at,
+            expires_at: credentials
+                .expires_at
+                .unwrap_or_else(|| at.saturating_add(ttl).unwrap_or(at)),
+        };
+        let active = lease
+            .clone()
+            .activate(issued)
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let audit = self
+            .caller_event(caller, Event::LeaseIssued)
+            .lease(&active)
+            .aws_request(credentials.aws_request_id.as_deref());
+        match self
+            .store()
+            .update_lease(lease.revision, &active, audit)
+            .await
+        {
+            Ok(()) => Ok(IssuedLease {
+                lease: active,
+                credentials,
+            }),
+            Err(error) => Err(self.withhold(lease, error).await),
+        }
+    }
+
+    /// The result could not be recorded, so the credentials do not leave: the service
+    /// was shut out meanwhile, or the store cannot be written.
+    async fn withhold(&self, lease: Lease, error: StoreError) -> Error {
+        if matches!(error, StoreError::Conflict) {
+            let service = lease.binding.grant.service.to_string();
+            match self.store().lease(&lease.binding.lease_id).await {
+                Ok(Some(now)) => {
+                    let cause = Cause::NotIssued("the service was shut out meanwhile".to_owned());
+                    if let Err(error) = self.end(By::Broker, now, cause, Event::LeaseRevoking).await
+                    {
+                        tracing::warn!(%error, "a lease is left to the background clean-up");
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "a lease is left to the background clean-up"),
+            }
+            return Error::Suspended(service);
+        }
+        if let Err(failure) = self.withdraw(&lease.binding).await {
+            tracing::warn!(lease = %lease.binding.lease_id, %failure, "a user is left to the background clean-up");
+        }
+        error.into()
+    }
+
+    /// AWS did not issue. After a clear refusal nothing may be left behind; without a
+    /// clear answer the lease stays pending and the clean-up finds out.
+    async fn give_up(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+        failure: AwsFailure,
+    ) -> Result<IssuedLease, Error> {
+        let event = if failure.class == FailureClass::Uncertain {
+            Event::LeaseUncertain
+        } else {
+            Event::LeaseDenied
+        };
+        let audit = self
+            .caller_event(caller, event)
+            .lease(&lease)
+            .failed(failure.reason)
+            .aws_request(failure.aws_request_id.as_deref())
+            .detail(&failure.aws_said);
+        if failure.class == FailureClass::Uncertain {
+            self.store().record(audit).await?;
+        } else {
+            let cause = Cause::NotIssued(failure.reason.to_owned());
+            self.end_with(By::Caller(caller), lease, cause, audit)
+                .await?;
+        }
+        Err(failure.into())
+    }
+}
+
+fn no_answer() -> AwsFailure {
+    AwsFailure {
+        class: FailureClass::Uncertain,
+        reason: "AWS_NO_ANSWER",
+        message: format!("AWS did not answer within {} s", AWS_LIMIT.as_secs()),
+        next: "try again in a minute; what AWS may have made is found and removed by the broker"
+            .to_owned(),
+        aws_said: String::new(),
+        aws_request_id: None,
+    }
+}

@@ -1,0 +1,126 @@
+//! The use cases, a file each: the order of steps between decision, store and AWS.
+
+pub mod error;
+pub mod ports;
+
+mod audit;
+mod end;
+mod grants;
+mod issue;
+mod operators;
+mod reap;
+mod services;
+mod status;
+
+use std::{future::Future, sync::Arc};
+
+pub use self::{
+    end::{RevokedLease, ServiceRevocation, TakenAway},
+    error::Error,
+    issue::IssuedLease,
+    operators::NewOperator,
+    services::NewToken,
+    status::Status,
+};
+use crate::{
+    broker::ports::{Issuer, Store, StoreError},
+    domain::{
+        access::Caller,
+        arn::Partition,
+        audit::{AuditEvent, Event},
+        clock::Clock,
+        random::Random,
+    },
+};
+
+/// What the broker needs to work.
+pub struct Parts {
+    /// Where it remembers.
+    pub store: Arc<dyn Store>,
+    /// How it reaches AWS.
+    pub issuer: Arc<dyn Issuer>,
+    /// Its time.
+    pub clock: Arc<dyn Clock>,
+    /// Its chance.
+    pub random: Arc<dyn Random>,
+    /// The AWS partition it works in.
+    pub partition: Partition,
+    /// Its AWS region, for `status`.
+    pub region: String,
+}
+
+/// The credential broker: every use case is a method.
+pub struct Broker {
+    parts: Parts,
+    started_at: jiff::Timestamp,
+}
+
+/// On whose account something is done.
+#[derive(Clone, Copy)]
+pub(crate) enum By<'a> {
+    Caller(&'a Caller),
+    Broker,
+}
+
+impl Broker {
+    /// A broker of these parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let started_at = parts.clock.now();
+        Arc::new(Self { parts, started_at })
+    }
+
+    /// The store, for authentication.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        self.parts.store.as_ref()
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> jiff::Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// The AWS partition the broker works in.
+    #[must_use]
+    pub const fn partition(&self) -> Partition {
+        self.parts.partition
+    }
+
+    fn event(&self, by: By<'_>, event: Event) -> AuditEvent {
+        match by {
+            By::Caller(caller) => AuditEvent::by(caller.principal(), event, self.now()),
+            By::Broker => AuditEvent::by_broker(event, self.now()),
+        }
+    }
+
+    fn caller_event(&self, caller: &Caller, event: Event) -> AuditEvent {
+        self.event(By::Caller(caller), event)
+    }
+}
+
+/// Runs `work` in a task of its own, so that a caller who hangs up does not cut it in
+/// half.
+async fn detached<T, F>(work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+{
+    tokio::spawn(work).await.unwrap_or_else(|_| {
+        Err(Error::Internal(
+            "the operation ended unexpectedly".to_owned(),
+        ))
+    })
+}
+
+/// Turns the store's Conflict into what it means here.
+fn on_conflict<T>(
+    result: Result<T, StoreError>,
+    meaning: impl FnOnce() -> Error,
+) -> Result<T, Error> {
+    result.map_err(|error| match error {
+        StoreError::Conflict => meaning(),
+        other => other.into(),
+    })
+}

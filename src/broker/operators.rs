@@ -1,0 +1,109 @@
+//! Operators, the first one included.
+
+use crate::{
+    broker::{Broker, By, Error, NewToken, on_conflict},
+    domain::{
+        access::Caller,
+        audit::Event,
+        name::Name,
+        operator::{Operator, Role},
+        token::{Token, TokenKind},
+    },
+};
+
+/// An operator and its token, for the one moment it is shown.
+#[derive(Debug)]
+pub struct NewOperator {
+    /// The operator.
+    pub operator: Operator,
+    /// Its token.
+    pub token: Token,
+}
+
+impl Broker {
+    /// Adds an operator.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub async fn create_operator(
+        &self,
+        caller: &Caller,
+        name: Name,
+        role: Role,
+    ) -> Result<NewOperator, Error> {
+        let NewToken { token, stored } = self.new_token(TokenKind::Operator, None)?;
+        let audit = self
+            .caller_event(caller, Event::OperatorCreated)
+            .detail(&format!("{name} as {role}"));
+        on_conflict(
+            self.store()
+                .create_operator(&name, role, &stored, audit)
+                .await,
+            || Error::AlreadyExists(format!("operator {name}")),
+        )?;
+        let operator = Operator {
+            name,
+            role,
+            token_id: stored.id,
+            created_at: stored.created_at,
+        };
+        Ok(NewOperator { operator, token })
+    }
+
+    /// All operators.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn operators(&self, caller: &Caller) -> Result<Vec<Operator>, Error> {
+        let operators = self.store().operators().await?;
+        self.store()
+            .record(self.caller_event(caller, Event::OperatorRead))
+            .await?;
+        Ok(operators)
+    }
+
+    /// Removes an operator and its token.
+    ///
+    /// # Errors
+    /// It is unknown, or the last admin.
+    pub async fn delete_operator(&self, caller: &Caller, name: &Name) -> Result<(), Error> {
+        let known = self
+            .store()
+            .operators()
+            .await?
+            .iter()
+            .any(|o| o.name == *name);
+        if !known {
+            return Err(Error::NotFound(format!("operator {name}")));
+        }
+        let audit = self
+            .caller_event(caller, Event::OperatorDeleted)
+            .detail(name.as_str());
+        on_conflict(self.store().delete_operator(name, audit).await, || {
+            Error::WrongState {
+                reason: "LAST_ADMIN",
+                message: format!("operator {name} is the last admin"),
+                next: "make another first: `credbroker operator create NAME --role admin`"
+                    .to_owned(),
+            }
+        })
+    }
+
+    /// Gives the operator `admin`, made if unknown, a new token: for the first start.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn reset_admin(&self) -> Result<Token, Error> {
+        let NewToken { token, stored } = self.new_token(TokenKind::Operator, None)?;
+        let name: Name = "admin"
+            .parse()
+            .map_err(|_| Error::Internal("no name".to_owned()))?;
+        let audit = self
+            .event(By::Broker, Event::OperatorCreated)
+            .detail("admin as admin, at start");
+        self.store()
+            .replace_operator_token(&name, &stored, audit)
+            .await?;
+        Ok(token)
+    }
+}

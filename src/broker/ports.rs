@@ -1,0 +1,283 @@
+//! What the use cases need from the outside, in words of the domain.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::domain::{
+    audit::{AuditEvent, AuditRecord},
+    credential::Credentials,
+    decide::{Authorized, Issue},
+    grant::Grant,
+    lease::{Binding, Lease},
+    name::{GrantName, LeaseId, Name},
+    operator::{Operator, Role},
+    service::{Service, ServiceOverview, Suspension},
+    token::{StoredToken, TokenId},
+};
+
+/// Why the store did not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing was written and nothing is known: full, read-only, locked or gone.
+    /// Retry later.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// What is stored is not what the caller took it for. Nothing was written.
+    #[error("the store holds something else than expected")]
+    Conflict,
+    /// A stored row cannot be read back.
+    #[error("table {table} holds a row that cannot be read: {detail}")]
+    Inconsistent {
+        /// Which table.
+        table: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// A part of a long list: keys after `after`, `limit` of them at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Last key of the page before.
+    pub after: Option<String>,
+    /// 1 to 1,000.
+    pub limit: u32,
+}
+
+/// Which leases to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseFilter {
+    /// Of this service only.
+    pub service: Option<Name>,
+    /// In the state of this name only.
+    pub state: Option<&'static str>,
+}
+
+/// Which audit records to list; `None` matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// The service concerned.
+    pub service: Option<String>,
+    /// The grant concerned.
+    pub grant: Option<String>,
+    /// The lease concerned.
+    pub lease_id: Option<String>,
+    /// The access key concerned.
+    pub access_key_id: Option<String>,
+    /// Who did it.
+    pub actor: Option<String>,
+    /// What happened.
+    pub event: Option<String>,
+    /// How it went.
+    pub outcome: Option<String>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+}
+
+/// Whose token it is, as it stands now.
+#[derive(Clone, Debug)]
+pub enum TokenOwner {
+    /// A service.
+    Service(Service),
+    /// An operator.
+    Operator(Operator),
+}
+
+/// How much there is of what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Registered services.
+    pub services: u64,
+    /// Current grants.
+    pub grants: u64,
+    /// Leases that have not ended.
+    pub live_leases: u64,
+    /// Leases being taken away.
+    pub revoking_leases: u64,
+    /// Records in the audit log.
+    pub audit_records: u64,
+}
+
+/// Memory that outlives the process.
+///
+/// One method is one transaction, its audit record included: both are durable when it
+/// returns, or neither is there. Methods may be called concurrently. A look-up that
+/// finds nothing is `None`, not an error. An update that does not find what it expects
+/// is [`StoreError::Conflict`] and changes nothing.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Adds a record that belongs to no change.
+    async fn record(&self, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Records after the sequence number `page.after`, oldest first.
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        page: &Page,
+    ) -> Result<Vec<AuditRecord>, StoreError>;
+    /// The sequence number of the newest record; 0 for an empty log.
+    async fn audit_size(&self) -> Result<u64, StoreError>;
+
+    /// Adds a service. Conflict when the name is taken.
+    async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
+    /// One service with what it holds.
+    async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError>;
+    /// Services by name.
+    async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError>;
+    /// Shuts a service out. Conflict when it is unknown or already suspended.
+    async fn suspend_service(
+        &self,
+        name: &Name,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// Lifts a suspension. Conflict when there is none.
+    async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Removes a service with its tokens and grants. Conflict when it is unknown or
+    /// holds leases that have not ended.
+    async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Shuts a service out (an earlier suspension stands) and begins to revoke every
+    /// lease that has not ended, in one transaction. Returns the suspension and those
+    /// leases; Conflict when the service is unknown.
+    async fn revoke_service(
+        &self,
+        name: &Name,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(Suspension, Vec<Lease>), StoreError>;
+
+    /// Adds a service token. Conflict when the service is unknown or has
+    /// [`crate::domain::service::TOKENS_MAX`] already.
+    async fn create_token(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// The tokens of a service, oldest first.
+    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError>;
+    /// Ends a token. Conflict when the service has none of this id.
+    async fn delete_token(
+        &self,
+        service: &Name,
+        id: &TokenId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// A token by its visible part, with its owner as it stands now.
+    async fn token_owner(
+        &self,
+        id: &TokenId,
+    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
+
+    /// Adds an operator with its token. Conflict when the name is taken.
+    async fn create_operator(
+        &self,
+        name: &Name,
+        role: Role,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// All operators, by name.
+    async fn operators(&self) -> Result<Vec<Operator>, StoreError>;
+    /// Removes an operator and its token. Conflict when it is unknown or the last admin.
+    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Gives an operator, made as admin if unknown, another token.
+    async fn replace_operator_token(
+        &self,
+        name: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+
+    /// Adds a version of a grant; `grant.version` must be one above the newest ever
+    /// (deleted ones included) and the service known, else Conflict.
+    async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError>;
+    /// The current version of a grant.
+    async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError>;
+    /// The newest version number of a grant, deleted or not; 0 for none.
+    async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError>;
+    /// Current versions by name, of one service or all.
+    async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError>;
+    /// Ends a grant. Conflict when there is none.
+    async fn delete_grant(
+        &self,
+        name: &GrantName,
+        at: Timestamp,
+        by: &Name,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+
+    /// Adds a pending lease. Conflict when its service is suspended or unknown, or its
+    /// grant's current version is another.
+    async fn begin_lease(&self, lease: &Lease, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Replaces a lease by a later revision of it. Conflict when the stored revision is
+    /// not `from`, or when it would become active and its service is suspended.
+    async fn update_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// One lease.
+    async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError>;
+    /// Leases, newest first.
+    async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
+    /// Leases for which something is to be done at `now`: pending past their deadline,
+    /// active past their expiry, revoking with an attempt due; oldest first.
+    async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError>;
+
+    /// How much there is of what.
+    async fn counts(&self) -> Result<Counts, StoreError>;
+}
+
+/// What became of a call to AWS that did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// AWS refused, and will again until somebody mends something.
+    Refused,
+    /// Too many calls; later it may work.
+    Throttled,
+    /// AWS could not be reached, and nothing has happened there.
+    Unavailable,
+    /// No answer came: it may have happened or not.
+    Uncertain,
+}
+
+/// A call to AWS that did not succeed, in words a person can act on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct AwsFailure {
+    /// What to make of it.
+    pub class: FailureClass,
+    /// Machine reason.
+    pub reason: &'static str,
+    /// What happened and why.
+    pub message: String,
+    /// What to do next.
+    pub next: String,
+    /// AWS's own code and words, for the audit log.
+    pub aws_said: String,
+    /// AWS's id of the request.
+    pub aws_request_id: Option<String>,
+}
+
+/// Makes and takes away credentials in AWS.
+///
+/// Every call is bounded in time. `issue` is never repeated by the implementation
+/// where a repetition could make a second credential.
+#[async_trait]
+pub trait Issuer: Send + Sync {
+    /// Makes the credentials of one lease, everything named and tagged after it.
+    async fn issue(
+        &self,
+        issue: &Authorized<Issue>,
+        lease: &Binding,
+    ) -> Result<Credentials, AwsFailure>;
+    /// Removes whatever `issue` made for an `iam_user` lease: keys first, then policies
+    /// and groups, the user last. Returns once AWS no longer knows the user; safe to
+    /// repeat, and when nothing was made.
+    async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure>;
+    /// ARN of the identity behind the admin key, asked of AWS.
+    async fn identity(&self) -> Result<String, AwsFailure>;
+}

@@ -1,0 +1,267 @@
+//! Services and their tokens.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    broker::{
+        Broker, Error, on_conflict,
+        ports::{Page, StoreError},
+    },
+    domain::{
+        access::Caller,
+        audit::Event,
+        duration::humanize,
+        grant::check::Violation,
+        name::Name,
+        service::{Service, ServiceOverview, Suspension, TOKENS_MAX},
+        token::{StoredToken, Token, TokenId, TokenKind},
+    },
+};
+
+/// Shortest life of a token that expires.
+const TOKEN_TTL_MIN: Duration = Duration::from_secs(60);
+/// Longest life of a token that expires.
+const TOKEN_TTL_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// A token, for the one moment it is shown.
+#[derive(Debug)]
+pub struct NewToken {
+    /// The whole of it.
+    pub token: Token,
+    /// What is kept of it.
+    pub stored: StoredToken,
+}
+
+impl Broker {
+    /// Registers a service.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub async fn create_service(
+        &self,
+        caller: &Caller,
+        name: Name,
+    ) -> Result<ServiceOverview, Error> {
+        let service = Service {
+            name,
+            created_at: self.now(),
+            suspension: None,
+        };
+        let audit = self
+            .caller_event(caller, Event::ServiceCreated)
+            .service(&service.name);
+        on_conflict(self.store().create_service(&service, audit).await, || {
+            Error::AlreadyExists(format!("service {}", service.name))
+        })?;
+        Ok(ServiceOverview {
+            service,
+            live_leases: 0,
+            last_issued_at: None,
+        })
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub async fn service(&self, caller: &Caller, name: &Name) -> Result<ServiceOverview, Error> {
+        let service = self.known_service(name).await?;
+        self.store()
+            .record(self.caller_event(caller, Event::ServiceRead).service(name))
+            .await?;
+        Ok(service)
+    }
+
+    /// A page of services.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn services(
+        &self,
+        caller: &Caller,
+        page: &Page,
+    ) -> Result<Vec<ServiceOverview>, Error> {
+        let services = self.store().services(page).await?;
+        self.store()
+            .record(self.caller_event(caller, Event::ServiceRead))
+            .await?;
+        Ok(services)
+    }
+
+    /// Shuts a service out of the broker; what it holds goes on working.
+    ///
+    /// # Errors
+    /// It is unknown, or suspended already.
+    pub async fn suspend_service(
+        &self,
+        caller: &Caller,
+        name: &Name,
+        words: &str,
+    ) -> Result<ServiceOverview, Error> {
+        let suspension = Suspension {
+            at: self.now(),
+            reason: (!words.is_empty()).then(|| words.to_owned()),
+        };
+        let audit = self
+            .caller_event(caller, Event::ServiceSuspended)
+            .service(name)
+            .detail(words);
+        let written = self.store().suspend_service(name, &suspension, audit).await;
+        self.after_change(name, written, "ALREADY_SUSPENDED", "is suspended already")
+            .await
+    }
+
+    /// Lifts a suspension.
+    ///
+    /// # Errors
+    /// It is unknown, or not suspended.
+    pub async fn reinstate_service(
+        &self,
+        caller: &Caller,
+        name: &Name,
+    ) -> Result<ServiceOverview, Error> {
+        let audit = self
+            .caller_event(caller, Event::ServiceReinstated)
+            .service(name);
+        let written = self.store().reinstate_service(name, audit).await;
+        self.after_change(name, written, "NOT_SUSPENDED", "is not suspended")
+            .await
+    }
+
+    /// Removes a service with its tokens and grants.
+    ///
+    /// # Errors
+    /// It is unknown, or holds leases that have not ended.
+    pub async fn delete_service(&self, caller: &Caller, name: &Name) -> Result<(), Error> {
+        let audit = self
+            .caller_event(caller, Event::ServiceDeleted)
+            .service(name);
+        let written = self.store().delete_service(name, audit).await;
+        if written.is_err() {
+            let live = self.known_service(name).await?.live_leases;
+            on_conflict(written, || Error::WrongState {
+                reason: "LIVE_LEASES",
+                message: format!("service {name} holds {live} leases that have not ended"),
+                next: format!(
+                    "end them with `credbroker revoke {name}`, or wait until they expire"
+                ),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes a token of a service.
+    ///
+    /// # Errors
+    /// The lifetime is out of bounds, the service unknown, or it has ten already.
+    pub async fn create_token(
+        &self,
+        caller: &Caller,
+        service: &Name,
+        ttl: Option<Duration>,
+    ) -> Result<NewToken, Error> {
+        let new = self.new_token(TokenKind::Service, ttl)?;
+        let audit = self
+            .caller_event(caller, Event::TokenCreated)
+            .service(service)
+            .detail(&format!("token {}", new.stored.id));
+        let written = self.store().create_token(service, &new.stored, audit).await;
+        if written.is_err() {
+            self.known_service(service).await?;
+            on_conflict(written, || Error::WrongState {
+                reason: "TOO_MANY_TOKENS",
+                message: format!("service {service} has {TOKENS_MAX} tokens already"),
+                next: format!("delete one: `credbroker service token list {service}`"),
+            })?;
+        }
+        Ok(new)
+    }
+
+    /// The tokens of a service, without their secrets.
+    ///
+    /// # Errors
+    /// The service is unknown.
+    pub async fn tokens(&self, caller: &Caller, service: &Name) -> Result<Vec<StoredToken>, Error> {
+        self.known_service(service).await?;
+        let tokens = self.store().tokens(service).await?;
+        self.store()
+            .record(self.caller_event(caller, Event::TokenRead).service(service))
+            .await?;
+        Ok(tokens)
+    }
+
+    /// Ends a token at once.
+    ///
+    /// # Errors
+    /// The service has none of this id.
+    pub async fn delete_token(
+        &self,
+        caller: &Caller,
+        service: &Name,
+        id: &TokenId,
+    ) -> Result<(), Error> {
+        let audit = self
+            .caller_event(caller, Event::TokenDeleted)
+            .service(service)
+            .detail(&format!("token {id}"));
+        on_conflict(self.store().delete_token(service, id, audit).await, || {
+            Error::NotFound(format!("token {id} of service {service}"))
+        })
+    }
+
+    pub(super) fn new_token(
+        &self,
+        kind: TokenKind,
+        ttl: Option<Duration>,
+    ) -> Result<NewToken, Error> {
+        let created_at = self.now();
+        let token = Token::new(kind, self.parts.random.as_ref());
+        let expires_at = ttl.map(|ttl| token_expiry(created_at, ttl)).transpose()?;
+        let stored = StoredToken {
+            id: token.id().clone(),
+            digest: token.digest(),
+            created_at,
+            expires_at,
+        };
+        Ok(NewToken { token, stored })
+    }
+
+    pub(super) async fn known_service(&self, name: &Name) -> Result<ServiceOverview, Error> {
+        self.store()
+            .service(name)
+            .await?
+            .ok_or_else(|| Error::NotFound(format!("service {name}")))
+    }
+
+    async fn after_change(
+        &self,
+        name: &Name,
+        written: Result<(), StoreError>,
+        reason: &'static str,
+        state: &str,
+    ) -> Result<ServiceOverview, Error> {
+        let overview = self.known_service(name).await?;
+        on_conflict(written, || Error::WrongState {
+            reason,
+            message: format!("service {name} {state}"),
+            next: format!("see `credbroker service show {name}`"),
+        })?;
+        Ok(overview)
+    }
+}
+
+fn token_expiry(now: Timestamp, ttl: Duration) -> Result<Timestamp, Error> {
+    let in_bounds = (TOKEN_TTL_MIN..=TOKEN_TTL_MAX).contains(&ttl);
+    let expiry = SignedDuration::try_from(ttl)
+        .ok()
+        .and_then(|ttl| now.checked_add(ttl).ok());
+    expiry.filter(|_| in_bounds).ok_or_else(|| {
+        let bounds = format!("{} to {}", humanize(TOKEN_TTL_MIN), humanize(TOKEN_TTL_MAX));
+        Error::Invalid(vec![Violation::new(
+            "ttl",
+            format!("{} is outside {bounds}", humanize(ttl)),
+        )])
+    })
+}

@@ -1,0 +1,43 @@
+//! What this broker is and how it does.
+
+use jiff::Timestamp;
+
+use crate::{
+    broker::{
+        Broker, Error,
+        ports::{AwsFailure, Counts},
+    },
+    domain::{access::Caller, audit::Event},
+};
+
+/// What this broker is and how it does.
+#[derive(Debug)]
+pub struct Status {
+    /// When it began to serve.
+    pub started_at: Timestamp,
+    /// The identity behind the admin key, or why AWS does not tell.
+    pub admin: Result<String, AwsFailure>,
+    /// Its AWS region.
+    pub region: String,
+    /// How much there is of what.
+    pub counts: Counts,
+}
+
+impl Broker {
+    /// What this broker is and how it does, AWS asked anew.
+    ///
+    /// # Errors
+    /// The store's; AWS's silence is part of the answer.
+    pub async fn status(&self, caller: &Caller) -> Result<Status, Error> {
+        let counts = self.store().counts().await?;
+        self.store()
+            .record(self.caller_event(caller, Event::StatusRead))
+            .await?;
+        Ok(Status {
+            started_at: self.started_at,
+            admin: self.parts.issuer.identity().await,
+            region: self.parts.region.clone(),
+            counts,
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! `credbroker audit …`.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use prost_types::Timestamp as ProtoTimestamp;
+
+use super::{
+    failure::Failure,
+    output::{Format, Output},
+    view,
+};
+use crate::{
+    client::Client,
+    proto::{AuditRecord, ListAuditRecordsRequest, TailAuditRecordsRequest},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// The newest records, and with -f each new one as it is written.
+    Tail {
+        /// How many past records.
+        #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(0..=1000))]
+        lines: i32,
+        /// Go on with what comes.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Records that match, oldest first.
+    Query(Box<Query>),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Query {
+    /// The service concerned.
+    #[arg(long, default_value = "")]
+    service: String,
+    /// The grant concerned, SERVICE/GRANT.
+    #[arg(long, default_value = "")]
+    grant: String,
+    /// The lease concerned.
+    #[arg(long, default_value = "")]
+    lease: String,
+    /// The access key concerned.
+    #[arg(long, default_value = "")]
+    access_key_id: String,
+    /// Who did it: operator:NAME, service:NAME, broker or unknown.
+    #[arg(long, default_value = "")]
+    actor: String,
+    /// What happened, e.g. lease.issued.
+    #[arg(long, default_value = "")]
+    event: String,
+    /// success, denied or failure.
+    #[arg(long, default_value = "")]
+    outcome: String,
+    /// Not before this time, e.g. 2026-01-31T00:00:00Z.
+    #[arg(long)]
+    since: Option<Timestamp>,
+    /// Before this time.
+    #[arg(long)]
+    until: Option<Timestamp>,
+    /// How many at most.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    limit: u32,
+}
+
+impl Audit {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        match self {
+            Self::Tail { lines, follow } => {
+                tail(client, TailAuditRecordsRequest { lines, follow }, out).await
+            }
+            Self::Query(query) => query.run(client, out).await,
+        }
+    }
+}
+
+async fn tail(
+    client: &Client,
+    request: TailAuditRecordsRequest,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let mut records = client
+        .audit()
+        .tail_audit_records(request)
+        .await?
+        .into_inner();
+    while let Some(record) = records.message().await? {
+        entry(record, out)?;
+    }
+    Ok(())
+}
+
+fn entry(record: AuditRecord, out: &mut Output) -> Result<(), Failure> {
+    let record = view::AuditRecord::from(record);
+    Ok(out.entry(&record, &record.line())?)
+}
+
+fn proto_time(time: Timestamp) -> ProtoTimestamp {
+    ProtoTimestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    }
+}
+
+impl Query {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let mut request = self.request();
+        let mut records = Vec::new();
+        loop {
+            request.page_size = i32::try_from((limit - records.len()).min(1000)).unwrap_or(1000);
+            let page = client
+                .audit()
+                .list_audit_records(request.clone())
+                .await?
+                .into_inner();
+            records.extend(page.records);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() || records.len() >= limit {
+                break;
+            }
+        }
+        if out.format() == Format::Json {
+            let records: Vec<_> = records.into_iter().map(view::AuditRecord::from).collect();
+            return Ok(out.list(&records, &[])?);
+        }
+        records
+            .into_iter()
+            .try_for_each(|record| entry(record, out))
+    }
+
+    fn request(self) -> ListAuditRecordsRequest {
+        ListAuditRecordsRequest {
+            service: self.service,
+            grant: self.grant,
+            lease_id: self.lease,
+            access_key_id: self.access_key_id,
+            actor: self.actor,
+            event: self.event,
+            outcome: self.outcome,
+            since: self.since.map(proto_time),
+            until: self.until.map(proto_time),
+            page_size: 0,
+            page_token: String::new(),
+        }
+    }
+}

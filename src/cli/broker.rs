@@ -1,0 +1,98 @@
+//! `credbroker dev` and `credbroker serve`.
+
+use std::{env, io, path::PathBuf};
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::failure::Failure;
+use crate::{
+    aws::SetupError,
+    config::{Config, ConfigError},
+    runtime::{
+        StartError,
+        dev::{DevOptions, dev},
+        serve::serve,
+    },
+    store::sqlite::OpenError,
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Dev {
+    /// Where everything lives; a second start there resumes it. Default: the user's
+    /// state directory.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Another endpoint for STS and IAM, e.g. an emulator.
+    #[arg(long = "aws-endpoint", value_name = "URL")]
+    aws_endpoint_url: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Serve {
+    /// The configuration file; deploy/credbroker.example.toml documents it.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Dev {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        log_to_stderr("info", false)?;
+        let state_dir = self.state_dir.or_else(default_state_dir).ok_or_else(|| {
+            Failure::usage("there is no home directory to keep the state in: give --state-dir")
+        })?;
+        Ok(dev(DevOptions {
+            state_dir,
+            aws_endpoint_url: self.aws_endpoint_url,
+        })
+        .await?)
+    }
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let config = Config::load(&self.config).map_err(StartError::from)?;
+        log_to_stderr(&config.log.level, config.log.json)?;
+        Ok(serve(config).await?)
+    }
+}
+
+/// The XDG base directory specification's place for state.
+fn default_state_dir() -> Option<PathBuf> {
+    let home = || env::home_dir().map(|home| home.join(".local/state"));
+    let base = env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    base.or_else(home).map(|base| base.join("credbroker/dev"))
+}
+
+fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(level)
+        .map_err(|error| Failure::usage(format!("log.level: {level:?} is no filter: {error}")))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    if json {
+        subscriber.json().init()
+    } else {
+        subscriber.init()
+    }
+    Ok(())
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let text = error.to_string();
+        match error {
+            StartError::Config(ConfigError::Mistakes { .. } | ConfigError::Read { .. })
+            | StartError::Tls(_) => Self::usage(text),
+            StartError::Store(OpenError::InUse(_))
+            | StartError::Account(SetupError::NoBoundary(_)) => Self::conflict(text),
+            StartError::Account(SetupError::Aws(failure)) => {
+                Self::conflict(failure.message).next(failure.next)
+            }
+            StartError::Broker(error) => Self::unexpected(text).next(error.next()),
+            _ => Self::unexpected(text),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What went wrong, for a person, and the exit status that scripts rely on.
+
+use std::{io, process::ExitCode};
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::client::ConnectError;
+
+/// Exit statuses of the contract; 0 is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Unexpected = 1,
+    Usage = 2,
+    NotAuthenticated = 3,
+    Denied = 4,
+    NotFound = 5,
+    Conflict = 6,
+    Unavailable = 7,
+}
+
+/// Why a command did not do as told: what happened and why, and what to do next.
+#[derive(Debug)]
+pub(super) struct Failure {
+    exit: Exit,
+    what: String,
+    details: Vec<String>,
+    reason: Option<String>,
+    next: Option<String>,
+}
+
+impl Failure {
+    fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self {
+            exit,
+            what: what.into(),
+            details: Vec::new(),
+            reason: None,
+            next: None,
+        }
+    }
+
+    pub(super) fn next(self, next: impl Into<String>) -> Self {
+        Self {
+            next: Some(next.into()),
+            ..self
+        }
+    }
+
+    pub(super) fn unexpected(what: impl Into<String>) -> Self {
+        Self::new(Exit::Unexpected, what)
+    }
+
+    pub(super) fn usage(what: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, what)
+    }
+
+    pub(super) fn not_found(what: impl Into<String>) -> Self {
+        Self::new(Exit::NotFound, what)
+    }
+
+    #[cfg(feature = "server")]
+    pub(super) fn conflict(what: impl Into<String>) -> Self {
+        Self::new(Exit::Conflict, what)
+    }
+
+    /// A setting of the connection that nobody gave.
+    pub(super) fn unset(variable: &str, flag: &str) -> Self {
+        Self::usage(format!("{variable} is not set")).next(format!(
+            "set it, or give {flag}; `credbroker dev` writes a file `env` that sets all three"
+        ))
+    }
+
+    /// Tells standard error and yields the exit status.
+    pub(super) fn report(&self) -> ExitCode {
+        eprintln!("error: {}", self.what);
+        for detail in &self.details {
+            eprintln!("  {detail}");
+        }
+        if let Some(reason) = &self.reason {
+            eprintln!("  reason: {reason}");
+        }
+        if let Some(next) = &self.next {
+            eprintln!("  next: {next}");
+        }
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+const fn exit(code: Code) -> Exit {
+    match code {
+        Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
+        Code::Unauthenticated => Exit::NotAuthenticated,
+        Code::PermissionDenied => Exit::Denied,
+        Code::NotFound => Exit::NotFound,
+        Code::Aborted | Code::AlreadyExists | Code::FailedPrecondition => Exit::Conflict,
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Exit::Unavailable,
+        _ => Exit::Unexpected,
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let mut failure = Self::new(exit(status.code()), status.message());
+        if let Some(bad) = status.get_details_bad_request() {
+            "the broker does not accept this".clone_into(&mut failure.what);
+            let violations = bad.field_violations;
+            failure.details = violations
+                .into_iter()
+                .map(|v| format!("{}: {}", v.field, v.description))
+                .collect();
+        }
+        if let Some(info) = status.get_details_error_info() {
+            failure.next = info.metadata.get("next").cloned();
+            failure.reason = Some(info.reason);
+        } else if status.code() == Code::Unavailable {
+            failure.next = Some("see that the broker is running, then try again".to_owned());
+        }
+        if let Some(pause) = status
+            .get_details_retry_info()
+            .and_then(|retry| retry.retry_delay)
+        {
+            failure
+                .details
+                .push(format!("try again after {} s", pause.as_secs()));
+        }
+        failure
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Unreachable { .. } => Self::new(Exit::Unavailable, error.to_string())
+                .next("see that the broker is running, and that CREDBROKER_ADDR and CREDBROKER_CA_FILE are its own"),
+            other => Self::usage(other.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::unexpected(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_statuses_are_those_of_the_contract() {
+        for (code, status) in [
+            (Code::Internal, 1),
+            (Code::InvalidArgument, 2),
+            (Code::Unauthenticated, 3),
+            (Code::PermissionDenied, 4),
+            (Code::NotFound, 5),
+            (Code::Aborted, 6),
+            (Code::AlreadyExists, 6),
+            (Code::FailedPrecondition, 6),
+            (Code::Unavailable, 7),
+            (Code::ResourceExhausted, 7),
+        ] {
+            assert_eq!(exit(code) as u8, status, "{code:?}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! `credbroker grant …`.
+
+use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use prost_types::Duration as ProtoDuration;
+
+use super::{failure::Failure, output::Output, view};
+use crate::{
+    client::Client,
+    domain::duration,
+    proto::{
+        self, DeleteGrantRequest, GetGrantRequest, InlinePolicy, ListGrantsRequest,
+        PutGrantRequest, Tag, TemplateUse, inline_policy::Source,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Grant {
+    /// Create a grant, or give it a new version.
+    Put(Box<Put>),
+    /// Current grants, of one service or all.
+    List {
+        /// Only this service's.
+        #[arg(long, default_value = "")]
+        service: String,
+    },
+    /// One grant, with the policy as AWS gets it.
+    Show {
+        /// SERVICE/GRANT.
+        grant: String,
+    },
+    /// End a grant; leases go on until they end.
+    Delete {
+        /// SERVICE/GRANT.
+        grant: String,
+    },
+}
+
+/// How credentials are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// An STS session on a role, narrowed by a session policy.
+    AssumeRole,
+    /// An STS session derived from the broker's own IAM user.
+    FederationToken,
+    /// An IAM user and key made for one lease.
+    IamUser,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Put {
+    /// SERVICE/GRANT.
+    grant: String,
+    /// How credentials are made; assume_role if --role-arn is given.
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
+    /// Policy document, JSON; - reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "policy")]
+    policy_file: Option<PathBuf>,
+    /// Policy of the catalogue (see `credbroker policy list`).
+    #[arg(long, value_name = "NAME")]
+    policy: Option<String>,
+    /// Parameter of that policy; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", requires = "policy", value_parser = pair)]
+    param: Vec<(String, String)>,
+    /// Managed policy; may be repeated, up to 10.
+    #[arg(long, value_name = "ARN")]
+    managed_policy: Vec<String>,
+    /// Lifetime when the service names none, e.g. 1h.
+    #[arg(long, value_parser = duration::parse)]
+    ttl: Option<Duration>,
+    /// Longest lifetime that a service may ask for, e.g. 12h.
+    #[arg(long, value_parser = duration::parse)]
+    max_ttl: Option<Duration>,
+    /// Tag of the session or user; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    tag: Vec<(String, String)>,
+    /// Say that the grant may be broad.
+    #[arg(long)]
+    allow_broad: bool,
+    /// assume_role: the role.
+    #[arg(long, value_name = "ARN")]
+    role_arn: Option<String>,
+    /// assume_role: external id that the role's trust policy demands.
+    #[arg(long, value_name = "ID")]
+    external_id: Option<String>,
+    /// assume_role: set the service as source identity; the role must trust it.
+    #[arg(long)]
+    source_identity: bool,
+    /// assume_role: tag that role chaining passes on; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    transitive_tag: Vec<(String, String)>,
+    /// STS kinds: region of the STS endpoint, if not the broker's.
+    #[arg(long)]
+    region: Option<String>,
+    /// iam_user: group the user joins; may be repeated, up to 10.
+    #[arg(long)]
+    group: Vec<String>,
+    /// iam_user: path below /credbroker/.
+    #[arg(long)]
+    path: Option<String>,
+    /// iam_user: another permissions boundary than the broker's.
+    #[arg(long, value_name = "ARN")]
+    permissions_boundary: Option<String>,
+}
+
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
+    ProtoDuration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: 0,
+    }
+}
+
+impl Grant {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut grants = client.grants();
+        match self {
+            Self::Put(put) => {
+                let request = PutGrantRequest {
+                    grant: Some(put.grant()?),
+                };
+                let done = grants.put_grant(request).await?.into_inner();
+                let grant = done.grant.unwrap_or_default();
+                for reason in &grant.breadth {
+                    eprintln!("warning: broad: {reason}");
+                }
+                if !done.changed {
+                    eprintln!("nothing to change: version {} says the same", grant.version);
+                }
+                out.show(&view::Grant::from(grant))?;
+            }
+            Self::List { service } => list(client, service, out).await?,
+            Self::Show { grant } => {
+                let grant = grants
+                    .get_grant(GetGrantRequest { name: grant })
+                    .await?
+                    .into_inner();
+                out.show(&view::Grant::from(grant))?;
+            }
+            Self::Delete { grant } => {
+                grants
+                    .delete_grant(DeleteGrantRequest {
+                        name: grant.clone(),
+                    })
+                    .await?;
+                out.deleted("grant", &grant)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), Failure> {
+    let (mut all, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListGrantsRequest {
+            service: service.clone(),
+            page_size: 1000,
+            page_token,
+        };
+        let page = client.grants().list_grants(request).await?.into_inner();
+        all.extend(page.grants.into_iter().map(view::Grant::from));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(out.list(
+        &all,
+        &[
+            "name",
+            "version",
+            "kind",
+            "default_ttl_seconds",
+            "max_ttl_seconds",
+            "allow_broad",
+            "breadth",
+        ],
+    )?)
+}
+
+impl Put {
+    fn grant(self) -> Result<proto::Grant, Failure> {
+        let kind = self
+            .kind
+            .or_else(|| self.role_arn.as_ref().map(|_| Kind::AssumeRole));
+        let kind =
+            kind.ok_or_else(|| Failure::usage("say --kind, or --role-arn for a role's session"))?;
+        self.refuse_strangers(kind)?;
+        Ok(proto::Grant {
+            policy: self.inline_policy()?,
+            kind: Some(self.of_kind(kind)?),
+            name: self.grant,
+            managed_policy_arns: self.managed_policy,
+            default_ttl: self.ttl.map(proto_duration),
+            max_ttl: self.max_ttl.map(proto_duration),
+            allow_broad: self.allow_broad,
+            ..proto::Grant::default()
+        })
+    }
+
+    /// A flag of another kind is a mistake, not something to pass over.
+    fn refuse_strangers(&self, kind: Kind) -> Result<(), Failure> {
+        let (role, federation, user) = (
+            kind == Kind::AssumeRole,
+            kind == Kind::FederationToken,
+            kind == Kind::IamUser,
+        );
+        let given = [
+            ("--role-arn", self.role_arn.is_some(), role),
+            ("--external-id", self.external_id.is_some(), role),
+            ("--source-identity", self.source_identity, role),
+            ("--transitive-tag", !self.transitive_tag.is_empty(), role),
+            ("--region", self.region.is_some(), role || federation),
+            ("--group", !self.group.is_empty(), user),
+            ("--path", self.path.is_some(), user),
+            (
+                "--permissions-boundary",
+                self.permissions_boundary.is_some(),
+                user,
+            ),
+        ];
+        match given.iter().find(|(_, given, fits)| *given && !fits) {
+            Some((flag, ..)) => Err(Failure::usage(format!(
+                "{flag} does not go with this kind of grant"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn inline_policy(&self) -> Result<Option<InlinePolicy>, Failure> {
+        let source = match (&self.policy_file, &self.policy) {
+            (Some(path), _) if path.as_os_str() == "-" => {
+                Source::Document(std::io::read_to_string(std::io::stdin())?)
+            }
+            (Some(path), _) => Source::Document(fs::read_to_string(path).map_err(|error| {
+                Failure::usage(format!("cannot read {}: {error}", path.display()))
+            })?),
+            (None, Some(name)) => {
+                let parameters: HashMap<_, _> = self.param.iter().cloned().collect();
+                Source::Template(TemplateUse {
+                    name: name.clone(),
+                    parameters,
+                })
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(InlinePolicy {
+            source: Some(source),
+        }))
+    }
+
+    fn of_kind(&self, kind: Kind) -> Result<proto::grant::Kind, Failure> {
+        let tag = |transitive| {
+            move |(key, value): &(String, String)| Tag {
+                key: key.clone(),
+                value: value.clone(),
+                transitive,
+            }
+        };
+        let tags: Vec<Tag> = self
+            .tag
+            .iter()
+            .map(tag(false))
+            .chain(self.transitive_tag.iter().map(tag(true)))
+            .collect();
+        Ok(match kind {
+            Kind::AssumeRole => proto::grant::Kind::AssumeRole(proto::AssumeRole {
+                role_arn: self
+                    .role_arn
+                    .clone()
+                    .ok_or_else(|| Failure::usage("assume_role needs --role-arn"))?,
+                external_id: self.external_id.clone(),
+                source_identity: self.source_identity,
+                region: self.region.clone(),
+                tags,
+            }),
+            Kind::FederationToken => proto::grant::Kind::FederationToken(proto::FederationToken {
+                region: self.region.clone(),
+                tags,
+            }),
+            Kind::IamUser => proto::grant::Kind::IamUser(proto::IamUser {
+                groups: self.group.clone(),
+                path: self.path.clone(),
+                permissions_boundary_arn: self.permissions_boundary.clone(),
+                tags,
+            }),
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! `credbroker issue` and `release`: what a service does.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    grant::proto_duration,
+    output::{Format, Output},
+    view::{self, Credentials},
+};
+use crate::{
+    client::Client,
+    domain::duration,
+    proto::{IssueCredentialsRequest, ReleaseLeaseRequest},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Issue {
+    /// GRANT of the service whose token is used, or SERVICE/GRANT.
+    grant: String,
+    /// Lifetime, e.g. 15m; the grant's default if not given.
+    #[arg(long, value_parser = duration::parse)]
+    ttl: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Release {
+    /// Which lease.
+    lease_id: String,
+}
+
+impl Issue {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let request = IssueCredentialsRequest {
+            grant: self.grant,
+            ttl: self.ttl.map(proto_duration),
+        };
+        let issued = client
+            .credentials()
+            .issue_credentials(request)
+            .await?
+            .into_inner();
+        let credentials = Credentials::from(issued);
+        match out.format() {
+            Format::Text | Format::Json => out.show(&credentials)?,
+            Format::Env => out.line(&env(&credentials))?,
+            Format::CredentialProcess => out.line(&credential_process(&credentials))?,
+        }
+        Ok(())
+    }
+}
+
+impl Release {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let request = ReleaseLeaseRequest {
+            lease_id: self.lease_id,
+        };
+        let released = client
+            .credentials()
+            .release_lease(request)
+            .await?
+            .into_inner();
+        let lease = view::Lease::from(released.lease.unwrap_or_default());
+        Ok(out.show(&lease.with_notice(released.notice))?)
+    }
+}
+
+/// AWS's values have no quotes in them; the quotes keep `=` and `/` away from the shell.
+fn env(credentials: &Credentials) -> String {
+    let mut lines = vec![
+        format!("export AWS_ACCESS_KEY_ID='{}'", credentials.access_key_id),
+        format!(
+            "export AWS_SECRET_ACCESS_KEY='{}'",
+            credentials.secret_access_key
+        ),
+    ];
+    lines.push(match &credentials.session_token {
+        Some(token) => format!("export AWS_SESSION_TOKEN='{token}'"),
+        None => "unset AWS_SESSION_TOKEN".to_owned(),
+    });
+    lines.join("\n")
+}
+
+/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
+fn credential_process(credentials: &Credentials) -> String {
+    let mut document = json!({
+        "Version": 1,
+        "AccessKeyId": credentials.access_key_id,
+        "SecretAccessKey": credentials.secret_access_key,
+        "Expiration": credentials.expiration,
+    });
+    if let Some(token) = &credentials.session_token {
+        document["SessionToken"] = json!(token);
+    }
+    document.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials(session_token: Option<&str>) -> Credentials {
+        Credentials {
+            service: "payments".to_owned(),
+            grant: "payments/uploads".to_owned(),
+            kind: "iam_user",
+            lease_id: "l".to_owned(),
+            access_key_id: "AKIA1".to_owned(),
+            secret_access_key: "s/+=".to_owned(),
+            session_token: session_token.map(ToOwned::to_owned),
+            expiration: Some("2026-01-01T00:00:00Z".to_owned()),
+        }
+    }
+
+    #[test]
+    fn credential_process_output_is_what_sdks_expect() {
+        assert_eq!(
+            credential_process(&credentials(Some("t"))),
+            r#"{"Version":1,"AccessKeyId":"AKIA1","SecretAccessKey":"s/+=","Expiration":"2026-01-01T00:00:00Z","SessionToken":"t"}"#
+        );
+        assert!(!credential_process(&credentials(None)).contains("SessionToken"));
+    }
+
+    #[test]
+    fn env_output_leaves_no_old_session_token_behind() {
+        assert!(env(&credentials(None)).ends_with("unset AWS_SESSION_TOKEN"));
+        assert!(env(&credentials(Some("t"))).ends_with("export AWS_SESSION_TOKEN='t'"));
+    }
+}

@@ -1,0 +1,136 @@
+//! `credbroker lease …`.
+
+use clap::{Subcommand, ValueEnum};
+
+use super::{failure::Failure, output::Output, view};
+use crate::{
+    client::Client,
+    proto::{self, GetLeaseRequest, ListLeasesRequest, RevokeLeaseRequest},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Lease {
+    /// Leases, newest first.
+    List {
+        /// Only this service's.
+        #[arg(long, default_value = "")]
+        service: String,
+        /// Only in this state.
+        #[arg(long, value_enum)]
+        state: Option<State>,
+        /// How many at most.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
+    },
+    /// One lease.
+    Show {
+        /// Which lease.
+        lease_id: String,
+    },
+    /// End one lease.
+    Revoke {
+        /// Which lease.
+        lease_id: String,
+        /// Why, for the lease and the audit log.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+/// Where a lease stands.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum State {
+    /// Recorded, not yet handed out.
+    Pending,
+    /// Handed out.
+    Active,
+    /// Being taken away.
+    Revoking,
+    /// Taken away, or never handed out.
+    Revoked,
+    /// Over.
+    Expired,
+    /// AWS keeps refusing the clean-up.
+    Quarantined,
+}
+
+impl Lease {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut leases = client.leases();
+        match self {
+            Self::List {
+                service,
+                state,
+                limit,
+            } => list(client, service, state, limit, out).await,
+            Self::Show { lease_id } => {
+                let lease = leases
+                    .get_lease(GetLeaseRequest { lease_id })
+                    .await?
+                    .into_inner();
+                Ok(out.show(&view::Lease::from(lease))?)
+            }
+            Self::Revoke { lease_id, reason } => {
+                let done = leases
+                    .revoke_lease(RevokeLeaseRequest { lease_id, reason })
+                    .await?
+                    .into_inner();
+                let lease = view::Lease::from(done.lease.unwrap_or_default());
+                Ok(out.show(&lease.with_notice(done.notice))?)
+            }
+        }
+    }
+}
+
+async fn list(
+    client: &Client,
+    service: String,
+    state: Option<State>,
+    limit: u32,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let state = state
+        .map_or(proto::LeaseState::Unspecified, to_proto)
+        .into();
+    let (mut all, mut page_token) = (Vec::new(), String::new());
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    loop {
+        let page_size = i32::try_from((limit - all.len()).min(1000)).unwrap_or(1000);
+        let request = ListLeasesRequest {
+            service: service.clone(),
+            state,
+            page_size,
+            page_token,
+        };
+        let page = client.leases().list_leases(request).await?.into_inner();
+        all.extend(page.leases.into_iter().map(view::Lease::from));
+        page_token = page.next_page_token;
+        if page_token.is_empty() || all.len() >= limit {
+            break;
+        }
+    }
+    Ok(out.list(
+        &all,
+        &[
+            "lease_id",
+            "grant",
+            "kind",
+            "state",
+            "access_key_id",
+            "issued_at",
+            "expires_at",
+            "reason",
+        ],
+    )?)
+}
+
+const fn to_proto(state: State) -> proto::LeaseState {
+    match state {
+        State::Pending => proto::LeaseState::Pending,
+        State::Active => proto::LeaseState::Active,
+        State::Revoking => proto::LeaseState::Revoking,
+        State::Revoked => proto::LeaseState::Revoked,
+        State::Expired => proto::LeaseState::Expired,
+        State::Quarantined => proto::LeaseState::Quarantined,
+    }
+}

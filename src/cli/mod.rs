@@ -1,0 +1,209 @@
+//! The command line: a file per noun, output as text or JSON.
+
+mod audit;
+#[cfg(feature = "server")]
+mod broker;
+mod failure;
+mod grant;
+mod issue;
+mod lease;
+mod operator;
+mod output;
+mod policy;
+mod revoke;
+mod service;
+mod status;
+mod view;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use secrecy::SecretString;
+
+use self::{
+    failure::Failure,
+    output::{Format, Output},
+};
+use crate::client::{Client, Settings, read_secret};
+
+/// Every service its own narrow, short-lived AWS credentials, from one broker that
+/// alone holds the admin key.
+#[derive(Debug, Parser)]
+#[command(
+    name = "credbroker",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    connection: Connection,
+    /// How results are written to standard output.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+/// Where the broker is and who asks. `. DIR/env` of `credbroker dev` sets all of it.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Connection")]
+struct Connection {
+    /// The broker, https://host:port.
+    #[arg(
+        long,
+        global = true,
+        env = "CREDBROKER_ADDR",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    addr: Option<String>,
+    /// CA of the broker's certificate, PEM.
+    #[arg(
+        long,
+        global = true,
+        env = "CREDBROKER_CA_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    ca_file: Option<PathBuf>,
+    /// File that holds the token; the token itself goes into CREDBROKER_TOKEN.
+    #[arg(
+        long,
+        global = true,
+        env = "CREDBROKER_TOKEN_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A broker for trying things: embedded store, own CA, ready in seconds.
+    #[cfg(feature = "server")]
+    Dev(broker::Dev),
+    /// A broker for production.
+    #[cfg(feature = "server")]
+    Serve(broker::Serve),
+    /// What the broker is and how it does.
+    Status,
+    /// Services: register, look at, shut out, remove.
+    #[command(subcommand)]
+    Service(service::Service),
+    /// Grants: what a service may be issued.
+    #[command(subcommand)]
+    Grant(grant::Grant),
+    /// The catalogue of ready policies.
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    /// Get credentials, as a service.
+    Issue(issue::Issue),
+    /// Hand credentials back before their time, as a service.
+    Release(issue::Release),
+    /// Leases: see and end what has been issued.
+    #[command(subcommand)]
+    Lease(lease::Lease),
+    /// Shut one service out now, with everything it holds.
+    Revoke(revoke::Revoke),
+    /// The audit log.
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    /// Operators: who manages the broker.
+    #[command(subcommand)]
+    Operator(operator::Operator),
+    /// Completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::unexpected(error.to_string()).report(),
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let mut out = Output::new(cli.output, Box::new(io::stdout()));
+    if !matches!(cli.command, Command::Issue(_))
+        && !matches!(cli.output, Format::Text | Format::Json)
+    {
+        return Err(Failure::usage(
+            "-o env and -o credential-process are for `credbroker issue`",
+        ));
+    }
+    let connection = &cli.connection;
+    match cli.command {
+        #[cfg(feature = "server")]
+        Command::Dev(dev) => dev.run().await,
+        #[cfg(feature = "server")]
+        Command::Serve(serve) => serve.run().await,
+        Command::Status => status::run(&connection.connect().await?, &mut out).await,
+        Command::Service(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Grant(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Issue(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "credbroker", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+impl Connection {
+    async fn connect(&self) -> Result<Client, Failure> {
+        let settings = Settings {
+            address: self
+                .addr
+                .clone()
+                .ok_or_else(|| Failure::unset("CREDBROKER_ADDR", "--addr"))?,
+            ca_file: self
+                .ca_file
+                .clone()
+                .ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
+            token: self.token()?,
+        };
+        Ok(Client::connect(&settings).await?)
+    }
+
+    fn token(&self) -> Result<SecretString, Failure> {
+        if let Some(path) = &self.token_file {
+            return Ok(read_secret(path)?);
+        }
+        match std::env::var("CREDBROKER_TOKEN") {
+            Ok(token) => Ok(SecretString::from(token)),
+            Err(_) => Err(Failure::unset(
+                "CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE",
+                "--token-file",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,87 @@
+//! `credbroker operator …`.
+
+use clap::{Subcommand, ValueEnum};
+
+use super::{failure::Failure, output::Output, view};
+use crate::{
+    client::Client,
+    proto::{self, CreateOperatorRequest, DeleteOperatorRequest, ListOperatorsRequest},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Operator {
+    /// Add an operator; its token is shown once.
+    Create {
+        /// 2 to 32 lower-case letters, digits and hyphens.
+        name: String,
+        /// What it may do.
+        #[arg(long, value_enum)]
+        role: Role,
+    },
+    /// All operators.
+    List,
+    /// Remove an operator and its token.
+    Delete {
+        /// Which operator.
+        name: String,
+    },
+}
+
+/// What an operator may do.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Role {
+    /// Reads services, grants, leases and status.
+    Viewer,
+    /// Reads the audit log as well.
+    Auditor,
+    /// A viewer that manages services, tokens and grants.
+    GrantAdmin,
+    /// An auditor that may suspend, revoke and reinstate.
+    Responder,
+    /// Everything, operators included.
+    Admin,
+}
+
+impl Operator {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut admin = client.admin();
+        match self {
+            Self::Create { name, role } => {
+                let request = CreateOperatorRequest {
+                    name,
+                    role: to_proto(role).into(),
+                };
+                let created = admin.create_operator(request).await?.into_inner();
+                eprintln!("the token is shown once; keep it where only the operator can read it");
+                let operator = view::Operator::from(created.operator.unwrap_or_default());
+                out.show(&operator.with_token(created.token))?;
+            }
+            Self::List => {
+                let operators = admin
+                    .list_operators(ListOperatorsRequest {})
+                    .await?
+                    .into_inner()
+                    .operators;
+                let operators: Vec<_> = operators.into_iter().map(view::Operator::from).collect();
+                out.list(&operators, &["name", "role", "token_id", "created_at"])?;
+            }
+            Self::Delete { name } => {
+                admin
+                    .delete_operator(DeleteOperatorRequest { name: name.clone() })
+                    .await?;
+                out.deleted("operator", &name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn to_proto(role: Role) -> proto::Role {
+    match role {
+        Role::Viewer => proto::Role::Viewer,
+        Role::Auditor => proto::Role::Auditor,
+        Role::GrantAdmin => proto::Role::GrantAdmin,
+        Role::Responder => proto::Role::Responder,
+        Role::Admin => proto::Role::Admin,
+    }
+}

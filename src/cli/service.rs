@@ -1,0 +1,166 @@
+//! `credbroker service …`.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::{failure::Failure, grant::proto_duration, output::Output, view};
+use crate::{
+    client::Client,
+    domain::duration,
+    proto::{
+        CreateServiceRequest, CreateServiceTokenRequest, DeleteServiceRequest,
+        DeleteServiceTokenRequest, GetServiceRequest, ListServiceTokensRequest,
+        ListServicesRequest, ReinstateServiceRequest, SuspendServiceRequest,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Service {
+    /// Register a service.
+    Create {
+        /// 2 to 32 lower-case letters, digits and hyphens.
+        name: String,
+    },
+    /// All services.
+    List,
+    /// One service, with what it holds.
+    Show {
+        /// Which service.
+        name: String,
+    },
+    /// Refuse a service from now on; what it holds goes on working (see `revoke`).
+    Suspend {
+        /// Which service.
+        name: String,
+        /// Why, for the audit log.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Lift a suspension.
+    Reinstate {
+        /// Which service.
+        name: String,
+    },
+    /// Remove a service with its tokens and grants; it may hold no live lease.
+    Delete {
+        /// Which service.
+        name: String,
+    },
+    /// The tokens by which a service proves itself.
+    #[command(subcommand)]
+    Token(Token),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a token; it is shown once.
+    Create {
+        /// Which service.
+        name: String,
+        /// Lifetime, e.g. 90d; without it the token does not expire.
+        #[arg(long, value_parser = duration::parse)]
+        ttl: Option<Duration>,
+    },
+    /// The tokens of a service, without their secrets.
+    List {
+        /// Which service.
+        name: String,
+    },
+    /// End a token at once.
+    Delete {
+        /// Which service.
+        name: String,
+        /// Which token, by its id.
+        token_id: String,
+    },
+}
+
+impl Service {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut services = client.services();
+        let service = match self {
+            Self::Create { name } => {
+                services
+                    .create_service(CreateServiceRequest { name })
+                    .await?
+            }
+            Self::Show { name } => services.get_service(GetServiceRequest { name }).await?,
+            Self::Suspend { name, reason } => {
+                services
+                    .suspend_service(SuspendServiceRequest { name, reason })
+                    .await?
+            }
+            Self::Reinstate { name } => {
+                services
+                    .reinstate_service(ReinstateServiceRequest { name })
+                    .await?
+            }
+            Self::List => return list(client, out).await,
+            Self::Delete { name } => {
+                services
+                    .delete_service(DeleteServiceRequest { name: name.clone() })
+                    .await?;
+                return Ok(out.deleted("service", &name)?);
+            }
+            Self::Token(token) => return token.run(client, out).await,
+        };
+        Ok(out.show(&view::Service::from(service.into_inner()))?)
+    }
+}
+
+async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let (mut all, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListServicesRequest {
+            page_size: 1000,
+            page_token,
+        };
+        let page = client.services().list_services(request).await?.into_inner();
+        all.extend(page.services.into_iter().map(view::Service::from));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(out.list(
+        &all,
+        &["name", "suspended", "live_leases", "last_issued_at"],
+    )?)
+}
+
+impl Token {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut services = client.services();
+        match self {
+            Self::Create { name, ttl } => {
+                let request = CreateServiceTokenRequest {
+                    service: name,
+                    ttl: ttl.map(proto_duration),
+                };
+                let created = services.create_service_token(request).await?.into_inner();
+                eprintln!("the token is shown once; keep it where only the service can read it");
+                out.show(&view::NewToken::from(created))?;
+            }
+            Self::List { name } => {
+                let request = ListServiceTokensRequest { service: name };
+                let tokens = services
+                    .list_service_tokens(request)
+                    .await?
+                    .into_inner()
+                    .service_tokens;
+                let tokens: Vec<_> = tokens.into_iter().map(view::Token::from).collect();
+                out.list(&tokens, &["token_id", "created_at", "expires_at"])?;
+            }
+            Self::Delete { name, token_id } => {
+                let request = DeleteServiceTokenRequest {
+                    service: name,
+                    token_id: token_id.clone(),
+                };
+                services.delete_service_token(request).await?;
+                out.deleted("token", &token_id)?;
+            }
+        }
+        Ok(())
+    }
+}

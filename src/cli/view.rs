@@ -1,0 +1,427 @@
+//! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
+
+use jiff::Timestamp;
+use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::proto;
+
+pub(super) fn time(time: Option<&ProtoTimestamp>) -> Option<String> {
+    let time = time?;
+    let nanos = time.nanos / 1_000_000 * 1_000_000;
+    Timestamp::new(time.seconds, nanos)
+        .ok()
+        .map(|time| time.to_string())
+}
+
+fn seconds(duration: Option<&ProtoDuration>) -> Option<i64> {
+    duration.map(|duration| duration.seconds)
+}
+
+pub(super) fn kind(kind: i32) -> &'static str {
+    match proto::Kind::try_from(kind) {
+        Ok(proto::Kind::AssumeRole) => "assume_role",
+        Ok(proto::Kind::FederationToken) => "federation_token",
+        Ok(proto::Kind::IamUser) => "iam_user",
+        _ => "unknown",
+    }
+}
+
+pub(super) fn state(state: i32) -> &'static str {
+    match proto::LeaseState::try_from(state) {
+        Ok(proto::LeaseState::Pending) => "pending",
+        Ok(proto::LeaseState::Active) => "active",
+        Ok(proto::LeaseState::Revoking) => "revoking",
+        Ok(proto::LeaseState::Revoked) => "revoked",
+        Ok(proto::LeaseState::Expired) => "expired",
+        Ok(proto::LeaseState::Quarantined) => "quarantined",
+        _ => "unknown",
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Service {
+    name: String,
+    suspended: bool,
+    created_at: Option<String>,
+    suspended_at: Option<String>,
+    suspend_reason: Option<String>,
+    live_leases: u64,
+    last_issued_at: Option<String>,
+}
+
+impl From<proto::Service> for Service {
+    fn from(service: proto::Service) -> Self {
+        Self {
+            name: service.name,
+            suspended: service.suspended,
+            created_at: time(service.created_at.as_ref()),
+            suspended_at: time(service.suspended_at.as_ref()),
+            suspend_reason: service.suspend_reason,
+            live_leases: service.live_leases,
+            last_issued_at: time(service.last_issued_at.as_ref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Token {
+    service: String,
+    token_id: String,
+    created_at: Option<String>,
+    expires_at: Option<String>,
+}
+
+impl From<proto::ServiceToken> for Token {
+    fn from(token: proto::ServiceToken) -> Self {
+        Self {
+            service: token.service,
+            token_id: token.token_id,
+            created_at: time(token.created_at.as_ref()),
+            expires_at: time(token.expires_at.as_ref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct NewToken {
+    service: String,
+    token_id: String,
+    token: String,
+    expires_at: Option<String>,
+}
+
+impl From<proto::CreateServiceTokenResponse> for NewToken {
+    fn from(created: proto::CreateServiceTokenResponse) -> Self {
+        let stored = created.service_token.unwrap_or_default();
+        Self {
+            service: stored.service,
+            token_id: stored.token_id,
+            token: created.token,
+            expires_at: time(stored.expires_at.as_ref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Operator {
+    name: String,
+    role: &'static str,
+    token_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    created_at: Option<String>,
+}
+
+impl Operator {
+    pub(super) fn with_token(self, token: String) -> Self {
+        Self {
+            token: Some(token),
+            ..self
+        }
+    }
+}
+
+impl From<proto::Operator> for Operator {
+    fn from(operator: proto::Operator) -> Self {
+        let role = match operator.role() {
+            proto::Role::Viewer => "viewer",
+            proto::Role::Auditor => "auditor",
+            proto::Role::GrantAdmin => "grant-admin",
+            proto::Role::Responder => "responder",
+            proto::Role::Admin => "admin",
+            proto::Role::Unspecified => "unknown",
+        };
+        Self {
+            name: operator.name,
+            role,
+            token_id: operator.token_id,
+            token: None,
+            created_at: time(operator.created_at.as_ref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Grant {
+    name: String,
+    version: u64,
+    kind: &'static str,
+    #[serde(flatten)]
+    of_kind: Map<String, Value>,
+    policy: Value,
+    managed_policy_arns: Vec<String>,
+    default_ttl_seconds: Option<i64>,
+    max_ttl_seconds: Option<i64>,
+    allow_broad: bool,
+    breadth: Vec<String>,
+    effective_policy: Value,
+    created_at: Option<String>,
+    created_by: String,
+}
+
+impl From<proto::Grant> for Grant {
+    fn from(grant: proto::Grant) -> Self {
+        let (kind, of_kind) = of_kind(grant.kind);
+        Self {
+            name: grant.name,
+            version: grant.version,
+            kind,
+            of_kind,
+            policy: policy(grant.policy),
+            managed_policy_arns: grant.managed_policy_arns,
+            default_ttl_seconds: seconds(grant.default_ttl.as_ref()),
+            max_ttl_seconds: seconds(grant.max_ttl.as_ref()),
+            allow_broad: grant.allow_broad,
+            breadth: grant.breadth,
+            effective_policy: document(&grant.effective_policy),
+            created_at: time(grant.created_at.as_ref()),
+            created_by: grant.created_by,
+        }
+    }
+}
+
+fn of_kind(kind: Option<proto::grant::Kind>) -> (&'static str, Map<String, Value>) {
+    let (name, fields) = match kind {
+        Some(proto::grant::Kind::AssumeRole(kind)) => (
+            "assume_role",
+            json!({
+                "role_arn": kind.role_arn, "external_id": kind.external_id,
+                "source_identity": kind.source_identity, "region": kind.region, "tags": tags(kind.tags),
+            }),
+        ),
+        Some(proto::grant::Kind::FederationToken(kind)) => (
+            "federation_token",
+            json!({ "region": kind.region, "tags": tags(kind.tags) }),
+        ),
+        Some(proto::grant::Kind::IamUser(kind)) => (
+            "iam_user",
+            json!({
+                "groups": kind.groups, "path": kind.path,
+                "permissions_boundary_arn": kind.permissions_boundary_arn, "tags": tags(kind.tags),
+            }),
+        ),
+        None => ("unknown", json!({})),
+    };
+    let fields = if let Value::Object(fields) = fields {
+        fields
+    } else {
+        Map::new()
+    };
+    (name, fields)
+}
+
+fn tags(tags: Vec<proto::Tag>) -> Vec<Value> {
+    tags.into_iter()
+        .map(|tag| json!({ "key": tag.key, "value": tag.value, "transitive": tag.transitive }))
+        .collect()
+}
+
+fn policy(policy: Option<proto::InlinePolicy>) -> Value {
+    match policy.and_then(|policy| policy.source) {
+        None => Value::Null,
+        Some(proto::inline_policy::Source::Document(json)) => document(&json),
+        Some(proto::inline_policy::Source::Template(template)) => {
+            let parameters: Map<_, _> = template
+                .parameters
+                .into_iter()
+                .map(|(name, value)| (name, Value::String(value)))
+                .collect();
+            json!({ "template": template.name, "parameters": parameters })
+        }
+    }
+}
+
+fn document(json: &str) -> Value {
+    serde_json::from_str(json).unwrap_or(Value::Null)
+}
+
+#[derive(Serialize)]
+pub(super) struct Lease {
+    lease_id: String,
+    service: String,
+    grant: String,
+    grant_version: u64,
+    kind: &'static str,
+    state: &'static str,
+    access_key_id: Option<String>,
+    aws_name: String,
+    requested_at: Option<String>,
+    issued_at: Option<String>,
+    expires_at: Option<String>,
+    ended_at: Option<String>,
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<String>,
+}
+
+impl Lease {
+    pub(super) fn with_notice(self, notice: String) -> Self {
+        Self {
+            notice: (!notice.is_empty()).then_some(notice),
+            ..self
+        }
+    }
+}
+
+impl From<proto::Lease> for Lease {
+    fn from(lease: proto::Lease) -> Self {
+        Self {
+            kind: kind(lease.kind),
+            state: state(lease.state),
+            lease_id: lease.lease_id,
+            service: lease.service,
+            grant: lease.grant,
+            grant_version: lease.grant_version,
+            access_key_id: lease.access_key_id,
+            aws_name: lease.aws_name,
+            requested_at: time(lease.requested_at.as_ref()),
+            issued_at: time(lease.issued_at.as_ref()),
+            expires_at: time(lease.expires_at.as_ref()),
+            ended_at: time(lease.ended_at.as_ref()),
+            reason: lease.reason,
+            notice: None,
+        }
+    }
+}
+
+/// `issue -o json`.
+#[derive(Serialize)]
+pub(super) struct Credentials {
+    pub(super) service: String,
+    pub(super) grant: String,
+    pub(super) kind: &'static str,
+    pub(super) lease_id: String,
+    pub(super) access_key_id: String,
+    pub(super) secret_access_key: String,
+    pub(super) session_token: Option<String>,
+    pub(super) expiration: Option<String>,
+}
+
+impl From<proto::IssueCredentialsResponse> for Credentials {
+    fn from(issued: proto::IssueCredentialsResponse) -> Self {
+        let lease = issued.lease.unwrap_or_default();
+        Self {
+            service: lease.service,
+            grant: lease.grant,
+            kind: kind(lease.kind),
+            lease_id: lease.lease_id,
+            access_key_id: lease.access_key_id.unwrap_or_default(),
+            secret_access_key: issued.secret_access_key,
+            session_token: issued.session_token,
+            expiration: time(issued.expiration.as_ref()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Revocation {
+    service: String,
+    suspended_at: Option<String>,
+    leases: Vec<RevokedLease>,
+    confirmed: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct RevokedLease {
+    pub(super) lease_id: String,
+    pub(super) kind: &'static str,
+    pub(super) state: &'static str,
+    pub(super) refused_after_seconds: Option<f64>,
+    pub(super) notice: Option<String>,
+}
+
+impl From<proto::RevokeServiceResponse> for Revocation {
+    fn from(revocation: proto::RevokeServiceResponse) -> Self {
+        Self {
+            service: revocation.service,
+            suspended_at: time(revocation.suspended_at.as_ref()),
+            leases: revocation
+                .leases
+                .into_iter()
+                .map(RevokedLease::from)
+                .collect(),
+            confirmed: revocation.confirmed,
+        }
+    }
+}
+
+impl From<proto::RevokedLease> for RevokedLease {
+    fn from(lease: proto::RevokedLease) -> Self {
+        Self {
+            kind: kind(lease.kind),
+            state: state(lease.state),
+            lease_id: lease.lease_id,
+            refused_after_seconds: lease.refused_after_seconds,
+            notice: (!lease.notice.is_empty()).then_some(lease.notice),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct AuditRecord {
+    seq: u64,
+    time: Option<String>,
+    event: String,
+    outcome: String,
+    actor: String,
+    token_id: Option<String>,
+    peer: Option<String>,
+    method: Option<String>,
+    service: Option<String>,
+    grant: Option<String>,
+    grant_version: Option<u64>,
+    lease_id: Option<String>,
+    access_key_id: Option<String>,
+    aws_request_id: Option<String>,
+    reason: Option<String>,
+    detail: Option<String>,
+}
+
+impl From<proto::AuditRecord> for AuditRecord {
+    fn from(record: proto::AuditRecord) -> Self {
+        Self {
+            seq: record.seq,
+            time: time(record.time.as_ref()),
+            event: record.event,
+            outcome: record.outcome,
+            actor: record.actor,
+            token_id: record.token_id,
+            peer: record.peer,
+            method: record.method,
+            service: record.service,
+            grant: record.grant,
+            grant_version: record.grant_version,
+            lease_id: record.lease_id,
+            access_key_id: record.access_key_id,
+            aws_request_id: record.aws_request_id,
+            reason: record.reason,
+            detail: record.detail,
+        }
+    }
+}
+
+impl AuditRecord {
+    /// One line for people.
+    pub(super) fn line(&self) -> String {
+        let time = self.time.as_deref().unwrap_or("-");
+        let mut line = format!(
+            "{:>5}  {time:24}  {:18}  {:7}  {}",
+            self.seq, self.event, self.outcome, self.actor
+        );
+        let about = self.grant.as_deref().or(self.service.as_deref());
+        for (name, value) in [
+            ("", about),
+            ("lease=", self.lease_id.as_deref()),
+            ("key=", self.access_key_id.as_deref()),
+            ("reason=", self.reason.as_deref()),
+            ("", self.detail.as_deref()),
+        ] {
+            if let Some(value) = value {
+                line.push_str(&format!("  {name}{value}"));
+            }
+        }
+        line
+    }
+}

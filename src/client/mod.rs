@@ -1,0 +1,197 @@
+//! A connection to a broker: TLS against a given CA, the bearer token on every call.
+//! The generated clients are in [`crate::proto`], for whoever wants nothing more.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+
+use crate::proto::{
+    admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
+    credential_service_client::CredentialServiceClient, grant_service_client::GrantServiceClient,
+    lease_service_client::LeaseServiceClient, revocation_service_client::RevocationServiceClient,
+    service_registry_client::ServiceRegistryClient,
+};
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where the broker is and how to prove oneself to it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `https://host:port`.
+    pub address: String,
+    /// PEM of the CA that signed the broker's certificate.
+    pub ca_file: PathBuf,
+    /// The bearer token.
+    pub token: SecretString,
+}
+
+/// Why no connection can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A file of the settings cannot be read.
+    #[error("cannot read {path}: {source}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The address is not one.
+    #[error("{0:?} is not a broker's address: write it like https://host:8443")]
+    Address(String),
+    /// The token cannot be a header's value.
+    #[error("the token has characters that no token has")]
+    Token,
+    /// TLS cannot be set up.
+    #[error("the CA file cannot be used: {0}")]
+    Tls(tonic::transport::Error),
+    /// Nobody answers, or the certificate is not to be trusted.
+    #[error("cannot reach the broker at {address}: {why}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Reads a secret from a file, without the line break at its end.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_secret(path: &Path) -> Result<SecretString, ConnectError> {
+    let text = fs::read_to_string(path).map_err(|source| ConnectError::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(SecretString::from(text.trim_end_matches(['\r', '\n'])))
+}
+
+/// A connection; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: InterceptedService<Channel, Bearer>,
+}
+
+/// Puts the token on every call.
+#[derive(Clone, Debug)]
+struct Bearer(MetadataValue<Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The settings are wrong, or nobody trustworthy answers within five seconds.
+    pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
+        let address = &settings.address;
+        let pem = fs::read(&settings.ca_file).map_err(|source| ConnectError::File {
+            path: settings.ca_file.clone(),
+            source,
+        })?;
+        if !address.starts_with("https://") {
+            return Err(ConnectError::Address(address.clone()));
+        }
+        let endpoint = Endpoint::from_shared(address.clone())
+            .map_err(|_| ConnectError::Address(address.clone()))?
+            .connect_timeout(CONNECT_LIMIT)
+            .tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
+            .map_err(ConnectError::Tls)?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| ConnectError::Unreachable {
+                address: address.clone(),
+                why: root_cause(&error),
+            })?;
+        let header = format!("Bearer {}", settings.token.expose_secret());
+        let mut header: MetadataValue<Ascii> = header.parse().map_err(|_| ConnectError::Token)?;
+        header.set_sensitive(true);
+        Ok(Self {
+            channel: InterceptedService::new(channel, Bearer(header)),
+        })
+    }
+
+    /// Get and hand back credentials.
+    #[must_use]
+    pub fn credentials(
+        &self,
+    ) -> CredentialServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        CredentialServiceClient::new(self.channel.clone())
+    }
+
+    /// Services and their tokens.
+    #[must_use]
+    pub fn services(
+        &self,
+    ) -> ServiceRegistryClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        ServiceRegistryClient::new(self.channel.clone())
+    }
+
+    /// Grants and the policy catalogue.
+    #[must_use]
+    pub fn grants(
+        &self,
+    ) -> GrantServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        GrantServiceClient::new(self.channel.clone())
+    }
+
+    /// Leases.
+    #[must_use]
+    pub fn leases(
+        &self,
+    ) -> LeaseServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        LeaseServiceClient::new(self.channel.clone())
+    }
+
+    /// The kill switch.
+    #[must_use]
+    pub fn revocation(
+        &self,
+    ) -> RevocationServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        RevocationServiceClient::new(self.channel.clone())
+    }
+
+    /// The audit log.
+    #[must_use]
+    pub fn audit(
+        &self,
+    ) -> AuditServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        AuditServiceClient::new(self.channel.clone())
+    }
+
+    /// Operators and status.
+    #[must_use]
+    pub fn admin(
+        &self,
+    ) -> AdminServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        AdminServiceClient::new(self.channel.clone())
+    }
+}
+
+/// The innermost error says what a person can act on.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

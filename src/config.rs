@@ -1,0 +1,330 @@
+//! The configuration file of `credbroker serve`. Every mistake is told at once.
+//!
+//! `deploy/credbroker.example.toml` documents each setting.
+
+use std::{
+    fmt, fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use toml::{Table, Value};
+
+use crate::domain::{arn::Partition, grant::check::is_region};
+
+/// Everything `serve` is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The SQLite file.
+    pub store: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
+    /// How to reach AWS.
+    pub aws: Aws,
+    /// The first operator.
+    pub operators: Operators,
+    /// What to log.
+    pub log: Log,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Certificate chain, PEM, the server's first.
+    pub tls_cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub tls_key_file: PathBuf,
+}
+
+/// How to reach AWS; the admin key comes from the standard AWS chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aws {
+    /// Region whose STS endpoint is used.
+    pub region: String,
+    /// Partition; by default the region's.
+    pub partition: Partition,
+    /// Another endpoint for STS and IAM.
+    pub endpoint_url: Option<String>,
+}
+
+/// The first operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operators {
+    /// Where the token of operator `admin` is written when there is no operator yet.
+    pub bootstrap_token_file: PathBuf,
+}
+
+/// What to log, to standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or a filter like `info,credbroker=debug`.
+    pub level: String,
+    /// One JSON object per line instead of text.
+    pub json: bool,
+}
+
+/// Everything that is wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It says something that cannot be, once or several times.
+    #[error("{path} has {} mistake(s):{}", mistakes.len(), Lines(mistakes))]
+    Mistakes {
+        /// Which file.
+        path: PathBuf,
+        /// Each with its setting named.
+        mistakes: Vec<String>,
+    },
+}
+
+struct Lines<'a>(&'a [String]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// It cannot be read, or says something that cannot be: every mistake is told.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|mistakes| ConfigError::Mistakes {
+            path: path.to_owned(),
+            mistakes,
+        })
+    }
+
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Every mistake, with its setting named.
+    pub fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let table: Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| vec![error.to_string()])?;
+        let mut reader = Reader {
+            table,
+            mistakes: Vec::new(),
+        };
+        let config = read(&mut reader);
+        reader.finish(config)
+    }
+}
+
+fn read(reader: &mut Reader) -> Option<Config> {
+    let store = reader.required("", "store");
+    let address = reader.required("listen", "address");
+    let tls_cert_file = reader.required("listen", "tls_cert_file");
+    let tls_key_file = reader.required("listen", "tls_key_file");
+    let region: Option<String> = reader.required("aws", "region");
+    let partition = reader.optional("aws", "partition");
+    let endpoint_url: Option<String> = reader.optional("aws", "endpoint_url");
+    let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
+    let level = reader
+        .optional("log", "level")
+        .unwrap_or_else(|| "info".to_owned());
+    let format: Option<LogFormat> = reader.optional("log", "format");
+    if region.as_deref().is_some_and(|region| !is_region(region)) {
+        reader.wrong("aws.region", "write it like eu-central-1");
+    }
+    if endpoint_url
+        .as_deref()
+        .is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://"))
+    {
+        reader.wrong(
+            "aws.endpoint_url",
+            "write it like https://host or http://host:port",
+        );
+    }
+    let region = region?;
+    let partition = partition.unwrap_or_else(|| Partition::for_region(&region));
+    Some(Config {
+        store: store?,
+        listen: Listen {
+            address: address?,
+            tls_cert_file: tls_cert_file?,
+            tls_key_file: tls_key_file?,
+        },
+        aws: Aws {
+            region,
+            partition,
+            endpoint_url,
+        },
+        operators: Operators {
+            bootstrap_token_file: bootstrap_token_file?,
+        },
+        log: Log {
+            level,
+            json: matches!(format, Some(LogFormat::Json)),
+        },
+    })
+}
+
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("choose text or json"),
+        }
+    }
+}
+
+/// Takes settings out of a table; what is left at the end is unknown.
+struct Reader {
+    table: Table,
+    mistakes: Vec<String>,
+}
+
+impl Reader {
+    fn wrong(&mut self, setting: &str, message: impl fmt::Display) {
+        self.mistakes.push(format!("{setting}: {message}"));
+    }
+
+    fn required<T>(&mut self, section: &str, key: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        let before = self.mistakes.len();
+        let value = self.optional(section, key);
+        if value.is_none() && self.mistakes.len() == before {
+            self.wrong(&path(section, key), "is missing");
+        }
+        value
+    }
+
+    fn optional<T>(&mut self, section: &str, key: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        let table = match section {
+            "" => Some(&mut self.table),
+            section => self.table.get_mut(section).and_then(Value::as_table_mut),
+        };
+        let setting = path(section, key);
+        match table?.remove(key)? {
+            Value::String(text) => match text.parse() {
+                Ok(value) => return Some(value),
+                Err(error) => self.wrong(&setting, error),
+            },
+            other => self.wrong(
+                &setting,
+                format!("must be text in quotes, not {}", other.type_str()),
+            ),
+        }
+        None
+    }
+
+    fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<String>> {
+        let sections = ["listen", "aws", "operators", "log"];
+        for (key, value) in std::mem::take(&mut self.table) {
+            match value {
+                Value::Table(rest) if sections.contains(&key.as_str()) => {
+                    for (unknown, _) in rest {
+                        self.wrong(&path(&key, &unknown), "is not a setting");
+                    }
+                }
+                _ => self.wrong(&key, "is not a setting"),
+            }
+        }
+        match value {
+            Some(value) if self.mistakes.is_empty() => Ok(value),
+            _ => Err(self.mistakes),
+        }
+    }
+}
+
+fn path(section: &str, key: &str) -> String {
+    if section.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{section}.{key}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../deploy/credbroker.example.toml");
+
+    #[test]
+    fn the_example_is_a_valid_configuration() {
+        let config = Config::parse(EXAMPLE).unwrap();
+        assert_eq!(config.aws.partition, Partition::Aws);
+        assert_eq!(config.log.level, "info");
+    }
+
+    #[test]
+    fn the_partition_follows_the_region_unless_given() {
+        let chinese = EXAMPLE.replace("eu-central-1", "cn-north-1");
+        assert_eq!(
+            Config::parse(&chinese).unwrap().aws.partition,
+            Partition::AwsCn
+        );
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let text = r#"
+            store = 7
+            colour = "blue"
+            [listen]
+            address = "localhost"
+            tls_cert_file = "a"
+            [aws]
+            region = "Europe"
+            partition = "azure"
+            endpoint_url = "ftp://x"
+            secret = "hush"
+            [log]
+            format = "xml"
+        "#;
+        let mistakes = Config::parse(text).unwrap_err();
+        for setting in [
+            "store",
+            "colour",
+            "listen.address",
+            "listen.tls_key_file",
+            "aws.region",
+            "aws.partition",
+            "aws.endpoint_url",
+            "aws.secret",
+            "operators.bootstrap_token_file",
+            "log.format",
+        ] {
+            let told = mistakes
+                .iter()
+                .filter(|m| m.starts_with(&format!("{setting}:")))
+                .count();
+            assert_eq!(told, 1, "{setting} in {mistakes:#?}");
+        }
+        assert!(!mistakes.join("").contains("hush"));
+    }
+}

@@ -1,0 +1,205 @@
+//! Who may call what: one closed table of every RPC.
+//!
+//! A method that is not in [`TABLE`] cannot be called; a test holds the table against
+//! the proto files.
+
+use crate::domain::{
+    operator::Role::{self, Admin, Auditor, GrantAdmin, Responder, Viewer},
+    principal::{Identity, Principal},
+};
+
+/// Who may call a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Services, for what is their own.
+    Services,
+    /// Operators in one of these roles.
+    Operators(&'static [Role]),
+}
+
+const READ: Access = Access::Operators(&[Viewer, Auditor, GrantAdmin, Responder, Admin]);
+const READ_AUDIT: Access = Access::Operators(&[Auditor, Responder, Admin]);
+const MANAGE: Access = Access::Operators(&[GrantAdmin, Admin]);
+const RESPOND: Access = Access::Operators(&[Responder, Admin]);
+const ADMINISTER: Access = Access::Operators(&[Admin]);
+
+/// Every RPC of the broker, by its full name.
+pub const TABLE: &[(&str, Access)] = &[
+    ("credbroker.v1.AdminService/CreateOperator", ADMINISTER),
+    ("credbroker.v1.AdminService/DeleteOperator", ADMINISTER),
+    ("credbroker.v1.AdminService/GetStatus", READ),
+    ("credbroker.v1.AdminService/ListOperators", ADMINISTER),
+    ("credbroker.v1.AuditService/ListAuditRecords", READ_AUDIT),
+    ("credbroker.v1.AuditService/TailAuditRecords", READ_AUDIT),
+    (
+        "credbroker.v1.CredentialService/IssueCredentials",
+        Access::Services,
+    ),
+    (
+        "credbroker.v1.CredentialService/ReleaseLease",
+        Access::Services,
+    ),
+    ("credbroker.v1.GrantService/DeleteGrant", MANAGE),
+    ("credbroker.v1.GrantService/GetGrant", READ),
+    ("credbroker.v1.GrantService/ListGrants", READ),
+    ("credbroker.v1.GrantService/ListPolicyTemplates", READ),
+    ("credbroker.v1.GrantService/PutGrant", MANAGE),
+    ("credbroker.v1.GrantService/RenderPolicyTemplate", READ),
+    ("credbroker.v1.LeaseService/GetLease", READ),
+    ("credbroker.v1.LeaseService/ListLeases", READ),
+    ("credbroker.v1.LeaseService/RevokeLease", RESPOND),
+    ("credbroker.v1.RevocationService/RevokeService", RESPOND),
+    ("credbroker.v1.ServiceRegistry/CreateService", MANAGE),
+    ("credbroker.v1.ServiceRegistry/CreateServiceToken", MANAGE),
+    ("credbroker.v1.ServiceRegistry/DeleteService", MANAGE),
+    ("credbroker.v1.ServiceRegistry/DeleteServiceToken", MANAGE),
+    ("credbroker.v1.ServiceRegistry/GetService", READ),
+    ("credbroker.v1.ServiceRegistry/ListServiceTokens", READ),
+    ("credbroker.v1.ServiceRegistry/ListServices", READ),
+    ("credbroker.v1.ServiceRegistry/ReinstateService", RESPOND),
+    ("credbroker.v1.ServiceRegistry/SuspendService", RESPOND),
+];
+
+/// Why a proven caller may not call a method.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// The method is not in the table.
+    #[error("{0} is not a method of this broker")]
+    UnknownMethod(String),
+    /// The method is for services.
+    #[error("this call is for services; an operator's token cannot make it")]
+    ServicesOnly,
+    /// The method is for operators.
+    #[error("this call is for operators; a service's token cannot make it")]
+    OperatorsOnly,
+    /// The operator's role does not reach it.
+    #[error("role {role} may not do this; it takes {}", list(.allowed))]
+    Role {
+        /// The caller's role.
+        role: Role,
+        /// The roles that may.
+        allowed: &'static [Role],
+    },
+}
+
+fn list(roles: &[Role]) -> String {
+    roles
+        .iter()
+        .map(|r| r.as_str())
+        .collect::<Vec<_>>()
+        .join(" or ")
+}
+
+/// A proven caller whom the table lets call the method that it called. Only
+/// [`admit`] builds it; every use case takes one.
+#[derive(Clone, Debug)]
+pub struct Caller(Principal);
+
+impl Caller {
+    /// Who it is.
+    #[must_use]
+    pub const fn principal(&self) -> &Principal {
+        &self.0
+    }
+}
+
+/// Lets `principal` through to the method that it called, or not.
+///
+/// # Errors
+/// When the table does not have the method, or not for this caller.
+pub fn admit(principal: Principal) -> Result<Caller, AccessError> {
+    let method = &principal.origin().method;
+    let Some((_, access)) = TABLE.iter().find(|(name, _)| name == method) else {
+        return Err(AccessError::UnknownMethod(
+            method.chars().take(100).collect(),
+        ));
+    };
+    match (access, principal.identity()) {
+        (Access::Services, Identity::Service(_)) => Ok(Caller(principal)),
+        (Access::Services, Identity::Operator(..)) => Err(AccessError::ServicesOnly),
+        (Access::Operators(_), Identity::Service(_)) => Err(AccessError::OperatorsOnly),
+        (Access::Operators(allowed), Identity::Operator(_, role)) => {
+            if allowed.contains(role) {
+                Ok(Caller(principal))
+            } else {
+                Err(AccessError::Role {
+                    role: *role,
+                    allowed,
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{principal::Origin, token::TokenId};
+
+    fn call(identity: Identity, method: &str) -> Result<Caller, AccessError> {
+        let token_id = TokenId::parse("abcdefghijklmnop").unwrap();
+        admit(Principal::proven(
+            identity,
+            token_id,
+            Origin {
+                peer: None,
+                method: method.to_owned(),
+            },
+        ))
+    }
+
+    fn operator(role: Role) -> Identity {
+        Identity::Operator("ann".parse().unwrap(), role)
+    }
+
+    fn service() -> Identity {
+        Identity::Service("payments-api".parse().unwrap())
+    }
+
+    #[test]
+    fn a_method_missing_from_the_table_cannot_be_called() {
+        for identity in [operator(Admin), service()] {
+            let refused = call(identity, "credbroker.v1.AdminService/Shutdown");
+            assert!(matches!(refused, Err(AccessError::UnknownMethod(_))));
+        }
+    }
+
+    #[test]
+    fn a_service_reaches_the_credential_service_and_nothing_else() {
+        for (method, access) in TABLE {
+            let reached = call(service(), method).is_ok();
+            assert_eq!(reached, *access == Access::Services, "{method}");
+            assert_eq!(reached, method.contains(".CredentialService/"), "{method}");
+        }
+    }
+
+    #[test]
+    fn each_role_reaches_what_its_name_says() {
+        let reached = |role| {
+            let methods = TABLE
+                .iter()
+                .filter(|(m, _)| call(operator(role), m).is_ok());
+            methods.map(|(m, _)| *m).collect::<Vec<_>>()
+        };
+        let changes = |m: &&str| {
+            !["/Get", "/List", "/Tail", "/Render"]
+                .iter()
+                .any(|v| m.contains(v))
+        };
+        assert!(!reached(Viewer).iter().any(changes));
+        assert!(!reached(Auditor).iter().any(changes));
+        assert!(!reached(Viewer).iter().any(|m| m.contains("Audit")));
+        assert!(reached(Auditor).iter().any(|m| m.contains("Audit")));
+        assert!(!reached(GrantAdmin).iter().any(|m| m.contains("Revoke")));
+        assert!(
+            !reached(Responder)
+                .iter()
+                .any(|m| m.contains("Put") || m.contains("Create"))
+        );
+        let for_operators = TABLE
+            .iter()
+            .filter(|(_, access)| matches!(access, Access::Operators(_)))
+            .count();
+        assert_eq!(reached(Admin).len(), for_operators);
+    }
+}

@@ -1,0 +1,392 @@
+//! What the audit log says. Built from typed fields, never from a request as it came,
+//! so that no secret can slip in.
+
+use std::{fmt, net::SocketAddr, str::FromStr};
+
+use jiff::Timestamp;
+
+use crate::domain::{
+    grant::Grant,
+    lease::Lease,
+    name::{GrantName, LeaseId, Name},
+    principal::{Identity, Origin, Principal},
+    token::TokenId,
+};
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $variant:ident => $text:literal,)*) => {
+        /// Everything that is recorded, `noun.verb` in the past.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Event { $($(#[$doc])* $variant,)* }
+
+        impl Event {
+            /// The event's name in the log.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl FromStr for Event {
+            type Err = ();
+
+            fn from_str(text: &str) -> Result<Self, ()> {
+                match text { $($text => Ok(Self::$variant),)* _ => Err(()) }
+            }
+        }
+    };
+}
+
+events! {
+    /// The broker began to serve.
+    BrokerStarted => "broker.started",
+    /// The broker ended in good order.
+    BrokerStopped => "broker.stopped",
+    /// A proof of identity was refused.
+    LoginFailed => "login.failed",
+    /// A proven caller called what its role does not permit.
+    RequestDenied => "request.denied",
+    /// A service was registered.
+    ServiceCreated => "service.created",
+    /// Services were looked at.
+    ServiceRead => "service.read",
+    /// A service was suspended.
+    ServiceSuspended => "service.suspended",
+    /// A suspension was lifted.
+    ServiceReinstated => "service.reinstated",
+    /// A service was removed.
+    ServiceDeleted => "service.deleted",
+    /// A service was shut out with all it holds.
+    ServiceRevoked => "service.revoked",
+    /// A service token was made.
+    TokenCreated => "token.created",
+    /// Tokens were looked at.
+    TokenRead => "token.read",
+    /// A token was ended.
+    TokenDeleted => "token.deleted",
+    /// A grant got a new version.
+    GrantPut => "grant.put",
+    /// Grants were looked at.
+    GrantRead => "grant.read",
+    /// A grant was ended.
+    GrantDeleted => "grant.deleted",
+    /// The policy catalogue was looked at.
+    PolicyRead => "policy.read",
+    /// Credentials were asked for; AWS has not been called yet.
+    LeaseRequested => "lease.requested",
+    /// Credentials were issued.
+    LeaseIssued => "lease.issued",
+    /// Credentials were refused, by the broker or by AWS.
+    LeaseDenied => "lease.denied",
+    /// AWS's answer never came; what exists is found out later.
+    LeaseUncertain => "lease.uncertain",
+    /// Leases were looked at.
+    LeaseRead => "lease.read",
+    /// A service handed a lease back.
+    LeaseReleased => "lease.released",
+    /// A lease is being taken away.
+    LeaseRevoking => "lease.revoking",
+    /// A lease has been taken away.
+    LeaseRevoked => "lease.revoked",
+    /// A lease's time ran out and nothing of it is left.
+    LeaseExpired => "lease.expired",
+    /// AWS could not be brought to take a lease away; tried again later.
+    LeasePostponed => "lease.postponed",
+    /// An operator was added.
+    OperatorCreated => "operator.created",
+    /// Operators were looked at.
+    OperatorRead => "operator.read",
+    /// An operator was removed.
+    OperatorDeleted => "operator.deleted",
+    /// The audit log was looked at.
+    AuditRead => "audit.read",
+    /// The broker's state was looked at.
+    StatusRead => "status.read",
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked.
+    Success,
+    /// Refused by the broker.
+    Denied,
+    /// Tried, and it did not work.
+    Failure,
+}
+
+impl Outcome {
+    /// The outcome's name in the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Denied => "denied",
+            Self::Failure => "failure",
+        }
+    }
+}
+
+impl FromStr for Outcome {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Success, Self::Denied, Self::Failure]
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text)
+            .ok_or(())
+    }
+}
+
+/// Who did it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// An operator, proven.
+    Operator(Name),
+    /// A service, proven.
+    Service(Name),
+    /// The broker by itself.
+    Broker,
+    /// Nobody proven.
+    Unknown,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator(name) => write!(f, "operator:{name}"),
+            Self::Service(name) => write!(f, "service:{name}"),
+            Self::Broker => f.write_str("broker"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+impl FromStr for Actor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(':') {
+            Some(("operator", name)) => name.parse().map(Self::Operator).map_err(drop),
+            Some(("service", name)) => name.parse().map(Self::Service).map_err(drop),
+            None if text == "broker" => Ok(Self::Broker),
+            None if text == "unknown" => Ok(Self::Unknown),
+            _ => Err(()),
+        }
+    }
+}
+
+/// One thing that happened, not yet in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// When, by the broker's clock.
+    pub time: Timestamp,
+    /// What.
+    pub event: Event,
+    /// How it went.
+    pub outcome: Outcome,
+    /// Who.
+    pub actor: Actor,
+    /// Which token proved them.
+    pub token_id: Option<TokenId>,
+    /// Where they called from.
+    pub peer: Option<SocketAddr>,
+    /// What they called.
+    pub method: Option<String>,
+    /// The service concerned.
+    pub service: Option<Name>,
+    /// The grant concerned.
+    pub grant: Option<GrantName>,
+    /// Its version.
+    pub grant_version: Option<u64>,
+    /// The lease concerned.
+    pub lease_id: Option<LeaseId>,
+    /// The access key concerned.
+    pub access_key_id: Option<String>,
+    /// AWS's id of the request.
+    pub aws_request_id: Option<String>,
+    /// Machine reason of a refusal or failure.
+    pub reason: Option<String>,
+    /// More, in words, up to [`DETAIL_MAX`] characters.
+    pub detail: Option<String>,
+}
+
+/// A record as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditRecord {
+    /// From 1, without gaps.
+    pub seq: u64,
+    /// What happened.
+    pub event: AuditEvent,
+}
+
+/// Longest detail that is kept.
+pub const DETAIL_MAX: usize = 512;
+
+impl AuditEvent {
+    fn new(event: Event, actor: Actor, time: Timestamp) -> Self {
+        Self {
+            time,
+            event,
+            outcome: Outcome::Success,
+            actor,
+            token_id: None,
+            peer: None,
+            method: None,
+            service: None,
+            grant: None,
+            grant_version: None,
+            lease_id: None,
+            access_key_id: None,
+            aws_request_id: None,
+            reason: None,
+            detail: None,
+        }
+    }
+
+    /// Something the broker did by itself.
+    #[must_use]
+    pub fn by_broker(event: Event, time: Timestamp) -> Self {
+        Self::new(event, Actor::Broker, time)
+    }
+
+    /// Something a proven caller did or asked for.
+    #[must_use]
+    pub fn by(principal: &Principal, event: Event, time: Timestamp) -> Self {
+        let actor = match principal.identity() {
+            Identity::Service(name) => Actor::Service(name.clone()),
+            Identity::Operator(name, _) => Actor::Operator(name.clone()),
+        };
+        Self {
+            token_id: Some(principal.token_id().clone()),
+            ..Self::new(event, actor, time).from_origin(principal.origin())
+        }
+    }
+
+    /// A failed login.
+    #[must_use]
+    pub fn failed_login(origin: &Origin, reason: &str, time: Timestamp) -> Self {
+        Self::new(Event::LoginFailed, Actor::Unknown, time)
+            .from_origin(origin)
+            .denied(reason)
+    }
+
+    fn from_origin(self, origin: &Origin) -> Self {
+        Self {
+            peer: origin.peer,
+            method: Some(origin.method.clone()),
+            ..self
+        }
+    }
+
+    /// Refused by the broker, with a machine reason.
+    #[must_use]
+    pub fn denied(self, reason: &str) -> Self {
+        Self {
+            outcome: Outcome::Denied,
+            reason: Some(reason.to_owned()),
+            ..self
+        }
+    }
+
+    /// Tried in vain, with a machine reason.
+    #[must_use]
+    pub fn failed(self, reason: &str) -> Self {
+        Self {
+            outcome: Outcome::Failure,
+            reason: Some(reason.to_owned()),
+            ..self
+        }
+    }
+
+    /// Concerns this service.
+    #[must_use]
+    pub fn service(self, service: &Name) -> Self {
+        Self {
+            service: Some(service.clone()),
+            ..self
+        }
+    }
+
+    /// Concerns a grant of this name, and its service.
+    #[must_use]
+    pub fn grant_name(self, name: &GrantName) -> Self {
+        Self {
+            grant: Some(name.clone()),
+            ..self.service(&name.service)
+        }
+    }
+
+    /// Concerns this version of a grant, and its service.
+    #[must_use]
+    pub fn grant(self, grant: &Grant) -> Self {
+        Self {
+            grant_version: Some(grant.version),
+            ..self.grant_name(&grant.name)
+        }
+    }
+
+    /// Concerns this lease, and its grant and service.
+    #[must_use]
+    pub fn lease(self, lease: &Lease) -> Self {
+        let binding = &lease.binding;
+        Self {
+            grant_version: Some(binding.grant_version),
+            lease_id: Some(binding.lease_id.clone()),
+            access_key_id: lease.issued().map(|issued| issued.access_key_id.clone()),
+            ..self.grant_name(&binding.grant)
+        }
+    }
+
+    /// AWS's id of the request.
+    #[must_use]
+    pub fn aws_request(self, id: Option<&str>) -> Self {
+        Self {
+            aws_request_id: id.map(ToOwned::to_owned),
+            ..self
+        }
+    }
+
+    /// More, in words; cut at [`DETAIL_MAX`] characters, control characters escaped.
+    #[must_use]
+    pub fn detail(self, words: &str) -> Self {
+        let words: String = words
+            .chars()
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .take(DETAIL_MAX)
+            .collect();
+        Self {
+            detail: (!words.is_empty()).then_some(words),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actors_events_and_outcomes_read_back_as_they_were_written() {
+        for text in [
+            "operator:ann-1",
+            "service:payments-api",
+            "broker",
+            "unknown",
+        ] {
+            assert_eq!(text.parse::<Actor>().unwrap().to_string(), text);
+        }
+        assert!("root".parse::<Actor>().is_err());
+        assert_eq!("lease.issued".parse(), Ok(Event::LeaseIssued));
+        assert_eq!("denied".parse(), Ok(Outcome::Denied));
+    }
+
+    #[test]
+    fn details_are_bounded_and_hold_no_control_characters() {
+        let event = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH)
+            .detail(&"a\nb\u{1b}".repeat(400));
+        let detail = event.detail.unwrap();
+        assert_eq!(detail.chars().count(), DETAIL_MAX);
+        assert!(!detail.chars().any(char::is_control));
+    }
+}

@@ -1,0 +1,19 @@
+//! Issued credentials, on their way to their owner and nowhere else.
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+/// What AWS returned for one lease. Debug hides the secrets; nothing stores them.
+#[derive(Debug)]
+pub struct Credentials {
+    /// `AKIA…` or `ASIA…`.
+    pub access_key_id: String,
+    /// The secret access key.
+    pub secret_access_key: SecretString,
+    /// Present for STS kinds.
+    pub session_token: Option<SecretString>,
+    /// When AWS ends them, by its own word; `None` for an IAM user, which the broker ends.
+    pub expires_at: Option<Timestamp>,
+    /// AWS's id of the request that made them, for CloudTrail.
+    pub aws_request_id: Option<String>,
+}

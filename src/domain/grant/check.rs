@@ -1,0 +1,567 @@
+//! Whatever AWS would refuse when credentials are issued is refused when the grant is
+//! put, field by field. Numbers: AssumeRole, GetFederationToken and CreateUser in the
+//! AWS STS and IAM API references, and "IAM and AWS STS quotas".
+
+use std::collections::BTreeSet;
+
+use crate::domain::{
+    arn::Partition,
+    duration::humanize,
+    grant::{GrantSpec, Kind, KindSpec, OWN_TAG_PREFIX, OWN_TAGS, Tag},
+    policy::{
+        SESSION_POLICY_ARNS_MAX, SESSION_POLICY_MAX, TAGS_MAX, USER_GROUPS_MAX, USER_INLINE_MAX,
+        USER_POLICY_ARNS_MAX,
+    },
+};
+
+/// One field that cannot be as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field, as in the proto message.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Every reason why `spec` cannot be a grant of a broker in `partition`.
+#[must_use]
+pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
+    let mut found = Found(Vec::new());
+    found.lifetimes(spec);
+    found.policies(spec, partition);
+    found.tags(spec.tags(), spec.kind());
+    found.kind(spec, partition);
+    found.breadth(spec);
+    found.0
+}
+
+struct Found(Vec<Violation>);
+
+impl Found {
+    fn add(&mut self, field: &str, message: impl Into<String>) {
+        self.0
+            .push(Violation::new(format!("grant.{field}"), message));
+    }
+
+    fn refuse_unless(&mut self, good: bool, field: &str, message: impl FnOnce() -> String) {
+        if !good {
+            self.add(field, message());
+        }
+    }
+
+    fn lifetimes(&mut self, spec: &GrantSpec) {
+        let (shortest, longest) = spec.kind().ttl_bounds();
+        let bounds = format!("{} to {}", humanize(shortest), humanize(longest));
+        for (field, ttl) in [("default_ttl", spec.default_ttl), ("max_ttl", spec.max_ttl)] {
+            self.refuse_unless((shortest..=longest).contains(&ttl), field, || {
+                format!(
+                    "{} is outside the bounds of {}: {bounds}",
+                    humanize(ttl),
+                    spec.kind()
+                )
+            });
+        }
+        self.refuse_unless(spec.default_ttl <= spec.max_ttl, "default_ttl", || {
+            format!(
+                "the default {} is above the maximum {}",
+                humanize(spec.default_ttl),
+                humanize(spec.max_ttl)
+            )
+        });
+    }
+
+    fn policies(&mut self, spec: &GrantSpec, partition: Partition) {
+        let arns = &spec.managed_policies;
+        let most = if spec.kind().is_session() {
+            SESSION_POLICY_ARNS_MAX
+        } else {
+            USER_POLICY_ARNS_MAX
+        };
+        self.refuse_unless(arns.len() <= most, "managed_policy_arns", || {
+            format!("{} managed policies; AWS takes {most} at most", arns.len())
+        });
+        let distinct: BTreeSet<_> = arns.iter().collect();
+        self.refuse_unless(distinct.len() == arns.len(), "managed_policy_arns", || {
+            "the same managed policy twice".to_owned()
+        });
+        for arn in arns.iter().filter(|arn| arn.partition() != partition) {
+            self.add(
+                "managed_policy_arns",
+                format!("{arn} is not in partition {partition}, where this broker works"),
+            );
+        }
+        self.policy_size(spec);
+        let grants_something = match &spec.kind {
+            KindSpec::AssumeRole { .. } => true,
+            KindSpec::FederationToken { .. } => spec.policy.is_some() || !arns.is_empty(),
+            KindSpec::IamUser { groups, .. } => {
+                spec.policy.is_some() || !arns.is_empty() || !groups.is_empty()
+            }
+        };
+        self.refuse_unless(grants_something, "policy", || {
+            format!(
+                "a {} without any policy can do nothing: give it one",
+                spec.kind()
+            )
+        });
+    }
+
+    /// AWS counts the text of inline and managed session policies together, and an
+    /// inline user policy without white space.
+    fn policy_size(&mut self, spec: &GrantSpec) {
+        let Some(document) = spec.effective_policy() else {
+            return;
+        };
+        if spec.kind().is_session() {
+            let arns: usize = spec.managed_policies.iter().map(|a| a.as_str().len()).sum();
+            let size = document.to_json().chars().count() + arns;
+            self.refuse_unless(size <= SESSION_POLICY_MAX, "policy", || {
+                format!(
+                    "the session policy has {size} characters with the broker's guard and the \
+                     managed ARNs; AWS takes {SESSION_POLICY_MAX}: shorten it or use a managed policy"
+                )
+            });
+        } else {
+            let size = document.size();
+            self.refuse_unless(size <= USER_INLINE_MAX, "policy", || {
+                format!(
+                    "the inline policy has {size} characters without white space; AWS takes \
+                     {USER_INLINE_MAX} for a user: use a managed policy"
+                )
+            });
+        }
+    }
+
+    fn tags(&mut self, tags: &[Tag], kind: Kind) {
+        let most = TAGS_MAX - OWN_TAGS;
+        self.refuse_unless(tags.len() <= most, "tags", || {
+            format!(
+                "{} tags; AWS takes {TAGS_MAX} and the broker sets {OWN_TAGS} of them",
+                tags.len()
+            )
+        });
+        let distinct: BTreeSet<_> = tags.iter().map(|t| t.key.to_lowercase()).collect();
+        self.refuse_unless(distinct.len() == tags.len(), "tags", || {
+            "the same tag key twice; AWS does not tell upper from lower case".to_owned()
+        });
+        for tag in tags {
+            self.tag(tag, kind);
+        }
+    }
+
+    fn tag(&mut self, tag: &Tag, kind: Kind) {
+        let shown: String = tag.key.chars().take(40).collect();
+        let key = tag.key.to_lowercase();
+        let good_key = (1..=128).contains(&tag.key.chars().count())
+            && tag.key.chars().all(is_tag_character)
+            && !key.starts_with("aws:");
+        self.refuse_unless(good_key, "tags", || {
+            format!(
+                "{shown:?} is no tag key: 1 to 128 letters, digits, spaces and _.:/=+-@, not aws:…"
+            )
+        });
+        self.refuse_unless(!key.starts_with(OWN_TAG_PREFIX), "tags", || {
+            format!("{shown:?}: keys under {OWN_TAG_PREFIX} are the broker's own")
+        });
+        let good_value =
+            tag.value.chars().count() <= 256 && tag.value.chars().all(is_tag_character);
+        self.refuse_unless(good_value, "tags", || {
+            format!("the value of {shown:?} must be up to 256 letters, digits, spaces and _.:/=+-@")
+        });
+        self.refuse_unless(!tag.transitive || kind == Kind::AssumeRole, "tags", || {
+            format!(
+                "{shown:?} cannot be transitive: only assume_role sessions have transitive tags"
+            )
+        });
+    }
+
+    fn kind(&mut self, spec: &GrantSpec, partition: Partition) {
+        match &spec.kind {
+            KindSpec::AssumeRole {
+                role_arn,
+                external_id,
+                region,
+                ..
+            } => {
+                self.refuse_unless(
+                    role_arn.partition() == partition,
+                    "assume_role.role_arn",
+                    || {
+                        format!(
+                            "{role_arn} is not in partition {partition}, where this broker works"
+                        )
+                    },
+                );
+                for arn in &spec.managed_policies {
+                    let there = arn
+                        .account()
+                        .is_none_or(|account| account == role_arn.account());
+                    self.refuse_unless(there, "managed_policy_arns", || {
+                        format!(
+                            "{arn} must be in the role's own account, {}",
+                            role_arn.account()
+                        )
+                    });
+                }
+                if let Some(id) = external_id {
+                    let good = (2..=1224).contains(&id.chars().count())
+                        && id.chars().all(|c| is_word(c) || "+=,.@:/-".contains(c));
+                    self.refuse_unless(good, "assume_role.external_id", || {
+                        "an external id has 2 to 1,224 letters, digits and _+=,.@:/-".to_owned()
+                    });
+                }
+                self.region(region.as_deref(), "assume_role.region", partition);
+            }
+            KindSpec::FederationToken { region, .. } => {
+                self.region(region.as_deref(), "federation_token.region", partition);
+            }
+            KindSpec::IamUser {
+                groups,
+                path,
+                permissions_boundary,
+                ..
+            } => {
+                self.groups(groups);
+                self.refuse_unless(is_path(path), "iam_user.path", || {
+                    "a path is / or /name/…/, up to 200 letters, digits and _+=,.@-".to_owned()
+                });
+                for arn in permissions_boundary
+                    .iter()
+                    .filter(|arn| arn.partition() != partition)
+                {
+                    self.add(
+                        "iam_user.permissions_boundary_arn",
+                        format!("{arn} is not in partition {partition}"),
+                    );
+                }
+            }
+        }
+    }
+
+    fn groups(&mut self, groups: &[String]) {
+        self.refuse_unless(groups.len() <= USER_GROUPS_MAX, "iam_user.groups", || {
+            format!(
+                "{} groups; AWS takes {USER_GROUPS_MAX} at most",
+                groups.len()
+            )
+        });
+        let distinct: BTreeSet<_> = groups.iter().map(|g| g.to_lowercase()).collect();
+        self.refuse_unless(distinct.len() == groups.len(), "iam_user.groups", || {
+            "the same group twice".to_owned()
+        });
+        for group in groups {
+            let good = (1..=128).contains(&group.len()) && group.chars().all(is_iam_name);
+            self.refuse_unless(good, "iam_user.groups", || {
+                let shown: String = group.chars().take(40).collect();
+                format!("{shown:?} is no group name: 1 to 128 letters, digits and _+=,.@-")
+            });
+        }
+    }
+
+    fn region(&mut self, region: Option<&str>, field: &str, partition: Partition) {
+        let Some(region) = region else { return };
+        self.refuse_unless(is_region(region), field, || {
+            let shown: String = region.chars().take(40).collect();
+            format!("{shown:?} is no region: write it like eu-central-1")
+        });
+        self.refuse_unless(Partition::for_region(region) == partition, field, || {
+            format!("{region} is not in partition {partition}, where this broker works")
+        });
+    }
+
+    fn breadth(&mut self, spec: &GrantSpec) {
+        if !spec.allow_broad {
+            for reason in spec.breadth() {
+                self.add(
+                    "allow_broad",
+                    format!(
+                        "too broad: {reason}; narrow it, or say --allow-broad if it must be so"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Whether `text` has the shape of an AWS region name.
+#[must_use]
+pub fn is_region(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let letters = |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_lowercase());
+    match parts.split_last() {
+        Some((number, rest)) => {
+            rest.len() >= 2
+                && text.len() <= 32
+                && rest.iter().all(letters)
+                && number.len() == 1
+                && number.bytes().all(|b| b.is_ascii_digit())
+        }
+        None => false,
+    }
+}
+
+fn is_path(path: &str) -> bool {
+    path == "/"
+        || (path.len() <= 200
+            && path.len() > 2
+            && path.starts_with('/')
+            && path.ends_with('/')
+            && path[1..path.len() - 1]
+                .split('/')
+                .all(|part| !part.is_empty() && part.chars().all(is_iam_name)))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+fn is_iam_name(c: char) -> bool {
+    is_word(c) || "+=,.@-".contains(c)
+}
+
+/// `[\p{L}\p{Z}\p{N}_.:/=+\-@]`
+fn is_tag_character(c: char) -> bool {
+    c.is_alphanumeric() || (c.is_whitespace() && !c.is_control()) || "_.:/=+-@".contains(c)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::{grant::InlinePolicy, policy::Document};
+
+    fn role_grant() -> GrantSpec {
+        GrantSpec {
+            kind: KindSpec::AssumeRole {
+                role_arn: "arn:aws:iam::111122223333:role/credbroker/app"
+                    .parse()
+                    .unwrap(),
+                external_id: None,
+                source_identity: false,
+                region: None,
+                tags: vec![],
+            },
+            policy: Some(inline(
+                r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::b/*"}}"#,
+            )),
+            managed_policies: vec![],
+            default_ttl: Duration::from_secs(3600),
+            max_ttl: Duration::from_secs(7200),
+            allow_broad: false,
+        }
+    }
+
+    fn user_grant() -> GrantSpec {
+        GrantSpec {
+            kind: KindSpec::IamUser {
+                groups: vec![],
+                path: "/".to_owned(),
+                permissions_boundary: None,
+                tags: vec![],
+            },
+            ..role_grant()
+        }
+    }
+
+    fn inline(json: &str) -> InlinePolicy {
+        InlinePolicy {
+            document: Document::parse(json).unwrap(),
+            template: None,
+        }
+    }
+
+    fn fields(spec: &GrantSpec) -> Vec<String> {
+        violations(spec, Partition::Aws)
+            .into_iter()
+            .map(|v| v.field)
+            .collect()
+    }
+
+    fn tag(key: &str) -> Tag {
+        Tag {
+            key: key.to_owned(),
+            value: "v".to_owned(),
+            transitive: false,
+        }
+    }
+
+    #[test]
+    fn a_narrow_grant_has_no_violations() {
+        assert_eq!(fields(&role_grant()), [""; 0]);
+        assert_eq!(fields(&user_grant()), [""; 0]);
+    }
+
+    #[test]
+    fn a_session_policy_is_sent_with_the_guard_against_minting() {
+        let sent = role_grant().effective_policy().unwrap().to_json();
+        assert!(
+            sent.contains(r#""Effect":"Deny""#) && sent.contains("iam:*"),
+            "{sent}"
+        );
+        let unnarrowed = GrantSpec {
+            policy: None,
+            ..role_grant()
+        };
+        assert_eq!(unnarrowed.effective_policy(), Some(policy_boundary()));
+        let broad = GrantSpec {
+            allow_broad: true,
+            ..role_grant()
+        };
+        assert_eq!(broad.effective_policy(), broad.policy.map(|p| p.document));
+    }
+
+    fn policy_boundary() -> Document {
+        crate::domain::policy::boundary()
+    }
+
+    #[test]
+    fn lifetimes_outside_the_bounds_of_aws_are_refused_with_the_bound_named() {
+        let short = GrantSpec {
+            default_ttl: Duration::from_secs(899),
+            ..role_grant()
+        };
+        assert_eq!(fields(&short), ["grant.default_ttl"]);
+        let long = GrantSpec {
+            max_ttl: Duration::from_secs(43_201),
+            ..role_grant()
+        };
+        let found = violations(&long, Partition::Aws);
+        assert!(found[0].message.contains("15m to 12h"), "{found:?}");
+        let inverted = GrantSpec {
+            max_ttl: Duration::from_secs(1800),
+            ..role_grant()
+        };
+        assert_eq!(fields(&inverted), ["grant.default_ttl"]);
+    }
+
+    #[test]
+    fn a_session_policy_one_character_too_long_is_refused() {
+        let sized = |bucket: usize| {
+            let json = format!(
+                r#"{{"Version":"2012-10-17","Statement":{{"Effect":"Allow","Action":"s3:GetObject","Resource":"arn:aws:s3:::{}"}}}}"#,
+                "b".repeat(bucket)
+            );
+            GrantSpec {
+                policy: Some(inline(&json)),
+                ..role_grant()
+            }
+        };
+        let base = sized(1).effective_policy().unwrap().to_json().len() - 1;
+        assert_eq!(fields(&sized(SESSION_POLICY_MAX - base)), [""; 0]);
+        assert_eq!(
+            fields(&sized(SESSION_POLICY_MAX - base + 1)),
+            ["grant.policy"]
+        );
+    }
+
+    #[test]
+    fn a_broad_policy_needs_to_be_allowed_in_words() {
+        for json in [
+            r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}"#,
+            r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"iam:*","Resource":"*"}}"#,
+        ] {
+            let broad = GrantSpec {
+                policy: Some(inline(json)),
+                ..user_grant()
+            };
+            assert!(
+                fields(&broad).contains(&"grant.allow_broad".to_owned()),
+                "{json}"
+            );
+            let allowed = GrantSpec {
+                allow_broad: true,
+                ..broad
+            };
+            assert_eq!(fields(&allowed), [""; 0]);
+            assert!(!allowed.breadth().is_empty());
+        }
+    }
+
+    #[test]
+    fn tags_follow_the_patterns_and_counts_of_aws() {
+        let with = |tags: Vec<Tag>| {
+            let mut spec = user_grant();
+            if let KindSpec::IamUser { tags: t, .. } = &mut spec.kind {
+                *t = tags;
+            }
+            fields(&spec)
+        };
+        assert_eq!(with(vec![tag("team"), tag("cost centre")]), [""; 0]);
+        assert_eq!(
+            with((0..47).map(|i| tag(&format!("k{i}"))).collect()),
+            [""; 0]
+        );
+        let wrong: [Vec<Tag>; 7] = [
+            (0..48).map(|i| tag(&format!("k{i}"))).collect(),
+            vec![tag("Team"), tag("team")],
+            vec![tag("aws:x")],
+            vec![tag("Credbroker:service")],
+            vec![tag("semi;colon")],
+            vec![Tag {
+                value: "v".repeat(257),
+                ..tag("k")
+            }],
+            vec![Tag {
+                transitive: true,
+                ..tag("k")
+            }],
+        ];
+        for tags in wrong {
+            assert_eq!(with(tags.clone()), ["grant.tags"], "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_could_do_nothing_is_refused() {
+        assert_eq!(
+            fields(&GrantSpec {
+                policy: None,
+                ..user_grant()
+            }),
+            ["grant.policy"]
+        );
+    }
+
+    #[test]
+    fn regions_are_of_the_brokers_partition() {
+        for (region, good) in [
+            ("eu-central-1", true),
+            ("cn-north-1", false),
+            ("Europe", false),
+            ("us-east-", false),
+        ] {
+            let spec = GrantSpec {
+                kind: KindSpec::FederationToken {
+                    region: Some(region.to_owned()),
+                    tags: vec![],
+                },
+                ..role_grant()
+            };
+            assert_eq!(fields(&spec).is_empty(), good, "{region}");
+        }
+    }
+
+    #[test]
+    fn a_user_path_stays_below_the_brokers_own() {
+        for (path, good) in [
+            ("/", true),
+            ("/team/api/", true),
+            ("team", false),
+            ("/a//b/", false),
+            ("//", false),
+        ] {
+            assert_eq!(is_path(path), good, "{path}");
+        }
+    }
+}

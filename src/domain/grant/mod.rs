@@ -1,0 +1,256 @@
+//! Standing permissions: what a service may be issued, and how.
+//!
+//! A [`GrantSpec`] is a document: it is stored as JSON and compared as a whole. Its
+//! rules, AWS's and the broker's own, stand in [`check`].
+
+pub mod check;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    arn::{PolicyArn, RoleArn},
+    duration::seconds,
+    lease::Binding,
+    name::{GrantName, Name},
+    policy::{self, Document},
+};
+
+/// How a grant's credentials are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An STS session on a role, narrowed by a session policy.
+    AssumeRole,
+    /// An STS session derived from the broker's own IAM user.
+    FederationToken,
+    /// An IAM user and key made for one lease.
+    IamUser,
+}
+
+impl Kind {
+    /// The kind's name, as in product terms.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AssumeRole => "assume_role",
+            Self::FederationToken => "federation_token",
+            Self::IamUser => "iam_user",
+        }
+    }
+
+    /// Whether AWS itself ends the credentials, and cannot be asked to end them sooner.
+    #[must_use]
+    pub const fn is_session(self) -> bool {
+        matches!(self, Self::AssumeRole | Self::FederationToken)
+    }
+
+    /// Shortest and longest lifetime: AWS's bounds for STS kinds
+    /// (`DurationSeconds` of AssumeRole and GetFederationToken), the broker's for users.
+    #[must_use]
+    pub const fn ttl_bounds(self) -> (Duration, Duration) {
+        let (shortest, longest) = match self {
+            Self::AssumeRole => (900, 43_200),
+            Self::FederationToken => (900, 129_600),
+            Self::IamUser => (1, 90 * 86_400),
+        };
+        (Duration::from_secs(shortest), Duration::from_secs(longest))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Everything an operator says about a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantSpec {
+    /// The kind and what it needs.
+    pub kind: KindSpec,
+    /// The inline policy.
+    pub policy: Option<InlinePolicy>,
+    /// Managed policies, in the order given.
+    pub managed_policies: Vec<PolicyArn>,
+    /// Lifetime when the caller names none.
+    #[serde(with = "seconds")]
+    pub default_ttl: Duration,
+    /// Longest lifetime a caller may ask for.
+    #[serde(with = "seconds")]
+    pub max_ttl: Duration,
+    /// The operator said that the grant may be broad.
+    pub allow_broad: bool,
+}
+
+/// What each kind needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum KindSpec {
+    /// See [`Kind::AssumeRole`].
+    AssumeRole {
+        /// The role to assume.
+        role_arn: RoleArn,
+        /// Demanded by the role's trust policy.
+        external_id: Option<String>,
+        /// Set the service's name as source identity.
+        source_identity: bool,
+        /// STS region other than the broker's.
+        region: Option<String>,
+        /// Session tags beside the broker's own.
+        tags: Vec<Tag>,
+    },
+    /// See [`Kind::FederationToken`].
+    FederationToken {
+        /// STS region other than the broker's.
+        region: Option<String>,
+        /// Session tags beside the broker's own.
+        tags: Vec<Tag>,
+    },
+    /// See [`Kind::IamUser`].
+    IamUser {
+        /// Groups the user joins.
+        groups: Vec<String>,
+        /// Path below the broker's own, `/` or `/name/`.
+        path: String,
+        /// Another boundary than the broker's.
+        permissions_boundary: Option<PolicyArn>,
+        /// Tags beside the broker's own.
+        tags: Vec<Tag>,
+    },
+}
+
+/// A tag of a session or user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tag {
+    /// Up to 128 characters.
+    pub key: String,
+    /// Up to 256 characters.
+    pub value: String,
+    /// Passed on through role chaining.
+    #[serde(default)]
+    pub transitive: bool,
+}
+
+/// The inline policy, and the catalogue entry it was made from, if any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InlinePolicy {
+    /// The document itself.
+    pub document: Document,
+    /// Where it came from.
+    pub template: Option<TemplateUse>,
+}
+
+/// A catalogue entry with its parameters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateUse {
+    /// Name in the catalogue.
+    pub name: String,
+    /// Parameter name to value.
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl GrantSpec {
+    /// The kind alone.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self.kind {
+            KindSpec::AssumeRole { .. } => Kind::AssumeRole,
+            KindSpec::FederationToken { .. } => Kind::FederationToken,
+            KindSpec::IamUser { .. } => Kind::IamUser,
+        }
+    }
+
+    /// The operator's tags.
+    #[must_use]
+    pub fn tags(&self) -> &[Tag] {
+        match &self.kind {
+            KindSpec::AssumeRole { tags, .. }
+            | KindSpec::FederationToken { tags, .. }
+            | KindSpec::IamUser { tags, .. } => tags,
+        }
+    }
+
+    /// The inline policy as it is sent to AWS.
+    ///
+    /// Unless the operator allowed a broad grant, a session's policy also denies what
+    /// mints credentials; a user has the permissions boundary for that. Session
+    /// policies only narrow: a role grant that names none gets "all the role may,
+    /// less minting", one with managed policies alone gets the denial alone.
+    #[must_use]
+    pub fn effective_policy(&self) -> Option<Document> {
+        let inline = self.policy.as_ref().map(|p| p.document.clone());
+        if self.allow_broad || !self.kind().is_session() {
+            return inline;
+        }
+        Some(match inline {
+            Some(document) => document.with_statement(policy::minting_guard()),
+            None if self.managed_policies.is_empty() => policy::boundary(),
+            None => policy::guard_alone(),
+        })
+    }
+
+    /// In words, why the grant counts as broad; empty when it is narrow.
+    #[must_use]
+    pub fn breadth(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = Vec::new();
+        if let Some(inline) = &self.policy {
+            reasons.extend(inline.document.breadth().iter().map(ToString::to_string));
+        }
+        for arn in &self.managed_policies {
+            reasons.extend(policy::breadth_of_managed(arn).map(|excess| format!("{arn} {excess}")));
+        }
+        if let KindSpec::IamUser {
+            permissions_boundary: Some(boundary),
+            ..
+        } = &self.kind
+        {
+            reasons.push(format!(
+                "{boundary} takes the place of the broker's permissions boundary"
+            ));
+        }
+        reasons
+    }
+}
+
+/// One version of a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Its full name.
+    pub name: GrantName,
+    /// From 1, one more with each change.
+    pub version: u64,
+    /// What it says.
+    pub spec: GrantSpec,
+    /// When this version was put.
+    pub created_at: Timestamp,
+    /// Who put it.
+    pub created_by: Name,
+}
+
+impl Grant {
+    /// The tags on a session or user of this grant: the broker's three, then the
+    /// operator's. CloudTrail leads from them to the lease.
+    #[must_use]
+    pub fn aws_tags(&self, lease: &Binding) -> Vec<Tag> {
+        let own = |key: &str, value: &str| Tag {
+            key: format!("{OWN_TAG_PREFIX}{key}"),
+            value: value.to_owned(),
+            transitive: false,
+        };
+        let mut tags = vec![
+            own("service", self.name.service.as_str()),
+            own("grant", self.name.grant.as_str()),
+            own("lease", lease.lease_id.as_str()),
+        ];
+        tags.extend_from_slice(self.spec.tags());
+        tags
+    }
+}
+
+/// Tag keys under this prefix are the broker's own.
+pub const OWN_TAG_PREFIX: &str = "credbroker:";
+/// How many tags of its own the broker sets.
+pub const OWN_TAGS: usize = 3;

@@ -1,0 +1,229 @@
+//! Bearer tokens of services and operators.
+//!
+//! A token reads `cbs_` (service) or `cbo_` (operator), 16 characters of id, `_`, 52
+//! characters of secret (256 random bits) and 7 of checksum, all `[a-z2-7]`. The prefix
+//! and checksum let scanners recognise a leaked one without asking the broker. The
+//! broker keeps the SHA-256 of the whole text, never the token.
+
+use std::fmt;
+
+use aws_lc_rs::{constant_time, digest};
+use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::domain::random::Random;
+
+const ID_LENGTH: usize = 16;
+const SECRET_LENGTH: usize = 52;
+const CHECKSUM_LENGTH: usize = 7;
+
+/// Whose token it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// `cbs_…`
+    Service,
+    /// `cbo_…`
+    Operator,
+}
+
+impl TokenKind {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Service => "cbs_",
+            Self::Operator => "cbo_",
+        }
+    }
+}
+
+/// The part of a token that may be shown: 16 characters `[a-z2-7]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenId(String);
+
+impl TokenId {
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads an id.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() == ID_LENGTH && text.bytes().all(is_base32)).then(|| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// SHA-256 of a token's text: all that the broker stores of it.
+#[derive(Clone)]
+pub struct TokenDigest([u8; 32]);
+
+impl TokenDigest {
+    /// The 32 bytes, for the store.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// From the store's 32 bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Whether both are the same, in constant time.
+    #[must_use]
+    pub fn matches(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl fmt::Debug for TokenDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenDigest({}…)", HEXLOWER.encode(&self.0[..4]))
+    }
+}
+
+/// A whole token, secret included. Debug hides it.
+#[derive(Debug)]
+pub struct Token {
+    id: TokenId,
+    text: SecretString,
+}
+
+impl Token {
+    /// Makes a new token.
+    #[must_use]
+    pub fn new(kind: TokenKind, random: &dyn Random) -> Self {
+        let mut bytes = [0u8; 10 + 32];
+        random.fill(&mut bytes);
+        let id = base32(&bytes[..10]);
+        let body = format!("{}{id}_{}", kind.prefix(), base32(&bytes[10..]));
+        let text = SecretString::from(format!("{body}{}", checksum(&body)));
+        Self {
+            id: TokenId(id),
+            text,
+        }
+    }
+
+    /// Recognises a token by its shape and checksum; whether it is known is the
+    /// store's to say. `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let length = 4 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
+        if text.len() != length || !text.is_ascii() {
+            return None;
+        }
+        let (prefix, rest) = text.split_at(4);
+        if ![TokenKind::Service, TokenKind::Operator]
+            .iter()
+            .any(|k| k.prefix() == prefix)
+        {
+            return None;
+        }
+        let id = TokenId::parse(&rest[..ID_LENGTH])?;
+        let (body, sum) = text.split_at(length - CHECKSUM_LENGTH);
+        (checksum(body) == sum).then(|| Self {
+            id,
+            text: SecretString::from(text),
+        })
+    }
+
+    /// The part that may be shown.
+    #[must_use]
+    pub const fn id(&self) -> &TokenId {
+        &self.id
+    }
+
+    /// What the store keeps.
+    #[must_use]
+    pub fn digest(&self) -> TokenDigest {
+        let sum = digest::digest(&digest::SHA256, self.text.expose_secret().as_bytes());
+        let mut bytes = [0u8; 32];
+        bytes.copy_from_slice(sum.as_ref());
+        TokenDigest(bytes)
+    }
+
+    /// The text, for the one moment it leaves for its owner.
+    #[must_use]
+    pub const fn text(&self) -> &SecretString {
+        &self.text
+    }
+}
+
+/// What the broker keeps of a token.
+#[derive(Clone, Debug)]
+pub struct StoredToken {
+    /// The visible part.
+    pub id: TokenId,
+    /// SHA-256 of the whole.
+    pub digest: TokenDigest,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it stops working; `None` for never.
+    pub expires_at: Option<Timestamp>,
+}
+
+fn is_base32(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'2'..=b'7')
+}
+
+fn base32(bytes: &[u8]) -> String {
+    BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
+}
+
+fn checksum(body: &str) -> String {
+    let sum = digest::digest(&digest::SHA256, body.as_bytes());
+    base32(&sum.as_ref()[..4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{name::tests::Counting, random::SystemRandom};
+
+    #[test]
+    fn a_token_reads_back_and_has_the_documented_shape() {
+        let token = Token::new(TokenKind::Service, &Counting);
+        let text = token.text().expose_secret();
+        assert_eq!(text.len(), 80);
+        assert!(text.starts_with("cbs_"));
+        let read = Token::parse(text).unwrap();
+        assert_eq!(read.id(), token.id());
+        assert!(read.digest().matches(&token.digest()));
+    }
+
+    #[test]
+    fn a_mistyped_character_fails_the_checksum() {
+        let token = Token::new(TokenKind::Operator, &Counting);
+        let text = token.text().expose_secret();
+        for at in 0..text.len() {
+            let mut wrong = text.as_bytes().to_vec();
+            wrong[at] = if wrong[at] == b'a' { b'b' } else { b'a' };
+            assert!(
+                Token::parse(std::str::from_utf8(&wrong).unwrap()).is_none(),
+                "at {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_tokens_are_never_the_same() {
+        let one = Token::new(TokenKind::Service, &SystemRandom);
+        let two = Token::new(TokenKind::Service, &SystemRandom);
+        assert!(!one.digest().matches(&two.digest()));
+    }
+
+    #[test]
+    fn debug_output_shows_no_secret() {
+        let token = Token::new(TokenKind::Service, &Counting);
+        let secret = token.text().expose_secret()[21..].to_owned();
+        assert!(!format!("{token:?}").contains(&secret));
+    }
+}

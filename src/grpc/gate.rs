@@ -1,0 +1,136 @@
+//! The gate in front of every RPC: authenticate, consult the access table, let in.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+    response::{IntoResponse, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tower::Service;
+
+use super::status::status;
+use crate::{
+    authn::{LoginError, token},
+    broker::{Broker, Error},
+    domain::{
+        access::{Caller, admit},
+        principal::Origin,
+    },
+};
+
+/// Address of the peer, put into every request by the listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Lets in whoever [`crate::domain::access::TABLE`] lets in.
+#[derive(Clone)]
+pub struct Gate<S> {
+    inner: S,
+    broker: Arc<Broker>,
+}
+
+impl<S> Gate<S> {
+    /// A gate in front of `inner`.
+    pub const fn new(inner: S, broker: Arc<Broker>) -> Self {
+        Self { inner, broker }
+    }
+}
+
+impl<S> Service<Request<Body>> for Gate<S>
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let broker = Arc::clone(&self.broker);
+        // The service that was polled ready goes with the call, its clone stays.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        if !is_grpc(&request) {
+            return Box::pin(async { Ok(StatusCode::NOT_FOUND.into_response()) });
+        }
+        let origin = origin(&request);
+        let header = request
+            .headers()
+            .get("authorization")
+            .and_then(|value| value.to_str().ok());
+        let header = header.map(SecretString::from);
+        Box::pin(async move {
+            match let_in(
+                &broker,
+                origin,
+                header.as_ref().map(ExposeSecret::expose_secret),
+            )
+            .await
+            {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    inner.call(request).await
+                }
+                Err(error) => Ok(status(&error).into_http()),
+            }
+        })
+    }
+}
+
+fn is_grpc(request: &Request<Body>) -> bool {
+    let kind = request
+        .headers()
+        .get("content-type")
+        .and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/grpc"))
+}
+
+async fn let_in(broker: &Broker, origin: Origin, header: Option<&str>) -> Result<Caller, Error> {
+    let login = token::authenticate(broker.store(), broker.now(), origin.clone(), header).await;
+    let principal = match login {
+        Ok(principal) => principal,
+        Err(LoginError::Refused(reason)) => {
+            broker.login_failed(&origin, reason, None).await?;
+            return Err(Error::Unauthenticated);
+        }
+        Err(LoginError::Suspended(service)) => {
+            broker
+                .login_failed(&origin, "SERVICE_SUSPENDED", Some(&service))
+                .await?;
+            return Err(Error::Suspended(service.to_string()));
+        }
+        Err(LoginError::Store(error)) => return Err(error.into()),
+    };
+    match admit(principal.clone()) {
+        Ok(caller) => Ok(caller),
+        Err(error) => {
+            broker.call_denied(&principal, &error).await?;
+            Err(error.into())
+        }
+    }
+}
+
+fn origin(request: &Request<Body>) -> Origin {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let method = request
+        .uri()
+        .path()
+        .trim_start_matches('/')
+        .chars()
+        .take(100)
+        .collect();
+    Origin { peer, method }
+}

@@ -1,0 +1,86 @@
+//! The gRPC surface: a file per service, proto ↔ domain in [`convert`], errors in
+//! [`status`], who may call in [`gate`].
+
+mod admin;
+mod audit;
+pub mod convert;
+mod credentials;
+pub mod gate;
+mod grants;
+mod leases;
+mod registry;
+mod revocation;
+pub mod status;
+
+use std::{future::Future, sync::Arc};
+
+use tonic::{Request, Response, Status, service::Routes};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use crate::{
+    broker::{Broker, Error},
+    domain::access::Caller,
+    proto::{
+        admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
+        credential_service_server::CredentialServiceServer,
+        grant_service_server::GrantServiceServer, lease_service_server::LeaseServiceServer,
+        revocation_service_server::RevocationServiceServer,
+        service_registry_server::ServiceRegistryServer,
+    },
+};
+
+/// Largest request that is read, bytes. The largest field is a policy document.
+pub const REQUEST_MAX: usize = 64 * 1024;
+
+/// One gRPC service's methods, over the use cases.
+#[derive(Clone)]
+pub(super) struct Api {
+    broker: Arc<Broker>,
+}
+
+/// All services of the broker, without the gate in front of them.
+#[must_use]
+pub fn routes(broker: &Arc<Broker>) -> Routes {
+    let api = Api {
+        broker: Arc::clone(broker),
+    };
+    Routes::new(CredentialServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(ServiceRegistryServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(GrantServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(LeaseServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(
+            RevocationServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX),
+        )
+        .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(AdminServiceServer::new(api).max_decoding_message_size(REQUEST_MAX))
+}
+
+/// `grpc.health.v1`, which anybody may ask: serving for as long as the process does.
+#[must_use]
+pub fn health() -> HealthServer<impl Health> {
+    let (_, service) = tonic_health::server::health_reporter();
+    service
+}
+
+impl Api {
+    /// Runs one call: takes the caller that the gate let in, does `work`, sees that a
+    /// refusal is recorded, and answers.
+    async fn call<M, T, F>(
+        &self,
+        request: Request<M>,
+        work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
+    ) -> Result<Response<T>, Status>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let (_, extensions, message) = request.into_parts();
+        let caller = extensions.get::<Caller>().cloned().ok_or_else(|| {
+            status::status(&Error::Internal("a call came past the gate".to_owned()))
+        })?;
+        let result = work(Arc::clone(&self.broker), caller.clone(), message).await;
+        let settled = self.broker.settle(&caller, result).await;
+        settled
+            .map(Response::new)
+            .map_err(|error| status::status(&error))
+    }
+}

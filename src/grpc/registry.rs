@@ -1,0 +1,159 @@
+use secrecy::ExposeSecret;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api,
+    convert::{next_page, parse, parse_page, parse_reason, parse_ttl, to_service, to_token},
+};
+use crate::{
+    broker::Error,
+    domain::{grant::check::Violation, name::Name, token::TokenId},
+    proto::{
+        CreateServiceRequest, CreateServiceTokenRequest, CreateServiceTokenResponse,
+        DeleteServiceRequest, DeleteServiceResponse, DeleteServiceTokenRequest,
+        DeleteServiceTokenResponse, GetServiceRequest, ListServiceTokensRequest,
+        ListServiceTokensResponse, ListServicesRequest, ListServicesResponse,
+        ReinstateServiceRequest, Service, SuspendServiceRequest,
+        service_registry_server::ServiceRegistry,
+    },
+};
+
+#[tonic::async_trait]
+impl ServiceRegistry for Api {
+    async fn create_service(
+        &self,
+        request: Request<CreateServiceRequest>,
+    ) -> Result<Response<Service>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let overview = broker
+                .create_service(&caller, parse("name", &message.name)?)
+                .await?;
+            Ok(to_service(&overview))
+        })
+        .await
+    }
+
+    async fn get_service(
+        &self,
+        request: Request<GetServiceRequest>,
+    ) -> Result<Response<Service>, Status> {
+        self.call(request, async |broker, caller, message| {
+            Ok(to_service(
+                &broker
+                    .service(&caller, &parse("name", &message.name)?)
+                    .await?,
+            ))
+        })
+        .await
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<ListServicesRequest>,
+    ) -> Result<Response<ListServicesResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let page = parse_page(message.page_size, message.page_token)?;
+            let services = broker.services(&caller, &page).await?;
+            Ok(ListServicesResponse {
+                next_page_token: next_page(&page, &services, |overview| {
+                    overview.service.name.to_string()
+                }),
+                services: services.iter().map(to_service).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn suspend_service(
+        &self,
+        request: Request<SuspendServiceRequest>,
+    ) -> Result<Response<Service>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let reason = parse_reason(&message.reason)?;
+            Ok(to_service(
+                &broker
+                    .suspend_service(&caller, &parse("name", &message.name)?, &reason)
+                    .await?,
+            ))
+        })
+        .await
+    }
+
+    async fn reinstate_service(
+        &self,
+        request: Request<ReinstateServiceRequest>,
+    ) -> Result<Response<Service>, Status> {
+        self.call(request, async |broker, caller, message| {
+            Ok(to_service(
+                &broker
+                    .reinstate_service(&caller, &parse("name", &message.name)?)
+                    .await?,
+            ))
+        })
+        .await
+    }
+
+    async fn delete_service(
+        &self,
+        request: Request<DeleteServiceRequest>,
+    ) -> Result<Response<DeleteServiceResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            broker
+                .delete_service(&caller, &parse("name", &message.name)?)
+                .await?;
+            Ok(DeleteServiceResponse {})
+        })
+        .await
+    }
+
+    async fn create_service_token(
+        &self,
+        request: Request<CreateServiceTokenRequest>,
+    ) -> Result<Response<CreateServiceTokenResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
+            let new = broker.create_token(&caller, &service, ttl).await?;
+            Ok(CreateServiceTokenResponse {
+                service_token: Some(to_token(service.as_str(), &new.stored)),
+                token: new.token.text().expose_secret().to_owned(),
+            })
+        })
+        .await
+    }
+
+    async fn list_service_tokens(
+        &self,
+        request: Request<ListServiceTokensRequest>,
+    ) -> Result<Response<ListServiceTokensResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let tokens = broker.tokens(&caller, &service).await?;
+            Ok(ListServiceTokensResponse {
+                service_tokens: tokens
+                    .iter()
+                    .map(|token| to_token(service.as_str(), token))
+                    .collect(),
+            })
+        })
+        .await
+    }
+
+    async fn delete_service_token(
+        &self,
+        request: Request<DeleteServiceTokenRequest>,
+    ) -> Result<Response<DeleteServiceTokenResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let id = TokenId::parse(&message.token_id).ok_or_else(|| {
+                Error::Invalid(vec![Violation::new(
+                    "token_id",
+                    "a token id has 16 characters a-z and 2-7",
+                )])
+            })?;
+            broker.delete_token(&caller, &service, &id).await?;
+            Ok(DeleteServiceTokenResponse {})
+        })
+        .await
+    }
+}

@@ -1,0 +1,41 @@
+//! HTTPS beside gRPC on the same port: liveness and readiness, and the listener itself.
+
+pub mod listener;
+pub mod tls;
+
+use std::sync::Arc;
+
+use axum::{Router, http::StatusCode, routing::get};
+use tower::layer::layer_fn;
+
+use crate::{
+    broker::Broker,
+    grpc::{self, gate::Gate},
+};
+
+/// Everything that is served: gRPC behind the gate, `grpc.health.v1`, `/livez` and
+/// `/readyz` in front of it.
+pub fn router(broker: &Arc<Broker>) -> Router {
+    let gated = Arc::clone(broker);
+    let grpc = grpc::routes(broker)
+        .prepare()
+        .into_axum_router()
+        .layer(layer_fn(move |inner| Gate::new(inner, Arc::clone(&gated))));
+    let ready = Arc::clone(broker);
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(async move || readiness(&ready).await))
+        .route_service("/grpc.health.v1.Health/{method}", grpc::health())
+        .merge(grpc)
+}
+
+/// Ready when the store answers.
+async fn readiness(broker: &Broker) -> (StatusCode, &'static str) {
+    match broker.store().audit_size().await {
+        Ok(_) => (StatusCode::OK, "ok\n"),
+        Err(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the store does not answer\n",
+        ),
+    }
+}

@@ -1,0 +1,234 @@
+//! `credbroker dev`: a broker for trying things. One directory holds all it needs: the
+//! store, a CA of its own, and `env` with what a client needs.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+use tokio_rustls::rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+use super::{Assembled, StartError, assemble, bind, clients, file_error, run, tolerate_silence};
+use crate::{
+    authn::token,
+    broker,
+    domain::{arn::Partition, principal::Origin},
+    http::tls,
+};
+
+/// Where the SDK's own chain names no region.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// What `dev` is told.
+#[derive(Clone, Debug)]
+pub struct DevOptions {
+    /// Where everything lives.
+    pub state_dir: PathBuf,
+    /// Another endpoint for STS and IAM.
+    pub aws_endpoint_url: Option<String>,
+}
+
+/// Serves until told to stop. A second start on the same directory resumes it, with the
+/// same address, CA and operator token.
+///
+/// # Errors
+/// Why it does not start.
+pub async fn dev(options: DevOptions) -> Result<(), StartError> {
+    let dir = &options.state_dir;
+    private_dir(dir).map_err(file_error(dir))?;
+    let found = clients(None, options.aws_endpoint_url.clone()).await;
+    let region = found.region().unwrap_or(DEFAULT_REGION).to_owned();
+    let partition = Partition::for_region(&region);
+    let clients = clients(Some(region), options.aws_endpoint_url).await;
+    let assembled = assemble(&dir.join("credbroker.db"), clients, partition).await?;
+    tolerate_silence(assembled.issuer.ensure_boundary().await)?;
+
+    let env_file = dir.join("env");
+    let before = Env::read(&env_file)?;
+    let listener = listen(before.as_ref()).await?;
+    let address = listener.local_addr().map_err(file_error(&env_file))?;
+    let (ca_file, tls) = certificates(dir)?;
+    let token = operator_token(&assembled, before).await?;
+    Env { address, token }
+        .write(&env_file, &ca_file)
+        .map_err(file_error(&env_file))?;
+    run(assembled, listener, tls, move || {
+        tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
+        println!("ready");
+    })
+    .await
+}
+
+/// The address of the last start, or a free port of this machine.
+async fn listen(before: Option<&Env>) -> Result<TcpListener, StartError> {
+    let address = before.map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), |env| {
+        env.address
+    });
+    bind(address).await
+}
+
+/// The token of the last start if the store still takes it, or a new one.
+async fn operator_token(
+    assembled: &Assembled,
+    before: Option<Env>,
+) -> Result<SecretString, StartError> {
+    if let Some(env) = before {
+        let origin = Origin {
+            peer: None,
+            method: String::new(),
+        };
+        let header = SecretString::from(format!("Bearer {}", env.token.expose_secret()));
+        let broker = &assembled.broker;
+        let login = token::authenticate(
+            broker.store(),
+            broker.now(),
+            origin,
+            Some(header.expose_secret()),
+        )
+        .await;
+        if login.is_ok() {
+            return Ok(env.token);
+        }
+    }
+    let token: Result<_, broker::Error> = assembled.broker.reset_admin().await;
+    Ok(token?.text().clone())
+}
+
+/// What `DIR/env` tells a client.
+struct Env {
+    address: SocketAddr,
+    token: SecretString,
+}
+
+impl Env {
+    fn read(path: &Path) -> Result<Option<Self>, StartError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => SecretString::from(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(file_error(path)(error)),
+        };
+        let value = |name: &str| {
+            let line = format!("export {name}='");
+            let found = text
+                .expose_secret()
+                .lines()
+                .find_map(|l| l.strip_prefix(line.as_str()));
+            found
+                .and_then(|rest| rest.strip_suffix('\''))
+                .map(ToOwned::to_owned)
+        };
+        let address = value("CREDBROKER_ADDR").and_then(|url| {
+            url.strip_prefix("https://")
+                .and_then(|address| address.parse().ok())
+        });
+        let token = value("CREDBROKER_TOKEN").map(SecretString::from);
+        match (address, token) {
+            (Some(address), Some(token)) => Ok(Some(Self { address, token })),
+            _ => Err(StartError::State {
+                path: path.to_owned(),
+                detail: "it does not name an address and a token".to_owned(),
+            }),
+        }
+    }
+
+    fn write(&self, path: &Path, ca_file: &Path) -> io::Result<()> {
+        let text = format!(
+            "export CREDBROKER_ADDR='https://{}'\nexport CREDBROKER_CA_FILE='{}'\nexport CREDBROKER_TOKEN='{}'\n",
+            self.address,
+            ca_file.display(),
+            self.token.expose_secret(),
+        );
+        private_file(path, text.as_bytes())
+    }
+}
+
+/// The CA of the directory, made at the first start, and a fresh certificate under it
+/// whose key never touches the disk.
+fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> {
+    let (ca_file, key_file) = (dir.join("ca.pem"), dir.join("ca-key.pem"));
+    let damaged = |error: &dyn std::fmt::Display| StartError::State {
+        path: key_file.clone(),
+        detail: error.to_string(),
+    };
+    let ca_key = match fs::read_to_string(&key_file) {
+        Ok(pem) => KeyPair::from_pem(&pem).map_err(|e| damaged(&e))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = KeyPair::generate().map_err(|e| damaged(&e))?;
+            private_file(&key_file, key.serialize_pem().as_bytes())
+                .map_err(file_error(&key_file))?;
+            key
+        }
+        Err(error) => return Err(file_error(&key_file)(error)),
+    };
+    let ca = ca_params();
+    if !ca_file.exists() {
+        let pem = ca.self_signed(&ca_key).map_err(|e| damaged(&e))?.pem();
+        fs::write(&ca_file, pem).map_err(file_error(&ca_file))?;
+    }
+    let leaf_key = KeyPair::generate().map_err(|e| damaged(&e))?;
+    let leaf = leaf_params()
+        .and_then(|params| params.signed_by(&leaf_key, &Issuer::new(ca, ca_key)))
+        .map_err(|e| damaged(&e))?;
+    let private = PrivateKeyDer::from_pem_slice(leaf_key.serialize_pem().as_bytes())
+        .map_err(|e| damaged(&e))?;
+    let chain = vec![CertificateDer::from(leaf.der().to_vec())];
+    let ca_file = fs::canonicalize(&ca_file).map_err(file_error(&ca_file))?;
+    Ok((ca_file, tls::server_config(chain, private)?))
+}
+
+fn ca_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named("credbroker dev CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn leaf_params() -> Result<CertificateParams, rcgen::Error> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(ToOwned::to_owned);
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = named("credbroker dev");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}
+
+/// Replaces `path` by a file of mode 0600 in one step.
+fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
+}

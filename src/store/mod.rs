@@ -1,0 +1,3 @@
+//! Where the broker remembers: adapters of [`crate::broker::ports::Store`].
+
+pub mod sqlite;

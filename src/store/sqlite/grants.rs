@@ -1,0 +1,138 @@
+use jiff::Timestamp;
+use sqlx::{SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    Tx,
+    row::{count, exactly_one, get as column, inconsistent, micros, parse, store_error, time},
+};
+use crate::{
+    broker::ports::{Page, StoreError},
+    domain::{
+        audit::AuditEvent,
+        grant::Grant,
+        name::{GrantName, Name},
+    },
+};
+
+const TABLE: &str = "grant_versions";
+
+pub(super) async fn insert(tx: &mut Tx<'_>, grant: &Grant) -> Result<(), StoreError> {
+    let spec = serde_json::to_string(&grant.spec).map_err(|e| inconsistent(TABLE, e))?;
+    let done = sqlx::query(
+        "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?1)
+           AND ?3 = 1 + (SELECT coalesce(max(version), 0) FROM grant_versions
+                         WHERE service = ?1 AND grant_name = ?2)",
+    )
+    .bind(grant.name.service.as_str())
+    .bind(grant.name.grant.as_str())
+    .bind(grant.version.cast_signed())
+    .bind(spec)
+    .bind(micros(grant.created_at))
+    .bind(grant.created_by.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn get(pool: &SqlitePool, name: &GrantName) -> Result<Option<Grant>, StoreError> {
+    let row = sqlx::query("SELECT * FROM grants WHERE service = ? AND grant_name = ?")
+        .bind(name.service.as_str())
+        .bind(name.grant.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(grant).transpose()
+}
+
+pub(super) async fn newest_version(pool: &SqlitePool, name: &GrantName) -> Result<u64, StoreError> {
+    let row = sqlx::query(
+        "SELECT coalesce(max(version), 0) AS version FROM grant_versions WHERE service = ? AND grant_name = ?",
+    )
+    .bind(name.service.as_str())
+    .bind(name.grant.as_str())
+    .fetch_one(pool)
+    .await
+    .map_err(store_error)?;
+    count(&row, "version")
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    service: Option<&Name>,
+    page: &Page,
+) -> Result<Vec<Grant>, StoreError> {
+    let (after_service, after_grant) = page
+        .after
+        .as_deref()
+        .and_then(|after| after.split_once('/'))
+        .unwrap_or_default();
+    let rows = sqlx::query(
+        "SELECT * FROM grants
+         WHERE (service, grant_name) > (?1, ?2) AND (?3 IS NULL OR service = ?3)
+         ORDER BY service, grant_name LIMIT ?4",
+    )
+    .bind(after_service)
+    .bind(after_grant)
+    .bind(service.map(Name::as_str))
+    .bind(page.limit)
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(grant).collect()
+}
+
+pub(super) async fn delete(
+    tx: &mut Tx<'_>,
+    name: &GrantName,
+    at: Timestamp,
+    by: &Name,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
+         SELECT service, grant_name, version + 1, NULL, ?3, ?4 FROM grants
+         WHERE service = ?1 AND grant_name = ?2",
+    )
+    .bind(name.service.as_str())
+    .bind(name.grant.as_str())
+    .bind(micros(at))
+    .bind(by.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn delete_all(
+    tx: &mut Tx<'_>,
+    service: &Name,
+    audit: &AuditEvent,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
+         SELECT service, grant_name, version + 1, NULL, ?2, ?3 FROM grants WHERE service = ?1",
+    )
+    .bind(service.as_str())
+    .bind(micros(audit.time))
+    .bind(audit.actor.to_string())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    Ok(())
+}
+
+fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
+    let spec: String = column(row, "spec")?;
+    Ok(Grant {
+        name: GrantName {
+            service: parse(row, TABLE, "service")?,
+            grant: parse(row, TABLE, "grant_name")?,
+        },
+        version: count(row, "version")?,
+        spec: serde_json::from_str(&spec).map_err(|e| inconsistent(TABLE, e))?,
+        created_at: time(row, TABLE, "created_at")?,
+        created_by: parse(row, TABLE, "created_by")?,
+    })
+}

@@ -1,0 +1,239 @@
+use jiff::Timestamp;
+use sqlx::{
+    QueryBuilder, Sqlite, SqlitePool,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
+
+use super::{
+    Tx,
+    row::{
+        count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
+        store_error, time,
+    },
+};
+use crate::{
+    broker::ports::{LeaseFilter, Page, StoreError},
+    domain::{
+        grant::Kind,
+        lease::{Binding, Cause, Issued, Lease, LeaseState},
+        name::{GrantName, LeaseId, Name},
+        service::Suspension,
+    },
+};
+
+const TABLE: &str = "leases";
+
+/// Only while its service may have leases and its grant is still of this version.
+pub(super) async fn insert(tx: &mut Tx<'_>, lease: &Lease) -> Result<(), StoreError> {
+    let binding = &lease.binding;
+    let done = bind_state(
+        sqlx::query(
+            "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
+                                 ended_at, lease_id, service, grant_name, grant_version, kind, aws_name, requested_at)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
+             WHERE EXISTS (SELECT 1 FROM services WHERE name = ?11 AND suspended_at IS NULL)
+               AND EXISTS (SELECT 1 FROM grants WHERE service = ?11 AND grant_name = ?12 AND version = ?13)",
+        ),
+        lease,
+    )
+    .bind(binding.lease_id.as_str())
+    .bind(binding.grant.service.as_str())
+    .bind(binding.grant.grant.as_str())
+    .bind(binding.grant_version.cast_signed())
+    .bind(binding.kind.as_str())
+    .bind(binding.aws_name.as_str())
+    .bind(micros(lease.requested_at))
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Only from the revision given, and to `active` only while its service is not shut out.
+pub(super) async fn update(tx: &mut Tx<'_>, from: u64, lease: &Lease) -> Result<(), StoreError> {
+    let done = bind_state(
+        sqlx::query(
+            "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
+                               expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9
+             WHERE lease_id = ?10 AND revision = ?11
+               AND (?1 <> 'active'
+                    OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
+        ),
+        lease,
+    )
+    .bind(lease.binding.lease_id.as_str())
+    .bind(from.cast_signed())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+type LeaseQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Binds the nine columns that change, in the order of the statements above.
+fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
+    let issued = lease.issued();
+    let (due_at, attempts) = match &lease.state {
+        LeaseState::Pending { deadline } => (Some(*deadline), 0),
+        LeaseState::Active(issued) => (Some(issued.expires_at), 0),
+        LeaseState::Revoking {
+            next_attempt_at,
+            attempts,
+            ..
+        } => (Some(*next_attempt_at), *attempts),
+        LeaseState::Revoked { .. } | LeaseState::Expired { .. } => (None, 0),
+    };
+    query
+        .bind(lease.state.as_str())
+        .bind(lease.revision.cast_signed())
+        .bind(due_at.map(micros))
+        .bind(issued.map(|issued| issued.access_key_id.as_str()))
+        .bind(issued.map(|issued| micros(issued.at)))
+        .bind(issued.map(|issued| micros(issued.expires_at)))
+        .bind(lease.cause().map(ToString::to_string))
+        .bind(attempts)
+        .bind(lease.ended_at().map(micros))
+}
+
+pub(super) async fn begin_revoking_all(
+    tx: &mut Tx<'_>,
+    service: &Name,
+    suspension: &Suspension,
+) -> Result<Vec<Lease>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM leases WHERE service = ? AND due_at IS NOT NULL ORDER BY lease_id",
+    )
+    .bind(service.as_str())
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    let mut revoking = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let before = lease(row)?;
+        let from = before.revision;
+        let cause = Cause::Revoked(suspension.reason.clone().unwrap_or_default());
+        let after = before
+            .begin_revocation(cause, suspension.at)
+            .map_err(|refused| inconsistent(TABLE, refused))?;
+        update(tx, from, &after).await?;
+        revoking.push(after);
+    }
+    Ok(revoking)
+}
+
+pub(super) async fn get(pool: &SqlitePool, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
+    let row = sqlx::query("SELECT * FROM leases WHERE lease_id = ?")
+        .bind(id.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(lease).transpose()
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    filter: &LeaseFilter,
+    page: &Page,
+) -> Result<Vec<Lease>, StoreError> {
+    // Ids are of [0-9a-v]; nothing sorts after "w".
+    let mut query: QueryBuilder<Sqlite> =
+        QueryBuilder::new("SELECT * FROM leases WHERE lease_id < ");
+    query.push_bind(page.after.as_deref().unwrap_or("w"));
+    if let Some(service) = &filter.service {
+        query.push(" AND service = ").push_bind(service.as_str());
+    }
+    if let Some(state) = filter.state {
+        query.push(" AND state = ").push_bind(state);
+    }
+    query
+        .push(" ORDER BY lease_id DESC LIMIT ")
+        .push_bind(i64::from(page.limit));
+    let rows = query.build().fetch_all(pool).await.map_err(store_error)?;
+    rows.iter().map(lease).collect()
+}
+
+pub(super) async fn due(
+    pool: &SqlitePool,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<Lease>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM leases WHERE due_at <= ? ORDER BY due_at LIMIT ?")
+        .bind(micros(now))
+        .bind(limit)
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    rows.iter().map(lease).collect()
+}
+
+fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
+    Ok(Lease {
+        binding: Binding {
+            lease_id: parse(row, TABLE, "lease_id")?,
+            grant: GrantName {
+                service: parse(row, TABLE, "service")?,
+                grant: parse(row, TABLE, "grant_name")?,
+            },
+            grant_version: count(row, "grant_version")?,
+            kind: kind(row)?,
+            aws_name: column(row, "aws_name")?,
+        },
+        requested_at: time(row, TABLE, "requested_at")?,
+        state: state(row)?,
+        revision: count(row, "revision")?,
+    })
+}
+
+fn kind(row: &SqliteRow) -> Result<Kind, StoreError> {
+    let text: String = column(row, "kind")?;
+    [Kind::AssumeRole, Kind::FederationToken, Kind::IamUser]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| inconsistent(TABLE, "kind"))
+}
+
+fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
+    let name: String = column(row, "state")?;
+    let issued = issued(row)?;
+    let cause = || {
+        parse_optional::<Cause>(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
+    };
+    let must = |issued: Option<Issued>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
+    match name.as_str() {
+        "pending" => Ok(LeaseState::Pending {
+            deadline: time(row, TABLE, "due_at")?,
+        }),
+        "active" => Ok(LeaseState::Active(must(issued)?)),
+        "revoking" => Ok(LeaseState::Revoking {
+            issued,
+            cause: cause()?,
+            attempts: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),
+            next_attempt_at: time(row, TABLE, "due_at")?,
+        }),
+        "revoked" => Ok(LeaseState::Revoked {
+            issued,
+            cause: cause()?,
+            at: time(row, TABLE, "ended_at")?,
+        }),
+        "expired" => Ok(LeaseState::Expired {
+            issued: must(issued)?,
+            at: time(row, TABLE, "ended_at")?,
+        }),
+        _ => Err(inconsistent(TABLE, "state")),
+    }
+}
+
+fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {
+    let access_key_id: Option<String> = column(row, "access_key_id")?;
+    access_key_id
+        .map(|access_key_id| {
+            Ok(Issued {
+                access_key_id,
+                at: time(row, TABLE, "issued_at")?,
+                expires_at: time(row, TABLE, "expires_at")?,
+            })
+        })
+        .transpose()
+}

@@ -1,0 +1,401 @@
+//! The embedded store: one SQLite file, one broker.
+//!
+//! WAL with `synchronous = FULL`, so that a commit is on disk when it returns
+//! (<https://sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
+//! read.
+
+mod audit;
+mod grants;
+mod leases;
+mod operators;
+mod row;
+mod services;
+mod tokens;
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{
+    Sqlite, SqlitePool, Transaction,
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use crate::{
+    broker::ports::{AuditFilter, Counts, LeaseFilter, Page, Store, StoreError, TokenOwner},
+    domain::{
+        audit::{AuditEvent, AuditRecord},
+        grant::Grant,
+        lease::Lease,
+        name::{GrantName, LeaseId, Name},
+        operator::{Operator, Role},
+        service::{Service, ServiceOverview, Suspension},
+        token::{StoredToken, TokenId},
+    },
+};
+
+const MIGRATIONS: [(&str, &str); 1] = [(
+    "initial",
+    include_str!("../migrations/sqlite/0001_initial.sql"),
+)];
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const READERS: u32 = 4;
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another broker has it.
+    #[error(
+        "another broker is using {0}; one file serves one broker: stop the other, or give this one its own store"
+    )]
+    InUse(PathBuf),
+    /// The file system refuses.
+    #[error(
+        "cannot open the store {path}: {source}; check that the directory exists and may be written"
+    )]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// SQLite refuses.
+    #[error("cannot open the store {path}: {source}")]
+    Database {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// Its tables cannot be brought to this version.
+    #[error(
+        "cannot bring the store {path} to this version: {source}; was it written by a newer broker?"
+    )]
+    Migrate {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::migrate::MigrateError,
+    },
+}
+
+type Tx<'a> = Transaction<'a, Sqlite>;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// Held for as long as the store is open.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens `path`, creating it with mode 0600 if it is not there, and brings its
+    /// tables to this version.
+    ///
+    /// # Errors
+    /// Another broker has it open, or it cannot be read or written.
+    pub async fn open(path: &Path) -> Result<Self, OpenError> {
+        let lock = lock(path)?;
+        private_file(path).map_err(|source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let database = |source| OpenError::Database {
+            path: path.to_owned(),
+            source,
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .min_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .map_err(database)?;
+        migrator()
+            .run(&writer)
+            .await
+            .map_err(|source| OpenError::Migrate {
+                path: path.to_owned(),
+                source,
+            })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(database)?;
+        Ok(Self {
+            writer,
+            readers,
+            _lock: lock,
+        })
+    }
+
+    /// Closes it in good order.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn begin(&self) -> Result<Tx<'static>, StoreError> {
+        self.writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(row::store_error)
+    }
+}
+
+/// Adds the audit record and makes the whole transaction durable.
+async fn commit(mut tx: Tx<'_>, event: &AuditEvent) -> Result<(), StoreError> {
+    audit::append(&mut tx, event).await?;
+    tx.commit().await.map_err(row::store_error)
+}
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
+        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
+        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let io = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = private_file(Path::new(&name)).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn record(&self, audit: AuditEvent) -> Result<(), StoreError> {
+        commit(self.begin().await?, &audit).await
+    }
+
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        page: &Page,
+    ) -> Result<Vec<AuditRecord>, StoreError> {
+        audit::list(&self.readers, filter, page).await
+    }
+
+    async fn audit_size(&self) -> Result<u64, StoreError> {
+        audit::size(&self.readers).await
+    }
+
+    async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        services::insert(&mut tx, service).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
+        services::get(&self.readers, name).await
+    }
+
+    async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError> {
+        services::list(&self.readers, page).await
+    }
+
+    async fn suspend_service(
+        &self,
+        name: &Name,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        services::suspend(&mut tx, name, suspension).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        services::reinstate(&mut tx, name).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        services::delete(&mut tx, name).await?;
+        grants::delete_all(&mut tx, name, &audit).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn revoke_service(
+        &self,
+        name: &Name,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(Suspension, Vec<Lease>), StoreError> {
+        let mut tx = self.begin().await?;
+        let standing = services::ensure_suspended(&mut tx, name, suspension).await?;
+        let leases = leases::begin_revoking_all(&mut tx, name, suspension).await?;
+        commit(tx, &audit).await?;
+        Ok((standing, leases))
+    }
+
+    async fn create_token(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        tokens::insert_for_service(&mut tx, service, token).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
+        tokens::list(&self.readers, service).await
+    }
+
+    async fn delete_token(
+        &self,
+        service: &Name,
+        id: &TokenId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        tokens::delete(&mut tx, service, id).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn token_owner(
+        &self,
+        id: &TokenId,
+    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
+        tokens::owner(&self.readers, id).await
+    }
+
+    async fn create_operator(
+        &self,
+        name: &Name,
+        role: Role,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        operators::insert(&mut tx, name, role, token.created_at).await?;
+        tokens::insert_for_operator(&mut tx, name, token).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
+        operators::list(&self.readers).await
+    }
+
+    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        operators::delete(&mut tx, name).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn replace_operator_token(
+        &self,
+        name: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        operators::ensure_admin(&mut tx, name, token.created_at).await?;
+        tokens::insert_for_operator(&mut tx, name, token).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        grants::insert(&mut tx, grant).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
+        grants::get(&self.readers, name).await
+    }
+
+    async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError> {
+        grants::newest_version(&self.readers, name).await
+    }
+
+    async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError> {
+        grants::list(&self.readers, service, page).await
+    }
+
+    async fn delete_grant(
+        &self,
+        name: &GrantName,
+        at: Timestamp,
+        by: &Name,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        grants::delete(&mut tx, name, at, by).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn begin_lease(&self, lease: &Lease, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        leases::insert(&mut tx, lease).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn update_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        leases::update(&mut tx, from, lease).await?;
+        commit(tx, &audit).await
+    }
+
+    async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
+        leases::get(&self.readers, id).await
+    }
+
+    async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError> {
+        leases::list(&self.readers, filter, page).await
+    }
+
+    async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError> {
+        leases::due(&self.readers, now, limit).await
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        row::counts(&self.readers).await
+    }
+}

@@ -1,0 +1,83 @@
+use jiff::Timestamp;
+use sqlx::{SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    Tx,
+    row::{exactly_one, micros, parse, store_error, time},
+    tokens::token_id,
+};
+use crate::{
+    broker::ports::StoreError,
+    domain::{
+        name::Name,
+        operator::{Operator, Role},
+    },
+};
+
+const TABLE: &str = "operators";
+
+pub(super) async fn insert(
+    tx: &mut Tx<'_>,
+    name: &Name,
+    role: Role,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let done = sqlx::query("INSERT INTO operators (name, role, created_at) VALUES (?, ?, ?)")
+        .bind(name.as_str())
+        .bind(role.as_str())
+        .bind(micros(at))
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn ensure_admin(
+    tx: &mut Tx<'_>,
+    name: &Name,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO operators (name, role, created_at) VALUES (?, ?, ?)
+         ON CONFLICT (name) DO UPDATE SET role = excluded.role",
+    )
+    .bind(name.as_str())
+    .bind(Role::Admin.as_str())
+    .bind(micros(at))
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn list(pool: &SqlitePool) -> Result<Vec<Operator>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT o.*, t.token_id FROM operators o JOIN tokens t ON t.operator = o.name ORDER BY o.name",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(operator).collect()
+}
+
+/// Its token goes with it, by foreign key.
+pub(super) async fn delete(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "DELETE FROM operators WHERE name = ?1
+         AND (role <> 'admin' OR EXISTS (SELECT 1 FROM operators WHERE role = 'admin' AND name <> ?1))",
+    )
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) fn operator(row: &SqliteRow) -> Result<Operator, StoreError> {
+    Ok(Operator {
+        name: parse(row, TABLE, "name")?,
+        role: parse(row, TABLE, "role")?,
+        token_id: token_id(row)?,
+        created_at: time(row, TABLE, "created_at")?,
+    })
+}

@@ -1,0 +1,128 @@
+//! Between SQL values and the domain's types.
+
+use std::{fmt::Display, str::FromStr};
+
+use jiff::Timestamp;
+use sqlx::{ColumnIndex, Decode, Row, SqlitePool, Type, sqlite::SqliteRow};
+
+use crate::broker::ports::{Counts, StoreError};
+
+/// SQLite's primary result codes: <https://sqlite.org/rescode.html>.
+const FULL: i64 = 13;
+const READ_ONLY: i64 = 8;
+const IO_ERROR: i64 = 10;
+const BUSY: i64 = 5;
+
+pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+    let sqlx::Error::Database(database) = &error else {
+        return StoreError::Unavailable(error.to_string());
+    };
+    if database.is_unique_violation() || database.is_foreign_key_violation() {
+        return StoreError::Conflict;
+    }
+    let code: Option<i64> = database.code().and_then(|code| code.parse().ok());
+    let why = match code.map(|extended| extended & 0xff) {
+        Some(FULL) => "its disk is full".to_owned(),
+        Some(READ_ONLY) => "it is read-only".to_owned(),
+        Some(IO_ERROR) => format!("its disk refuses to work ({})", database.message()),
+        Some(BUSY) => "somebody else has locked it".to_owned(),
+        _ => database.message().to_owned(),
+    };
+    StoreError::Unavailable(why)
+}
+
+/// An update that should have hit exactly one row.
+pub(super) fn exactly_one(done: &sqlx::sqlite::SqliteQueryResult) -> Result<(), StoreError> {
+    if done.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict)
+    }
+}
+
+pub(super) fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// A column as it is.
+pub(super) fn get<'r, T>(row: &'r SqliteRow, column: &'static str) -> Result<T, StoreError>
+where
+    T: Decode<'r, sqlx::Sqlite> + Type<sqlx::Sqlite>,
+    &'static str: ColumnIndex<SqliteRow>,
+{
+    row.try_get(column).map_err(store_error)
+}
+
+/// A text column parsed into a domain type.
+pub(super) fn parse<T: FromStr>(
+    row: &SqliteRow,
+    table: &'static str,
+    column: &'static str,
+) -> Result<T, StoreError> {
+    let text: String = get(row, column)?;
+    text.parse().map_err(|_| inconsistent(table, column))
+}
+
+/// A text column that may be NULL, parsed into a domain type.
+pub(super) fn parse_optional<T: FromStr>(
+    row: &SqliteRow,
+    table: &'static str,
+    column: &'static str,
+) -> Result<Option<T>, StoreError> {
+    let text: Option<String> = get(row, column)?;
+    text.map(|text| text.parse().map_err(|_| inconsistent(table, column)))
+        .transpose()
+}
+
+/// A count that SQLite keeps as a signed number.
+pub(super) fn count(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+    Ok(u64::try_from(get::<i64>(row, column)?).unwrap_or(0))
+}
+
+/// A point in time.
+pub(super) fn time(
+    row: &SqliteRow,
+    table: &'static str,
+    column: &'static str,
+) -> Result<Timestamp, StoreError> {
+    time_optional(row, table, column)?.ok_or_else(|| inconsistent(table, column))
+}
+
+/// A point in time that may be NULL.
+pub(super) fn time_optional(
+    row: &SqliteRow,
+    table: &'static str,
+    column: &'static str,
+) -> Result<Option<Timestamp>, StoreError> {
+    let micros: Option<i64> = get(row, column)?;
+    micros
+        .map(|m| Timestamp::from_microsecond(m).map_err(|_| inconsistent(table, column)))
+        .transpose()
+}
+
+pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreError {
+    StoreError::Inconsistent {
+        table,
+        detail: what.to_string(),
+    }
+}
+
+pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM services) AS services,
+                (SELECT count(*) FROM grants) AS grants,
+                (SELECT count(*) FROM leases WHERE due_at IS NOT NULL) AS live_leases,
+                (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'revoking') AS revoking_leases,
+                (SELECT coalesce(max(seq), 0) FROM audit) AS audit_records",
+    )
+    .fetch_one(pool)
+    .await
+    .map_err(store_error)?;
+    Ok(Counts {
+        services: count(&row, "services")?,
+        grants: count(&row, "grants")?,
+        live_leases: count(&row, "live_leases")?,
+        revoking_leases: count(&row, "revoking_leases")?,
+        audit_records: count(&row, "audit_records")?,
+    })
+}

@@ -1,0 +1,144 @@
+use sqlx::{SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    Tx,
+    row::{count, exactly_one, get as column, micros, parse, store_error, time, time_optional},
+};
+use crate::{
+    broker::ports::{Page, StoreError},
+    domain::{
+        name::Name,
+        service::{Service, ServiceOverview, Suspension},
+    },
+};
+
+const TABLE: &str = "services";
+
+pub(super) async fn insert(tx: &mut Tx<'_>, service: &Service) -> Result<(), StoreError> {
+    let done = sqlx::query("INSERT INTO services (name, created_at) VALUES (?, ?)")
+        .bind(service.name.as_str())
+        .bind(micros(service.created_at))
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn get(
+    pool: &SqlitePool,
+    name: &Name,
+) -> Result<Option<ServiceOverview>, StoreError> {
+    let row = sqlx::query(
+        "SELECT *,
+                (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
+                (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
+         FROM services s WHERE name = ?",
+    )
+    .bind(name.as_str())
+    .fetch_optional(pool)
+    .await
+    .map_err(store_error)?;
+    row.as_ref().map(overview).transpose()
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    page: &Page,
+) -> Result<Vec<ServiceOverview>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT *,
+                (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
+                (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
+         FROM services s WHERE name > ? ORDER BY name LIMIT ?",
+    )
+    .bind(page.after.as_deref().unwrap_or_default())
+    .bind(page.limit)
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(overview).collect()
+}
+
+pub(super) async fn suspend(
+    tx: &mut Tx<'_>,
+    name: &Name,
+    suspension: &Suspension,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "UPDATE services SET suspended_at = ?, suspend_reason = ? WHERE name = ? AND suspended_at IS NULL",
+    )
+    .bind(micros(suspension.at))
+    .bind(suspension.reason.as_deref())
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Suspends the service unless it is already; returns the suspension that stands.
+pub(super) async fn ensure_suspended(
+    tx: &mut Tx<'_>,
+    name: &Name,
+    suspension: &Suspension,
+) -> Result<Suspension, StoreError> {
+    let row = sqlx::query(
+        "UPDATE services
+         SET suspend_reason = iif(suspended_at IS NULL, ?, suspend_reason),
+             suspended_at = coalesce(suspended_at, ?)
+         WHERE name = ? RETURNING *",
+    )
+    .bind(suspension.reason.as_deref())
+    .bind(micros(suspension.at))
+    .bind(name.as_str())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    let standing = row.as_ref().map(service).transpose()?;
+    standing
+        .and_then(|service| service.suspension)
+        .ok_or(StoreError::Conflict)
+}
+
+pub(super) async fn reinstate(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "UPDATE services SET suspended_at = NULL, suspend_reason = NULL
+         WHERE name = ? AND suspended_at IS NOT NULL",
+    )
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Its tokens go with it, by foreign key.
+pub(super) async fn delete(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "DELETE FROM services WHERE name = ?1
+         AND NOT EXISTS (SELECT 1 FROM leases WHERE service = ?1 AND due_at IS NOT NULL)",
+    )
+    .bind(name.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) fn service(row: &SqliteRow) -> Result<Service, StoreError> {
+    let at = time_optional(row, TABLE, "suspended_at")?;
+    let reason: Option<String> = column(row, "suspend_reason")?;
+    Ok(Service {
+        name: parse(row, TABLE, "name")?,
+        created_at: time(row, TABLE, "created_at")?,
+        suspension: at.map(|at| Suspension { at, reason }),
+    })
+}
+
+fn overview(row: &SqliteRow) -> Result<ServiceOverview, StoreError> {
+    Ok(ServiceOverview {
+        service: service(row)?,
+        live_leases: count(row, "live_leases")?,
+        last_issued_at: time_optional(row, TABLE, "last_issued_at")?,
+    })
+}

@@ -1,0 +1,144 @@
+use sqlx::{SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    Tx, operators,
+    row::{exactly_one, get, inconsistent, micros, store_error, time, time_optional},
+    services,
+};
+use crate::{
+    broker::ports::{StoreError, TokenOwner},
+    domain::{
+        name::Name,
+        service::TOKENS_MAX,
+        token::{StoredToken, TokenDigest, TokenId},
+    },
+};
+
+const TABLE: &str = "tokens";
+
+pub(super) async fn insert_for_service(
+    tx: &mut Tx<'_>,
+    service: &Name,
+    token: &StoredToken,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO tokens (token_id, service, digest, created_at, expires_at)
+         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM tokens WHERE service = ?2) < ?6",
+    )
+    .bind(token.id.as_str())
+    .bind(service.as_str())
+    .bind(token.digest.as_bytes())
+    .bind(micros(token.created_at))
+    .bind(token.expires_at.map(micros))
+    .bind(i64::try_from(TOKENS_MAX).unwrap_or(i64::MAX))
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// An operator has one token: the one before goes.
+pub(super) async fn insert_for_operator(
+    tx: &mut Tx<'_>,
+    operator: &Name,
+    token: &StoredToken,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM tokens WHERE operator = ?")
+        .bind(operator.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    let done = sqlx::query(
+        "INSERT INTO tokens (token_id, operator, digest, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(token.id.as_str())
+    .bind(operator.as_str())
+    .bind(token.digest.as_bytes())
+    .bind(micros(token.created_at))
+    .bind(token.expires_at.map(micros))
+    .execute(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    service: &Name,
+) -> Result<Vec<StoredToken>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT token_id, digest, created_at AS token_created_at, expires_at
+         FROM tokens WHERE service = ? ORDER BY created_at, token_id",
+    )
+    .bind(service.as_str())
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(stored).collect()
+}
+
+pub(super) async fn delete(
+    tx: &mut Tx<'_>,
+    service: &Name,
+    id: &TokenId,
+) -> Result<(), StoreError> {
+    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ?")
+        .bind(id.as_str())
+        .bind(service.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn owner(
+    pool: &SqlitePool,
+    id: &TokenId,
+) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
+    let service = sqlx::query(
+        "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, s.*
+         FROM tokens t JOIN services s ON s.name = t.service WHERE t.token_id = ?",
+    );
+    if let Some(row) = service
+        .bind(id.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?
+    {
+        return Ok(Some((
+            stored(&row)?,
+            TokenOwner::Service(services::service(&row)?),
+        )));
+    }
+    let operator = sqlx::query(
+        "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, o.*
+         FROM tokens t JOIN operators o ON o.name = t.operator WHERE t.token_id = ?",
+    );
+    match operator
+        .bind(id.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?
+    {
+        Some(row) => Ok(Some((
+            stored(&row)?,
+            TokenOwner::Operator(operators::operator(&row)?),
+        ))),
+        None => Ok(None),
+    }
+}
+
+fn stored(row: &SqliteRow) -> Result<StoredToken, StoreError> {
+    let digest: Vec<u8> = get(row, "digest")?;
+    Ok(StoredToken {
+        id: token_id(row)?,
+        digest: TokenDigest::from_bytes(&digest).ok_or_else(|| inconsistent(TABLE, "digest"))?,
+        created_at: time(row, TABLE, "token_created_at")?,
+        expires_at: time_optional(row, TABLE, "expires_at")?,
+    })
+}
+
+pub(super) fn token_id(row: &SqliteRow) -> Result<TokenId, StoreError> {
+    let id: String = get(row, "token_id")?;
+    TokenId::parse(&id).ok_or_else(|| inconsistent(TABLE, "token_id"))
+}
