@@ -1,0 +1,587 @@
+//! What AWS itself says of issued credentials. Every refusal stands beside a call that
+//! must succeed; `without_enforcement_every_refusal_test_fails` runs the refusals
+//! against an emulator that enforces nothing, where each must fail.
+
+use std::process::Stdio;
+
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType,
+    ScalarAttributeType,
+};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::harness::{Account, Broker, Key, emulator::ENFORCEMENT};
+
+/// The tests below whose point is a refusal by AWS.
+const REFUSALS: [&str; 9] = [
+    "an_assume_role_grant_reaches_its_scope_and_no_further",
+    "a_federation_grant_reaches_its_scope_and_no_further",
+    "an_iam_user_grant_reaches_its_scope_and_no_further",
+    "a_session_policy_cannot_widen_its_role",
+    "a_wrong_secret_is_refused",
+    "a_released_key_is_refused",
+    "the_boundary_holds_against_a_policy_that_allows_iam",
+    "an_unnarrowed_role_session_cannot_mint_credentials",
+    "revoking_one_service_leaves_its_neighbours_working",
+];
+
+/// A bucket, a queue and a table to reach, and one of each to stay away from.
+struct World {
+    account: Account,
+    broker: Broker,
+    bucket: String,
+    other_bucket: String,
+    queue: String,
+    other_queue: String,
+    table: String,
+    other_table: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let account = Account::new().await;
+        let root = &account.root;
+        let (bucket, other_bucket) = (account.unique("inside"), account.unique("outside"));
+        let (table, other_table) = (account.unique("orders"), account.unique("salaries"));
+        for name in [&bucket, &other_bucket] {
+            root.s3().create_bucket().bucket(name).send().await.unwrap();
+            root.s3()
+                .put_object()
+                .bucket(name)
+                .key("k")
+                .body(b"v".to_vec().into())
+                .send()
+                .await
+                .unwrap();
+        }
+        let mut queues = Vec::new();
+        for name in ["jobs", "payroll"] {
+            let made = root
+                .sqs()
+                .create_queue()
+                .queue_name(account.unique(name))
+                .send()
+                .await
+                .unwrap();
+            queues.push(made.queue_url.unwrap());
+        }
+        for name in [&table, &other_table] {
+            make_table(&root.dynamodb(), name).await;
+        }
+        let [queue, other_queue] = queues.try_into().unwrap();
+        let broker = Broker::start(&account).await;
+        Self {
+            account,
+            broker,
+            bucket,
+            other_bucket,
+            queue,
+            other_queue,
+            table,
+            other_table,
+        }
+    }
+
+    /// Reads of the bucket, sends to the queue, reads of the table: nothing else.
+    fn narrow_policy(&self) -> Value {
+        let (account, queue) = (&self.account.id, self.account.unique("jobs"));
+        json!({"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": format!("arn:aws:s3:::{}/*", self.bucket)},
+            {"Effect": "Allow", "Action": "sqs:SendMessage", "Resource": format!("arn:aws:sqs:us-east-1:{account}:{queue}")},
+            {"Effect": "Allow", "Action": "dynamodb:GetItem", "Resource": format!("arn:aws:dynamodb:us-east-1:{account}:table/{}", self.table)},
+        ]})
+    }
+
+    /// All of S3, SQS and DynamoDB.
+    fn wide_policy() -> Value {
+        json!({"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": ["s3:*", "sqs:*", "dynamodb:*"], "Resource": "*"},
+        ]})
+    }
+
+    /// Everything inside the narrow policy works, its nearest outside does not.
+    async fn assert_narrow(&self, key: &Key) {
+        assert!(self.reaches_all(key).await);
+        refused("another bucket", get(key, &self.other_bucket).await);
+        refused("writing to the bucket", put(key, &self.bucket).await);
+        refused("another queue", send(key, &self.other_queue).await);
+        refused("receiving from the queue", receive(key, &self.queue).await);
+        refused("another table", read(key, &self.other_table).await);
+        refused("writing to the table", write(key, &self.table).await);
+    }
+
+    /// Everything inside the narrow policy works.
+    async fn reaches_all(&self, key: &Key) -> bool {
+        let calls = [
+            get(key, &self.bucket).await,
+            send(key, &self.queue).await,
+            read(key, &self.table).await,
+        ];
+        calls.iter().all(|call| *call == Ok(()))
+    }
+
+    async fn assert_dead(&self, key: &Key) {
+        refused("reading the bucket", get(key, &self.bucket).await);
+        refused("sending to the queue", send(key, &self.queue).await);
+        refused("reading the table", read(key, &self.table).await);
+    }
+}
+
+async fn make_table(dynamodb: &aws_sdk_dynamodb::Client, name: &str) {
+    let id = AttributeDefinition::builder()
+        .attribute_name("id")
+        .attribute_type(ScalarAttributeType::S);
+    let key = KeySchemaElement::builder()
+        .attribute_name("id")
+        .key_type(KeyType::Hash);
+    dynamodb
+        .create_table()
+        .table_name(name)
+        .attribute_definitions(id.build().unwrap())
+        .key_schema(key.build().unwrap())
+        .billing_mode(BillingMode::PayPerRequest)
+        .send()
+        .await
+        .unwrap();
+}
+
+/// The code of AWS's refusal, or that it let the call through.
+type Answer = Result<(), String>;
+
+fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
+    result: Result<T, E>,
+) -> Answer {
+    result.map(drop).map_err(|error| {
+        error
+            .code()
+            .map_or_else(|| format!("{error:?}"), ToOwned::to_owned)
+    })
+}
+
+/// AWS refused for want of permission or of a valid key, not for another reason.
+#[track_caller]
+fn refused(what: &str, answer: Answer) {
+    let code = answer.expect_err(&format!("REFUSAL EXPECTED: {what}"));
+    let denials = [
+        "AccessDenied",
+        "AccessDeniedException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+        "InvalidSignatureException",
+    ];
+    assert!(denials.contains(&code.as_str()), "{what}: {code}");
+}
+
+async fn get(key: &Key, bucket: &str) -> Answer {
+    answer(key.s3().get_object().bucket(bucket).key("k").send().await)
+}
+
+async fn put(key: &Key, bucket: &str) -> Answer {
+    answer(
+        key.s3()
+            .put_object()
+            .bucket(bucket)
+            .key("k")
+            .body(b"w".to_vec().into())
+            .send()
+            .await,
+    )
+}
+
+async fn send(key: &Key, queue: &str) -> Answer {
+    answer(
+        key.sqs()
+            .send_message()
+            .queue_url(queue)
+            .message_body("m")
+            .send()
+            .await,
+    )
+}
+
+async fn receive(key: &Key, queue: &str) -> Answer {
+    answer(key.sqs().receive_message().queue_url(queue).send().await)
+}
+
+async fn read(key: &Key, table: &str) -> Answer {
+    let id = AttributeValue::S("1".to_owned());
+    answer(
+        key.dynamodb()
+            .get_item()
+            .table_name(table)
+            .key("id", id)
+            .send()
+            .await,
+    )
+}
+
+async fn write(key: &Key, table: &str) -> Answer {
+    let id = AttributeValue::S("1".to_owned());
+    answer(
+        key.dynamodb()
+            .put_item()
+            .table_name(table)
+            .item("id", id)
+            .send()
+            .await,
+    )
+}
+
+#[tokio::test]
+async fn an_assume_role_grant_reaches_its_scope_and_no_further() {
+    let world = World::new().await;
+    let role = world
+        .account
+        .role("credbroker-wide", &World::wide_policy())
+        .await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--role-arn", &role],
+            &world.narrow_policy(),
+        )
+        .await;
+    let key = Key::issued(&world.broker.issue(&token, "work").await);
+    assert!(key.token.is_some());
+    world.assert_narrow(&key).await;
+}
+
+#[tokio::test]
+async fn a_federation_grant_reaches_its_scope_and_no_further() {
+    let world = World::new().await;
+    // A federation session can do what the admin user itself can, narrowed.
+    world.account.let_admin(&World::wide_policy()).await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--kind", "federation_token"],
+            &world.narrow_policy(),
+        )
+        .await;
+    let key = Key::issued(&world.broker.issue(&token, "work").await);
+    assert!(key.token.is_some());
+    world.assert_narrow(&key).await;
+}
+
+#[tokio::test]
+async fn an_iam_user_grant_reaches_its_scope_and_no_further() {
+    let world = World::new().await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--kind", "iam_user"],
+            &world.narrow_policy(),
+        )
+        .await;
+    let key = Key::issued(&world.broker.issue(&token, "work").await);
+    assert!(key.token.is_none());
+    world.assert_narrow(&key).await;
+}
+
+#[tokio::test]
+async fn managed_policies_and_groups_give_what_they_say() {
+    let world = World::new().await;
+    let iam = world.account.root.iam();
+    let made = iam
+        .create_policy()
+        .policy_name("reads")
+        .policy_document(world.narrow_policy().to_string());
+    let arn = made.send().await.unwrap().policy.unwrap().arn.unwrap();
+    iam.create_group()
+        .group_name("readers")
+        .path("/credbroker/")
+        .send()
+        .await
+        .unwrap();
+    iam.attach_group_policy()
+        .group_name("readers")
+        .policy_arn(&arn)
+        .send()
+        .await
+        .unwrap();
+    let role = world
+        .account
+        .role("credbroker-wide", &World::wide_policy())
+        .await;
+    let token = world.broker.service("payments-api").await;
+    let grants: [(&str, Vec<&str>); 3] = [
+        ("user", vec!["--kind", "iam_user", "--managed-policy", &arn]),
+        ("member", vec!["--kind", "iam_user", "--group", "readers"]),
+        (
+            "session",
+            vec!["--role-arn", &role, "--managed-policy", &arn],
+        ),
+    ];
+    for (grant, flags) in grants {
+        let name = format!("payments-api/{grant}");
+        let args: Vec<&str> = ["grant", "put", name.as_str()]
+            .into_iter()
+            .chain(flags)
+            .collect();
+        world.broker.run(&args).await.ok();
+        world
+            .assert_narrow(&Key::issued(&world.broker.issue(&token, grant).await))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_policy_cannot_widen_its_role() {
+    let world = World::new().await;
+    let role = world
+        .account
+        .role("credbroker-narrow", &world.narrow_policy())
+        .await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--role-arn", &role],
+            &World::wide_policy(),
+        )
+        .await;
+    world
+        .assert_narrow(&Key::issued(&world.broker.issue(&token, "work").await))
+        .await;
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_refused() {
+    let world = World::new().await;
+    let role = world
+        .account
+        .role("credbroker-wide", &World::wide_policy())
+        .await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/user",
+            &["--kind", "iam_user"],
+            &world.narrow_policy(),
+        )
+        .await;
+    world
+        .broker
+        .grant(
+            "payments-api/session",
+            &["--role-arn", &role],
+            &world.narrow_policy(),
+        )
+        .await;
+    for grant in ["user", "session"] {
+        let key = Key::issued(&world.broker.issue(&token, grant).await);
+        assert!(world.reaches_all(&key).await);
+        let forged = Key {
+            secret: key.secret.chars().rev().collect(),
+            ..key
+        };
+        world.assert_dead(&forged).await;
+    }
+}
+
+#[tokio::test]
+async fn a_released_key_is_refused() {
+    let world = World::new().await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--kind", "iam_user"],
+            &world.narrow_policy(),
+        )
+        .await;
+    let issued = world.broker.issue(&token, "work").await;
+    let (key, kept) = (
+        Key::issued(&issued),
+        Key::issued(&world.broker.issue(&token, "work").await),
+    );
+    assert!(world.reaches_all(&key).await);
+    // A session made from the key ends with it.
+    let child = key
+        .sts()
+        .get_session_token()
+        .send()
+        .await
+        .unwrap()
+        .credentials
+        .unwrap();
+    let child = Key {
+        id: child.access_key_id,
+        secret: child.secret_access_key,
+        token: Some(child.session_token),
+    };
+    assert!(world.reaches_all(&child).await);
+
+    let lease = issued["lease_id"].as_str().unwrap();
+    let released = world
+        .broker
+        .json_as(Some(&token), &["release", lease])
+        .await;
+    assert_eq!(released["state"], "revoked");
+    world.assert_dead(&key).await;
+    world.assert_dead(&child).await;
+    assert!(world.reaches_all(&kept).await);
+    assert_eq!(world.account.issued_users().await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_boundary_holds_against_a_policy_that_allows_iam() {
+    let world = World::new().await;
+    let policy = json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": ["iam:*", "sts:*", "s3:GetObject", "sqs:SendMessage", "dynamodb:GetItem"], "Resource": "*"},
+    ]});
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .grant(
+            "payments-api/work",
+            &["--kind", "iam_user", "--allow-broad"],
+            &policy,
+        )
+        .await;
+    let key = Key::issued(&world.broker.issue(&token, "work").await);
+    assert!(world.reaches_all(&key).await);
+    refused(
+        "making a user",
+        answer(
+            key.iam()
+                .create_user()
+                .user_name(world.account.unique("mallory"))
+                .send()
+                .await,
+        ),
+    );
+    refused("listing users", answer(key.iam().list_users().send().await));
+    let own = world.account.issued_users().await.remove(0);
+    refused(
+        "making itself a key",
+        answer(key.iam().create_access_key().user_name(&own).send().await),
+    );
+    let lift = key.iam().delete_user_permissions_boundary().user_name(&own);
+    refused("lifting its boundary", answer(lift.send().await));
+    let role = world
+        .account
+        .role("credbroker-open", &World::wide_policy())
+        .await;
+    let assume = key
+        .sts()
+        .assume_role()
+        .role_arn(role)
+        .role_session_name("mallory");
+    refused("assuming a role", answer(assume.send().await));
+    let federate = key
+        .sts()
+        .get_federation_token()
+        .name("mallory")
+        .policy(World::wide_policy().to_string());
+    refused("federating", answer(federate.send().await));
+}
+
+#[tokio::test]
+async fn an_unnarrowed_role_session_cannot_mint_credentials() {
+    let world = World::new().await;
+    let all = json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}});
+    let role = world.account.role("credbroker-everything", &all).await;
+    let token = world.broker.service("payments-api").await;
+    world
+        .broker
+        .run(&["grant", "put", "payments-api/work", "--role-arn", &role])
+        .await
+        .ok();
+    let key = Key::issued(&world.broker.issue(&token, "work").await);
+    assert!(world.reaches_all(&key).await);
+    refused(
+        "making a user",
+        answer(
+            key.iam()
+                .create_user()
+                .user_name(world.account.unique("mallory"))
+                .send()
+                .await,
+        ),
+    );
+    let assume = key
+        .sts()
+        .assume_role()
+        .role_arn(role)
+        .role_session_name("mallory");
+    refused("assuming a role", answer(assume.send().await));
+}
+
+#[tokio::test]
+async fn revoking_one_service_leaves_its_neighbours_working() {
+    let world = World::new().await;
+    let (token, neighbour) = (
+        world.broker.service("payments-api").await,
+        world.broker.service("billing").await,
+    );
+    for grant in ["payments-api/work", "billing/work"] {
+        world
+            .broker
+            .grant(grant, &["--kind", "iam_user"], &world.narrow_policy())
+            .await;
+    }
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        keys.push(Key::issued(&world.broker.issue(&token, "work").await));
+    }
+    let kept = Key::issued(&world.broker.issue(&neighbour, "work").await);
+    assert!(world.reaches_all(&keys[0]).await);
+
+    let revoked = world
+        .broker
+        .json(&["revoke", "payments-api", "--reason", "leaked"])
+        .await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    assert_eq!(revoked["leases"].as_array().unwrap().len(), 3);
+    for key in &keys {
+        world.assert_dead(key).await;
+    }
+    assert!(world.reaches_all(&kept).await);
+    assert!(
+        world
+            .reaches_all(&Key::issued(&world.broker.issue(&neighbour, "work").await))
+            .await
+    );
+}
+
+/// A suite that stays green where nothing is enforced proves nothing.
+#[tokio::test]
+async fn without_enforcement_every_refusal_test_fails() {
+    if std::env::var_os(ENFORCEMENT).is_some() {
+        return;
+    }
+    let mut control = Command::new(std::env::current_exe().unwrap());
+    for name in REFUSALS {
+        control.arg(format!("enforcement::{name}"));
+    }
+    control
+        .args(["--exact", "--test-threads", "2"])
+        .env(ENFORCEMENT, "off");
+    let output = control.stdin(Stdio::null()).output().await.unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    for name in REFUSALS {
+        let failed = format!("test enforcement::{name} ... FAILED");
+        assert!(
+            told.contains(&failed),
+            "{name} does not fail without enforcement:\n{told}"
+        );
+    }
+    assert_eq!(
+        told.matches("REFUSAL EXPECTED").count(),
+        REFUSALS.len(),
+        "{told}"
+    );
+}

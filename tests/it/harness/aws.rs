@@ -1,0 +1,281 @@
+//! AWS as a test sees it: an account of its own, prepared as `deploy/` says, and clients
+//! with whatever credentials are in question.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
+use aws_credential_types::Credentials;
+use serde_json::Value;
+
+use super::emulator::{emulator, enforces};
+
+pub const REGION: &str = "us-east-1";
+pub const ADMIN_USER: &str = "credbroker-admin";
+const ROLE_POLICY: &str = "what-the-role-may";
+
+/// An access key, a session's or a user's.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub id: String,
+    pub secret: String,
+    pub token: Option<String>,
+}
+
+impl Key {
+    /// From what `issue -o json` printed.
+    pub fn issued(json: &Value) -> Self {
+        let text = |field: &str| {
+            json[field]
+                .as_str()
+                .unwrap_or_else(|| panic!("{field} in {json}"))
+                .to_owned()
+        };
+        Self {
+            id: text("access_key_id"),
+            secret: text("secret_access_key"),
+            token: json["session_token"].as_str().map(ToOwned::to_owned),
+        }
+    }
+
+    pub fn config(&self) -> SdkConfig {
+        self.config_at(&emulator().endpoint)
+    }
+
+    pub fn config_at(&self, endpoint: &str) -> SdkConfig {
+        let credentials =
+            Credentials::new(&self.id, &self.secret, self.token.clone(), None, "test");
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(REGION))
+            .endpoint_url(endpoint)
+            .credentials_provider(
+                aws_credential_types::provider::SharedCredentialsProvider::new(credentials),
+            )
+            .retry_config(RetryConfig::disabled())
+            .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
+                aws_smithy_async::rt::sleep::TokioSleep::new(),
+            ))
+            .build()
+    }
+
+    pub fn s3(&self) -> aws_sdk_s3::Client {
+        let config = aws_sdk_s3::config::Builder::from(&self.config())
+            .force_path_style(true)
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    pub fn sqs(&self) -> aws_sdk_sqs::Client {
+        aws_sdk_sqs::Client::new(&self.config())
+    }
+
+    pub fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        aws_sdk_dynamodb::Client::new(&self.config())
+    }
+
+    pub fn iam(&self) -> aws_sdk_iam::Client {
+        aws_sdk_iam::Client::new(&self.config())
+    }
+
+    pub fn sts(&self) -> aws_sdk_sts::Client {
+        aws_sdk_sts::Client::new(&self.config())
+    }
+}
+
+/// An AWS account of one test.
+pub struct Account {
+    pub id: String,
+    tag: u64,
+    /// Root: for preparing, never for the broker.
+    pub root: Key,
+    /// The broker's admin user, confined to `deploy/aws/admin-policy.json` in the
+    /// name-scoped rendering that the emulator can judge.
+    pub admin: Key,
+}
+
+impl Account {
+    /// An account with what `deploy/aws/bootstrap.sh` makes, less the example role.
+    /// Without enforcement the emulator knows one account for everybody, and no users.
+    pub async fn new() -> Self {
+        let account = Self::empty();
+        let iam = account.root.iam();
+        let boundary = make_policy(
+            &iam,
+            "credbroker-boundary",
+            include_str!("../../../deploy/aws/boundary-policy.json"),
+        );
+        if !enforces() {
+            let _ = boundary.await;
+            return account;
+        }
+        boundary.await.unwrap();
+        let policy = make_policy(
+            &iam,
+            "credbroker-admin",
+            &name_scoped_admin_policy(&account.id),
+        )
+        .await
+        .unwrap();
+        iam.create_user()
+            .user_name(ADMIN_USER)
+            .send()
+            .await
+            .unwrap();
+        iam.attach_user_policy()
+            .user_name(ADMIN_USER)
+            .policy_arn(policy)
+            .send()
+            .await
+            .unwrap();
+        let key = iam
+            .create_access_key()
+            .user_name(ADMIN_USER)
+            .send()
+            .await
+            .unwrap()
+            .access_key
+            .unwrap();
+        let admin = Key {
+            id: key.access_key_id,
+            secret: key.secret_access_key,
+            token: None,
+        };
+        Self { admin, ..account }
+    }
+
+    /// An account with nothing in it.
+    pub fn empty() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(200_000_000_001);
+        let tag = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = if enforces() {
+            tag.to_string()
+        } else {
+            "000000000000".to_owned()
+        };
+        let root = Key {
+            id: id.clone(),
+            secret: "unchecked".to_owned(),
+            token: None,
+        };
+        Self {
+            admin: root.clone(),
+            root,
+            id,
+            tag,
+        }
+    }
+
+    /// A name that no other test uses, for what is global in AWS.
+    pub fn unique(&self, name: &str) -> String {
+        format!("{name}-{}", self.tag)
+    }
+
+    /// Lets the admin user do more than the broker needs: federation sessions get no
+    /// more than their issuer has.
+    pub async fn let_admin(&self, policy: &Value) {
+        if enforces() {
+            let put = self
+                .root
+                .iam()
+                .put_user_policy()
+                .user_name(ADMIN_USER)
+                .policy_name("more");
+            put.policy_document(policy.to_string())
+                .send()
+                .await
+                .unwrap();
+        }
+    }
+
+    /// A role as `deploy/aws/trust-policy.json` would have it, that may do `policy`.
+    pub async fn role(&self, name: &str, policy: &Value) -> String {
+        self.role_trusting(name, &self.trust_policy(), policy).await
+    }
+
+    pub async fn role_trusting(&self, name: &str, trust: &Value, policy: &Value) -> String {
+        let iam = self.root.iam();
+        let name = &self.unique(name);
+        let made = iam
+            .create_role()
+            .role_name(name)
+            .path("/credbroker/")
+            .assume_role_policy_document(trust.to_string())
+            .send()
+            .await
+            .unwrap();
+        let put = iam
+            .put_role_policy()
+            .role_name(name)
+            .policy_name(ROLE_POLICY);
+        put.policy_document(policy.to_string())
+            .send()
+            .await
+            .unwrap();
+        made.role.unwrap().arn
+    }
+
+    pub fn trust_policy(&self) -> Value {
+        let shipped = include_str!("../../../deploy/aws/trust-policy.json")
+            .replace("${PARTITION}", "aws")
+            .replace("${ACCOUNT}", &self.id)
+            .replace("${ADMIN_USER}", ADMIN_USER);
+        serde_json::from_str(&shipped).unwrap()
+    }
+
+    /// Names of the IAM users that the broker has made and not removed.
+    pub async fn issued_users(&self) -> Vec<String> {
+        let users = self
+            .root
+            .iam()
+            .list_users()
+            .path_prefix("/credbroker/")
+            .send()
+            .await
+            .unwrap()
+            .users;
+        users.into_iter().map(|user| user.user_name).collect()
+    }
+}
+
+async fn make_policy(iam: &aws_sdk_iam::Client, name: &str, document: &str) -> Option<String> {
+    let made = iam
+        .create_policy()
+        .path("/credbroker/")
+        .policy_name(name)
+        .policy_document(document);
+    made.send().await.ok()?.policy?.arn
+}
+
+/// The shipped policy for one account.
+pub fn admin_policy(account: &str) -> Value {
+    let shipped = include_str!("../../../deploy/aws/admin-policy.json")
+        .replace("${PARTITION}", "aws")
+        .replace("${ACCOUNT}", account);
+    serde_json::from_str(&shipped).unwrap()
+}
+
+/// The emulator judges IAM users by name alone, without their path, knows no
+/// `iam:PermissionsBoundary` key, judges AddUserToGroup by the user and
+/// GetFederationToken by `*`. Users that the broker makes are the ones with a dot.
+pub fn name_scoped_admin_policy(account: &str) -> String {
+    let mut policy = admin_policy(account);
+    for statement in policy["Statement"].as_array_mut().unwrap() {
+        match statement["Sid"].as_str().unwrap() {
+            "MakeUsersOnlyWithTheBoundary" => {
+                statement
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("Condition")
+                    .unwrap();
+            }
+            "FederateSessions" => statement["Resource"] = "*".into(),
+            "PutUsersInGroups" => {
+                statement["Resource"] = format!("arn:aws:iam::{account}:user/*.*").into()
+            }
+            _ => {}
+        }
+    }
+    policy
+        .to_string()
+        .replace(":user/credbroker/*", ":user/*.*")
+}

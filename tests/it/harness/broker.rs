@@ -1,0 +1,254 @@
+//! A broker process and its command line.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use super::{Account, Key, aws::REGION, emulator::emulator};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
+
+/// `credbroker dev` in a directory of its own; killed when dropped.
+pub struct Broker {
+    pub state: PathBuf,
+    pub env: Vec<(String, String)>,
+    child: Child,
+    directory: Option<TempDir>,
+}
+
+impl Broker {
+    /// A broker with the admin key of `account`.
+    pub async fn start(account: &Account) -> Self {
+        Self::start_with(&account.admin, &emulator().endpoint).await
+    }
+
+    /// A broker with this admin key that reaches AWS at `endpoint`.
+    pub async fn start_with(admin: &Key, endpoint: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        let state = directory.path().join("state");
+        let child = ready(&mut dev(&state, admin, endpoint)).await;
+        let env = read_env(&state);
+        Self {
+            state,
+            env,
+            child,
+            directory: Some(directory),
+        }
+    }
+
+    /// The same broker once more, after it has ended.
+    pub async fn start_again(mut self, admin: &Key, endpoint: &str) -> Self {
+        let (state, directory) = (self.state.clone(), self.directory.take());
+        drop(self);
+        let child = ready(&mut dev(&state, admin, endpoint)).await;
+        Self {
+            env: read_env(&state),
+            state,
+            child,
+            directory,
+        }
+    }
+
+    /// Ends it in good order; true if it ended well.
+    pub async fn stop(&mut self) -> bool {
+        let pid = self.child.id().unwrap().to_string();
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .await
+            .unwrap();
+        self.child.wait().await.unwrap().success()
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.state.join("credbroker.db")
+    }
+
+    /// Runs `credbroker ARGS` as the admin operator.
+    pub async fn run(&self, args: &[&str]) -> Run {
+        self.run_as(None, args).await
+    }
+
+    /// Runs it with another token.
+    pub async fn run_as(&self, token: Option<&str>, args: &[&str]) -> Run {
+        self.run_in(token, args, "").await
+    }
+
+    /// Runs it with something on its standard input.
+    pub async fn run_in(&self, token: Option<&str>, args: &[&str], input: &str) -> Run {
+        let mut command = credbroker(args);
+        command.envs(self.env.iter().cloned());
+        if let Some(token) = token {
+            command.env("CREDBROKER_TOKEN", token);
+        }
+        Run::of(command, input).await
+    }
+
+    /// What `credbroker ARGS -o json` prints; it must succeed.
+    pub async fn json(&self, args: &[&str]) -> Value {
+        self.json_as(None, args).await
+    }
+
+    pub async fn json_as(&self, token: Option<&str>, args: &[&str]) -> Value {
+        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
+        self.run_as(token, &args).await.ok().json()
+    }
+
+    /// Registers a service and returns its token.
+    pub async fn service(&self, name: &str) -> String {
+        self.run(&["service", "create", name]).await.ok();
+        let token = self.json(&["service", "token", "create", name]).await;
+        token["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Puts a grant with an inline policy.
+    pub async fn grant(&self, name: &str, flags: &[&str], policy: &Value) {
+        let args: Vec<&str> = ["grant", "put", name, "--policy-file", "-"]
+            .into_iter()
+            .chain(flags.iter().copied())
+            .collect();
+        self.run_in(None, &args, &policy.to_string()).await.ok();
+    }
+
+    /// Issues under a grant, as the service whose token it is.
+    pub async fn issue(&self, token: &str, grant: &str) -> Value {
+        self.json_as(Some(token), &["issue", grant]).await
+    }
+
+    /// The audit log from its beginning.
+    pub async fn audit(&self) -> Vec<Value> {
+        let records = self.json(&["audit", "query"]).await;
+        records.as_array().unwrap().clone()
+    }
+}
+
+/// `credbroker ARGS` with nothing of this process's environment but the path.
+pub fn credbroker(args: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command
+        .args(args)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap());
+    command.kill_on_drop(true);
+    command
+}
+
+/// `credbroker dev`, not yet started.
+pub fn dev(state: &Path, admin: &Key, endpoint: &str) -> Command {
+    let mut command = credbroker(&[
+        "dev",
+        "--state-dir",
+        state.to_str().unwrap(),
+        "--aws-endpoint",
+        endpoint,
+    ]);
+    command.envs(aws_env(admin));
+    command
+}
+
+pub fn aws_env(key: &Key) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ACCESS_KEY_ID", key.id.clone()),
+        ("AWS_SECRET_ACCESS_KEY", key.secret.clone()),
+        ("AWS_REGION", REGION.to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ]
+}
+
+/// Starts it and waits for the word.
+async fn ready(command: &mut Command) -> Child {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    match lines.next_line().await.unwrap().as_deref() {
+        Some("ready") => {}
+        other => {
+            let mut told = Vec::new();
+            while let Some(line) = log.next_line().await.unwrap() {
+                told.push(line);
+            }
+            panic!("not ready but {other:?}: {}", told.join("\n"));
+        }
+    }
+    // The log goes on being read, so that the broker never waits for a reader.
+    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    child
+}
+
+fn read_env(state: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(state.join("env")).unwrap();
+    let pair = |line: &str| {
+        let (name, value) = line
+            .strip_prefix("export ")
+            .unwrap()
+            .split_once('=')
+            .unwrap();
+        (name.to_owned(), value.trim_matches('\'').to_owned())
+    };
+    text.lines().map(pair).collect()
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    pub async fn of(mut command: Command, input: &str) -> Self {
+        use tokio::io::AsyncWriteExt;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // A command that reads nothing may be gone before this is written.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        let output = child.wait_with_output().await.unwrap();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// It succeeded.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:#?}");
+        self
+    }
+
+    /// It failed with this exit status, and standard error says all of `words`.
+    #[track_caller]
+    pub fn fails(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{self:#?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} in {self:#?}");
+        }
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+}

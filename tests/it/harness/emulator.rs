@@ -1,0 +1,48 @@
+//! The AWS emulator, started once per test process and ended with it: the launcher
+//! leaves when its standard input closes.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+
+/// `off` starts the emulator without enforcement: the negative control.
+pub const ENFORCEMENT: &str = "CREDBROKER_TEST_ENFORCEMENT";
+
+pub fn enforces() -> bool {
+    std::env::var_os(ENFORCEMENT).is_none_or(|value| value != "off")
+}
+
+pub struct Emulator {
+    pub endpoint: String,
+    /// Where `aws` and `parliament` are.
+    pub bin: PathBuf,
+    _launcher: Child,
+}
+
+pub fn emulator() -> &'static Emulator {
+    static EMULATOR: OnceLock<Emulator> = OnceLock::new();
+    EMULATOR.get_or_init(start)
+}
+
+fn start() -> Emulator {
+    let auth = std::env::var(ENFORCEMENT).unwrap_or_else(|_| "on".to_owned());
+    let mut launcher = Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulator.py"))
+        .args(["run", "--auth", &auth])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 is installed");
+    let mut line = String::new();
+    let stdout = launcher.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).expect("the emulator starts");
+    Emulator {
+        endpoint: told["endpoint"].as_str().unwrap().to_owned(),
+        bin: told["bin"].as_str().unwrap().into(),
+        _launcher: launcher,
+    }
+}

@@ -1,0 +1,25 @@
+//! What every test stands on: one emulator per test process, an AWS account per test, a
+//! broker process per test.
+
+pub mod aws;
+pub mod broker;
+pub mod emulator;
+pub mod proxy;
+
+pub use self::{
+    aws::{Account, Key},
+    broker::{Broker, Run},
+};
+
+/// Waits until `look` sees what it wants, for ten seconds at most. For what happens in
+/// another process, where there is nothing to await.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never seen: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
