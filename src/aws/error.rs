@@ -68,12 +68,12 @@ impl Meaning {
 }
 
 /// Reads an SDK error.
-pub(super) fn failure<E>(operation: &Operation<'_>, error: SdkError<E, HttpResponse>) -> AwsFailure
+pub(super) fn failure<E>(operation: &Operation<'_>, error: &SdkError<E, HttpResponse>) -> AwsFailure
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
     let request_id = error.request_id().map(ToOwned::to_owned);
-    let (meaning, aws_said) = match &error {
+    let (meaning, aws_said) = match error {
         SdkError::ServiceError(service) => {
             let (code, words) = (
                 service.err().code().unwrap_or("?"),

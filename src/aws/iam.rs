@@ -70,7 +70,7 @@ pub(super) async fn create(
             .policy_arn(arn.as_str());
         call.send()
             .await
-            .map_err(|error| failure(&operation, error))?;
+            .map_err(|error| failure(&operation, &error))?;
     }
     for group in groups {
         let operation = on("iam:AddUserToGroup", group);
@@ -81,7 +81,7 @@ pub(super) async fn create(
             .group_name(group);
         call.send()
             .await
-            .map_err(|error| failure(&operation, error))?;
+            .map_err(|error| failure(&operation, &error))?;
     }
     create_key(clients, user).await
 }
@@ -106,14 +106,14 @@ async fn create_user(
         .set_tags(Some(tags.map_err(|_| missing("a tag is incomplete"))?));
     let operation = on("iam:CreateUser", &boundary);
     let sent = call.customize().config_override(never_twice()).send().await;
-    sent.map_err(|error| failure(&operation, error))?;
+    sent.map_err(|error| failure(&operation, &error))?;
     Ok(())
 }
 
 async fn create_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailure> {
     let call = clients.iam().create_access_key().user_name(user);
     let sent = call.customize().config_override(never_twice()).send().await;
-    let answer = sent.map_err(|error| failure(&on("iam:CreateAccessKey", user), error))?;
+    let answer = sent.map_err(|error| failure(&on("iam:CreateAccessKey", user), &error))?;
     let aws_request_id = answer.request_id().map(ToOwned::to_owned);
     let key = answer
         .access_key
@@ -287,7 +287,7 @@ async fn put_policy(
         .policy_document(document);
     call.send()
         .await
-        .map_err(|error| failure(&on("iam:PutUserPolicy", user), error))?;
+        .map_err(|error| failure(&on("iam:PutUserPolicy", user), &error))?;
     Ok(())
 }
 
@@ -302,7 +302,7 @@ where
     match result {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.code() == Some("NoSuchEntity") => Ok(None),
-        Err(error) => Err(failure(operation, error)),
+        Err(error) => Err(failure(operation, &error)),
     }
 }
 

@@ -49,7 +49,7 @@ impl AwsIssuer {
                     on: &arn,
                     admin: "",
                 };
-                Err(failure(&operation, error).into())
+                Err(failure(&operation, &error).into())
             }
         }
     }
@@ -76,7 +76,7 @@ impl AwsIssuer {
                 };
                 call.send()
                     .await
-                    .map_err(|error| failure(&operation, error))?;
+                    .map_err(|error| failure(&operation, &error))?;
                 Ok(())
             }
             checked => checked,

@@ -63,7 +63,7 @@ pub(super) async fn assume_role(
         .duration_seconds(seconds(issue))
         .send()
         .await
-        .map_err(|error| failure(&operation, error))?;
+        .map_err(|error| failure(&operation, &error))?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
 }
@@ -92,7 +92,7 @@ pub(super) async fn get_federation_token(
         .duration_seconds(seconds(issue))
         .send()
         .await
-        .map_err(|error| failure(&operation, error))?;
+        .map_err(|error| failure(&operation, &error))?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
 }
@@ -109,7 +109,7 @@ pub(super) async fn admin(clients: &Clients) -> Result<Admin, AwsFailure> {
         .get_caller_identity()
         .send()
         .await
-        .map_err(|error| failure(&operation, error))?;
+        .map_err(|error| failure(&operation, &error))?;
     let arn = answer.arn.unwrap_or_default();
     let account = answer.account.unwrap_or_default();
     match account.parse() {

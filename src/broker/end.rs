@@ -137,12 +137,12 @@ impl Broker {
                 .caller_event(&caller, Event::ServiceRevoked)
                 .service(&name)
                 .detail(&words);
-            let begun = broker
+            let written = broker
                 .store()
                 .revoke_service(&name, &suspension, audit)
                 .await;
             let (suspension, leases) =
-                on_conflict(begun, || Error::NotFound(format!("service {name}")))?;
+                on_conflict(written, || Error::NotFound(format!("service {name}")))?;
             let leases = broker.take_all_away(leases, began).await;
             Ok(ServiceRevocation { suspension, leases })
         })

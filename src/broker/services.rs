@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// Shortest life of a token that expires.
-const TOKEN_TTL_MIN: Duration = Duration::from_secs(60);
+const TOKEN_TTL_MIN: Duration = Duration::from_mins(1);
 /// Longest life of a token that expires.
-const TOKEN_TTL_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
+const TOKEN_TTL_MAX: Duration = Duration::from_hours(87600);
 
 /// A token, for the one moment it is shown.
 #[derive(Debug)]

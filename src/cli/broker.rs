@@ -1,8 +1,13 @@
 //! `credbroker dev` and `credbroker serve`.
 
-use std::{env, io, path::PathBuf};
+use std::{
+    env,
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
 
 use clap::Args;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use super::failure::Failure;
@@ -66,16 +71,22 @@ fn default_state_dir() -> Option<PathBuf> {
     base.or_else(home).map(|base| base.join("credbroker/dev"))
 }
 
+/// A plain level is the broker's own; its libraries are heard from `warn` on.
 fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(level)
+    let directives = match level.parse::<Level>() {
+        Ok(level) => format!("warn,credbroker={level}"),
+        Err(_) => level.to_owned(),
+    };
+    let filter = EnvFilter::try_new(directives)
         .map_err(|error| Failure::usage(format!("log.level: {level:?} is no filter: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     if json {
-        subscriber.json().init()
+        subscriber.json().init();
     } else {
-        subscriber.init()
+        subscriber.init();
     }
     Ok(())
 }

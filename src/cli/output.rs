@@ -43,7 +43,8 @@ impl Output {
         let fields = object(serde_json::to_value(result)?);
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in &fields {
-            if !value.is_null() {
+            let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+            if !empty {
                 writeln!(self.out, "{name:width$}  {}", text(value))?;
             }
         }

@@ -7,12 +7,11 @@ use serde_json::{Map, Value, json};
 
 use crate::proto;
 
+/// RFC 3339 in UTC, to the millisecond.
 pub(super) fn time(time: Option<&ProtoTimestamp>) -> Option<String> {
     let time = time?;
-    let nanos = time.nanos / 1_000_000 * 1_000_000;
-    Timestamp::new(time.seconds, nanos)
-        .ok()
-        .map(|time| time.to_string())
+    let time = Timestamp::new(time.seconds, time.nanos).ok()?;
+    Some(format!("{time:.3}"))
 }
 
 fn seconds(duration: Option<&ProtoDuration>) -> Option<i64> {
@@ -419,7 +418,7 @@ impl AuditRecord {
             ("", self.detail.as_deref()),
         ] {
             if let Some(value) = value {
-                line.push_str(&format!("  {name}{value}"));
+                line = line + "  " + name + value;
             }
         }
         line

@@ -259,7 +259,7 @@ impl AuditEvent {
         };
         Self {
             token_id: Some(principal.token_id().clone()),
-            ..Self::new(event, actor, time).from_origin(principal.origin())
+            ..Self::new(event, actor, time).called_from(principal.origin())
         }
     }
 
@@ -267,11 +267,11 @@ impl AuditEvent {
     #[must_use]
     pub fn failed_login(origin: &Origin, reason: &str, time: Timestamp) -> Self {
         Self::new(Event::LoginFailed, Actor::Unknown, time)
-            .from_origin(origin)
+            .called_from(origin)
             .denied(reason)
     }
 
-    fn from_origin(self, origin: &Origin) -> Self {
+    fn called_from(self, origin: &Origin) -> Self {
         Self {
             peer: origin.peer,
             method: Some(origin.method.clone()),

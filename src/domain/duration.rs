@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// One hour, the lifetime that suits SDK refresh best.
-pub const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_hours(1);
 
 /// `5400 s` as `1h30m`, `172800 s` as `2d`.
 ///
@@ -18,7 +18,8 @@ pub fn humanize(duration: Duration) -> String {
     let mut text = String::new();
     for (unit, seconds) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
         if rest >= seconds {
-            text.push_str(&format!("{}{unit}", rest / seconds));
+            text += &(rest / seconds).to_string();
+            text += unit;
             rest %= seconds;
         }
     }

@@ -166,9 +166,10 @@ fn parse_ttls(
     default: Option<ProtoDuration>,
     max: Option<ProtoDuration>,
 ) -> (Duration, Duration) {
-    let mut read = |field, ttl: Option<ProtoDuration>| match parse_ttl(field, ttl.as_ref()) {
-        Ok(ttl) => ttl,
-        Err(_) => {
+    let mut read = |field, ttl: Option<ProtoDuration>| {
+        if let Ok(ttl) = parse_ttl(field, ttl.as_ref()) {
+            ttl
+        } else {
             fields.wrong(field, "a lifetime is a whole number of seconds above 0");
             None
         }

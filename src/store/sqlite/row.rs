@@ -14,7 +14,7 @@ const IO_ERROR: i64 = 10;
 const BUSY: i64 = 5;
 
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
-    let sqlx::Error::Database(database) = &error else {
+    let sqlx::Error::Database(database) = error else {
         return StoreError::Unavailable(error.to_string());
     };
     if database.is_unique_violation() || database.is_foreign_key_violation() {

@@ -1,0 +1,77 @@
+//! What an issue costs its caller: `cargo bench --bench issue`.
+//!
+//! One caller on one kept connection to a broker in a process of its own, full
+//! durability, against the local AWS emulator; and in the same run, call by call in turn,
+//! the bare AWS SDK against the same emulator. The difference is the broker's own: TLS,
+//! authentication, decision, two durable commits.
+
+#[allow(dead_code, reason = "shared with the tests")]
+#[path = "../tests/it/harness/mod.rs"]
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use credbroker::{
+    client::{Client, Settings},
+    proto::IssueCredentialsRequest,
+};
+use harness::{Account, Broker};
+use serde_json::json;
+
+const WARM_UP: usize = 50;
+const CALLS: usize = 1000;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let account = Account::new().await;
+    let policy = json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::bucket/*"},
+    ]});
+    let role = account.role("credbroker-bench", &policy).await;
+    let broker = Broker::start(&account).await;
+    let token = broker.service("bench").await;
+    broker.grant("bench/read", &["--role-arn", &role], &policy).await;
+    let setting = |name: &str| broker.env.iter().find(|(key, _)| key == name).unwrap().1.clone();
+    let settings = Settings {
+        address: setting("CREDBROKER_ADDR"),
+        ca_file: setting("CREDBROKER_CA_FILE").into(),
+        token: token.into(),
+    };
+    let mut credentials = Client::connect(&settings).await.unwrap().credentials();
+    let sts = account.admin.sts();
+
+    let (mut issued, mut bare) = (Vec::new(), Vec::new());
+    for call in 0..WARM_UP + CALLS {
+        let began = Instant::now();
+        let request = IssueCredentialsRequest { grant: "read".to_owned(), ttl: None };
+        credentials.issue_credentials(request).await.unwrap();
+        let through_broker = began.elapsed();
+
+        let began = Instant::now();
+        let session = sts.assume_role().role_arn(&role).role_session_name("bare").policy(policy.to_string());
+        let tag = aws_sdk_sts::types::Tag::builder().key("credbroker:service").value("bench").build().unwrap();
+        session.tags(tag).send().await.unwrap();
+        if call >= WARM_UP {
+            issued.push(through_broker);
+            bare.push(began.elapsed());
+        }
+    }
+    issued.sort();
+    bare.sort();
+    println!("assume_role, {CALLS} calls, one caller, kept connection");
+    println!("             p50        p99");
+    row("issue", &issued);
+    row("bare SDK", &bare);
+    let own = |at: f64| 1.0 - quantile(&bare, at).as_secs_f64() / quantile(&issued, at).as_secs_f64();
+    println!("broker's own  {:5.0} %    {:5.0} %", own(0.5) * 100.0, own(0.99) * 100.0);
+}
+
+fn row(name: &str, times: &[Duration]) {
+    let millis = |at| quantile(times, at).as_secs_f64() * 1000.0;
+    println!("{name:10}  {:6.2} ms  {:6.2} ms", millis(0.5), millis(0.99));
+}
+
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
+fn quantile(sorted: &[Duration], at: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * at) as usize]
+}
