@@ -161,7 +161,7 @@ impl Broker {
             tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
                 let before = lease.clone();
-                match broker.take_away(By::Broker, lease).await {
+                match broker.take_away_unless_in_flight(By::Broker, lease).await {
                     Ok(taken) => RevokedLease {
                         refused_after_seconds: taken
                             .notice
@@ -183,7 +183,7 @@ impl Broker {
         done
     }
 
-    /// Records that `lease` is to end, then takes it away.
+    /// Records that `lease` is to end, then takes it away, unless somebody is issuing it.
     pub(super) async fn end(
         &self,
         by: By<'_>,
@@ -195,17 +195,29 @@ impl Broker {
             .event(by, event)
             .lease(&lease)
             .detail(&cause.to_string());
-        self.end_with(by, lease, cause, audit).await
+        let revoking = self.begin_revocation(lease, cause, audit).await?;
+        self.take_away_unless_in_flight(by, revoking).await
     }
 
-    /// As [`Self::end`], with the record given.
-    pub(super) async fn end_with(
+    /// For its issuer: records that nothing is handed out, then takes away what may
+    /// have been made.
+    pub(super) async fn abandon(
         &self,
         by: By<'_>,
         lease: Lease,
         cause: Cause,
         audit: AuditEvent,
     ) -> Result<TakenAway, Error> {
+        let revoking = self.begin_revocation(lease, cause, audit).await?;
+        self.take_away(by, revoking).await
+    }
+
+    async fn begin_revocation(
+        &self,
+        lease: Lease,
+        cause: Cause,
+        audit: AuditEvent,
+    ) -> Result<Lease, Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         let revoking = lease
             .begin_revocation(cause, self.now())
@@ -216,7 +228,23 @@ impl Broker {
             })?;
         let written = self.store().update_lease(from, &revoking, audit).await;
         on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
-        self.take_away(by, revoking).await
+        Ok(revoking)
+    }
+
+    /// What is still being issued is taken away by its issuer, before it is handed out.
+    async fn take_away_unless_in_flight(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+    ) -> Result<TakenAway, Error> {
+        if lease.is_in_flight(self.now()) {
+            let notice = "it was being issued; it is taken away before it is handed out";
+            return Ok(TakenAway {
+                lease,
+                notice: Some(notice.to_owned()),
+            });
+        }
+        self.take_away(by, lease).await
     }
 
     /// Takes away what a revoking lease stands for, as far as AWS can do it now.

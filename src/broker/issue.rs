@@ -12,7 +12,7 @@ use crate::{
         audit::Event,
         credential::Credentials,
         decide::{Authorized, Issue, IssueRequest, decide},
-        lease::{Binding, Cause, Issued, Lease},
+        lease::{Binding, Cause, Issued, Lease, LeaseState},
         name::LeaseId,
     },
 };
@@ -125,28 +125,45 @@ impl Broker {
         }
     }
 
-    /// The result could not be recorded, so the credentials do not leave: the service
-    /// was shut out meanwhile, or the store cannot be written.
+    /// The result could not be recorded, so the credentials do not leave, and what was
+    /// made for them is taken away: the lease was revoked meanwhile, or the store cannot
+    /// be written.
     async fn withhold(&self, lease: Lease, error: StoreError) -> Error {
-        if matches!(error, StoreError::Conflict) {
-            let service = lease.binding.grant.service.to_string();
-            match self.store().lease(&lease.binding.lease_id).await {
-                Ok(Some(now)) => {
-                    let cause = Cause::NotIssued("the service was shut out meanwhile".to_owned());
-                    if let Err(error) = self.end(By::Broker, now, cause, Event::LeaseRevoking).await
-                    {
-                        tracing::warn!(%error, "a lease is left to the background clean-up");
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "a lease is left to the background clean-up"),
+        let revoked_meanwhile = matches!(error, StoreError::Conflict);
+        let cleaned = if revoked_meanwhile {
+            self.clean_up_after_revocation(&lease).await
+        } else {
+            self.withdraw(&lease.binding).await.map_err(Error::from)
+        };
+        if let Err(error) = cleaned {
+            tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
+        }
+        if revoked_meanwhile {
+            Error::WrongState {
+                reason: "REVOKED_MEANWHILE",
+                message: "the lease was revoked while it was being issued".to_owned(),
+                next: "ask whoever revoked it; `credbroker service show` tells whether the service is suspended"
+                    .to_owned(),
             }
-            return Error::Suspended(service);
+        } else {
+            error.into()
         }
-        if let Err(failure) = self.withdraw(&lease.binding).await {
-            tracing::warn!(lease = %lease.binding.lease_id, %failure, "a user is left to the background clean-up");
+    }
+
+    /// Whoever revoked the lease has left it to its issuer to take away. A suspension
+    /// alone has not touched it.
+    async fn clean_up_after_revocation(&self, lease: &Lease) -> Result<(), Error> {
+        let now = self.known_lease(&lease.binding.lease_id).await?;
+        if let LeaseState::Revoking { .. } = now.state {
+            self.take_away(By::Broker, now).await?;
+        } else if now.ended_at().is_some() {
+            self.withdraw(&now.binding).await?;
+        } else {
+            let cause = Cause::NotIssued("the service was suspended meanwhile".to_owned());
+            let audit = self.event(By::Broker, Event::LeaseRevoking).lease(&now);
+            self.abandon(By::Broker, now, cause, audit).await?;
         }
-        error.into()
+        Ok(())
     }
 
     /// AWS did not issue. After a clear refusal nothing may be left behind; without a
@@ -172,7 +189,7 @@ impl Broker {
             self.store().record(audit).await?;
         } else {
             let cause = Cause::NotIssued(failure.reason.to_owned());
-            self.end_with(By::Caller(caller), lease, cause, audit)
+            self.abandon(By::Caller(caller), lease, cause, audit)
                 .await?;
         }
         Err(failure.into())

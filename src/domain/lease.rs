@@ -258,20 +258,28 @@ impl Lease {
     }
 
     /// The credentials are to be taken away, beginning at `now`. A lease that is
-    /// already being revoked keeps its cause and is tried again at once.
+    /// already being revoked keeps its cause and is tried again at once. One that is
+    /// still pending belongs to whoever is issuing it: others wait for its deadline.
     ///
     /// # Errors
     /// When it has ended.
     pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
-        let (issued, cause, attempts) = match &self.state {
-            LeaseState::Pending { .. } => (None, cause, 0),
-            LeaseState::Active(issued) => (Some(issued.clone()), cause, 0),
+        let (issued, cause, attempts, next_attempt_at) = match &self.state {
+            LeaseState::Pending { deadline } => (None, cause, 0, now.max(*deadline)),
+            LeaseState::Active(issued) => (Some(issued.clone()), cause, 0, now),
             LeaseState::Revoking {
                 issued,
                 cause,
                 attempts,
-                ..
-            } => (issued.clone(), cause.clone(), *attempts),
+                next_attempt_at,
+            } => {
+                let next = if issued.is_some() {
+                    now
+                } else {
+                    *next_attempt_at
+                };
+                (issued.clone(), cause.clone(), *attempts, next)
+            }
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
                 return Err(self.refuse("be revoked"));
             }
@@ -280,8 +288,24 @@ impl Lease {
             issued,
             cause,
             attempts,
-            next_attempt_at: now,
+            next_attempt_at,
         }))
+    }
+
+    /// Whether its issue may still be going on at `now`, so that only the issuer may
+    /// take away what it makes.
+    #[must_use]
+    pub fn is_in_flight(&self, now: Timestamp) -> bool {
+        match &self.state {
+            LeaseState::Pending { deadline } => *deadline > now,
+            LeaseState::Revoking {
+                issued: None,
+                attempts: 0,
+                next_attempt_at,
+                ..
+            } => *next_attempt_at > now,
+            _ => false,
+        }
     }
 
     /// AWS could not be brought to take them away; try again after `delay`.
@@ -426,6 +450,17 @@ mod tests {
         );
         assert!(ended.clone().postpone(at(3), PENDING_LIMIT).is_err());
         assert!(ended.finish(at(3)).is_err());
+    }
+
+    #[test]
+    fn a_lease_revoked_while_it_is_issued_is_left_to_its_issuer_until_the_deadline() {
+        let lease = lease()
+            .begin_revocation(Cause::Revoked(String::new()), at(1_010))
+            .unwrap();
+        assert!(lease.is_in_flight(at(1_059)));
+        assert!(!lease.is_in_flight(at(1_060)));
+        let again = lease.begin_revocation(Cause::Expired, at(1_020)).unwrap();
+        assert!(again.is_in_flight(at(1_059)));
     }
 
     #[test]
