@@ -30,8 +30,18 @@ async fn main() {
     let role = account.role("credbroker-bench", &policy).await;
     let broker = Broker::start(&account).await;
     let token = broker.service("bench").await;
-    broker.grant("bench/read", &["--role-arn", &role], &policy).await;
-    let setting = |name: &str| broker.env.iter().find(|(key, _)| key == name).unwrap().1.clone();
+    broker
+        .grant("bench/read", &["--role-arn", &role], &policy)
+        .await;
+    let setting = |name: &str| {
+        broker
+            .env
+            .iter()
+            .find(|(key, _)| key == name)
+            .unwrap()
+            .1
+            .clone()
+    };
     let settings = Settings {
         address: setting("CREDBROKER_ADDR"),
         ca_file: setting("CREDBROKER_CA_FILE").into(),
@@ -43,13 +53,24 @@ async fn main() {
     let (mut issued, mut bare) = (Vec::new(), Vec::new());
     for call in 0..WARM_UP + CALLS {
         let began = Instant::now();
-        let request = IssueCredentialsRequest { grant: "read".to_owned(), ttl: None };
+        let request = IssueCredentialsRequest {
+            grant: "read".to_owned(),
+            ttl: None,
+        };
         credentials.issue_credentials(request).await.unwrap();
         let through_broker = began.elapsed();
 
         let began = Instant::now();
-        let session = sts.assume_role().role_arn(&role).role_session_name("bare").policy(policy.to_string());
-        let tag = aws_sdk_sts::types::Tag::builder().key("credbroker:service").value("bench").build().unwrap();
+        let session = sts
+            .assume_role()
+            .role_arn(&role)
+            .role_session_name("bare")
+            .policy(policy.to_string());
+        let tag = aws_sdk_sts::types::Tag::builder()
+            .key("credbroker:service")
+            .value("bench")
+            .build()
+            .unwrap();
         session.tags(tag).send().await.unwrap();
         if call >= WARM_UP {
             issued.push(through_broker);
@@ -62,8 +83,13 @@ async fn main() {
     println!("             p50        p99");
     row("issue", &issued);
     row("bare SDK", &bare);
-    let own = |at: f64| 1.0 - quantile(&bare, at).as_secs_f64() / quantile(&issued, at).as_secs_f64();
-    println!("broker's own  {:5.0} %    {:5.0} %", own(0.5) * 100.0, own(0.99) * 100.0);
+    let own =
+        |at: f64| 1.0 - quantile(&bare, at).as_secs_f64() / quantile(&issued, at).as_secs_f64();
+    println!(
+        "broker's own  {:5.0} %    {:5.0} %",
+        own(0.5) * 100.0,
+        own(0.99) * 100.0
+    );
 }
 
 fn row(name: &str, times: &[Duration]) {
@@ -71,7 +97,12 @@ fn row(name: &str, times: &[Duration]) {
     println!("{name:10}  {:6.2} ms  {:6.2} ms", millis(0.5), millis(0.99));
 }
 
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers"
+)]
 fn quantile(sorted: &[Duration], at: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * at) as usize]
 }

@@ -57,7 +57,14 @@ pub(super) async fn create(
         .as_ref()
         .map_or(boundary, ToString::to_string);
     let path = format!("{PATH}{}", path.trim_start_matches('/'));
-    create_user(clients, user, path, boundary, issue.grant.aws_tags(lease)).await?;
+    create_user(
+        clients,
+        user,
+        path,
+        boundary,
+        lease.aws_tags(&issue.grant.spec),
+    )
+    .await?;
     if let Some(document) = spec.effective_policy() {
         put_policy(clients, user, GRANT_POLICY, &document.to_json()).await?;
     }

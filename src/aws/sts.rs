@@ -38,7 +38,7 @@ pub(super) async fn assume_role(
     else {
         return Err(wrong_kind());
     };
-    let tags = grant.aws_tags(lease);
+    let tags = lease.aws_tags(&grant.spec);
     let transitive: Vec<String> = tags
         .iter()
         .filter(|t| t.transitive)
@@ -88,7 +88,7 @@ pub(super) async fn get_federation_token(
         .name(&lease.aws_name)
         .set_policy(policy(issue))
         .set_policy_arns(policy_arns(issue))
-        .set_tags(Some(sts_tags(issue.grant.aws_tags(lease))?))
+        .set_tags(Some(sts_tags(lease.aws_tags(&issue.grant.spec))?))
         .duration_seconds(seconds(issue))
         .send()
         .await

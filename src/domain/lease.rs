@@ -15,7 +15,7 @@ use data_encoding::BASE32_NOPAD;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::{
-    grant::{Grant, Kind},
+    grant::{Grant, GrantSpec, Kind, OWN_TAG_PREFIX, Tag},
     name::{GrantName, LeaseId, Name},
 };
 
@@ -49,6 +49,24 @@ impl Binding {
             grant_version: grant.version,
             kind,
         }
+    }
+
+    /// The tags on the lease's session or user: the broker's three, then the
+    /// operator's. CloudTrail leads from them to the lease.
+    #[must_use]
+    pub fn aws_tags(&self, spec: &GrantSpec) -> Vec<Tag> {
+        let own = |key: &str, value: &str| Tag {
+            key: format!("{OWN_TAG_PREFIX}{key}"),
+            value: value.to_owned(),
+            transitive: false,
+        };
+        let mut tags = vec![
+            own("service", self.grant.service.as_str()),
+            own("grant", self.grant.grant.as_str()),
+            own("lease", self.lease_id.as_str()),
+        ];
+        tags.extend_from_slice(spec.tags());
+        tags
     }
 }
 

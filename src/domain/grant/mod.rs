@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     arn::{PolicyArn, RoleArn},
     duration::seconds,
-    lease::Binding,
     name::{GrantName, Name},
     policy::{self, Document},
 };
@@ -228,26 +227,6 @@ pub struct Grant {
     pub created_at: Timestamp,
     /// Who put it.
     pub created_by: Name,
-}
-
-impl Grant {
-    /// The tags on a session or user of this grant: the broker's three, then the
-    /// operator's. CloudTrail leads from them to the lease.
-    #[must_use]
-    pub fn aws_tags(&self, lease: &Binding) -> Vec<Tag> {
-        let own = |key: &str, value: &str| Tag {
-            key: format!("{OWN_TAG_PREFIX}{key}"),
-            value: value.to_owned(),
-            transitive: false,
-        };
-        let mut tags = vec![
-            own("service", self.name.service.as_str()),
-            own("grant", self.name.grant.as_str()),
-            own("lease", lease.lease_id.as_str()),
-        ];
-        tags.extend_from_slice(self.spec.tags());
-        tags
-    }
 }
 
 /// Tag keys under this prefix are the broker's own.

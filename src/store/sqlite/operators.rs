@@ -3,8 +3,7 @@ use sqlx::{SqlitePool, sqlite::SqliteRow};
 
 use super::{
     Tx,
-    row::{exactly_one, micros, parse, store_error, time},
-    tokens::token_id,
+    row::{exactly_one, micros, parse, store_error, time, token_id},
 };
 use crate::{
     broker::ports::StoreError,

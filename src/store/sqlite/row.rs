@@ -5,7 +5,10 @@ use std::{fmt::Display, str::FromStr};
 use jiff::Timestamp;
 use sqlx::{ColumnIndex, Decode, Row, SqlitePool, Type, sqlite::SqliteRow};
 
-use crate::broker::ports::{Counts, StoreError};
+use crate::{
+    broker::ports::{Counts, StoreError},
+    domain::token::TokenId,
+};
 
 /// SQLite's primary result codes: <https://sqlite.org/rescode.html>.
 const FULL: i64 = 13;
@@ -98,6 +101,11 @@ pub(super) fn time_optional(
     micros
         .map(|m| Timestamp::from_microsecond(m).map_err(|_| inconsistent(table, column)))
         .transpose()
+}
+
+pub(super) fn token_id(row: &SqliteRow) -> Result<TokenId, StoreError> {
+    let id: String = get(row, "token_id")?;
+    TokenId::parse(&id).ok_or_else(|| inconsistent("tokens", "token_id"))
 }
 
 pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreError {

@@ -2,7 +2,7 @@ use sqlx::{SqlitePool, sqlite::SqliteRow};
 
 use super::{
     Tx, operators,
-    row::{exactly_one, get, inconsistent, micros, store_error, time, time_optional},
+    row::{exactly_one, get, inconsistent, micros, store_error, time, time_optional, token_id},
     services,
 };
 use crate::{
@@ -136,9 +136,4 @@ fn stored(row: &SqliteRow) -> Result<StoredToken, StoreError> {
         created_at: time(row, TABLE, "token_created_at")?,
         expires_at: time_optional(row, TABLE, "expires_at")?,
     })
-}
-
-pub(super) fn token_id(row: &SqliteRow) -> Result<TokenId, StoreError> {
-    let id: String = get(row, "token_id")?;
-    TokenId::parse(&id).ok_or_else(|| inconsistent(TABLE, "token_id"))
 }
