@@ -7,7 +7,7 @@ use prost_types::Timestamp as ProtoTimestamp;
 use super::{
     failure::Failure,
     output::{Format, Output},
-    view,
+    pages, view,
 };
 use crate::{
     client::Client,
@@ -104,22 +104,21 @@ fn proto_time(time: Timestamp) -> ProtoTimestamp {
 
 impl Query {
     async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        let mut request = self.request();
-        let mut records = Vec::new();
-        loop {
-            request.page_size = i32::try_from((limit - records.len()).min(1000)).unwrap_or(1000);
+        let (limit, request) = (self.limit, self.request());
+        let records = pages::all(limit, async |page_size, page_token| {
+            let request = ListAuditRecordsRequest {
+                page_size,
+                page_token,
+                ..request.clone()
+            };
             let page = client
                 .audit()
-                .list_audit_records(request.clone())
+                .list_audit_records(request)
                 .await?
                 .into_inner();
-            records.extend(page.records);
-            request.page_token = page.next_page_token;
-            if request.page_token.is_empty() || records.len() >= limit {
-                break;
-            }
-        }
+            Ok((page.records, page.next_page_token))
+        })
+        .await?;
         if out.format() == Format::Json {
             let records: Vec<_> = records.into_iter().map(view::AuditRecord::from).collect();
             return Ok(out.list(&records, &[])?);

@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Duration as ProtoDuration;
 
-use super::{failure::Failure, output::Output, view};
+use super::{failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::duration,
@@ -158,20 +158,17 @@ impl Grant {
 }
 
 async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), Failure> {
-    let (mut all, mut page_token) = (Vec::new(), String::new());
-    loop {
+    let all = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListGrantsRequest {
             service: service.clone(),
-            page_size: 1000,
+            page_size,
             page_token,
         };
         let page = client.grants().list_grants(request).await?.into_inner();
-        all.extend(page.grants.into_iter().map(view::Grant::from));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        let grants = page.grants.into_iter().map(view::Grant::from);
+        Ok((grants.collect(), page.next_page_token))
+    })
+    .await?;
     Ok(out.list(
         &all,
         &[

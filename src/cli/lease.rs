@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::Failure, output::Output, view};
+use super::{failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, GetLeaseRequest, ListLeasesRequest, RevokeLeaseRequest},
@@ -92,10 +92,7 @@ async fn list(
     let state = state
         .map_or(proto::LeaseState::Unspecified, to_proto)
         .into();
-    let (mut all, mut page_token) = (Vec::new(), String::new());
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    loop {
-        let page_size = i32::try_from((limit - all.len()).min(1000)).unwrap_or(1000);
+    let all = pages::all(limit, async |page_size, page_token| {
         let request = ListLeasesRequest {
             service: service.clone(),
             state,
@@ -103,12 +100,10 @@ async fn list(
             page_token,
         };
         let page = client.leases().list_leases(request).await?.into_inner();
-        all.extend(page.leases.into_iter().map(view::Lease::from));
-        page_token = page.next_page_token;
-        if page_token.is_empty() || all.len() >= limit {
-            break;
-        }
-    }
+        let leases = page.leases.into_iter().map(view::Lease::from);
+        Ok((leases.collect(), page.next_page_token))
+    })
+    .await?;
     Ok(out.list(
         &all,
         &[

@@ -9,6 +9,7 @@ mod issue;
 mod lease;
 mod operator;
 mod output;
+mod pages;
 mod policy;
 mod revoke;
 mod service;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::{failure::Failure, grant::proto_duration, output::Output, view};
+use super::{failure::Failure, grant::proto_duration, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::duration,
@@ -110,19 +110,16 @@ impl Service {
 }
 
 async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
-    let (mut all, mut page_token) = (Vec::new(), String::new());
-    loop {
+    let all = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListServicesRequest {
-            page_size: 1000,
+            page_size,
             page_token,
         };
         let page = client.services().list_services(request).await?.into_inner();
-        all.extend(page.services.into_iter().map(view::Service::from));
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        let services = page.services.into_iter().map(view::Service::from);
+        Ok((services.collect(), page.next_page_token))
+    })
+    .await?;
     Ok(out.list(
         &all,
         &["name", "suspended", "live_leases", "last_issued_at"],

@@ -1,12 +1,15 @@
 //! What the broker is about, with no I/O: names, services, grants, leases, tokens,
 //! policies, audit events, and the decisions over them.
 
+#[cfg(feature = "server")]
 pub mod access;
 pub mod arn;
+#[cfg(feature = "server")]
 pub mod audit;
 pub mod catalogue;
 pub mod clock;
 pub mod credential;
+#[cfg(feature = "server")]
 pub mod decide;
 pub mod duration;
 pub mod grant;
@@ -14,6 +17,7 @@ pub mod lease;
 pub mod name;
 pub mod operator;
 pub mod policy;
+#[cfg(feature = "server")]
 pub mod principal;
 pub mod random;
 pub mod service;

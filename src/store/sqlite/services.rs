@@ -28,16 +28,11 @@ pub(super) async fn get(
     pool: &SqlitePool,
     name: &Name,
 ) -> Result<Option<ServiceOverview>, StoreError> {
-    let row = sqlx::query(
-        "SELECT *,
-                (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
-                (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
-         FROM services s WHERE name = ?",
-    )
-    .bind(name.as_str())
-    .fetch_optional(pool)
-    .await
-    .map_err(store_error)?;
+    let row = sqlx::query("SELECT * FROM service_overviews WHERE name = ?")
+        .bind(name.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
     row.as_ref().map(overview).transpose()
 }
 
@@ -45,17 +40,12 @@ pub(super) async fn list(
     pool: &SqlitePool,
     page: &Page,
 ) -> Result<Vec<ServiceOverview>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT *,
-                (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
-                (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
-         FROM services s WHERE name > ? ORDER BY name LIMIT ?",
-    )
-    .bind(page.after.as_deref().unwrap_or_default())
-    .bind(page.limit)
-    .fetch_all(pool)
-    .await
-    .map_err(store_error)?;
+    let rows = sqlx::query("SELECT * FROM service_overviews WHERE name > ? ORDER BY name LIMIT ?")
+        .bind(page.after.as_deref().unwrap_or_default())
+        .bind(page.limit)
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
     rows.iter().map(overview).collect()
 }
 

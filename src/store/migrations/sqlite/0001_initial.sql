@@ -67,6 +67,12 @@ CREATE INDEX leases_live ON leases (service) WHERE due_at IS NOT NULL;
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at);
 
+CREATE VIEW service_overviews AS
+    SELECT s.*,
+           (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
+           (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
+    FROM services s;
+
 CREATE TABLE audit (
     seq            INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     time           INTEGER NOT NULL,
