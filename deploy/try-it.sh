@@ -32,7 +32,7 @@ refused() {
         echo "this should have been refused" >&2
         exit 1
     fi
-    grep . "$work/refusal" | sed 's/ because .*//' | cut -c1-200
+    grep . "$work/refusal" | sed 's/ because .*//' | cut -c1-240
 }
 
 # as GRANT TOKEN COMMAND: with the credentials of a grant, as a service would run it.

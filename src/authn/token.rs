@@ -22,18 +22,25 @@ pub async fn authenticate(
     authorization: Option<&str>,
 ) -> Login {
     let text = bearer(authorization)?;
-    let token = Token::parse(text).ok_or(LoginError::Refused("TOKEN_MALFORMED"))?;
+    let token = Token::parse(text).ok_or(refused("TOKEN_MALFORMED"))?;
+    let refused = |reason| LoginError::Refused {
+        reason,
+        token_id: Some(token.id().clone()),
+    };
     let found = store.token_owner(token.id()).await?;
-    let (stored, owner) = found.ok_or(LoginError::Refused("TOKEN_UNKNOWN"))?;
+    let (stored, owner) = found.ok_or_else(|| refused("TOKEN_UNKNOWN"))?;
     if !stored.digest.matches(&token.digest()) {
-        return Err(LoginError::Refused("TOKEN_SECRET_WRONG"));
+        return Err(refused("TOKEN_SECRET_WRONG"));
     }
     if stored.expires_at.is_some_and(|expiry| expiry <= now) {
-        return Err(LoginError::Refused("TOKEN_EXPIRED"));
+        return Err(refused("TOKEN_EXPIRED"));
     }
     let identity = match owner {
         TokenOwner::Service(service) if service.suspension.is_some() => {
-            return Err(LoginError::Suspended(service.name));
+            return Err(LoginError::Suspended {
+                service: service.name,
+                token_id: stored.id,
+            });
         }
         TokenOwner::Service(service) => Identity::Service(service.name),
         TokenOwner::Operator(operator) => Identity::Operator(operator.name, operator.role),
@@ -41,11 +48,18 @@ pub async fn authenticate(
     Ok(Principal::proven(identity, stored.id, origin))
 }
 
+const fn refused(reason: &'static str) -> LoginError {
+    LoginError::Refused {
+        reason,
+        token_id: None,
+    }
+}
+
 fn bearer(authorization: Option<&str>) -> Result<&str, LoginError> {
-    let header = authorization.ok_or(LoginError::Refused("TOKEN_ABSENT"))?;
+    let header = authorization.ok_or(refused("TOKEN_ABSENT"))?;
     match header.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token),
-        _ => Err(LoginError::Refused("NOT_A_BEARER_TOKEN")),
+        _ => Err(refused("NOT_A_BEARER_TOKEN")),
     }
 }
 

@@ -34,6 +34,15 @@ impl fmt::Display for Operation<'_> {
     }
 }
 
+/// An operation whose refusals do not depend on who the admin is.
+pub(super) const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
+    Operation {
+        name,
+        on,
+        admin: "",
+    }
+}
+
 struct Meaning {
     class: FailureClass,
     reason: &'static str,
@@ -117,12 +126,22 @@ fn chain(error: Option<&dyn StdError>) -> String {
 }
 
 fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
-    if chain.contains("credentials") || chain.contains("credential provider") {
+    // The words of aws_credential_types::provider::error::CredentialsError.
+    if chain.contains("credential provider was not enabled")
+        || chain.contains("not properly configured")
+    {
         return Meaning::refused(
             "ADMIN_KEY_MISSING",
             "the broker has no AWS admin key",
             "give the broker its key by the standard AWS chain (AWS_ACCESS_KEY_ID and \
              AWS_SECRET_ACCESS_KEY, a profile, or AWS_SHARED_CREDENTIALS_FILE) and restart it",
+        );
+    }
+    if chain.contains("credentials") {
+        return Meaning::later(
+            FailureClass::Unavailable,
+            "ADMIN_KEY_UNAVAILABLE",
+            "the broker's admin key cannot be fetched at the moment",
         );
     }
     // Only a connection that was never made is sure to have had no effect.

@@ -16,7 +16,7 @@ use secrecy::SecretString;
 use super::{
     Clients, PATH,
     client::never_twice,
-    error::{Operation, failure},
+    error::{Operation, failure, on},
 };
 use crate::{
     broker::ports::{AwsFailure, FailureClass},
@@ -25,6 +25,7 @@ use crate::{
         decide::Issue,
         grant::{KindSpec, Tag},
         lease::Binding,
+        policy,
     },
 };
 
@@ -32,8 +33,6 @@ use crate::{
 const GRANT_POLICY: &str = "credbroker-grant";
 /// Name of the inline policy that ends all access at once.
 const REVOKED_POLICY: &str = "credbroker-revoked";
-const DENY_ALL: &str =
-    r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
 
 /// Makes the user, its permissions, and last its key.
 pub(super) async fn create(
@@ -135,32 +134,39 @@ async fn create_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFai
 }
 
 /// Takes a user away, access first: deny everything (which also ends sessions made
-/// from its keys), keys, policies, groups, the user. Returns once AWS does not know it.
+/// from its keys), keys, managed policies, groups, inline policies with the denial last,
+/// the user. Returns once AWS does not know it.
+///
+/// Whether a user exists is asked with GetUser: of other calls about a missing user AWS
+/// says that they are not allowed, since it has no path that a policy could match.
 pub(super) async fn remove(clients: &Clients, user: &str) -> Result<(), AwsFailure> {
-    if !deny_all(clients, user).await? {
+    if !exists(clients, user).await? {
         return Ok(());
     }
+    // A denial that fails must not keep the keys alive.
+    let denied = put_policy(clients, user, REVOKED_POLICY, &policy::deny_all().to_json()).await;
     delete_keys(clients, user).await?;
-    delete_inline_policies(clients, user).await?;
+    denied?;
     detach_policies(clients, user).await?;
     leave_groups(clients, user).await?;
+    delete_inline_policies(clients, user).await?;
     let operation = on("iam:DeleteUser", user);
     gone(
         clients.iam().delete_user().user_name(user).send().await,
         &operation,
     )?;
-    confirm_gone(clients, user).await
+    if exists(clients, user).await? {
+        return Err(AwsFailure {
+            class: FailureClass::Unavailable,
+            ..missing("AWS still shows the user after its deletion")
+        });
+    }
+    Ok(())
 }
 
-/// False when there is no such user.
-async fn deny_all(clients: &Clients, user: &str) -> Result<bool, AwsFailure> {
-    let call = clients.iam().put_user_policy().user_name(user);
-    let sent = call
-        .policy_name(REVOKED_POLICY)
-        .policy_document(DENY_ALL)
-        .send()
-        .await;
-    gone(sent, &on("iam:PutUserPolicy", user)).map(|answer| answer.is_some())
+async fn exists(clients: &Clients, user: &str) -> Result<bool, AwsFailure> {
+    let asked = clients.iam().get_user().user_name(user).send().await;
+    Ok(gone(asked, &on("iam:GetUser", user))?.is_some())
 }
 
 async fn delete_keys(clients: &Clients, user: &str) -> Result<(), AwsFailure> {
@@ -267,19 +273,6 @@ async fn leave_groups(clients: &Clients, user: &str) -> Result<(), AwsFailure> {
     Ok(())
 }
 
-async fn confirm_gone(clients: &Clients, user: &str) -> Result<(), AwsFailure> {
-    match gone(
-        clients.iam().get_user().user_name(user).send().await,
-        &on("iam:GetUser", user),
-    )? {
-        None => Ok(()),
-        Some(_) => Err(AwsFailure {
-            class: FailureClass::Unavailable,
-            ..missing("AWS still shows the user after its deletion")
-        }),
-    }
-}
-
 async fn put_policy(
     clients: &Clients,
     user: &str,
@@ -310,14 +303,6 @@ where
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.code() == Some("NoSuchEntity") => Ok(None),
         Err(error) => Err(failure(operation, &error)),
-    }
-}
-
-const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
-    Operation {
-        name,
-        on,
-        admin: "",
     }
 }
 

@@ -1,12 +1,16 @@
 //! What must stand in the account before the first issue: the permissions boundary.
 
 use aws_sdk_iam::error::ProvideErrorMetadata;
+use percent_encoding::percent_decode_str;
 
 use super::{
     AwsIssuer, PATH,
-    error::{Operation, failure},
+    error::{failure, on},
 };
-use crate::{broker::ports::AwsFailure, domain::policy};
+use crate::{
+    broker::ports::AwsFailure,
+    domain::policy::{self, Document},
+};
 
 /// Name of the managed policy that bounds every issued user.
 pub const BOUNDARY_NAME: &str = "credbroker-boundary";
@@ -21,36 +25,46 @@ pub enum SetupError {
          --policy-document file://deploy/aws/boundary-policy.json`"
     )]
     NoBoundary(String),
+    /// The boundary would let issued users make further credentials.
+    #[error(
+        "the permissions boundary {0} does not deny issued users IAM and everything that mints \
+         credentials; give it the statement DenyMintingCredentials of \
+         deploy/aws/boundary-policy.json, or run deploy/aws/bootstrap.sh"
+    )]
+    WeakBoundary(String),
     /// AWS did not answer, or refused.
-    #[error("{}: {}", .0.message, .0.next)]
+    #[error("{}", .0.message)]
     Aws(#[from] AwsFailure),
 }
 
 impl AwsIssuer {
-    /// Sees that the boundary is there.
+    /// Sees that the boundary is there and keeps issued users from minting credentials.
     ///
     /// # Errors
-    /// It is not, or AWS does not tell.
+    /// It is not, or does not, or AWS does not tell.
     pub async fn check_boundary(&self) -> Result<(), SetupError> {
         let arn = self.boundary_arn().await?;
-        match self
-            .clients
-            .iam()
-            .get_policy()
+        let iam = self.clients.iam();
+        let version = match iam.get_policy().policy_arn(&arn).send().await {
+            Ok(found) => found.policy.and_then(|policy| policy.default_version_id),
+            Err(error) if error.code() == Some("NoSuchEntity") => {
+                return Err(SetupError::NoBoundary(arn));
+            }
+            Err(error) => return Err(failure(&on("iam:GetPolicy", &arn), &error).into()),
+        };
+        let call = iam
+            .get_policy_version()
             .policy_arn(&arn)
+            .set_version_id(version);
+        let found = call
             .send()
             .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) if error.code() == Some("NoSuchEntity") => Err(SetupError::NoBoundary(arn)),
-            Err(error) => {
-                let operation = Operation {
-                    name: "iam:GetPolicy",
-                    on: &arn,
-                    admin: "",
-                };
-                Err(failure(&operation, &error).into())
-            }
+            .map_err(|error| failure(&on("iam:GetPolicyVersion", &arn), &error))?;
+        let document = found.policy_version.and_then(|version| version.document);
+        if document.as_deref().is_some_and(bounds) {
+            Ok(())
+        } else {
+            Err(SetupError::WeakBoundary(arn))
         }
     }
 
@@ -69,11 +83,7 @@ impl AwsIssuer {
                     .policy_name(BOUNDARY_NAME)
                     .description("Bounds every IAM user that credbroker issues")
                     .policy_document(policy::boundary().to_json());
-                let operation = Operation {
-                    name: "iam:CreatePolicy",
-                    on: &arn,
-                    admin: "",
-                };
+                let operation = on("iam:CreatePolicy", &arn);
                 call.send()
                     .await
                     .map_err(|error| failure(&operation, &error))?;
@@ -82,4 +92,11 @@ impl AwsIssuer {
             checked => checked,
         }
     }
+}
+
+/// IAM returns documents percent-encoded (RFC 3986).
+fn bounds(encoded: &str) -> bool {
+    percent_decode_str(encoded)
+        .decode_utf8()
+        .is_ok_and(|json| Document::parse(&json).is_ok_and(|document| document.denies_minting()))
 }

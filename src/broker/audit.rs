@@ -3,14 +3,15 @@
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{AuditFilter, LeaseFilter, Page},
+        ports::{AuditFilter, LeaseFilter, Page, TokenOwner},
     },
     domain::{
         access::{AccessError, Caller},
         audit::{AuditEvent, AuditRecord, Event},
         lease::Lease,
         name::{LeaseId, Name},
-        principal::{Origin, Principal},
+        principal::{Identity, Origin, Principal},
+        token::TokenId,
     },
 };
 
@@ -32,19 +33,46 @@ impl Broker {
         Ok(records)
     }
 
-    /// Begins to follow the log: where the newest `lines` records start.
+    /// Begins to read the end of the log: after which record the newest `lines` start,
+    /// and which is the last.
     ///
     /// # Errors
     /// The store's.
-    pub async fn audit_tail(&self, caller: &Caller, lines: u64) -> Result<u64, Error> {
+    pub async fn audit_tail(&self, caller: &Caller, lines: u64) -> Result<(u64, u64), Error> {
         let size = self.store().audit_size().await?;
         self.store()
             .record(self.caller_event(caller, Event::AuditRead))
             .await?;
-        Ok(size.saturating_sub(lines))
+        Ok((size.saturating_sub(lines), size))
     }
 
-    /// Records a login that failed; `service` when it was a known one, shut out.
+    /// Whether a caller who was let in before would be let in now, for calls that last.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn is_still_admitted(&self, caller: &Caller) -> Result<bool, Error> {
+        let principal = caller.principal();
+        let owner = self.store().token_owner(principal.token_id()).await?;
+        Ok(owner.is_some_and(|(token, owner)| {
+            let live = token.expires_at.is_none_or(|expiry| expiry > self.now());
+            live && match (owner, principal.identity()) {
+                (TokenOwner::Operator(now), Identity::Operator(name, role)) => {
+                    now.name == *name && now.role == *role
+                }
+                (TokenOwner::Service(now), Identity::Service(name)) => {
+                    now.name == *name && now.suspension.is_none()
+                }
+                _ => false,
+            }
+        }))
+    }
+
+    /// Resolves when the broker is to end.
+    pub async fn stopped(&self) {
+        self.parts.stop.cancelled().await;
+    }
+
+    /// Records a login that failed, as far as it is known whose it was.
     ///
     /// # Errors
     /// The store's.
@@ -52,9 +80,10 @@ impl Broker {
         &self,
         origin: &Origin,
         reason: &str,
+        token_id: Option<TokenId>,
         service: Option<&Name>,
     ) -> Result<(), Error> {
-        let audit = AuditEvent::failed_login(origin, reason, self.now());
+        let audit = AuditEvent::failed_login(origin, reason, token_id, self.now());
         self.store()
             .record(service.into_iter().fold(audit, AuditEvent::service))
             .await?;
@@ -83,7 +112,7 @@ impl Broker {
     /// # Errors
     /// The refusal itself, or the store's.
     pub async fn settle<T>(&self, caller: &Caller, result: Result<T, Error>) -> Result<T, Error> {
-        match &result {
+        let detail = match &result {
             Ok(_)
             | Err(
                 Error::Denied(_)
@@ -91,14 +120,19 @@ impl Broker {
                 | Error::Suspended(_)
                 | Error::Store(_)
                 | Error::Internal(_),
-            ) => {}
-            Err(error) => {
-                let audit = self.caller_event(caller, Event::RequestDenied);
-                self.store()
-                    .record(audit.denied(error.reason()).detail(&error.to_string()))
-                    .await?;
+            ) => return result,
+            // A violation may repeat what was sent: perhaps a secret in the wrong place.
+            Err(Error::Invalid(violations)) => {
+                let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
+                fields.join(", ")
             }
-        }
+            Err(error) => error.to_string(),
+        };
+        let reason = result.as_ref().err().map_or("", Error::reason);
+        let audit = self.caller_event(caller, Event::RequestDenied);
+        self.store()
+            .record(audit.denied(reason).detail(&detail))
+            .await?;
         result
     }
 

@@ -6,13 +6,16 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 use crate::{
-    broker::{Broker, By, Error, detached, on_conflict, ports::AwsFailure},
+    broker::{
+        Broker, By, Error, on_conflict,
+        ports::{AwsFailure, StoreError},
+    },
     domain::{
         access::Caller,
         audit::{AuditEvent, Event},
         decide::own_service,
         grant::Kind,
-        lease::{Binding, Cause, Lease, LeaseState},
+        lease::{Binding, Cause, InvalidTransition, Lease, LeaseState},
         name::{LeaseId, Name},
         service::Suspension,
     },
@@ -73,7 +76,7 @@ impl Broker {
         id: LeaseId,
     ) -> Result<TakenAway, Error> {
         let broker = Arc::clone(self);
-        detached(async move {
+        self.detached(async move {
             let lease = broker.known_lease(&id).await?;
             if own_service(&caller) != Some(&lease.binding.grant.service) {
                 return Err(no_lease(&id));
@@ -101,7 +104,7 @@ impl Broker {
         words: String,
     ) -> Result<TakenAway, Error> {
         let broker = Arc::clone(self);
-        detached(async move {
+        self.detached(async move {
             let lease = broker.known_lease(&id).await?;
             broker
                 .end(
@@ -127,7 +130,7 @@ impl Broker {
         words: String,
     ) -> Result<ServiceRevocation, Error> {
         let broker = Arc::clone(self);
-        detached(async move {
+        self.detached(async move {
             let began = Instant::now();
             let suspension = Suspension {
                 at: broker.now(),
@@ -247,11 +250,22 @@ impl Broker {
         self.take_away(by, lease).await
     }
 
+    /// Records that AWS has ended a session by itself.
+    pub(super) async fn expire(&self, lease: Lease) -> Result<(), Error> {
+        let from = lease.revision;
+        let expired = lease
+            .expire(self.now())
+            .map_err(|refused| internal(&refused))?;
+        let audit = self.event(By::Broker, Event::LeaseExpired).lease(&expired);
+        self.replace(from, expired, audit).await?;
+        Ok(())
+    }
+
     /// Takes away what a revoking lease stands for, as far as AWS can do it now.
     pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
         match lease.issued().map(|issued| issued.expires_at) {
             Some(expires_at) if lease.binding.kind.is_session() && expires_at > self.now() => {
-                self.wait_for_expiry(lease, expires_at).await
+                self.wait_for_expiry(by, lease, expires_at).await
             }
             _ => match self.withdraw(&lease.binding).await {
                 Ok(()) => self.finish(by, lease).await,
@@ -269,20 +283,19 @@ impl Broker {
     }
 
     async fn finish(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
-        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let from = lease.revision;
         let ended = lease
             .finish(self.now())
-            .map_err(|e| Error::Internal(e.to_string()))?;
+            .map_err(|refused| internal(&refused))?;
         let event = match ended.state {
             LeaseState::Expired { .. } => Event::LeaseExpired,
             _ => Event::LeaseRevoked,
         };
         let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
         let audit = self.event(by, event).lease(&ended).detail(&cause);
-        let written = self.store().update_lease(from, &ended, audit).await;
-        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
+        let lease = self.replace(from, ended, audit).await?;
         Ok(TakenAway {
-            lease: ended,
+            lease,
             notice: None,
         })
     }
@@ -304,16 +317,13 @@ impl Broker {
             .failed(failure.reason)
             .aws_request(failure.aws_request_id.as_deref())
             .detail(&failure.aws_said);
-        let lease = self.reschedule(lease, pause(attempts), audit).await?;
-        Ok(TakenAway {
-            lease,
-            notice: Some(notice),
-        })
+        self.reschedule(lease, pause(attempts), audit, notice).await
     }
 
     /// AWS cannot end a session before its time; the lease stays `revoking` until then.
     async fn wait_for_expiry(
         &self,
+        by: By<'_>,
         lease: Lease,
         expires_at: Timestamp,
     ) -> Result<TakenAway, Error> {
@@ -322,16 +332,11 @@ impl Broker {
             lease.binding.kind
         );
         let audit = self
-            .event(By::Broker, Event::LeasePostponed)
+            .event(by, Event::LeasePostponed)
             .lease(&lease)
             .detail(&notice);
-        let lease = self
-            .reschedule(lease, expires_at.duration_since(self.now()), audit)
-            .await?;
-        Ok(TakenAway {
-            lease,
-            notice: Some(notice),
-        })
+        let delay = expires_at.duration_since(self.now());
+        self.reschedule(lease, delay, audit, notice).await
     }
 
     async fn reschedule(
@@ -339,14 +344,33 @@ impl Broker {
         lease: Lease,
         delay: SignedDuration,
         audit: AuditEvent,
-    ) -> Result<Lease, Error> {
-        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        notice: String,
+    ) -> Result<TakenAway, Error> {
+        let from = lease.revision;
         let later = lease
             .postpone(self.now(), delay)
-            .map_err(|e| Error::Internal(e.to_string()))?;
-        let written = self.store().update_lease(from, &later, audit).await;
-        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
-        Ok(later)
+            .map_err(|refused| internal(&refused))?;
+        let lease = self.replace(from, later, audit).await?;
+        let notice = lease.ended_at().is_none().then_some(notice);
+        Ok(TakenAway { lease, notice })
+    }
+
+    /// Stores `lease`, or returns what another task that took it away has stored.
+    async fn replace(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
+        match self.store().update_lease(from, &lease, audit).await {
+            Ok(()) => Ok(lease),
+            Err(StoreError::Conflict) => {
+                let id = &lease.binding.lease_id;
+                let stored = self.known_lease(id).await?;
+                let ended = stored.ended_at().is_some();
+                if ended {
+                    Ok(stored)
+                } else {
+                    Err(Error::Conflict(format!("lease {id}")))
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn known_lease(&self, id: &LeaseId) -> Result<Lease, Error> {
@@ -356,6 +380,10 @@ impl Broker {
 
 fn no_lease(id: &LeaseId) -> Error {
     Error::NotFound(format!("lease {id}"))
+}
+
+fn internal(refused: &InvalidTransition) -> Error {
+    Error::Internal(refused.to_string())
 }
 
 /// 1 s, doubled with each attempt, five minutes at most.

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::SignedDuration;
+
 use crate::{
     broker::{
-        Broker, By, Error, detached, on_conflict,
+        Broker, By, Error, on_conflict,
         ports::{AwsFailure, FailureClass, StoreError},
     },
     domain::{
@@ -12,14 +14,16 @@ use crate::{
         audit::Event,
         credential::Credentials,
         decide::{Authorized, Issue, IssueRequest, decide},
-        lease::{Binding, Cause, Issued, Lease, LeaseState},
+        lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
         name::LeaseId,
     },
 };
 
-/// Longest time that AWS may take over one issue; well within
-/// [`crate::domain::lease::PENDING_LIMIT`], after which the lease counts as abandoned.
+/// Longest time that AWS may take over one issue.
 const AWS_LIMIT: Duration = Duration::from_secs(40);
+
+/// What the issuer keeps of the pending time to clean up after itself.
+const RESERVE: SignedDuration = SignedDuration::from_secs(15);
 
 /// A lease and its secrets, on the way to their owner.
 #[derive(Debug)]
@@ -42,7 +46,8 @@ impl Broker {
         request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let broker = Arc::clone(self);
-        detached(async move { broker.issue_saga(&caller, &request).await }).await
+        self.detached(async move { broker.issue_saga(&caller, &request).await })
+            .await
     }
 
     async fn issue_saga(
@@ -64,8 +69,8 @@ impl Broker {
             }
         };
         let lease = self.begin(caller, &issue).await?;
-        let answer =
-            tokio::time::timeout(AWS_LIMIT, self.parts.issuer.issue(&issue, &lease.binding));
+        let asked = self.parts.issuer.issue(&issue, &lease.binding);
+        let answer = tokio::time::timeout(self.aws_limit(&lease), asked);
         match answer.await.unwrap_or_else(|_| Err(no_answer())) {
             Ok(credentials) => {
                 self.activate(caller, lease, issue.get().ttl, credentials)
@@ -73,6 +78,13 @@ impl Broker {
             }
             Err(failure) => self.give_up(caller, lease, failure).await,
         }
+    }
+
+    /// AWS's time must be over well before the lease's deadline, when others take over.
+    fn aws_limit(&self, lease: &Lease) -> Duration {
+        let until = lease.requested_at + PENDING_LIMIT - RESERVE;
+        let left = Duration::try_from(until.duration_since(self.now()));
+        left.unwrap_or_default().min(AWS_LIMIT)
     }
 
     async fn begin(&self, caller: &Caller, issue: &Authorized<Issue>) -> Result<Lease, Error> {
@@ -139,11 +151,16 @@ impl Broker {
             tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
         }
         if revoked_meanwhile {
+            let service = &lease.binding.grant.service;
+            if let Ok(Some(now)) = self.store().service(service).await
+                && now.service.suspension.is_some()
+            {
+                return Error::Suspended(service.to_string());
+            }
             Error::WrongState {
                 reason: "REVOKED_MEANWHILE",
                 message: "the lease was revoked while it was being issued".to_owned(),
-                next: "ask whoever revoked it; `credbroker service show` tells whether the service is suspended"
-                    .to_owned(),
+                next: "ask whoever revoked it".to_owned(),
             }
         } else {
             error.into()
@@ -189,8 +206,14 @@ impl Broker {
             self.store().record(audit).await?;
         } else {
             let cause = Cause::NotIssued(failure.reason.to_owned());
-            self.abandon(By::Caller(caller), lease, cause, audit)
-                .await?;
+            let by = By::Caller(caller);
+            match self.abandon(by, lease.clone(), cause, audit.clone()).await {
+                Err(Error::Conflict(_)) => {
+                    self.store().record(audit).await?;
+                    self.clean_up_after_revocation(&lease).await?;
+                }
+                abandoned => drop(abandoned?),
+            }
         }
         Err(failure.into())
     }

@@ -14,6 +14,8 @@ mod status;
 
 use std::{future::Future, sync::Arc};
 
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
 pub use self::{
     end::{RevokedLease, ServiceRevocation, TakenAway},
     error::Error,
@@ -47,12 +49,15 @@ pub struct Parts {
     pub partition: Partition,
     /// Its AWS region, for `status`.
     pub region: String,
+    /// Cancelled when the broker is to end: what would go on for ever, ends.
+    pub stop: CancellationToken,
 }
 
 /// The credential broker: every use case is a method.
 pub struct Broker {
     parts: Parts,
     started_at: jiff::Timestamp,
+    sagas: TaskTracker,
 }
 
 /// On whose account something is done.
@@ -67,7 +72,11 @@ impl Broker {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         let started_at = parts.clock.now();
-        Arc::new(Self { parts, started_at })
+        Arc::new(Self {
+            parts,
+            started_at,
+            sagas: TaskTracker::new(),
+        })
     }
 
     /// The store, for authentication.
@@ -88,6 +97,26 @@ impl Broker {
         self.parts.partition
     }
 
+    /// Waits until everything that was begun has come to its end.
+    pub async fn finish_sagas(&self) {
+        self.sagas.close();
+        self.sagas.wait().await;
+    }
+
+    /// Runs `work` in a task of its own, so that a caller who hangs up does not cut it
+    /// in half.
+    async fn detached<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        self.sagas.spawn(work).await.unwrap_or_else(|_| {
+            Err(Error::Internal(
+                "the operation ended unexpectedly".to_owned(),
+            ))
+        })
+    }
+
     fn event(&self, by: By<'_>, event: Event) -> AuditEvent {
         match by {
             By::Caller(caller) => AuditEvent::by(caller.principal(), event, self.now()),
@@ -98,20 +127,6 @@ impl Broker {
     fn caller_event(&self, caller: &Caller, event: Event) -> AuditEvent {
         self.event(By::Caller(caller), event)
     }
-}
-
-/// Runs `work` in a task of its own, so that a caller who hangs up does not cut it in
-/// half.
-async fn detached<T, F>(work: F) -> Result<T, Error>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, Error>> + Send + 'static,
-{
-    tokio::spawn(work).await.unwrap_or_else(|_| {
-        Err(Error::Internal(
-            "the operation ended unexpectedly".to_owned(),
-        ))
-    })
 }
 
 /// Turns the store's Conflict into what it means here.

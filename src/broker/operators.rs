@@ -89,12 +89,21 @@ impl Broker {
         })
     }
 
-    /// Gives the operator `admin`, made if unknown, a new token: for the first start.
+    /// A token for the operator `admin`, not yet known to the store, so that it can be
+    /// put into safe hands first.
+    ///
+    /// # Errors
+    /// None; the type is that of its part.
+    pub fn new_admin_token(&self) -> Result<NewToken, Error> {
+        self.new_token(TokenKind::Operator, None)
+    }
+
+    /// Makes this the token of the operator `admin`, who is made if unknown: for the
+    /// first start.
     ///
     /// # Errors
     /// The store's.
-    pub async fn reset_admin(&self) -> Result<Token, Error> {
-        let NewToken { token, stored } = self.new_token(TokenKind::Operator, None)?;
+    pub async fn install_admin(&self, new: &NewToken) -> Result<(), Error> {
         let name: Name = "admin"
             .parse()
             .map_err(|_| Error::Internal("no name".to_owned()))?;
@@ -102,8 +111,8 @@ impl Broker {
             .event(By::Broker, Event::OperatorCreated)
             .detail("admin as admin, at start");
         self.store()
-            .replace_operator_token(&name, &stored, audit)
+            .replace_operator_token(&name, &new.stored, audit)
             .await?;
-        Ok(token)
+        Ok(())
     }
 }

@@ -242,13 +242,16 @@ impl Broker {
         reason: &'static str,
         state: &str,
     ) -> Result<ServiceOverview, Error> {
-        let overview = self.known_service(name).await?;
-        on_conflict(written, || Error::WrongState {
-            reason,
-            message: format!("service {name} {state}"),
-            next: format!("see `credbroker service show {name}`"),
-        })?;
-        Ok(overview)
+        if let Err(StoreError::Conflict) = written {
+            self.known_service(name).await?;
+            return Err(Error::WrongState {
+                reason,
+                message: format!("service {name} {state}"),
+                next: format!("see `credbroker service show {name}`"),
+            });
+        }
+        written?;
+        self.known_service(name).await
     }
 }
 

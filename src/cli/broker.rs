@@ -12,14 +12,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::failure::Failure;
 use crate::{
-    aws::SetupError,
-    config::{Config, ConfigError},
+    config::Config,
     runtime::{
-        StartError,
+        StartError, StartProblem,
         dev::{DevOptions, dev},
         serve::serve,
     },
-    store::sqlite::OpenError,
 };
 
 #[derive(Args, Debug)]
@@ -94,16 +92,14 @@ fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let text = error.to_string();
-        match error {
-            StartError::Config(ConfigError::Mistakes { .. } | ConfigError::Read { .. })
-            | StartError::Tls(_) => Self::usage(text),
-            StartError::Store(OpenError::InUse(_))
-            | StartError::Account(SetupError::NoBoundary(_)) => Self::conflict(text),
-            StartError::Account(SetupError::Aws(failure)) => {
-                Self::conflict(failure.message).next(failure.next)
-            }
-            StartError::Broker(error) => Self::unexpected(text).next(error.next()),
-            _ => Self::unexpected(text),
+        let failure = match error.problem() {
+            StartProblem::Told => Self::usage(text),
+            StartProblem::State => Self::conflict(text),
+            StartProblem::Unexpected => Self::unexpected(text),
+        };
+        match error.next() {
+            Some(next) => failure.next(next),
+            None => failure,
         }
     }
 }

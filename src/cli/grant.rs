@@ -101,7 +101,8 @@ pub(super) struct Put {
     /// iam_user: path below /credbroker/.
     #[arg(long)]
     path: Option<String>,
-    /// iam_user: another permissions boundary than the broker's.
+    /// iam_user: another permissions boundary than the broker's; the admin user's own
+    /// policy must allow it as well.
     #[arg(long, value_name = "ARN")]
     permissions_boundary: Option<String>,
 }

@@ -17,7 +17,13 @@ pub(super) async fn all<T>(
         let (more, next) = page(size, token).await?;
         left = left.saturating_sub(u32::try_from(more.len()).unwrap_or(u32::MAX));
         entries.extend(more);
-        if next.is_empty() || left == 0 {
+        if next.is_empty() {
+            return Ok(entries);
+        }
+        if left == 0 {
+            eprintln!(
+                "there may be more than these {limit}: raise --limit, or narrow the question"
+            );
             return Ok(entries);
         }
         token = next;

@@ -34,7 +34,7 @@ impl Revoke {
             out.show(&Revocation::from(answer))?;
         } else {
             out.line(&format!(
-                "{service} is suspended; {} live leases",
+                "{service} is suspended; live leases: {}",
                 answer.leases.len()
             ))?;
             for lease in answer.leases.into_iter().map(RevokedLease::from) {

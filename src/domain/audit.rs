@@ -263,12 +263,19 @@ impl AuditEvent {
         }
     }
 
-    /// A failed login.
+    /// A failed login, with the id that the token claimed, if it had one.
     #[must_use]
-    pub fn failed_login(origin: &Origin, reason: &str, time: Timestamp) -> Self {
-        Self::new(Event::LoginFailed, Actor::Unknown, time)
-            .called_from(origin)
-            .denied(reason)
+    pub fn failed_login(
+        origin: &Origin,
+        reason: &str,
+        token_id: Option<TokenId>,
+        time: Timestamp,
+    ) -> Self {
+        let event = Self::new(Event::LoginFailed, Actor::Unknown, time);
+        Self {
+            token_id,
+            ..event.called_from(origin).denied(reason)
+        }
     }
 
     fn called_from(self, origin: &Origin) -> Self {

@@ -22,6 +22,10 @@ use crate::domain::{
 /// How long an issue may take before the lease counts as abandoned.
 pub const PENDING_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 
+/// How long whoever begins to take a lease away has it to itself before the clean-up
+/// tries as well.
+pub const CLAIM: SignedDuration = SignedDuration::from_secs(60);
+
 /// What a lease is about; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
@@ -275,16 +279,16 @@ impl Lease {
         }
     }
 
-    /// The credentials are to be taken away, beginning at `now`. A lease that is
-    /// already being revoked keeps its cause and is tried again at once. One that is
-    /// still pending belongs to whoever is issuing it: others wait for its deadline.
+    /// The credentials are to be taken away by whoever calls this, who has [`CLAIM`] to
+    /// do so. A lease that is already being revoked keeps its cause. One that is still
+    /// pending belongs to whoever is issuing it: others wait for its deadline.
     ///
     /// # Errors
     /// When it has ended.
     pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
         let (issued, cause, attempts, next_attempt_at) = match &self.state {
             LeaseState::Pending { deadline } => (None, cause, 0, now.max(*deadline)),
-            LeaseState::Active(issued) => (Some(issued.clone()), cause, 0, now),
+            LeaseState::Active(issued) => (Some(issued.clone()), cause, 0, now + CLAIM),
             LeaseState::Revoking {
                 issued,
                 cause,
@@ -323,6 +327,22 @@ impl Lease {
                 ..
             } => *next_attempt_at > now,
             _ => false,
+        }
+    }
+
+    /// AWS has ended a session by itself.
+    ///
+    /// # Errors
+    /// Unless it is an active session whose time is up at `now`.
+    pub fn expire(self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match &self.state {
+            LeaseState::Active(issued)
+                if self.binding.kind.is_session() && issued.expires_at <= now =>
+            {
+                let issued = issued.clone();
+                Ok(self.to(LeaseState::Expired { issued, at: now }))
+            }
+            _ => Err(self.refuse("expire")),
         }
     }
 
@@ -441,6 +461,16 @@ mod tests {
             }
         );
         assert_eq!(lease.revision, 3);
+    }
+
+    #[test]
+    fn a_session_expires_by_itself_and_not_before_its_time() {
+        let mut session = lease().activate(issued()).unwrap();
+        session.binding.kind = Kind::AssumeRole;
+        assert!(session.clone().expire(at(4_599)).is_err());
+        assert_eq!(session.expire(at(4_600)).unwrap().state.as_str(), "expired");
+        let user = lease().activate(issued()).unwrap();
+        assert!(user.expire(at(4_600)).is_err());
     }
 
     #[test]

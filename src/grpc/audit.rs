@@ -16,7 +16,7 @@ use crate::{
         Broker, Error,
         ports::{AuditFilter, Page},
     },
-    domain::grant::check::Violation,
+    domain::{access::Caller, grant::check::Violation},
     proto::{
         AuditRecord, ListAuditRecordsRequest, ListAuditRecordsResponse, TailAuditRecordsRequest,
         audit_service_server::AuditService,
@@ -48,7 +48,7 @@ impl AuditService for Api {
                 event: filled(message.event),
                 outcome: filled(message.outcome),
             };
-            let page = parse_page(message.page_size, message.page_token)?;
+            let page = parse_page::<u64>(message.page_size, message.page_token)?;
             let records = broker.audit(&caller, &filter, &page).await?;
             Ok(ListAuditRecordsResponse {
                 next_page_token: next_page(&page, &records, |record| record.seq.to_string()),
@@ -70,9 +70,15 @@ impl AuditService for Api {
                 return Err(Error::Invalid(vec![wrong]));
             }
             let lines = u64::try_from(message.lines).unwrap_or(0);
-            let after = broker.audit_tail(&caller, lines).await?;
+            let (after, last) = broker.audit_tail(&caller, lines).await?;
             let (sender, receiver) = mpsc::channel(BUFFER);
-            tokio::spawn(send_records(broker, after, message.follow, sender));
+            let tail = Tail {
+                broker,
+                caller,
+                sender,
+            };
+            let last = (!message.follow).then_some(last);
+            tokio::spawn(async move { tail.send(after, last).await });
             let stream: Self::TailAuditRecordsStream = Box::pin(ReceiverStream::new(receiver));
             Ok(stream)
         })
@@ -80,37 +86,61 @@ impl AuditService for Api {
     }
 }
 
-type Sender = mpsc::Sender<Result<AuditRecord, Status>>;
+/// One reader of the log's end.
+struct Tail {
+    broker: Arc<Broker>,
+    caller: Caller,
+    sender: mpsc::Sender<Result<AuditRecord, Status>>,
+}
 
-/// Sends what is there, then, for a follower, what comes, until the follower leaves.
-async fn send_records(broker: Arc<Broker>, mut after: u64, follow: bool, sender: Sender) {
-    loop {
+impl Tail {
+    /// Sends the records after `after`, up to `last` or, without one, as they come: until
+    /// the reader leaves, may no longer read, or the broker ends.
+    async fn send(&self, mut after: u64, last: Option<u64>) {
+        while last.is_none_or(|last| after < last) {
+            match self.send_page(after, last).await {
+                Ok(Some(seq)) => after = seq,
+                Ok(None) if self.wait().await => {}
+                Ok(None) => return,
+                Err(error) => {
+                    // A reader who has left needs no error.
+                    let _ = self.sender.send(Err(status(&error))).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends what is there; returns the last sequence number sent, if any.
+    async fn send_page(&self, after: u64, last: Option<u64>) -> Result<Option<u64>, Error> {
+        if !self.broker.is_still_admitted(&self.caller).await? {
+            return Err(Error::Unauthenticated);
+        }
         let page = Page {
             after: Some(after.to_string()),
             limit: 1000,
         };
-        let records = match broker.store().audit(&AuditFilter::default(), &page).await {
-            Ok(records) => records,
-            Err(error) => {
-                let _ = sender.send(Err(status(&error.into()))).await;
-                return;
-            }
-        };
-        let caught_up = records.is_empty();
+        let filter = AuditFilter::default();
+        let records = self.broker.store().audit(&filter, &page).await?;
+        let mut sent = None;
         for record in records {
-            after = record.seq;
-            if sender.send(Ok(to_record(&record))).await.is_err() {
-                return;
+            if last.is_some_and(|last| record.seq > last) {
+                break;
+            }
+            sent = Some(record.seq);
+            if self.sender.send(Ok(to_record(&record))).await.is_err() {
+                break;
             }
         }
-        if caught_up && !follow {
-            return;
-        }
-        if caught_up {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = sender.closed() => return,
-            }
+        Ok(sent)
+    }
+
+    /// Waits for the next look; false when there is no use in another.
+    async fn wait(&self) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => true,
+            () = self.sender.closed() => false,
+            () = self.broker.stopped() => false,
         }
     }
 }

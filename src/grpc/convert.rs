@@ -112,21 +112,28 @@ pub(super) fn parse_reason(reason: &str) -> Result<String, Error> {
     Ok(reason.to_owned())
 }
 
-pub(super) fn parse_page(size: i32, token: String) -> Result<Page, Error> {
+/// A page whose token is the key of a `K`, the last one of the page before.
+pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, Error> {
+    let mut fields = Fields::default();
     let limit = match u32::try_from(size) {
         Ok(0) => PAGE_DEFAULT,
         Ok(size) => size.min(PAGE_MAX),
         Err(_) => {
-            return Err(Error::Invalid(vec![Violation::new(
-                "page_size",
-                "a page has 1 to 1,000 entries",
-            )]));
+            fields.wrong("page_size", "a page has 1 to 1,000 entries");
+            0
         }
     };
-    Ok(Page {
-        after: (!token.is_empty()).then_some(token),
-        limit,
-    })
+    let after = (!token.is_empty()).then_some(token);
+    if after
+        .as_deref()
+        .is_some_and(|key| key.parse::<K>().is_err())
+    {
+        fields.wrong(
+            "page_token",
+            "not a token of this list: send the last answer's as it is",
+        );
+    }
+    fields.done(Some(Page { after, limit }))
 }
 
 /// The token of the next page: the key of the last entry, if the page was full.
@@ -190,7 +197,14 @@ fn parse_policy(
     policy: Option<proto::InlinePolicy>,
     partition: Partition,
 ) -> Option<InlinePolicy> {
-    match policy?.source? {
+    let Some(source) = policy?.source else {
+        fields.wrong(
+            "grant.policy",
+            "a policy is a document or a template of the catalogue",
+        );
+        return None;
+    };
+    match source {
         proto::inline_policy::Source::Document(json) => {
             let document = fields.parse("grant.policy.document", &json)?;
             Some(InlinePolicy {

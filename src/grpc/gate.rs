@@ -102,13 +102,14 @@ async fn let_in(broker: &Broker, origin: Origin, header: Option<&str>) -> Result
     let login = token::authenticate(broker.store(), broker.now(), origin.clone(), header).await;
     let principal = match login {
         Ok(principal) => principal,
-        Err(LoginError::Refused(reason)) => {
-            broker.login_failed(&origin, reason, None).await?;
+        Err(LoginError::Refused { reason, token_id }) => {
+            broker.login_failed(&origin, reason, token_id, None).await?;
             return Err(Error::Unauthenticated);
         }
-        Err(LoginError::Suspended(service)) => {
+        Err(LoginError::Suspended { service, token_id }) => {
+            let reason = "SERVICE_SUSPENDED";
             broker
-                .login_failed(&origin, "SERVICE_SUSPENDED", Some(&service))
+                .login_failed(&origin, reason, Some(token_id), Some(&service))
                 .await?;
             return Err(Error::Suspended(service.to_string()));
         }

@@ -9,7 +9,7 @@ use crate::{
     domain::{
         catalogue::{self, Template},
         grant::check::Violation,
-        name::Name,
+        name::{GrantName, Name},
     },
     proto::{
         DeleteGrantRequest, DeleteGrantResponse, GetGrantRequest, Grant, ListGrantsRequest,
@@ -58,7 +58,7 @@ impl GrantService for Api {
     ) -> Result<Response<ListGrantsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let service: Option<Name> = parse_optional("service", &message.service)?;
-            let page = parse_page(message.page_size, message.page_token)?;
+            let page = parse_page::<GrantName>(message.page_size, message.page_token)?;
             let grants = broker.grants(&caller, service.as_ref(), &page).await?;
             Ok(ListGrantsResponse {
                 next_page_token: next_page(&page, &grants, |grant| grant.name.to_string()),

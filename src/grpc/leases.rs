@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     broker::ports::LeaseFilter,
+    domain::name::LeaseId,
     proto::{
         GetLeaseRequest, Lease, ListLeasesRequest, ListLeasesResponse, RevokeLeaseRequest,
         RevokeLeaseResponse, lease_service_server::LeaseService,
@@ -37,7 +38,7 @@ impl LeaseService for Api {
                 service: parse_optional("service", &message.service)?,
                 state: parse_state(message.state)?,
             };
-            let page = parse_page(message.page_size, message.page_token)?;
+            let page = parse_page::<LeaseId>(message.page_size, message.page_token)?;
             let leases = broker.leases(&caller, &filter, &page).await?;
             Ok(ListLeasesResponse {
                 next_page_token: next_page(&page, &leases, |lease| {

@@ -52,7 +52,7 @@ impl ServiceRegistry for Api {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let page = parse_page(message.page_size, message.page_token)?;
+            let page = parse_page::<Name>(message.page_size, message.page_token)?;
             let services = broker.services(&caller, &page).await?;
             Ok(ListServicesResponse {
                 next_page_token: next_page(&page, &services, |overview| {

@@ -1,5 +1,5 @@
-//! The accept loop: TLS, then HTTP/1 or HTTP/2, with a bound on everything a stranger
-//! can hold. tonic's own server leaves some of HTTP/2's bounds off, so it serves here as
+//! The accept loop: TLS, then HTTP/1 or HTTP/2, with bounds on what a stranger can
+//! hold. tonic's own server leaves some of HTTP/2's bounds off, so it serves here as
 //! a plain service.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -12,6 +12,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::AsyncBufReadExt,
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -85,10 +86,18 @@ async fn connection(
 ) {
     // Small answers must not wait for more to send.
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await else {
+    let Ok(Ok(mut stream)) = timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await else {
         tracing::debug!(%peer, "a TLS handshake failed");
         return;
     };
+    // hyper waits for the first bytes without limit, to tell HTTP/1 from HTTP/2.
+    if !matches!(
+        timeout(FIRST_REQUEST_LIMIT, stream.fill_buf()).await,
+        Ok(Ok(_))
+    ) {
+        tracing::debug!(%peer, "a connection asked for nothing");
+        return;
+    }
     let service = router.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         request.map(Body::new)

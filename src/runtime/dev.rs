@@ -3,9 +3,8 @@
 
 use std::{
     fs, io,
-    io::Write,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,10 +20,11 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use super::{Assembled, StartError, assemble, bind, clients, file_error, run, tolerate_silence};
+use super::{
+    Assembled, StartError, assemble, bind, clients, file_error, private_file, run, tolerate_silence,
+};
 use crate::{
     authn::token,
-    broker,
     domain::{arn::Partition, principal::Origin},
     http::tls,
 };
@@ -103,8 +103,9 @@ async fn operator_token(
             return Ok(env.token);
         }
     }
-    let token: Result<_, broker::Error> = assembled.broker.reset_admin().await;
-    Ok(token?.text().clone())
+    let new = assembled.broker.new_admin_token()?;
+    assembled.broker.install_admin(&new).await?;
+    Ok(new.token.text().clone())
 }
 
 /// What `DIR/env` tells a client.
@@ -148,11 +149,16 @@ impl Env {
         let text = format!(
             "export CREDBROKER_ADDR='https://{}'\nexport CREDBROKER_CA_FILE='{}'\nexport CREDBROKER_TOKEN='{}'\n",
             self.address,
-            ca_file.display(),
+            quoted(ca_file),
             self.token.expose_secret(),
         );
         private_file(path, text.as_bytes())
     }
+}
+
+/// A path between single quotes, as a shell reads it.
+fn quoted(path: &Path) -> String {
+    path.display().to_string().replace('\'', r"'\''")
 }
 
 /// The CA of the directory, made at the first start, and a fresh certificate under it
@@ -176,7 +182,7 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
     let ca = ca_params();
     if !ca_file.exists() {
         let pem = ca.self_signed(&ca_key).map_err(|e| damaged(&e))?.pem();
-        fs::write(&ca_file, pem).map_err(file_error(&ca_file))?;
+        private_file(&ca_file, pem.as_bytes()).map_err(file_error(&ca_file))?;
     }
     let leaf_key = KeyPair::generate().map_err(|e| damaged(&e))?;
     let leaf = leaf_params()
@@ -217,18 +223,4 @@ fn private_dir(dir: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-}
-
-/// Replaces `path` by a file of mode 0600 in one step.
-fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)
 }

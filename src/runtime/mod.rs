@@ -4,18 +4,22 @@ pub mod dev;
 pub mod serve;
 
 use std::{
-    io,
+    fs,
+    io::{self, Write},
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    time::timeout,
 };
 use tokio_rustls::rustls::ServerConfig;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{AwsIssuer, AwsSettings, Clients, SetupError},
@@ -25,6 +29,9 @@ use crate::{
     http::{self, listener, tls::TlsError},
     store::sqlite::{OpenError, SqliteStore},
 };
+
+/// How long operations that were begun may take to end.
+const FINISH_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +83,45 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::File { path, source }
 }
 
+/// What a person at the command line must know of a failed start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartProblem {
+    /// What the broker was told cannot be.
+    Told,
+    /// Something else stands against it.
+    State,
+    /// Anything else.
+    Unexpected,
+}
+
+impl StartError {
+    /// What kind of problem it is.
+    #[must_use]
+    pub const fn problem(&self) -> StartProblem {
+        match self {
+            Self::Config(_) | Self::Tls(_) => StartProblem::Told,
+            Self::Store(OpenError::InUse(_)) | Self::Account(_) => StartProblem::State,
+            _ => StartProblem::Unexpected,
+        }
+    }
+
+    /// What to do about it, where the text does not say.
+    #[must_use]
+    pub fn next(&self) -> Option<String> {
+        match self {
+            Self::Account(SetupError::Aws(failure)) => Some(failure.next.clone()),
+            Self::Broker(error) => Some(error.next()),
+            _ => None,
+        }
+    }
+}
+
 /// The broker with its store, before it serves.
 struct Assembled {
     broker: Arc<Broker>,
     store: Arc<SqliteStore>,
     issuer: Arc<AwsIssuer>,
+    stop: CancellationToken,
 }
 
 async fn assemble(
@@ -91,6 +132,7 @@ async fn assemble(
     let store = Arc::new(SqliteStore::open(store).await?);
     let region = clients.region().unwrap_or_default().to_owned();
     let issuer = Arc::new(AwsIssuer::new(clients, partition));
+    let stop = CancellationToken::new();
     let broker = Broker::new(Parts {
         store: store.clone(),
         issuer: issuer.clone(),
@@ -98,12 +140,35 @@ async fn assemble(
         random: Arc::new(SystemRandom),
         partition,
         region,
+        stop: stop.clone(),
     });
     Ok(Assembled {
         broker,
         store,
         issuer,
+        stop,
     })
+}
+
+/// Replaces `path` by a file of mode 0600, durably and in one step.
+fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    match path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 async fn clients(region: Option<String>, endpoint_url: Option<String>) -> Clients {
@@ -138,43 +203,46 @@ async fn run(
     tls: Arc<ServerConfig>,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
-    let Assembled { broker, store, .. } = assembled;
+    let Assembled {
+        broker,
+        store,
+        stop,
+        ..
+    } = assembled;
     broker.lifecycle(Event::BrokerStarted).await?;
-    let stop = stop_on_signal().map_err(file_error(Path::new("signal handlers")))?;
-    let background = TaskTracker::new();
-    let (reaper, reaper_stop) = (Arc::clone(&broker), CancellationToken::new());
-    let reap_until = reaper_stop.clone();
-    background.spawn(async move { reaper.reap(reap_until).await });
+    stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
+    let reaper = tokio::spawn(Arc::clone(&broker).reap());
     ready();
     listener::serve(listener, tls, http::router(&broker), stop).await;
-    reaper_stop.cancel();
-    background.close();
-    background.wait().await;
+    // A clean-up that is cut off is due again; what was begun for a caller is finished.
+    if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
+        tracing::warn!("some operations did not end in time; the next start cleans up after them");
+    }
+    reaper.abort();
     broker.lifecycle(Event::BrokerStopped).await?;
     store.close().await;
     Ok(())
 }
 
-fn stop_on_signal() -> io::Result<CancellationToken> {
-    let stop = CancellationToken::new();
+/// The first signal cancels `stop`, a second one ends the process at once.
+fn stop_on_signal(stop: CancellationToken) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let first = stop.clone();
     tokio::spawn(async move {
         for _ in 0..2 {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if first.is_cancelled() {
+            if stop.is_cancelled() {
                 tracing::warn!("second signal: ending at once");
                 std::process::exit(1);
             }
             tracing::info!("ending: no new calls; running ones may finish");
-            first.cancel();
+            stop.cancel();
         }
     });
-    Ok(stop)
+    Ok(())
 }

@@ -1,11 +1,13 @@
 //! `credbroker serve`: production, from a configuration file.
 
-use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::path::Path;
 
 use secrecy::ExposeSecret;
 
-use super::{Assembled, StartError, assemble, bind, clients, file_error, run, tolerate_silence};
-use crate::{config::Config, http::tls};
+use super::{
+    Assembled, StartError, assemble, bind, clients, file_error, private_file, run, tolerate_silence,
+};
+use crate::{broker::Error, config::Config, http::tls};
 
 /// Serves until told to stop.
 ///
@@ -28,27 +30,18 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     .await
 }
 
-/// With no operator in the store, makes `admin` and writes its token to `path`.
+/// With no operator in the store, makes `admin`. The token is in `path` before the store
+/// knows it, so that no crash leaves an admin whose token nobody has.
 async fn first_operator(assembled: &Assembled, path: &Path) -> Result<(), StartError> {
-    let known = assembled
-        .broker
-        .store()
-        .operators()
-        .await
-        .map_err(crate::broker::Error::from)?;
+    let broker = &assembled.broker;
+    let known = broker.store().operators().await.map_err(Error::from)?;
     if !known.is_empty() {
         return Ok(());
     }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(file_error(path))?;
-    let token = assembled.broker.reset_admin().await?;
-    file.write_all(token.text().expose_secret().as_bytes())
-        .map_err(file_error(path))?;
-    file.sync_all().map_err(file_error(path))?;
+    let new = broker.new_admin_token()?;
+    let text = new.token.text().expose_secret();
+    private_file(path, text.as_bytes()).map_err(file_error(path))?;
+    broker.install_admin(&new).await?;
     tracing::warn!(path = %path.display(), "made operator admin; move its token to a safe place");
     Ok(())
 }

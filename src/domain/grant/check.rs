@@ -9,8 +9,8 @@ use crate::domain::{
     duration::humanize,
     grant::{GrantSpec, Kind, KindSpec, OWN_TAG_PREFIX, OWN_TAGS, Tag},
     policy::{
-        SESSION_POLICY_ARNS_MAX, SESSION_POLICY_MAX, TAGS_MAX, USER_GROUPS_MAX, USER_INLINE_MAX,
-        USER_POLICY_ARNS_MAX,
+        self, SESSION_POLICY_ARNS_MAX, SESSION_POLICY_MAX, TAGS_MAX, USER_GROUPS_MAX,
+        USER_INLINE_MAX, USER_POLICY_ARNS_MAX,
     },
 };
 
@@ -132,11 +132,14 @@ impl Found {
                 )
             });
         } else {
+            // The limit is for all inline policies of a user together, and its removal
+            // begins with one more.
+            let most = USER_INLINE_MAX - policy::deny_all().size();
             let size = document.size();
-            self.refuse_unless(size <= USER_INLINE_MAX, "policy", || {
+            self.refuse_unless(size <= most, "policy", || {
                 format!(
-                    "the inline policy has {size} characters without white space; AWS takes \
-                     {USER_INLINE_MAX} for a user: use a managed policy"
+                    "the inline policy has {size} characters without white space; a user can have \
+                     {most} beside the denial that ends it: use a managed policy"
                 )
             });
         }

@@ -210,6 +210,10 @@ impl GrantSpec {
                 "{boundary} takes the place of the broker's permissions boundary"
             ));
         }
+        if self.allow_broad && self.kind().is_session() {
+            reasons
+                .push("its sessions have no guard against making further credentials".to_owned());
+        }
         reasons
     }
 }

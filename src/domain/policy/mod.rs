@@ -125,6 +125,30 @@ impl Document {
         breadth::of(&self.statements)
     }
 
+    /// Whether a statement denies all of [`MINTING_ACTIONS`] on everything, whatever the
+    /// circumstances: what makes a permissions boundary fit for issued users.
+    #[must_use]
+    pub fn denies_minting(&self) -> bool {
+        self.statements.iter().any(|statement| {
+            let Actions::Only(actions) = &statement.actions else {
+                return false;
+            };
+            let Resources::Only(resources) = &statement.resources else {
+                return false;
+            };
+            let denied = |minting: &&str| {
+                let covers = |action: &String| {
+                    pattern::covers(&action.to_lowercase(), &minting.to_lowercase())
+                };
+                actions.0.iter().any(covers)
+            };
+            statement.effect == Effect::Deny
+                && statement.condition.is_empty()
+                && resources.0.iter().any(|resource| resource == "*")
+                && MINTING_ACTIONS.iter().all(denied)
+        })
+    }
+
     fn free_sid(&self, sid: String) -> String {
         let taken = |sid: &str| {
             self.statements
@@ -304,6 +328,16 @@ pub fn boundary() -> Document {
     Document {
         id: None,
         statements: vec![allow, deny_minting("DenyMintingCredentials")],
+    }
+}
+
+/// Ends all access of a user at once: what its removal begins with.
+#[must_use]
+pub fn deny_all() -> Document {
+    let deny = Statement::plain(Effect::Deny, "", Texts::of(["*"]), Texts::of(["*"]));
+    Document {
+        id: None,
+        statements: vec![deny],
     }
 }
 

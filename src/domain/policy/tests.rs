@@ -419,3 +419,25 @@ fn an_added_statement_replaces_none_and_keeps_every_sid_unique() {
     );
     assert_eq!(Document::parse(&guarded.to_json()), Ok(guarded));
 }
+
+#[test]
+fn only_an_unconditional_denial_of_all_minting_makes_a_boundary() {
+    assert!(boundary().denies_minting());
+    assert!(deny_all().denies_minting());
+    let all = Statement::allow("", ["*"], ["*"]).unwrap();
+    assert!(!Document::new(vec![all.clone()]).unwrap().denies_minting());
+    let iam_alone = Statement::deny("", ["iam:*"], ["*"]).unwrap();
+    assert!(
+        !Document::new(vec![all.clone(), iam_alone])
+            .unwrap()
+            .denies_minting()
+    );
+    let sometimes = minting_guard()
+        .when("Bool", "aws:SecureTransport", ["false"])
+        .unwrap();
+    assert!(
+        !Document::new(vec![all, sometimes])
+            .unwrap()
+            .denies_minting()
+    );
+}

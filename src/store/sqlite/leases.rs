@@ -154,6 +154,7 @@ pub(super) async fn list(
     rows.iter().map(lease).collect()
 }
 
+/// A row that cannot be read must not stop the clean-up of the others.
 pub(super) async fn due(
     pool: &SqlitePool,
     now: Timestamp,
@@ -165,7 +166,12 @@ pub(super) async fn due(
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    rows.iter().map(lease).collect()
+    let readable = |row| {
+        lease(row)
+            .inspect_err(|error| tracing::error!(%error, "a lease is passed over"))
+            .ok()
+    };
+    Ok(rows.iter().filter_map(readable).collect())
 }
 
 fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {

@@ -13,9 +13,9 @@ mod services;
 mod tokens;
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, OpenOptions, Permissions, TryLockError},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -104,11 +104,14 @@ impl SqliteStore {
     /// # Errors
     /// Another broker has it open, or it cannot be read or written.
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
-        let lock = lock(path)?;
-        private_file(path).map_err(|source| OpenError::Io {
+        let io = |source| OpenError::Io {
             path: path.to_owned(),
             source,
-        })?;
+        };
+        private_file(path).map_err(io)?;
+        // One lock per file, by whatever name it is reached.
+        let path = &path.canonicalize().map_err(io)?;
+        let lock = lock(path)?;
         let database = |source| OpenError::Database {
             path: path.to_owned(),
             source,
@@ -190,13 +193,15 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 }
 
 fn private_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
+        .open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
 }
 
 #[async_trait]
