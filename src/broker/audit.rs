@@ -130,6 +130,8 @@ impl Broker {
         };
         let reason = result.as_ref().err().map_or("", Error::reason);
         let audit = self.caller_event(caller, Event::RequestDenied);
+        let subject = result.as_ref().err().and_then(Error::subject);
+        let audit = subject.into_iter().fold(audit, AuditEvent::about);
         self.store()
             .record(audit.denied(reason).detail(&detail))
             .await?;

@@ -12,7 +12,7 @@ use crate::{
     },
     domain::{
         access::Caller,
-        audit::{AuditEvent, Event},
+        audit::{AuditEvent, Event, Subject},
         decide::own_service,
         grant::Kind,
         lease::{Binding, Cause, InvalidTransition, Lease, LeaseState},
@@ -145,7 +145,7 @@ impl Broker {
                 .revoke_service(&name, &suspension, audit)
                 .await;
             let (suspension, leases) =
-                on_conflict(written, || Error::NotFound(format!("service {name}")))?;
+                on_conflict(written, || Error::NotFound(Subject::Service(name.clone())))?;
             let leases = broker.take_all_away(leases, began).await;
             Ok(ServiceRevocation { suspension, leases })
         })
@@ -225,12 +225,13 @@ impl Broker {
         let revoking = lease
             .begin_revocation(cause, self.now())
             .map_err(|refused| Error::WrongState {
+                subject: Subject::Lease(id.clone()),
                 reason: "LEASE_ENDED",
                 message: refused.to_string(),
                 next: "nothing is left to take away".to_owned(),
             })?;
         let written = self.store().update_lease(from, &revoking, audit).await;
-        on_conflict(written, || Error::Conflict(format!("lease {id}")))?;
+        on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
         Ok(revoking)
     }
 
@@ -366,7 +367,7 @@ impl Broker {
                 if ended {
                     Ok(stored)
                 } else {
-                    Err(Error::Conflict(format!("lease {id}")))
+                    Err(Error::Conflict(Subject::Lease(id.clone())))
                 }
             }
             Err(error) => Err(error.into()),
@@ -379,7 +380,7 @@ impl Broker {
 }
 
 fn no_lease(id: &LeaseId) -> Error {
-    Error::NotFound(format!("lease {id}"))
+    Error::NotFound(Subject::Lease(id.clone()))
 }
 
 fn internal(refused: &InvalidTransition) -> Error {

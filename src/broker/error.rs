@@ -1,8 +1,10 @@
 //! Why a use case did not do as asked.
 
 use crate::{
-    broker::ports::{AwsFailure, FailureClass, StoreError},
-    domain::{access::AccessError, decide::Denial, grant::check::Violation},
+    broker::ports::{AwsFailure, StoreError},
+    domain::{
+        access::AccessError, audit::Subject, decide::Denial, grant::check::Violation, name::Name,
+    },
 };
 
 /// Why a use case did not do as asked. Each says what happened and why; `next` says
@@ -17,7 +19,7 @@ pub enum Error {
     Unauthenticated,
     /// The caller's service is shut out.
     #[error("service {0} is suspended")]
-    Suspended(String),
+    Suspended(Name),
     /// The caller may not do this.
     #[error(transparent)]
     NotPermitted(#[from] AccessError),
@@ -26,13 +28,15 @@ pub enum Error {
     Denied(#[from] Denial),
     /// Unknown, or not the caller's to know.
     #[error("there is no {0}")]
-    NotFound(String),
+    NotFound(Subject),
     /// The name is taken.
     #[error("{0} exists already")]
-    AlreadyExists(String),
+    AlreadyExists(Subject),
     /// Something stands against it.
     #[error("{message}")]
     WrongState {
+        /// What it stands against.
+        subject: Subject,
         /// Machine reason.
         reason: &'static str,
         /// What stands against it.
@@ -42,7 +46,7 @@ pub enum Error {
     },
     /// Somebody else changed it at the same moment.
     #[error("{0} was changed by somebody else at the same moment")]
-    Conflict(String),
+    Conflict(Subject),
     /// AWS did not do it.
     #[error(transparent)]
     Aws(#[from] AwsFailure),
@@ -110,9 +114,15 @@ impl Error {
         }
     }
 
-    /// Whether AWS failed in this way.
+    /// What the request was about, where that is known.
     #[must_use]
-    pub fn is_aws(&self, class: FailureClass) -> bool {
-        matches!(self, Self::Aws(failure) if failure.class == class)
+    pub const fn subject(&self) -> Option<&Subject> {
+        match self {
+            Self::NotFound(subject)
+            | Self::AlreadyExists(subject)
+            | Self::Conflict(subject)
+            | Self::WrongState { subject, .. } => Some(subject),
+            _ => None,
+        }
     }
 }

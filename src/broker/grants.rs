@@ -4,7 +4,7 @@ use crate::{
     broker::{Broker, Error, on_conflict, ports::Page},
     domain::{
         access::Caller,
-        audit::{AuditEvent, Event},
+        audit::{AuditEvent, Event, Subject},
         grant::{Grant, GrantSpec, check::violations},
         name::{GrantName, Name},
         principal::Identity,
@@ -47,7 +47,7 @@ impl Broker {
             .grant(&grant)
             .detail(&grant.spec.breadth().join("; "));
         on_conflict(self.store().put_grant(&grant, audit).await, || {
-            Error::Conflict(format!("grant {}", grant.name))
+            Error::Conflict(Subject::Grant(grant.name.clone()))
         })?;
         Ok((grant, true))
     }
@@ -58,7 +58,7 @@ impl Broker {
     /// There is none of this name.
     pub async fn grant(&self, caller: &Caller, name: &GrantName) -> Result<Grant, Error> {
         let grant = self.store().grant(name).await?;
-        let grant = grant.ok_or_else(|| Error::NotFound(format!("grant {name}")))?;
+        let grant = grant.ok_or_else(|| Error::NotFound(Subject::Grant(name.clone())))?;
         self.store()
             .record(self.caller_event(caller, Event::GrantRead).grant(&grant))
             .await?;
@@ -95,7 +95,7 @@ impl Broker {
             .store()
             .delete_grant(name, self.now(), &operator(caller), audit)
             .await;
-        on_conflict(deleted, || Error::NotFound(format!("grant {name}")))
+        on_conflict(deleted, || Error::NotFound(Subject::Grant(name.clone())))
     }
 
     /// Records that the policy catalogue was looked at.

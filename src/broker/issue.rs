@@ -11,7 +11,7 @@ use crate::{
     },
     domain::{
         access::Caller,
-        audit::Event,
+        audit::{Event, Subject},
         credential::Credentials,
         decide::{Authorized, Issue, IssueRequest, decide},
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
@@ -96,7 +96,7 @@ impl Broker {
             .caller_event(caller, Event::LeaseRequested)
             .lease(&lease);
         on_conflict(self.store().begin_lease(&lease, audit).await, || {
-            Error::Conflict(format!("service or grant {}", grant.name))
+            Error::Conflict(Subject::Grant(grant.name.clone()))
         })?;
         Ok(lease)
     }
@@ -155,9 +155,10 @@ impl Broker {
             if let Ok(Some(now)) = self.store().service(service).await
                 && now.service.suspension.is_some()
             {
-                return Error::Suspended(service.to_string());
+                return Error::Suspended(service.clone());
             }
             Error::WrongState {
+                subject: Subject::Lease(lease.binding.lease_id.clone()),
                 reason: "REVOKED_MEANWHILE",
                 message: "the lease was revoked while it was being issued".to_owned(),
                 next: "ask whoever revoked it".to_owned(),

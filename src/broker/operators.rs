@@ -4,7 +4,7 @@ use crate::{
     broker::{Broker, By, Error, NewToken, on_conflict},
     domain::{
         access::Caller,
-        audit::Event,
+        audit::{Event, Subject},
         name::Name,
         operator::{Operator, Role},
         token::{Token, TokenKind},
@@ -39,7 +39,7 @@ impl Broker {
             self.store()
                 .create_operator(&name, role, &stored, audit)
                 .await,
-            || Error::AlreadyExists(format!("operator {name}")),
+            || Error::AlreadyExists(Subject::Operator(name.clone())),
         )?;
         let operator = Operator {
             name,
@@ -74,13 +74,14 @@ impl Broker {
             .iter()
             .any(|o| o.name == *name);
         if !known {
-            return Err(Error::NotFound(format!("operator {name}")));
+            return Err(Error::NotFound(Subject::Operator(name.clone())));
         }
         let audit = self
             .caller_event(caller, Event::OperatorDeleted)
             .detail(name.as_str());
         on_conflict(self.store().delete_operator(name, audit).await, || {
             Error::WrongState {
+                subject: Subject::Operator(name.clone()),
                 reason: "LAST_ADMIN",
                 message: format!("operator {name} is the last admin"),
                 next: "make another first: `credbroker operator create NAME --role admin`"

@@ -11,7 +11,7 @@ use crate::{
     },
     domain::{
         access::Caller,
-        audit::Event,
+        audit::{Event, Subject},
         duration::humanize,
         grant::check::Violation,
         name::Name,
@@ -53,7 +53,7 @@ impl Broker {
             .caller_event(caller, Event::ServiceCreated)
             .service(&service.name);
         on_conflict(self.store().create_service(&service, audit).await, || {
-            Error::AlreadyExists(format!("service {}", service.name))
+            Error::AlreadyExists(Subject::Service(service.name.clone()))
         })?;
         Ok(ServiceOverview {
             service,
@@ -142,6 +142,7 @@ impl Broker {
         if written.is_err() {
             let live = self.known_service(name).await?.live_leases;
             on_conflict(written, || Error::WrongState {
+                subject: Subject::Service(name.clone()),
                 reason: "LIVE_LEASES",
                 message: format!("service {name} holds {live} leases that have not ended"),
                 next: format!(
@@ -171,6 +172,7 @@ impl Broker {
         if written.is_err() {
             self.known_service(service).await?;
             on_conflict(written, || Error::WrongState {
+                subject: Subject::Service(service.clone()),
                 reason: "TOO_MANY_TOKENS",
                 message: format!("service {service} has {TOKENS_MAX} tokens already"),
                 next: format!("delete one: `credbroker service token list {service}`"),
@@ -207,7 +209,7 @@ impl Broker {
             .service(service)
             .detail(&format!("token {id}"));
         on_conflict(self.store().delete_token(service, id, audit).await, || {
-            Error::NotFound(format!("token {id} of service {service}"))
+            Error::NotFound(Subject::Token(service.clone(), id.clone()))
         })
     }
 
@@ -232,7 +234,7 @@ impl Broker {
         self.store()
             .service(name)
             .await?
-            .ok_or_else(|| Error::NotFound(format!("service {name}")))
+            .ok_or_else(|| Error::NotFound(Subject::Service(name.clone())))
     }
 
     async fn after_change(
@@ -245,6 +247,7 @@ impl Broker {
         if let Err(StoreError::Conflict) = written {
             self.known_service(name).await?;
             return Err(Error::WrongState {
+                subject: Subject::Service(name.clone()),
                 reason,
                 message: format!("service {name} {state}"),
                 next: format!("see `credbroker service show {name}`"),

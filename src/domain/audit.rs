@@ -176,6 +176,33 @@ impl FromStr for Actor {
     }
 }
 
+/// What a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A service.
+    Service(Name),
+    /// A token of a service.
+    Token(Name, TokenId),
+    /// A grant.
+    Grant(GrantName),
+    /// A lease.
+    Lease(LeaseId),
+    /// An operator.
+    Operator(Name),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Token(service, id) => write!(f, "token {id} of service {service}"),
+            Self::Grant(name) => write!(f, "grant {name}"),
+            Self::Lease(id) => write!(f, "lease {id}"),
+            Self::Operator(name) => write!(f, "operator {name}"),
+        }
+    }
+}
+
 /// One thing that happened, not yet in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {
@@ -321,6 +348,20 @@ impl AuditEvent {
         Self {
             grant: Some(name.clone()),
             ..self.service(&name.service)
+        }
+    }
+
+    /// Concerns this.
+    #[must_use]
+    pub fn about(self, subject: &Subject) -> Self {
+        match subject {
+            Subject::Service(name) | Subject::Token(name, _) => self.service(name),
+            Subject::Grant(name) => self.grant_name(name),
+            Subject::Lease(id) => Self {
+                lease_id: Some(id.clone()),
+                ..self
+            },
+            Subject::Operator(_) => self,
         }
     }
 

@@ -111,7 +111,7 @@ async fn let_in(broker: &Broker, origin: Origin, header: Option<&str>) -> Result
             broker
                 .login_failed(&origin, reason, Some(token_id), Some(&service))
                 .await?;
-            return Err(Error::Suspended(service.to_string()));
+            return Err(Error::Suspended(service));
         }
         Err(LoginError::Store(error)) => return Err(error.into()),
     };

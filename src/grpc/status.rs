@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use crate::{
         broker::ports::AwsFailure,
-        domain::{grant::check::Violation, operator::Role},
+        domain::{audit::Subject, grant::check::Violation, operator::Role},
     };
 
     fn aws(class: FailureClass) -> Error {
@@ -117,6 +117,10 @@ mod tests {
             aws_said: "AccessDenied: secret words".to_owned(),
             aws_request_id: None,
         })
+    }
+
+    fn subject() -> Subject {
+        Subject::Service("payments".parse().unwrap())
     }
 
     #[test]
@@ -131,7 +135,7 @@ mod tests {
             ),
             (Error::Unauthenticated, Code::Unauthenticated),
             (
-                Error::Suspended("payments".to_owned()),
+                Error::Suspended("payments".parse().unwrap()),
                 Code::PermissionDenied,
             ),
             (
@@ -150,17 +154,18 @@ mod tests {
                 }),
                 Code::InvalidArgument,
             ),
-            (Error::NotFound("x".to_owned()), Code::NotFound),
-            (Error::AlreadyExists("x".to_owned()), Code::AlreadyExists),
+            (Error::NotFound(subject()), Code::NotFound),
+            (Error::AlreadyExists(subject()), Code::AlreadyExists),
             (
                 Error::WrongState {
+                    subject: subject(),
                     reason: "R",
                     message: String::new(),
                     next: String::new(),
                 },
                 Code::FailedPrecondition,
             ),
-            (Error::Conflict("x".to_owned()), Code::Aborted),
+            (Error::Conflict(subject()), Code::Aborted),
             (aws(FailureClass::Refused), Code::FailedPrecondition),
             (aws(FailureClass::Throttled), Code::Unavailable),
             (aws(FailureClass::Unavailable), Code::Unavailable),
