@@ -32,13 +32,18 @@ impl Broker {
 
     /// A broker with this admin key that reaches AWS at `endpoint`.
     pub async fn start_with(admin: &Key, endpoint: &str) -> Self {
+        Self::start_by(|state| dev(state, admin, endpoint)).await
+    }
+
+    /// A broker in a directory of its own, started by a command of the test's own, which
+    /// is given the state directory.
+    pub async fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
-        let child = ready(&mut dev(&state, admin, endpoint)).await;
-        let env = read_env(&state);
+        let child = ready(&mut command(&state)).await;
         Self {
+            env: read_env(&state),
             state,
-            env,
             child,
             directory: Some(directory),
         }
@@ -57,15 +62,24 @@ impl Broker {
         }
     }
 
+    pub fn pid(&self) -> String {
+        self.child.id().unwrap().to_string()
+    }
+
     /// Ends it in good order; true if it ended well.
     pub async fn stop(&mut self) -> bool {
-        let pid = self.child.id().unwrap().to_string();
+        let pid = self.pid();
         Command::new("kill")
             .args(["-TERM", &pid])
             .status()
             .await
             .unwrap();
         self.child.wait().await.unwrap().success()
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
     }
 
     pub fn database(&self) -> PathBuf {

@@ -5,6 +5,7 @@ pub mod aws;
 pub mod broker;
 pub mod emulator;
 pub mod proxy;
+pub mod wire;
 
 pub use self::{
     aws::{Account, Key},

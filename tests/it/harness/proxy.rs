@@ -17,7 +17,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use super::emulator::emulator;
 
@@ -28,12 +28,17 @@ pub enum Fault {
     Answer(u16, &'static str, &'static str),
     /// It happens, and the answer is lost.
     LoseAnswer,
+    /// It happens, and the connection breaks before the answer.
+    Cut,
+    /// It waits until the proxy is healed, then happens.
+    Hold,
 }
 
 #[derive(Clone)]
 pub struct Proxy {
     pub endpoint: String,
     state: Arc<Mutex<Calls>>,
+    healed: Arc<Notify>,
     client: Client<HttpConnector, Body>,
 }
 
@@ -51,6 +56,7 @@ impl Proxy {
         let proxy = Self {
             endpoint,
             state: Arc::default(),
+            healed: Arc::default(),
             client,
         };
         let router = Router::new().fallback(forward).with_state(proxy.clone());
@@ -67,9 +73,10 @@ impl Proxy {
             .insert(action.to_owned(), fault);
     }
 
-    /// No more faults.
+    /// No more faults; what was held goes on.
     pub fn heal(&self) {
         self.state.lock().unwrap().faults.clear();
+        self.healed.notify_waiters();
     }
 
     /// Bodies of the calls of one action.
@@ -93,13 +100,16 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         .find_map(|pair| pair.strip_prefix("Action="))
         .unwrap_or("")
         .to_owned();
-    let fault = {
+    let (fault, healed) = {
         let mut state = proxy.state.lock().unwrap();
         state.seen.push((action.clone(), text));
-        state.faults.get(&action).cloned()
+        (state.faults.get(&action).cloned(), proxy.healed.notified())
     };
     if let Some(Fault::Answer(status, code, message)) = fault {
         return aws_error(status, code, message);
+    }
+    if matches!(fault, Some(Fault::Hold)) {
+        healed.await;
     }
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = format!("{}{path}", emulator().endpoint).parse().unwrap();
@@ -110,6 +120,10 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         .unwrap();
     if matches!(fault, Some(Fault::LoseAnswer)) {
         std::future::pending::<()>().await;
+    }
+    if matches!(fault, Some(Fault::Cut)) {
+        // Ends the task of this connection without a word, and so the connection.
+        std::panic::resume_unwind(Box::new("cut"));
     }
     answer.map(Body::new)
 }
