@@ -104,6 +104,7 @@ impl Error {
             Self::Denied(Denial::TtlAboveMaximum { .. }) => {
                 "ask for less, or have an operator raise the grant's --max-ttl".to_owned()
             }
+            Self::Denied(Denial::TtlBelowMinimum { .. }) => "ask for more".to_owned(),
             Self::WrongState { next, .. } => next.clone(),
             Self::Conflict(_) => "look at it again and repeat".to_owned(),
             Self::Aws(failure) => failure.next.clone(),

@@ -95,6 +95,7 @@ impl From<StartError> for Failure {
         let failure = match error.problem() {
             StartProblem::Told => Self::usage(text),
             StartProblem::State => Self::conflict(text),
+            StartProblem::Unavailable => Self::unavailable(text),
             StartProblem::Unexpected => Self::unexpected(text),
         };
         match error.next() {

@@ -1,8 +1,8 @@
 //! What went wrong, for a person, and the exit status that scripts rely on.
 
-use std::{io, process::ExitCode};
+use std::{error::Error, io, process::ExitCode};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport};
 use tonic_types::StatusExt;
 
 use crate::client::ConnectError;
@@ -60,6 +60,11 @@ impl Failure {
     }
 
     #[cfg(feature = "server")]
+    pub(super) fn unavailable(what: impl Into<String>) -> Self {
+        Self::new(Exit::Unavailable, what)
+    }
+
+    #[cfg(feature = "server")]
     pub(super) fn conflict(what: impl Into<String>) -> Self {
         Self::new(Exit::Conflict, what)
     }
@@ -101,6 +106,14 @@ const fn exit(code: Code) -> Exit {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(source) = status.source()
+            && source.is::<transport::Error>()
+        {
+            let what = "the connection to the broker was lost before it answered";
+            return Self::new(Exit::Unavailable, what).next(
+                "see that the broker is running, then look whether it was done, and try again",
+            );
+        }
         let mut failure = Self::new(exit(status.code()), status.message());
         if let Some(bad) = status.get_details_bad_request() {
             "the broker does not accept this".clone_into(&mut failure.what);

@@ -23,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{AwsIssuer, AwsSettings, Clients, SetupError},
-    broker::{self, Broker, Parts, ports::FailureClass},
+    broker::{
+        self, Broker, Parts,
+        ports::{FailureClass, StoreError},
+    },
     config::ConfigError,
     domain::{arn::Partition, audit::Event, clock::SystemClock, random::SystemRandom},
     http::{self, listener, tls::TlsError},
@@ -90,6 +93,8 @@ pub enum StartProblem {
     Told,
     /// Something else stands against it.
     State,
+    /// What it needs is not to be had at the moment.
+    Unavailable,
     /// Anything else.
     Unexpected,
 }
@@ -101,6 +106,9 @@ impl StartError {
         match self {
             Self::Config(_) | Self::Tls(_) => StartProblem::Told,
             Self::Store(OpenError::InUse(_)) | Self::Account(_) => StartProblem::State,
+            Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
+                StartProblem::Unavailable
+            }
             _ => StartProblem::Unexpected,
         }
     }

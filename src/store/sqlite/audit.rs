@@ -14,7 +14,7 @@ use crate::{
 
 const TABLE: &str = "audit";
 
-pub(super) async fn append(tx: &mut Tx<'_>, event: &AuditEvent) -> Result<(), StoreError> {
+pub(super) async fn append(tx: &mut Tx, event: &AuditEvent) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit (time, event, outcome, actor, token_id, peer, method, service, grant_name,
                             grant_version, lease_id, access_key_id, aws_request_id, reason, detail)

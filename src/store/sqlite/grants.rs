@@ -16,7 +16,7 @@ use crate::{
 
 const TABLE: &str = "grant_versions";
 
-pub(super) async fn insert(tx: &mut Tx<'_>, grant: &Grant) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut Tx, grant: &Grant) -> Result<(), StoreError> {
     let spec = serde_json::to_string(&grant.spec).map_err(|e| inconsistent(TABLE, e))?;
     let done = sqlx::query(
         "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
@@ -85,7 +85,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     name: &GrantName,
     at: Timestamp,
     by: &Name,
@@ -106,7 +106,7 @@ pub(super) async fn delete(
 }
 
 pub(super) async fn delete_all(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     service: &Name,
     audit: &AuditEvent,
 ) -> Result<(), StoreError> {

@@ -25,7 +25,7 @@ use crate::{
 const TABLE: &str = "leases";
 
 /// Only while its service may have leases and its grant is still of this version.
-pub(super) async fn insert(tx: &mut Tx<'_>, lease: &Lease) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError> {
     let binding = &lease.binding;
     let done = bind_state(
         sqlx::query(
@@ -51,7 +51,7 @@ pub(super) async fn insert(tx: &mut Tx<'_>, lease: &Lease) -> Result<(), StoreEr
 }
 
 /// Only from the revision given, and to `active` only while its service is not shut out.
-pub(super) async fn update(tx: &mut Tx<'_>, from: u64, lease: &Lease) -> Result<(), StoreError> {
+pub(super) async fn update(tx: &mut Tx, from: u64, lease: &Lease) -> Result<(), StoreError> {
     let done = bind_state(
         sqlx::query(
             "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
@@ -98,7 +98,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
 }
 
 pub(super) async fn begin_revoking_all(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     service: &Name,
     suspension: &Suspension,
 ) -> Result<Vec<Lease>, StoreError> {

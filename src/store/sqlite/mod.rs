@@ -15,6 +15,7 @@ mod tokens;
 use std::{
     fs::{File, OpenOptions, Permissions, TryLockError},
     io,
+    ops::{Deref, DerefMut},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -23,8 +24,9 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Sqlite, SqliteConnection, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
+    pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -86,7 +88,34 @@ pub enum OpenError {
     },
 }
 
-type Tx<'a> = Transaction<'a, Sqlite>;
+/// A write transaction. Dropped before its commit it closes its connection, which rolls
+/// it back whatever state a full or failing disk has left it in; the pool opens another.
+struct Tx {
+    connection: PoolConnection<Sqlite>,
+    committed: bool,
+}
+
+impl Deref for Tx {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if !self.committed {
+            self.connection.close_on_drop();
+        }
+    }
+}
 
 /// The embedded store.
 #[derive(Debug)]
@@ -155,18 +184,30 @@ impl SqliteStore {
         self.writer.close().await;
     }
 
-    async fn begin(&self) -> Result<Tx<'static>, StoreError> {
-        self.writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(row::store_error)
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        let mut tx = Tx {
+            connection: self.writer.acquire().await.map_err(row::store_error)?,
+            committed: false,
+        };
+        run(&mut tx, "BEGIN IMMEDIATE").await?;
+        Ok(tx)
     }
 }
 
 /// Adds the audit record and makes the whole transaction durable.
-async fn commit(mut tx: Tx<'_>, event: &AuditEvent) -> Result<(), StoreError> {
+async fn commit(mut tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
     audit::append(&mut tx, event).await?;
-    tx.commit().await.map_err(row::store_error)
+    run(&mut tx, "COMMIT").await?;
+    tx.committed = true;
+    Ok(())
+}
+
+async fn run(tx: &mut Tx, statement: &'static str) -> Result<(), StoreError> {
+    sqlx::query(statement)
+        .execute(&mut **tx)
+        .await
+        .map_err(row::store_error)?;
+    Ok(())
 }
 
 fn migrator() -> Migrator {

@@ -16,7 +16,7 @@ use crate::{
 const TABLE: &str = "operators";
 
 pub(super) async fn insert(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     name: &Name,
     role: Role,
     at: Timestamp,
@@ -32,7 +32,7 @@ pub(super) async fn insert(
 }
 
 pub(super) async fn ensure_admin(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     name: &Name,
     at: Timestamp,
 ) -> Result<(), StoreError> {
@@ -60,7 +60,7 @@ pub(super) async fn list(pool: &SqlitePool) -> Result<Vec<Operator>, StoreError>
 }
 
 /// Its token goes with it, by foreign key.
-pub(super) async fn delete(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM operators WHERE name = ?1
          AND (role <> 'admin' OR EXISTS (SELECT 1 FROM operators WHERE role = 'admin' AND name <> ?1))",

@@ -14,7 +14,7 @@ use crate::{
 
 const TABLE: &str = "services";
 
-pub(super) async fn insert(tx: &mut Tx<'_>, service: &Service) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut Tx, service: &Service) -> Result<(), StoreError> {
     let done = sqlx::query("INSERT INTO services (name, created_at) VALUES (?, ?)")
         .bind(service.name.as_str())
         .bind(micros(service.created_at))
@@ -50,7 +50,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn suspend(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<(), StoreError> {
@@ -68,7 +68,7 @@ pub(super) async fn suspend(
 
 /// Suspends the service unless it is already; returns the suspension that stands.
 pub(super) async fn ensure_suspended(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<Suspension, StoreError> {
@@ -90,7 +90,7 @@ pub(super) async fn ensure_suspended(
         .ok_or(StoreError::Conflict)
 }
 
-pub(super) async fn reinstate(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn reinstate(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "UPDATE services SET suspended_at = NULL, suspend_reason = NULL
          WHERE name = ? AND suspended_at IS NOT NULL",
@@ -103,7 +103,7 @@ pub(super) async fn reinstate(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreE
 }
 
 /// Its tokens go with it, by foreign key.
-pub(super) async fn delete(tx: &mut Tx<'_>, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM services WHERE name = ?1
          AND NOT EXISTS (SELECT 1 FROM leases WHERE service = ?1 AND due_at IS NOT NULL)",

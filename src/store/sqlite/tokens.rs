@@ -17,7 +17,7 @@ use crate::{
 const TABLE: &str = "tokens";
 
 pub(super) async fn insert_for_service(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     service: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
@@ -39,7 +39,7 @@ pub(super) async fn insert_for_service(
 
 /// An operator has one token: the one before goes.
 pub(super) async fn insert_for_operator(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     operator: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
@@ -77,11 +77,7 @@ pub(super) async fn list(
     rows.iter().map(stored).collect()
 }
 
-pub(super) async fn delete(
-    tx: &mut Tx<'_>,
-    service: &Name,
-    id: &TokenId,
-) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut Tx, service: &Name, id: &TokenId) -> Result<(), StoreError> {
     let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ?")
         .bind(id.as_str())
         .bind(service.as_str())
