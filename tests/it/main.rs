@@ -2,8 +2,10 @@
 //! enforces IAM. See `tests/README.md` for the switches.
 
 mod access;
+mod audit;
 mod enforcement;
 mod errors;
+mod grants;
 mod harness;
 mod lifecycle;
 mod reaping;

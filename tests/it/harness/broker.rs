@@ -3,9 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use serde_json::Value;
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -66,14 +68,21 @@ impl Broker {
         self.child.id().unwrap().to_string()
     }
 
+    /// Tells it to end.
+    pub async fn terminate(&self) {
+        let pid = self.pid();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(kill.await.unwrap().success());
+    }
+
     /// Ends it in good order; true if it ended well.
     pub async fn stop(&mut self) -> bool {
-        let pid = self.pid();
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .await
-            .unwrap();
+        self.terminate().await;
+        self.ended().await
+    }
+
+    /// Waits for its end; true if it ended well.
+    pub async fn ended(&mut self) -> bool {
         self.child.wait().await.unwrap().success()
     }
 
@@ -84,6 +93,13 @@ impl Broker {
 
     pub fn database(&self) -> PathBuf {
         self.state.join("credbroker.db")
+    }
+
+    /// Changes what the broker has stored, behind its back.
+    pub async fn write_store(&self, sql: &'static str) {
+        let options = SqliteConnectOptions::new().filename(self.database());
+        let mut store = options.connect().await.unwrap();
+        sqlx::query(sql).execute(&mut store).await.unwrap();
     }
 
     /// Runs `credbroker ARGS` as the admin operator.
@@ -215,6 +231,9 @@ fn read_env(state: &Path) -> Vec<(String, String)> {
     text.lines().map(pair).collect()
 }
 
+/// Longest time that a command may take.
+const LONGEST_RUN: Duration = Duration::from_secs(30);
+
 /// What a command did.
 #[derive(Debug)]
 pub struct Run {
@@ -236,7 +255,8 @@ impl Run {
         // A command that reads nothing may be gone before this is written.
         let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
-        let output = child.wait_with_output().await.unwrap();
+        let output = tokio::time::timeout(LONGEST_RUN, child.wait_with_output()).await;
+        let output = output.expect("the command ends").unwrap();
         Self {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).unwrap(),

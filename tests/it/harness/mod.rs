@@ -4,6 +4,7 @@
 pub mod aws;
 pub mod broker;
 pub mod emulator;
+pub mod form;
 pub mod proxy;
 pub mod wire;
 

@@ -26,10 +26,8 @@ use super::emulator::emulator;
 pub enum Fault {
     /// AWS answers with this error, and nothing has happened.
     Answer(u16, &'static str, &'static str),
-    /// It happens, and the answer is lost.
-    LoseAnswer,
     /// It happens, and the connection breaks before the answer.
-    Cut,
+    LoseAnswer,
     /// It waits until the proxy is healed, then happens.
     Hold,
 }
@@ -119,9 +117,6 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         .await
         .unwrap();
     if matches!(fault, Some(Fault::LoseAnswer)) {
-        std::future::pending::<()>().await;
-    }
-    if matches!(fault, Some(Fault::Cut)) {
         // Ends the task of this connection without a word, and so the connection.
         std::panic::resume_unwind(Box::new("cut"));
     }
