@@ -1,13 +1,19 @@
 //! The end of leases: released, revoked one by one or service by service, expired.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
     broker::{
-        Broker, By, Error, on_conflict,
+        Broker, By, Error,
+        issue::no_answer,
+        on_conflict,
         ports::{AwsFailure, StoreError},
     },
     domain::{
@@ -23,6 +29,8 @@ use crate::{
 
 /// How many leases of a service are taken away at the same time.
 const PARALLEL: usize = 8;
+/// Longest time that AWS may take over one user; less than the claim on its lease.
+const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
 /// Longest pause between two attempts to take a lease away.
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
 
@@ -278,7 +286,12 @@ impl Broker {
     /// What a lease left in AWS is removed; a session leaves nothing that could be.
     pub(super) async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure> {
         match lease.kind {
-            Kind::IamUser => self.parts.issuer.withdraw(lease).await,
+            Kind::IamUser => {
+                let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(lease));
+                withdrawn
+                    .await
+                    .unwrap_or_else(|_| Err(no_answer(WITHDRAW_LIMIT)))
+            }
             Kind::AssumeRole | Kind::FederationToken => Ok(()),
         }
     }

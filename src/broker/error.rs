@@ -108,8 +108,8 @@ impl Error {
             Self::WrongState { next, .. } => next.clone(),
             Self::Conflict(_) => "look at it again and repeat".to_owned(),
             Self::Aws(failure) => failure.next.clone(),
-            Self::Store(StoreError::Unavailable(_)) => "nothing was issued; whoever runs the broker must see that its \
-                 store can be written (disk space, file permissions); then try again"
+            Self::Store(StoreError::Unavailable(_)) => "whoever runs the broker must see that its store can be written (disk space, file \
+                 permissions); then try again"
                 .to_owned(),
             _ => String::new(),
         }

@@ -71,7 +71,7 @@ impl Broker {
         let lease = self.begin(caller, &issue).await?;
         let asked = self.parts.issuer.issue(&issue, &lease.binding);
         let answer = tokio::time::timeout(self.aws_limit(&lease), asked);
-        match answer.await.unwrap_or_else(|_| Err(no_answer())) {
+        match answer.await.unwrap_or_else(|_| Err(no_answer(AWS_LIMIT))) {
             Ok(credentials) => {
                 self.activate(caller, lease, issue.get().ttl, credentials)
                     .await
@@ -220,11 +220,12 @@ impl Broker {
     }
 }
 
-fn no_answer() -> AwsFailure {
+/// AWS took more than `limit`.
+pub(super) fn no_answer(limit: Duration) -> AwsFailure {
     AwsFailure {
         class: FailureClass::Uncertain,
         reason: "AWS_NO_ANSWER",
-        message: format!("AWS did not answer within {} s", AWS_LIMIT.as_secs()),
+        message: format!("AWS did not answer within {} s", limit.as_secs()),
         next: "try again in a minute; what AWS may have made is found and removed by the broker"
             .to_owned(),
         aws_said: String::new(),

@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use aws_lc_rs::digest;
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
@@ -179,7 +181,7 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
         }
         Err(error) => return Err(file_error(&key_file)(error)),
     };
-    let ca = ca_params();
+    let ca = ca_params(&ca_key);
     if !ca_file.exists() {
         let pem = ca.self_signed(&ca_key).map_err(|e| damaged(&e))?.pem();
         private_file(&ca_file, pem.as_bytes()).map_err(file_error(&ca_file))?;
@@ -195,9 +197,14 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
     Ok((ca_file, tls::server_config(chain, private)?))
 }
 
-fn ca_params() -> CertificateParams {
+/// Named after its key, so that no two directories' CAs are taken for one another.
+fn ca_params(key: &KeyPair) -> CertificateParams {
+    let sum = digest::digest(&digest::SHA256, key.public_key_raw());
     let mut params = CertificateParams::default();
-    params.distinguished_name = named("credbroker dev CA");
+    params.distinguished_name = named(&format!(
+        "credbroker dev CA {}",
+        HEXLOWER.encode(&sum.as_ref()[..4])
+    ));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
