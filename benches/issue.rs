@@ -5,7 +5,15 @@
 //! the bare AWS SDK against the same emulator. The difference is the broker's own: TLS,
 //! authentication, decision, two durable commits.
 
-#[allow(dead_code, reason = "shared with the tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a benchmark that cannot go on stops; the harness is shared with the tests"
+)]
+
+#[allow(dead_code, unused_imports, reason = "shared with the tests")]
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;
 

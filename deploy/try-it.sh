@@ -9,9 +9,9 @@ work=$(mktemp -d)
 broker=
 
 # Words as one would type them.
-typed() { for word; do case $word in *' '*) printf '"%s" ' "$word" ;; *) printf '%s ' "$word" ;; esac; done; }
+typed() { for word; do case $word in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac; done; }
 say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-show() { printf '%s$ %s%s\n' "$dim" "$(typed "$@")" "$plain"; "$@"; }
+show() { printf '%s$%s%s\n' "$dim" "$(typed "$@")" "$plain"; "$@"; }
 if [ -t 1 ]; then bold=$(printf '\033[1m') dim=$(printf '\033[2m') plain=$(printf '\033[0m'); else bold='' dim='' plain=''; fi
 
 clean_up() {
@@ -27,7 +27,7 @@ trap 'exit 130' INT TERM
 
 # refused COMMAND: it must be told no.
 refused() {
-    printf '%s$ %s%s\n' "$dim" "$(typed "$@")" "$plain"
+    printf '%s$%s%s\n' "$dim" "$(typed "$@")" "$plain"
     if "$@" 2>"$work/refusal" >/dev/null; then
         echo "this should have been refused" >&2
         exit 1
@@ -89,7 +89,8 @@ echo ready
 
 say "A service is registered and granted something narrow: read one bucket"
 show credbroker service create payments-api
-show credbroker grant put payments-api/invoices --kind iam_user --policy s3-read-only --param bucket=invoices --ttl 15m >/dev/null
+show credbroker grant put payments-api/invoices --kind iam_user --policy s3-read-only --param bucket=invoices --ttl 15m >"$work/put"
+head -n 1 "$work/put"
 credbroker service create billing >/dev/null
 credbroker grant put billing/invoices --kind iam_user --policy s3-read-only --param bucket=invoices >/dev/null
 echo "so is its neighbour, billing"
@@ -100,6 +101,7 @@ printf '%s$ %s%s\n' "$dim" "credbroker issue invoices" "$plain"
 payments_token=$(token payments-api)
 CREDBROKER_TOKEN=$payments_token credbroker issue invoices -o env >"$work/payments"
 CREDBROKER_TOKEN=$(token billing) credbroker issue invoices -o env >"$work/billing"
+show credbroker grant list
 show credbroker lease list
 
 say "Inside its scope AWS says yes, outside it no"

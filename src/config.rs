@@ -13,6 +13,8 @@ use toml::{Table, Value};
 
 use crate::domain::{arn::Partition, grant::check::is_region};
 
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
 /// Everything `serve` is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -78,7 +80,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// It says something that cannot be, once or several times.
-    #[error("{path} has {} mistake(s):{}", mistakes.len(), Lines(mistakes))]
+    #[error("{path} cannot be used; mistakes: {}{}", mistakes.len(), Lines(mistakes))]
     Mistakes {
         /// Which file.
         path: PathBuf,
@@ -153,8 +155,21 @@ fn read(reader: &mut Reader) -> Option<Config> {
             "write it like https://host or http://host:port",
         );
     }
+    if !LEVELS.contains(&level.as_str()) && !level.contains('=') {
+        reader.wrong(
+            "log.level",
+            "write error, warn, info, debug, trace, or a filter like info,credbroker=debug",
+        );
+    }
     let region = region?;
-    let partition = partition.unwrap_or_else(|| Partition::for_region(&region));
+    let of_region = Partition::for_region(&region);
+    let partition = partition.unwrap_or(of_region);
+    if is_region(&region) && partition != of_region {
+        reader.wrong(
+            "aws.partition",
+            format!("{region} is in partition {of_region}"),
+        );
+    }
     Some(Config {
         store: store?,
         listen: Listen {
@@ -305,6 +320,7 @@ mod tests {
             secret = "hush"
             [log]
             format = "xml"
+            level = "loud"
         "#;
         let mistakes = Config::parse(text).unwrap_err();
         for setting in [
@@ -318,6 +334,7 @@ mod tests {
             "aws.secret",
             "operators.bootstrap_token_file",
             "log.format",
+            "log.level",
         ] {
             let told = mistakes
                 .iter()

@@ -324,6 +324,8 @@ impl Broker {
             LeaseState::Revoking { attempts, .. } => attempts,
             _ => 0,
         };
+        let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
+        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not take away");
         let notice = format!("{failure}; the credential may still work; the broker goes on trying");
         let audit = self
             .event(by, Event::LeasePostponed)

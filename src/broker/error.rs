@@ -97,6 +97,9 @@ impl Error {
             Self::Suspended(name) => {
                 format!("ask whoever shut it out; an operator lifts it with `credbroker service reinstate {name}`")
             }
+            Self::NotPermitted(AccessError::ServicesOnly) => {
+                "use a token of the service: `credbroker service token create NAME`".to_owned()
+            }
             Self::NotPermitted(_) => "ask an admin for an operator with the right role".to_owned(),
             Self::Denied(Denial::NoSuchGrant(name)) => {
                 format!("check the name; an operator sees what there is with `credbroker grant list --service {}`", name.service)

@@ -192,6 +192,8 @@ impl Broker {
         lease: Lease,
         failure: AwsFailure,
     ) -> Result<IssuedLease, Error> {
+        let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
+        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not issue");
         let event = if failure.class == FailureClass::Uncertain {
             Event::LeaseUncertain
         } else {

@@ -144,7 +144,7 @@ impl Broker {
             on_conflict(written, || Error::WrongState {
                 subject: Subject::Service(name.clone()),
                 reason: "LIVE_LEASES",
-                message: format!("service {name} holds {live} leases that have not ended"),
+                message: format!("service {name} holds leases that have not ended: {live}"),
                 next: format!(
                     "end them with `credbroker revoke {name}`, or wait until they expire"
                 ),

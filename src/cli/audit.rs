@@ -123,6 +123,9 @@ impl Query {
             let records: Vec<_> = records.into_iter().map(view::AuditRecord::from).collect();
             return Ok(out.list(&records, &[])?);
         }
+        if records.is_empty() {
+            eprintln!("none");
+        }
         records
             .into_iter()
             .try_for_each(|record| entry(record, out))

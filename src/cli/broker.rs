@@ -27,7 +27,7 @@ pub(super) struct Dev {
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Another endpoint for STS and IAM, e.g. an emulator.
-    #[arg(long = "aws-endpoint", value_name = "URL")]
+    #[arg(long = "aws-endpoint", value_name = "URL", value_parser = http_url)]
     aws_endpoint_url: Option<String>,
 }
 
@@ -36,6 +36,12 @@ pub(super) struct Serve {
     /// The configuration file; deploy/credbroker.example.toml documents it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+fn http_url(text: &str) -> Result<String, &'static str> {
+    let web = text.starts_with("http://") || text.starts_with("https://");
+    web.then(|| text.to_owned())
+        .ok_or("write it like http://127.0.0.1:4566")
 }
 
 impl Dev {

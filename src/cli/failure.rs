@@ -17,6 +17,8 @@ enum Exit {
     NotFound = 5,
     Conflict = 6,
     Unavailable = 7,
+    /// What a shell tells of a process that wrote to a closed pipe; said to nobody.
+    NobodyReads = 141,
 }
 
 /// Why a command did not do as told: what happened and why, and what to do next.
@@ -78,6 +80,9 @@ impl Failure {
 
     /// Tells standard error and yields the exit status.
     pub(super) fn report(&self) -> ExitCode {
+        if self.exit == Exit::NobodyReads {
+            return ExitCode::from(self.exit as u8);
+        }
         eprintln!("error: {}", self.what);
         for detail in &self.details {
             eprintln!("  {detail}");
@@ -153,7 +158,11 @@ impl From<ConnectError> for Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::unexpected(error.to_string())
+        let exit = match error.kind() {
+            io::ErrorKind::BrokenPipe => Exit::NobodyReads,
+            _ => Exit::Unexpected,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

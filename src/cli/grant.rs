@@ -1,6 +1,12 @@
 //! `credbroker grant …`.
 
-use std::{collections::HashMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Duration as ProtoDuration;
@@ -14,6 +20,9 @@ use crate::{
         PutGrantRequest, Tag, TemplateUse, inline_policy::Source,
     },
 };
+
+/// More than this no policy document has, white space included; bytes.
+const POLICY_MAX: u64 = 32 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Grant {
@@ -63,7 +72,7 @@ pub(super) struct Put {
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
     /// Parameter of that policy; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", requires = "policy", value_parser = pair)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     param: Vec<(String, String)>,
     /// Managed policy; may be repeated, up to 10.
     #[arg(long, value_name = "ARN")]
@@ -112,6 +121,38 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// Parameters by name, each given once.
+pub(super) fn parameters(pairs: &[(String, String)]) -> Result<HashMap<String, String>, Failure> {
+    let mut parameters = HashMap::new();
+    for (name, value) in pairs {
+        if parameters.insert(name.clone(), value.clone()).is_some() {
+            return Err(Failure::usage(format!("--param {name} is given twice")));
+        }
+    }
+    Ok(parameters)
+}
+
+/// A policy document from a file, or `-` for standard input.
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if path.as_os_str() == "-" {
+        io::stdin().take(POLICY_MAX).read_to_string(&mut text)
+    } else {
+        File::open(path).and_then(|file| file.take(POLICY_MAX).read_to_string(&mut text))
+    };
+    match read {
+        Ok(size) if size as u64 == POLICY_MAX => Err(Failure::usage(format!(
+            "{} is too large for a policy document",
+            path.display()
+        ))),
+        Ok(_) => Ok(text),
+        Err(error) => Err(Failure::usage(format!(
+            "cannot read {}: {error}",
+            path.display()
+        ))),
+    }
+}
+
 pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
     ProtoDuration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -131,6 +172,11 @@ impl Grant {
                 let grant = done.grant.unwrap_or_default();
                 for reason in &grant.breadth {
                     eprintln!("warning: broad: {reason}");
+                }
+                if is_unnarrowed(&grant) {
+                    eprintln!(
+                        "warning: no policy narrows this grant: its sessions can do all that the role may, but make further credentials"
+                    );
                 }
                 if !done.changed {
                     eprintln!("nothing to change: version {} says the same", grant.version);
@@ -156,6 +202,13 @@ impl Grant {
         }
         Ok(())
     }
+}
+
+fn is_unnarrowed(grant: &proto::Grant) -> bool {
+    matches!(grant.kind, Some(proto::grant::Kind::AssumeRole(_)))
+        && grant.policy.is_none()
+        && grant.managed_policy_arns.is_empty()
+        && !grant.allow_broad
 }
 
 async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), Failure> {
@@ -234,20 +287,15 @@ impl Put {
     }
 
     fn inline_policy(&self) -> Result<Option<InlinePolicy>, Failure> {
+        if self.policy.is_none() && !self.param.is_empty() {
+            return Err(Failure::usage("--param goes with --policy NAME"));
+        }
         let source = match (&self.policy_file, &self.policy) {
-            (Some(path), _) if path.as_os_str() == "-" => {
-                Source::Document(std::io::read_to_string(std::io::stdin())?)
-            }
-            (Some(path), _) => Source::Document(fs::read_to_string(path).map_err(|error| {
-                Failure::usage(format!("cannot read {}: {error}", path.display()))
-            })?),
-            (None, Some(name)) => {
-                let parameters: HashMap<_, _> = self.param.iter().cloned().collect();
-                Source::Template(TemplateUse {
-                    name: name.clone(),
-                    parameters,
-                })
-            }
+            (Some(path), _) => Source::Document(read_text(path)?),
+            (None, Some(name)) => Source::Template(TemplateUse {
+                name: name.clone(),
+                parameters: parameters(&self.param)?,
+            }),
             (None, None) => return Ok(None),
         };
         Ok(Some(InlinePolicy {

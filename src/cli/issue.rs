@@ -81,6 +81,13 @@ fn env(credentials: &Credentials) -> String {
         Some(token) => format!("export AWS_SESSION_TOKEN='{token}'"),
         None => "unset AWS_SESSION_TOKEN".to_owned(),
     });
+    if let Some(expiration) = &credentials.expiration {
+        lines.push(format!("export AWS_CREDENTIAL_EXPIRATION='{expiration}'"));
+    }
+    lines.push(format!(
+        "export CREDBROKER_LEASE_ID='{}'",
+        credentials.lease_id
+    ));
     lines.join("\n")
 }
 
@@ -126,7 +133,7 @@ mod tests {
 
     #[test]
     fn env_output_leaves_no_old_session_token_behind() {
-        assert!(env(&credentials(None)).ends_with("unset AWS_SESSION_TOKEN"));
-        assert!(env(&credentials(Some("t"))).ends_with("export AWS_SESSION_TOKEN='t'"));
+        assert!(env(&credentials(None)).contains("\nunset AWS_SESSION_TOKEN\n"));
+        assert!(env(&credentials(Some("t"))).contains("\nexport AWS_SESSION_TOKEN='t'\n"));
     }
 }

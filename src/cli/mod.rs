@@ -16,7 +16,11 @@ mod service;
 mod status;
 mod view;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use secrecy::SecretString;
@@ -163,7 +167,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "credbroker", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "credbroker", &mut script);
+            io::stdout().write_all(&script)?;
             Ok(())
         }
     }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     failure::Failure,
+    grant::parameters,
     output::{Format, Output},
 };
 use crate::{
@@ -75,7 +76,7 @@ impl Policy {
             Self::Show { name, param } => {
                 let template = Some(TemplateUse {
                     name,
-                    parameters: param.into_iter().collect(),
+                    parameters: parameters(&param)?,
                 });
                 let request = RenderPolicyTemplateRequest { template };
                 let document = client

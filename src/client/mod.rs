@@ -2,7 +2,8 @@
 //! The generated clients are in [`crate::proto`], for whoever wants nothing more.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,6 +23,9 @@ use crate::proto::{
     service_registry_client::ServiceRegistryClient,
 };
 
+const PEM_START: &[u8] = b"-----BEGIN CERTIFICATE-----";
+/// More than this no token has, bytes.
+const SECRET_MAX: u64 = 16 * 1024;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the broker is and how to prove oneself to it.
@@ -46,6 +50,9 @@ pub enum ConnectError {
         /// Why.
         source: io::Error,
     },
+    /// The CA file holds none.
+    #[error("there is no certificate in {0}: it must hold the broker's CA in PEM")]
+    NoCertificate(PathBuf),
     /// The address is not one.
     #[error("{0:?} is not a broker's address: write it like https://host:8443")]
     Address(String),
@@ -70,7 +77,10 @@ pub enum ConnectError {
 /// # Errors
 /// The file cannot be read.
 pub fn read_secret(path: &Path) -> Result<SecretString, ConnectError> {
-    let text = fs::read_to_string(path).map_err(|source| ConnectError::File {
+    let mut text = String::new();
+    let read =
+        fs::File::open(path).and_then(|file| file.take(SECRET_MAX).read_to_string(&mut text));
+    read.map_err(|source| ConnectError::File {
         path: path.to_owned(),
         source,
     })?;
@@ -107,6 +117,9 @@ impl Client {
             path: settings.ca_file.clone(),
             source,
         })?;
+        if !pem.windows(PEM_START.len()).any(|text| text == PEM_START) {
+            return Err(ConnectError::NoCertificate(settings.ca_file.clone()));
+        }
         if !address.starts_with("https://") {
             return Err(ConnectError::Address(address.clone()));
         }

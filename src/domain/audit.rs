@@ -20,6 +20,9 @@ macro_rules! events {
         pub enum Event { $($(#[$doc])* $variant,)* }
 
         impl Event {
+            /// All names.
+            pub const NAMES: &[&str] = &[$($text,)*];
+
             /// The event's name in the log.
             #[must_use]
             pub const fn as_str(self) -> &'static str {

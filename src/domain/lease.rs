@@ -303,7 +303,7 @@ impl Lease {
                 (issued.clone(), cause.clone(), *attempts, next)
             }
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
-                return Err(self.refuse("be revoked"));
+                return Err(self.refuse("be ended again"));
             }
         };
         Ok(self.to(LeaseState::Revoking {

@@ -8,7 +8,7 @@ use tonic::{
 
 use super::{
     Api,
-    convert::{next_page, parse_page, parse_time, to_record},
+    convert::{next_page, parse_audit_filter, parse_page, to_record},
     status::status,
 };
 use crate::{
@@ -36,18 +36,7 @@ impl AuditService for Api {
         request: Request<ListAuditRecordsRequest>,
     ) -> Result<Response<ListAuditRecordsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let filled = |text: String| (!text.is_empty()).then_some(text);
-            let filter = AuditFilter {
-                since: parse_time("since", message.since.as_ref())?,
-                until: parse_time("until", message.until.as_ref())?,
-                service: filled(message.service),
-                grant: filled(message.grant),
-                lease_id: filled(message.lease_id),
-                access_key_id: filled(message.access_key_id),
-                actor: filled(message.actor),
-                event: filled(message.event),
-                outcome: filled(message.outcome),
-            };
+            let filter = parse_audit_filter(&message)?;
             let page = parse_page::<u64>(message.page_size, message.page_token)?;
             let records = broker.audit(&caller, &filter, &page).await?;
             Ok(ListAuditRecordsResponse {
@@ -100,8 +89,10 @@ impl Tail {
         while last.is_none_or(|last| after < last) {
             match self.send_page(after, last).await {
                 Ok(Some(seq)) => after = seq,
-                Ok(None) if self.wait().await => {}
-                Ok(None) => return,
+                Ok(None) => match self.wait().await {
+                    Some(()) => {}
+                    None => return,
+                },
                 Err(error) => {
                     // A reader who has left needs no error.
                     let _ = self.sender.send(Err(status(&error))).await;
@@ -135,12 +126,15 @@ impl Tail {
         Ok(sent)
     }
 
-    /// Waits for the next look; false when there is no use in another.
-    async fn wait(&self) -> bool {
+    /// Waits for the next look; `None` when there is no use in another.
+    async fn wait(&self) -> Option<()> {
         tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => true,
-            () = self.sender.closed() => false,
-            () = self.broker.stopped() => false,
+            () = tokio::time::sleep(LOOK_EVERY) => Some(()),
+            () = self.sender.closed() => None,
+            () = self.broker.stopped() => {
+                let ending = Status::unavailable("the broker is ending");
+                self.sender.send(Err(ending)).await.err().and(None)
+            }
         }
     }
 }

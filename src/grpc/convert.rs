@@ -7,17 +7,20 @@ use jiff::Timestamp;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
 use crate::{
-    broker::{Error, ports::Page},
+    broker::{
+        Error,
+        ports::{AuditFilter, Page},
+    },
     domain::{
         arn::Partition,
-        audit::AuditRecord,
+        audit::{Actor, AuditRecord, Event, Outcome},
         catalogue,
         duration::HOUR,
         grant::{
             Grant, GrantSpec, InlinePolicy, Kind, KindSpec, Tag, TemplateUse, check::Violation,
         },
         lease::{Lease, LeaseState},
-        name::GrantName,
+        name::{GrantName, LeaseId, Name},
         operator::{Operator, Role},
         policy::Document,
         service::ServiceOverview,
@@ -280,6 +283,59 @@ fn tag(tag: proto::Tag) -> Tag {
         value: tag.value,
         transitive: tag.transitive,
     }
+}
+
+/// The filter of an audit query. A value that no record can have is a mistake, not an
+/// empty answer.
+pub(super) fn parse_audit_filter(
+    asked: &proto::ListAuditRecordsRequest,
+) -> Result<AuditFilter, Error> {
+    fn known<T: FromStr>(
+        fields: &mut Fields,
+        field: &str,
+        text: &str,
+        like: &str,
+    ) -> Option<String> {
+        if !text.is_empty() && text.parse::<T>().is_err() {
+            fields.wrong(field, format!("no record has this: write it like {like}"));
+        }
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+    let mut fields = Fields::default();
+    let filter = AuditFilter {
+        service: known::<Name>(&mut fields, "service", &asked.service, "payments-api"),
+        grant: known::<GrantName>(&mut fields, "grant", &asked.grant, "payments-api/uploads"),
+        lease_id: known::<LeaseId>(
+            &mut fields,
+            "lease_id",
+            &asked.lease_id,
+            "an id of `credbroker lease list`",
+        ),
+        access_key_id: known::<String>(&mut fields, "access_key_id", &asked.access_key_id, ""),
+        actor: known::<Actor>(
+            &mut fields,
+            "actor",
+            &asked.actor,
+            "operator:ann, service:payments-api, broker or unknown",
+        ),
+        event: known::<Event>(&mut fields, "event", &asked.event, &Event::NAMES.join(", ")),
+        outcome: known::<Outcome>(
+            &mut fields,
+            "outcome",
+            &asked.outcome,
+            "success, denied or failure",
+        ),
+        since: parse_time("since", asked.since.as_ref())?,
+        until: parse_time("until", asked.until.as_ref())?,
+    };
+    if filter
+        .since
+        .zip(filter.until)
+        .is_some_and(|(since, until)| since >= until)
+    {
+        fields.wrong("until", "it is not after since");
+    }
+    fields.done(Some(filter))
 }
 
 pub(super) fn parse_role(role: i32) -> Result<Role, Error> {

@@ -20,7 +20,7 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     tolerate_silence(assembled.issuer.check_boundary().await)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
-    let address = config.listen.address;
+    let address = listener.local_addr().unwrap_or(config.listen.address);
     run(
         assembled,
         listener,

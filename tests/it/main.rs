@@ -1,12 +1,24 @@
 //! The specification, over the real binary, the real SDK and an AWS emulator that
 //! enforces IAM. See `tests/README.md` for the switches.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that cannot go on stops; the harness is its public part"
+)]
+
 mod access;
+mod architecture;
 mod audit;
+mod bootstrap;
+mod contract;
 mod enforcement;
 mod errors;
 mod grants;
 mod harness;
 mod lifecycle;
+mod oracle;
 mod reaping;
 mod store;

@@ -110,7 +110,7 @@ impl Found {
         };
         self.refuse_unless(grants_something, "policy", || {
             format!(
-                "a {} without any policy can do nothing: give it one",
+                "{} credentials without any policy can do nothing: give the grant one",
                 spec.kind()
             )
         });

@@ -278,7 +278,7 @@ pub fn name_scoped_admin_policy(account: &str) -> String {
             }
             "FederateSessions" => statement["Resource"] = "*".into(),
             "PutUsersInGroups" => {
-                statement["Resource"] = format!("arn:aws:iam::{account}:user/*.*").into()
+                statement["Resource"] = format!("arn:aws:iam::{account}:user/*.*").into();
             }
             _ => {}
         }

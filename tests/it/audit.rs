@@ -1,0 +1,449 @@
+//! The audit log: everything leaves a record, in order and without gaps, and nobody
+//! changes one.
+
+mod query;
+mod secrets;
+
+use std::{collections::BTreeSet, process::Stdio};
+
+use credbroker::domain::access::TABLE;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::harness::{Account, Broker, broker::credbroker};
+
+fn policy() -> Value {
+    json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}})
+}
+
+/// Calls one method after the other, and keeps their names.
+struct Script<'a> {
+    broker: &'a Broker,
+    called: Vec<String>,
+}
+
+impl Script<'_> {
+    async fn call(&mut self, method: &str, token: Option<&str>, args: &[&str]) -> Value {
+        self.called.push(format!("credbroker.v1.{method}"));
+        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
+        let told = self.broker.run_as(token, &args).await.ok().stdout;
+        serde_json::from_str(&told).unwrap_or(Value::Null)
+    }
+
+    /// A call as the operator `admin`.
+    async fn admin(&mut self, method: &str, args: &[&str]) -> Value {
+        self.call(method, None, args).await
+    }
+
+    async fn registry(&mut self) -> String {
+        self.admin(
+            "ServiceRegistry/CreateService",
+            &["service", "create", "pay"],
+        )
+        .await;
+        self.admin("ServiceRegistry/GetService", &["service", "show", "pay"])
+            .await;
+        self.admin("ServiceRegistry/ListServices", &["service", "list"])
+            .await;
+        self.admin(
+            "ServiceRegistry/SuspendService",
+            &["service", "suspend", "pay"],
+        )
+        .await;
+        self.admin(
+            "ServiceRegistry/ReinstateService",
+            &["service", "reinstate", "pay"],
+        )
+        .await;
+        let create = ["service", "token", "create", "pay"];
+        let token = self
+            .admin("ServiceRegistry/CreateServiceToken", &create)
+            .await;
+        self.admin(
+            "ServiceRegistry/ListServiceTokens",
+            &["service", "token", "list", "pay"],
+        )
+        .await;
+        token["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn grants(&mut self) {
+        let put = [
+            "grant",
+            "put",
+            "pay/work",
+            "--kind",
+            "iam_user",
+            "--policy",
+            "s3-read-only",
+            "--param",
+            "bucket=acme",
+        ];
+        self.admin("GrantService/PutGrant", &put).await;
+        self.admin("GrantService/GetGrant", &["grant", "show", "pay/work"])
+            .await;
+        self.admin("GrantService/ListGrants", &["grant", "list"])
+            .await;
+        self.admin("GrantService/ListPolicyTemplates", &["policy", "list"])
+            .await;
+        let show = ["policy", "show", "s3-read-only", "--param", "bucket=acme"];
+        self.admin("GrantService/RenderPolicyTemplate", &show).await;
+    }
+
+    async fn leases(&mut self, token: &str) {
+        let lease = async |script: &mut Self| {
+            let issued = script
+                .call(
+                    "CredentialService/IssueCredentials",
+                    Some(token),
+                    &["issue", "work"],
+                )
+                .await;
+            issued["lease_id"].as_str().unwrap().to_owned()
+        };
+        let id = lease(self).await;
+        self.admin("LeaseService/GetLease", &["lease", "show", &id])
+            .await;
+        self.admin("LeaseService/ListLeases", &["lease", "list"])
+            .await;
+        self.call(
+            "CredentialService/ReleaseLease",
+            Some(token),
+            &["release", &id],
+        )
+        .await;
+        let id = lease(self).await;
+        self.admin("LeaseService/RevokeLease", &["lease", "revoke", &id])
+            .await;
+        lease(self).await;
+        self.admin("RevocationService/RevokeService", &["revoke", "pay"])
+            .await;
+    }
+
+    async fn rest(&mut self, token: &str) {
+        let id = &token[4..20];
+        self.admin("GrantService/DeleteGrant", &["grant", "delete", "pay/work"])
+            .await;
+        self.admin(
+            "ServiceRegistry/DeleteServiceToken",
+            &["service", "token", "delete", "pay", id],
+        )
+        .await;
+        self.admin(
+            "ServiceRegistry/DeleteService",
+            &["service", "delete", "pay"],
+        )
+        .await;
+        let create = ["operator", "create", "ann", "--role", "viewer"];
+        self.admin("AdminService/CreateOperator", &create).await;
+        self.admin("AdminService/ListOperators", &["operator", "list"])
+            .await;
+        self.admin(
+            "AdminService/DeleteOperator",
+            &["operator", "delete", "ann"],
+        )
+        .await;
+        self.admin("AdminService/GetStatus", &["status"]).await;
+        self.admin("AuditService/ListAuditRecords", &["audit", "query"])
+            .await;
+        self.admin("AuditService/TailAuditRecords", &["audit", "tail"])
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn every_rpc_leaves_a_record_when_it_succeeds() {
+    let broker = Broker::start(&Account::new().await).await;
+    let mut script = Script {
+        broker: &broker,
+        called: Vec::new(),
+    };
+    let token = script.registry().await;
+    script.grants().await;
+    script.leases(&token).await;
+    script.rest(&token).await;
+    let called = script.called;
+    let methods: BTreeSet<&str> = called.iter().map(String::as_str).collect();
+    assert_eq!(
+        methods,
+        TABLE.iter().map(|(name, _)| *name).collect(),
+        "the script"
+    );
+
+    let records = broker.audit().await;
+    let mut recorded: Vec<&str> = records
+        .iter()
+        .filter_map(|r| r["method"].as_str())
+        .collect();
+    recorded.dedup();
+    assert_eq!(recorded, called);
+    assert!(records.iter().all(|r| r["outcome"] == "success"));
+    assert_without_gaps(&records);
+}
+
+#[track_caller]
+fn assert_without_gaps(records: &[Value]) {
+    for (seq, record) in (1..).zip(records) {
+        assert_eq!(record["seq"], json!(seq), "{record}");
+    }
+}
+
+const ADMIN: &str = "operator:admin";
+const VERA: &str = "operator:vera";
+const SERVICE: &str = "service:pay";
+
+/// Who calls what, and what the log then says.
+const REFUSALS: &[(&str, &str, &str)] = &[
+    ("unknown", "status", "login.failed denied TOKEN_MALFORMED"),
+    (
+        VERA,
+        "service create new",
+        "request.denied denied NOT_PERMITTED",
+    ),
+    (VERA, "audit query", "request.denied denied NOT_PERMITTED"),
+    (SERVICE, "status", "request.denied denied NOT_PERMITTED"),
+    (ADMIN, "issue work", "request.denied denied NOT_PERMITTED"),
+    (
+        ADMIN,
+        "service create pay",
+        "request.denied denied ALREADY_EXISTS",
+    ),
+    (
+        ADMIN,
+        "service create No!",
+        "request.denied denied INVALID_REQUEST",
+    ),
+    (
+        ADMIN,
+        "service show nobody",
+        "request.denied denied NOT_FOUND",
+    ),
+    (
+        ADMIN,
+        "service reinstate pay",
+        "request.denied denied NOT_SUSPENDED",
+    ),
+    (
+        ADMIN,
+        "service delete pay",
+        "request.denied denied LIVE_LEASES",
+    ),
+    (
+        ADMIN,
+        "operator delete admin",
+        "request.denied denied LAST_ADMIN",
+    ),
+    (SERVICE, "issue other", "lease.denied denied NO_SUCH_GRANT"),
+    (
+        SERVICE,
+        "issue work --ttl 2h",
+        "lease.denied denied TTL_ABOVE_MAXIMUM",
+    ),
+    (
+        SERVICE,
+        "issue none",
+        "lease.denied failure ROLE_DOES_NOT_TRUST_BROKER",
+    ),
+    (
+        SERVICE,
+        "release 00000000000000000000000000",
+        "request.denied denied NOT_FOUND",
+    ),
+];
+
+/// A broker where all of that is refused, and the tokens of service and viewer.
+async fn refusing() -> (Broker, String, String) {
+    let account = Account::new().await;
+    let broker = Broker::start(&account).await;
+    let service = broker.service("pay").await;
+    let create = ["operator", "create", "vera", "--role", "viewer"];
+    let viewer = broker.json(&create).await["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let nowhere = format!("arn:aws:iam::{}:role/credbroker/none", account.id);
+    broker
+        .grant("pay/work", &["--kind", "iam_user"], &policy())
+        .await;
+    broker
+        .grant("pay/none", &["--role-arn", &nowhere], &policy())
+        .await;
+    broker.issue(&service, "work").await;
+    (broker, service, viewer)
+}
+
+#[tokio::test]
+async fn every_refusal_leaves_a_record_with_its_machine_reason() {
+    let (broker, service, viewer) = refusing().await;
+    let tokens = [
+        (ADMIN, None),
+        (VERA, Some(&*viewer)),
+        (SERVICE, Some(&*service)),
+        ("unknown", Some("nonsense")),
+    ];
+    for (actor, args, _) in REFUSALS {
+        let token = tokens.iter().find(|(name, _)| name == actor).unwrap().1;
+        let args: Vec<&str> = args.split(' ').collect();
+        let run = broker.run_as(token, &args).await;
+        assert_ne!(run.code, 0, "{args:?} {run:?}");
+    }
+    broker.run(&["service", "suspend", "pay"]).await.ok();
+    broker
+        .run_as(Some(&service), &["issue", "work"])
+        .await
+        .fails(4, &["is suspended"]);
+
+    let records = broker.audit().await;
+    assert_without_gaps(&records);
+    let text = |record: &Value, field: &str| record[field].as_str().unwrap().to_owned();
+    let told: Vec<String> = records
+        .iter()
+        .filter(|record| record["outcome"] != "success")
+        .map(|record| {
+            ["actor", "event", "outcome", "reason"]
+                .map(|f| text(record, f))
+                .join(" ")
+        })
+        .collect();
+    let expected = REFUSALS
+        .iter()
+        .map(|(actor, _, told)| format!("{actor} {told}"));
+    let suspended = "unknown login.failed denied SERVICE_SUSPENDED".to_owned();
+    assert_eq!(told, expected.chain([suspended]).collect::<Vec<_>>());
+    assert_eq!(
+        records
+            .iter()
+            .rfind(|r| r["event"] == "login.failed")
+            .unwrap()["service"],
+        "pay"
+    );
+}
+
+#[tokio::test]
+async fn a_lease_is_followed_from_request_to_end() {
+    let broker = Broker::start(&Account::new().await).await;
+    let service = broker.service("pay").await;
+    broker
+        .grant("pay/work", &["--kind", "iam_user"], &policy())
+        .await;
+    let issued = broker.issue(&service, "work").await;
+    let lease = issued["lease_id"].as_str().unwrap();
+    broker
+        .run_as(Some(&service), &["release", lease])
+        .await
+        .ok();
+    let records = broker.json(&["audit", "query", "--lease", lease]).await;
+    let records = records.as_array().unwrap();
+    let events: Vec<_> = records
+        .iter()
+        .map(|r| r["event"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        events,
+        [
+            "lease.requested",
+            "lease.issued",
+            "lease.released",
+            "lease.revoked"
+        ]
+    );
+    for record in records {
+        assert_eq!(record["grant"], "pay/work");
+        assert_eq!(record["grant_version"], 1);
+        assert_eq!(record["token_id"], json!(service[4..20]));
+        assert!(record["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+    }
+    assert_eq!(records[0]["access_key_id"], Value::Null);
+    assert_eq!(records[1]["access_key_id"], issued["access_key_id"]);
+    assert!(records[1]["aws_request_id"].is_string());
+}
+
+async fn execute(broker: &Broker, sql: &'static str) -> Result<u64, String> {
+    let options = SqliteConnectOptions::new().filename(broker.database());
+    let mut store = options.connect().await.unwrap();
+    let done = sqlx::query(sql).execute(&mut store).await;
+    done.map(|done| done.rows_affected())
+        .map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn the_store_itself_refuses_to_change_or_delete_a_record() {
+    let mut broker = Broker::start(&Account::new().await).await;
+    broker.service("pay").await;
+    assert!(broker.stop().await);
+    for tampering in [
+        "UPDATE audit SET actor = 'operator:ann' WHERE seq = 1",
+        "UPDATE OR REPLACE audit SET seq = 1 WHERE seq = 2",
+        "DELETE FROM audit WHERE seq = 1",
+        "DELETE FROM audit",
+    ] {
+        let refused = execute(&broker, tampering).await.unwrap_err();
+        assert!(
+            refused.contains("the audit log is append-only"),
+            "{refused}"
+        );
+    }
+    // The connection may write otherwise.
+    assert_eq!(
+        execute(&broker, "UPDATE services SET created_at = 1").await,
+        Ok(1)
+    );
+}
+
+#[tokio::test]
+async fn the_store_itself_refuses_to_write_a_record_over_another() {
+    let mut broker = Broker::start(&Account::new().await).await;
+    assert!(broker.stop().await);
+    let forge = "REPLACE INTO audit (seq, time, event, outcome, actor)
+                 VALUES (1, 1, 'status.read', 'success', 'operator:ann')";
+    let refused = execute(&broker, forge)
+        .await
+        .expect_err("record 1 was replaced");
+    assert!(
+        refused.contains("the audit log is append-only"),
+        "{refused}"
+    );
+    let append = "INSERT INTO audit (time, event, outcome, actor)
+                  VALUES (1, 'status.read', 'success', 'operator:ann')";
+    assert_eq!(execute(&broker, append).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_follower_sees_each_record_as_it_is_written() {
+    let broker = Broker::start(&Account::new().await).await;
+    let mut command = credbroker(&["audit", "tail", "-n", "0", "-f", "-o", "json"]);
+    command
+        .envs(broker.env.iter().cloned())
+        .stdout(Stdio::piped());
+    let mut tail = command.spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let mut next = async || -> Value {
+        let line = lines.next_line().await.unwrap().unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    let own = next().await;
+    assert_eq!(own["method"], "credbroker.v1.AuditService/TailAuditRecords");
+    for name in ["one", "two"] {
+        broker.run(&["service", "create", name]).await.ok();
+        let told = next().await;
+        assert_eq!(
+            (&told["event"], &told["service"]),
+            (&json!("service.created"), &json!(name))
+        );
+    }
+    tail.kill().await.unwrap();
+    let newest = broker.run(&["audit", "tail", "-n", "2"]).await.ok().stdout;
+    let lines: Vec<_> = newest.lines().collect();
+    assert_eq!(lines.len(), 2, "{newest}");
+    for (line, name) in lines.iter().zip(["one", "two"]) {
+        assert!(
+            line.contains("service.created") && line.ends_with(name),
+            "{newest}"
+        );
+    }
+    broker
+        .run(&["audit", "tail", "-n", "1001"])
+        .await
+        .fails(2, &["1001"]);
+}

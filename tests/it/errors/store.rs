@@ -1,0 +1,133 @@
+//! The store cannot be written.
+
+use std::{fs::OpenOptions, os::unix::fs::FileExt, path::Path};
+
+use credbroker::{
+    client::{Client, Settings},
+    proto::ListServicesRequest,
+};
+use tokio::process::Command;
+
+use super::{World, assert_told, not_started};
+use crate::harness::{
+    Account, Broker, Key,
+    broker::{BINARY, aws_env, dev},
+    eventually,
+    proxy::{Fault, Proxy},
+};
+
+/// Largest file that the broker may write, in blocks of 512 bytes: enough to begin.
+const LARGEST_FILE: u32 = 1536;
+
+/// A broker whose disk is full once a file reaches the limit.
+fn confined(state: &Path, admin: &Key, endpoint: &str) -> Command {
+    let script = format!(
+        "trap '' XFSZ; ulimit -S -f {LARGEST_FILE}; exec \"$0\" dev --state-dir \"$1\" --aws-endpoint \"$2\""
+    );
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &script, BINARY])
+        .arg(state)
+        .arg(endpoint);
+    command.env_clear().envs(aws_env(admin));
+    command.kill_on_drop(true);
+    command
+}
+
+async fn client(broker: &Broker) -> Client {
+    let setting = |name: &str| {
+        let found = broker.env.iter().find(|(key, _)| key == name);
+        found.unwrap().1.clone()
+    };
+    let settings = Settings {
+        address: setting("CREDBROKER_ADDR"),
+        ca_file: setting("CREDBROKER_CA_FILE").into(),
+        token: setting("CREDBROKER_TOKEN").into(),
+    };
+    Client::connect(&settings).await.unwrap()
+}
+
+/// Makes the broker record until it can no more.
+async fn fill(broker: &Broker) {
+    let client = client(broker).await;
+    let mut services = client.services();
+    for _ in 0..2000 {
+        let request = ListServicesRequest::default();
+        if let Err(status) = services.list_services(request).await {
+            assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+            return;
+        }
+    }
+    panic!("the store does not fill");
+}
+
+#[tokio::test]
+async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
+    let (account, proxy) = (Account::new().await, Proxy::start().await);
+    let (admin, endpoint) = (account.admin.clone(), proxy.endpoint.clone());
+    let broker = Broker::start_by(|state| confined(state, &admin, &endpoint)).await;
+    let world = World::with(account, proxy, broker).await;
+    world.assert_issues("role").await;
+
+    // The disk is full between the intent and the result of an issue.
+    world.proxy.inject("CreateAccessKey", Fault::Hold);
+    let meanwhile = async {
+        let held = async || world.proxy.calls("CreateAccessKey").pop();
+        eventually("the key is asked for", held).await;
+        fill(&world.broker).await;
+        world.proxy.heal();
+    };
+    let (run, ()) = tokio::join!(world.issue(&["user"]), meanwhile);
+    let words = [
+        "the broker cannot record what it does",
+        "its disk",
+        "disk space, file permissions",
+    ];
+    assert_told(run, 7, "STORE_UNAVAILABLE", &words);
+    assert!(world.account.issued_users().await.is_empty());
+
+    // It stays full.
+    let made = world.proxy.calls("CreateUser").len();
+    for args in [["issue", "user"], ["issue", "role"]] {
+        let run = world.broker.run_as(Some(&world.token), &args).await;
+        assert_told(run, 7, "STORE_UNAVAILABLE", &words);
+    }
+    let run = world.broker.run(&["revoke", "payments-api"]).await;
+    assert_told(run, 7, "STORE_UNAVAILABLE", &words);
+    assert_eq!(world.proxy.calls("CreateUser").len(), made);
+
+    // There is room again.
+    let mut room = Command::new("prlimit");
+    room.args(["--fsize=unlimited:", "--pid", &world.broker.pid()]);
+    assert!(room.status().await.unwrap().success());
+    for grant in ["user", "role"] {
+        world.assert_issues(grant).await;
+    }
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+}
+
+/// SQLite takes a file whose write version it does not know for read-only:
+/// <https://sqlite.org/fileformat.html#file_format_version_numbers>.
+fn set_write_version(database: &Path, version: u8) {
+    let file = OpenOptions::new().write(true).open(database).unwrap();
+    file.write_all_at(&[version], 18).unwrap();
+}
+
+#[tokio::test]
+async fn a_broker_whose_store_is_read_only_does_not_start() {
+    let mut world = World::new().await;
+    let (admin, endpoint) = (world.account.admin.clone(), world.proxy.endpoint.clone());
+    assert!(world.broker.stop().await);
+    let database = world.broker.database();
+    set_write_version(&database, 3);
+    let run = not_started(dev(&world.broker.state, &admin, &endpoint)).await;
+    let words = [
+        "error: the store is not available: it is read-only",
+        "next: ",
+        "file permissions",
+    ];
+    run.fails(7, &words);
+    set_write_version(&database, 2);
+    world.broker = world.broker.start_again(&admin, &endpoint).await;
+    world.assert_issues("role").await;
+}

@@ -1,0 +1,312 @@
+//! What reaches AWS when credentials are issued: everything is the broker's choice, and
+//! everything leads back to the lease.
+
+use serde_json::{Value, json};
+
+use super::{narrow, put};
+use crate::harness::{
+    Account, Broker, eventually,
+    form::Form,
+    proxy::{Fault, Proxy},
+};
+
+struct World {
+    account: Account,
+    proxy: Proxy,
+    broker: Broker,
+    token: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+        let token = broker.service("payments-api").await;
+        Self {
+            account,
+            proxy,
+            broker,
+            token,
+        }
+    }
+
+    /// A managed policy in the account.
+    async fn managed(&self, name: &str) -> String {
+        let iam = self.account.root.iam();
+        let made = iam
+            .create_policy()
+            .policy_name(name)
+            .policy_document(narrow().to_string());
+        made.send().await.unwrap().policy.unwrap().arn.unwrap()
+    }
+
+    /// Issues under `payments-api/work`, and what the call of `action` said.
+    async fn issue(&self, action: &str, flags: &[&str]) -> (Value, Form) {
+        let args = [&["issue", "work"], flags].concat();
+        let issued = self.broker.json_as(Some(&self.token), &args).await;
+        (issued, Form::of(&self.sent(action).pop().unwrap()))
+    }
+
+    fn sent(&self, action: &str) -> Vec<String> {
+        self.proxy.calls(action)
+    }
+}
+
+fn lease_id(issued: &Value) -> &str {
+    issued["lease_id"].as_str().unwrap()
+}
+
+/// The three tags that the broker sets.
+fn own_tags(lease: &str) -> [(&str, &str); 3] {
+    [
+        ("credbroker:service", "payments-api"),
+        ("credbroker:grant", "work"),
+        ("credbroker:lease", lease),
+    ]
+}
+
+#[track_caller]
+fn assert_guarded(policy: &Value) {
+    let guard = policy["Statement"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&guard["Effect"], &guard["Resource"]),
+        (&json!("Deny"), &json!("*"))
+    );
+    for action in [
+        "iam:*",
+        "sts:Assume*",
+        "sts:GetFederationToken",
+        "sts:GetSessionToken",
+    ] {
+        assert!(
+            guard["Action"].as_array().unwrap().contains(&json!(action)),
+            "{guard}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_assumed_session_is_named_tagged_and_narrowed_as_the_grant_says() {
+    let world = World::new().await;
+    let role = world.account.role("credbroker-app", &narrow()).await;
+    let managed = [world.managed("one").await, world.managed("two").await];
+    let flags = [
+        "--role-arn",
+        &role,
+        "--external-id",
+        "acme-1",
+        "--source-identity",
+        "--tag",
+        "team=core",
+        "--transitive-tag",
+        "project=atlas",
+        "--managed-policy",
+        &managed[0],
+        "--managed-policy",
+        &managed[1],
+        "--ttl",
+        "20m",
+    ];
+    put(&world.broker, &flags, Some(&narrow())).await.ok();
+    let (issued, sent) = world.issue("AssumeRole", &[]).await;
+    let lease = lease_id(&issued);
+    assert_eq!(sent.get("RoleArn"), Some(role.as_str()));
+    assert_eq!(
+        sent.get("RoleSessionName"),
+        Some(format!("payments-api.{lease}").as_str())
+    );
+    assert_eq!(sent.get("ExternalId"), Some("acme-1"));
+    assert_eq!(sent.get("SourceIdentity"), Some("payments-api"));
+    assert_eq!(sent.get("DurationSeconds"), Some("1200"));
+    assert_eq!(sent.members("PolicyArns", ".arn"), managed);
+    assert_eq!(sent.members("TransitiveTagKeys", ""), ["project"]);
+    let tags = [
+        &own_tags(lease)[..],
+        &[("team", "core"), ("project", "atlas")],
+    ]
+    .concat();
+    assert_eq!(sent.tags(), tags);
+    let policy = sent.document("Policy");
+    assert_eq!(policy["Statement"][0], narrow()["Statement"][0]);
+    assert_guarded(&policy);
+}
+
+#[tokio::test]
+async fn a_session_carries_nothing_that_the_grant_does_not_say() {
+    let world = World::new().await;
+    let role = world.account.role("credbroker-app", &narrow()).await;
+    put(
+        &world.broker,
+        &["--role-arn", &role, "--max-ttl", "2h"],
+        None,
+    )
+    .await
+    .ok();
+    let (issued, sent) = world.issue("AssumeRole", &["--ttl", "15m"]).await;
+    for absent in [
+        "ExternalId",
+        "SourceIdentity",
+        "TransitiveTagKeys.member.1",
+        "PolicyArns.member.1.arn",
+    ] {
+        assert_eq!(sent.get(absent), None, "{absent}");
+    }
+    assert_eq!(sent.tags(), own_tags(lease_id(&issued)));
+    assert_eq!(sent.get("DurationSeconds"), Some("900"));
+    // All the role may, less what makes credentials.
+    assert_eq!(sent.document("Policy")["Statement"][0]["Action"], "*");
+    assert_guarded(&sent.document("Policy"));
+    let (_, sent) = world.issue("AssumeRole", &[]).await;
+    assert_eq!(sent.get("DurationSeconds"), Some("3600"));
+
+    let calls = world.sent("AssumeRole").len();
+    let issue = ["issue", "work", "--ttl", "7201s"];
+    let refused = world.broker.run_as(Some(&world.token), &issue).await;
+    refused.fails(
+        2,
+        &[
+            "ttl",
+            "2h1s is above the maximum of grant payments-api/work, 2h",
+        ],
+    );
+    assert_eq!(world.sent("AssumeRole").len(), calls);
+}
+
+#[tokio::test]
+async fn managed_policies_alone_come_with_the_guard_alone() {
+    let world = World::new().await;
+    let role = world.account.role("credbroker-app", &narrow()).await;
+    let managed = world.managed("one").await;
+    put(
+        &world.broker,
+        &["--role-arn", &role, "--managed-policy", &managed],
+        None,
+    )
+    .await
+    .ok();
+    let (_, sent) = world.issue("AssumeRole", &[]).await;
+    assert_eq!(sent.members("PolicyArns", ".arn"), [managed]);
+    let policy = sent.document("Policy");
+    assert_eq!(policy["Statement"].as_array().unwrap().len(), 1);
+    assert_guarded(&policy);
+}
+
+#[tokio::test]
+async fn a_federated_session_is_named_within_its_bound_and_guarded() {
+    let world = World::new().await;
+    let flags = [
+        "--kind",
+        "federation_token",
+        "--ttl",
+        "30m",
+        "--tag",
+        "team=core",
+    ];
+    put(&world.broker, &flags, Some(&narrow())).await.ok();
+    let (issued, sent) = world.issue("GetFederationToken", &[]).await;
+    let lease = lease_id(&issued);
+    let name = sent.get("Name").unwrap();
+    assert_eq!(name, format!("payments-api.{}", &lease[13..]));
+    assert!(name.len() <= 32);
+    assert_eq!(sent.get("DurationSeconds"), Some("1800"));
+    assert_eq!(
+        sent.tags(),
+        [&own_tags(lease)[..], &[("team", "core")]].concat()
+    );
+    assert_guarded(&sent.document("Policy"));
+}
+
+#[tokio::test]
+async fn a_user_is_made_with_path_boundary_and_tags_in_one_call() {
+    let world = World::new().await;
+    let managed = world.managed("one").await;
+    let flags = [
+        "--kind",
+        "iam_user",
+        "--path",
+        "/apps/",
+        "--tag",
+        "team=core",
+        "--managed-policy",
+        &managed,
+    ];
+    put(&world.broker, &flags, Some(&narrow())).await.ok();
+    let (issued, sent) = world.issue("CreateUser", &[]).await;
+    let lease = lease_id(&issued);
+    let user = format!("payments-api.{lease}");
+    assert_eq!(sent.get("UserName"), Some(user.as_str()));
+    assert_eq!(sent.get("Path"), Some("/credbroker/apps/"));
+    let boundary = format!(
+        "arn:aws:iam::{}:policy/credbroker/credbroker-boundary",
+        world.account.id
+    );
+    assert_eq!(sent.get("PermissionsBoundary"), Some(boundary.as_str()));
+    assert_eq!(
+        sent.tags(),
+        [&own_tags(lease)[..], &[("team", "core")]].concat()
+    );
+    for never in ["TagUser", "PutUserPermissionsBoundary", "UpdateUser"] {
+        assert!(world.sent(never).is_empty(), "{never}");
+    }
+    for once in [
+        "CreateUser",
+        "PutUserPolicy",
+        "AttachUserPolicy",
+        "CreateAccessKey",
+    ] {
+        assert_eq!(world.sent(once).len(), 1, "{once}");
+    }
+    let put = Form::of(&world.sent("PutUserPolicy")[0]);
+    assert_eq!(
+        put.document("PolicyDocument")["Statement"],
+        narrow()["Statement"]
+    );
+}
+
+#[tokio::test]
+async fn another_boundary_takes_the_place_of_the_brokers_own() {
+    let world = World::new().await;
+    let other = world.managed("other-boundary").await;
+    let flags = [
+        "--kind",
+        "iam_user",
+        "--permissions-boundary",
+        &other,
+        "--allow-broad",
+    ];
+    put(&world.broker, &flags, Some(&narrow())).await.ok();
+    // The admin policy knows one boundary alone; the emulator does not tell them apart.
+    let (_, sent) = world.issue("CreateUser", &[]).await;
+    assert_eq!(sent.get("PermissionsBoundary"), Some(other.as_str()));
+}
+
+#[tokio::test]
+async fn a_key_is_asked_for_once_even_when_aws_answers_with_an_error_of_its_own() {
+    let world = World::new().await;
+    put(&world.broker, &["--kind", "iam_user"], Some(&narrow()))
+        .await
+        .ok();
+    let failure = Fault::Answer(500, "ServiceFailure", "try later");
+    world.proxy.inject("CreateAccessKey", failure.clone());
+    let issue = async || {
+        world
+            .broker
+            .run_as(Some(&world.token), &["issue", "work"])
+            .await
+    };
+    issue().await.fails(7, &[]);
+    assert_eq!(world.sent("CreateAccessKey").len(), 1);
+    world.proxy.heal();
+
+    // Another call, of which a second does no harm, is repeated.
+    world.proxy.inject("PutUserPolicy", failure);
+    let before = world.sent("PutUserPolicy").len();
+    let once = async || {
+        let failed = world.sent("PutUserPolicy").len() > before;
+        failed.then(|| world.proxy.heal())
+    };
+    let (run, ()) = tokio::join!(issue(), eventually("PutUserPolicy", once));
+    run.ok();
+    assert_eq!(world.sent("PutUserPolicy").len(), before + 2);
+    assert_eq!(world.sent("CreateAccessKey").len(), 2);
+}

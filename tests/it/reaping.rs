@@ -1,0 +1,385 @@
+//! What is over is taken away: expired leases, lost answers, what AWS did not let go at
+//! once, what nobody waits for any more.
+
+mod stepped;
+
+use std::process::Stdio;
+
+use credbroker::domain::lease::{Lease, LeaseState};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use self::stepped::{Stepped, in_a_process_of_its_own};
+use crate::harness::{
+    Account, Broker, Key, Run,
+    broker::credbroker,
+    eventually,
+    proxy::{Fault, Proxy},
+};
+
+fn policy() -> Value {
+    json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"},
+    ]})
+}
+
+/// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
+struct World {
+    account: Account,
+    proxy: Proxy,
+    broker: Broker,
+    token: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+        let role = account.role("credbroker-any", &policy()).await;
+        let token = broker.service("payments-api").await;
+        let flags = ["--role-arn", &role];
+        broker.grant("payments-api/role", &flags, &policy()).await;
+        let flags = ["--kind", "iam_user"];
+        broker.grant("payments-api/user", &flags, &policy()).await;
+        Self {
+            account,
+            proxy,
+            broker,
+            token,
+        }
+    }
+
+    /// A client that issues, not yet started.
+    fn client(&self, grant: &str) -> Command {
+        let mut client = credbroker(&["issue", grant, "-o", "json"]);
+        client.envs(self.broker.env.iter().cloned());
+        client.env("CREDBROKER_TOKEN", &self.token);
+        client
+    }
+
+    /// Waits until the proxy has seen a call of this action.
+    async fn seen(&self, action: &str) {
+        let look = async || self.proxy.calls(action).pop();
+        eventually(action, look).await;
+    }
+
+    async fn lease(&self, id: &str) -> Value {
+        self.broker.json(&["lease", "show", id]).await
+    }
+
+    /// The lease, once it is in this state.
+    async fn lease_in(&self, id: &str, state: &str) -> Value {
+        let look = async || Some(self.lease(id).await).filter(|lease| lease["state"] == state);
+        eventually(state, look).await
+    }
+
+    /// Nothing is left in AWS, and every lease has ended.
+    async fn assert_nothing_left(&self) {
+        assert_eq!(self.account.issued_users().await, Vec::<String>::new());
+        for lease in self.leases().await {
+            assert_eq!(lease["state"], "revoked", "{lease}");
+        }
+    }
+
+    async fn leases(&self) -> Vec<Value> {
+        let leases = self.broker.json(&["lease", "list"]).await;
+        leases.as_array().unwrap().clone()
+    }
+}
+
+async fn works(key: &Key) -> bool {
+    key.sts().get_caller_identity().send().await.is_ok()
+}
+
+#[tokio::test]
+async fn an_expired_user_disappears_from_aws_and_no_other() {
+    let world = World::new().await;
+    let kept = world.broker.issue(&world.token, "user").await;
+    let args = ["issue", "user", "--ttl", "1s"];
+    let issued = world.broker.json_as(Some(&world.token), &args).await;
+    let (key, kept) = (Key::issued(&issued), Key::issued(&kept));
+    let id = issued["lease_id"].as_str().unwrap();
+    let lease = world.lease_in(id, "expired").await;
+    assert_eq!(lease["reason"], "expired");
+    assert!(lease["ended_at"].as_str() >= lease["expires_at"].as_str());
+    assert!(!works(&key).await);
+    assert!(works(&kept).await);
+    assert_eq!(world.account.issued_users().await.len(), 1);
+    let records = world.broker.audit().await;
+    let record = records
+        .iter()
+        .find(|record| record["event"] == "lease.expired");
+    let record = record.unwrap();
+    assert_eq!(
+        (&record["lease_id"], &record["actor"]),
+        (&lease["lease_id"], &json!("broker"))
+    );
+    assert_eq!(record["access_key_id"], issued["access_key_id"]);
+}
+
+/// What an issue comes to when `meanwhile` is run while AWS works on `action`.
+async fn issue_during(world: &World, grant: &str, action: &str, meanwhile: &[&str]) -> (Run, Run) {
+    world.proxy.inject(action, Fault::Hold);
+    let issue = ["issue", grant];
+    let issue = world.broker.run_as(Some(&world.token), &issue);
+    let meanwhile = async {
+        world.seen(action).await;
+        let run = world.broker.run(meanwhile).await.ok();
+        world.proxy.heal();
+        run
+    };
+    tokio::join!(issue, meanwhile)
+}
+
+#[tokio::test]
+async fn a_service_suspended_while_it_is_issued_to_gets_nothing() {
+    for (grant, action) in [
+        ("user", "CreateUser"),
+        ("user", "CreateAccessKey"),
+        ("role", "AssumeRole"),
+    ] {
+        let world = World::new().await;
+        let suspend = ["service", "suspend", "payments-api"];
+        let (run, _) = issue_during(&world, grant, action, &suspend).await;
+        assert_eq!(run.stdout, "", "{run:#?}");
+        run.fails(4, &["service payments-api is suspended", "next: "]);
+        world.assert_nothing_left().await;
+
+        let reinstate = ["service", "reinstate", "payments-api"];
+        world.broker.run(&reinstate).await.ok();
+        let issued = world.broker.issue(&world.token, grant).await;
+        assert!(works(&Key::issued(&issued)).await);
+    }
+}
+
+#[tokio::test]
+async fn a_service_revoked_while_it_is_issued_to_gets_nothing() {
+    let world = World::new().await;
+    let revoke = ["revoke", "payments-api", "-o", "json"];
+    let (run, revoked) = issue_during(&world, "user", "CreateAccessKey", &revoke).await;
+    assert_eq!(run.stdout, "", "{run:#?}");
+    run.fails(4, &["service payments-api is suspended", "next: "]);
+    let revoked = revoked.json();
+    assert_eq!(revoked["confirmed"], false, "{revoked}");
+    let lease = &revoked["leases"][0];
+    assert_eq!(lease["state"], "revoking", "{revoked}");
+    assert_eq!(lease["refused_after_seconds"], Value::Null);
+    world.assert_nothing_left().await;
+    let again = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(again["confirmed"], true, "{again}");
+}
+
+#[tokio::test]
+async fn a_client_killed_while_it_waits_leaves_nothing_that_is_not_known() {
+    let world = World::new().await;
+    world.proxy.inject("CreateAccessKey", Fault::Hold);
+    let mut client = world.client("user").stderr(Stdio::null()).spawn().unwrap();
+    world.seen("CreateAccessKey").await;
+    client.kill().await.unwrap();
+    world.proxy.heal();
+
+    let id = world.leases().await[0]["lease_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let lease = world.lease_in(&id, "active").await;
+    let user = lease["aws_name"].as_str().unwrap();
+    assert_eq!(world.account.issued_users().await, [user]);
+    let keys = world.account.root.iam().list_access_keys().user_name(user);
+    let keys = keys.send().await.unwrap().access_key_metadata;
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0].access_key_id(), lease["access_key_id"].as_str());
+    world.broker.run(&["lease", "revoke", &id]).await.ok();
+    world.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_lease_revoked_while_it_is_issued_is_not_handed_out() {
+    let world = World::new().await;
+    world.proxy.inject("CreateAccessKey", Fault::Hold);
+    let revoke = async {
+        world.seen("CreateAccessKey").await;
+        let lease = &world.leases().await[0];
+        let id = lease["lease_id"].as_str().unwrap();
+        let revoked = world.broker.json(&["lease", "revoke", id]).await;
+        world.proxy.heal();
+        revoked
+    };
+    let issue = world.broker.run_as(Some(&world.token), &["issue", "user"]);
+    let (run, revoked) = tokio::join!(issue, revoke);
+    assert_eq!(run.stdout, "", "{run:#?}");
+    run.fails(6, &["revoked while it was being issued", "next: "]);
+    assert_eq!(revoked["state"], "revoking", "{revoked}");
+    world.assert_nothing_left().await;
+    let issued = world.broker.issue(&world.token, "user").await;
+    assert!(works(&Key::issued(&issued)).await);
+}
+
+#[tokio::test]
+async fn a_broker_killed_while_it_issues_cleans_up_once_it_runs_again() {
+    for action in ["CreateUser", "PutUserPolicy", "CreateAccessKey"] {
+        let mut world = World::new().await;
+        let kept = world.broker.issue(&world.token, "user").await;
+        let before = world.proxy.calls(action).len();
+        world.proxy.inject(action, Fault::Hold);
+        let mut client = world.client("user").stderr(Stdio::null()).spawn().unwrap();
+        let look = async || world.proxy.calls(action).get(before).cloned();
+        eventually(action, look).await;
+        world.broker.kill().await;
+        assert!(!client.wait().await.unwrap().success());
+        // Whether the call was made or not, nobody knows any more.
+        world.proxy.heal();
+
+        // The deadline passes.
+        let pass = "UPDATE leases SET due_at = requested_at WHERE state = 'pending'";
+        world.broker.write_store(pass).await;
+        let endpoint = world.proxy.endpoint.clone();
+        let admin = world.account.admin.clone();
+        world.broker = world.broker.start_again(&admin, &endpoint).await;
+        let id = world.leases().await[0]["lease_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let lease = world.lease_in(&id, "revoked").await;
+        assert_eq!(lease["reason"], "not issued: abandoned", "{lease}");
+        assert_eq!(world.account.issued_users().await.len(), 1);
+        assert!(works(&Key::issued(&kept)).await);
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_goes_away_during_a_call_is_told_as_unavailable() {
+    let mut world = World::new().await;
+    world.proxy.inject("AssumeRole", Fault::Hold);
+    let client = tokio::spawn(Run::of(world.client("role"), ""));
+    world.seen("AssumeRole").await;
+    world.broker.kill().await;
+    let run = client.await.unwrap();
+    assert_eq!(run.stdout, "");
+    run.fails(7, &["error: ", "next: ", "see that the broker is running"]);
+}
+
+#[tokio::test]
+async fn a_broker_told_to_stop_lets_a_running_issue_come_to_its_end() {
+    let mut world = World::new().await;
+    world.proxy.inject("CreateAccessKey", Fault::Hold);
+    let client = tokio::spawn(Run::of(world.client("user"), ""));
+    world.seen("CreateAccessKey").await;
+    world.broker.terminate().await;
+    world.proxy.heal();
+    assert!(world.broker.ended().await);
+    let issued = client.await.unwrap().ok().json();
+    assert!(works(&Key::issued(&issued)).await);
+
+    let endpoint = world.proxy.endpoint.clone();
+    let admin = world.account.admin.clone();
+    world.broker = world.broker.start_again(&admin, &endpoint).await;
+    let lease = world.lease(issued["lease_id"].as_str().unwrap()).await;
+    assert_eq!(lease["state"], "active");
+}
+
+/// How often AWS has been asked in vain to let go.
+fn attempts(lease: &Lease) -> u32 {
+    match lease.state {
+        LeaseState::Revoking { attempts, .. } => attempts,
+        _ => panic!("not revoking: {lease:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
+    let name = "what_a_lost_answer_left_is_taken_away_after_the_deadline";
+    in_a_process_of_its_own(name, async |mut world: Stepped| {
+        for action in ["CreateUser", "CreateAccessKey"] {
+            world.proxy.inject(action, Fault::LoseAnswer);
+            world.issue("user").await.unwrap_err();
+            world.proxy.heal();
+            let lease = world.newest().await;
+            assert_eq!(world.account.issued_users().await, [lease.binding.aws_name]);
+
+            world.step(59).await;
+            assert_eq!(world.newest().await.state.as_str(), "pending");
+            assert_eq!(world.account.issued_users().await.len(), 1);
+            world.step(1).await;
+            let lease = world.newest().await;
+            assert_eq!(lease.state.as_str(), "revoked");
+            assert_eq!(lease.cause().unwrap().to_string(), "not issued: abandoned");
+            assert!(world.account.issued_users().await.is_empty());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
+    let name = "what_aws_does_not_let_go_is_tried_again_until_it_does";
+    in_a_process_of_its_own(name, async |mut world: Stepped| {
+        let issued = world.issue("user").await.unwrap();
+        let conflict = "Cannot delete entity, must remove referenced objects first.";
+        let refusal = Fault::Answer(409, "DeleteConflict", conflict);
+        world.proxy.inject("DeleteUser", refusal);
+        let taken = world.revoke(&issued.lease).await.unwrap();
+        assert!(taken.notice.unwrap().contains("iam:DeleteUser"));
+        assert_eq!(attempts(&world.newest().await), 1);
+        // The access itself is gone already.
+        assert!(!works(&stepped::key(&issued)).await);
+
+        // Seconds until the next attempt: 1, 2, 4, ….
+        for attempt in 1..4 {
+            world.step((1 << (attempt - 1)) - 1).await;
+            assert_eq!(attempts(&world.newest().await), attempt);
+            world.step(1).await;
+            assert_eq!(attempts(&world.newest().await), attempt + 1);
+        }
+        assert_eq!(world.account.issued_users().await.len(), 1);
+        world.proxy.heal();
+        world.step(8).await;
+        let lease = world.newest().await;
+        assert_eq!(lease.state.as_str(), "revoked");
+        assert_eq!(lease.cause().unwrap().to_string(), "revoked: leaked");
+        assert!(world.account.issued_users().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
+    let name = "one_lease_that_aws_does_not_let_go_does_not_keep_the_others";
+    in_a_process_of_its_own(name, async |mut world: Stepped| {
+        let stuck = world.issue("user").await.unwrap().lease;
+        let session = world.issue("role").await.unwrap().lease;
+        let refusal = Fault::Answer(409, "DeleteConflict", "");
+        world.proxy.inject("DeleteUser", refusal);
+        world.step(3610).await;
+        assert_eq!(world.lease(&session).await.state.as_str(), "expired");
+        assert_eq!(attempts(&world.lease(&stuck).await), 1);
+        world.proxy.heal();
+        world.step(1).await;
+        assert_eq!(world.lease(&stuck).await.state.as_str(), "expired");
+        assert!(world.account.issued_users().await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_revoked_session_stays_revoking_until_aws_ends_it() {
+    let name = "a_revoked_session_stays_revoking_until_aws_ends_it";
+    in_a_process_of_its_own(name, async |mut world: Stepped| {
+        let revoked = world.issue("role").await.unwrap().lease;
+        let kept = world.issue("role").await.unwrap().lease;
+        let taken = world.revoke(&revoked).await.unwrap();
+        let notice = taken.notice.unwrap();
+        assert!(notice.contains("AWS keeps honouring this"), "{notice}");
+        assert_eq!(attempts(&world.lease(&revoked).await), 1);
+        // AWS's clock goes on while the broker's stands still.
+        world.step(3590).await;
+        assert_eq!(world.lease(&revoked).await.state.as_str(), "revoking");
+        assert_eq!(world.lease(&kept).await.state.as_str(), "active");
+        world.step(20).await;
+        let ended = world.lease(&revoked).await;
+        assert_eq!(ended.state.as_str(), "revoked");
+        assert_eq!(ended.cause().unwrap().to_string(), "revoked: leaked");
+        assert_eq!(world.lease(&kept).await.state.as_str(), "expired");
+    })
+    .await;
+}

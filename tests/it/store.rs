@@ -1,0 +1,220 @@
+//! The promises of the `Store` port, a function each, over every engine. An engine is a
+//! function that opens an empty store, and one line that runs the suite over it.
+
+mod audit;
+mod grants;
+mod leases;
+mod owners;
+mod sqlite;
+
+use std::{fmt::Debug, time::Duration};
+
+use credbroker::{
+    broker::ports::{Page, Store, StoreError},
+    domain::{
+        audit::{AuditEvent, Event},
+        grant::{Grant, GrantSpec, KindSpec},
+        lease::{Binding, Issued, Lease},
+        name::{LeaseId, Name},
+        random::SystemRandom,
+        service::{Service, Suspension},
+        token::{StoredToken, Token, TokenKind},
+    },
+};
+use jiff::Timestamp;
+
+/// An open store; whatever it needs to live goes with it.
+struct Engine {
+    store: Box<dyn Store>,
+    _home: Box<dyn Send>,
+}
+
+macro_rules! suite {
+    ($engine:ident: $($room:ident::$promise:ident)*) => {
+        mod $engine {
+            $(
+                #[tokio::test]
+                async fn $promise() {
+                    let engine = super::super::$engine::open().await;
+                    super::super::$room::$promise(engine.store.as_ref()).await;
+                }
+            )*
+        }
+    };
+}
+
+/// Every promise, over one engine.
+macro_rules! over {
+    ($engine:ident) => {
+        suite! { $engine:
+            audit::records_are_counted_from_one_without_gaps_and_read_back_as_written
+            audit::each_filter_picks_its_records
+            audit::a_page_goes_on_after_the_last_record_of_the_page_before
+            audit::a_change_that_is_refused_leaves_no_record
+            audit::everything_there_is_is_counted
+            grants::a_version_follows_the_newest_ever
+            grants::a_grant_of_an_unknown_service_is_refused
+            grants::a_deleted_grant_leaves_its_version_number_behind
+            grants::current_grants_are_listed_by_name_in_pages
+            grants::of_several_puts_of_one_version_exactly_one_wins
+            leases::a_lease_begins_only_under_the_current_grant_of_an_open_service
+            leases::a_lease_reads_back_as_written_in_every_state
+            leases::a_lease_is_replaced_only_from_the_revision_it_has
+            leases::a_lease_of_a_suspended_service_does_not_become_active
+            leases::leases_are_listed_newest_first_in_pages
+            leases::what_is_due_is_told_oldest_first
+            leases::revoking_a_service_begins_every_lease_that_has_not_ended
+            leases::revoking_a_service_keeps_an_earlier_suspension
+            leases::of_activation_and_revocation_at_the_same_moment_one_wins
+            owners::a_service_name_is_taken_once
+            owners::services_are_listed_by_name_in_pages_with_what_they_hold
+            owners::a_service_is_suspended_once_and_reinstated_once
+            owners::a_service_with_live_leases_cannot_be_deleted
+            owners::a_service_has_ten_tokens_at_most_listed_oldest_first
+            owners::a_token_is_deleted_by_its_own_service_alone
+            owners::a_token_leads_to_its_owner_as_it_stands_now
+            owners::an_operator_name_is_taken_once
+            owners::the_last_admin_cannot_be_deleted
+            owners::a_replaced_operator_token_ends_the_one_before
+        }
+    };
+}
+
+mod over {
+    over!(sqlite);
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn audit(event: Event) -> AuditEvent {
+    AuditEvent::by_broker(event, at(1))
+}
+
+fn page(after: Option<&str>, limit: u32) -> Page {
+    Page {
+        after: after.map(ToOwned::to_owned),
+        limit,
+    }
+}
+
+fn suspension(second: i64, reason: &str) -> Suspension {
+    Suspension {
+        at: at(second),
+        reason: Some(reason.to_owned()),
+    }
+}
+
+fn token(kind: TokenKind, second: i64) -> StoredToken {
+    let token = Token::new(kind, &SystemRandom);
+    StoredToken {
+        id: token.id().clone(),
+        digest: token.digest(),
+        created_at: at(second),
+        expires_at: Some(at(second + 60)),
+    }
+}
+
+/// `SERVICE/GRANT` of kind `iam_user`.
+fn grant(grant: &str, version: u64) -> Grant {
+    let kind = KindSpec::IamUser {
+        groups: vec!["readers".to_owned()],
+        path: "/".to_owned(),
+        permissions_boundary: None,
+        tags: Vec::new(),
+    };
+    Grant {
+        name: grant.parse().unwrap(),
+        version,
+        spec: GrantSpec {
+            kind,
+            policy: None,
+            managed_policies: Vec::new(),
+            default_ttl: Duration::from_secs(60),
+            max_ttl: Duration::from_secs(60 * version),
+            allow_broad: false,
+        },
+        created_at: at(1),
+        created_by: name("ann"),
+    }
+}
+
+fn issued(second: i64) -> Issued {
+    Issued {
+        access_key_id: format!("AKIA{second}"),
+        at: at(second),
+        expires_at: at(second + 600),
+    }
+}
+
+async fn register(store: &dyn Store, service: &str) -> Name {
+    let service = Service {
+        name: name(service),
+        created_at: at(1),
+        suspension: None,
+    };
+    let created = audit(Event::ServiceCreated).service(&service.name);
+    store.create_service(&service, created).await.unwrap();
+    service.name
+}
+
+async fn put(store: &dyn Store, grant: &Grant) -> Result<(), StoreError> {
+    store
+        .put_grant(grant, audit(Event::GrantPut).grant(grant))
+        .await
+}
+
+/// Registers the service and puts the first version of the grant.
+async fn granted(store: &dyn Store, full_name: &str) -> Grant {
+    let grant = grant(full_name, 1);
+    register(store, grant.name.service.as_str()).await;
+    put(store, &grant).await.unwrap();
+    grant
+}
+
+fn requested(grant: &Grant, second: i64) -> Lease {
+    let id = LeaseId::new(at(second), &SystemRandom);
+    Lease::request(Binding::new(id, grant), at(second))
+}
+
+async fn begin(store: &dyn Store, lease: &Lease) -> Result<(), StoreError> {
+    store
+        .begin_lease(lease, audit(Event::LeaseRequested).lease(lease))
+        .await
+}
+
+/// Stores `to` in the place of `from`.
+async fn update(store: &dyn Store, from: &Lease, to: &Lease) -> Result<(), StoreError> {
+    let event = audit(Event::LeaseIssued).lease(to);
+    store.update_lease(from.revision, to, event).await
+}
+
+async fn pending(store: &dyn Store, grant: &Grant, second: i64) -> Lease {
+    let lease = requested(grant, second);
+    begin(store, &lease).await.unwrap();
+    lease
+}
+
+async fn active(store: &dyn Store, grant: &Grant, second: i64) -> Lease {
+    let pending = pending(store, grant, second).await;
+    let active = pending.clone().activate(issued(second)).unwrap();
+    update(store, &pending, &active).await.unwrap();
+    active
+}
+
+/// `change` is refused as a conflict and leaves nothing behind, not even a record.
+async fn refuses<T: Debug>(store: &dyn Store, change: impl Future<Output = Result<T, StoreError>>) {
+    let (size, counts) = (
+        store.audit_size().await.unwrap(),
+        store.counts().await.unwrap(),
+    );
+    let refused = change.await;
+    assert!(matches!(refused, Err(StoreError::Conflict)), "{refused:?}");
+    assert_eq!(store.audit_size().await.unwrap(), size);
+    assert_eq!(store.counts().await.unwrap(), counts);
+}

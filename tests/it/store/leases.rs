@@ -1,0 +1,290 @@
+//! Leases: begun, replaced revision by revision, found again when something is due.
+
+use credbroker::{
+    broker::ports::{LeaseFilter, Store},
+    domain::{
+        audit::Event,
+        lease::{Cause, Lease, LeaseState},
+        name::LeaseId,
+        service::Suspension,
+    },
+};
+use jiff::SignedDuration;
+use tokio::join;
+
+use super::{
+    active, at, audit, begin, grant, granted, issued, name, page, pending, put, refuses, requested,
+    suspension, update,
+};
+
+async fn suspend(store: &dyn Store, service: &str) {
+    let event = audit(Event::ServiceSuspended);
+    store
+        .suspend_service(&name(service), &suspension(5, "audit"), event)
+        .await
+        .unwrap();
+}
+
+async fn revoke(store: &dyn Store, service: &str, second: i64) -> (Suspension, Vec<Lease>) {
+    let event = audit(Event::ServiceRevoked);
+    store
+        .revoke_service(&name(service), &suspension(second, "leaked"), event)
+        .await
+        .unwrap()
+}
+
+async fn stored(store: &dyn Store, lease: &Lease) -> Lease {
+    store.lease(&lease.binding.lease_id).await.unwrap().unwrap()
+}
+
+pub(super) async fn a_lease_begins_only_under_the_current_grant_of_an_open_service(
+    store: &dyn Store,
+) {
+    let first = granted(store, "payments-api/work").await;
+    let unknown = requested(&grant("nobody/work", 1), 10);
+    refuses(store, begin(store, &unknown)).await;
+    let second = grant("payments-api/work", 2);
+    put(store, &second).await.unwrap();
+    refuses(store, begin(store, &requested(&first, 10))).await;
+    begin(store, &requested(&second, 11)).await.unwrap();
+
+    suspend(store, "payments-api").await;
+    refuses(store, begin(store, &requested(&second, 12))).await;
+    let reinstated = audit(Event::ServiceReinstated);
+    store
+        .reinstate_service(&name("payments-api"), reinstated)
+        .await
+        .unwrap();
+    begin(store, &requested(&second, 13)).await.unwrap();
+
+    let deleted = audit(Event::GrantDeleted);
+    store
+        .delete_grant(&second.name, at(14), &name("ann"), deleted)
+        .await
+        .unwrap();
+    refuses(store, begin(store, &requested(&second, 15))).await;
+}
+
+pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let told = Cause::Revoked("found on the internet: twice".to_owned());
+    let pending = pending(store, &grant, 10).await;
+    let active = pending.clone().activate(issued(11)).unwrap();
+    let revoking = active.clone().begin_revocation(told, at(12)).unwrap();
+    let later = revoking
+        .clone()
+        .postpone(at(13), SignedDuration::from_secs(2))
+        .unwrap();
+    let revoked = later.clone().finish(at(14)).unwrap();
+    let mut before = pending.clone();
+    assert_eq!(stored(store, &pending).await, pending);
+    for next in [active, revoking, later, revoked] {
+        update(store, &before, &next).await.unwrap();
+        assert_eq!(stored(store, &next).await, next);
+        before = next;
+    }
+    let lease = super::active(store, &grant, 20).await;
+    let ending = lease
+        .clone()
+        .begin_revocation(Cause::Expired, at(21))
+        .unwrap();
+    let expired = ending.clone().finish(at(22)).unwrap();
+    update(store, &lease, &ending).await.unwrap();
+    update(store, &ending, &expired).await.unwrap();
+    assert!(matches!(expired.state, LeaseState::Expired { .. }));
+    assert_eq!(stored(store, &expired).await, expired);
+    let unknown = requested(&grant, 30).binding.lease_id;
+    assert_eq!(store.lease(&unknown).await.unwrap(), None);
+}
+
+pub(super) async fn a_lease_is_replaced_only_from_the_revision_it_has(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let pending = pending(store, &grant, 10).await;
+    let active = pending.clone().activate(issued(10)).unwrap();
+    update(store, &pending, &active).await.unwrap();
+    let stale = pending
+        .clone()
+        .begin_revocation(Cause::Released, at(11))
+        .unwrap();
+    refuses(store, update(store, &pending, &stale)).await;
+    assert_eq!(stored(store, &active).await, active);
+    let unknown = requested(&grant, 12);
+    let never = unknown.clone().activate(issued(12)).unwrap();
+    refuses(store, update(store, &unknown, &never)).await;
+    let revoking = active
+        .clone()
+        .begin_revocation(Cause::Released, at(11))
+        .unwrap();
+    update(store, &active, &revoking).await.unwrap();
+}
+
+pub(super) async fn a_lease_of_a_suspended_service_does_not_become_active(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let pending = pending(store, &grant, 10).await;
+    suspend(store, "payments-api").await;
+    let active = pending.clone().activate(issued(10)).unwrap();
+    refuses(store, update(store, &pending, &active)).await;
+    // What takes it away goes on.
+    let revoking = pending
+        .clone()
+        .begin_revocation(Cause::Released, at(11))
+        .unwrap();
+    update(store, &pending, &revoking).await.unwrap();
+}
+
+pub(super) async fn leases_are_listed_newest_first_in_pages(store: &dyn Store) {
+    let (ours, theirs) = (
+        granted(store, "payments-api/work").await,
+        granted(store, "billing/work").await,
+    );
+    let leases = [
+        pending(store, &ours, 10).await,
+        active(store, &theirs, 20).await,
+        active(store, &ours, 30).await,
+    ];
+    let all = LeaseFilter::default();
+    let newest_first: Vec<Lease> = leases.iter().rev().cloned().collect();
+    assert_eq!(
+        store.leases(&all, &page(None, 10)).await.unwrap(),
+        newest_first
+    );
+    let first = store.leases(&all, &page(None, 2)).await.unwrap();
+    assert_eq!(first, newest_first[..2]);
+    let after = first[1].binding.lease_id.as_str();
+    let rest = store.leases(&all, &page(Some(after), 2)).await.unwrap();
+    assert_eq!(rest, newest_first[2..]);
+    let of_one = LeaseFilter {
+        service: Some(name("payments-api")),
+        state: None,
+    };
+    let found = store.leases(&of_one, &page(None, 10)).await.unwrap();
+    assert_eq!(found, [leases[2].clone(), leases[0].clone()]);
+    let in_state = LeaseFilter {
+        state: Some("active"),
+        ..of_one
+    };
+    let found = store.leases(&in_state, &page(None, 10)).await.unwrap();
+    assert_eq!(found, [leases[2].clone()]);
+}
+
+pub(super) async fn what_is_due_is_told_oldest_first(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let asked = pending(store, &grant, 1_000).await; // until 1 060
+    let held = active(store, &grant, 1_000).await; // until 1 600
+    let taken = active(store, &grant, 1_000).await;
+    let revoking = taken
+        .clone()
+        .begin_revocation(Cause::Released, at(1_000))
+        .unwrap();
+    update(store, &taken, &revoking).await.unwrap();
+    let later = revoking
+        .clone()
+        .postpone(at(1_000), SignedDuration::from_secs(30))
+        .unwrap();
+    update(store, &revoking, &later).await.unwrap(); // from 1 030
+    let over = active(store, &grant, 1_000).await;
+    let ending = over
+        .clone()
+        .begin_revocation(Cause::Released, at(1_000))
+        .unwrap();
+    update(store, &over, &ending).await.unwrap();
+    update(store, &ending, &ending.clone().finish(at(1_001)).unwrap())
+        .await
+        .unwrap();
+
+    let due = async |now| -> Vec<LeaseId> {
+        let due = store.leases_due(at(now), 10).await.unwrap();
+        due.into_iter()
+            .map(|lease| lease.binding.lease_id)
+            .collect()
+    };
+    let [first, second, third] = [&later, &asked, &held].map(|lease| &lease.binding.lease_id);
+    assert_eq!(due(1_029).await, []);
+    for (now, expected) in [
+        (1_030, vec![first]),
+        (1_059, vec![first]),
+        (1_060, vec![first, second]),
+        (1_599, vec![first, second]),
+        (1_600, vec![first, second, third]),
+    ] {
+        assert_eq!(due(now).await.iter().collect::<Vec<_>>(), expected, "{now}");
+    }
+    assert_eq!(store.leases_due(at(9_999), 1).await.unwrap(), [later]);
+}
+
+pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(store: &dyn Store) {
+    let (ours, theirs) = (
+        granted(store, "payments-api/work").await,
+        granted(store, "billing/work").await,
+    );
+    let asked = pending(store, &ours, 10).await;
+    let held = active(store, &ours, 11).await;
+    let taken = active(store, &ours, 12).await;
+    let revoking = taken
+        .clone()
+        .begin_revocation(Cause::Released, at(13))
+        .unwrap();
+    update(store, &taken, &revoking).await.unwrap();
+    let over = active(store, &ours, 14).await;
+    let ending = over
+        .clone()
+        .begin_revocation(Cause::Released, at(15))
+        .unwrap();
+    update(store, &over, &ending).await.unwrap();
+    update(store, &ending, &ending.clone().finish(at(16)).unwrap())
+        .await
+        .unwrap();
+    let neighbour = active(store, &theirs, 17).await;
+
+    let size = store.audit_size().await.unwrap();
+    let (standing, leases) = revoke(store, "payments-api", 20).await;
+    assert_eq!(standing, suspension(20, "leaked"));
+    assert_eq!(store.audit_size().await.unwrap(), size + 1);
+    let ids: Vec<_> = leases.iter().map(|lease| &lease.binding.lease_id).collect();
+    let expected = [&asked, &held, &taken].map(|lease| &lease.binding.lease_id);
+    assert_eq!(ids, expected);
+    for lease in &leases {
+        assert_eq!(lease.state.as_str(), "revoking");
+        assert_eq!(stored(store, lease).await, *lease);
+    }
+    // A lease that was already being taken away keeps its cause.
+    assert_eq!(leases[2].cause(), Some(&Cause::Released));
+    assert_eq!(
+        leases[1].cause(),
+        Some(&Cause::Revoked("leaked".to_owned()))
+    );
+    assert_eq!(stored(store, &neighbour).await, neighbour);
+    let unknown = audit(Event::ServiceRevoked);
+    let nobody = name("nobody");
+    refuses(store, store.revoke_service(&nobody, &standing, unknown)).await;
+}
+
+pub(super) async fn revoking_a_service_keeps_an_earlier_suspension(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    active(store, &grant, 2).await;
+    suspend(store, "payments-api").await;
+    for second in [20, 30] {
+        let (standing, leases) = revoke(store, "payments-api", second).await;
+        assert_eq!(standing, suspension(5, "audit"));
+        assert_eq!(leases.len(), 1);
+    }
+    let service = store.service(&name("payments-api")).await.unwrap().unwrap();
+    assert_eq!(service.service.suspension, Some(suspension(5, "audit")));
+}
+
+pub(super) async fn of_activation_and_revocation_at_the_same_moment_one_wins(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let pending = pending(store, &grant, 10).await;
+    let active = pending.clone().activate(issued(10)).unwrap();
+    let revoking = pending
+        .clone()
+        .begin_revocation(Cause::Released, at(11))
+        .unwrap();
+    let (one, other) = join!(
+        update(store, &pending, &active),
+        update(store, &pending, &revoking)
+    );
+    assert_ne!(one.is_ok(), other.is_ok());
+    let winner = if one.is_ok() { active } else { revoking };
+    assert_eq!(stored(store, &winner).await, winner);
+}
