@@ -16,8 +16,9 @@ const PROTOS: [&str; 8] = [
 ];
 
 /// Responses that carry a secret get a hand-written `Debug` that hides it.
-const SECRET_MESSAGES: [&str; 3] = [
+const SECRET_MESSAGES: [&str; 4] = [
     "credbroker.v1.IssueCredentialsResponse",
+    "credbroker.v1.RenewLeaseResponse",
     "credbroker.v1.CreateServiceTokenResponse",
     "credbroker.v1.CreateOperatorResponse",
 ];

@@ -64,6 +64,7 @@ async fn main() {
         let request = IssueCredentialsRequest {
             grant: "read".to_owned(),
             ttl: None,
+            request_id: String::new(),
         };
         credentials.issue_credentials(request).await.unwrap();
         let through_broker = began.elapsed();

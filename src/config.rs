@@ -11,7 +11,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use crate::domain::{arn::Partition, grant::check::is_region};
+use crate::domain::{arn::Partition, grant::check::is_region, service::Limits};
 
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
@@ -24,6 +24,8 @@ pub struct Config {
     pub listen: Listen,
     /// How to reach AWS.
     pub aws: Aws,
+    /// What one service may have.
+    pub limits: Limits,
     /// The first operator.
     pub operators: Operators,
     /// What to log.
@@ -50,6 +52,10 @@ pub struct Aws {
     pub partition: Partition,
     /// Another endpoint for STS and IAM.
     pub endpoint_url: Option<String>,
+    /// Calls per second that IAM takes; `None` for what the broker assumes.
+    pub iam_calls_per_second: Option<u32>,
+    /// Calls per second that STS takes; `None` for what the broker assumes.
+    pub sts_calls_per_second: Option<u32>,
 }
 
 /// The first operator.
@@ -138,6 +144,9 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let region: Option<String> = reader.required("aws", "region");
     let partition = reader.optional("aws", "partition");
     let endpoint_url: Option<String> = reader.optional("aws", "endpoint_url");
+    let iam_calls_per_second = reader.number("aws", "iam_calls_per_second");
+    let sts_calls_per_second = reader.number("aws", "sts_calls_per_second");
+    let limits = limits(reader);
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
     let level = reader
         .optional("log", "level")
@@ -181,7 +190,10 @@ fn read(reader: &mut Reader) -> Option<Config> {
             region,
             partition,
             endpoint_url,
+            iam_calls_per_second,
+            sts_calls_per_second,
         },
+        limits,
         operators: Operators {
             bootstrap_token_file: bootstrap_token_file?,
         },
@@ -190,6 +202,19 @@ fn read(reader: &mut Reader) -> Option<Config> {
             json: matches!(format, Some(LogFormat::Json)),
         },
     })
+}
+
+fn limits(reader: &mut Reader) -> Limits {
+    let default = Limits::default();
+    let mut live = |key| reader.number("limits", key).map(u64::from);
+    let (users, sessions) = (live("live_users"), live("live_sessions"));
+    Limits {
+        live_users: users.unwrap_or(default.live_users),
+        live_sessions: sessions.unwrap_or(default.live_sessions),
+        issues_per_second: reader
+            .number("limits", "issues_per_second")
+            .unwrap_or(default.issues_per_second),
+    }
 }
 
 enum LogFormat {
@@ -238,12 +263,8 @@ impl Reader {
         T: FromStr,
         T::Err: fmt::Display,
     {
-        let table = match section {
-            "" => Some(&mut self.table),
-            section => self.table.get_mut(section).and_then(Value::as_table_mut),
-        };
         let setting = path(section, key);
-        match table?.remove(key)? {
+        match self.take(section, key)? {
             Value::String(text) => match text.parse() {
                 Ok(value) => return Some(value),
                 Err(error) => self.wrong(&setting, error),
@@ -256,8 +277,28 @@ impl Reader {
         None
     }
 
+    /// A whole number from 1 to a million.
+    fn number(&mut self, section: &str, key: &str) -> Option<u32> {
+        let value = self.take(section, key)?;
+        let number = value.as_integer().and_then(|n| u32::try_from(n).ok());
+        let number = number.filter(|n| (1..=1_000_000).contains(n));
+        if number.is_none() {
+            let message = "must be a whole number from 1 to 1000000, without quotes";
+            self.wrong(&path(section, key), message);
+        }
+        number
+    }
+
+    fn take(&mut self, section: &str, key: &str) -> Option<Value> {
+        let table = match section {
+            "" => Some(&mut self.table),
+            section => self.table.get_mut(section).and_then(Value::as_table_mut),
+        };
+        table?.remove(key)
+    }
+
     fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<String>> {
-        let sections = ["listen", "aws", "operators", "log"];
+        let sections = ["listen", "aws", "limits", "operators", "log"];
         for (key, value) in std::mem::take(&mut self.table) {
             match value {
                 Value::Table(rest) if sections.contains(&key.as_str()) => {
@@ -294,6 +335,18 @@ mod tests {
         let config = Config::parse(EXAMPLE).unwrap();
         assert_eq!(config.aws.partition, Partition::Aws);
         assert_eq!(config.log.level, "info");
+        assert_eq!(config.limits, Limits::default());
+    }
+
+    #[test]
+    fn what_the_example_calls_a_default_is_one() {
+        let uncommented = EXAMPLE
+            .replace("# live_", "live_")
+            .replace("# issues_per", "issues_per");
+        let config = Config::parse(&uncommented).unwrap();
+        assert_eq!(config, Config::parse(EXAMPLE).unwrap());
+        let fewer = uncommented.replace("live_users = 100", "live_users = 7");
+        assert_eq!(Config::parse(&fewer).unwrap().limits.live_users, 7);
     }
 
     #[test]
@@ -318,6 +371,9 @@ mod tests {
             partition = "azure"
             endpoint_url = "ftp://x"
             secret = "hush"
+            iam_calls_per_second = "40"
+            [limits]
+            live_users = 0
             [log]
             format = "xml"
             level = "loud"
@@ -332,6 +388,8 @@ mod tests {
             "aws.partition",
             "aws.endpoint_url",
             "aws.secret",
+            "aws.iam_calls_per_second",
+            "limits.live_users",
             "operators.bootstrap_token_file",
             "log.format",
             "log.level",

@@ -28,5 +28,6 @@ macro_rules! debug_without_secrets {
 }
 
 debug_without_secrets!(IssueCredentialsResponse, lease);
+debug_without_secrets!(RenewLeaseResponse, lease);
 debug_without_secrets!(CreateServiceTokenResponse, service_token);
 debug_without_secrets!(CreateOperatorResponse, operator);

@@ -1,8 +1,24 @@
-//! The SDK clients: region, endpoint, time-outs, retries. One builder for all.
+//! The SDK clients: region, endpoint, key, time-outs, retries. One builder for all.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, default_provider::region, meta::region::ProvideRegion,
+    retry::RetryConfig, timeout::TimeoutConfig,
+};
+use aws_sdk_sts::config::{Credentials as SdkCredentials, SharedCredentialsProvider};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    budget::Purpose,
+    call::{BrokerTime, Line, SdkCall, SdkFailure, Watch},
+    error::{MISSING, Operation, UNKNOWN_CALL},
+};
+use crate::{broker::ports::AwsFailure, domain::clock::SteadyClock};
 
 /// How AWS is reached.
 #[derive(Clone, Debug)]
@@ -11,28 +27,83 @@ pub struct AwsSettings {
     pub region: Option<String>,
     /// Another endpoint for STS and IAM, e.g. an emulator or a VPC endpoint.
     pub endpoint_url: Option<String>,
+    /// Calls per second that IAM takes from the account.
+    pub iam_calls_per_second: u32,
+    /// Calls per second that STS takes from the account in one region.
+    pub sts_calls_per_second: u32,
+    /// Longest wait for one answer; a call that may be repeated takes up to
+    /// [`REPETITIONS`] of them.
+    pub answer_limit: Duration,
 }
 
-/// STS and IAM, with the admin key of the standard AWS chain.
+/// Most attempts of one call by the SDK.
+const REPETITIONS: u32 = 2;
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+impl Default for AwsSettings {
+    fn default() -> Self {
+        Self {
+            region: None,
+            endpoint_url: None,
+            iam_calls_per_second: 40,
+            sts_calls_per_second: 400,
+            answer_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The region that the standard AWS chain names, if it does.
+pub async fn chain_region() -> Option<String> {
+    let chain = region::default_provider();
+    chain.region().await.map(|region| region.to_string())
+}
+
+/// An access key of an IAM user.
 #[derive(Clone, Debug)]
+pub struct AccessKey {
+    /// `AKIA…`.
+    pub id: String,
+    /// Its secret.
+    pub secret: SecretString,
+}
+
+/// STS and IAM, with one admin key. Clients of another key share the budgets.
+#[derive(Debug)]
 pub struct Clients {
     config: SdkConfig,
-    sts: aws_sdk_sts::Client,
     iam: aws_sdk_iam::Client,
+    iam_line: Arc<Line>,
+    sts: Mutex<HashMap<String, Sts>>,
+    sts_lines: Arc<StsLines>,
+}
+
+/// The STS of a region.
+#[derive(Clone, Debug)]
+struct Sts {
+    client: aws_sdk_sts::Client,
+    line: Arc<Line>,
+}
+
+#[derive(Debug)]
+struct StsLines {
+    per_second: u32,
+    clock: Arc<SteadyClock>,
+    lines: Mutex<HashMap<String, Arc<Line>>>,
 }
 
 impl Clients {
-    /// Builds the clients. Reads environment and files, calls nothing.
-    pub async fn new(settings: &AwsSettings) -> Self {
+    /// Builds the clients, with the admin key of the standard AWS chain. Reads
+    /// environment and files, calls nothing. `clock` follows AWS's time.
+    pub async fn new(settings: &AwsSettings, clock: &Arc<SteadyClock>) -> Self {
+        let answers = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_LIMIT)
+            .operation_attempt_timeout(settings.answer_limit)
+            .operation_timeout(settings.answer_limit * REPETITIONS + CONNECT_LIMIT)
+            .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(3))
-                    .operation_attempt_timeout(Duration::from_secs(5))
-                    .operation_timeout(Duration::from_secs(12))
-                    .build(),
-            )
-            .retry_config(RetryConfig::standard().with_max_attempts(3));
+            .timeout_config(answers)
+            .time_source(BrokerTime(Arc::clone(clock)))
+            .retry_config(RetryConfig::standard().with_max_attempts(REPETITIONS));
         if let Some(region) = &settings.region {
             loader = loader.region(Region::new(region.clone()));
         }
@@ -40,11 +111,48 @@ impl Clients {
             loader = loader.endpoint_url(url);
         }
         let config = loader.load().await;
+        let iam_line = Line::new(
+            "iam".to_owned(),
+            settings.iam_calls_per_second,
+            Arc::clone(clock),
+        );
+        let sts_lines = Arc::new(StsLines {
+            per_second: settings.sts_calls_per_second,
+            clock: Arc::clone(clock),
+            lines: Mutex::default(),
+        });
+        Self::of(config, iam_line, sts_lines)
+    }
+
+    fn of(config: SdkConfig, iam_line: Arc<Line>, sts_lines: Arc<StsLines>) -> Self {
+        let iam = aws_sdk_iam::config::Builder::from(&config)
+            .interceptor(Watch(Arc::clone(&iam_line)))
+            .build();
         Self {
-            sts: aws_sdk_sts::Client::new(&config),
-            iam: aws_sdk_iam::Client::new(&config),
             config,
+            iam: aws_sdk_iam::Client::from_conf(iam),
+            iam_line,
+            sts: Mutex::default(),
+            sts_lines,
         }
+    }
+
+    /// The same, with another key.
+    #[must_use]
+    pub fn with_key(&self, key: &AccessKey) -> Self {
+        Self::of(
+            self.config_with(key),
+            Arc::clone(&self.iam_line),
+            Arc::clone(&self.sts_lines),
+        )
+    }
+
+    fn config_with(&self, key: &AccessKey) -> SdkConfig {
+        let (id, secret) = (&key.id, key.secret.expose_secret());
+        let credentials = SdkCredentials::new(id, secret, None, None, "credbroker");
+        let provider = SharedCredentialsProvider::new(credentials);
+        let config = self.config.to_builder();
+        config.credentials_provider(provider).build()
     }
 
     /// The region that the chain found.
@@ -54,20 +162,141 @@ impl Clients {
     }
 
     /// STS of the broker's region, or of another.
-    pub(super) fn sts(&self, region: Option<&str>) -> aws_sdk_sts::Client {
-        match region {
-            Some(region) if Some(region) != self.region() => {
-                let config = aws_sdk_sts::config::Builder::from(&self.config)
-                    .region(Region::new(region.to_owned()));
-                aws_sdk_sts::Client::from_conf(config.build())
-            }
-            _ => self.sts.clone(),
-        }
+    pub(super) fn sts(&self, region: Option<&str>) -> StsCalls {
+        let region = region.or(self.region()).unwrap_or_default();
+        let mut known = self.sts.lock().unwrap_or_else(PoisonError::into_inner);
+        let sts = known
+            .entry(region.to_owned())
+            .or_insert_with(|| self.sts_lines.connect(&self.config, region));
+        StsCalls(sts.clone())
+    }
+
+    /// STS of the broker's region, as the owner of another key sees it.
+    pub(super) fn sts_of(&self, key: &AccessKey) -> StsCalls {
+        let region = self.region().unwrap_or_default();
+        StsCalls(self.sts_lines.connect(&self.config_with(key), region))
     }
 
     /// IAM, which is global within a partition.
-    pub(super) const fn iam(&self) -> &aws_sdk_iam::Client {
-        &self.iam
+    pub(super) fn iam(&self, purpose: Purpose) -> IamCalls<'_> {
+        IamCalls {
+            client: &self.iam,
+            line: &self.iam_line,
+            purpose,
+        }
+    }
+}
+
+impl StsLines {
+    fn connect(&self, config: &SdkConfig, region: &str) -> Sts {
+        let line = self.of(region);
+        let config = aws_sdk_sts::config::Builder::from(config)
+            .region(Region::new(region.to_owned()))
+            .interceptor(Watch(Arc::clone(&line)));
+        Sts {
+            client: aws_sdk_sts::Client::from_conf(config.build()),
+            line,
+        }
+    }
+
+    fn of(&self, region: &str) -> Arc<Line> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.entry(region.to_owned()).or_insert_with(|| {
+            let name = format!("sts:{region}");
+            Line::new(name, self.per_second, Arc::clone(&self.clock))
+        });
+        Arc::clone(line)
+    }
+}
+
+/// Calls to the STS of one region, to issue.
+pub(super) struct StsCalls(Sts);
+
+impl StsCalls {
+    pub(super) const fn client(&self) -> &aws_sdk_sts::Client {
+        &self.0.client
+    }
+
+    pub(super) fn ready(&self) -> Result<(), AwsFailure> {
+        self.0.line.ready()
+    }
+
+    pub(super) fn ask<T, E>(
+        &self,
+        operation: &Operation<'_>,
+        call: impl SdkCall<T, E>,
+    ) -> impl Future<Output = Result<T, AwsFailure>> + Send
+    where
+        T: Send,
+        E: SdkFailure,
+    {
+        self.0.line.ask(Purpose::Issue, operation, Box::pin(call))
+    }
+}
+
+/// Calls to IAM for one purpose.
+#[derive(Clone, Copy)]
+pub(super) struct IamCalls<'a> {
+    pub(super) client: &'a aws_sdk_iam::Client,
+    line: &'a Line,
+    purpose: Purpose,
+}
+
+impl IamCalls<'_> {
+    pub(super) fn ready(&self) -> Result<(), AwsFailure> {
+        self.line.ready()
+    }
+
+    pub(super) fn ask<T, E>(
+        &self,
+        operation: &Operation<'_>,
+        call: impl SdkCall<T, E>,
+    ) -> impl Future<Output = Result<T, AwsFailure>> + Send
+    where
+        T: Send,
+        E: SdkFailure,
+    {
+        self.line.ask(self.purpose, operation, Box::pin(call))
+    }
+
+    /// "There is no such thing" is what a removal wants: `None`.
+    pub(super) fn look<T, E>(
+        &self,
+        operation: &Operation<'_>,
+        call: impl SdkCall<T, E>,
+    ) -> impl Future<Output = Result<Option<T>, AwsFailure>> + Send
+    where
+        T: Send,
+        E: SdkFailure,
+    {
+        let asked = self.ask(operation, call);
+        async {
+            match asked.await {
+                Ok(answer) => Ok(Some(answer)),
+                Err(failure) if failure.reason == MISSING => Ok(None),
+                Err(failure) => Err(failure),
+            }
+        }
+    }
+
+    /// A page of a list. Where the endpoint does not know the list, as emulators of a
+    /// part of IAM do, there is nothing in it.
+    pub(super) fn list<T, E>(
+        &self,
+        operation: &Operation<'_>,
+        call: impl SdkCall<T, E>,
+    ) -> impl Future<Output = Result<Option<T>, AwsFailure>> + Send
+    where
+        T: Send,
+        E: SdkFailure,
+    {
+        let looked = self.look(operation, call);
+        async {
+            match looked.await {
+                Err(failure) if failure.reason == UNKNOWN_CALL => Ok(None),
+                page => page,
+            }
+        }
     }
 }
 

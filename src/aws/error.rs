@@ -3,7 +3,7 @@
 //! Codes: "Common Errors" and each operation's page in the AWS STS and IAM API
 //! references. Throttling arrives as HTTP 400.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use aws_sdk_sts::{
     error::{ProvideErrorMetadata, SdkError},
@@ -43,6 +43,16 @@ pub(super) const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
     }
 }
 
+/// AWS does not know what a call names.
+pub(super) const MISSING: &str = "AWS_OBJECT_MISSING";
+/// AWS has something of this name already.
+pub(super) const EXISTS: &str = "AWS_OBJECT_EXISTS";
+/// Whoever answers does not know the call: no AWS, but an emulator of a part of it.
+pub(super) const UNKNOWN_CALL: &str = "AWS_CALL_UNKNOWN";
+
+/// What to do when nobody knows what has happened.
+const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken over by the same request id, or found and removed by the broker";
+
 struct Meaning {
     class: FailureClass,
     reason: &'static str,
@@ -62,9 +72,7 @@ impl Meaning {
 
     fn later(class: FailureClass, reason: &'static str, message: impl Into<String>) -> Self {
         let next = match class {
-            FailureClass::Uncertain => {
-                "try again in a minute; what AWS may have made is found and removed by the broker"
-            }
+            FailureClass::Uncertain => UNCERTAIN_NEXT,
             _ => "try again in a few seconds; nothing was issued",
         };
         Self {
@@ -108,9 +116,109 @@ where
         reason: meaning.reason,
         message: meaning.message,
         next: meaning.next,
+        retry_after: retry_after(meaning.class),
         aws_said,
         aws_request_id: request_id,
     }
+}
+
+const fn retry_after(class: FailureClass) -> Option<Duration> {
+    match class {
+        FailureClass::Refused => None,
+        FailureClass::Throttled | FailureClass::Uncertain => Some(Duration::from_secs(5)),
+        FailureClass::HeldBack | FailureClass::Unavailable => Some(Duration::from_secs(2)),
+    }
+}
+
+/// The broker's own failures.
+fn ours(class: FailureClass, reason: &'static str, message: String, next: &str) -> AwsFailure {
+    AwsFailure {
+        class,
+        reason,
+        message,
+        next: next.to_owned(),
+        retry_after: retry_after(class),
+        aws_said: String::new(),
+        aws_request_id: None,
+    }
+}
+
+/// Too many calls wait already.
+pub(super) fn held_back(line: &str, wait: Duration) -> AwsFailure {
+    let failure = ours(
+        FailureClass::HeldBack,
+        "AWS_BUDGET",
+        format!("the broker has as many calls to AWS ({line}) under way as the account takes"),
+        "try again later; if AWS takes more, raise aws.iam_calls_per_second or aws.sts_calls_per_second",
+    );
+    AwsFailure {
+        retry_after: Some(wait),
+        ..failure
+    }
+}
+
+/// AWS has not been answering.
+pub(super) fn circuit_open(line: &str, wait: Duration) -> AwsFailure {
+    let failure = ours(
+        FailureClass::Unavailable,
+        "AWS_CIRCUIT_OPEN",
+        format!("AWS ({line}) has not been answering; the broker waits before it asks again"),
+        "try again later; nothing was issued",
+    );
+    AwsFailure {
+        retry_after: Some(wait),
+        ..failure
+    }
+}
+
+/// AWS answered, but not all of it.
+pub(super) fn incomplete(message: &str) -> AwsFailure {
+    ours(
+        FailureClass::Uncertain,
+        "AWS_ANSWER_INCOMPLETE",
+        message.to_owned(),
+        UNCERTAIN_NEXT,
+    )
+}
+
+/// AWS has not done yet what it said it has.
+pub(super) fn not_yet(reason: &'static str, message: String) -> AwsFailure {
+    ours(
+        FailureClass::Unavailable,
+        reason,
+        message,
+        "try again in a few seconds",
+    )
+}
+
+/// A defect of the broker.
+pub(super) fn wrong_kind() -> AwsFailure {
+    ours(
+        FailureClass::Refused,
+        "INTERNAL",
+        "the grant is of another kind".to_owned(),
+        "",
+    )
+}
+
+/// Somebody else has removed a lease's user.
+pub(super) fn no_longer_there(user: &str) -> AwsFailure {
+    ours(
+        FailureClass::Refused,
+        MISSING,
+        format!("user {user} is no longer in AWS"),
+        "somebody removed it there; issue anew, with a new request id",
+    )
+}
+
+/// Somebody else has something of the name that a lease gave.
+pub(super) fn not_ours(user: &str) -> AwsFailure {
+    ours(
+        FailureClass::Refused,
+        "AWS_NAME_TAKEN",
+        format!("AWS has a user {user} that this broker did not make"),
+        "whoever made it must remove it; the broker does not touch it",
+    )
 }
 
 /// Every error in the chain, as text.
@@ -166,14 +274,26 @@ fn no_answer(operation: &Operation<'_>) -> Meaning {
     )
 }
 
+/// What the AWS SDKs take for throttling, less `LimitExceededException`: of IAM it means
+/// a quota, which no waiting frees.
+const THROTTLED: [&str; 13] = [
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "RequestLimitExceeded",
+    "TooManyRequestsException",
+    "ProvisionedThroughputExceededException",
+    "TransactionInProgressException",
+    "BandwidthLimitExceeded",
+    "PriorRequestNotComplete",
+    "SlowDown",
+    "EC2ThrottledException",
+];
+
 fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> Meaning {
-    let throttled = [
-        "Throttling",
-        "ThrottlingException",
-        "RequestLimitExceeded",
-        "TooManyRequestsException",
-    ];
-    if throttled.contains(&code) || words.contains("Rate exceeded") || status == 429 {
+    if THROTTLED.contains(&code) || words.contains("Rate exceeded") || status == 429 {
         return Meaning::later(
             FailureClass::Throttled,
             "AWS_THROTTLED",
@@ -193,6 +313,7 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
         | "UnrecognizedClientException"
         | "ExpiredToken"
         | "ExpiredTokenException"
+        | "InvalidAccessKeyId"
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => Meaning::refused(
             "ADMIN_KEY_REFUSED",
@@ -221,9 +342,24 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             "end leases that are no longer needed, or have the quota raised",
         ),
         "NoSuchEntity" => Meaning::refused(
-            "AWS_OBJECT_MISSING",
+            MISSING,
             format!("AWS does not know something that the grant names ({operation})"),
             "see that the role, group, managed policy or boundary exists in the account",
+        ),
+        "EntityAlreadyExists" => Meaning::refused(
+            EXISTS,
+            format!("AWS has something of this name already ({operation})"),
+            "AWS's own words are in the audit log of this lease",
+        ),
+        "InvalidAction" => Meaning::refused(
+            UNKNOWN_CALL,
+            format!("the endpoint does not know {}", operation.name),
+            "point the broker at AWS itself",
+        ),
+        "RequestExpired" | "RequestTimeTooSkewed" => Meaning::later(
+            FailureClass::Unavailable,
+            "CLOCK_SKEWED",
+            "the broker's clock was wrong for AWS, and has been set",
         ),
         "ValidationError" if words.contains("MaxSessionDuration") => Meaning::refused(
             "TTL_ABOVE_ROLE_MAXIMUM",

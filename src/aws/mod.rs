@@ -1,21 +1,29 @@
 //! AWS through its own SDK: sessions, users, and what refusals mean.
 
+mod breaker;
+mod budget;
+mod call;
 mod client;
 mod error;
 mod iam;
 mod setup;
 mod sts;
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use async_trait::async_trait;
+use aws_smithy_types::DateTime;
+use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
+use self::budget::Purpose;
 pub use self::{
-    client::{AwsSettings, Clients},
+    client::{AccessKey, AwsSettings, Clients, chain_region},
     error::Operation,
     setup::{BOUNDARY_NAME, SetupError},
 };
 use crate::{
-    broker::ports::{AwsFailure, Issuer},
+    broker::ports::{AwsFailure, Inventory, IssueFailure, Issuer, Withdrawn},
     domain::{
         arn::{AccountId, Partition},
         credential::Credentials,
@@ -25,14 +33,23 @@ use crate::{
     },
 };
 
-/// Everything the broker has in IAM lives under this path.
+/// Everything the broker has in IAM lives under this path; its users under a path of
+/// their deployment below it.
 pub const PATH: &str = "/credbroker/";
 
 /// Makes and takes away credentials with the admin key.
 #[derive(Debug)]
 pub struct AwsIssuer {
-    clients: Clients,
+    session: RwLock<Arc<Session>>,
     partition: Partition,
+    /// Path of this broker's users, apart from other brokers' in the same account.
+    users_path: String,
+}
+
+/// One admin key at work.
+#[derive(Debug)]
+struct Session {
+    clients: Clients,
     admin: OnceCell<Admin>,
 }
 
@@ -43,15 +60,12 @@ struct Admin {
     account: AccountId,
 }
 
-impl AwsIssuer {
-    /// An issuer over these clients.
-    #[must_use]
-    pub fn new(clients: Clients, partition: Partition) -> Self {
-        Self {
+impl Session {
+    fn new(clients: Clients) -> Arc<Self> {
+        Arc::new(Self {
             clients,
-            partition,
             admin: OnceCell::new(),
-        }
+        })
     }
 
     async fn admin(&self) -> Result<&Admin, AwsFailure> {
@@ -59,10 +73,29 @@ impl AwsIssuer {
             .get_or_try_init(|| sts::admin(&self.clients))
             .await
     }
+}
+
+impl AwsIssuer {
+    /// An issuer over these clients, whose users are told by the id of the deployment.
+    #[must_use]
+    pub fn new(clients: Clients, partition: Partition, deployment: &str) -> Self {
+        Self {
+            session: RwLock::new(Session::new(clients)),
+            partition,
+            users_path: format!("{PATH}{deployment}/"),
+        }
+    }
+
+    /// The key at work. Whoever has begun with one goes on with it.
+    fn session(&self) -> Arc<Session> {
+        let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&session)
+    }
 
     /// ARN of the broker's own permissions boundary.
     async fn boundary_arn(&self) -> Result<String, AwsFailure> {
-        let account = &self.admin().await?.account;
+        let session = self.session();
+        let account = &session.admin().await?.account;
         Ok(format!(
             "arn:{}:iam::{account}:policy{PATH}{BOUNDARY_NAME}",
             self.partition
@@ -70,39 +103,93 @@ impl AwsIssuer {
     }
 }
 
+/// A session leaves nothing behind that could be taken away.
+const fn untouched(failure: AwsFailure) -> IssueFailure {
+    IssueFailure {
+        failure,
+        touched: false,
+    }
+}
+
 #[async_trait]
 impl Issuer for AwsIssuer {
+    fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure> {
+        let clients = &self.session().clients;
+        match &issue.get().grant.spec.kind {
+            KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
+                clients.sts(region.as_deref()).ready()
+            }
+            KindSpec::IamUser { .. } => clients.iam(Purpose::Issue).ready(),
+        }
+    }
+
     async fn issue(
         &self,
         issue: &Authorized<Issue>,
         lease: &Binding,
-    ) -> Result<Credentials, AwsFailure> {
-        match issue.get().grant.spec.kind {
+    ) -> Result<Credentials, IssueFailure> {
+        let (session, issue) = (self.session(), issue.get());
+        let clients = &session.clients;
+        match issue.grant.spec.kind {
             KindSpec::AssumeRole { .. } => {
-                let admin = self
-                    .admin
-                    .get()
-                    .map_or("the broker's IAM user", |admin| &admin.arn);
-                sts::assume_role(&self.clients, issue.get(), lease, admin).await
+                let admin = session.admin.get();
+                let admin = admin.map_or("the broker's IAM user", |admin| &admin.arn);
+                let made = sts::assume_role(clients, issue, lease, admin).await;
+                made.map_err(untouched)
             }
             KindSpec::FederationToken { .. } => {
-                sts::get_federation_token(&self.clients, issue.get(), lease).await
+                let made = sts::get_federation_token(clients, issue, lease).await;
+                made.map_err(untouched)
             }
             KindSpec::IamUser { .. } => {
-                let boundary = self.boundary_arn().await?;
-                iam::create(&self.clients, issue.get(), lease, boundary).await
+                let boundary = self.boundary_arn().await.map_err(untouched)?;
+                iam::create(clients, issue, lease, &self.users_path, boundary).await
             }
         }
     }
 
-    async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure> {
-        iam::remove(&self.clients, &lease.aws_name).await
+    async fn replace_key(&self, lease: &Binding) -> Result<Credentials, IssueFailure> {
+        iam::replace_key(&self.session().clients, &lease.aws_name).await
+    }
+
+    async fn withdraw(&self, user: &str) -> Result<Withdrawn, AwsFailure> {
+        let session = self.session();
+        iam::remove(&session.clients.iam(Purpose::Revoke), user).await
     }
 
     async fn identity(&self) -> Result<String, AwsFailure> {
-        let admin = sts::admin(&self.clients).await?;
+        let session = self.session();
+        let admin = sts::admin(&session.clients).await?;
         // Set at the first answer; an admin key does not change its account.
-        let _ = self.admin.set(admin.clone());
+        let _ = session.admin.set(admin.clone());
         Ok(admin.arn)
     }
+}
+
+#[async_trait]
+impl Inventory for AwsIssuer {
+    async fn users(&self) -> Result<Vec<String>, AwsFailure> {
+        let session = self.session();
+        iam::users(&session.clients.iam(Purpose::Issue), &self.users_path).await
+    }
+
+    async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure> {
+        let session = self.session();
+        iam::is_ours(&session.clients.iam(Purpose::Issue), &self.users_path, user).await
+    }
+
+    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
+        let session = self.session();
+        iam::keys(&session.clients.iam(Purpose::Issue), user).await
+    }
+
+    async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
+        let session = self.session();
+        iam::remove_key(&session.clients.iam(Purpose::Revoke), user, access_key_id).await
+    }
+}
+
+/// AWS's time as ours.
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
 }

@@ -1,12 +1,8 @@
 //! What must stand in the account before the first issue: the permissions boundary.
 
-use aws_sdk_iam::error::ProvideErrorMetadata;
 use percent_encoding::percent_decode_str;
 
-use super::{
-    AwsIssuer, PATH,
-    error::{failure, on},
-};
+use super::{AwsIssuer, PATH, budget::Purpose, error::on};
 use crate::{
     broker::ports::AwsFailure,
     domain::policy::{self, Document},
@@ -44,22 +40,21 @@ impl AwsIssuer {
     /// It is not, or does not, or AWS does not tell.
     pub async fn check_boundary(&self) -> Result<(), SetupError> {
         let arn = self.boundary_arn().await?;
-        let iam = self.clients.iam();
-        let version = match iam.get_policy().policy_arn(&arn).send().await {
-            Ok(found) => found.policy.and_then(|policy| policy.default_version_id),
-            Err(error) if error.code() == Some("NoSuchEntity") => {
-                return Err(SetupError::NoBoundary(arn));
-            }
-            Err(error) => return Err(failure(&on("iam:GetPolicy", &arn), &error).into()),
+        let session = self.session();
+        let iam = session.clients.iam(Purpose::Issue);
+        let call = iam.client.get_policy().policy_arn(&arn).send();
+        let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
+            return Err(SetupError::NoBoundary(arn));
         };
+        let version = found.policy.and_then(|policy| policy.default_version_id);
         let call = iam
+            .client
             .get_policy_version()
             .policy_arn(&arn)
             .set_version_id(version);
-        let found = call
-            .send()
-            .await
-            .map_err(|error| failure(&on("iam:GetPolicyVersion", &arn), &error))?;
+        let found = iam
+            .ask(&on("iam:GetPolicyVersion", &arn), call.send())
+            .await?;
         let document = found.policy_version.and_then(|version| version.document);
         if document.as_deref().is_some_and(bounds) {
             Ok(())
@@ -75,18 +70,16 @@ impl AwsIssuer {
     pub async fn ensure_boundary(&self) -> Result<(), SetupError> {
         match self.check_boundary().await {
             Err(SetupError::NoBoundary(arn)) => {
-                let call = self
-                    .clients
-                    .iam()
+                let session = self.session();
+                let iam = session.clients.iam(Purpose::Issue);
+                let call = iam
+                    .client
                     .create_policy()
                     .path(PATH)
                     .policy_name(BOUNDARY_NAME)
                     .description("Bounds every IAM user that credbroker issues")
                     .policy_document(policy::boundary().to_json());
-                let operation = on("iam:CreatePolicy", &arn);
-                call.send()
-                    .await
-                    .map_err(|error| failure(&operation, &error))?;
+                iam.ask(&on("iam:CreatePolicy", &arn), call.send()).await?;
                 Ok(())
             }
             checked => checked,

@@ -2,16 +2,15 @@
 
 use aws_sdk_sts::operation::RequestId;
 use aws_sdk_sts::types::{Credentials as StsCredentials, PolicyDescriptorType, Tag as StsTag};
-use aws_smithy_types::DateTime;
-use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
     Admin, Clients,
-    error::{Operation, failure},
+    error::{Operation, incomplete, wrong_kind},
+    timestamp,
 };
 use crate::{
-    broker::ports::{AwsFailure, FailureClass},
+    broker::ports::AwsFailure,
     domain::{
         credential::Credentials,
         decide::Issue,
@@ -49,8 +48,9 @@ pub(super) async fn assume_role(
         on: role_arn.as_str(),
         admin,
     };
-    let answer = clients
-        .sts(region.as_deref())
+    let sts = clients.sts(region.as_deref());
+    let call = sts
+        .client()
         .assume_role()
         .role_arn(role_arn.as_str())
         .role_session_name(&lease.aws_name)
@@ -60,10 +60,8 @@ pub(super) async fn assume_role(
         .set_policy_arns(policy_arns(issue))
         .set_tags(Some(sts_tags(tags)?))
         .set_transitive_tag_keys((!transitive.is_empty()).then_some(transitive))
-        .duration_seconds(seconds(issue))
-        .send()
-        .await
-        .map_err(|error| failure(&operation, &error))?;
+        .duration_seconds(seconds(issue));
+    let answer = sts.ask(&operation, call.send()).await?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
 }
@@ -82,17 +80,16 @@ pub(super) async fn get_federation_token(
         on: &lease.aws_name,
         admin: "",
     };
-    let answer = clients
-        .sts(region.as_deref())
+    let sts = clients.sts(region.as_deref());
+    let call = sts
+        .client()
         .get_federation_token()
         .name(&lease.aws_name)
         .set_policy(policy(issue))
         .set_policy_arns(policy_arns(issue))
         .set_tags(Some(sts_tags(lease.aws_tags(&issue.grant.spec))?))
-        .duration_seconds(seconds(issue))
-        .send()
-        .await
-        .map_err(|error| failure(&operation, &error))?;
+        .duration_seconds(seconds(issue));
+    let answer = sts.ask(&operation, call.send()).await?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
 }
@@ -104,17 +101,14 @@ pub(super) async fn admin(clients: &Clients) -> Result<Admin, AwsFailure> {
         on: "",
         admin: "",
     };
-    let answer = clients
-        .sts(None)
-        .get_caller_identity()
-        .send()
-        .await
-        .map_err(|error| failure(&operation, &error))?;
+    let sts = clients.sts(None);
+    let call = sts.client().get_caller_identity().send();
+    let answer = sts.ask(&operation, call).await?;
     let arn = answer.arn.unwrap_or_default();
     let account = answer.account.unwrap_or_default();
     match account.parse() {
         Ok(account) => Ok(Admin { arn, account }),
-        Err(_) => Err(incomplete()),
+        Err(_) => Err(incomplete("AWS did not say whose the admin key is")),
     }
 }
 
@@ -141,7 +135,7 @@ fn sts_tags(tags: Vec<Tag>) -> Result<Vec<StsTag>, AwsFailure> {
                 .key(tag.key)
                 .value(tag.value)
                 .build()
-                .map_err(|_| incomplete())
+                .map_err(|_| incomplete("a tag is incomplete"))
         })
         .collect()
 }
@@ -154,38 +148,15 @@ fn credentials(
     answer: Option<StsCredentials>,
     aws_request_id: Option<String>,
 ) -> Result<Credentials, AwsFailure> {
-    let answer = answer.ok_or_else(incomplete)?;
+    let answer = answer.ok_or_else(|| incomplete(WITHOUT))?;
     Ok(Credentials {
-        expires_at: Some(timestamp(&answer.expiration).ok_or_else(incomplete)?),
+        expires_at: Some(timestamp(&answer.expiration).ok_or_else(|| incomplete(WITHOUT))?),
         access_key_id: answer.access_key_id,
         secret_access_key: SecretString::from(answer.secret_access_key),
         session_token: Some(SecretString::from(answer.session_token)),
+        usable_after: None,
         aws_request_id,
     })
 }
 
-fn timestamp(time: &DateTime) -> Option<Timestamp> {
-    Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
-}
-
-fn incomplete() -> AwsFailure {
-    AwsFailure {
-        class: FailureClass::Uncertain,
-        reason: "AWS_ANSWER_INCOMPLETE",
-        message: "AWS answered without the credentials it should have sent".to_owned(),
-        next: "try again in a minute".to_owned(),
-        aws_said: String::new(),
-        aws_request_id: None,
-    }
-}
-
-fn wrong_kind() -> AwsFailure {
-    AwsFailure {
-        class: FailureClass::Refused,
-        reason: "INTERNAL",
-        message: "the grant is of another kind".to_owned(),
-        next: String::new(),
-        aws_said: String::new(),
-        aws_request_id: None,
-    }
-}
+const WITHOUT: &str = "AWS answered without the credentials it should have sent";

@@ -117,6 +117,7 @@ impl Broker {
             | Err(
                 Error::Denied(_)
                 | Error::Aws(_)
+                | Error::Limited { .. }
                 | Error::Suspended(_)
                 | Error::Store(_)
                 | Error::Internal(_),

@@ -14,7 +14,7 @@ use crate::{
         Broker, By, Error,
         issue::no_answer,
         on_conflict,
-        ports::{AwsFailure, StoreError},
+        ports::{AwsFailure, FailureClass, StoreError, Withdrawn},
     },
     domain::{
         access::Caller,
@@ -23,6 +23,7 @@ use crate::{
         grant::Kind,
         lease::{Binding, Cause, InvalidTransition, Lease, LeaseState},
         name::{LeaseId, Name},
+        random::up_to,
         service::Suspension,
     },
 };
@@ -31,8 +32,12 @@ use crate::{
 const PARALLEL: usize = 8;
 /// Longest time that AWS may take over one user; less than the claim on its lease.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
-/// Longest pause between two attempts to take a lease away.
-const LONGEST_PAUSE: SignedDuration = SignedDuration::from_mins(5);
+/// Longest pause between two attempts to take a lease away; full jitter makes it less.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// The same for a lease that AWS keeps refusing to let go.
+const QUARANTINE_PAUSE: Duration = Duration::from_mins(15);
+/// How often a user is looked for that AWS does not show, but may yet.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// A lease after the attempt to take it away.
 #[derive(Debug)]
@@ -272,28 +277,35 @@ impl Broker {
 
     /// Takes away what a revoking lease stands for, as far as AWS can do it now.
     pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
+        let now = self.now();
         match lease.issued().map(|issued| issued.expires_at) {
-            Some(expires_at) if lease.binding.kind.is_session() && expires_at > self.now() => {
+            Some(expires_at) if lease.binding.kind.is_session() && expires_at > now => {
                 self.wait_for_expiry(by, lease, expires_at).await
             }
-            _ => match self.withdraw(&lease.binding).await {
-                Ok(()) => self.finish(by, lease).await,
-                Err(failure) => self.postpone(by, lease, failure).await,
+            _ => match (
+                self.withdraw(&lease.binding).await,
+                lease.may_appear_until(now),
+            ) {
+                (Ok(Withdrawn::NotFound), Some(until)) => self.look_again(by, lease, until).await,
+                (Ok(_), _) => self.finish(by, lease).await,
+                (Err(failure), _) => self.postpone(by, lease, failure).await,
             },
         }
     }
 
     /// What a lease left in AWS is removed; a session leaves nothing that could be.
-    pub(super) async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure> {
+    pub(super) async fn withdraw(&self, lease: &Binding) -> Result<Withdrawn, AwsFailure> {
         match lease.kind {
-            Kind::IamUser => {
-                let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(lease));
-                withdrawn
-                    .await
-                    .unwrap_or_else(|_| Err(no_answer(WITHDRAW_LIMIT)))
-            }
-            Kind::AssumeRole | Kind::FederationToken => Ok(()),
+            Kind::IamUser => self.withdraw_user(&lease.aws_name).await,
+            Kind::AssumeRole | Kind::FederationToken => Ok(Withdrawn::Removed),
         }
+    }
+
+    pub(super) async fn withdraw_user(&self, user: &str) -> Result<Withdrawn, AwsFailure> {
+        let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(user));
+        withdrawn
+            .await
+            .unwrap_or_else(|_| Err(no_answer(WITHDRAW_LIMIT)))
     }
 
     async fn finish(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
@@ -320,20 +332,26 @@ impl Broker {
         lease: Lease,
         failure: AwsFailure,
     ) -> Result<TakenAway, Error> {
-        let attempts = match lease.state {
-            LeaseState::Revoking { attempts, .. } => attempts,
-            _ => 0,
-        };
         let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
         tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not take away");
-        let notice = format!("{failure}; the credential may still work; the broker goes on trying");
+        let pause = self.pause(&lease, &failure);
+        let (from, was) = (lease.revision, lease.state.as_str());
+        let later = lease
+            .postpone(self.now(), pause)
+            .map_err(|refused| internal(&refused))?;
+        let event = if later.state.as_str() == was {
+            Event::LeasePostponed
+        } else {
+            Event::LeaseQuarantined
+        };
         let audit = self
-            .event(by, Event::LeasePostponed)
-            .lease(&lease)
+            .event(by, event)
+            .lease(&later)
             .failed(failure.reason)
             .aws_request(failure.aws_request_id.as_deref())
             .detail(&failure.aws_said);
-        self.reschedule(lease, pause(attempts), audit, notice).await
+        let notice = format!("{failure}; the credential may still work; the broker goes on trying");
+        self.goes_on(from, later, audit, notice).await
     }
 
     /// AWS cannot end a session before its time; the lease stays `revoking` until then.
@@ -347,28 +365,64 @@ impl Broker {
             "AWS keeps honouring this {} session until it expires at {expires_at:.0}",
             lease.binding.kind
         );
+        self.wait(by, lease, expires_at, notice).await
+    }
+
+    /// AWS shows no user, but one may be on its way: a call that arrives late, or news
+    /// that has not gone round. Only outside the consistency window is it gone.
+    async fn look_again(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+        until: Timestamp,
+    ) -> Result<TakenAway, Error> {
+        let notice = format!("AWS shows no such user; the broker looks again until {until:.0}");
+        let next = until.min(self.now() + LOOK_AGAIN);
+        self.wait(by, lease, next, notice).await
+    }
+
+    async fn wait(
+        &self,
+        by: By<'_>,
+        lease: Lease,
+        until: Timestamp,
+        notice: String,
+    ) -> Result<TakenAway, Error> {
         let audit = self
             .event(by, Event::LeasePostponed)
             .lease(&lease)
             .detail(&notice);
-        let delay = expires_at.duration_since(self.now());
-        self.reschedule(lease, delay, audit, notice).await
+        let from = lease.revision;
+        let later = lease.wait(until).map_err(|refused| internal(&refused))?;
+        self.goes_on(from, later, audit, notice).await
     }
 
-    async fn reschedule(
+    async fn goes_on(
         &self,
-        lease: Lease,
-        delay: SignedDuration,
+        from: u64,
+        later: Lease,
         audit: AuditEvent,
         notice: String,
     ) -> Result<TakenAway, Error> {
-        let from = lease.revision;
-        let later = lease
-            .postpone(self.now(), delay)
-            .map_err(|refused| internal(&refused))?;
         let lease = self.replace(from, later, audit).await?;
         let notice = lease.ended_at().is_none().then_some(notice);
         Ok(TakenAway { lease, notice })
+    }
+
+    /// 1 s, doubled with each attempt, with full jitter; no less than AWS asks for.
+    fn pause(&self, lease: &Lease, failure: &AwsFailure) -> SignedDuration {
+        let attempts = lease.removal().map_or(0, |removal| removal.attempts);
+        let longest = match lease.state {
+            LeaseState::Quarantined(_) => QUARANTINE_PAUSE,
+            _ => LONGEST_PAUSE,
+        };
+        let most = Duration::from_secs(1 << attempts.min(10)).min(longest);
+        let pause = up_to(most, self.parts.random.as_ref());
+        let held_back = failure
+            .retry_after
+            .filter(|_| failure.class == FailureClass::HeldBack);
+        let pause = pause.max(held_back.unwrap_or_default());
+        SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 
     /// Stores `lease`, or returns what another task that took it away has stored.
@@ -394,15 +448,10 @@ impl Broker {
     }
 }
 
-fn no_lease(id: &LeaseId) -> Error {
+pub(super) fn no_lease(id: &LeaseId) -> Error {
     Error::NotFound(Subject::Lease(id.clone()))
 }
 
 fn internal(refused: &InvalidTransition) -> Error {
     Error::Internal(refused.to_string())
-}
-
-/// 1 s, doubled with each attempt, five minutes at most.
-fn pause(attempts: u32) -> SignedDuration {
-    SignedDuration::from_secs(1 << attempts.min(9)).min(LONGEST_PAUSE)
 }

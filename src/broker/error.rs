@@ -1,5 +1,7 @@
 //! Why a use case did not do as asked.
 
+use std::time::Duration;
+
 use crate::{
     broker::ports::{AwsFailure, StoreError},
     domain::{
@@ -9,7 +11,7 @@ use crate::{
 
 /// Why a use case did not do as asked. Each says what happened and why; `next` says
 /// what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The request cannot be right.
     #[error("{}", join(.0))]
@@ -44,6 +46,18 @@ pub enum Error {
         /// What to do.
         next: String,
     },
+    /// The service has, or asks for, as much as one service may.
+    #[error("{message}")]
+    Limited {
+        /// Machine reason.
+        reason: &'static str,
+        /// What is used up.
+        message: String,
+        /// What to do.
+        next: String,
+        /// When to try again, where that is known.
+        retry_after: Option<Duration>,
+    },
     /// Somebody else changed it at the same moment.
     #[error("{0} was changed by somebody else at the same moment")]
     Conflict(Subject),
@@ -67,6 +81,12 @@ fn join(violations: &[Violation]) -> String {
 }
 
 impl Error {
+    /// One id for two different requests.
+    pub(super) fn request_id_reused() -> Self {
+        let message = "this id was given to another request: give each request an id of its own";
+        Self::Invalid(vec![Violation::new("request_id", message)])
+    }
+
     /// The machine reason, in UPPER_SNAKE_CASE (AIP-193).
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -78,7 +98,7 @@ impl Error {
             Self::Denied(denial) => denial.reason(),
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) => "ALREADY_EXISTS",
-            Self::WrongState { reason, .. } => reason,
+            Self::WrongState { reason, .. } | Self::Limited { reason, .. } => reason,
             Self::Conflict(_) => "CONCURRENT_CHANGE",
             Self::Aws(failure) => failure.reason,
             Self::Store(StoreError::Unavailable(_)) => "STORE_UNAVAILABLE",
@@ -108,7 +128,13 @@ impl Error {
                 "ask for less, or have an operator raise the grant's --max-ttl".to_owned()
             }
             Self::Denied(Denial::TtlBelowMinimum { .. }) => "ask for more".to_owned(),
-            Self::WrongState { next, .. } => next.clone(),
+            Self::Denied(Denial::RenewalAboveMaximum { .. }) => {
+                "issue anew, or ask for less".to_owned()
+            }
+            Self::Denied(Denial::GrantChanged { .. } | Denial::LeaseOver { .. }) => {
+                "issue anew, with a new request id".to_owned()
+            }
+            Self::WrongState { next, .. } | Self::Limited { next, .. } => next.clone(),
             Self::Conflict(_) => "look at it again and repeat".to_owned(),
             Self::Aws(failure) => failure.next.clone(),
             Self::Store(StoreError::Unavailable(_)) => "whoever runs the broker must see that its store can be written (disk space, file \

@@ -1,21 +1,26 @@
-//! Issue: decide, record the intent, ask AWS, record the result, answer.
+//! Issue: decide, record the intent, ask AWS, record the result, answer. A request that
+//! is repeated under its id finds its lease again (`repeat`).
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
+use metrics::{counter, histogram};
 
 use crate::{
     broker::{
         Broker, By, Error, on_conflict,
-        ports::{AwsFailure, FailureClass, StoreError},
+        ports::{AwsFailure, Begun, FailureClass, IssueFailure, StoreError},
     },
     domain::{
         access::Caller,
-        audit::{Event, Subject},
+        audit::{AuditEvent, Event, Subject},
         credential::Credentials,
-        decide::{Authorized, Issue, IssueRequest, decide},
+        decide::{Authorized, Denial, Issue, IssueRequest, decide, own_service},
+        duration::humanize,
+        grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
-        name::LeaseId,
+        name::{GrantName, LeaseId},
+        request::NamedRequest,
     },
 };
 
@@ -26,28 +31,61 @@ const AWS_LIMIT: Duration = Duration::from_secs(40);
 const RESERVE: SignedDuration = SignedDuration::from_secs(15);
 
 /// A lease and its secrets, on the way to their owner.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct IssuedLease {
     /// The lease, active.
     pub lease: Lease,
     /// Its credentials.
     pub credentials: Credentials,
+    /// Whether the request had been answered, or was being, before.
+    pub redelivered: bool,
 }
 
 impl Broker {
-    /// Issues credentials to `caller`.
+    /// Issues credentials to `caller`. A request with an id is answered by one lease,
+    /// however often it is repeated.
     ///
     /// # Errors
-    /// Denied by the decision, refused by AWS, or not recordable. In each case no
-    /// credential leaves, and what AWS may have made is taken away again.
+    /// Denied by the decision, over a limit, refused by AWS, or not recordable. In each
+    /// case no credential leaves, and what AWS may have made is taken away again, or
+    /// taken over when the request is repeated.
     pub async fn issue(
         self: &Arc<Self>,
         caller: Caller,
         request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move { broker.issue_saga(&caller, &request).await })
-            .await
+        self.detached(async move {
+            let work = Box::pin(broker.issue_saga(&caller, &request));
+            broker.once(&caller, request.named.as_ref(), work).await
+        })
+        .await
+    }
+
+    /// Does `work`, unless the same request is being worked on: then shares what comes
+    /// of that.
+    pub(super) async fn once(
+        &self,
+        caller: &Caller,
+        named: Option<&NamedRequest>,
+        work: Pin<Box<impl Future<Output = Result<IssuedLease, Error>>>>,
+    ) -> Result<IssuedLease, Error> {
+        let Some((named, service)) = named.zip(own_service(caller)) else {
+            return work.await;
+        };
+        let joined = self.under_way.join(service, named, work).await?;
+        let issued = joined.outcome?;
+        if !joined.by_waiting {
+            return Ok(issued);
+        }
+        let audit = self
+            .caller_event(caller, Event::LeaseRedelivered)
+            .lease(&issued.lease);
+        self.store().record(audit).await?;
+        Ok(IssuedLease {
+            redelivered: true,
+            ..issued
+        })
     }
 
     async fn issue_saga(
@@ -55,25 +93,110 @@ impl Broker {
         caller: &Caller,
         request: &IssueRequest,
     ) -> Result<IssuedLease, Error> {
+        self.admit_pace(caller, &request.grant).await?;
         let grant = self.store().grant(&request.grant).await?;
-        let issue = match decide(caller, request, grant) {
-            Ok(issue) => issue,
-            Err(denial) => {
-                let audit = self
-                    .caller_event(caller, Event::LeaseDenied)
-                    .grant_name(&request.grant);
-                self.store()
-                    .record(audit.denied(denial.reason()).detail(&denial.to_string()))
-                    .await?;
-                return Err(denial.into());
+        match decide(caller, request, grant) {
+            Ok(issue) => {
+                self.issue_decided(caller, &issue, request.named.as_ref(), None)
+                    .await
             }
+            Err(denial) => self.refuse(caller, &request.grant, denial.into()).await,
+        }
+    }
+
+    /// Lets a request of the caller's through, unless it asks too fast.
+    pub(super) async fn admit_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
+        let per_second = self.parts.limits.issues_per_second;
+        let Some(service) = own_service(caller) else {
+            return Ok(());
         };
-        let lease = self.begin(caller, &issue).await?;
-        let asked = self.parts.issuer.issue(&issue, &lease.binding);
-        let answer = tokio::time::timeout(self.aws_limit(&lease), asked);
-        match answer.await.unwrap_or_else(|_| Err(no_answer(AWS_LIMIT))) {
+        let Err(wait) = self.paces.admit(service, per_second) else {
+            return Ok(());
+        };
+        let error = Error::Limited {
+            reason: "TOO_MANY_REQUESTS",
+            message: format!("service {service} asks for credentials more than {per_second} times a second"),
+            next: "keep credentials until they near their end; if the service is right to ask so often, \
+                   whoever runs the broker raises limits.issues_per_second"
+                .to_owned(),
+            retry_after: Some(wait),
+        };
+        self.refuse(caller, grant, error).await
+    }
+
+    /// Records that nothing is issued, and why.
+    pub(super) async fn refuse<T>(
+        &self,
+        caller: &Caller,
+        grant: &GrantName,
+        error: Error,
+    ) -> Result<T, Error> {
+        let audit = self
+            .caller_event(caller, Event::LeaseDenied)
+            .grant_name(grant);
+        let audit = match &error {
+            Error::Aws(failure) => audit.failed(failure.reason),
+            _ => audit.denied(error.reason()),
+        };
+        self.store()
+            .record(audit.detail(&error.to_string()))
+            .await?;
+        Err(error)
+    }
+
+    pub(super) async fn issue_decided(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        named: Option<&NamedRequest>,
+        renews: Option<LeaseId>,
+    ) -> Result<IssuedLease, Error> {
+        let grant = &issue.get().grant;
+        if let Some(named) = named
+            && let Some(lease) = self
+                .store()
+                .lease_of_request(&grant.name.service, &named.id)
+                .await?
+        {
+            return self.repeat(caller, issue, named, lease).await;
+        }
+        if let Err(failure) = self.parts.issuer.ready(issue) {
+            return self.refuse(caller, &grant.name, failure.into()).await;
+        }
+        let now = self.now();
+        let lease_id = LeaseId::new(now, self.parts.random.as_ref());
+        let binding = Binding::new(lease_id, grant, renews);
+        let lease = Lease::request(binding, named.cloned(), now);
+        let audit = self
+            .caller_event(caller, Event::LeaseRequested)
+            .lease(&lease);
+        let most = self.parts.limits.live(lease.binding.kind);
+        let begun = self.store().begin_lease(&lease, most, audit).await;
+        match on_conflict(begun, || {
+            Error::Conflict(Subject::Grant(grant.name.clone()))
+        })? {
+            Begun::Recorded => self.carry_out(caller, issue, lease).await,
+            Begun::Known(_) => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
+            Begun::TooMany { next_end } => {
+                let left = next_end.map(|end| end.duration_since(now));
+                let error = too_many(grant.spec.kind(), grant.name.service.as_str(), most, left);
+                self.refuse(caller, &grant.name, error).await
+            }
+        }
+    }
+
+    /// Asks AWS for the credentials of a pending lease.
+    pub(super) async fn carry_out(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        lease: Lease,
+    ) -> Result<IssuedLease, Error> {
+        let asked = self.parts.issuer.issue(issue, &lease.binding);
+        match self.in_time(&lease, asked).await {
             Ok(credentials) => {
-                self.activate(caller, lease, issue.get().ttl, credentials)
+                let ttl = issue.get().ttl;
+                self.hand_out(caller, lease, Event::LeaseIssued, ttl, credentials)
                     .await
             }
             Err(failure) => self.give_up(caller, lease, failure).await,
@@ -81,39 +204,40 @@ impl Broker {
     }
 
     /// AWS's time must be over well before the lease's deadline, when others take over.
-    fn aws_limit(&self, lease: &Lease) -> Duration {
-        let until = lease.requested_at + PENDING_LIMIT - RESERVE;
-        let left = Duration::try_from(until.duration_since(self.now()));
-        left.unwrap_or_default().min(AWS_LIMIT)
+    pub(super) async fn in_time(
+        &self,
+        lease: &Lease,
+        asked: impl Future<Output = Result<Credentials, IssueFailure>>,
+    ) -> Result<Credentials, IssueFailure> {
+        let deadline = lease.due_at().unwrap_or(lease.requested_at + PENDING_LIMIT);
+        let left = (deadline - RESERVE).duration_since(self.now());
+        let limit = Duration::try_from(left).unwrap_or_default().min(AWS_LIMIT);
+        let answer = tokio::time::timeout(limit, asked).await;
+        answer.unwrap_or_else(|_| {
+            Err(IssueFailure {
+                failure: no_answer(limit),
+                touched: true,
+            })
+        })
     }
 
-    async fn begin(&self, caller: &Caller, issue: &Authorized<Issue>) -> Result<Lease, Error> {
-        let now = self.now();
-        let grant = &issue.get().grant;
-        let lease_id = LeaseId::new(now, self.parts.random.as_ref());
-        let lease = Lease::request(Binding::new(lease_id, grant), now);
-        let audit = self
-            .caller_event(caller, Event::LeaseRequested)
-            .lease(&lease);
-        on_conflict(self.store().begin_lease(&lease, audit).await, || {
-            Error::Conflict(Subject::Grant(grant.name.clone()))
-        })?;
-        Ok(lease)
-    }
-
-    async fn activate(
+    /// Records the credentials under their lease, and lets them go.
+    pub(super) async fn hand_out(
         &self,
         caller: &Caller,
         lease: Lease,
+        event: Event,
         ttl: Duration,
         credentials: Credentials,
     ) -> Result<IssuedLease, Error> {
         let at = self.now();
+        let before = lease.issued().map(|before| before.expires_at);
         let issued = Issued {
             access_key_id: credentials.access_key_id.clone(),
             at,
             expires_at: credentials
                 .expires_at
+                .or(before)
                 .unwrap_or_else(|| at.saturating_add(ttl).unwrap_or(at)),
         };
         let active = lease
@@ -121,20 +245,24 @@ impl Broker {
             .activate(issued)
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self
-            .caller_event(caller, Event::LeaseIssued)
+            .caller_event(caller, event)
             .lease(&active)
             .aws_request(credentials.aws_request_id.as_deref());
-        match self
+        let audit = told_of_acceptance(audit, &credentials);
+        let written = self
             .store()
             .update_lease(lease.revision, &active, audit)
-            .await
-        {
-            Ok(()) => Ok(IssuedLease {
-                lease: active,
-                credentials,
-            }),
-            Err(error) => Err(self.withhold(lease, error).await),
+            .await;
+        if let Err(error) = written {
+            return Err(self.withhold(lease, error).await);
         }
+        let kind = active.binding.kind.as_str();
+        counter!("credbroker_leases_issued_total", "kind" => kind).increment(1);
+        Ok(IssuedLease {
+            lease: active,
+            credentials,
+            redelivered: event == Event::LeaseRedelivered,
+        })
     }
 
     /// The result could not be recorded, so the credentials do not leave, and what was
@@ -143,9 +271,15 @@ impl Broker {
     async fn withhold(&self, lease: Lease, error: StoreError) -> Error {
         let revoked_meanwhile = matches!(error, StoreError::Conflict);
         let cleaned = if revoked_meanwhile {
-            self.clean_up_after_revocation(&lease).await
+            self.clean_up_after_conflict(&lease).await
+        } else if lease.issued().is_none() {
+            self.withdraw(&lease.binding)
+                .await
+                .map(drop)
+                .map_err(Error::from)
         } else {
-            self.withdraw(&lease.binding).await.map_err(Error::from)
+            // What stands in the place of an earlier key is put in order later.
+            Ok(())
         };
         if let Err(error) = cleaned {
             tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
@@ -170,55 +304,127 @@ impl Broker {
 
     /// Whoever revoked the lease has left it to its issuer to take away. A suspension
     /// alone has not touched it.
-    async fn clean_up_after_revocation(&self, lease: &Lease) -> Result<(), Error> {
+    async fn clean_up_after_conflict(&self, lease: &Lease) -> Result<(), Error> {
         let now = self.known_lease(&lease.binding.lease_id).await?;
-        if let LeaseState::Revoking { .. } = now.state {
-            self.take_away(By::Broker, now).await?;
-        } else if now.ended_at().is_some() {
-            self.withdraw(&now.binding).await?;
-        } else {
-            let cause = Cause::NotIssued("the service was suspended meanwhile".to_owned());
-            let audit = self.event(By::Broker, Event::LeaseRevoking).lease(&now);
-            self.abandon(By::Broker, now, cause, audit).await?;
+        match &now.state {
+            LeaseState::Revoking(_) | LeaseState::Quarantined(_) => {
+                self.take_away(By::Broker, now).await?;
+            }
+            LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
+                self.withdraw(&now.binding).await?;
+            }
+            LeaseState::Active { .. } => self.put_in_order(now).await?,
+            LeaseState::Pending { .. } => {
+                let cause = Cause::NotIssued("the service was suspended meanwhile".to_owned());
+                let audit = self.event(By::Broker, Event::LeaseRevoking).lease(&now);
+                self.abandon(By::Broker, now, cause, audit).await?;
+            }
         }
         Ok(())
     }
 
     /// AWS did not issue. After a clear refusal nothing may be left behind; without a
-    /// clear answer the lease stays pending and the clean-up finds out.
+    /// clear answer the lease stays pending, for a repetition to take over or for the
+    /// clean-up to find out.
     async fn give_up(
         &self,
         caller: &Caller,
         lease: Lease,
-        failure: AwsFailure,
+        failed: IssueFailure,
     ) -> Result<IssuedLease, Error> {
-        let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
-        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not issue");
-        let event = if failure.class == FailureClass::Uncertain {
+        let IssueFailure { failure, touched } = failed;
+        let uncertain = failure.class == FailureClass::Uncertain;
+        let event = if uncertain {
             Event::LeaseUncertain
         } else {
             Event::LeaseDenied
         };
-        let audit = self
-            .caller_event(caller, event)
-            .lease(&lease)
-            .failed(failure.reason)
-            .aws_request(failure.aws_request_id.as_deref())
-            .detail(&failure.aws_said);
-        if failure.class == FailureClass::Uncertain {
+        let audit = self.failed_event(caller, &lease, event, &failure);
+        if uncertain {
             self.store().record(audit).await?;
+            return Err(failure.into());
+        }
+        let ended = if touched {
+            let (by, cause) = (
+                By::Caller(caller),
+                Cause::NotIssued(failure.reason.to_owned()),
+            );
+            self.abandon(by, lease.clone(), cause, audit.clone())
+                .await
+                .map(drop)
         } else {
-            let cause = Cause::NotIssued(failure.reason.to_owned());
-            let by = By::Caller(caller);
-            match self.abandon(by, lease.clone(), cause, audit.clone()).await {
-                Err(Error::Conflict(_)) => {
-                    self.store().record(audit).await?;
-                    self.clean_up_after_revocation(&lease).await?;
-                }
-                abandoned => drop(abandoned?),
+            self.forget(lease.clone(), failure.reason, audit.clone())
+                .await
+        };
+        match ended {
+            Err(Error::Conflict(_)) => {
+                self.store().record(audit).await?;
+                self.clean_up_after_conflict(&lease).await?;
             }
+            ended => ended?,
         }
         Err(failure.into())
+    }
+
+    /// Ends a lease for which AWS has made nothing.
+    async fn forget(&self, lease: Lease, reason: &str, audit: AuditEvent) -> Result<(), Error> {
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let ended = lease
+            .abandon(reason.to_owned(), self.now())
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let written = self.store().update_lease(from, &ended, audit).await;
+        on_conflict(written, || Error::Conflict(Subject::Lease(id)))
+    }
+
+    /// What AWS did instead of issuing.
+    pub(super) fn failed_event(
+        &self,
+        caller: &Caller,
+        lease: &Lease,
+        event: Event,
+        failure: &AwsFailure,
+    ) -> AuditEvent {
+        let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
+        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not issue");
+        self.caller_event(caller, event)
+            .lease(lease)
+            .failed(failure.reason)
+            .aws_request(failure.aws_request_id.as_deref())
+            .detail(&failure.aws_said)
+    }
+}
+
+fn told_of_acceptance(audit: AuditEvent, credentials: &Credentials) -> AuditEvent {
+    let Some(wait) = credentials.usable_after else {
+        return audit;
+    };
+    histogram!("credbroker_key_acceptance_seconds").record(wait);
+    let seconds = wait.as_secs_f64();
+    audit.detail(&format!("AWS accepted the key after {seconds:.1} s"))
+}
+
+fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) -> Error {
+    let setting = match kind {
+        Kind::IamUser => "limits.live_users",
+        Kind::AssumeRole | Kind::FederationToken => "limits.live_sessions",
+    };
+    let retry_after = left.and_then(|left| Duration::try_from(left).ok());
+    let ends = retry_after
+        .map(|left| {
+            let left = Duration::from_secs(left.as_secs() + 1);
+            format!("; the first of them ends in {}", humanize(left))
+        })
+        .unwrap_or_default();
+    Error::Limited {
+        reason: "TOO_MANY_LEASES",
+        message: format!(
+            "service {service} has {most} live leases of this kind, the most it may have{ends}"
+        ),
+        next: format!(
+            "release what is not needed, ask for shorter lives, or see `credbroker lease list --service {service}`; \
+             whoever runs the broker sets {setting}"
+        ),
+        retry_after,
     }
 }
 
@@ -228,9 +434,17 @@ pub(super) fn no_answer(limit: Duration) -> AwsFailure {
         class: FailureClass::Uncertain,
         reason: "AWS_NO_ANSWER",
         message: format!("AWS did not answer within {} s", limit.as_secs()),
-        next: "try again in a minute; what AWS may have made is found and removed by the broker"
-            .to_owned(),
+        next: "try again; what AWS may have made is found and removed by the broker".to_owned(),
+        retry_after: Some(Duration::from_secs(5)),
         aws_said: String::new(),
         aws_request_id: None,
+    }
+}
+
+/// Nothing more comes of a request whose lease is over.
+pub(super) fn over(lease: &Lease, state: &'static str) -> Denial {
+    Denial::LeaseOver {
+        lease_id: lease.binding.lease_id.clone(),
+        state,
     }
 }

@@ -8,11 +8,19 @@ mod end;
 mod grants;
 mod issue;
 mod operators;
+mod paces;
 mod reap;
+mod reconcile;
+mod renew;
+mod repeat;
 mod services;
 mod status;
+mod under_way;
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -21,17 +29,25 @@ pub use self::{
     error::Error,
     issue::IssuedLease,
     operators::NewOperator,
+    reconcile::Reconciliation,
+    renew::RenewedLease,
     services::NewToken,
     status::Status,
 };
 use crate::{
-    broker::ports::{Issuer, Store, StoreError},
+    broker::{
+        paces::Paces,
+        ports::{Inventory, Issuer, Store, StoreError},
+        reap::Busy,
+        under_way::UnderWay,
+    },
     domain::{
         access::Caller,
         arn::Partition,
         audit::{AuditEvent, Event},
         clock::Clock,
         random::Random,
+        service::Limits,
     },
 };
 
@@ -39,8 +55,10 @@ use crate::{
 pub struct Parts {
     /// Where it remembers.
     pub store: Arc<dyn Store>,
-    /// How it reaches AWS.
+    /// How it makes and takes away credentials.
     pub issuer: Arc<dyn Issuer>,
+    /// How it sees what AWS holds of its own.
+    pub inventory: Arc<dyn Inventory>,
     /// Its time.
     pub clock: Arc<dyn Clock>,
     /// Its chance.
@@ -49,6 +67,8 @@ pub struct Parts {
     pub partition: Partition,
     /// Its AWS region, for `status`.
     pub region: String,
+    /// What one service may have.
+    pub limits: Limits,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
     pub stop: CancellationToken,
 }
@@ -58,6 +78,12 @@ pub struct Broker {
     parts: Parts,
     started_at: jiff::Timestamp,
     sagas: TaskTracker,
+    under_way: UnderWay,
+    paces: Paces,
+    busy: Arc<Busy>,
+    reconciled: Mutex<Option<Reconciliation>>,
+    /// Whose keys the last reconciliation looked at last.
+    last_checked: Mutex<String>,
 }
 
 /// On whose account something is done.
@@ -76,6 +102,11 @@ impl Broker {
             parts,
             started_at,
             sagas: TaskTracker::new(),
+            under_way: UnderWay::default(),
+            paces: Paces::default(),
+            busy: Arc::default(),
+            reconciled: Mutex::default(),
+            last_checked: Mutex::default(),
         })
     }
 

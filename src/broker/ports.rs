@@ -1,5 +1,7 @@
 //! What the use cases need from the outside, in words of the domain.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
@@ -11,12 +13,13 @@ use crate::domain::{
     lease::{Binding, Lease},
     name::{GrantName, LeaseId, Name},
     operator::{Operator, Role},
+    request::RequestId,
     service::{Service, ServiceOverview, Suspension},
     token::{StoredToken, TokenId},
 };
 
 /// Why the store did not do as told.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing was written and nothing is known: full, read-only, locked or gone.
     /// Retry later.
@@ -94,10 +97,28 @@ pub struct Counts {
     pub grants: u64,
     /// Leases that have not ended.
     pub live_leases: u64,
+    /// Leases being issued.
+    pub pending_leases: u64,
     /// Leases being taken away.
     pub revoking_leases: u64,
+    /// Leases that AWS keeps refusing to let go.
+    pub quarantined_leases: u64,
     /// Records in the audit log.
     pub audit_records: u64,
+}
+
+/// What became of a lease that was to begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It is recorded.
+    Recorded,
+    /// The service has as many live leases as it may have; nothing was written.
+    TooMany {
+        /// When the first of them ends.
+        next_end: Option<Timestamp>,
+    },
+    /// The request of this id has a lease already; nothing was written.
+    Known(Box<Lease>),
 }
 
 /// Memory that outlives the process.
@@ -208,11 +229,18 @@ pub trait Store: Send + Sync {
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
 
-    /// Adds a pending lease. Conflict when its service is suspended or unknown, or its
-    /// grant's current version is another.
-    async fn begin_lease(&self, lease: &Lease, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Adds a pending lease, unless its request has one or its service has `most` live
+    /// leases of users, or of sessions, whichever the new one is. Conflict when its
+    /// service is suspended or unknown, or its grant's current version is another.
+    async fn begin_lease(
+        &self,
+        lease: &Lease,
+        most: u64,
+        audit: AuditEvent,
+    ) -> Result<Begun, StoreError>;
     /// Replaces a lease by a later revision of it. Conflict when the stored revision is
-    /// not `from`, or when it would become active and its service is suspended.
+    /// not `from`, or when it would be active with other credentials or a longer life
+    /// and its service is suspended.
     async fn update_lease(
         &self,
         from: u64,
@@ -221,12 +249,23 @@ pub trait Store: Send + Sync {
     ) -> Result<(), StoreError>;
     /// One lease.
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError>;
+    /// The lease that answers a service's request of this id.
+    async fn lease_of_request(
+        &self,
+        service: &Name,
+        request: &RequestId,
+    ) -> Result<Option<Lease>, StoreError>;
     /// Leases, newest first.
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
     /// Leases for which something is to be done at `now`: pending past their deadline,
     /// active past their expiry, revoking with an attempt due; oldest first.
     async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError>;
+    /// Leases of IAM users that have not ended, by their users' names.
+    async fn live_users(&self) -> Result<Vec<Lease>, StoreError>;
 
+    /// The id that this broker's users in AWS are told by from another broker's: 10
+    /// characters `[0-9a-f]`, made with the store.
+    async fn deployment(&self) -> Result<String, StoreError>;
     /// How much there is of what.
     async fn counts(&self) -> Result<Counts, StoreError>;
 }
@@ -238,6 +277,8 @@ pub enum FailureClass {
     Refused,
     /// Too many calls; later it may work.
     Throttled,
+    /// The broker itself held the call back, to stay within what AWS takes.
+    HeldBack,
     /// AWS could not be reached, and nothing has happened there.
     Unavailable,
     /// No answer came: it may have happened or not.
@@ -256,28 +297,71 @@ pub struct AwsFailure {
     pub message: String,
     /// What to do next.
     pub next: String,
+    /// When to try again, where that can help.
+    pub retry_after: Option<Duration>,
     /// AWS's own code and words, for the audit log.
     pub aws_said: String,
     /// AWS's id of the request.
     pub aws_request_id: Option<String>,
 }
 
+/// Why no credentials came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssueFailure {
+    /// What AWS did.
+    pub failure: AwsFailure,
+    /// Whether something in AWS may be other than before.
+    pub touched: bool,
+}
+
+/// What a removal found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// The user was there and is gone.
+    Removed,
+    /// AWS knows no such user: gone, not there yet, or never made.
+    NotFound,
+}
+
 /// Makes and takes away credentials in AWS.
 ///
-/// Every call is bounded in time. `issue` is never repeated by the implementation
-/// where a repetition could make a second credential.
+/// Every call is bounded in time and keeps within AWS's rates, where taking away goes
+/// before making. `issue` and `replace_key` may be repeated: what an earlier attempt
+/// made for the same lease is taken over, and no second key is left.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Makes the credentials of one lease, everything named and tagged after it.
+    /// Whether AWS is to be asked to issue at all.
+    ///
+    /// # Errors
+    /// Not while it has been failing, or while too many calls wait already.
+    fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure>;
+    /// Makes the credentials of one lease, everything named and tagged after it. A
+    /// user's key is handed over once AWS accepts it.
     async fn issue(
         &self,
         issue: &Authorized<Issue>,
         lease: &Binding,
-    ) -> Result<Credentials, AwsFailure>;
-    /// Removes whatever `issue` made for an `iam_user` lease: keys first, then policies
-    /// and groups, the user last. Returns once AWS no longer knows the user; safe to
-    /// repeat, and when nothing was made.
-    async fn withdraw(&self, lease: &Binding) -> Result<(), AwsFailure>;
+    ) -> Result<Credentials, IssueFailure>;
+    /// Takes every key of an `iam_user` lease's user away and makes another.
+    async fn replace_key(&self, lease: &Binding) -> Result<Credentials, IssueFailure>;
+    /// Removes whatever `issue` made for an `iam_user` lease: access first, then what
+    /// is left of the user, the user last. Returns once AWS no longer knows the user;
+    /// safe to repeat, and when nothing was made.
+    async fn withdraw(&self, user: &str) -> Result<Withdrawn, AwsFailure>;
     /// ARN of the identity behind the admin key, asked of AWS.
     async fn identity(&self) -> Result<String, AwsFailure>;
+}
+
+/// What AWS holds of this broker's, for reconciliation.
+#[async_trait]
+pub trait Inventory: Send + Sync {
+    /// Names of all users under this broker's path.
+    async fn users(&self) -> Result<Vec<String>, AwsFailure>;
+    /// Whether a user is under this broker's path and its tags say what its name says;
+    /// `None` when AWS knows no such user.
+    async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure>;
+    /// Ids of the keys of a user; none when AWS knows no such user.
+    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
+    /// Removes one key of a user.
+    async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
 }

@@ -6,6 +6,7 @@ use crate::{
     broker::{
         Broker, Error,
         ports::{AwsFailure, Counts},
+        reconcile::Reconciliation,
     },
     domain::{access::Caller, audit::Event},
 };
@@ -21,6 +22,8 @@ pub struct Status {
     pub region: String,
     /// How much there is of what.
     pub counts: Counts,
+    /// What the last reconciliation found.
+    pub reconciliation: Option<Reconciliation>,
 }
 
 impl Broker {
@@ -38,6 +41,7 @@ impl Broker {
             admin: self.parts.issuer.identity().await,
             region: self.parts.region.clone(),
             counts,
+            reconciliation: self.reconciled(),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{error::Error, io, process::ExitCode};
 use tonic::{Code, Status, transport};
 use tonic_types::StatusExt;
 
-use crate::client::ConnectError;
+use crate::{client::ConnectError, domain::request::RequestId};
 
 /// Exit statuses of the contract; 0 is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,15 @@ impl Failure {
             next: Some(next.into()),
             ..self
         }
+    }
+
+    /// Of a request that can be repeated under its id.
+    pub(super) fn of_request(mut self, id: &RequestId) -> Self {
+        if self.exit == Exit::Unavailable {
+            let hint = format!("repeated with --request-id {id} it gets the same lease");
+            self.details.push(hint);
+        }
+        self
     }
 
     pub(super) fn unexpected(what: impl Into<String>) -> Self {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    domain::duration,
+    domain::{duration, random::SystemRandom, request::RequestId},
     proto::{IssueCredentialsRequest, ReleaseLeaseRequest},
 };
 
@@ -24,6 +24,10 @@ pub(super) struct Issue {
     /// Lifetime, e.g. 15m; the grant's default if not given.
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
+    /// A UUID that names this request: repeated with it, it gets the same lease. One is
+    /// made if not given, and told when the answer is lost.
+    #[arg(long, value_name = "UUID")]
+    request_id: Option<RequestId>,
 }
 
 #[derive(Args, Debug)]
@@ -34,14 +38,16 @@ pub(super) struct Release {
 
 impl Issue {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let id = self.request_id;
+        let id = id.unwrap_or_else(|| RequestId::random(&SystemRandom));
         let request = IssueCredentialsRequest {
             grant: self.grant,
             ttl: self.ttl.map(proto_duration),
+            request_id: id.to_string(),
         };
-        let issued = client
-            .credentials()
-            .issue_credentials(request)
-            .await?
+        let issued = client.credentials().issue_credentials(request).await;
+        let issued = issued
+            .map_err(|status| Failure::from(status).of_request(&id))?
             .into_inner();
         let credentials = Credentials::from(issued);
         match out.format() {
@@ -119,6 +125,8 @@ mod tests {
             secret_access_key: "s/+=".to_owned(),
             session_token: session_token.map(ToOwned::to_owned),
             expiration: Some("2026-01-01T00:00:00Z".to_owned()),
+            usable_after_seconds: None,
+            redelivered: false,
         }
     }
 

@@ -1,11 +1,14 @@
 //! `credbroker lease …`.
 
+use std::time::Duration;
+
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::Failure, output::Output, pages, view};
+use super::{failure::Failure, grant::proto_duration, output::Output, pages, view};
 use crate::{
     client::Client,
-    proto::{self, GetLeaseRequest, ListLeasesRequest, RevokeLeaseRequest},
+    domain::{duration, random::SystemRandom, request::RequestId},
+    proto::{self, GetLeaseRequest, ListLeasesRequest, RenewLeaseRequest, RevokeLeaseRequest},
 };
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +29,19 @@ pub(super) enum Lease {
     Show {
         /// Which lease.
         lease_id: String,
+    },
+    /// Let one of the service's own leases live on, as a service. A user keeps its key; a
+    /// session is followed by a new one, whose credentials are printed.
+    Renew {
+        /// Which lease.
+        lease_id: String,
+        /// Lifetime from now, e.g. 15m; the grant's default if not given.
+        #[arg(long, value_parser = duration::parse)]
+        ttl: Option<Duration>,
+        /// A UUID that names this request: repeated with it, a session's renewal gets the
+        /// same lease. One is made if not given, and told when the answer is lost.
+        #[arg(long, value_name = "UUID")]
+        request_id: Option<RequestId>,
     },
     /// End one lease.
     Revoke {
@@ -69,6 +85,23 @@ impl Lease {
                     .await?
                     .into_inner();
                 Ok(out.show(&view::Lease::from(lease))?)
+            }
+            Self::Renew {
+                lease_id,
+                ttl,
+                request_id,
+            } => {
+                let id = request_id.unwrap_or_else(|| RequestId::random(&SystemRandom));
+                let request = RenewLeaseRequest {
+                    lease_id,
+                    ttl: ttl.map(proto_duration),
+                    request_id: id.to_string(),
+                };
+                let renewed = client.credentials().renew_lease(request).await;
+                let renewed = renewed
+                    .map_err(|status| Failure::from(status).of_request(&id))?
+                    .into_inner();
+                Ok(out.show(&view::Renewal::from(renewed))?)
             }
             Self::Revoke { lease_id, reason } => {
                 let done = leases

@@ -1,5 +1,7 @@
 //! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use serde::Serialize;
@@ -251,6 +253,8 @@ pub(super) struct Lease {
     expires_at: Option<String>,
     ended_at: Option<String>,
     reason: Option<String>,
+    renews_lease_id: Option<String>,
+    request_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<String>,
 }
@@ -280,6 +284,8 @@ impl From<proto::Lease> for Lease {
             expires_at: time(lease.expires_at.as_ref()),
             ended_at: time(lease.ended_at.as_ref()),
             reason: lease.reason,
+            renews_lease_id: lease.renews_lease_id,
+            request_id: lease.request_id,
             notice: None,
         }
     }
@@ -296,6 +302,40 @@ pub(super) struct Credentials {
     pub(super) secret_access_key: String,
     pub(super) session_token: Option<String>,
     pub(super) expiration: Option<String>,
+    /// How long AWS took to accept a new key.
+    pub(super) usable_after_seconds: Option<f64>,
+    pub(super) redelivered: bool,
+}
+
+/// `lease renew -o json`: the shape of `issue`, without secrets where none is new.
+#[derive(Serialize)]
+pub(super) struct Renewal {
+    service: String,
+    grant: String,
+    kind: &'static str,
+    lease_id: String,
+    renews_lease_id: Option<String>,
+    access_key_id: Option<String>,
+    secret_access_key: Option<String>,
+    session_token: Option<String>,
+    expiration: Option<String>,
+}
+
+impl From<proto::RenewLeaseResponse> for Renewal {
+    fn from(renewed: proto::RenewLeaseResponse) -> Self {
+        let lease = renewed.lease.unwrap_or_default();
+        Self {
+            service: lease.service,
+            grant: lease.grant,
+            kind: kind(lease.kind),
+            lease_id: lease.lease_id,
+            renews_lease_id: lease.renews_lease_id,
+            access_key_id: lease.access_key_id,
+            secret_access_key: renewed.secret_access_key,
+            session_token: renewed.session_token,
+            expiration: time(renewed.expiration.as_ref()),
+        }
+    }
 }
 
 impl From<proto::IssueCredentialsResponse> for Credentials {
@@ -310,8 +350,16 @@ impl From<proto::IssueCredentialsResponse> for Credentials {
             secret_access_key: issued.secret_access_key,
             session_token: issued.session_token,
             expiration: time(issued.expiration.as_ref()),
+            usable_after_seconds: issued.usable_after.as_ref().map(fractional),
+            redelivered: issued.redelivered,
         }
     }
+}
+
+fn fractional(duration: &ProtoDuration) -> f64 {
+    Duration::try_from(*duration)
+        .unwrap_or_default()
+        .as_secs_f64()
 }
 
 #[derive(Serialize)]

@@ -39,6 +39,10 @@ pub const TABLE: &[(&str, Access)] = &[
         "credbroker.v1.CredentialService/ReleaseLease",
         Access::Services,
     ),
+    (
+        "credbroker.v1.CredentialService/RenewLease",
+        Access::Services,
+    ),
     ("credbroker.v1.GrantService/DeleteGrant", MANAGE),
     ("credbroker.v1.GrantService/GetGrant", READ),
     ("credbroker.v1.GrantService/ListGrants", READ),

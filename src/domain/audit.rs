@@ -83,6 +83,16 @@ events! {
     LeaseDenied => "lease.denied",
     /// AWS's answer never came; what exists is found out later.
     LeaseUncertain => "lease.uncertain",
+    /// An issue that its first issuer did not bring to its end was taken over.
+    LeaseResumed => "lease.resumed",
+    /// A repeated request is to get another key or session under its lease.
+    LeaseReplacing => "lease.replacing",
+    /// A repeated request got another key or session under its lease.
+    LeaseRedelivered => "lease.redelivered",
+    /// A replacement came to nothing; the lease stays as it was.
+    LeaseKept => "lease.kept",
+    /// A lease's life was prolonged.
+    LeaseRenewed => "lease.renewed",
     /// Leases were looked at.
     LeaseRead => "lease.read",
     /// A service handed a lease back.
@@ -95,6 +105,16 @@ events! {
     LeaseExpired => "lease.expired",
     /// AWS could not be brought to take a lease away; tried again later.
     LeasePostponed => "lease.postponed",
+    /// AWS keeps refusing to take a lease away; tried for ever.
+    LeaseQuarantined => "lease.quarantined",
+    /// A live lease's user or key is no longer in AWS, and not by the broker's doing.
+    LeaseVanished => "lease.vanished",
+    /// A user under the broker's path without a live lease was removed.
+    OrphanRemoved => "orphan.removed",
+    /// A key that no lease knows was removed from a user.
+    KeyRemoved => "key.removed",
+    /// The broker's clock was set to AWS's.
+    ClockSet => "clock.set",
     /// An operator was added.
     OperatorCreated => "operator.created",
     /// Operators were looked at.

@@ -1,10 +1,12 @@
 //! Issued credentials, on their way to their owner and nowhere else.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 /// What AWS returned for one lease. Debug hides the secrets; nothing stores them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Credentials {
     /// `AKIA…` or `ASIA…`.
     pub access_key_id: String,
@@ -14,6 +16,8 @@ pub struct Credentials {
     pub session_token: Option<SecretString>,
     /// When AWS ends them, by its own word; `None` for an IAM user, which the broker ends.
     pub expires_at: Option<Timestamp>,
+    /// How long AWS took to accept a new key; `None` for sessions, which work at once.
+    pub usable_after: Option<Duration>,
     /// AWS's id of the request that made them, for CloudTrail.
     pub aws_request_id: Option<String>,
 }

@@ -1,13 +1,18 @@
-//! The decision whether credentials are issued. Pure: no I/O, no clock.
+//! The decision whether credentials are issued or renewed. Pure: no I/O; the time is
+//! handed in.
 
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::domain::{
     access::Caller,
     duration::humanize,
     grant::Grant,
-    name::{GrantName, Name},
+    lease::{Lease, LeaseState},
+    name::{GrantName, LeaseId, Name},
     principal::Identity,
+    request::{NamedRequest, RequestId},
 };
 
 /// What a service asks for.
@@ -17,6 +22,47 @@ pub struct IssueRequest {
     pub grant: GrantName,
     /// For how long; `None` for the grant's default.
     pub ttl: Option<Duration>,
+    /// The request's own name, by which a repetition is known.
+    pub named: Option<NamedRequest>,
+}
+
+impl IssueRequest {
+    /// A request for credentials under `grant`, known again by `id` if there is one.
+    #[must_use]
+    pub fn new(grant: GrantName, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
+        let asked = ["issue", &grant.to_string(), &seconds(ttl)];
+        let named = id.map(|id| NamedRequest::new(id, &asked));
+        Self { grant, ttl, named }
+    }
+}
+
+/// What a service asks for that holds a lease already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewRequest {
+    /// Which lease.
+    pub lease_id: LeaseId,
+    /// How long the credentials are to live from now; `None` for the grant's default.
+    pub ttl: Option<Duration>,
+    /// The request's own name, by which a repetition is known.
+    pub named: Option<NamedRequest>,
+}
+
+impl RenewRequest {
+    /// A request to renew a lease, known again by `id` if there is one.
+    #[must_use]
+    pub fn new(lease_id: LeaseId, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
+        let asked = ["renew", lease_id.as_str(), &seconds(ttl)];
+        let named = id.map(|id| NamedRequest::new(id, &asked));
+        Self {
+            lease_id,
+            ttl,
+            named,
+        }
+    }
+}
+
+fn seconds(ttl: Option<Duration>) -> String {
+    ttl.map(|ttl| ttl.as_secs().to_string()).unwrap_or_default()
 }
 
 /// Something that [`decide`] has allowed; nothing else builds it.
@@ -30,6 +76,21 @@ impl<T> Authorized<T> {
     }
 }
 
+impl Authorized<Issue> {
+    /// The same for no longer than `ttl`: less needs no new decision.
+    #[must_use]
+    pub fn for_at_most(&self, ttl: Duration) -> Self {
+        let Issue {
+            grant,
+            ttl: allowed,
+        } = &self.0;
+        Self(Issue {
+            grant: grant.clone(),
+            ttl: ttl.min(*allowed),
+        })
+    }
+}
+
 /// An issue with everything settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
@@ -37,6 +98,15 @@ pub struct Issue {
     pub grant: Grant,
     /// How long the credentials live.
     pub ttl: Duration,
+}
+
+/// A renewal with everything settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease's user lives on; `None` when its time reaches as far already.
+    LivesUntil(Option<Timestamp>),
+    /// A session cannot be prolonged: a new one carries its lease on.
+    NewSession(Box<Authorized<Issue>>),
 }
 
 /// Why nothing is issued.
@@ -65,6 +135,33 @@ pub enum Denial {
         /// The kind's minimum.
         minimum: Duration,
     },
+    /// The lease was issued under a version of the grant that no longer stands.
+    #[error("lease {lease_id} was issued under an earlier version of its grant")]
+    GrantChanged {
+        /// Which lease.
+        lease_id: LeaseId,
+    },
+    /// There is nothing left to renew or to hand out again.
+    #[error("lease {lease_id} is {state}")]
+    LeaseOver {
+        /// Which lease.
+        lease_id: LeaseId,
+        /// Where it stands.
+        state: &'static str,
+    },
+    /// A user lives no longer than its grant allows, however often it is renewed.
+    #[error(
+        "lease {lease_id} can live until {latest:.0} at the latest: {} after it was asked for, as its grant allows",
+        humanize(*.maximum)
+    )]
+    RenewalAboveMaximum {
+        /// Which lease.
+        lease_id: LeaseId,
+        /// When its longest life ends.
+        latest: Timestamp,
+        /// The grant's maximum.
+        maximum: Duration,
+    },
 }
 
 impl Denial {
@@ -75,6 +172,9 @@ impl Denial {
             Self::NoSuchGrant(_) => "NO_SUCH_GRANT",
             Self::TtlAboveMaximum { .. } => "TTL_ABOVE_MAXIMUM",
             Self::TtlBelowMinimum { .. } => "TTL_BELOW_MINIMUM",
+            Self::GrantChanged { .. } => "GRANT_CHANGED",
+            Self::LeaseOver { .. } => "LEASE_ENDED",
+            Self::RenewalAboveMaximum { .. } => "RENEWAL_ABOVE_MAXIMUM",
         }
     }
 }
@@ -123,14 +223,76 @@ pub fn decide(
     Ok(Authorized(Issue { grant, ttl }))
 }
 
+/// Decides whether a lease of `caller`'s is renewed at `now`, given the current version
+/// of its grant.
+///
+/// # Errors
+/// The grant is gone or has changed, the lease is over, or the lifetime out of bounds.
+pub fn decide_renewal(
+    caller: &Caller,
+    request: &RenewRequest,
+    lease: &Lease,
+    grant: Option<Grant>,
+    now: Timestamp,
+) -> Result<Renewal, Denial> {
+    let as_issue = IssueRequest {
+        grant: lease.binding.grant.clone(),
+        ttl: request.ttl,
+        named: request.named.clone(),
+    };
+    let issue = decide(caller, &as_issue, grant)?;
+    let lease_id = || lease.binding.lease_id.clone();
+    let LeaseState::Active { issued, .. } = &lease.state else {
+        return Err(Denial::LeaseOver {
+            lease_id: lease_id(),
+            state: lease.state.as_str(),
+        });
+    };
+    if issued.expires_at <= now {
+        return Err(Denial::LeaseOver {
+            lease_id: lease_id(),
+            state: "expired",
+        });
+    }
+    if lease.binding.kind.is_session() {
+        return Ok(Renewal::NewSession(Box::new(issue)));
+    }
+    let Issue { grant, ttl } = issue.get();
+    if grant.version != lease.binding.grant_version {
+        return Err(Denial::GrantChanged {
+            lease_id: lease_id(),
+        });
+    }
+    let maximum = grant.spec.max_ttl;
+    let latest = after(lease.requested_at, maximum);
+    let wanted = after(now, *ttl);
+    let too_late = wanted > latest && (request.ttl.is_some() || latest <= issued.expires_at);
+    if too_late {
+        return Err(Denial::RenewalAboveMaximum {
+            lease_id: lease_id(),
+            latest,
+            maximum,
+        });
+    }
+    let until = wanted.min(latest);
+    Ok(Renewal::LivesUntil(
+        (until > issued.expires_at).then_some(until),
+    ))
+}
+
+/// Bounded by what a timestamp can hold.
+fn after(time: Timestamp, ttl: Duration) -> Timestamp {
+    time.saturating_add(ttl).unwrap_or(Timestamp::MAX)
+}
+
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::domain::{
         access::admit,
         grant::{GrantSpec, KindSpec},
+        lease::{Binding, Cause, Issued},
+        name::tests::Counting,
         principal::{Origin, Principal},
         token::TokenId,
     };
@@ -166,10 +328,8 @@ mod tests {
     }
 
     fn ask(service: &str, ttl: Option<u64>, grant: Option<Grant>) -> Result<u64, &'static str> {
-        let request = IssueRequest {
-            grant: "payments/uploads".parse().unwrap(),
-            ttl: ttl.map(Duration::from_secs),
-        };
+        let name = "payments/uploads".parse().unwrap();
+        let request = IssueRequest::new(name, ttl.map(Duration::from_secs), None);
         decide(&caller(service), &request, grant)
             .map(|allowed| allowed.get().ttl.as_secs())
             .map_err(|denial| denial.reason())
@@ -197,5 +357,108 @@ mod tests {
             ask("payments", Some(899), Some(grant())),
             Err("TTL_BELOW_MINIMUM")
         );
+    }
+
+    fn user_grant() -> Grant {
+        let kind = KindSpec::IamUser {
+            groups: vec![],
+            path: "/".to_owned(),
+            permissions_boundary: None,
+            tags: vec![],
+        };
+        let spec = GrantSpec {
+            kind,
+            ..grant().spec
+        };
+        Grant { spec, ..grant() }
+    }
+
+    fn second(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// Asked for at 1,000 and issued until 4,600.
+    fn lease(grant: &Grant) -> Lease {
+        let id = LeaseId::new(second(1_000), &Counting);
+        let lease = Lease::request(Binding::new(id, grant, None), None, second(1_000));
+        let issued = Issued {
+            access_key_id: "AKIA1".to_owned(),
+            at: second(1_000),
+            expires_at: second(4_600),
+        };
+        lease.activate(issued).unwrap()
+    }
+
+    fn renew(
+        lease: &Lease,
+        grant: Grant,
+        ttl: Option<u64>,
+        now: i64,
+    ) -> Result<Renewal, &'static str> {
+        let id = lease.binding.lease_id.clone();
+        let request = RenewRequest::new(id, ttl.map(Duration::from_secs), None);
+        let caller = caller("payments");
+        decide_renewal(&caller, &request, lease, Some(grant), second(now))
+            .map_err(|denial| denial.reason())
+    }
+
+    #[test]
+    fn a_user_is_renewed_up_to_the_grants_maximum_after_it_was_asked_for() {
+        let (grant, lease) = (user_grant(), lease(&user_grant()));
+        let until = |ttl, now| renew(&lease, grant.clone(), ttl, now);
+        let lives = |at| Ok(Renewal::LivesUntil(Some(second(at))));
+        assert_eq!(until(None, 2_000), lives(5_600));
+        assert_eq!(until(Some(6_200), 2_000), lives(8_200));
+        assert_eq!(until(Some(6_201), 2_000), Err("RENEWAL_ABOVE_MAXIMUM"));
+        // Without a wish it gets what the maximum leaves.
+        assert_eq!(until(None, 4_599), lives(8_199));
+        assert_eq!(until(Some(60), 2_000), Ok(Renewal::LivesUntil(None)));
+        assert_eq!(until(None, 4_600), Err("LEASE_ENDED"));
+        let longest = lease.clone().extend(second(8_200), second(2_000)).unwrap();
+        assert_eq!(
+            renew(&longest, grant.clone(), None, 5_000),
+            Err("RENEWAL_ABOVE_MAXIMUM")
+        );
+    }
+
+    #[test]
+    fn a_user_of_an_earlier_version_or_a_lease_that_is_over_is_not_renewed() {
+        let held = lease(&user_grant());
+        let changed = Grant {
+            version: 2,
+            ..user_grant()
+        };
+        assert_eq!(renew(&held, changed, None, 2_000), Err("GRANT_CHANGED"));
+        let over = held.begin_revocation(Cause::Released, second(1_500));
+        assert_eq!(
+            renew(&over.unwrap(), user_grant(), None, 2_000),
+            Err("LEASE_ENDED")
+        );
+        let elsewhere = Grant {
+            name: "payments/other".parse().unwrap(),
+            ..user_grant()
+        };
+        assert_eq!(
+            renew(&lease(&user_grant()), elsewhere, None, 2_000),
+            Err("NO_SUCH_GRANT")
+        );
+    }
+
+    #[test]
+    fn a_session_is_renewed_by_a_new_one_under_the_grant_as_it_stands() {
+        let held = lease(&grant());
+        let changed = Grant {
+            version: 2,
+            ..grant()
+        };
+        match renew(&held, changed, Some(1_800), 2_000) {
+            Ok(Renewal::NewSession(issue)) => {
+                assert_eq!(
+                    (issue.get().grant.version, issue.get().ttl.as_secs()),
+                    (2, 1_800)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

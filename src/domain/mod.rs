@@ -6,6 +6,8 @@ pub mod access;
 pub mod arn;
 #[cfg(feature = "server")]
 pub mod audit;
+#[cfg(feature = "server")]
+pub mod bucket;
 pub mod catalogue;
 pub mod clock;
 pub mod credential;
@@ -20,5 +22,6 @@ pub mod policy;
 #[cfg(feature = "server")]
 pub mod principal;
 pub mod random;
+pub mod request;
 pub mod service;
 pub mod token;

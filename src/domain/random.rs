@@ -1,9 +1,22 @@
 //! Chance, handed in wherever it is needed.
 
+use std::time::Duration;
+
 /// A source of unpredictable bytes, fit for secrets.
 pub trait Random: Send + Sync {
     /// Fills `bytes` from a cryptographically secure generator.
     fn fill(&self, bytes: &mut [u8]);
+}
+
+/// A time of up to `most`, each as likely as the other: "full jitter", so that many who
+/// failed together do not come back together.
+/// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
+#[must_use]
+pub fn up_to(most: Duration, random: &dyn Random) -> Duration {
+    let mut bytes = [0; 4];
+    random.fill(&mut bytes);
+    let share = f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX);
+    most.mul_f64(share)
 }
 
 /// The operating system's generator.
@@ -20,5 +33,27 @@ impl Random for SystemRandom {
     )]
     fn fill(&self, bytes: &mut [u8]) {
         aws_lc_rs::rand::fill(bytes).expect("the operating system's random generator works");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Always(u8);
+
+    impl Random for Always {
+        fn fill(&self, bytes: &mut [u8]) {
+            bytes.fill(self.0);
+        }
+    }
+
+    #[test]
+    fn jitter_reaches_from_nothing_to_the_most() {
+        let most = Duration::from_secs(8);
+        assert_eq!(up_to(most, &Always(0)), Duration::ZERO);
+        assert_eq!(up_to(most, &Always(0xff)), most);
+        let half = up_to(most, &Always(0x80)).as_secs_f64();
+        assert!((4.0..4.1).contains(&half), "{half}");
     }
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::domain::name::Name;
+use crate::domain::{grant::Kind, name::Name};
 
 /// Most tokens a service may have at a time: enough to roll them.
 pub const TOKENS_MAX: usize = 10;
@@ -36,4 +36,37 @@ pub struct ServiceOverview {
     pub live_leases: u64,
     /// When credentials were last issued to it.
     pub last_issued_at: Option<Timestamp>,
+}
+
+/// What one service may have at most, so that one in a restart loop does not use up the
+/// account for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Live leases of IAM users. AWS takes 5,000 users per account.
+    pub live_users: u64,
+    /// Live leases of sessions.
+    pub live_sessions: u64,
+    /// Issues and renewals per second; twice as many at once.
+    pub issues_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            live_users: 100,
+            live_sessions: 10_000,
+            issues_per_second: 100,
+        }
+    }
+}
+
+impl Limits {
+    /// How many live leases of those that count together with this kind.
+    #[must_use]
+    pub const fn live(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::IamUser => self.live_users,
+            Kind::AssumeRole | Kind::FederationToken => self.live_sessions,
+        }
+    }
 }

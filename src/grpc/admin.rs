@@ -5,6 +5,7 @@ use super::{
     Api,
     convert::{parse, parse_role, to_operator, to_time},
 };
+use crate::broker;
 use crate::proto::{
     self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
     DeleteOperatorResponse, GetStatusRequest, ListOperatorsRequest, ListOperatorsResponse,
@@ -34,6 +35,9 @@ impl AdminService for Api {
                 live_leases: status.counts.live_leases,
                 revoking_leases: status.counts.revoking_leases,
                 audit_records: status.counts.audit_records,
+                pending_leases: status.counts.pending_leases,
+                quarantined_leases: status.counts.quarantined_leases,
+                reconciliation: status.reconciliation.as_ref().map(to_reconciliation),
             })
         })
         .await
@@ -78,5 +82,20 @@ impl AdminService for Api {
             Ok(DeleteOperatorResponse {})
         })
         .await
+    }
+}
+
+/// Most names of one sort that an answer tells.
+const TOLD_MAX: usize = 100;
+
+fn to_reconciliation(found: &broker::Reconciliation) -> proto::Reconciliation {
+    let told = |ids: &mut dyn Iterator<Item = String>| ids.take(TOLD_MAX).collect();
+    proto::Reconciliation {
+        time: Some(to_time(found.at)),
+        users: found.users as u64,
+        orphans_removed: found.orphans_removed as u64,
+        keys_removed: found.keys_removed as u64,
+        strangers: told(&mut found.strangers.iter().cloned()),
+        vanished_leases: told(&mut found.vanished.iter().map(ToString::to_string)),
     }
 }

@@ -387,10 +387,10 @@ pub(super) fn to_time(time: Timestamp) -> ProtoTimestamp {
     }
 }
 
-fn to_duration(duration: Duration) -> ProtoDuration {
+pub(super) fn to_duration(duration: Duration) -> ProtoDuration {
     ProtoDuration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: 0,
+        nanos: duration.subsec_nanos().cast_signed(),
     }
 }
 
@@ -405,8 +405,9 @@ pub(super) const fn to_kind(kind: Kind) -> proto::Kind {
 pub(super) const fn to_state(state: &LeaseState) -> proto::LeaseState {
     match state {
         LeaseState::Pending { .. } => proto::LeaseState::Pending,
-        LeaseState::Active(_) => proto::LeaseState::Active,
-        LeaseState::Revoking { .. } => proto::LeaseState::Revoking,
+        LeaseState::Active { .. } => proto::LeaseState::Active,
+        LeaseState::Revoking(_) => proto::LeaseState::Revoking,
+        LeaseState::Quarantined(_) => proto::LeaseState::Quarantined,
         LeaseState::Revoked { .. } => proto::LeaseState::Revoked,
         LeaseState::Expired { .. } => proto::LeaseState::Expired,
     }
@@ -429,6 +430,8 @@ pub(super) fn to_lease(lease: &Lease) -> proto::Lease {
         expires_at: issued.map(|issued| to_time(issued.expires_at)),
         ended_at: lease.ended_at().map(to_time),
         reason: lease.cause().map(ToString::to_string),
+        renews_lease_id: binding.renews.as_ref().map(ToString::to_string),
+        request_id: lease.request.as_ref().map(|request| request.id.to_string()),
     }
 }
 

@@ -1,19 +1,20 @@
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{Fields, parse, parse_ttl, to_lease, to_time},
+    convert::{Fields, parse, parse_optional, parse_ttl, to_duration, to_lease, to_time},
 };
 use crate::{
     broker::Error,
     domain::{
-        decide::{IssueRequest, own_service},
+        decide::{IssueRequest, RenewRequest, own_service},
         name::GrantName,
     },
     proto::{
         IssueCredentialsRequest, IssueCredentialsResponse, ReleaseLeaseRequest,
-        ReleaseLeaseResponse, credential_service_server::CredentialService,
+        ReleaseLeaseResponse, RenewLeaseRequest, RenewLeaseResponse,
+        credential_service_server::CredentialService,
     },
 };
 
@@ -32,7 +33,9 @@ impl CredentialService for Api {
                 .ok();
             let grant = fields.done(grant)?;
             let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
-            let issued = broker.issue(caller, IssueRequest { grant, ttl }).await?;
+            let id = parse_optional("request_id", &message.request_id)?;
+            let request = IssueRequest::new(grant, ttl, id);
+            let issued = broker.issue(caller, request).await?;
             let credentials = &issued.credentials;
             Ok(IssueCredentialsResponse {
                 lease: Some(to_lease(&issued.lease)),
@@ -42,6 +45,34 @@ impl CredentialService for Api {
                     .as_ref()
                     .map(|token| token.expose_secret().to_owned()),
                 expiration: issued
+                    .lease
+                    .issued()
+                    .map(|issued| to_time(issued.expires_at)),
+                redelivered: issued.redelivered,
+                usable_after: credentials.usable_after.map(to_duration),
+            })
+        })
+        .await
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<RenewLeaseRequest>,
+    ) -> Result<Response<RenewLeaseResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
+            let id = parse_optional("request_id", &message.request_id)?;
+            let lease_id = parse("lease_id", &message.lease_id)?;
+            let renewed = broker
+                .renew(caller, RenewRequest::new(lease_id, ttl, id))
+                .await?;
+            let expose = |secret: &SecretString| secret.expose_secret().to_owned();
+            let credentials = renewed.credentials.as_ref();
+            Ok(RenewLeaseResponse {
+                lease: Some(to_lease(&renewed.lease)),
+                secret_access_key: credentials.map(|made| expose(&made.secret_access_key)),
+                session_token: credentials.and_then(|made| made.session_token.as_ref().map(expose)),
+                expiration: renewed
                     .lease
                     .issued()
                     .map(|issued| to_time(issued.expires_at)),

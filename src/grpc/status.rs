@@ -17,6 +17,8 @@ use crate::{
 pub const ERROR_DOMAIN: &str = "credbroker";
 /// Key of the `ErrorInfo` metadata that says what to do next.
 pub const NEXT: &str = "next";
+/// When a store that cannot be written may be worth another try.
+const STORE_PAUSE: Duration = Duration::from_secs(5);
 
 /// An error as the caller sees it. What is no caller's business goes to the log alone.
 #[must_use]
@@ -44,12 +46,19 @@ const fn code(error: &Error) -> Code {
         }
         Error::Unauthenticated => Code::Unauthenticated,
         Error::Suspended(_) | Error::NotPermitted(_) => Code::PermissionDenied,
+        Error::Limited { .. } => Code::ResourceExhausted,
         Error::NotFound(_) | Error::Denied(Denial::NoSuchGrant(_)) => Code::NotFound,
         Error::AlreadyExists(_) => Code::AlreadyExists,
-        Error::WrongState { .. } => Code::FailedPrecondition,
+        Error::WrongState { .. }
+        | Error::Denied(
+            Denial::GrantChanged { .. }
+            | Denial::LeaseOver { .. }
+            | Denial::RenewalAboveMaximum { .. },
+        ) => Code::FailedPrecondition,
         Error::Conflict(_) => Code::Aborted,
         Error::Aws(failure) => match failure.class {
             FailureClass::Refused => Code::FailedPrecondition,
+            FailureClass::HeldBack => Code::ResourceExhausted,
             FailureClass::Throttled | FailureClass::Unavailable | FailureClass::Uncertain => {
                 Code::Unavailable
             }
@@ -87,17 +96,12 @@ fn details(error: &Error) -> ErrorDetails {
 }
 
 fn retry_after(error: &Error) -> Option<Duration> {
-    let seconds = match error {
-        Error::Aws(failure) => match failure.class {
-            FailureClass::Refused => return None,
-            FailureClass::Throttled => 5,
-            FailureClass::Unavailable => 2,
-            FailureClass::Uncertain => 60,
-        },
-        Error::Store(StoreError::Unavailable(_)) => 5,
-        _ => return None,
-    };
-    Some(Duration::from_secs(seconds))
+    match error {
+        Error::Aws(failure) => failure.retry_after,
+        Error::Limited { retry_after, .. } => *retry_after,
+        Error::Store(StoreError::Unavailable(_)) => Some(STORE_PAUSE),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -114,9 +118,19 @@ mod tests {
             reason: "R",
             message: "m".to_owned(),
             next: "n".to_owned(),
+            retry_after: (class != FailureClass::Refused).then_some(Duration::from_secs(3)),
             aws_said: "AccessDenied: secret words".to_owned(),
             aws_request_id: None,
         })
+    }
+
+    fn limited() -> Error {
+        Error::Limited {
+            reason: "R",
+            message: "m".to_owned(),
+            next: String::new(),
+            retry_after: Some(Duration::from_secs(3)),
+        }
     }
 
     fn subject() -> Subject {
@@ -168,6 +182,15 @@ mod tests {
             (Error::Conflict(subject()), Code::Aborted),
             (aws(FailureClass::Refused), Code::FailedPrecondition),
             (aws(FailureClass::Throttled), Code::Unavailable),
+            (aws(FailureClass::HeldBack), Code::ResourceExhausted),
+            (limited(), Code::ResourceExhausted),
+            (
+                denied(Denial::LeaseOver {
+                    lease_id: "0123456789abcdefghijklmnop".parse().unwrap(),
+                    state: "revoked",
+                }),
+                Code::FailedPrecondition,
+            ),
             (aws(FailureClass::Unavailable), Code::Unavailable),
             (aws(FailureClass::Uncertain), Code::Unavailable),
             (
@@ -190,6 +213,7 @@ mod tests {
                 .and_then(|info| info.retry_delay)
         };
         assert!(retry(&aws(FailureClass::Throttled)).is_some());
+        assert!(retry(&limited()).is_some());
         assert!(retry(&Error::Store(StoreError::Unavailable(String::new()))).is_some());
         assert!(retry(&aws(FailureClass::Refused)).is_none());
     }

@@ -1,6 +1,8 @@
-//! HTTPS beside gRPC on the same port: liveness and readiness, and the listener itself.
+//! HTTPS beside gRPC on the same port: liveness, readiness, metrics, and the listener
+//! itself.
 
 pub mod listener;
+mod metrics;
 pub mod tls;
 
 use std::sync::Arc;
@@ -14,17 +16,22 @@ use crate::{
 };
 
 /// Everything that is served: gRPC behind the gate, `grpc.health.v1`, `/livez` and
-/// `/readyz` in front of it.
+/// `/readyz` and `/metrics` in front of it.
 pub fn router(broker: &Arc<Broker>) -> Router {
+    metrics::install();
     let gated = Arc::clone(broker);
     let grpc = grpc::routes(broker)
         .prepare()
         .into_axum_router()
         .layer(layer_fn(move |inner| Gate::new(inner, Arc::clone(&gated))));
-    let ready = Arc::clone(broker);
+    let (ready, counted) = (Arc::clone(broker), Arc::clone(broker));
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
+        .route(
+            "/metrics",
+            get(async move || metrics::render(&counted).await),
+        )
         .route_service("/grpc.health.v1.Health/{method}", grpc::health())
         .merge(grpc)
 }

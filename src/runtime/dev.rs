@@ -23,11 +23,12 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, StartError, assemble, bind, clients, file_error, private_file, run, tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, tolerate_silence,
 };
 use crate::{
     authn::token,
-    domain::{arn::Partition, principal::Origin},
+    aws::{AwsSettings, chain_region},
+    domain::{arn::Partition, principal::Origin, service::Limits},
     http::tls,
 };
 
@@ -51,11 +52,15 @@ pub struct DevOptions {
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
-    let found = clients(None, options.aws_endpoint_url.clone()).await;
-    let region = found.region().unwrap_or(DEFAULT_REGION).to_owned();
+    let region = chain_region().await.unwrap_or(DEFAULT_REGION.to_owned());
     let partition = Partition::for_region(&region);
-    let clients = clients(Some(region), options.aws_endpoint_url).await;
-    let assembled = assemble(&dir.join("credbroker.db"), clients, partition).await?;
+    let settings = AwsSettings {
+        region: Some(region),
+        endpoint_url: options.aws_endpoint_url,
+        ..AwsSettings::default()
+    };
+    let aws = aws(&settings, partition).await;
+    let assembled = assemble(&dir.join("credbroker.db"), aws, Limits::default()).await?;
     tolerate_silence(assembled.issuer.ensure_boundary().await)?;
 
     let env_file = dir.join("env");

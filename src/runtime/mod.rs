@@ -25,10 +25,16 @@ use crate::{
     aws::{AwsIssuer, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Parts,
-        ports::{FailureClass, StoreError},
+        ports::{FailureClass, Store, StoreError},
     },
     config::ConfigError,
-    domain::{arn::Partition, audit::Event, clock::SystemClock, random::SystemRandom},
+    domain::{
+        arn::Partition,
+        audit::Event,
+        clock::{SteadyClock, wall_time},
+        random::SystemRandom,
+        service::Limits,
+    },
     http::{self, listener, tls::TlsError},
     store::sqlite::{OpenError, SqliteStore},
 };
@@ -132,22 +138,37 @@ struct Assembled {
     stop: CancellationToken,
 }
 
-async fn assemble(
-    store: &Path,
+/// How AWS is reached, and the time that AWS tells.
+struct Aws {
     clients: Clients,
+    clock: Arc<SteadyClock>,
     partition: Partition,
-) -> Result<Assembled, StartError> {
+}
+
+async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
+    let clock = Arc::new(SteadyClock::starting_at(wall_time()));
+    Aws {
+        clients: Clients::new(settings, &clock).await,
+        clock,
+        partition,
+    }
+}
+
+async fn assemble(store: &Path, aws: Aws, limits: Limits) -> Result<Assembled, StartError> {
     let store = Arc::new(SqliteStore::open(store).await?);
-    let region = clients.region().unwrap_or_default().to_owned();
-    let issuer = Arc::new(AwsIssuer::new(clients, partition));
+    let deployment = store.deployment().await.map_err(broker::Error::from)?;
+    let region = aws.clients.region().unwrap_or_default().to_owned();
+    let issuer = Arc::new(AwsIssuer::new(aws.clients, aws.partition, &deployment));
     let stop = CancellationToken::new();
     let broker = Broker::new(Parts {
         store: store.clone(),
         issuer: issuer.clone(),
-        clock: Arc::new(SystemClock),
+        inventory: issuer.clone(),
+        clock: aws.clock,
         random: Arc::new(SystemRandom),
-        partition,
+        partition: aws.partition,
         region,
+        limits,
         stop: stop.clone(),
     });
     Ok(Assembled {
@@ -177,14 +198,6 @@ fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) => fs::File::open(parent)?.sync_all(),
         None => Ok(()),
     }
-}
-
-async fn clients(region: Option<String>, endpoint_url: Option<String>) -> Clients {
-    Clients::new(&AwsSettings {
-        region,
-        endpoint_url,
-    })
-    .await
 }
 
 /// What AWS refuses must be mended before the start; what it does not answer may come back.
@@ -219,14 +232,14 @@ async fn run(
     } = assembled;
     broker.lifecycle(Event::BrokerStarted).await?;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
-    let reaper = tokio::spawn(Arc::clone(&broker).reap());
+    let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
     ready();
     listener::serve(listener, tls, http::router(&broker), stop).await;
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
     if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
     }
-    reaper.abort();
+    upkeep.abort();
     broker.lifecycle(Event::BrokerStopped).await?;
     store.close().await;
     Ok(())

@@ -5,9 +5,14 @@ use std::path::Path;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, StartError, assemble, bind, clients, file_error, private_file, run, tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, tolerate_silence,
 };
-use crate::{broker::Error, config::Config, http::tls};
+use crate::{
+    aws::AwsSettings,
+    broker::Error,
+    config::{self, Config},
+    http::tls,
+};
 
 /// Serves until told to stop.
 ///
@@ -15,8 +20,8 @@ use crate::{broker::Error, config::Config, http::tls};
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
-    let clients = clients(Some(config.aws.region), config.aws.endpoint_url).await;
-    let assembled = assemble(&config.store, clients, config.aws.partition).await?;
+    let aws = aws(&settings(&config.aws), config.aws.partition).await;
+    let assembled = assemble(&config.store, aws, config.limits).await?;
     tolerate_silence(assembled.issuer.check_boundary().await)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
@@ -28,6 +33,21 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         move || tracing::info!(%address, "serving"),
     )
     .await
+}
+
+fn settings(aws: &config::Aws) -> AwsSettings {
+    let assumed = AwsSettings::default();
+    AwsSettings {
+        region: Some(aws.region.clone()),
+        endpoint_url: aws.endpoint_url.clone(),
+        iam_calls_per_second: aws
+            .iam_calls_per_second
+            .unwrap_or(assumed.iam_calls_per_second),
+        sts_calls_per_second: aws
+            .sts_calls_per_second
+            .unwrap_or(assumed.sts_calls_per_second),
+        ..assumed
+    }
 }
 
 /// With no operator in the store, makes `admin`. The token is in `path` before the store

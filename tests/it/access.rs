@@ -262,6 +262,7 @@ async fn another_services_lease_and_grant_look_like_none() {
         let request = IssueCredentialsRequest {
             grant: grant.to_owned(),
             ttl: None,
+            request_id: String::new(),
         };
         let status = stranger
             .credentials()

@@ -75,6 +75,8 @@ impl Script<'_> {
             "pay/work",
             "--kind",
             "iam_user",
+            "--ttl",
+            "30m",
             "--policy",
             "s3-read-only",
             "--param",
@@ -107,6 +109,12 @@ impl Script<'_> {
             .await;
         self.admin("LeaseService/ListLeases", &["lease", "list"])
             .await;
+        self.call(
+            "CredentialService/RenewLease",
+            Some(token),
+            &["lease", "renew", &id],
+        )
+        .await;
         self.call(
             "CredentialService/ReleaseLease",
             Some(token),

@@ -168,8 +168,12 @@ async fn issued_credentials_have_the_fields_of_the_contract() {
             "secret_access_key",
             "session_token",
             "expiration",
+            "usable_after_seconds",
+            "redelivered",
         ];
         assert_keys(&issued, &keys);
+        assert_eq!(issued["usable_after_seconds"].is_null(), session, "{kind}");
+        assert_eq!(issued["redelivered"], false);
         let named = [&issued["service"], &issued["grant"], &issued["kind"]];
         assert_eq!(
             named,

@@ -51,7 +51,7 @@ fn boundary() -> String {
     iam("policy/credbroker/credbroker-boundary")
 }
 
-const USER: &str = "user/credbroker/payments-api.0123456789abcdefghijklmnop";
+const USER: &str = "user/credbroker/0123456789/payments-api.0123456789abcdefghijklmnop";
 
 #[test]
 fn the_admin_policy_gives_permissions_only_to_users_with_the_boundary() {
@@ -96,6 +96,15 @@ fn the_admin_policy_allows_everything_that_removal_takes() {
         "iam:DeleteAccessKey",
         "iam:ListAccessKeys",
         "iam:TagUser",
+        "iam:DeleteLoginProfile",
+        "iam:ListMFADevices",
+        "iam:DeactivateMFADevice",
+        "iam:ListSigningCertificates",
+        "iam:DeleteSigningCertificate",
+        "iam:ListSSHPublicKeys",
+        "iam:DeleteSSHPublicKey",
+        "iam:ListServiceSpecificCredentials",
+        "iam:DeleteServiceSpecificCredential",
     ] {
         assert!(admin.allow(action, &iam(USER), &[]), "{action}");
         for stranger in [

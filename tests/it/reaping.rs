@@ -5,11 +5,11 @@ mod stepped;
 
 use std::process::Stdio;
 
-use credbroker::domain::lease::{Lease, LeaseState};
+use credbroker::domain::lease::Lease;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use self::stepped::{Stepped, in_a_process_of_its_own};
+use self::stepped::Stepped;
 use crate::harness::{
     Account, Broker, Key, Run,
     broker::credbroker,
@@ -230,9 +230,7 @@ async fn a_broker_killed_while_it_issues_cleans_up_once_it_runs_again() {
         // Whether the call was made or not, nobody knows any more.
         world.proxy.heal();
 
-        // The deadline passes.
-        let pass = "UPDATE leases SET due_at = requested_at WHERE state = 'pending'";
-        world.broker.write_store(pass).await;
+        world.broker.let_time_pass().await;
         let endpoint = world.proxy.endpoint.clone();
         let admin = world.account.admin.clone();
         world.broker = world.broker.start_again(&admin, &endpoint).await;
@@ -280,106 +278,92 @@ async fn a_broker_told_to_stop_lets_a_running_issue_come_to_its_end() {
 
 /// How often AWS has been asked in vain to let go.
 fn attempts(lease: &Lease) -> u32 {
-    match lease.state {
-        LeaseState::Revoking { attempts, .. } => attempts,
-        _ => panic!("not revoking: {lease:?}"),
-    }
+    lease.removal().expect("it is being taken away").attempts
 }
 
 #[tokio::test]
 async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
-    let name = "what_a_lost_answer_left_is_taken_away_after_the_deadline";
-    in_a_process_of_its_own(name, async |mut world: Stepped| {
-        for action in ["CreateUser", "CreateAccessKey"] {
-            world.proxy.inject(action, Fault::LoseAnswer);
-            world.issue("user").await.unwrap_err();
-            world.proxy.heal();
-            let lease = world.newest().await;
-            assert_eq!(world.account.issued_users().await, [lease.binding.aws_name]);
+    let mut world = Stepped::new().await;
+    for action in ["CreateUser", "CreateAccessKey"] {
+        world.proxy.inject(action, Fault::LoseAnswer);
+        world.issue("user").await.unwrap_err();
+        world.proxy.heal();
+        let lease = world.newest().await;
+        assert_eq!(world.account.issued_users().await, [lease.binding.aws_name]);
 
-            world.step(59).await;
-            assert_eq!(world.newest().await.state.as_str(), "pending");
-            assert_eq!(world.account.issued_users().await.len(), 1);
-            world.step(1).await;
-            let lease = world.newest().await;
-            assert_eq!(lease.state.as_str(), "revoked");
-            assert_eq!(lease.cause().unwrap().to_string(), "not issued: abandoned");
-            assert!(world.account.issued_users().await.is_empty());
-        }
-    })
-    .await;
+        world.step(59).await;
+        assert_eq!(world.newest().await.state.as_str(), "pending");
+        assert_eq!(world.account.issued_users().await.len(), 1);
+        world.step(1).await;
+        let lease = world.newest().await;
+        assert_eq!(lease.state.as_str(), "revoked");
+        assert_eq!(lease.cause().unwrap().to_string(), "not issued: abandoned");
+        assert!(world.account.issued_users().await.is_empty());
+    }
 }
 
 #[tokio::test]
 async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
-    let name = "what_aws_does_not_let_go_is_tried_again_until_it_does";
-    in_a_process_of_its_own(name, async |mut world: Stepped| {
-        let issued = world.issue("user").await.unwrap();
-        let conflict = "Cannot delete entity, must remove referenced objects first.";
-        let refusal = Fault::Answer(409, "DeleteConflict", conflict);
-        world.proxy.inject("DeleteUser", refusal);
-        let taken = world.revoke(&issued.lease).await.unwrap();
-        assert!(taken.notice.unwrap().contains("iam:DeleteUser"));
-        assert_eq!(attempts(&world.newest().await), 1);
-        // The access itself is gone already.
-        assert!(!works(&stepped::key(&issued)).await);
+    let mut world = Stepped::new().await;
+    let issued = world.issue("user").await.unwrap();
+    let conflict = "Cannot delete entity, must remove referenced objects first.";
+    let refusal = Fault::Answer(409, "DeleteConflict", conflict);
+    world.proxy.inject("DeleteUser", refusal);
+    let taken = world.revoke(&issued.lease).await.unwrap();
+    assert!(taken.notice.unwrap().contains("iam:DeleteUser"));
+    assert_eq!(attempts(&world.newest().await), 1);
+    // The access itself is gone already.
+    assert!(!works(&stepped::key(&issued)).await);
 
-        // Seconds until the next attempt: 1, 2, 4, ….
-        for attempt in 1..4 {
-            world.step((1 << (attempt - 1)) - 1).await;
-            assert_eq!(attempts(&world.newest().await), attempt);
-            world.step(1).await;
-            assert_eq!(attempts(&world.newest().await), attempt + 1);
-        }
-        assert_eq!(world.account.issued_users().await.len(), 1);
-        world.proxy.heal();
-        world.step(8).await;
-        let lease = world.newest().await;
-        assert_eq!(lease.state.as_str(), "revoked");
-        assert_eq!(lease.cause().unwrap().to_string(), "revoked: leaked");
-        assert!(world.account.issued_users().await.is_empty());
-    })
-    .await;
+    // Seconds until the next attempt: 1, 2, 4, ….
+    for attempt in 1..4 {
+        world.step((1 << (attempt - 1)) - 1).await;
+        assert_eq!(attempts(&world.newest().await), attempt);
+        world.step(1).await;
+        assert_eq!(attempts(&world.newest().await), attempt + 1);
+    }
+    assert_eq!(world.account.issued_users().await.len(), 1);
+    world.proxy.heal();
+    world.step(8).await;
+    let lease = world.newest().await;
+    assert_eq!(lease.state.as_str(), "revoked");
+    assert_eq!(lease.cause().unwrap().to_string(), "revoked: leaked");
+    assert!(world.account.issued_users().await.is_empty());
 }
 
 #[tokio::test]
 async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
-    let name = "one_lease_that_aws_does_not_let_go_does_not_keep_the_others";
-    in_a_process_of_its_own(name, async |mut world: Stepped| {
-        let stuck = world.issue("user").await.unwrap().lease;
-        let session = world.issue("role").await.unwrap().lease;
-        let refusal = Fault::Answer(409, "DeleteConflict", "");
-        world.proxy.inject("DeleteUser", refusal);
-        world.step(3610).await;
-        assert_eq!(world.lease(&session).await.state.as_str(), "expired");
-        assert_eq!(attempts(&world.lease(&stuck).await), 1);
-        world.proxy.heal();
-        world.step(1).await;
-        assert_eq!(world.lease(&stuck).await.state.as_str(), "expired");
-        assert!(world.account.issued_users().await.is_empty());
-    })
-    .await;
+    let mut world = Stepped::new().await;
+    let stuck = world.issue("user").await.unwrap().lease;
+    let session = world.issue("role").await.unwrap().lease;
+    let refusal = Fault::Answer(409, "DeleteConflict", "");
+    world.proxy.inject("DeleteUser", refusal);
+    world.step(3610).await;
+    assert_eq!(world.lease(&session).await.state.as_str(), "expired");
+    assert_eq!(attempts(&world.lease(&stuck).await), 1);
+    world.proxy.heal();
+    world.step(1).await;
+    assert_eq!(world.lease(&stuck).await.state.as_str(), "expired");
+    assert!(world.account.issued_users().await.is_empty());
 }
 
 #[tokio::test]
 async fn a_revoked_session_stays_revoking_until_aws_ends_it() {
-    let name = "a_revoked_session_stays_revoking_until_aws_ends_it";
-    in_a_process_of_its_own(name, async |mut world: Stepped| {
-        let revoked = world.issue("role").await.unwrap().lease;
-        let kept = world.issue("role").await.unwrap().lease;
-        let taken = world.revoke(&revoked).await.unwrap();
-        let notice = taken.notice.unwrap();
-        assert!(notice.contains("AWS keeps honouring this"), "{notice}");
-        assert_eq!(attempts(&world.lease(&revoked).await), 1);
-        // AWS's clock goes on while the broker's stands still.
-        world.step(3590).await;
-        assert_eq!(world.lease(&revoked).await.state.as_str(), "revoking");
-        assert_eq!(world.lease(&kept).await.state.as_str(), "active");
-        world.step(20).await;
-        let ended = world.lease(&revoked).await;
-        assert_eq!(ended.state.as_str(), "revoked");
-        assert_eq!(ended.cause().unwrap().to_string(), "revoked: leaked");
-        assert_eq!(world.lease(&kept).await.state.as_str(), "expired");
-    })
-    .await;
+    let mut world = Stepped::new().await;
+    let revoked = world.issue("role").await.unwrap().lease;
+    let kept = world.issue("role").await.unwrap().lease;
+    let taken = world.revoke(&revoked).await.unwrap();
+    let notice = taken.notice.unwrap();
+    assert!(notice.contains("AWS keeps honouring this"), "{notice}");
+    // Nothing has failed.
+    assert_eq!(attempts(&world.lease(&revoked).await), 0);
+    // AWS's clock goes on while the broker's stands still.
+    world.step(3590).await;
+    assert_eq!(world.lease(&revoked).await.state.as_str(), "revoking");
+    assert_eq!(world.lease(&kept).await.state.as_str(), "active");
+    world.step(20).await;
+    let ended = world.lease(&revoked).await;
+    assert_eq!(ended.state.as_str(), "revoked");
+    assert_eq!(ended.cause().unwrap().to_string(), "revoked: leaked");
+    assert_eq!(world.lease(&kept).await.state.as_str(), "expired");
 }

@@ -10,7 +10,7 @@ mod sqlite;
 use std::{fmt::Debug, time::Duration};
 
 use credbroker::{
-    broker::ports::{Page, Store, StoreError},
+    broker::ports::{Begun, Page, Store, StoreError},
     domain::{
         audit::{AuditEvent, Event},
         grant::{Grant, GrantSpec, KindSpec},
@@ -61,6 +61,11 @@ macro_rules! over {
             leases::a_lease_reads_back_as_written_in_every_state
             leases::a_lease_is_replaced_only_from_the_revision_it_has
             leases::a_lease_of_a_suspended_service_does_not_become_active
+            leases::a_lease_of_a_suspended_service_gets_no_other_key_and_no_longer_life
+            leases::a_request_has_one_lease_until_its_issue_comes_to_nothing
+            leases::of_one_request_asked_twice_at_the_same_moment_one_begins
+            leases::a_service_has_so_many_live_users_and_so_many_live_sessions
+            leases::live_users_are_those_that_have_not_ended
             leases::leases_are_listed_newest_first_in_pages
             leases::what_is_due_is_told_oldest_first
             leases::revoking_a_service_begins_every_lease_that_has_not_ended
@@ -179,13 +184,16 @@ async fn granted(store: &dyn Store, full_name: &str) -> Grant {
 
 fn requested(grant: &Grant, second: i64) -> Lease {
     let id = LeaseId::new(at(second), &SystemRandom);
-    Lease::request(Binding::new(id, grant), at(second))
+    Lease::request(Binding::new(id, grant, None), None, at(second))
 }
 
-async fn begin(store: &dyn Store, lease: &Lease) -> Result<(), StoreError> {
-    store
-        .begin_lease(lease, audit(Event::LeaseRequested).lease(lease))
-        .await
+async fn begin(store: &dyn Store, lease: &Lease) -> Result<Begun, StoreError> {
+    begin_of(store, lease, u64::MAX).await
+}
+
+async fn begin_of(store: &dyn Store, lease: &Lease, most: u64) -> Result<Begun, StoreError> {
+    let event = audit(Event::LeaseRequested).lease(lease);
+    store.begin_lease(lease, most, event).await
 }
 
 /// Stores `to` in the place of `from`.
@@ -196,7 +204,7 @@ async fn update(store: &dyn Store, from: &Lease, to: &Lease) -> Result<(), Store
 
 async fn pending(store: &dyn Store, grant: &Grant, second: i64) -> Lease {
     let lease = requested(grant, second);
-    begin(store, &lease).await.unwrap();
+    assert_eq!(begin(store, &lease).await.unwrap(), Begun::Recorded);
     lease
 }
 

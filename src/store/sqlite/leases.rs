@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 use sqlx::{
-    QueryBuilder, Sqlite, SqlitePool,
+    QueryBuilder, Sqlite, SqliteConnection, SqlitePool,
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
@@ -9,15 +9,16 @@ use super::{
     Tx,
     row::{
         count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
-        store_error, time,
+        store_error, time, time_optional,
     },
 };
 use crate::{
-    broker::ports::{LeaseFilter, Page, StoreError},
+    broker::ports::{Begun, LeaseFilter, Page, StoreError},
     domain::{
         grant::Kind,
-        lease::{Binding, Cause, Issued, Lease, LeaseState},
+        lease::{Binding, Cause, Issued, Lease, LeaseState, Removal},
         name::{GrantName, LeaseId, Name},
+        request::{NamedRequest, RequestId},
         service::Suspension,
     },
 };
@@ -27,74 +28,110 @@ const TABLE: &str = "leases";
 /// Only while its service may have leases and its grant is still of this version.
 pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError> {
     let binding = &lease.binding;
-    let done = bind_state(
-        sqlx::query(
-            "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
-                                 ended_at, lease_id, service, grant_name, grant_version, kind, aws_name, requested_at)
-             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
-             WHERE EXISTS (SELECT 1 FROM services WHERE name = ?11 AND suspended_at IS NULL)
-               AND EXISTS (SELECT 1 FROM grants WHERE service = ?11 AND grant_name = ?12 AND version = ?13)",
-        ),
-        lease,
-    )
-    .bind(binding.lease_id.as_str())
-    .bind(binding.grant.service.as_str())
-    .bind(binding.grant.grant.as_str())
-    .bind(binding.grant_version.cast_signed())
-    .bind(binding.kind.as_str())
-    .bind(binding.aws_name.as_str())
-    .bind(micros(lease.requested_at))
-    .execute(&mut **tx)
-    .await
-    .map_err(store_error)?;
+    let query = sqlx::query(
+        "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
+                             ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
+                             lease_id, service, grant_name, grant_version, kind, aws_name, renews, requested_at,
+                             request_digest)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
+                ?22, ?23
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?16 AND suspended_at IS NULL)
+           AND EXISTS (SELECT 1 FROM grants WHERE service = ?16 AND grant_name = ?17 AND version = ?18)",
+    );
+    let done = bind_state(query, lease)
+        .bind(binding.lease_id.as_str())
+        .bind(binding.grant.service.as_str())
+        .bind(binding.grant.grant.as_str())
+        .bind(binding.grant_version.cast_signed())
+        .bind(binding.kind.as_str())
+        .bind(binding.aws_name.as_str())
+        .bind(binding.renews.as_ref().map(LeaseId::as_str))
+        .bind(micros(lease.requested_at))
+        .bind(lease.request.as_ref().map(|request| &request.digest[..]))
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
     exactly_one(&done)
 }
 
-/// Only from the revision given, and to `active` only while its service is not shut out.
+/// Only from the revision given, and with other credentials or a longer life only while
+/// its service is not shut out.
 pub(super) async fn update(tx: &mut Tx, from: u64, lease: &Lease) -> Result<(), StoreError> {
-    let done = bind_state(
-        sqlx::query(
-            "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
-                               expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9
-             WHERE lease_id = ?10 AND revision = ?11
-               AND (?1 <> 'active'
-                    OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
-        ),
-        lease,
-    )
-    .bind(lease.binding.lease_id.as_str())
-    .bind(from.cast_signed())
-    .execute(&mut **tx)
-    .await
-    .map_err(store_error)?;
+    let query = sqlx::query(
+        "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
+                           expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9, request_id = ?10,
+                           replacing_until = ?11, made_by = ?12, left_to_issuer = ?13, failing_since = ?14
+         WHERE lease_id = ?15 AND revision = ?16
+           AND (?1 <> 'active' OR (access_key_id IS ?4 AND expires_at IS ?6)
+                OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
+    );
+    let done = bind_state(query, lease)
+        .bind(lease.binding.lease_id.as_str())
+        .bind(from.cast_signed())
+        .execute(&mut **tx)
+        .await
+        .map_err(store_error)?;
     exactly_one(&done)
 }
 
 type LeaseQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
-/// Binds the nine columns that change, in the order of the statements above.
+/// Binds the columns that change, in the order of the statements above.
 fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
-    let issued = lease.issued();
-    let (due_at, attempts) = match &lease.state {
-        LeaseState::Pending { deadline } => (Some(*deadline), 0),
-        LeaseState::Active(issued) => (Some(issued.expires_at), 0),
-        LeaseState::Revoking {
-            next_attempt_at,
-            attempts,
-            ..
-        } => (Some(*next_attempt_at), *attempts),
-        LeaseState::Revoked { .. } | LeaseState::Expired { .. } => (None, 0),
+    let (issued, removal) = (lease.issued(), lease.removal());
+    let replacing_until = match &lease.state {
+        LeaseState::Active {
+            replacing_until, ..
+        } => *replacing_until,
+        _ => None,
     };
     query
         .bind(lease.state.as_str())
         .bind(lease.revision.cast_signed())
-        .bind(due_at.map(micros))
+        .bind(lease.due_at().map(micros))
         .bind(issued.map(|issued| issued.access_key_id.as_str()))
         .bind(issued.map(|issued| micros(issued.at)))
         .bind(issued.map(|issued| micros(issued.expires_at)))
         .bind(lease.cause().map(ToString::to_string))
-        .bind(attempts)
+        .bind(removal.map_or(0, |removal| removal.attempts))
         .bind(lease.ended_at().map(micros))
+        .bind(lease.request.as_ref().map(|request| request.id.as_str()))
+        .bind(replacing_until.map(micros))
+        .bind(removal.map(|removal| micros(removal.made_by)))
+        .bind(removal.is_some_and(|removal| removal.left_to_issuer))
+        .bind(
+            removal
+                .and_then(|removal| removal.failing_since)
+                .map(micros),
+        )
+}
+
+/// What keeps `lease` from beginning, if anything does: its request has a lease, or its
+/// service has `most` of the kind that count together with it.
+pub(super) async fn hindrance(
+    tx: &mut Tx,
+    lease: &Lease,
+    most: u64,
+) -> Result<Option<Begun>, StoreError> {
+    let binding = &lease.binding;
+    let service = &binding.grant.service;
+    if let Some(request) = &lease.request
+        && let Some(known) = of_request(tx, service, &request.id).await?
+    {
+        return Ok(Some(Begun::Known(Box::new(known))));
+    }
+    let row = sqlx::query(
+        "SELECT count(*) AS live, min(expires_at) AS next_end FROM leases
+         WHERE service = ?1 AND due_at IS NOT NULL AND (kind = ?2) = ?3",
+    )
+    .bind(service.as_str())
+    .bind(Kind::IamUser.as_str())
+    .bind(binding.kind == Kind::IamUser)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(store_error)?;
+    let next_end = time_optional(&row, TABLE, "next_end")?;
+    Ok((count(&row, "live")? >= most).then_some(Begun::TooMany { next_end }))
 }
 
 pub(super) async fn begin_revoking_all(
@@ -130,6 +167,30 @@ pub(super) async fn get(pool: &SqlitePool, id: &LeaseId) -> Result<Option<Lease>
         .await
         .map_err(store_error)?;
     row.as_ref().map(lease).transpose()
+}
+
+pub(super) async fn of_request(
+    connection: &mut SqliteConnection,
+    service: &Name,
+    request: &RequestId,
+) -> Result<Option<Lease>, StoreError> {
+    let row = sqlx::query("SELECT * FROM leases WHERE service = ? AND request_id = ?")
+        .bind(service.as_str())
+        .bind(request.as_str())
+        .fetch_optional(connection)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(lease).transpose()
+}
+
+pub(super) async fn live_users(pool: &SqlitePool) -> Result<Vec<Lease>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = ? ORDER BY aws_name")
+            .bind(Kind::IamUser.as_str())
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
+    rows.iter().map(lease).collect()
 }
 
 pub(super) async fn list(
@@ -185,7 +246,9 @@ fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
             grant_version: count(row, "grant_version")?,
             kind: kind(row)?,
             aws_name: column(row, "aws_name")?,
+            renews: parse_optional(row, TABLE, "renews")?,
         },
+        request: request(row)?,
         requested_at: time(row, TABLE, "requested_at")?,
         state: state(row)?,
         revision: count(row, "revision")?,
@@ -200,27 +263,34 @@ fn kind(row: &SqliteRow) -> Result<Kind, StoreError> {
         .ok_or_else(|| inconsistent(TABLE, "kind"))
 }
 
+fn request(row: &SqliteRow) -> Result<Option<NamedRequest>, StoreError> {
+    let Some(id) = parse_optional(row, TABLE, "request_id")? else {
+        return Ok(None);
+    };
+    let digest: Vec<u8> = column(row, "request_digest")?;
+    let digest = digest
+        .try_into()
+        .map_err(|_| inconsistent(TABLE, "request_digest"))?;
+    Ok(Some(NamedRequest { id, digest }))
+}
+
 fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
     let name: String = column(row, "state")?;
     let issued = issued(row)?;
-    let cause = || {
-        parse_optional::<Cause>(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
-    };
     let must = |issued: Option<Issued>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
     match name.as_str() {
         "pending" => Ok(LeaseState::Pending {
             deadline: time(row, TABLE, "due_at")?,
         }),
-        "active" => Ok(LeaseState::Active(must(issued)?)),
-        "revoking" => Ok(LeaseState::Revoking {
-            issued,
-            cause: cause()?,
-            attempts: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),
-            next_attempt_at: time(row, TABLE, "due_at")?,
+        "active" => Ok(LeaseState::Active {
+            issued: must(issued)?,
+            replacing_until: time_optional(row, TABLE, "replacing_until")?,
         }),
+        "revoking" => Ok(LeaseState::Revoking(removal(row, issued)?)),
+        "quarantined" => Ok(LeaseState::Quarantined(removal(row, issued)?)),
         "revoked" => Ok(LeaseState::Revoked {
             issued,
-            cause: cause()?,
+            cause: cause(row)?,
             at: time(row, TABLE, "ended_at")?,
         }),
         "expired" => Ok(LeaseState::Expired {
@@ -229,6 +299,22 @@ fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
         }),
         _ => Err(inconsistent(TABLE, "state")),
     }
+}
+
+fn removal(row: &SqliteRow, issued: Option<Issued>) -> Result<Removal, StoreError> {
+    Ok(Removal {
+        issued,
+        cause: cause(row)?,
+        made_by: time(row, TABLE, "made_by")?,
+        left_to_issuer: column(row, "left_to_issuer")?,
+        attempts: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),
+        failing_since: time_optional(row, TABLE, "failing_since")?,
+        next_attempt_at: time(row, TABLE, "due_at")?,
+    })
+}
+
+fn cause(row: &SqliteRow) -> Result<Cause, StoreError> {
+    parse_optional(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
 }
 
 fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {

@@ -31,22 +31,29 @@ use sqlx::{
 };
 
 use crate::{
-    broker::ports::{AuditFilter, Counts, LeaseFilter, Page, Store, StoreError, TokenOwner},
+    broker::ports::{AuditFilter, Begun, Counts, LeaseFilter, Page, Store, StoreError, TokenOwner},
     domain::{
         audit::{AuditEvent, AuditRecord},
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
         operator::{Operator, Role},
+        request::RequestId,
         service::{Service, ServiceOverview, Suspension},
         token::{StoredToken, TokenId},
     },
 };
 
-const MIGRATIONS: [(&str, &str); 1] = [(
-    "initial",
-    include_str!("../migrations/sqlite/0001_initial.sql"),
-)];
+const MIGRATIONS: [(&str, &str); 2] = [
+    (
+        "initial",
+        include_str!("../migrations/sqlite/0001_initial.sql"),
+    ),
+    (
+        "lease_life",
+        include_str!("../migrations/sqlite/0002_lease_life.sql"),
+    ),
+];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 
@@ -88,11 +95,11 @@ pub enum OpenError {
     },
 }
 
-/// A write transaction. Dropped before its commit it closes its connection, which rolls
-/// it back whatever state a full or failing disk has left it in; the pool opens another.
+/// A write transaction. Dropped before its end it closes its connection, which rolls it
+/// back whatever state a full or failing disk has left it in; the pool opens another.
 struct Tx {
     connection: PoolConnection<Sqlite>,
-    committed: bool,
+    ended: bool,
 }
 
 impl Deref for Tx {
@@ -111,7 +118,7 @@ impl DerefMut for Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        if !self.committed {
+        if !self.ended {
             self.connection.close_on_drop();
         }
     }
@@ -187,7 +194,7 @@ impl SqliteStore {
     async fn begin(&self) -> Result<Tx, StoreError> {
         let mut tx = Tx {
             connection: self.writer.acquire().await.map_err(row::store_error)?,
-            committed: false,
+            ended: false,
         };
         run(&mut tx, "BEGIN IMMEDIATE").await?;
         Ok(tx)
@@ -198,7 +205,14 @@ impl SqliteStore {
 async fn commit(mut tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
     audit::append(&mut tx, event).await?;
     run(&mut tx, "COMMIT").await?;
-    tx.committed = true;
+    tx.ended = true;
+    Ok(())
+}
+
+/// Leaves everything as it was.
+async fn roll_back(mut tx: Tx) -> Result<(), StoreError> {
+    run(&mut tx, "ROLLBACK").await?;
+    tx.ended = true;
     Ok(())
 }
 
@@ -412,10 +426,20 @@ impl Store for SqliteStore {
         commit(tx, &audit).await
     }
 
-    async fn begin_lease(&self, lease: &Lease, audit: AuditEvent) -> Result<(), StoreError> {
+    async fn begin_lease(
+        &self,
+        lease: &Lease,
+        most: u64,
+        audit: AuditEvent,
+    ) -> Result<Begun, StoreError> {
         let mut tx = self.begin().await?;
+        if let Some(hindrance) = leases::hindrance(&mut tx, lease, most).await? {
+            roll_back(tx).await?;
+            return Ok(hindrance);
+        }
         leases::insert(&mut tx, lease).await?;
-        commit(tx, &audit).await
+        commit(tx, &audit).await?;
+        Ok(Begun::Recorded)
     }
 
     async fn update_lease(
@@ -433,12 +457,29 @@ impl Store for SqliteStore {
         leases::get(&self.readers, id).await
     }
 
+    async fn lease_of_request(
+        &self,
+        service: &Name,
+        request: &RequestId,
+    ) -> Result<Option<Lease>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        leases::of_request(&mut reader, service, request).await
+    }
+
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError> {
         leases::list(&self.readers, filter, page).await
     }
 
     async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError> {
         leases::due(&self.readers, now, limit).await
+    }
+
+    async fn live_users(&self) -> Result<Vec<Lease>, StoreError> {
+        leases::live_users(&self.readers).await
+    }
+
+    async fn deployment(&self) -> Result<String, StoreError> {
+        row::deployment(&self.readers).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {

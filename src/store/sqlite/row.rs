@@ -115,12 +115,21 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
     }
 }
 
+pub(super) async fn deployment(pool: &SqlitePool) -> Result<String, StoreError> {
+    sqlx::query_scalar("SELECT id FROM deployment")
+        .fetch_one(pool)
+        .await
+        .map_err(store_error)
+}
+
 pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM services) AS services,
                 (SELECT count(*) FROM grants) AS grants,
                 (SELECT count(*) FROM leases WHERE due_at IS NOT NULL) AS live_leases,
+                (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'pending') AS pending_leases,
                 (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'revoking') AS revoking_leases,
+                (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'quarantined') AS quarantined_leases,
                 (SELECT coalesce(max(seq), 0) FROM audit) AS audit_records",
     )
     .fetch_one(pool)
@@ -130,7 +139,9 @@ pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
         services: count(&row, "services")?,
         grants: count(&row, "grants")?,
         live_leases: count(&row, "live_leases")?,
+        pending_leases: count(&row, "pending_leases")?,
         revoking_leases: count(&row, "revoking_leases")?,
+        quarantined_leases: count(&row, "quarantined_leases")?,
         audit_records: count(&row, "audit_records")?,
     })
 }

@@ -159,12 +159,12 @@ async fn assert_throttled(grant: &str, action: &str, most: usize) {
 
 #[tokio::test]
 async fn throttling_of_a_session_is_answered_with_a_retry_hint_and_no_storm() {
-    assert_throttled("role", "AssumeRole", 3).await;
+    assert_throttled("role", "AssumeRole", 2).await;
 }
 
 #[tokio::test]
-async fn throttling_of_a_user_is_answered_with_a_retry_hint_after_one_call() {
-    assert_throttled("user", "CreateUser", 1).await;
+async fn throttling_of_a_user_is_answered_with_a_retry_hint_and_no_storm() {
+    assert_throttled("user", "CreateUser", 2).await;
 }
 
 #[tokio::test]
@@ -180,8 +180,8 @@ async fn a_lost_answer_leaves_the_lease_pending_and_is_told_as_uncertain() {
         ];
         assert_told(run, 7, "AWS_NO_ANSWER", &words);
         let record = world.recorded("lease.uncertain", "AWS_NO_ANSWER").await;
-        // Asked once: a repetition could make a second one.
-        assert_eq!(world.proxy.calls(action).len(), 1);
+        // Asked twice: what the first has made is taken over, or removed before.
+        assert_eq!(world.proxy.calls(action).len(), 2);
         let lease = record["lease_id"].as_str().unwrap();
         let lease = world.broker.json(&["lease", "show", lease]).await;
         assert_eq!(lease["state"], "pending");

@@ -235,7 +235,11 @@ async fn a_user_is_made_with_path_boundary_and_tags_in_one_call() {
     let lease = lease_id(&issued);
     let user = format!("payments-api.{lease}");
     assert_eq!(sent.get("UserName"), Some(user.as_str()));
-    assert_eq!(sent.get("Path"), Some("/credbroker/apps/"));
+    let path = sent.get("Path").unwrap();
+    let deployment = path.strip_prefix("/credbroker/").unwrap();
+    let deployment = deployment.strip_suffix("/apps/").unwrap();
+    assert_eq!(deployment.len(), 10);
+    assert!(deployment.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let boundary = format!(
         "arn:aws:iam::{}:policy/credbroker/credbroker-boundary",
         world.account.id
@@ -281,13 +285,13 @@ async fn another_boundary_takes_the_place_of_the_brokers_own() {
 }
 
 #[tokio::test]
-async fn a_key_is_asked_for_once_even_when_aws_answers_with_an_error_of_its_own() {
+async fn a_key_that_may_have_been_made_is_removed_before_another_is_asked_for() {
     let world = World::new().await;
     put(&world.broker, &["--kind", "iam_user"], Some(&narrow()))
         .await
         .ok();
     let failure = Fault::Answer(500, "ServiceFailure", "try later");
-    world.proxy.inject("CreateAccessKey", failure.clone());
+    world.proxy.inject("CreateAccessKey", Fault::LoseAnswer);
     let issue = async || {
         world
             .broker
@@ -295,7 +299,8 @@ async fn a_key_is_asked_for_once_even_when_aws_answers_with_an_error_of_its_own(
             .await
     };
     issue().await.fails(7, &[]);
-    assert_eq!(world.sent("CreateAccessKey").len(), 1);
+    assert_eq!(world.sent("CreateAccessKey").len(), 2);
+    assert_eq!(world.sent("DeleteAccessKey").len(), 1);
     world.proxy.heal();
 
     // Another call, of which a second does no harm, is repeated.
@@ -308,5 +313,5 @@ async fn a_key_is_asked_for_once_even_when_aws_answers_with_an_error_of_its_own(
     let (run, ()) = tokio::join!(issue(), eventually("PutUserPolicy", once));
     run.ok();
     assert_eq!(world.sent("PutUserPolicy").len(), before + 2);
-    assert_eq!(world.sent("CreateAccessKey").len(), 2);
+    assert_eq!(world.sent("CreateAccessKey").len(), 3);
 }

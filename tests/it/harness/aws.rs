@@ -149,11 +149,6 @@ impl Account {
         Self::of_tag(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The account of this number, as its root sees it.
-    pub fn known(id: &str) -> Self {
-        Self::of_tag(id.parse().unwrap())
-    }
-
     fn of_tag(tag: u64) -> Self {
         let id = if enforces() {
             tag.to_string()

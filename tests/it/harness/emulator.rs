@@ -11,9 +11,6 @@ use std::{
 /// `off` starts the emulator without enforcement: the negative control.
 pub const ENFORCEMENT: &str = "CREDBROKER_TEST_ENFORCEMENT";
 
-/// What the launcher told, for a test that goes on in a process of its own.
-pub const RUNNING: &str = "CREDBROKER_TEST_EMULATOR";
-
 pub fn enforces() -> bool {
     std::env::var_os(ENFORCEMENT).is_none_or(|value| value != "off")
 }
@@ -22,9 +19,7 @@ pub struct Emulator {
     pub endpoint: String,
     /// Where `aws` and `parliament` are.
     pub bin: PathBuf,
-    /// The launcher's line.
-    pub told: String,
-    _launcher: Option<Child>,
+    _launcher: Child,
 }
 
 pub fn emulator() -> &'static Emulator {
@@ -33,9 +28,6 @@ pub fn emulator() -> &'static Emulator {
 }
 
 fn start() -> Emulator {
-    if let Ok(told) = std::env::var(RUNNING) {
-        return Emulator::new(told, None);
-    }
     let auth = std::env::var(ENFORCEMENT).unwrap_or_else(|_| "on".to_owned());
     let mut launcher = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulator.py"))
@@ -47,17 +39,10 @@ fn start() -> Emulator {
     let mut line = String::new();
     let stdout = launcher.stdout.take().unwrap();
     BufReader::new(stdout).read_line(&mut line).unwrap();
-    Emulator::new(line, Some(launcher))
-}
-
-impl Emulator {
-    fn new(line: String, launcher: Option<Child>) -> Self {
-        let told: serde_json::Value = serde_json::from_str(&line).expect("the emulator starts");
-        Self {
-            endpoint: told["endpoint"].as_str().unwrap().to_owned(),
-            bin: told["bin"].as_str().unwrap().into(),
-            told: line,
-            _launcher: launcher,
-        }
+    let told: serde_json::Value = serde_json::from_str(&line).expect("the emulator starts");
+    Emulator {
+        endpoint: told["endpoint"].as_str().unwrap().to_owned(),
+        bin: told["bin"].as_str().unwrap().into(),
+        _launcher: launcher,
     }
 }

@@ -3,26 +3,26 @@
 
 use std::{
     path::Path,
-    process::Stdio,
     sync::{Arc, Mutex},
 };
 
 use credbroker::{
     authn::token::authenticate,
-    aws::{AwsIssuer, AwsSettings, Clients},
+    aws::{AccessKey, AwsIssuer, AwsSettings, Clients},
     broker::{
         Broker, Error, IssuedLease, Parts, TakenAway,
-        ports::{LeaseFilter, Page},
+        ports::{LeaseFilter, Page, Store},
     },
     domain::{
         access::{Caller, admit},
         arn::Partition,
-        clock::{Clock, SystemClock},
+        clock::{Clock, SteadyClock, wall_time},
         decide::IssueRequest,
         lease::Lease,
         name::GrantName,
         principal::Origin,
-        random::SystemRandom,
+        random::{Random, SystemRandom},
+        service::Limits,
     },
     store::sqlite::SqliteStore,
 };
@@ -30,19 +30,9 @@ use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::process::Command;
 
 use super::policy;
-use crate::harness::{
-    Account, Key,
-    aws::REGION,
-    broker::aws_env,
-    emulator::{RUNNING, emulator},
-    proxy::Proxy,
-};
-
-/// Number of the account of a test that goes on in a process of its own.
-const ACCOUNT: &str = "CREDBROKER_TEST_ACCOUNT";
+use crate::harness::{Account, Key, aws::REGION, proxy::Proxy};
 
 struct Hands(Mutex<Timestamp>);
 
@@ -63,33 +53,12 @@ pub struct Stepped {
     _directory: TempDir,
 }
 
-/// Runs the test of this name once more, in a process whose environment holds the admin
-/// key, for the SDK looks for it nowhere else; there, runs `body`.
-pub async fn in_a_process_of_its_own(name: &str, body: impl AsyncFnOnce(Stepped)) {
-    if let Ok(id) = std::env::var(ACCOUNT) {
-        return body(Stepped::new(Account::known(&id)).await).await;
-    }
-    let account = Account::new().await;
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again
-        .arg(format!("reaping::{name}"))
-        .args(["--exact", "--nocapture"])
-        .envs(aws_env(&account.admin))
-        .env(ACCOUNT, &account.id)
-        .env(RUNNING, &emulator().told)
-        .stdin(Stdio::null());
-    let output = again.output().await.unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}{errors}");
-    assert!(told.contains("test result: ok. 1 passed"), "{told}");
-}
-
 impl Stepped {
-    async fn new(account: Account) -> Self {
+    pub async fn new() -> Self {
+        let account = Account::new().await;
         let (proxy, directory) = (Proxy::start().await, tempfile::tempdir().unwrap());
-        let clock = Arc::new(Hands(Mutex::new(SystemClock.now())));
-        let broker = broker(directory.path(), &proxy, clock.clone()).await;
+        let clock = Arc::new(Hands(Mutex::new(wall_time())));
+        let broker = broker(directory.path(), &account, &proxy, clock.clone()).await;
         let admin = broker.new_admin_token().unwrap();
         broker.install_admin(&admin).await.unwrap();
         let operator = admin.token.text().clone();
@@ -154,11 +123,9 @@ impl Stepped {
     pub async fn issue(&self, grant: &str) -> Result<IssuedLease, Error> {
         let method = "CredentialService/IssueCredentials";
         let caller = self.caller(&self.service, method).await;
-        let request = IssueRequest {
-            grant: name(grant),
-            ttl: None,
-        };
-        self.broker.issue(caller, request).await
+        self.broker
+            .issue(caller, IssueRequest::new(name(grant), None, None))
+            .await
     }
 
     pub async fn revoke(&self, lease: &Lease) -> Result<TakenAway, Error> {
@@ -192,20 +159,49 @@ impl Stepped {
     }
 }
 
-async fn broker(directory: &Path, proxy: &Proxy, clock: Arc<Hands>) -> Arc<Broker> {
+/// The system's, but jitter is always the most: 4 bytes are asked for that alone.
+struct MostJitter;
+
+impl Random for MostJitter {
+    fn fill(&self, bytes: &mut [u8]) {
+        if bytes.len() == 4 {
+            bytes.fill(0xff);
+        } else {
+            SystemRandom.fill(bytes);
+        }
+    }
+}
+
+async fn broker(
+    directory: &Path,
+    account: &Account,
+    proxy: &Proxy,
+    clock: Arc<Hands>,
+) -> Arc<Broker> {
     let store = SqliteStore::open(&directory.join("credbroker.db")).await;
-    let clients = Clients::new(&AwsSettings {
+    let store = Arc::new(store.unwrap());
+    let settings = AwsSettings {
         region: Some(REGION.to_owned()),
         endpoint_url: Some(proxy.endpoint.clone()),
-    })
-    .await;
+        ..AwsSettings::default()
+    };
+    let time = Arc::new(SteadyClock::starting_at(wall_time()));
+    let key = AccessKey {
+        id: account.admin.id.clone(),
+        secret: account.admin.secret.clone().into(),
+    };
+    let clients = Clients::new(&settings, &time).await.with_key(&key);
+    let deployment = store.deployment().await.unwrap();
+    let issuer = Arc::new(AwsIssuer::new(clients, Partition::Aws, &deployment));
     Broker::new(Parts {
-        store: Arc::new(store.unwrap()),
-        issuer: Arc::new(AwsIssuer::new(clients, Partition::Aws)),
+        store,
+        issuer: issuer.clone(),
+        inventory: issuer,
         clock,
-        random: Arc::new(SystemRandom),
+        random: Arc::new(MostJitter),
         partition: Partition::Aws,
         region: REGION.to_owned(),
+        limits: Limits::default(),
         stop: tokio_util::sync::CancellationToken::new(),
     })
 }

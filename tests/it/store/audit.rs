@@ -9,6 +9,8 @@ use credbroker::{
     },
 };
 
+use jiff::SignedDuration;
+
 use super::{active, at, audit, granted, page, register, requested, token};
 
 /// A record with every field filled.
@@ -176,12 +178,34 @@ pub(super) async fn everything_there_is_is_counted(store: &dyn Store) {
     super::update(store, &going, &going.clone().finish(at(32)).unwrap())
         .await
         .unwrap();
+    let mut stuck = active(store, &grant, 40).await;
+    let ending = stuck
+        .clone()
+        .begin_revocation(Cause::Released, at(41))
+        .unwrap();
+    super::update(store, &stuck, &ending).await.unwrap();
+    stuck = ending;
+    for attempt in 0..10 {
+        let later = stuck
+            .clone()
+            .postpone(at(41), SignedDuration::ZERO)
+            .unwrap();
+        super::update(store, &stuck, &later).await.unwrap();
+        assert_eq!(
+            store.counts().await.unwrap().quarantined_leases,
+            u64::from(attempt == 9)
+        );
+        stuck = later;
+    }
+    super::pending(store, &grant, 50).await;
     let expected = Counts {
         services: 2,
         grants: 1,
-        live_leases: 2,
+        live_leases: 4,
+        pending_leases: 1,
         revoking_leases: 1,
-        audit_records: 12,
+        quarantined_leases: 1,
+        audit_records: 26,
     };
     assert_eq!(store.counts().await.unwrap(), expected);
 }

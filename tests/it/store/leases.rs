@@ -1,11 +1,14 @@
 //! Leases: begun, replaced revision by revision, found again when something is due.
 
 use credbroker::{
-    broker::ports::{LeaseFilter, Store},
+    broker::ports::{Begun, LeaseFilter, Store},
     domain::{
         audit::Event,
-        lease::{Cause, Lease, LeaseState},
+        grant::{Grant, GrantSpec, KindSpec},
+        lease::{Binding, Cause, InvalidTransition, Issued, Lease, LeaseState},
         name::LeaseId,
+        random::SystemRandom,
+        request::{NamedRequest, RequestId},
         service::Suspension,
     },
 };
@@ -13,8 +16,8 @@ use jiff::SignedDuration;
 use tokio::join;
 
 use super::{
-    active, at, audit, begin, grant, granted, issued, name, page, pending, put, refuses, requested,
-    suspension, update,
+    active, at, audit, begin, begin_of, grant, granted, issued, name, page, pending, put, refuses,
+    requested, suspension, update,
 };
 
 async fn suspend(store: &dyn Store, service: &str) {
@@ -67,22 +70,35 @@ pub(super) async fn a_lease_begins_only_under_the_current_grant_of_an_open_servi
 
 pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
-    let told = Cause::Revoked("found on the internet: twice".to_owned());
-    let pending = pending(store, &grant, 10).await;
-    let active = pending.clone().activate(issued(11)).unwrap();
-    let revoking = active.clone().begin_revocation(told, at(12)).unwrap();
-    let later = revoking
-        .clone()
-        .postpone(at(13), SignedDuration::from_secs(2))
-        .unwrap();
-    let revoked = later.clone().finish(at(14)).unwrap();
-    let mut before = pending.clone();
-    assert_eq!(stored(store, &pending).await, pending);
-    for next in [active, revoking, later, revoked] {
-        update(store, &before, &next).await.unwrap();
+    let told = || Cause::Revoked("found on the internet: twice".to_owned());
+    let mut lease = named(&grant, 10, 1);
+    lease.binding.renews = Some(requested(&grant, 9).binding.lease_id);
+    begin(store, &lease).await.unwrap();
+    assert_eq!(stored(store, &lease).await, lease);
+    let steps: [&dyn Fn(Lease) -> Result<Lease, InvalidTransition>; 11] = [
+        &|lease| lease.resume(at(11)),
+        &|lease| lease.activate(issued(11)),
+        &|lease| lease.begin_replacement(at(12)),
+        &|lease| lease.activate(issued(13)),
+        &|lease| lease.begin_replacement(at(14)),
+        &|lease| lease.keep(),
+        &|lease| lease.extend(at(9_000), at(15)),
+        &|lease| lease.begin_revocation(told(), at(16)),
+        &|lease| lease.wait(at(17)),
+        &|lease| lease.postpone(at(18), SignedDuration::from_secs(2)),
+        &|lease| lease.postpone(at(3_600), SignedDuration::from_secs(2)),
+    ];
+    for step in steps {
+        let next = step(lease.clone()).unwrap();
+        update(store, &lease, &next).await.unwrap();
         assert_eq!(stored(store, &next).await, next);
-        before = next;
+        lease = next;
     }
+    assert_eq!(lease.state.as_str(), "quarantined");
+    let revoked = lease.clone().finish(at(3_601)).unwrap();
+    update(store, &lease, &revoked).await.unwrap();
+    assert_eq!(stored(store, &revoked).await, revoked);
+
     let lease = super::active(store, &grant, 20).await;
     let ending = lease
         .clone()
@@ -93,8 +109,171 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
     update(store, &ending, &expired).await.unwrap();
     assert!(matches!(expired.state, LeaseState::Expired { .. }));
     assert_eq!(stored(store, &expired).await, expired);
-    let unknown = requested(&grant, 30).binding.lease_id;
+
+    let lease = pending(store, &grant, 30).await;
+    let left = lease.clone().begin_revocation(told(), at(31)).unwrap();
+    update(store, &lease, &left).await.unwrap();
+    assert!(stored(store, &left).await.is_in_flight(at(32)));
+    assert_eq!(stored(store, &left).await, left);
+    let unknown = requested(&grant, 40).binding.lease_id;
     assert_eq!(store.lease(&unknown).await.unwrap(), None);
+}
+
+/// A lease of the request whose id ends with this number.
+fn named(grant: &Grant, second: i64, number: u8) -> Lease {
+    let id = format!("00000000-0000-4000-8000-0000000000{number:02x}");
+    let request = NamedRequest::new(id.parse().unwrap(), &["issue"]);
+    let id = LeaseId::new(at(second), &SystemRandom);
+    Lease::request(Binding::new(id, grant, None), Some(request), at(second))
+}
+
+fn request_id(lease: &Lease) -> RequestId {
+    lease.request.as_ref().unwrap().id.clone()
+}
+
+pub(super) async fn a_request_has_one_lease_until_its_issue_comes_to_nothing(store: &dyn Store) {
+    let (ours, theirs) = (
+        granted(store, "payments-api/work").await,
+        granted(store, "billing/work").await,
+    );
+    let first = named(&ours, 10, 1);
+    assert_eq!(begin(store, &first).await.unwrap(), Begun::Recorded);
+    let size = store.audit_size().await.unwrap();
+    let again = named(&ours, 11, 1);
+    assert_eq!(
+        begin(store, &again).await.unwrap(),
+        Begun::Known(Box::new(first.clone()))
+    );
+    assert_eq!(store.audit_size().await.unwrap(), size);
+    // Ids of requests are each service's own.
+    begin(store, &named(&theirs, 12, 1)).await.unwrap();
+    let found = async |service: &str, lease: &Lease| {
+        let (service, id) = (name(service), request_id(lease));
+        let found = store.lease_of_request(&service, &id).await;
+        found.unwrap().map(|lease| lease.binding.lease_id)
+    };
+    let id = Some(first.binding.lease_id.clone());
+    assert_eq!(found("payments-api", &first).await, id);
+    assert_ne!(found("billing", &first).await, id);
+    assert_eq!(found("payments-api", &named(&ours, 13, 2)).await, None);
+
+    let nothing = first.clone().abandon("AWS_THROTTLED".to_owned(), at(14));
+    update(store, &first, &nothing.unwrap()).await.unwrap();
+    assert_eq!(found("payments-api", &first).await, None);
+    assert_eq!(begin(store, &again).await.unwrap(), Begun::Recorded);
+    // What has been handed out keeps its request, even when it is over.
+    let held = again.clone().activate(issued(15)).unwrap();
+    update(store, &again, &held).await.unwrap();
+    let going = held
+        .clone()
+        .begin_revocation(Cause::Released, at(16))
+        .unwrap();
+    update(store, &held, &going).await.unwrap();
+    let over = going.clone().finish(at(17)).unwrap();
+    update(store, &going, &over).await.unwrap();
+    let third = begin(store, &named(&ours, 18, 1)).await.unwrap();
+    assert_eq!(third, Begun::Known(Box::new(over)));
+}
+
+pub(super) async fn of_one_request_asked_twice_at_the_same_moment_one_begins(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let (one, other) = (named(&grant, 10, 1), named(&grant, 10, 1));
+    let (first, second) = join!(begin(store, &one), begin(store, &other));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_ne!(first == Begun::Recorded, second == Begun::Recorded);
+}
+
+pub(super) async fn a_service_has_so_many_live_users_and_so_many_live_sessions(store: &dyn Store) {
+    let users = granted(store, "payments-api/users").await;
+    let sessions = session_grant("payments-api/sessions");
+    put(store, &sessions).await.unwrap();
+    let (theirs, size) = (granted(store, "billing/users").await, async || {
+        store.audit_size().await.unwrap()
+    });
+    let begun = async |lease: Lease| begin_of(store, &lease, 2).await.unwrap();
+    assert_eq!(begun(requested(&users, 10)).await, Begun::Recorded);
+    let first = active(store, &users, 20).await;
+    let before = size().await;
+    let next_end = Some(at(620));
+    assert_eq!(
+        begun(requested(&users, 30)).await,
+        Begun::TooMany { next_end }
+    );
+    assert_eq!(size().await, before);
+    assert_eq!(begun(requested(&theirs, 30)).await, Begun::Recorded);
+    for _ in 0..2 {
+        assert_eq!(begun(requested(&sessions, 30)).await, Begun::Recorded);
+    }
+    let next_end = None;
+    assert_eq!(
+        begun(requested(&sessions, 30)).await,
+        Begun::TooMany { next_end }
+    );
+
+    let going = first
+        .clone()
+        .begin_revocation(Cause::Released, at(31))
+        .unwrap();
+    update(store, &first, &going).await.unwrap();
+    assert_ne!(begun(requested(&users, 32)).await, Begun::Recorded);
+    update(store, &going, &going.clone().finish(at(33)).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(begun(requested(&users, 34)).await, Begun::Recorded);
+}
+
+/// `SERVICE/GRANT` of kind `federation_token`, of a service that is there.
+fn session_grant(name: &str) -> Grant {
+    let grant = grant(name, 1);
+    let kind = KindSpec::FederationToken {
+        region: None,
+        tags: Vec::new(),
+    };
+    let spec = GrantSpec { kind, ..grant.spec };
+    Grant { spec, ..grant }
+}
+
+pub(super) async fn live_users_are_those_that_have_not_ended(store: &dyn Store) {
+    let users = granted(store, "payments-api/users").await;
+    let sessions = session_grant("payments-api/sessions");
+    put(store, &sessions).await.unwrap();
+    pending(store, &sessions, 10).await;
+    let asked = pending(store, &users, 11).await;
+    let held = active(store, &users, 12).await;
+    let gone = active(store, &users, 13).await;
+    let going = gone
+        .clone()
+        .begin_revocation(Cause::Released, at(14))
+        .unwrap();
+    update(store, &gone, &going).await.unwrap();
+    let mut expected = vec![asked, held, going.clone()];
+    expected.sort_by(|a, b| a.binding.aws_name.cmp(&b.binding.aws_name));
+    assert_eq!(store.live_users().await.unwrap(), expected);
+    update(store, &going, &going.clone().finish(at(15)).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(store.live_users().await.unwrap().len(), 2);
+}
+
+pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_longer_life(
+    store: &dyn Store,
+) {
+    let grant = granted(store, "payments-api/work").await;
+    let held = active(store, &grant, 10).await;
+    suspend(store, "payments-api").await;
+    let longer = held.clone().extend(at(9_000), at(11)).unwrap();
+    refuses(store, update(store, &held, &longer)).await;
+    let replacing = held.clone().begin_replacement(at(11)).unwrap();
+    update(store, &held, &replacing).await.unwrap();
+    let other = Issued {
+        access_key_id: "AKIAOTHER".to_owned(),
+        ..issued(10)
+    };
+    let replaced = replacing.clone().activate(other).unwrap();
+    refuses(store, update(store, &replacing, &replaced)).await;
+    // What puts it in order again goes on.
+    let kept = replacing.clone().keep().unwrap();
+    update(store, &replacing, &kept).await.unwrap();
 }
 
 pub(super) async fn a_lease_is_replaced_only_from_the_revision_it_has(store: &dyn Store) {

@@ -1,0 +1,146 @@
+//! A circuit breaker on issue: while AWS gives no answers, nobody is made to wait for
+//! them, and one call at a time finds out whether it is back.
+//! <https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker>
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// So many calls in a row without an answer open it.
+const FAILURES: u32 = 5;
+/// How long it stays open the first time; doubled each time that a trial fails.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long one call has to find out whether AWS is back before another may try.
+const TRIAL: Duration = Duration::from_secs(15);
+
+/// The breaker of one API family.
+#[derive(Debug)]
+pub(super) struct Breaker(Mutex<State>);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Calls go through; so many in a row were not answered.
+    Closed { failures: u32 },
+    /// No call goes through.
+    Open { until: Instant, pause: Duration },
+    /// One call is trying.
+    Trying { until: Instant, pause: Duration },
+}
+
+impl Breaker {
+    /// A closed one.
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(State::Closed { failures: 0 }))
+    }
+
+    /// Lets a call through. Whoever is let through makes the call.
+    ///
+    /// # Errors
+    /// It is open; worth asking again after the time that is returned.
+    pub(super) fn admit(&self) -> Result<(), Duration> {
+        let (mut state, now) = (self.state(), Instant::now());
+        match *state {
+            State::Closed { .. } => Ok(()),
+            State::Open { until, .. } | State::Trying { until, .. } if until > now => {
+                Err(until - now)
+            }
+            State::Open { pause, .. } | State::Trying { pause, .. } => {
+                let until = now + TRIAL;
+                *state = State::Trying { until, pause };
+                Ok(())
+            }
+        }
+    }
+
+    /// AWS has answered, whatever it said.
+    pub(super) fn answered(&self) {
+        *self.state() = State::Closed { failures: 0 };
+    }
+
+    /// AWS has not answered. Returns whether this has opened it.
+    pub(super) fn failed(&self) -> bool {
+        let mut state = self.state();
+        let pause = match *state {
+            State::Closed { failures } if failures + 1 < FAILURES => {
+                *state = State::Closed {
+                    failures: failures + 1,
+                };
+                return false;
+            }
+            State::Closed { .. } => FIRST_PAUSE,
+            State::Trying { pause, .. } => (pause * 2).min(LONGEST_PAUSE),
+            // A call that was under way when it opened.
+            State::Open { .. } => return false,
+        };
+        let until = Instant::now() + pause;
+        *state = State::Open { until, pause };
+        true
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn opened() -> Breaker {
+        let breaker = Breaker::new();
+        let opened: Vec<bool> = (0..6).map(|_| breaker.failed()).collect();
+        assert_eq!(opened, [false, false, false, false, true, false]);
+        breaker
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_calls_in_a_row_without_an_answer_open_it() {
+        let breaker = Breaker::new();
+        for _ in 0..4 {
+            breaker.failed();
+        }
+        breaker.answered();
+        for _ in 0..4 {
+            breaker.failed();
+        }
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(opened().admit(), Err(seconds(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_at_a_time_tries_and_an_answer_closes_it() {
+        let breaker = opened();
+        advance(seconds(5)).await;
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(breaker.admit(), Err(seconds(15)));
+        breaker.answered();
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(breaker.admit(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_that_fails_doubles_the_pause_up_to_a_minute() {
+        let breaker = opened();
+        for pause in [10, 20, 40, 60, 60] {
+            advance(seconds(60)).await;
+            assert_eq!(breaker.admit(), Ok(()));
+            assert!(breaker.failed());
+            assert_eq!(breaker.admit(), Err(seconds(pause)));
+        }
+        // A call that never told how it went is followed by another.
+        advance(seconds(60)).await;
+        assert_eq!(breaker.admit(), Ok(()));
+        advance(seconds(15)).await;
+        assert_eq!(breaker.admit(), Ok(()));
+    }
+}

@@ -1,0 +1,203 @@
+//! The one way of calling AWS: within the budget, told to the breaker, counted, its
+//! failure put into words.
+
+use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
+
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_async::time::TimeSource;
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{
+            Intercept,
+            context::{
+                BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+            },
+        },
+        orchestrator::HttpResponse,
+        retries::RequestAttempts,
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::{
+    DateTime,
+    config_bag::{ConfigBag, Storable, StoreReplace},
+    date_time::Format,
+};
+use jiff::Timestamp;
+use metrics::{counter, histogram};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    breaker::Breaker,
+    budget::{Budget, Purpose},
+    error::{Operation, circuit_open, failure, held_back},
+    timestamp,
+};
+use crate::{
+    broker::ports::{AwsFailure, FailureClass},
+    domain::clock::{Clock, SteadyClock},
+};
+
+/// An answer that took longer says nothing about what time it is.
+const ROUND_TRIP: Duration = Duration::from_secs(2);
+
+/// A call of the SDK, not yet made.
+pub(super) trait SdkCall<T, E>:
+    Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send
+{
+}
+
+impl<T, E, F> SdkCall<T, E> for F where
+    F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send
+{
+}
+
+/// Why a call of the SDK failed.
+pub(super) trait SdkFailure:
+    ProvideErrorMetadata + StdError + Send + Sync + 'static
+{
+}
+
+impl<E: ProvideErrorMetadata + StdError + Send + Sync + 'static> SdkFailure for E {}
+
+/// One API family of one region: how much it takes and whether it answers.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// `iam` or `sts:REGION`.
+    name: String,
+    budget: Budget,
+    breaker: Breaker,
+    clock: Arc<SteadyClock>,
+}
+
+impl Line {
+    pub(super) fn new(name: String, per_second: u32, clock: Arc<SteadyClock>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            budget: Budget::new(per_second),
+            breaker: Breaker::new(),
+            clock,
+        })
+    }
+
+    /// Whether something may be begun that needs calls to issue. Whoever is told yes
+    /// makes the first of them.
+    pub(super) fn ready(&self) -> Result<(), AwsFailure> {
+        let held_back = |wait| held_back(&self.name, wait);
+        self.budget.check(Purpose::Issue).map_err(held_back)?;
+        let open = |wait| circuit_open(&self.name, wait);
+        self.breaker.admit().map_err(open)
+    }
+
+    /// Makes `call` when its turn comes. The SDK's futures are large: they come boxed.
+    pub(super) async fn ask<T, E>(
+        &self,
+        purpose: Purpose,
+        operation: &Operation<'_>,
+        call: Pin<Box<impl SdkCall<T, E>>>,
+    ) -> Result<T, AwsFailure>
+    where
+        E: SdkFailure,
+    {
+        let wait = self.budget.book(purpose);
+        sleep(wait.map_err(|wait| held_back(&self.name, wait))?).await;
+        let began = Instant::now();
+        let result = call.await.map_err(|error| failure(operation, &error));
+        self.learn(result.as_ref().err().map(|failure| failure.class));
+        count(operation, result.as_ref().err(), began.elapsed());
+        result
+    }
+
+    fn learn(&self, failed: Option<FailureClass>) {
+        match failed {
+            None | Some(FailureClass::Refused | FailureClass::HeldBack) => self.breaker.answered(),
+            Some(FailureClass::Throttled) => {
+                self.breaker.answered();
+                self.budget.throttled();
+            }
+            Some(FailureClass::Unavailable | FailureClass::Uncertain) => {
+                if self.breaker.failed() {
+                    counter!("credbroker_aws_circuit_opened_total", "line" => self.name.clone())
+                        .increment(1);
+                    tracing::warn!(line = self.name, "AWS does not answer; issuing pauses");
+                }
+            }
+        }
+    }
+}
+
+fn count(operation: &Operation<'_>, failed: Option<&AwsFailure>, took: Duration) {
+    let outcome = failed.map_or("OK", |failure| failure.reason);
+    counter!("credbroker_aws_calls_total", "operation" => operation.name, "outcome" => outcome)
+        .increment(1);
+    histogram!("credbroker_aws_call_seconds", "operation" => operation.name).record(took);
+}
+
+/// Watches every attempt of the SDK: repeated ones are paid for, and each answer tells
+/// AWS's time.
+#[derive(Debug)]
+pub(super) struct Watch(pub(super) Arc<Line>);
+
+/// When an attempt was sent.
+#[derive(Debug)]
+struct Sent(Instant);
+
+impl Storable for Sent {
+    type Storer = StoreReplace<Self>;
+}
+
+impl Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "credbroker"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if config
+            .load::<RequestAttempts>()
+            .is_some_and(|attempts| attempts.attempts() > 1)
+        {
+            self.0.budget.spend();
+        }
+        config.interceptor_state().store_put(Sent(Instant::now()));
+        Ok(())
+    }
+
+    fn read_after_transmit(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let prompt = config
+            .load::<Sent>()
+            .is_some_and(|sent| sent.0.elapsed() <= ROUND_TRIP);
+        let date = context.response().headers().get("date");
+        let told = date
+            .filter(|_| prompt)
+            .and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
+        if let Some(time) = told.as_ref().and_then(timestamp)
+            && let Some(wrong_by) = self.0.clock.follow(time)
+        {
+            tracing::warn!(wrong_by = %format!("{wrong_by:#}"), "the broker's clock was set to AWS's");
+        }
+        Ok(())
+    }
+}
+
+/// The broker's clock, for the SDK to sign by.
+#[derive(Debug)]
+pub(super) struct BrokerTime(pub(super) Arc<SteadyClock>);
+
+impl TimeSource for BrokerTime {
+    fn now(&self) -> std::time::SystemTime {
+        let since =
+            std::time::Duration::try_from(self.0.now().duration_since(Timestamp::UNIX_EPOCH));
+        std::time::UNIX_EPOCH + since.unwrap_or_default()
+    }
+}

@@ -1,0 +1,261 @@
+//! The making of a user and its key.
+//!
+//! Everything settable at CreateUser is set there, so that a user never exists without
+//! its boundary, path and tags.
+
+use std::time::Duration;
+
+use aws_sdk_iam::{operation::RequestId, types::Tag as IamTag};
+use secrecy::SecretString;
+use tokio::time::{Instant, sleep};
+
+use super::{GRANT_POLICY, exists, is_ours, keys, put_policy, remove_key};
+use crate::{
+    aws::{
+        budget::Purpose,
+        client::{AccessKey, Clients, IamCalls, never_twice},
+        error::{EXISTS, incomplete, no_longer_there, not_ours, not_yet, on, wrong_kind},
+    },
+    broker::ports::{AwsFailure, FailureClass, IssueFailure},
+    domain::{
+        credential::Credentials,
+        decide::Issue,
+        grant::{GrantSpec, KindSpec},
+        lease::Binding,
+    },
+};
+
+/// How often in a row AWS must accept a new key: one answer may come from a place that
+/// knows it already while the next does not.
+const PROOFS: u32 = 2;
+/// Longest time that AWS may take to accept a new key.
+const ACCEPTANCE_LIMIT: Duration = Duration::from_secs(20);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Makes the user, its permissions, and last its key. What an earlier attempt for the
+/// same lease has made is taken over, its keys excepted.
+pub(in crate::aws) async fn create(
+    clients: &Clients,
+    issue: &Issue,
+    lease: &Binding,
+    path: &str,
+    boundary: String,
+) -> Result<Credentials, IssueFailure> {
+    let iam = &clients.iam(Purpose::Issue);
+    let user = &lease.aws_name;
+    let spec = &issue.grant.spec;
+    let made = create_user(iam, lease, spec, path, boundary).await;
+    let taken_over = match made {
+        Ok(()) => false,
+        Err(failure) if failure.reason == EXISTS => {
+            claim(iam, path, user).await?;
+            true
+        }
+        Err(failure) => {
+            return Err(IssueFailure {
+                touched: failure.class == FailureClass::Uncertain,
+                failure,
+            });
+        }
+    };
+    let equipped = async {
+        equip(iam, user, spec).await?;
+        if taken_over {
+            remove_keys(iam, user).await?;
+        }
+        new_key(clients, user).await
+    };
+    equipped.await.map_err(touched)
+}
+
+/// Takes every key of a user away and makes another.
+pub(in crate::aws) async fn replace_key(
+    clients: &Clients,
+    user: &str,
+) -> Result<Credentials, IssueFailure> {
+    let iam = &clients.iam(Purpose::Issue);
+    let untouched = |failure| IssueFailure {
+        failure,
+        touched: false,
+    };
+    if !exists(iam, user).await.map_err(untouched)? {
+        let failure = no_longer_there(user);
+        return Err(untouched(failure));
+    }
+    let before = keys(iam, user).await.map_err(untouched)?;
+    let replaced = async {
+        for key in &before {
+            remove_key(iam, user, key).await?;
+        }
+        new_key(clients, user).await
+    };
+    replaced.await.map_err(touched)
+}
+
+const fn touched(failure: AwsFailure) -> IssueFailure {
+    IssueFailure {
+        failure,
+        touched: true,
+    }
+}
+
+async fn create_user(
+    iam: &IamCalls<'_>,
+    lease: &Binding,
+    spec: &GrantSpec,
+    path: &str,
+    boundary: String,
+) -> Result<(), AwsFailure> {
+    let KindSpec::IamUser {
+        path: below,
+        permissions_boundary,
+        ..
+    } = &spec.kind
+    else {
+        return Err(wrong_kind());
+    };
+    let boundary = permissions_boundary
+        .as_ref()
+        .map_or(boundary, ToString::to_string);
+    let tags: Result<Vec<_>, _> = lease
+        .aws_tags(spec)
+        .into_iter()
+        .map(|tag| IamTag::builder().key(tag.key).value(tag.value).build())
+        .collect();
+    let call = iam
+        .client
+        .create_user()
+        .user_name(&lease.aws_name)
+        .path(format!("{path}{}", below.trim_start_matches('/')))
+        .permissions_boundary(&boundary)
+        .set_tags(Some(tags.map_err(|_| incomplete("a tag is incomplete"))?));
+    iam.ask(&on("iam:CreateUser", &boundary), call.send())
+        .await?;
+    Ok(())
+}
+
+/// Sees that a user of the lease's name is the lease's own.
+async fn claim(iam: &IamCalls<'_>, path: &str, user: &str) -> Result<(), IssueFailure> {
+    match is_ours(iam, path, user).await.map_err(touched)? {
+        Some(true) => Ok(()),
+        Some(false) => Err(IssueFailure {
+            failure: not_ours(user),
+            touched: false,
+        }),
+        None => Err(touched(not_yet(
+            "AWS_INCONSISTENT",
+            format!("AWS has a user {user}, and does not show it yet"),
+        ))),
+    }
+}
+
+/// Gives a user what its grant says. Each call may be repeated.
+async fn equip(iam: &IamCalls<'_>, user: &str, spec: &GrantSpec) -> Result<(), AwsFailure> {
+    if let Some(document) = spec.effective_policy() {
+        put_policy(iam, user, GRANT_POLICY, &document.to_json()).await?;
+    }
+    for arn in &spec.managed_policies {
+        let call = iam
+            .client
+            .attach_user_policy()
+            .user_name(user)
+            .policy_arn(arn.as_str());
+        iam.ask(&on("iam:AttachUserPolicy", arn.as_str()), call.send())
+            .await?;
+    }
+    let KindSpec::IamUser { groups, .. } = &spec.kind else {
+        return Err(wrong_kind());
+    };
+    for group in groups {
+        let call = iam
+            .client
+            .add_user_to_group()
+            .user_name(user)
+            .group_name(group);
+        iam.ask(&on("iam:AddUserToGroup", group), call.send())
+            .await?;
+    }
+    Ok(())
+}
+
+async fn remove_keys(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
+    for key in keys(iam, user).await? {
+        remove_key(iam, user, &key).await?;
+    }
+    Ok(())
+}
+
+/// Makes a key, once AWS accepts it. A key whose secret never arrived is of no use to
+/// anybody: it is removed, and another made.
+async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailure> {
+    let iam = &clients.iam(Purpose::Issue);
+    let made = match create_key(iam, user).await {
+        Err(failure) if failure.class == FailureClass::Uncertain => {
+            remove_keys(iam, user).await?;
+            create_key(iam, user).await
+        }
+        made => made,
+    };
+    let mut credentials = made?;
+    credentials.usable_after = Some(acceptance(clients, &credentials).await?);
+    Ok(credentials)
+}
+
+pub(in crate::aws) async fn create_key(
+    iam: &IamCalls<'_>,
+    user: &str,
+) -> Result<Credentials, AwsFailure> {
+    let call = iam.client.create_access_key().user_name(user);
+    let sent = call.customize().config_override(never_twice()).send();
+    let answer = iam.ask(&on("iam:CreateAccessKey", user), sent).await?;
+    let aws_request_id = answer.request_id().map(ToOwned::to_owned);
+    let key = answer
+        .access_key
+        .ok_or_else(|| incomplete("AWS answered without a key"))?;
+    Ok(Credentials {
+        access_key_id: key.access_key_id,
+        secret_access_key: SecretString::from(key.secret_access_key),
+        session_token: None,
+        expires_at: None,
+        usable_after: None,
+        aws_request_id,
+    })
+}
+
+/// How long it takes until AWS accepts a new key: IAM tells the world of it by and by.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
+async fn acceptance(clients: &Clients, credentials: &Credentials) -> Result<Duration, AwsFailure> {
+    let key = AccessKey {
+        id: credentials.access_key_id.clone(),
+        secret: credentials.secret_access_key.clone(),
+    };
+    let sts = clients.sts_of(&key);
+    let operation = on("sts:GetCallerIdentity", &key.id);
+    let (began, mut proofs, mut pause) = (Instant::now(), 0, FIRST_PAUSE);
+    loop {
+        let call = sts.client().get_caller_identity().send();
+        match sts.ask(&operation, call).await {
+            Ok(_) => {
+                proofs += 1;
+                if proofs == PROOFS {
+                    return Ok(began.elapsed());
+                }
+            }
+            Err(_) if began.elapsed() + pause < ACCEPTANCE_LIMIT => {
+                proofs = 0;
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(failure) => {
+                let seconds = ACCEPTANCE_LIMIT.as_secs();
+                let message = format!("AWS does not accept the new access key after {seconds} s");
+                return Err(AwsFailure {
+                    aws_said: failure.aws_said,
+                    aws_request_id: failure.aws_request_id,
+                    ..not_yet("AWS_KEY_NOT_ACCEPTED", message)
+                });
+            }
+        }
+    }
+}

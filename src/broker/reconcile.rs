@@ -1,0 +1,247 @@
+//! Reconciliation: what AWS holds under the broker's path against what the store knows.
+//! A user without a live lease is removed, a key that no lease knows too; a live lease
+//! whose user has vanished is reported. What does not bear the broker's mark, by path
+//! and by tags, is never touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use metrics::{counter, gauge};
+use tokio::time::sleep;
+
+use crate::{
+    broker::{
+        Broker, By, Error,
+        ports::{FailureClass, Withdrawn},
+    },
+    domain::{
+        audit::{AuditEvent, Event, Subject},
+        lease::{Lease, LeaseState, told_by_user_name},
+        name::LeaseId,
+        random::up_to,
+    },
+};
+
+/// How often, after one that succeeded.
+const EVERY: Duration = Duration::from_mins(5);
+/// The same after one that failed, and the pause between questions whether AWS is there.
+const RETRY: Duration = Duration::from_secs(30);
+/// Of how many users the keys are looked at in one round, a call each; the next round
+/// goes on with the next.
+const KEY_CHECKS: usize = 200;
+
+/// What a reconciliation found.
+#[derive(Clone, Debug)]
+pub struct Reconciliation {
+    /// When it was complete.
+    pub at: Timestamp,
+    /// Users under the broker's path.
+    pub users: usize,
+    /// Users that were removed because no live lease knows them.
+    pub orphans_removed: usize,
+    /// Users that no live lease knows and that do not bear the broker's mark.
+    pub strangers: BTreeSet<String>,
+    /// Keys that were removed because no lease knows them.
+    pub keys_removed: usize,
+    /// Live leases whose user or key is gone.
+    pub vanished: BTreeSet<LeaseId>,
+}
+
+impl Broker {
+    /// Cleans up and reconciles until the broker ends, as soon as AWS has answered once:
+    /// before that the broker's clock may be wrong.
+    pub async fn maintain(self: Arc<Self>) {
+        let stop = self.parts.stop.clone();
+        stop.run_until_cancelled(self.aws_has_answered()).await;
+        tokio::join!(Arc::clone(&self).reap(), self.reconcile());
+    }
+
+    async fn aws_has_answered(&self) {
+        while let Err(failure) = self.parts.issuer.identity().await {
+            if failure.class == FailureClass::Refused {
+                return;
+            }
+            sleep(up_to(RETRY, self.parts.random.as_ref())).await;
+        }
+    }
+
+    async fn reconcile(self: Arc<Self>) {
+        let stop = self.parts.stop.clone();
+        let rounds = async {
+            loop {
+                let pause = match self.reconcile_once().await {
+                    Ok(_) => EVERY,
+                    Err(error) => {
+                        tracing::warn!(%error, "the reconciliation failed and is tried again");
+                        RETRY
+                    }
+                };
+                sleep(pause).await;
+            }
+        };
+        stop.run_until_cancelled(rounds).await;
+    }
+
+    /// Reconciles once. What fails for one user or lease does not stop the others.
+    ///
+    /// # Errors
+    /// AWS does not list the users, or the store not the leases.
+    pub async fn reconcile_once(&self) -> Result<Reconciliation, Error> {
+        // AWS first: whatever it shows was recorded before it was made.
+        let users: BTreeSet<String> = self.parts.inventory.users().await?.into_iter().collect();
+        let leases = self.store().live_users().await?.into_iter();
+        let live: BTreeMap<String, Lease> = leases
+            .map(|lease| (lease.binding.aws_name.clone(), lease))
+            .collect();
+        let mut found = Reconciliation {
+            at: self.now(),
+            users: users.len(),
+            orphans_removed: 0,
+            strangers: BTreeSet::new(),
+            keys_removed: 0,
+            vanished: BTreeSet::new(),
+        };
+        for user in users.iter().filter(|user| !live.contains_key(*user)) {
+            if let Err(error) = self.reconcile_user(user, &mut found).await {
+                tracing::warn!(user, %error, "a user could not be reconciled");
+            }
+        }
+        let settled = live.values().filter(|lease| self.is_settled(lease));
+        let (shown, missing): (Vec<_>, Vec<_>) =
+            settled.partition(|lease| users.contains(&lease.binding.aws_name));
+        for lease in missing {
+            if let Err(error) = self.reconcile_missing(lease, &mut found).await {
+                tracing::warn!(lease = %lease.binding.lease_id, %error, "a lease could not be reconciled");
+            }
+        }
+        for lease in self.next_to_check(shown) {
+            if let Err(error) = self.reconcile_keys(lease, &mut found).await {
+                tracing::warn!(lease = %lease.binding.lease_id, %error, "keys could not be reconciled");
+            }
+        }
+        self.publish(found.clone());
+        Ok(found)
+    }
+
+    /// What the last reconciliation found; `None` before the first.
+    pub(super) fn reconciled(&self) -> Option<Reconciliation> {
+        let last = self.reconciled.lock();
+        last.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish(&self, found: Reconciliation) {
+        #[expect(clippy::cast_precision_loss, reason = "counts of users are small")]
+        let count = |count: usize| count as f64;
+        gauge!("credbroker_stranger_users").set(count(found.strangers.len()));
+        gauge!("credbroker_vanished_leases").set(count(found.vanished.len()));
+        let mut last = self
+            .reconciled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = Some(found);
+    }
+
+    /// Handed out, nobody at it, and long enough ago for AWS to know.
+    fn is_settled(&self, lease: &Lease) -> bool {
+        let active = LeaseState::Active {
+            issued: match lease.issued() {
+                Some(issued) => issued.clone(),
+                None => return false,
+            },
+            replacing_until: None,
+        };
+        lease.state == active && lease.may_appear_until(self.now()).is_none()
+    }
+
+    /// A user that no live lease knows.
+    async fn reconcile_user(&self, user: &str, found: &mut Reconciliation) -> Result<(), Error> {
+        match self.parts.inventory.is_ours(user).await? {
+            None => return Ok(()),
+            Some(false) => {
+                tracing::warn!(
+                    user,
+                    "a user under the broker's path does not bear its mark"
+                );
+                found.strangers.insert(user.to_owned());
+                return Ok(());
+            }
+            Some(true) => {}
+        }
+        if self.withdraw_user(user).await? == Withdrawn::NotFound {
+            return Ok(());
+        }
+        found.orphans_removed += 1;
+        counter!("credbroker_orphans_removed_total").increment(1);
+        let audit = self.event(By::Broker, Event::OrphanRemoved);
+        let audit = match told_by_user_name(user) {
+            Some((service, lease)) => audit.service(&service).about(&Subject::Lease(lease)),
+            None => audit,
+        };
+        let audit = audit.detail(&format!("user {user}: no live lease knows it"));
+        self.store().record(audit).await?;
+        Ok(())
+    }
+
+    /// A live lease whose user is not in AWS's list.
+    async fn reconcile_missing(
+        &self,
+        lease: &Lease,
+        found: &mut Reconciliation,
+    ) -> Result<(), Error> {
+        let user = &lease.binding.aws_name;
+        if self.parts.inventory.is_ours(user).await?.is_some() {
+            return Ok(());
+        }
+        self.report_vanished(lease, "USER_VANISHED", found).await
+    }
+
+    /// Its user has the recorded key and no other.
+    async fn reconcile_keys(&self, lease: &Lease, found: &mut Reconciliation) -> Result<(), Error> {
+        let keys = self.remove_unknown_keys(lease).await?;
+        found.keys_removed += keys.removed;
+        if keys.recorded_is_there {
+            return Ok(());
+        }
+        self.report_vanished(lease, "KEY_VANISHED", found).await
+    }
+
+    /// Told once: the log need not say every five minutes what it said before.
+    async fn report_vanished(
+        &self,
+        lease: &Lease,
+        reason: &str,
+        found: &mut Reconciliation,
+    ) -> Result<(), Error> {
+        let id = &lease.binding.lease_id;
+        found.vanished.insert(id.clone());
+        let known = self.reconciled();
+        if known.is_some_and(|last| last.vanished.contains(id)) {
+            return Ok(());
+        }
+        tracing::warn!(lease = %id, reason, "what a live lease stands for is gone from AWS");
+        let audit: AuditEvent = self.event(By::Broker, Event::LeaseVanished);
+        self.store()
+            .record(audit.lease(lease).failed(reason))
+            .await?;
+        Ok(())
+    }
+
+    /// The users whose turn it is to have their keys looked at.
+    fn next_to_check<'a>(&self, mut shown: Vec<&'a Lease>) -> Vec<&'a Lease> {
+        let mut last = self
+            .last_checked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let after = shown.partition_point(|lease| lease.binding.aws_name <= *last);
+        shown.rotate_left(after);
+        shown.truncate(KEY_CHECKS);
+        if let Some(lease) = shown.last() {
+            last.clone_from(&lease.binding.aws_name);
+        }
+        shown
+    }
+}

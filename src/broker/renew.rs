@@ -1,0 +1,95 @@
+//! Renewal: a user lives on, up to its grant's maximum; a session is followed by a new
+//! one under a new lease that names the old.
+
+use std::sync::Arc;
+
+use crate::{
+    broker::{Broker, Error, end::no_lease, on_conflict},
+    domain::{
+        access::Caller,
+        audit::{Event, Subject},
+        credential::Credentials,
+        decide::{RenewRequest, Renewal, decide_renewal, own_service},
+        lease::Lease,
+    },
+};
+
+/// A lease that lives on.
+#[derive(Debug)]
+pub struct RenewedLease {
+    /// The lease: the same for a user, a new one for a session.
+    pub lease: Lease,
+    /// The new session's; a user keeps its key.
+    pub credentials: Option<Credentials>,
+}
+
+impl Broker {
+    /// Renews one of the caller's own leases.
+    ///
+    /// # Errors
+    /// Not the caller's (or unknown: one text), over, beyond the grant's maximum, the
+    /// grant changed or gone; and for a session those of [`Broker::issue`].
+    pub async fn renew(
+        self: &Arc<Self>,
+        caller: Caller,
+        request: RenewRequest,
+    ) -> Result<RenewedLease, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move { broker.renew_saga(&caller, &request).await })
+            .await
+    }
+
+    async fn renew_saga(
+        &self,
+        caller: &Caller,
+        request: &RenewRequest,
+    ) -> Result<RenewedLease, Error> {
+        let lease = self.known_lease(&request.lease_id).await?;
+        let grant = &lease.binding.grant;
+        if own_service(caller) != Some(&grant.service) {
+            return Err(no_lease(&request.lease_id));
+        }
+        self.admit_pace(caller, grant).await?;
+        let current = self.store().grant(grant).await?;
+        match decide_renewal(caller, request, &lease, current, self.now()) {
+            Err(denial) => self.refuse(caller, grant, denial.into()).await,
+            Ok(Renewal::LivesUntil(until)) => {
+                let lease = self.prolong(caller, lease, until).await?;
+                Ok(RenewedLease {
+                    lease,
+                    credentials: None,
+                })
+            }
+            Ok(Renewal::NewSession(issue)) => {
+                let (named, renews) = (request.named.as_ref(), Some(request.lease_id.clone()));
+                let work = Box::pin(self.issue_decided(caller, &issue, named, renews));
+                let issued = self.once(caller, named, work).await?;
+                Ok(RenewedLease {
+                    lease: issued.lease,
+                    credentials: Some(issued.credentials),
+                })
+            }
+        }
+    }
+
+    async fn prolong(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+        until: Option<jiff::Timestamp>,
+    ) -> Result<Lease, Error> {
+        let audit = self.caller_event(caller, Event::LeaseRenewed);
+        let Some(until) = until else {
+            self.store().record(audit.lease(&lease)).await?;
+            return Ok(lease);
+        };
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let renewed = lease
+            .extend(until, self.now())
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let audit = audit.lease(&renewed).detail(&format!("until {until:.0}"));
+        let written = self.store().update_lease(from, &renewed, audit).await;
+        on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
+        Ok(renewed)
+    }
+}

@@ -1,0 +1,204 @@
+//! A repeated request finds its lease: half issued, it is brought to its end; issued,
+//! the answer is given again. No secret is stored, so that means another key of the same
+//! user, or another session of the same name.
+
+use std::time::Duration;
+
+use metrics::counter;
+
+use crate::{
+    broker::{
+        Broker, By, Error,
+        issue::{IssuedLease, over},
+        on_conflict,
+        ports::IssueFailure,
+    },
+    domain::{
+        access::Caller,
+        audit::{AuditEvent, Event, Subject},
+        decide::{Authorized, Denial, Issue},
+        lease::{Lease, LeaseState},
+        request::NamedRequest,
+    },
+};
+
+impl Broker {
+    /// Answers a request that has a lease already.
+    pub(super) async fn repeat(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        named: &NamedRequest,
+        lease: Lease,
+    ) -> Result<IssuedLease, Error> {
+        if lease.request.as_ref().map(|known| known.digest) != Some(named.digest) {
+            return Err(Error::request_id_reused());
+        }
+        let grant = &issue.get().grant;
+        if grant.version != lease.binding.grant_version {
+            let lease_id = lease.binding.lease_id.clone();
+            let changed = Denial::GrantChanged { lease_id };
+            return self.refuse(caller, &grant.name, changed.into()).await;
+        }
+        match &lease.state {
+            LeaseState::Pending { .. } => self.resume(caller, issue, lease).await,
+            LeaseState::Active { .. } => self.replace_credentials(caller, issue, lease).await,
+            ended => {
+                let denial = over(&lease, ended.as_str());
+                self.refuse(caller, &grant.name, denial.into()).await
+            }
+        }
+    }
+
+    /// Takes over an issue that came to no end: AWS did not answer, or the broker died.
+    /// Nobody else is at it, since a request under way is joined.
+    async fn resume(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        lease: Lease,
+    ) -> Result<IssuedLease, Error> {
+        let from = lease.revision;
+        let resumed = lease
+            .resume(self.now())
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let audit = self.caller_event(caller, Event::LeaseResumed);
+        let resumed = self.claim(from, resumed, audit).await?;
+        self.carry_out(caller, issue, resumed).await
+    }
+
+    async fn replace_credentials(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        lease: Lease,
+    ) -> Result<IssuedLease, Error> {
+        let (now, grant) = (self.now(), &issue.get().grant.name);
+        let left = lease
+            .issued()
+            .map(|issued| issued.expires_at.duration_since(now));
+        let left = left
+            .and_then(|left| Duration::try_from(left).ok())
+            .unwrap_or_default();
+        let left = Duration::from_secs(left.as_secs());
+        let (shortest, _) = lease.binding.kind.ttl_bounds();
+        if left < shortest {
+            let denial = over(&lease, "about to expire");
+            return self.refuse(caller, grant, denial.into()).await;
+        }
+        let from = lease.revision;
+        let replacing = lease
+            .begin_replacement(now)
+            .map_err(|e| Error::Internal(e.to_string()))?;
+        let audit = self.caller_event(caller, Event::LeaseReplacing);
+        let replacing = self.claim(from, replacing, audit).await?;
+        let made = if replacing.binding.kind.is_session() {
+            let shorter = issue.for_at_most(left);
+            let asked = self.parts.issuer.issue(&shorter, &replacing.binding);
+            self.in_time(&replacing, asked).await
+        } else {
+            let asked = self.parts.issuer.replace_key(&replacing.binding);
+            self.in_time(&replacing, asked).await
+        };
+        match made {
+            Ok(credentials) => {
+                self.hand_out(
+                    caller,
+                    replacing,
+                    Event::LeaseRedelivered,
+                    left,
+                    credentials,
+                )
+                .await
+            }
+            Err(failed) => self.not_replaced(caller, replacing, failed).await,
+        }
+    }
+
+    async fn claim(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
+        let audit = audit.lease(&lease);
+        let written = self.store().update_lease(from, &lease, audit).await;
+        let id = || Subject::Lease(lease.binding.lease_id.clone());
+        on_conflict(written, || Error::Conflict(id()))?;
+        Ok(lease)
+    }
+
+    async fn not_replaced(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+        failed: IssueFailure,
+    ) -> Result<IssuedLease, Error> {
+        let audit = self.failed_event(caller, &lease, Event::LeaseUncertain, &failed.failure);
+        self.store().record(audit).await?;
+        if let Err(error) = self.put_in_order(lease.clone()).await {
+            tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
+        }
+        Err(failed.failure.into())
+    }
+
+    /// For the clean-up: a replacement that nobody has ended.
+    pub(super) async fn end_replacement(&self, lease: Lease) -> Result<(), Error> {
+        let Err(error) = self.put_in_order(lease.clone()).await else {
+            return Ok(());
+        };
+        let from = lease.revision;
+        let audit = self.event(By::Broker, Event::LeasePostponed).lease(&lease);
+        if let Ok(later) = lease.begin_replacement(self.now()) {
+            let audit = audit.failed(error.reason());
+            self.store().update_lease(from, &later, audit).await?;
+        }
+        Err(error)
+    }
+
+    /// A replacement came to nothing, or its end is not known: what no lease knows is
+    /// removed, and the lease stays as it was.
+    pub(super) async fn put_in_order(&self, lease: Lease) -> Result<(), Error> {
+        if !lease.binding.kind.is_session() {
+            self.remove_unknown_keys(&lease).await?;
+        }
+        let from = lease.revision;
+        let Ok(kept) = lease.keep() else {
+            return Ok(());
+        };
+        let audit = self.event(By::Broker, Event::LeaseKept).lease(&kept);
+        let written = self.store().update_lease(from, &kept, audit).await;
+        let id = || Subject::Lease(kept.binding.lease_id.clone());
+        on_conflict(written, || Error::Conflict(id()))
+    }
+
+    /// Removes every key of a lease's user but the recorded one, unless the lease has
+    /// gone on meanwhile.
+    pub(super) async fn remove_unknown_keys(&self, lease: &Lease) -> Result<Keys, Error> {
+        let user = &lease.binding.aws_name;
+        let recorded = lease.issued().map(|issued| issued.access_key_id.as_str());
+        let keys = self.parts.inventory.keys(user).await?;
+        let now = self.known_lease(&lease.binding.lease_id).await?;
+        if now.revision != lease.revision {
+            return Ok(Keys {
+                recorded_is_there: true,
+                removed: 0,
+            });
+        }
+        let (known, unknown): (Vec<_>, Vec<_>) = keys
+            .into_iter()
+            .partition(|key| Some(key.as_str()) == recorded);
+        for key in &unknown {
+            self.parts.inventory.remove_key(user, key).await?;
+            counter!("credbroker_unknown_keys_removed_total").increment(1);
+            let audit = self.event(By::Broker, Event::KeyRemoved).lease(lease);
+            let audit = audit.detail(&format!("key {key} of user {user}: no lease knows it"));
+            self.store().record(audit).await?;
+        }
+        Ok(Keys {
+            recorded_is_there: !known.is_empty(),
+            removed: unknown.len(),
+        })
+    }
+}
+
+/// The keys of a lease's user.
+pub(super) struct Keys {
+    pub(super) recorded_is_there: bool,
+    pub(super) removed: usize,
+}

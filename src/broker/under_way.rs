@@ -1,0 +1,91 @@
+//! Issues under way, by the request that asked for them: a repetition that comes in
+//! meanwhile joins the first and gets the same answer.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::OnceCell;
+
+use crate::{
+    broker::{Error, IssuedLease},
+    domain::{
+        name::Name,
+        request::{NamedRequest, RequestId},
+    },
+};
+
+type Outcome = Result<IssuedLease, Error>;
+
+/// Requests under way.
+#[derive(Default)]
+pub(super) struct UnderWay(Mutex<HashMap<(Name, RequestId), Issue>>);
+
+struct Issue {
+    digest: [u8; 32],
+    outcome: Arc<OnceCell<Outcome>>,
+}
+
+/// An outcome, and whether it was waited for only.
+pub(super) struct Joined {
+    pub(super) outcome: Outcome,
+    pub(super) by_waiting: bool,
+}
+
+impl UnderWay {
+    /// Does `work`, unless the same request is under way: then waits for its outcome.
+    ///
+    /// # Errors
+    /// Another request is under way under the same id.
+    pub(super) async fn join(
+        &self,
+        service: &Name,
+        request: &NamedRequest,
+        work: Pin<Box<impl Future<Output = Outcome>>>,
+    ) -> Result<Joined, Error> {
+        let key = (service.clone(), request.id.clone());
+        let cell = self.enter(&key, request)?;
+        let worked = AtomicBool::new(false);
+        let outcome = cell.get_or_init(async || {
+            worked.store(true, Ordering::Relaxed);
+            work.await
+        });
+        let outcome = outcome.await.clone();
+        self.leave(&key, &cell);
+        Ok(Joined {
+            outcome,
+            by_waiting: !worked.into_inner(),
+        })
+    }
+
+    fn enter(
+        &self,
+        key: &(Name, RequestId),
+        request: &NamedRequest,
+    ) -> Result<Arc<OnceCell<Outcome>>, Error> {
+        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let issue = under_way.entry(key.clone()).or_insert_with(|| Issue {
+            digest: request.digest,
+            outcome: Arc::default(),
+        });
+        if issue.digest != request.digest {
+            return Err(Error::request_id_reused());
+        }
+        Ok(Arc::clone(&issue.outcome))
+    }
+
+    /// Whoever comes first of those who shared an outcome forgets it.
+    fn leave(&self, key: &(Name, RequestId), cell: &Arc<OnceCell<Outcome>>) {
+        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(entry) = under_way.entry(key.clone())
+            && Arc::ptr_eq(&entry.get().outcome, cell)
+        {
+            entry.remove();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A token bucket: so much at once, then at a rate. Time and rate are handed in.
+
+use std::time::{Duration, Instant};
+
+/// A bucket of tokens. Below zero it is owed to.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBucket {
+    capacity: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl TokenBucket {
+    /// A full bucket.
+    #[must_use]
+    pub const fn full(capacity: f64, now: Instant) -> Self {
+        Self {
+            capacity,
+            tokens: capacity,
+            at: now,
+        }
+    }
+
+    /// Lets flow in what `per_second` has brought up to `now`. Returns the seconds that
+    /// have passed.
+    pub fn fill(&mut self, now: Instant, per_second: f64) -> f64 {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * per_second).min(self.capacity);
+        self.at = now;
+        passed
+    }
+
+    /// How long until there is a token above `kept` ones, at this rate.
+    #[must_use]
+    pub fn wait(&self, kept: f64, per_second: f64) -> Duration {
+        let missing = kept + 1.0 - self.tokens;
+        if missing > 0.0 {
+            Duration::from_secs_f64(missing / per_second)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// Takes one token, there or not.
+    pub fn take(&mut self) {
+        self.tokens -= 1.0;
+    }
+
+    /// Pours half of it away.
+    pub fn halve(&mut self) {
+        self.tokens = self.tokens.min(self.tokens / 2.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_what_it_holds_and_then_what_flows_in() {
+        let start = Instant::now();
+        let mut bucket = TokenBucket::full(2.0, start);
+        for _ in 0..2 {
+            assert_eq!(bucket.wait(0.0, 10.0), Duration::ZERO);
+            bucket.take();
+        }
+        assert_eq!(bucket.wait(0.0, 10.0), Duration::from_millis(100));
+        assert_eq!(bucket.wait(1.0, 10.0), Duration::from_millis(200));
+        bucket.fill(start + Duration::from_secs(1), 1.0);
+        assert_eq!(bucket.wait(0.0, 1.0), Duration::ZERO);
+        bucket.fill(start + Duration::from_secs(100), 1.0);
+        bucket.halve();
+        bucket.take();
+        assert_eq!(bucket.wait(0.0, 1.0), Duration::from_secs(1));
+    }
+}

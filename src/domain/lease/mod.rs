@@ -1,0 +1,127 @@
+//! One issuance of credentials, from intent to end.
+//!
+//! ```text
+//! pending ─▶ active ─▶ expired               (an STS session, by AWS's clock)
+//!    │          └────▶ revoking ─▶ revoked   (released, revoked, never handed out)
+//!    └───────────────────┘ │ ▲ └─▶ expired   (an IAM user whose time ran out)
+//!                          ▼ │
+//!                      quarantined           (AWS keeps refusing; tried for ever)
+//! ```
+//!
+//! A transition consumes the lease and takes the time; what has ended stays ended. Each
+//! adds one to the revision, and the store replaces a lease only by the successor of
+//! what it holds: whoever acts on a lease that somebody else has moved on is refused.
+
+mod state;
+#[cfg(test)]
+mod tests;
+
+use aws_lc_rs::digest;
+use data_encoding::BASE32_NOPAD;
+use jiff::Timestamp;
+
+pub use self::state::{
+    CLAIM, CONSISTENCY_WINDOW, Cause, InvalidTransition, Issued, LeaseState, PENDING_LIMIT, Removal,
+};
+use crate::domain::{
+    grant::{Grant, GrantSpec, Kind, OWN_TAG_PREFIX, Tag},
+    name::{GrantName, LeaseId, Name},
+    request::NamedRequest,
+};
+
+/// What a lease is about; never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The lease's id.
+    pub lease_id: LeaseId,
+    /// The grant it was issued under.
+    pub grant: GrantName,
+    /// Which version of it.
+    pub grant_version: u64,
+    /// How the credentials are made.
+    pub kind: Kind,
+    /// Role session name, federated user name or IAM user name.
+    pub aws_name: String,
+    /// The lease that this one carries on: an STS session cannot be prolonged, so its
+    /// renewal is a new session.
+    pub renews: Option<LeaseId>,
+}
+
+impl Binding {
+    /// What a new lease of `grant` is about.
+    #[must_use]
+    pub fn new(lease_id: LeaseId, grant: &Grant, renews: Option<LeaseId>) -> Self {
+        let kind = grant.spec.kind();
+        Self {
+            aws_name: aws_name(kind, &grant.name.service, &lease_id),
+            lease_id,
+            grant: grant.name.clone(),
+            grant_version: grant.version,
+            kind,
+            renews,
+        }
+    }
+
+    /// The tags on the lease's session or user: the broker's three, then the
+    /// operator's. CloudTrail leads from them to the lease.
+    #[must_use]
+    pub fn aws_tags(&self, spec: &GrantSpec) -> Vec<Tag> {
+        let own = |key: &str, value: &str| Tag {
+            key: format!("{OWN_TAG_PREFIX}{key}"),
+            value: value.to_owned(),
+            transitive: false,
+        };
+        let mut tags = vec![
+            own("service", self.grant.service.as_str()),
+            own("grant", self.grant.grant.as_str()),
+            own("lease", self.lease_id.as_str()),
+        ];
+        tags.extend_from_slice(spec.tags());
+        tags
+    }
+}
+
+/// The name that AWS and CloudTrail show. `SERVICE.LEASE` (up to 59 of 64 characters)
+/// for sessions and users. A federated user has 32 characters: the service, or for one
+/// longer than 18 its first 9 characters, `+` and 8 of its SHA-256, then `.` and the
+/// last 13 characters of the lease id (65 random bits).
+#[must_use]
+pub fn aws_name(kind: Kind, service: &Name, lease: &LeaseId) -> String {
+    match kind {
+        Kind::AssumeRole | Kind::IamUser => format!("{service}.{lease}"),
+        Kind::FederationToken => format!("{}.{}", short(service), &lease.as_str()[13..]),
+    }
+}
+
+fn short(service: &Name) -> String {
+    let name = service.as_str();
+    if name.len() <= 18 {
+        return name.to_owned();
+    }
+    let sum = digest::digest(&digest::SHA256, name.as_bytes());
+    let hash = BASE32_NOPAD.encode(&sum.as_ref()[..5]).to_ascii_lowercase();
+    format!("{}+{hash}", &name[..9])
+}
+
+/// The service and lease that the name of an IAM user tells, if it is one of ours.
+#[must_use]
+pub fn told_by_user_name(user: &str) -> Option<(Name, LeaseId)> {
+    let (service, lease) = user.split_once('.')?;
+    Some((service.parse().ok()?, lease.parse().ok()?))
+}
+
+/// One issuance of credentials. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What it is about.
+    pub binding: Binding,
+    /// The request that it answers, if the caller named it. An issue that came to
+    /// nothing gives the name back, so that the request can be repeated.
+    pub request: Option<NamedRequest>,
+    /// When the service asked.
+    pub requested_at: Timestamp,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Counts its changes: its fencing token.
+    pub revision: u64,
+}

@@ -1,0 +1,527 @@
+//! Where a lease stands, and how it may go on.
+
+use std::{fmt, str::FromStr};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Binding, Lease};
+use crate::domain::{name::LeaseId, request::NamedRequest};
+
+/// How long an issue may take before the lease counts as abandoned.
+pub const PENDING_LIMIT: SignedDuration = SignedDuration::from_secs(60);
+
+/// How long whoever begins to take a lease away has it to itself before the clean-up
+/// tries as well.
+pub const CLAIM: SignedDuration = SignedDuration::from_secs(60);
+
+/// How long after a user may have been made AWS's "there is no such user" proves
+/// nothing: IAM is eventually consistent, and a call may arrive late.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
+pub const CONSISTENCY_WINDOW: SignedDuration = SignedDuration::from_mins(5);
+
+/// After so many failures AWS counts as refusing the clean-up.
+const QUARANTINE_ATTEMPTS: u32 = 10;
+/// After so long a time of failures as well.
+const QUARANTINE_AFTER: SignedDuration = SignedDuration::from_mins(30);
+
+/// The credentials' public side, once AWS has answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// `AKIA…` or `ASIA…`.
+    pub access_key_id: String,
+    /// When AWS answered.
+    pub at: Timestamp,
+    /// AWS's own expiration for STS kinds.
+    pub expires_at: Timestamp,
+}
+
+/// Why a lease ends before, or at, its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its time ran out.
+    Expired,
+    /// The service handed it back.
+    Released,
+    /// An operator ended it; the words are theirs.
+    Revoked(String),
+    /// Nothing was handed out; the words say why.
+    NotIssued(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expired => f.write_str("expired"),
+            Self::Released => f.write_str("released"),
+            Self::Revoked(words) if words.is_empty() => f.write_str("revoked"),
+            Self::Revoked(words) => write!(f, "revoked: {words}"),
+            Self::NotIssued(words) => write!(f, "not issued: {words}"),
+        }
+    }
+}
+
+impl FromStr for Cause {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(": ").unwrap_or((text, "")) {
+            ("expired", _) => Ok(Self::Expired),
+            ("released", _) => Ok(Self::Released),
+            ("revoked", words) => Ok(Self::Revoked(words.to_owned())),
+            ("not issued", words) => Ok(Self::NotIssued(words.to_owned())),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The taking away of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// What had been handed out, if anything.
+    pub issued: Option<Issued>,
+    /// Why.
+    pub cause: Cause,
+    /// After this nothing of it was made any more.
+    pub made_by: Timestamp,
+    /// Until `made_by` its issuer may be at work and takes away what it makes.
+    pub left_to_issuer: bool,
+    /// How often AWS has been asked in vain.
+    pub attempts: u32,
+    /// Since when.
+    pub failing_since: Option<Timestamp>,
+    /// When to ask (again).
+    pub next_attempt_at: Timestamp,
+}
+
+/// Where a lease stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseState {
+    /// Recorded; AWS may not have been asked yet.
+    Pending {
+        /// After this the issue counts as abandoned.
+        deadline: Timestamp,
+    },
+    /// Handed out.
+    Active {
+        /// What.
+        issued: Issued,
+        /// Its key or session is being replaced; after this the attempt counts as
+        /// abandoned, and what it left is put in order.
+        replacing_until: Option<Timestamp>,
+    },
+    /// Being taken away.
+    Revoking(Removal),
+    /// To be taken away, but AWS keeps refusing; tried for ever.
+    Quarantined(Removal),
+    /// Gone before its time, or never handed out.
+    Revoked {
+        /// What had been handed out, if anything.
+        issued: Option<Issued>,
+        /// Why.
+        cause: Cause,
+        /// When it was gone.
+        at: Timestamp,
+    },
+    /// Gone because its time ran out.
+    Expired {
+        /// What had been handed out.
+        issued: Issued,
+        /// When it was seen to be gone.
+        at: Timestamp,
+    },
+}
+
+impl LeaseState {
+    /// The state's name, as in product terms.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending { .. } => "pending",
+            Self::Active { .. } => "active",
+            Self::Revoking(_) => "revoking",
+            Self::Quarantined(_) => "quarantined",
+            Self::Revoked { .. } => "revoked",
+            Self::Expired { .. } => "expired",
+        }
+    }
+}
+
+/// A transition that the state does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("lease {lease_id} is {state}; it cannot {attempted}")]
+pub struct InvalidTransition {
+    /// Which lease.
+    pub lease_id: LeaseId,
+    /// Where it stands.
+    pub state: &'static str,
+    /// What was tried.
+    pub attempted: &'static str,
+}
+
+impl Lease {
+    /// A lease asked for at `now`.
+    #[must_use]
+    pub fn request(binding: Binding, request: Option<NamedRequest>, now: Timestamp) -> Self {
+        Self {
+            binding,
+            request,
+            requested_at: now,
+            state: LeaseState::Pending {
+                deadline: now + PENDING_LIMIT,
+            },
+            revision: 0,
+        }
+    }
+
+    /// What had been handed out, if anything.
+    #[must_use]
+    pub const fn issued(&self) -> Option<&Issued> {
+        match &self.state {
+            LeaseState::Pending { .. } => None,
+            LeaseState::Active { issued, .. } | LeaseState::Expired { issued, .. } => Some(issued),
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
+                removal.issued.as_ref()
+            }
+            LeaseState::Revoked { issued, .. } => issued.as_ref(),
+        }
+    }
+
+    /// Why it ends or ended.
+    #[must_use]
+    pub const fn cause(&self) -> Option<&Cause> {
+        match &self.state {
+            LeaseState::Pending { .. } | LeaseState::Active { .. } => None,
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
+                Some(&removal.cause)
+            }
+            LeaseState::Revoked { cause, .. } => Some(cause),
+            LeaseState::Expired { .. } => Some(&Cause::Expired),
+        }
+    }
+
+    /// Its taking away, while that goes on.
+    #[must_use]
+    pub const fn removal(&self) -> Option<&Removal> {
+        match &self.state {
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => Some(removal),
+            _ => None,
+        }
+    }
+
+    /// When it ended.
+    #[must_use]
+    pub const fn ended_at(&self) -> Option<Timestamp> {
+        match &self.state {
+            LeaseState::Revoked { at, .. } | LeaseState::Expired { at, .. } => Some(*at),
+            _ => None,
+        }
+    }
+
+    /// When something is to be done about it; `None` once it has ended.
+    #[must_use]
+    pub fn due_at(&self) -> Option<Timestamp> {
+        match &self.state {
+            LeaseState::Pending { deadline } => Some(*deadline),
+            LeaseState::Active {
+                issued,
+                replacing_until,
+            } => Some(replacing_until.map_or(issued.expires_at, |at| at.min(issued.expires_at))),
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
+                Some(removal.next_attempt_at)
+            }
+            LeaseState::Revoked { .. } | LeaseState::Expired { .. } => None,
+        }
+    }
+
+    /// Whether its issue may still be going on at `now`, so that only the issuer may
+    /// take away what it makes.
+    #[must_use]
+    pub fn is_in_flight(&self, now: Timestamp) -> bool {
+        match &self.state {
+            LeaseState::Pending { deadline } => *deadline > now,
+            LeaseState::Revoking(removal) => removal.left_to_issuer && removal.made_by > now,
+            _ => false,
+        }
+    }
+
+    /// Whether a user of it that AWS does not show at `now` may yet appear, and until
+    /// when.
+    #[must_use]
+    pub fn may_appear_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let made_by = match &self.state {
+            LeaseState::Pending { deadline } => *deadline,
+            LeaseState::Active { issued, .. } => issued.at,
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => removal.made_by,
+            LeaseState::Revoked { .. } | LeaseState::Expired { .. } => return None,
+        };
+        Some(made_by + CONSISTENCY_WINDOW).filter(|until| *until > now)
+    }
+
+    /// Somebody takes over an issue that its first issuer did not bring to its end.
+    ///
+    /// # Errors
+    /// Unless it is pending.
+    pub fn resume(self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match self.state {
+            LeaseState::Pending { .. } => Ok(self.to(LeaseState::Pending {
+                deadline: now + PENDING_LIMIT,
+            })),
+            _ => Err(self.refuse("be issued")),
+        }
+    }
+
+    /// Its issue came to nothing, and nothing was made.
+    ///
+    /// # Errors
+    /// Unless it is pending.
+    pub fn abandon(self, words: String, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match self.state {
+            LeaseState::Pending { .. } => {
+                let nothing = LeaseState::Revoked {
+                    issued: None,
+                    cause: Cause::NotIssued(words),
+                    at: now,
+                };
+                Ok(Self {
+                    request: None,
+                    ..self
+                }
+                .to(nothing))
+            }
+            _ => Err(self.refuse("come to nothing")),
+        }
+    }
+
+    /// AWS has answered: pending becomes active, or a replacement is complete.
+    ///
+    /// # Errors
+    /// Unless it is pending or being replaced.
+    pub fn activate(self, issued: Issued) -> Result<Self, InvalidTransition> {
+        match self.state {
+            LeaseState::Pending { .. }
+            | LeaseState::Active {
+                replacing_until: Some(_),
+                ..
+            } => Ok(self.to(LeaseState::Active {
+                issued,
+                replacing_until: None,
+            })),
+            _ => Err(self.refuse("become active")),
+        }
+    }
+
+    /// Its key or session is about to be replaced under the same lease.
+    ///
+    /// # Errors
+    /// Unless it is active and its time is not up at `now`.
+    pub fn begin_replacement(self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match &self.state {
+            LeaseState::Active { issued, .. } if issued.expires_at > now => {
+                let issued = issued.clone();
+                Ok(self.to(LeaseState::Active {
+                    issued,
+                    replacing_until: Some(now + PENDING_LIMIT),
+                }))
+            }
+            _ => Err(self.refuse("be replaced")),
+        }
+    }
+
+    /// A replacement came to nothing, and what it left is in order.
+    ///
+    /// # Errors
+    /// Unless it is being replaced.
+    pub fn keep(self) -> Result<Self, InvalidTransition> {
+        match &self.state {
+            LeaseState::Active {
+                issued,
+                replacing_until: Some(_),
+            } => {
+                let issued = issued.clone();
+                Ok(self.to(LeaseState::Active {
+                    issued,
+                    replacing_until: None,
+                }))
+            }
+            _ => Err(self.refuse("stay as it was")),
+        }
+    }
+
+    /// Its user lives until `expires_at`.
+    ///
+    /// # Errors
+    /// Unless it is the active lease of an IAM user whose time is not up at `now`.
+    pub fn extend(self, expires_at: Timestamp, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match &self.state {
+            LeaseState::Active {
+                issued,
+                replacing_until,
+            } if !self.binding.kind.is_session() && issued.expires_at > now => {
+                let (issued, replacing_until) = (issued.clone(), *replacing_until);
+                Ok(self.to(LeaseState::Active {
+                    issued: Issued {
+                        expires_at,
+                        ..issued
+                    },
+                    replacing_until,
+                }))
+            }
+            _ => Err(self.refuse("be renewed")),
+        }
+    }
+
+    /// The credentials are to be taken away by whoever calls this, who has [`CLAIM`] to
+    /// do so. A lease that is already being revoked keeps its cause. One that is still
+    /// pending belongs to whoever is issuing it: others wait for its deadline.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let begun = |issued, cause, made_by| Removal {
+            issued,
+            cause,
+            made_by,
+            left_to_issuer: false,
+            attempts: 0,
+            failing_since: None,
+            next_attempt_at: now + CLAIM,
+        };
+        match &self.state {
+            LeaseState::Pending { deadline } => {
+                let came_to_nothing = matches!(cause, Cause::NotIssued(_));
+                let removal = Removal {
+                    left_to_issuer: true,
+                    next_attempt_at: now.max(*deadline),
+                    ..begun(None, cause, *deadline)
+                };
+                let request = self.request.clone().filter(|_| !came_to_nothing);
+                Ok(Self { request, ..self }.to(LeaseState::Revoking(removal)))
+            }
+            LeaseState::Active { issued, .. } => {
+                let removal = begun(Some(issued.clone()), cause, issued.at);
+                Ok(self.to(LeaseState::Revoking(removal)))
+            }
+            LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
+                let held = self.is_in_flight(now);
+                let next_attempt_at = if held { removal.next_attempt_at } else { now };
+                let again = Removal {
+                    next_attempt_at,
+                    ..removal.clone()
+                };
+                Ok(self.goes_on(again))
+            }
+            LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
+                Err(self.refuse("be ended again"))
+            }
+        }
+    }
+
+    /// AWS has ended a session by itself.
+    ///
+    /// # Errors
+    /// Unless it is an active session whose time is up at `now`.
+    pub fn expire(self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        match &self.state {
+            LeaseState::Active { issued, .. }
+                if self.binding.kind.is_session() && issued.expires_at <= now =>
+            {
+                let issued = issued.clone();
+                Ok(self.to(LeaseState::Expired { issued, at: now }))
+            }
+            _ => Err(self.refuse("expire")),
+        }
+    }
+
+    /// Nothing can be done about it before `until`.
+    ///
+    /// # Errors
+    /// Unless it is being taken away.
+    pub fn wait(self, until: Timestamp) -> Result<Self, InvalidTransition> {
+        match self.removal().cloned() {
+            Some(removal) => Ok(self.goes_on(Removal {
+                left_to_issuer: false,
+                next_attempt_at: until,
+                ..removal
+            })),
+            None => Err(self.refuse("wait")),
+        }
+    }
+
+    /// AWS could not be brought to take it away; try again after `delay`. After ten
+    /// failures, or thirty minutes of them, it is quarantined.
+    ///
+    /// # Errors
+    /// Unless it is being taken away.
+    pub fn postpone(
+        self,
+        now: Timestamp,
+        delay: SignedDuration,
+    ) -> Result<Self, InvalidTransition> {
+        let Some(removal) = self.removal().cloned() else {
+            return Err(self.refuse("be postponed"));
+        };
+        let failing_since = removal.failing_since.unwrap_or(now);
+        let failed = Removal {
+            left_to_issuer: false,
+            attempts: removal.attempts.saturating_add(1),
+            failing_since: Some(failing_since),
+            next_attempt_at: now + delay,
+            ..removal
+        };
+        let hopeless = failed.attempts >= QUARANTINE_ATTEMPTS
+            || now.duration_since(failing_since) >= QUARANTINE_AFTER;
+        if hopeless {
+            Ok(self.to(LeaseState::Quarantined(failed)))
+        } else {
+            Ok(self.goes_on(failed))
+        }
+    }
+
+    /// Nothing of it is left in AWS.
+    ///
+    /// # Errors
+    /// Unless it is being taken away.
+    pub fn finish(self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let Some(removal) = self.removal().cloned() else {
+            return Err(self.refuse("finish"));
+        };
+        let next = match removal {
+            Removal {
+                issued: Some(issued),
+                cause: Cause::Expired,
+                ..
+            } => LeaseState::Expired { issued, at: now },
+            Removal { issued, cause, .. } => LeaseState::Revoked {
+                issued,
+                cause,
+                at: now,
+            },
+        };
+        Ok(self.to(next))
+    }
+
+    /// The same taking away, in the state that it is in.
+    fn goes_on(self, removal: Removal) -> Self {
+        let state = match self.state {
+            LeaseState::Quarantined(_) => LeaseState::Quarantined(removal),
+            _ => LeaseState::Revoking(removal),
+        };
+        self.to(state)
+    }
+
+    fn to(self, state: LeaseState) -> Self {
+        Self {
+            state,
+            revision: self.revision + 1,
+            ..self
+        }
+    }
+
+    fn refuse(&self, attempted: &'static str) -> InvalidTransition {
+        InvalidTransition {
+            lease_id: self.binding.lease_id.clone(),
+            state: self.state.as_str(),
+            attempted,
+        }
+    }
+}

@@ -1,0 +1,403 @@
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{name::tests::Counting, request::RequestId};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+const SECOND: SignedDuration = SignedDuration::from_secs(1);
+
+fn lease_of(kind: Kind) -> Lease {
+    let lease_id = LeaseId::new(at(1_000), &Counting);
+    let grant: GrantName = "payments/uploads".parse().unwrap();
+    let aws_name = aws_name(kind, &grant.service, &lease_id);
+    let binding = Binding {
+        lease_id,
+        grant,
+        grant_version: 1,
+        kind,
+        aws_name,
+        renews: None,
+    };
+    let request = NamedRequest::new(RequestId::random(&Counting), &[]);
+    Lease::request(binding, Some(request), at(1_000))
+}
+
+fn lease() -> Lease {
+    lease_of(Kind::IamUser)
+}
+
+fn issued() -> Issued {
+    Issued {
+        access_key_id: "AKIAEXAMPLE".to_owned(),
+        at: at(1_001),
+        expires_at: at(4_600),
+    }
+}
+
+fn active() -> Lease {
+    lease().activate(issued()).unwrap()
+}
+
+fn leaked() -> Cause {
+    Cause::Revoked("leaked".to_owned())
+}
+
+#[test]
+fn a_lease_lives_from_pending_to_expired() {
+    let lease = active()
+        .begin_revocation(Cause::Expired, at(4_600))
+        .unwrap();
+    let lease = lease.finish(at(4_601)).unwrap();
+    assert_eq!(
+        lease.state,
+        LeaseState::Expired {
+            issued: issued(),
+            at: at(4_601)
+        }
+    );
+    assert_eq!(lease.revision, 3);
+}
+
+#[test]
+fn a_session_expires_by_itself_and_not_before_its_time() {
+    let session = lease_of(Kind::AssumeRole).activate(issued()).unwrap();
+    assert!(session.clone().expire(at(4_599)).is_err());
+    assert_eq!(session.expire(at(4_600)).unwrap().state.as_str(), "expired");
+    assert!(active().expire(at(4_600)).is_err());
+}
+
+#[test]
+fn a_lease_that_was_never_handed_out_ends_revoked_and_gives_its_request_back() {
+    let nothing = || "x".to_owned();
+    let taken_away = lease()
+        .begin_revocation(Cause::NotIssued(nothing()), at(1_010))
+        .and_then(|lease| lease.finish(at(1_011)));
+    let never_made = lease().abandon(nothing(), at(1_010));
+    for lease in [taken_away.unwrap(), never_made.unwrap()] {
+        assert_eq!(lease.state.as_str(), "revoked");
+        assert_eq!((lease.issued(), &lease.request), (None, &None));
+    }
+    let revoked = lease().begin_revocation(leaked(), at(1_010)).unwrap();
+    assert!(revoked.request.is_some());
+    assert!(active().abandon(nothing(), at(1_010)).is_err());
+}
+
+#[test]
+fn a_lease_revoked_while_it_is_issued_is_left_to_its_issuer_until_the_deadline() {
+    let lease = lease().begin_revocation(leaked(), at(1_010)).unwrap();
+    assert!(lease.is_in_flight(at(1_059)));
+    assert!(!lease.is_in_flight(at(1_060)));
+    let again = lease.begin_revocation(Cause::Expired, at(1_020)).unwrap();
+    assert!(again.is_in_flight(at(1_059)));
+    assert_eq!(again.due_at(), Some(at(1_060)));
+    let failed = again.postpone(at(1_021), SECOND).unwrap();
+    assert!(!failed.is_in_flight(at(1_022)));
+}
+
+#[test]
+fn a_second_revocation_keeps_the_first_cause_and_is_due_at_once() {
+    let lease = active().begin_revocation(leaked(), at(2_000)).unwrap();
+    assert_eq!(lease.due_at(), Some(at(2_060)));
+    let lease = lease
+        .postpone(at(2_001), SignedDuration::from_mins(5))
+        .unwrap();
+    let lease = lease.begin_revocation(Cause::Expired, at(2_002)).unwrap();
+    assert_eq!(
+        (lease.cause(), lease.due_at()),
+        (Some(&leaked()), Some(at(2_002)))
+    );
+}
+
+#[test]
+fn ten_failures_or_half_an_hour_of_them_quarantine_a_lease_until_it_is_gone() {
+    let mut lease = active().begin_revocation(leaked(), at(2_000)).unwrap();
+    for attempt in 1..=10 {
+        assert_eq!(lease.state.as_str(), "revoking");
+        lease = lease.postpone(at(2_000 + attempt), SECOND).unwrap();
+    }
+    assert_eq!(lease.state.as_str(), "quarantined");
+    let again = lease.begin_revocation(Cause::Released, at(2_020)).unwrap();
+    assert_eq!(
+        (again.state.as_str(), again.due_at()),
+        ("quarantined", Some(at(2_020)))
+    );
+    let gone = again.finish(at(2_021)).unwrap();
+    assert_eq!(
+        (gone.state.as_str(), gone.cause()),
+        ("revoked", Some(&leaked()))
+    );
+
+    let slow = active().begin_revocation(leaked(), at(2_000)).unwrap();
+    let slow = slow.postpone(at(2_000), SECOND).unwrap();
+    let slow = slow.postpone(at(3_799), SECOND).unwrap();
+    assert_eq!(slow.state.as_str(), "revoking");
+    let slow = slow.postpone(at(3_800), SECOND).unwrap();
+    assert_eq!(slow.state.as_str(), "quarantined");
+}
+
+#[test]
+fn waiting_is_no_failure() {
+    let mut lease = active().begin_revocation(leaked(), at(2_000)).unwrap();
+    for hour in 1..=30 {
+        lease = lease.wait(at(2_000 + hour * 3_600)).unwrap();
+    }
+    let removal = lease.removal().unwrap();
+    assert_eq!((removal.attempts, removal.failing_since), (0, None));
+    assert_eq!(lease.state.as_str(), "revoking");
+}
+
+#[test]
+fn what_aws_does_not_show_may_appear_for_five_minutes_after_it_may_have_been_made() {
+    let pending = lease();
+    assert_eq!(pending.may_appear_until(at(1_359)), Some(at(1_360)));
+    let abandoned = pending
+        .begin_revocation(Cause::NotIssued(String::new()), at(1_060))
+        .unwrap();
+    assert_eq!(abandoned.may_appear_until(at(1_359)), Some(at(1_360)));
+    assert_eq!(abandoned.may_appear_until(at(1_360)), None);
+    assert_eq!(active().may_appear_until(at(1_300)), Some(at(1_301)));
+    assert_eq!(active().may_appear_until(at(1_301)), None);
+}
+
+#[test]
+fn a_replacement_keeps_the_lease_and_its_request() {
+    let replacing = active().begin_replacement(at(1_100)).unwrap();
+    assert_eq!(replacing.due_at(), Some(at(1_160)));
+    assert_eq!(replacing.issued(), Some(&issued()));
+    let kept = replacing.clone().keep().unwrap();
+    assert_eq!(kept.state, active().state);
+    let other = Issued {
+        access_key_id: "AKIAOTHER".to_owned(),
+        ..issued()
+    };
+    let replaced = replacing.activate(other.clone()).unwrap();
+    assert_eq!(replaced.issued(), Some(&other));
+    assert_eq!(replaced.request, active().request);
+    assert!(replaced.clone().activate(issued()).is_err());
+    assert!(replaced.keep().is_err());
+    assert!(active().begin_replacement(at(4_600)).is_err());
+}
+
+#[test]
+fn only_a_living_user_is_renewed() {
+    let renewed = active().extend(at(9_000), at(4_599)).unwrap();
+    assert_eq!(renewed.due_at(), Some(at(9_000)));
+    assert!(active().extend(at(9_000), at(4_600)).is_err());
+    let session = lease_of(Kind::FederationToken).activate(issued()).unwrap();
+    assert!(session.extend(at(9_000), at(2_000)).is_err());
+}
+
+#[test]
+fn causes_read_back_as_they_were_written() {
+    for cause in [
+        Cause::Expired,
+        Cause::Released,
+        Cause::Revoked(String::new()),
+        Cause::Revoked("key: found on the internet".to_owned()),
+        Cause::NotIssued("AccessDenied".to_owned()),
+    ] {
+        assert_eq!(cause.to_string().parse(), Ok(cause));
+    }
+}
+
+#[test]
+fn names_in_aws_fit_their_bounds_and_name_the_service() {
+    let lease = LeaseId::new(at(1_000), &Counting);
+    let (brief, long): (Name, Name) = (
+        "api".parse().unwrap(),
+        "a-very-long-service-name-of-32-c".parse().unwrap(),
+    );
+    for service in [&brief, &long] {
+        assert!(aws_name(Kind::AssumeRole, service, &lease).len() <= 64);
+        let user = aws_name(Kind::IamUser, service, &lease);
+        assert!(user.len() <= 64);
+        assert_eq!(
+            told_by_user_name(&user),
+            Some((service.clone(), lease.clone()))
+        );
+        assert!(aws_name(Kind::FederationToken, service, &lease).len() <= 32);
+    }
+    assert!(aws_name(Kind::FederationToken, &brief, &lease).starts_with("api."));
+    assert!(aws_name(Kind::FederationToken, &long, &lease).starts_with("a-very-lo+"));
+    for strange in ["alice", "api.x", "API.0123456789abcdefghijklmnop"] {
+        assert_eq!(told_by_user_name(strange), None, "{strange}");
+    }
+}
+
+/// Something that happens to a lease.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Resume,
+    Activate,
+    BeginReplacement,
+    Keep,
+    Extend,
+    Abandon,
+    Revoke,
+    RunOut,
+    Expire,
+    Wait,
+    Fail,
+    Finish,
+}
+
+const STEPS: [Step; 12] = [
+    Step::Resume,
+    Step::Activate,
+    Step::BeginReplacement,
+    Step::Keep,
+    Step::Extend,
+    Step::Abandon,
+    Step::Revoke,
+    Step::RunOut,
+    Step::Expire,
+    Step::Wait,
+    Step::Fail,
+    Step::Finish,
+];
+
+/// A lease as the product describes it, without the machinery.
+#[derive(Clone, Debug)]
+struct Model {
+    kind: Kind,
+    state: &'static str,
+    replacing: bool,
+    expires_at: Option<i64>,
+    failures: u32,
+    failing_since: Option<i64>,
+    ran_out: bool,
+    named: bool,
+}
+
+impl Model {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            state: "pending",
+            replacing: false,
+            expires_at: None,
+            failures: 0,
+            failing_since: None,
+            ran_out: false,
+            named: true,
+        }
+    }
+
+    /// Whether the step is possible, and what it makes of the lease.
+    fn take(&mut self, step: Step, now: i64) -> bool {
+        let session = self.kind.is_session();
+        let lives = self.expires_at.is_some_and(|at| at > now);
+        let going = matches!(self.state, "revoking" | "quarantined");
+        match (step, self.state) {
+            (Step::Resume, "pending") => {}
+            (Step::Activate, "pending") => {
+                (self.state, self.expires_at) = ("active", Some(now + 3_600));
+            }
+            (Step::Activate, "active") if self.replacing => {
+                (self.replacing, self.expires_at) = (false, Some(now + 3_600));
+            }
+            (Step::BeginReplacement, "active") if lives => self.replacing = true,
+            (Step::Keep, "active") if self.replacing => self.replacing = false,
+            (Step::Extend, "active") if lives && !session => {
+                self.expires_at = Some(now + 7_200);
+            }
+            (Step::Abandon, "pending") => (self.state, self.named) = ("revoked", false),
+            (Step::Revoke | Step::RunOut, "pending" | "active") => {
+                self.ran_out = matches!(step, Step::RunOut) && self.state == "active";
+                (self.state, self.replacing) = ("revoking", false);
+            }
+            (Step::Revoke | Step::RunOut | Step::Wait, _) if going => {}
+            (Step::Expire, "active") if session && !lives => {
+                (self.state, self.replacing) = ("expired", false);
+            }
+            (Step::Fail, _) if going => {
+                self.failures += 1;
+                let since = *self.failing_since.get_or_insert(now);
+                if self.failures >= 10 || now - since >= 1_800 {
+                    self.state = "quarantined";
+                }
+            }
+            (Step::Finish, _) if going => {
+                self.state = if self.ran_out { "expired" } else { "revoked" };
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.state, "revoked" | "expired")
+    }
+}
+
+fn take(lease: Lease, step: Step, now: i64) -> Result<Lease, InvalidTransition> {
+    let issued = Issued {
+        access_key_id: format!("AKIA{now}"),
+        at: at(now),
+        expires_at: at(now + 3_600),
+    };
+    match step {
+        Step::Resume => lease.resume(at(now)),
+        Step::Activate => lease.activate(issued),
+        Step::BeginReplacement => lease.begin_replacement(at(now)),
+        Step::Keep => lease.keep(),
+        Step::Extend => lease.extend(at(now + 7_200), at(now)),
+        Step::Abandon => lease.abandon("AWS_THROTTLED".to_owned(), at(now)),
+        Step::Revoke => lease.begin_revocation(leaked(), at(now)),
+        Step::RunOut => lease.begin_revocation(Cause::Expired, at(now)),
+        Step::Expire => lease.expire(at(now)),
+        Step::Wait => lease.wait(at(now + 30)),
+        Step::Fail => lease.postpone(at(now), SECOND),
+        Step::Finish => lease.finish(at(now)),
+    }
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop::sample::select(vec![Kind::AssumeRole, Kind::FederationToken, Kind::IamUser])
+}
+
+/// Steps with the seconds that pass before each.
+fn stories() -> impl Strategy<Value = Vec<(Step, i64)>> {
+    let pause = prop_oneof![Just(0), 1..90_i64, 1_500..4_000_i64];
+    prop::collection::vec((prop::sample::select(&STEPS[..]), pause), 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn every_story_of_a_lease_goes_as_its_model_says(kind in kinds(), story in stories()) {
+        let (mut lease, mut model) = (lease_of(kind), Model::new(kind));
+        let (mut now, mut changes, mut handed_out) = (1_000, 0, false);
+        for (step, pause) in story {
+            now += pause;
+            let before = lease.clone();
+            let taken = take(lease, step, now);
+            prop_assert_eq!(taken.is_ok(), model.take(step, now), "{:?} of {:?}", step, before);
+            lease = match taken {
+                Ok(next) => {
+                    changes += 1;
+                    prop_assert!(before.ended_at().is_none(), "what has ended stays ended");
+                    next
+                }
+                Err(_) => before,
+            };
+            handed_out |= lease.state.as_str() == "active";
+            prop_assert_eq!(lease.state.as_str(), model.state);
+            prop_assert_eq!(lease.revision, changes);
+            prop_assert_eq!(lease.issued().is_some(), handed_out);
+            prop_assert_eq!(lease.due_at().is_none(), model.has_ended());
+            prop_assert_eq!(lease.ended_at().is_some(), model.has_ended());
+            prop_assert_eq!(lease.request.is_some(), model.named);
+            prop_assert_eq!(&lease.binding, &lease_of(kind).binding);
+            if let Some(removal) = lease.removal() {
+                prop_assert_eq!(removal.attempts, model.failures);
+                prop_assert!(removal.made_by <= at(now + 60));
+            }
+        }
+    }
+}
