@@ -15,8 +15,9 @@ const PROTOS: [&str; 8] = [
     "credbroker/v1/types.proto",
 ];
 
-/// Responses that carry a secret get a hand-written `Debug` that hides it.
-const SECRET_MESSAGES: [&str; 4] = [
+/// Messages that carry a secret get a hand-written `Debug` that hides it.
+const SECRET_MESSAGES: [&str; 5] = [
+    "credbroker.v1.ImportAdminKeyRequest",
     "credbroker.v1.IssueCredentialsResponse",
     "credbroker.v1.RenewLeaseResponse",
     "credbroker.v1.CreateServiceTokenResponse",

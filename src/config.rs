@@ -7,11 +7,17 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use toml::{Table, Value};
 
-use crate::domain::{arn::Partition, grant::check::is_region, service::Limits};
+use crate::domain::{
+    arn::Partition,
+    duration::{self, DurationError, HOUR},
+    grant::check::is_region,
+    service::Limits,
+};
 
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
@@ -26,6 +32,8 @@ pub struct Config {
     pub aws: Aws,
     /// What one service may have.
     pub limits: Limits,
+    /// How the broker's own key is kept.
+    pub admin_key: AdminKey,
     /// The first operator.
     pub operators: Operators,
     /// What to log.
@@ -56,6 +64,17 @@ pub struct Aws {
     pub iam_calls_per_second: Option<u32>,
     /// Calls per second that STS takes; `None` for what the broker assumes.
     pub sts_calls_per_second: Option<u32>,
+}
+
+/// How the broker's own key is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminKey {
+    /// File of the key that seals it; `None` when the broker keeps no key.
+    pub sealing_key_file: Option<PathBuf>,
+    /// Region of the KMS that has encrypted the file; `None` when it is plain.
+    pub sealing_kms_region: Option<String>,
+    /// How old it may become before it is rotated by itself.
+    pub rotate_every: Option<Duration>,
 }
 
 /// The first operator.
@@ -147,6 +166,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let iam_calls_per_second = reader.number("aws", "iam_calls_per_second");
     let sts_calls_per_second = reader.number("aws", "sts_calls_per_second");
     let limits = limits(reader);
+    let admin_key = admin_key(reader);
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
     let level = reader
         .optional("log", "level")
@@ -194,6 +214,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
             sts_calls_per_second,
         },
         limits,
+        admin_key,
         operators: Operators {
             bootstrap_token_file: bootstrap_token_file?,
         },
@@ -214,6 +235,41 @@ fn limits(reader: &mut Reader) -> Limits {
         issues_per_second: reader
             .number("limits", "issues_per_second")
             .unwrap_or(default.issues_per_second),
+    }
+}
+
+fn admin_key(reader: &mut Reader) -> AdminKey {
+    let every: Option<Lifetime> = reader.optional("admin_key", "rotate_every");
+    let admin_key = AdminKey {
+        sealing_key_file: reader.optional("admin_key", "sealing_key_file"),
+        sealing_kms_region: reader.optional("admin_key", "sealing_kms_region"),
+        rotate_every: every.map(|Lifetime(every)| every),
+    };
+    if let Some(region) = &admin_key.sealing_kms_region
+        && !is_region(region)
+    {
+        reader.wrong("admin_key.sealing_kms_region", "write it like eu-central-1");
+    }
+    if admin_key.rotate_every.is_some_and(|every| every < HOUR) {
+        reader.wrong("admin_key.rotate_every", "must be an hour or more");
+    }
+    let without = admin_key.sealing_key_file.is_none();
+    if without && (admin_key.rotate_every.is_some() || admin_key.sealing_kms_region.is_some()) {
+        reader.wrong(
+            "admin_key.sealing_key_file",
+            "is missing: only a kept key can be rotated",
+        );
+    }
+    admin_key
+}
+
+struct Lifetime(Duration);
+
+impl FromStr for Lifetime {
+    type Err = DurationError;
+
+    fn from_str(text: &str) -> Result<Self, DurationError> {
+        duration::parse(text).map(Self)
     }
 }
 
@@ -298,7 +354,7 @@ impl Reader {
     }
 
     fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<String>> {
-        let sections = ["listen", "aws", "limits", "operators", "log"];
+        let sections = ["listen", "aws", "limits", "admin_key", "operators", "log"];
         for (key, value) in std::mem::take(&mut self.table) {
             match value {
                 Value::Table(rest) if sections.contains(&key.as_str()) => {
@@ -374,6 +430,9 @@ mod tests {
             iam_calls_per_second = "40"
             [limits]
             live_users = 0
+            [admin_key]
+            rotate_every = "10m"
+            sealing_kms_region = "Mars"
             [log]
             format = "xml"
             level = "loud"
@@ -390,6 +449,9 @@ mod tests {
             "aws.secret",
             "aws.iam_calls_per_second",
             "limits.live_users",
+            "admin_key.rotate_every",
+            "admin_key.sealing_kms_region",
+            "admin_key.sealing_key_file",
             "operators.bootstrap_token_file",
             "log.format",
             "log.level",

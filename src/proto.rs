@@ -27,6 +27,7 @@ macro_rules! debug_without_secrets {
     };
 }
 
+debug_without_secrets!(ImportAdminKeyRequest, access_key_id);
 debug_without_secrets!(IssueCredentialsResponse, lease);
 debug_without_secrets!(RenewLeaseResponse, lease);
 debug_without_secrets!(CreateServiceTokenResponse, service_token);

@@ -11,14 +11,17 @@ use aws_config::{
     retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_sts::config::{Credentials as SdkCredentials, SharedCredentialsProvider};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
 use super::{
     budget::Purpose,
     call::{BrokerTime, Line, SdkCall, SdkFailure, Watch},
     error::{MISSING, Operation, UNKNOWN_CALL},
 };
-use crate::{broker::ports::AwsFailure, domain::clock::SteadyClock};
+use crate::{
+    broker::ports::AwsFailure,
+    domain::{clock::SteadyClock, credential::AccessKey},
+};
 
 /// How AWS is reached.
 #[derive(Clone, Debug)]
@@ -56,15 +59,6 @@ impl Default for AwsSettings {
 pub async fn chain_region() -> Option<String> {
     let chain = region::default_provider();
     chain.region().await.map(|region| region.to_string())
-}
-
-/// An access key of an IAM user.
-#[derive(Clone, Debug)]
-pub struct AccessKey {
-    /// `AKIA…`.
-    pub id: String,
-    /// Its secret.
-    pub secret: SecretString,
 }
 
 /// STS and IAM, with one admin key. Clients of another key share the budgets.

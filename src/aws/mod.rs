@@ -6,6 +6,8 @@ mod call;
 mod client;
 mod error;
 mod iam;
+mod keyring;
+pub mod kms;
 mod setup;
 mod sts;
 
@@ -18,7 +20,7 @@ use tokio::sync::OnceCell;
 
 use self::budget::Purpose;
 pub use self::{
-    client::{AccessKey, AwsSettings, Clients, chain_region},
+    client::{AwsSettings, Clients, chain_region},
     error::Operation,
     setup::{BOUNDARY_NAME, SetupError},
 };
@@ -90,6 +92,11 @@ impl AwsIssuer {
     fn session(&self) -> Arc<Session> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&session)
+    }
+
+    fn work_with(&self, clients: Clients) {
+        let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
+        *session = Session::new(clients);
     }
 
     /// ARN of the broker's own permissions boundary.

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod ports;
 
+mod admin_key;
 mod audit;
 mod end;
 mod grants;
@@ -25,6 +26,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    admin_key::{AdminKeyStatus, Custody},
     end::{RevokedLease, ServiceRevocation, TakenAway},
     error::Error,
     issue::IssuedLease,
@@ -37,7 +39,7 @@ pub use self::{
 use crate::{
     broker::{
         paces::Paces,
-        ports::{Inventory, Issuer, Store, StoreError},
+        ports::{Inventory, Issuer, Keyring, Store, StoreError},
         reap::Busy,
         under_way::UnderWay,
     },
@@ -59,6 +61,8 @@ pub struct Parts {
     pub issuer: Arc<dyn Issuer>,
     /// How it sees what AWS holds of its own.
     pub inventory: Arc<dyn Inventory>,
+    /// Its own key in AWS.
+    pub keyring: Arc<dyn Keyring>,
     /// Its time.
     pub clock: Arc<dyn Clock>,
     /// Its chance.
@@ -69,6 +73,8 @@ pub struct Parts {
     pub region: String,
     /// What one service may have.
     pub limits: Limits,
+    /// How its own key is kept.
+    pub custody: Custody,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
     pub stop: CancellationToken,
 }
@@ -84,6 +90,8 @@ pub struct Broker {
     reconciled: Mutex<Option<Reconciliation>>,
     /// Whose keys the last reconciliation looked at last.
     last_checked: Mutex<String>,
+    /// Held while a step of the admin key's replacement is taken.
+    rotating: tokio::sync::Mutex<()>,
 }
 
 /// On whose account something is done.
@@ -107,6 +115,7 @@ impl Broker {
             busy: Arc::default(),
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),
+            rotating: tokio::sync::Mutex::default(),
         })
     }
 

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::domain::{
+    admin_key::AdminKey,
     audit::{AuditEvent, AuditRecord},
-    credential::Credentials,
+    credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
     grant::Grant,
     lease::{Binding, Lease},
@@ -263,6 +264,17 @@ pub trait Store: Send + Sync {
     /// Leases of IAM users that have not ended, by their users' names.
     async fn live_users(&self) -> Result<Vec<Lease>, StoreError>;
 
+    /// The kept admin key.
+    async fn admin_key(&self) -> Result<Option<AdminKey>, StoreError>;
+    /// Replaces the admin key by a later revision of it, or keeps a first one where
+    /// `from` is `None`. Conflict when another stands there.
+    async fn replace_admin_key(
+        &self,
+        from: Option<u64>,
+        key: &AdminKey,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+
     /// The id that this broker's users in AWS are told by from another broker's: 10
     /// characters `[0-9a-f]`, made with the store.
     async fn deployment(&self) -> Result<String, StoreError>;
@@ -364,4 +376,22 @@ pub trait Inventory: Send + Sync {
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
     /// Removes one key of a user.
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
+}
+
+/// The broker's own key in AWS.
+#[async_trait]
+pub trait Keyring: Send + Sync {
+    /// From now on works with this key. What has been begun with another goes on.
+    fn adopt(&self, key: &AccessKey);
+    /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns the
+    /// ARN of its owner.
+    async fn prove(&self, key: &AccessKey) -> Result<String, AwsFailure>;
+    /// Ids of the keys of the user of this ARN, by the key at work.
+    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
+    /// Makes a key of this user, by the key at work. Never repeated by itself.
+    async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure>;
+    /// Switches a key of this user off. Safe to repeat.
+    async fn deactivate(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
+    /// Deletes a key of this user. Safe to repeat.
+    async fn delete(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
 }

@@ -57,7 +57,11 @@ impl Broker {
     pub async fn maintain(self: Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(self.aws_has_answered()).await;
-        tokio::join!(Arc::clone(&self).reap(), self.reconcile());
+        tokio::join!(
+            Arc::clone(&self).reap(),
+            self.reconcile(),
+            self.tend_admin_key()
+        );
     }
 
     async fn aws_has_answered(&self) {
@@ -69,7 +73,7 @@ impl Broker {
         }
     }
 
-    async fn reconcile(self: Arc<Self>) {
+    async fn reconcile(&self) {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {

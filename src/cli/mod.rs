@@ -1,5 +1,6 @@
 //! The command line: a file per noun, output as text or JSON.
 
+mod admin_key;
 mod audit;
 #[cfg(feature = "server")]
 mod broker;
@@ -114,6 +115,9 @@ enum Command {
     /// The audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// The broker's own AWS key.
+    #[command(subcommand)]
+    AdminKey(admin_key::AdminKey),
     /// Operators: who manages the broker.
     #[command(subcommand)]
     Operator(operator::Operator),
@@ -165,6 +169,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::AdminKey(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -27,8 +27,11 @@ const ADMINISTER: Access = Access::Operators(&[Admin]);
 pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.AdminService/CreateOperator", ADMINISTER),
     ("credbroker.v1.AdminService/DeleteOperator", ADMINISTER),
+    ("credbroker.v1.AdminService/GetAdminKey", READ),
     ("credbroker.v1.AdminService/GetStatus", READ),
+    ("credbroker.v1.AdminService/ImportAdminKey", ADMINISTER),
     ("credbroker.v1.AdminService/ListOperators", ADMINISTER),
+    ("credbroker.v1.AdminService/RotateAdminKey", ADMINISTER),
     ("credbroker.v1.AuditService/ListAuditRecords", READ_AUDIT),
     ("credbroker.v1.AuditService/TailAuditRecords", READ_AUDIT),
     (

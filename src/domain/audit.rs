@@ -113,8 +113,22 @@ events! {
     OrphanRemoved => "orphan.removed",
     /// A key that no lease knows was removed from a user.
     KeyRemoved => "key.removed",
-    /// The broker's clock was set to AWS's.
-    ClockSet => "clock.set",
+    /// The admin key was looked at.
+    AdminKeyRead => "admin_key.read",
+    /// A key was imported and is at work.
+    AdminKeyImported => "admin_key.imported",
+    /// The admin key is to be replaced.
+    AdminKeyRotating => "admin_key.rotating",
+    /// AWS has made the key that is to replace it.
+    AdminKeyCreated => "admin_key.created",
+    /// AWS accepts the new key; it is at work.
+    AdminKeySwitched => "admin_key.switched",
+    /// The old key is switched off.
+    AdminKeyDeactivated => "admin_key.deactivated",
+    /// The old key is deleted: the admin key has been replaced.
+    AdminKeyRotated => "admin_key.rotated",
+    /// A step of its replacement failed; tried again later.
+    AdminKeyPostponed => "admin_key.postponed",
     /// An operator was added.
     OperatorCreated => "operator.created",
     /// Operators were looked at.
@@ -212,6 +226,8 @@ pub enum Subject {
     Lease(LeaseId),
     /// An operator.
     Operator(Name),
+    /// The broker's own key.
+    AdminKey,
 }
 
 impl fmt::Display for Subject {
@@ -222,6 +238,7 @@ impl fmt::Display for Subject {
             Self::Grant(name) => write!(f, "grant {name}"),
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Operator(name) => write!(f, "operator {name}"),
+            Self::AdminKey => f.write_str("admin key"),
         }
     }
 }
@@ -384,7 +401,7 @@ impl AuditEvent {
                 lease_id: Some(id.clone()),
                 ..self
             },
-            Subject::Operator(_) => self,
+            Subject::Operator(_) | Subject::AdminKey => self,
         }
     }
 
@@ -406,6 +423,15 @@ impl AuditEvent {
             lease_id: Some(binding.lease_id.clone()),
             access_key_id: lease.issued().map(|issued| issued.access_key_id.clone()),
             ..self.grant_name(&binding.grant)
+        }
+    }
+
+    /// Concerns this access key.
+    #[must_use]
+    pub fn access_key(self, id: &str) -> Self {
+        Self {
+            access_key_id: Some(id.to_owned()),
+            ..self
         }
     }
 

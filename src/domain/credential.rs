@@ -5,6 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+/// An access key of an IAM user. Debug hides its secret.
+#[derive(Clone, Debug)]
+pub struct AccessKey {
+    /// `AKIA…`.
+    pub id: String,
+    /// Its secret.
+    pub secret: SecretString,
+}
+
 /// What AWS returned for one lease. Debug hides the secrets; nothing stores them.
 #[derive(Clone, Debug)]
 pub struct Credentials {

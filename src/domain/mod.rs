@@ -3,6 +3,8 @@
 
 #[cfg(feature = "server")]
 pub mod access;
+#[cfg(feature = "server")]
+pub mod admin_key;
 pub mod arn;
 #[cfg(feature = "server")]
 pub mod audit;
@@ -23,5 +25,7 @@ pub mod policy;
 pub mod principal;
 pub mod random;
 pub mod request;
+#[cfg(feature = "server")]
+pub mod seal;
 pub mod service;
 pub mod token;

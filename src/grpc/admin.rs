@@ -1,16 +1,19 @@
-use secrecy::ExposeSecret;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
 use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{parse, parse_role, to_operator, to_time},
+    convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
 };
-use crate::broker;
 use crate::proto::{
     self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
-    DeleteOperatorResponse, GetStatusRequest, ListOperatorsRequest, ListOperatorsResponse,
+    DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest, ImportAdminKeyRequest,
+    ListOperatorsRequest, ListOperatorsResponse, RotateAdminKeyRequest,
     admin_service_server::AdminService,
 };
+use crate::{broker, domain::admin_key::Phase};
 
 #[tonic::async_trait]
 impl AdminService for Api {
@@ -82,6 +85,88 @@ impl AdminService for Api {
             Ok(DeleteOperatorResponse {})
         })
         .await
+    }
+
+    async fn get_admin_key(
+        &self,
+        request: Request<GetAdminKeyRequest>,
+    ) -> Result<Response<proto::AdminKey>, Status> {
+        self.call(request, async |broker, caller, _| {
+            Ok(to_admin_key(&broker.admin_key_status(&caller).await?))
+        })
+        .await
+    }
+
+    async fn import_admin_key(
+        &self,
+        request: Request<ImportAdminKeyRequest>,
+    ) -> Result<Response<proto::AdminKey>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let secret = SecretString::from(message.secret_access_key);
+            let mut fields = Fields::default();
+            let id = fields.parse("access_key_id", &message.access_key_id);
+            if !is_secret(secret.expose_secret()) {
+                fields.wrong("secret_access_key", "a secret access key has 40 characters");
+            }
+            let id = fields.done(id)?;
+            let imported = broker.import_admin_key(caller, id, secret).await?;
+            Ok(to_admin_key(&imported))
+        })
+        .await
+    }
+
+    async fn rotate_admin_key(
+        &self,
+        request: Request<RotateAdminKeyRequest>,
+    ) -> Result<Response<proto::AdminKey>, Status> {
+        self.call(request, async |broker, caller, _| {
+            Ok(to_admin_key(&broker.rotate_admin_key(caller).await?))
+        })
+        .await
+    }
+}
+
+/// AWS's are 40 characters long today, and it promises nothing: one word of some length.
+fn is_secret(text: &str) -> bool {
+    (16..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn to_admin_key(status: &broker::AdminKeyStatus) -> proto::AdminKey {
+    let (arn, aws_error) = match &status.identity {
+        Ok(arn) => (Some(arn.clone()), None),
+        Err(failure) => (None, Some(failure.message.clone())),
+    };
+    let told = proto::AdminKey {
+        arn,
+        aws_error,
+        rotates_at: status.rotates_at.map(to_time),
+        ..proto::AdminKey::default()
+    };
+    let Some(kept) = &status.kept else {
+        return told;
+    };
+    let phase = match kept.phase {
+        Phase::Steady => proto::AdminKeyPhase::Steady,
+        Phase::Creating => proto::AdminKeyPhase::Creating,
+        Phase::Proving { .. } => proto::AdminKeyPhase::Proving,
+        Phase::Grace { .. } => proto::AdminKeyPhase::Grace,
+        Phase::Retiring { .. } => proto::AdminKeyPhase::Retiring,
+    };
+    let age = status.now.duration_since(kept.current.since);
+    let others = kept.phase.others().iter();
+    proto::AdminKey {
+        phase: phase.into(),
+        access_key_id: Some(kept.current.id.as_str().to_owned()),
+        since: Some(to_time(kept.current.since)),
+        phase_since: Some(to_time(kept.phase_since)),
+        next_step_at: kept.due_at.map(to_time),
+        other_access_key_ids: others.map(|id| id.as_str().to_owned()).collect(),
+        attempts: kept.attempts,
+        failure: kept.failure.clone(),
+        age: Some(to_duration(Duration::from_secs(
+            u64::try_from(age.as_secs()).unwrap_or(0),
+        ))),
+        ..told
     }
 }
 

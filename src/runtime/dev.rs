@@ -10,7 +10,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
@@ -23,12 +23,20 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, sealing_key,
+    tolerate_silence,
 };
 use crate::{
     authn::token,
     aws::{AwsSettings, chain_region},
-    domain::{arn::Partition, principal::Origin, service::Limits},
+    broker::Custody,
+    domain::{
+        arn::Partition,
+        principal::Origin,
+        random::{Random, SystemRandom},
+        seal::SealingKey,
+        service::Limits,
+    },
     http::tls,
 };
 
@@ -60,8 +68,16 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         ..AwsSettings::default()
     };
     let aws = aws(&settings, partition).await;
-    let assembled = assemble(&dir.join("credbroker.db"), aws, Limits::default()).await?;
-    tolerate_silence(assembled.issuer.ensure_boundary().await)?;
+    let custody = Custody {
+        sealing: Some(own_sealing_key(&dir.join("seal.key"))?),
+        rotate_every: None,
+    };
+    let store = dir.join("credbroker.db");
+    let assembled = assemble(&store, aws, Limits::default(), custody).await?;
+    tolerate_silence(
+        assembled.issuer.ensure_boundary().await,
+        assembled.keeps_key,
+    )?;
 
     let env_file = dir.join("env");
     let before = Env::read(&env_file)?;
@@ -77,6 +93,17 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         println!("ready");
     })
     .await
+}
+
+/// The sealing key of the directory, made at the first start.
+fn own_sealing_key(path: &Path) -> Result<SealingKey, StartError> {
+    if !path.exists() {
+        let mut bytes = [0; 32];
+        SystemRandom.fill(&mut bytes);
+        let text = SecretString::from(BASE64.encode(&bytes));
+        private_file(path, text.expose_secret().as_bytes()).map_err(file_error(path))?;
+    }
+    sealing_key(path)
 }
 
 /// The address of the last start, or a free port of this machine.

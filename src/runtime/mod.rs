@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aws::{AwsIssuer, AwsSettings, Clients, SetupError},
     broker::{
-        self, Broker, Parts,
-        ports::{FailureClass, Store, StoreError},
+        self, Broker, Custody, Parts,
+        ports::{AwsFailure, FailureClass, Issuer, Store, StoreError},
     },
     config::ConfigError,
     domain::{
@@ -33,6 +33,7 @@ use crate::{
         audit::Event,
         clock::{SteadyClock, wall_time},
         random::SystemRandom,
+        seal::{SealError, SealingKey},
         service::Limits,
     },
     http::{self, listener, tls::TlsError},
@@ -81,6 +82,17 @@ pub enum StartError {
         /// What is wrong.
         detail: String,
     },
+    /// The sealing key is none.
+    #[error("{path} cannot be used: {source}")]
+    Sealing {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: SealError,
+    },
+    /// KMS does not open the sealing key.
+    #[error("the sealing key cannot be opened: {0}")]
+    Kms(AwsFailure),
     /// The store does not take what must be in it first.
     #[error(transparent)]
     Broker(#[from] broker::Error),
@@ -110,9 +122,15 @@ impl StartError {
     #[must_use]
     pub const fn problem(&self) -> StartProblem {
         match self {
-            Self::Config(_) | Self::Tls(_) => StartProblem::Told,
-            Self::Store(OpenError::InUse(_)) | Self::Account(_) => StartProblem::State,
-            Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
+            Self::Config(_) | Self::Tls(_) | Self::Sealing { .. } => StartProblem::Told,
+            Self::Store(OpenError::InUse(_))
+            | Self::Account(_)
+            | Self::Kms(AwsFailure {
+                class: FailureClass::Refused,
+                ..
+            })
+            | Self::Broker(broker::Error::WrongState { .. }) => StartProblem::State,
+            Self::Kms(_) | Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
                 StartProblem::Unavailable
             }
             _ => StartProblem::Unexpected,
@@ -123,7 +141,9 @@ impl StartError {
     #[must_use]
     pub fn next(&self) -> Option<String> {
         match self {
-            Self::Account(SetupError::Aws(failure)) => Some(failure.next.clone()),
+            Self::Account(SetupError::Aws(failure)) | Self::Kms(failure) => {
+                Some(failure.next.clone())
+            }
             Self::Broker(error) => Some(error.next()),
             _ => None,
         }
@@ -135,6 +155,8 @@ struct Assembled {
     broker: Arc<Broker>,
     store: Arc<SqliteStore>,
     issuer: Arc<AwsIssuer>,
+    /// Whether the admin key is kept in the store.
+    keeps_key: bool,
     stop: CancellationToken,
 }
 
@@ -154,7 +176,12 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
     }
 }
 
-async fn assemble(store: &Path, aws: Aws, limits: Limits) -> Result<Assembled, StartError> {
+async fn assemble(
+    store: &Path,
+    aws: Aws,
+    limits: Limits,
+    custody: Custody,
+) -> Result<Assembled, StartError> {
     let store = Arc::new(SqliteStore::open(store).await?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
     let region = aws.clients.region().unwrap_or_default().to_owned();
@@ -164,19 +191,51 @@ async fn assemble(store: &Path, aws: Aws, limits: Limits) -> Result<Assembled, S
         store: store.clone(),
         issuer: issuer.clone(),
         inventory: issuer.clone(),
+        keyring: issuer.clone(),
         clock: aws.clock,
         random: Arc::new(SystemRandom),
         partition: aws.partition,
         region,
         limits,
+        custody,
         stop: stop.clone(),
     });
+    take_up_admin_key(&broker, &issuer).await?;
+    let kept = store.admin_key().await.map_err(broker::Error::from)?;
     Ok(Assembled {
+        keeps_key: kept.is_some(),
         broker,
         store,
         issuer,
         stop,
     })
+}
+
+/// A kept key that cannot be opened is told at start, unless the standard AWS chain has
+/// one to work with: so a lost sealing key is recovered from, by importing another.
+async fn take_up_admin_key(broker: &Broker, issuer: &AwsIssuer) -> Result<(), StartError> {
+    let Err(error) = broker.take_up_admin_key().await else {
+        return Ok(());
+    };
+    let closed = matches!(error, broker::Error::WrongState { .. });
+    match issuer.identity().await {
+        Ok(chain) if closed => {
+            tracing::error!(%error, %chain, "working with the key of the standard AWS chain; import another");
+            Ok(())
+        }
+        _ => Err(error.into()),
+    }
+}
+
+/// Reads the key that seals the admin key.
+fn sealing_key(path: &Path) -> Result<SealingKey, StartError> {
+    let text = fs::read_to_string(path).map_err(file_error(path))?;
+    SealingKey::parse(&text.into()).map_err(not_sealing(path))
+}
+
+fn not_sealing(path: &Path) -> impl FnOnce(SealError) -> StartError {
+    let path = path.to_owned();
+    move |source| StartError::Sealing { path, source }
 }
 
 /// Replaces `path` by a file of mode 0600, durably and in one step.
@@ -200,15 +259,27 @@ fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// What AWS refuses must be mended before the start; what it does not answer may come back.
-fn tolerate_silence(checked: Result<(), SetupError>) -> Result<(), StartError> {
+/// What AWS refuses must be mended before the start; what it does not answer may come
+/// back, and a key may yet be imported.
+fn tolerate_silence(
+    checked: Result<(), SetupError>,
+    may_be_imported: bool,
+) -> Result<(), StartError> {
     match checked {
+        Err(SetupError::Aws(failure)) if may_be_imported && lacks_key(&failure) => {
+            tracing::error!(%failure, "no admin key at work; give one with `credbroker admin-key import`");
+            Ok(())
+        }
         Err(SetupError::Aws(failure)) if failure.class != FailureClass::Refused => {
             tracing::warn!(%failure, "AWS does not answer; the broker starts all the same");
             Ok(())
         }
         other => Ok(other?),
     }
+}
+
+fn lacks_key(failure: &AwsFailure) -> bool {
+    ["ADMIN_KEY_MISSING", "ADMIN_KEY_REFUSED"].contains(&failure.reason)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -1,16 +1,19 @@
 //! `credbroker serve`: production, from a configuration file.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
+use data_encoding::BASE64;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, not_sealing, private_file, run,
+    sealing_key, tolerate_silence,
 };
 use crate::{
-    aws::AwsSettings,
-    broker::Error,
+    aws::{AwsSettings, kms},
+    broker::{Custody, Error},
     config::{self, Config},
+    domain::seal::{SealError, SealingKey},
     http::tls,
 };
 
@@ -20,9 +23,11 @@ use crate::{
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
+    let custody = custody(&config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
-    let assembled = assemble(&config.store, aws, config.limits).await?;
-    tolerate_silence(assembled.issuer.check_boundary().await)?;
+    let may_be_imported = custody.sealing.is_some();
+    let assembled = assemble(&config.store, aws, config.limits, custody).await?;
+    tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
     let address = listener.local_addr().unwrap_or(config.listen.address);
@@ -33,6 +38,27 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         move || tracing::info!(%address, "serving"),
     )
     .await
+}
+
+async fn custody(config: &Config) -> Result<Custody, StartError> {
+    let kept = &config.admin_key;
+    let sealing = match (&kept.sealing_key_file, &kept.sealing_kms_region) {
+        (None, _) => None,
+        (Some(path), None) => Some(sealing_key(path)?),
+        (Some(path), Some(region)) => {
+            let text = fs::read_to_string(path).map_err(file_error(path))?;
+            let ciphertext = BASE64.decode(text.trim().as_bytes());
+            let ciphertext = ciphertext.map_err(|_| not_sealing(path)(SealError::Key))?;
+            let endpoint = config.aws.endpoint_url.as_deref();
+            let bytes = kms::decrypt(region, endpoint, ciphertext).await;
+            let bytes = bytes.map_err(StartError::Kms)?;
+            Some(SealingKey::from_bytes(&bytes).map_err(not_sealing(path))?)
+        }
+    };
+    Ok(Custody {
+        sealing,
+        rotate_every: kept.rotate_every,
+    })
 }
 
 fn settings(aws: &config::Aws) -> AwsSettings {

@@ -107,11 +107,7 @@ fn the_admin_policy_allows_everything_that_removal_takes() {
         "iam:DeleteServiceSpecificCredential",
     ] {
         assert!(admin.allow(action, &iam(USER), &[]), "{action}");
-        for stranger in [
-            "user/alice",
-            "user/credbroker-admin",
-            "user/apps/credbroker/x",
-        ] {
+        for stranger in ["user/alice", "user/credbroker", "user/apps/credbroker/x"] {
             assert!(
                 !admin.allow(action, &iam(stranger), &[]),
                 "{action} {stranger}"
@@ -190,7 +186,6 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
         "iam:CreateUser",
         "iam:PutUserPolicy",
         "iam:AttachUserPolicy",
-        "iam:CreateAccessKey",
         "iam:DeleteUser",
         "iam:CreateLoginProfile",
         "iam:UpdateUser",
@@ -240,6 +235,38 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
     }
     assert!(!admin.allow("iam:PutGroupPolicy", &iam("group/credbroker/readers"), &[]));
     assert!(!admin.allow("s3:GetObject", "arn:aws:s3:::acme/k", &[]));
+}
+
+#[test]
+fn the_admin_policy_lets_the_broker_rotate_its_own_key_and_do_nothing_else_to_itself() {
+    let (admin, own) = (admin(), iam("user/credbroker-admin"));
+    for action in [
+        "iam:ListAccessKeys",
+        "iam:CreateAccessKey",
+        "iam:UpdateAccessKey",
+        "iam:DeleteAccessKey",
+    ] {
+        assert!(admin.allow(action, &own, &[]), "{action}");
+        for other in [
+            "user/alice",
+            "user/credbroker-admin2",
+            "user/x/credbroker-admin",
+        ] {
+            assert!(!admin.allow(action, &iam(other), &[]), "{action} {other}");
+        }
+    }
+    for action in [
+        "iam:TagUser",
+        "iam:PutUserPolicy",
+        "iam:AttachUserPolicy",
+        "iam:DeleteUserPolicy",
+        "iam:DetachUserPolicy",
+        "iam:DeleteLoginProfile",
+        "iam:DeactivateMFADevice",
+        "iam:AddUserToGroup",
+    ] {
+        assert!(!admin.allow(action, &own, &[]), "{action}");
+    }
 }
 
 #[test]

@@ -3,35 +3,26 @@
 //! Everything settable at CreateUser is set there, so that a user never exists without
 //! its boundary, path and tags.
 
-use std::time::Duration;
-
 use aws_sdk_iam::{operation::RequestId, types::Tag as IamTag};
 use secrecy::SecretString;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{GRANT_POLICY, exists, is_ours, keys, put_policy, remove_key};
 use crate::{
     aws::{
         budget::Purpose,
-        client::{AccessKey, Clients, IamCalls, never_twice},
+        client::{Clients, IamCalls, never_twice},
         error::{EXISTS, incomplete, no_longer_there, not_ours, not_yet, on, wrong_kind},
+        keyring,
     },
     broker::ports::{AwsFailure, FailureClass, IssueFailure},
     domain::{
-        credential::Credentials,
+        credential::{AccessKey, Credentials},
         decide::Issue,
         grant::{GrantSpec, KindSpec},
         lease::Binding,
     },
 };
-
-/// How often in a row AWS must accept a new key: one answer may come from a place that
-/// knows it already while the next does not.
-const PROOFS: u32 = 2;
-/// Longest time that AWS may take to accept a new key.
-const ACCEPTANCE_LIMIT: Duration = Duration::from_secs(20);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Makes the user, its permissions, and last its key. What an earlier attempt for the
 /// same lease has made is taken over, its keys excepted.
@@ -198,7 +189,13 @@ async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailur
         made => made,
     };
     let mut credentials = made?;
-    credentials.usable_after = Some(acceptance(clients, &credentials).await?);
+    let key = AccessKey {
+        id: credentials.access_key_id.clone(),
+        secret: credentials.secret_access_key.clone(),
+    };
+    let began = Instant::now();
+    keyring::prove(clients, &key).await?;
+    credentials.usable_after = Some(began.elapsed());
     Ok(credentials)
 }
 
@@ -221,41 +218,4 @@ pub(in crate::aws) async fn create_key(
         usable_after: None,
         aws_request_id,
     })
-}
-
-/// How long it takes until AWS accepts a new key: IAM tells the world of it by and by.
-/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
-async fn acceptance(clients: &Clients, credentials: &Credentials) -> Result<Duration, AwsFailure> {
-    let key = AccessKey {
-        id: credentials.access_key_id.clone(),
-        secret: credentials.secret_access_key.clone(),
-    };
-    let sts = clients.sts_of(&key);
-    let operation = on("sts:GetCallerIdentity", &key.id);
-    let (began, mut proofs, mut pause) = (Instant::now(), 0, FIRST_PAUSE);
-    loop {
-        let call = sts.client().get_caller_identity().send();
-        match sts.ask(&operation, call).await {
-            Ok(_) => {
-                proofs += 1;
-                if proofs == PROOFS {
-                    return Ok(began.elapsed());
-                }
-            }
-            Err(_) if began.elapsed() + pause < ACCEPTANCE_LIMIT => {
-                proofs = 0;
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-            Err(failure) => {
-                let seconds = ACCEPTANCE_LIMIT.as_secs();
-                let message = format!("AWS does not accept the new access key after {seconds} s");
-                return Err(AwsFailure {
-                    aws_said: failure.aws_said,
-                    aws_request_id: failure.aws_request_id,
-                    ..not_yet("AWS_KEY_NOT_ACCEPTED", message)
-                });
-            }
-        }
-    }
 }

@@ -10,7 +10,7 @@ use aws_sdk_iam::types::StatusType;
 
 pub(super) use self::{
     inventory::{is_ours, users},
-    make::{create, replace_key},
+    make::{create, create_key, replace_key},
     remove::remove,
 };
 use super::{client::IamCalls, error::on};

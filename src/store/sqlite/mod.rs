@@ -4,6 +4,7 @@
 //! (<https://sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
 //! read.
 
+mod admin_key;
 mod audit;
 mod grants;
 mod leases;
@@ -33,6 +34,7 @@ use sqlx::{
 use crate::{
     broker::ports::{AuditFilter, Begun, Counts, LeaseFilter, Page, Store, StoreError, TokenOwner},
     domain::{
+        admin_key::AdminKey,
         audit::{AuditEvent, AuditRecord},
         grant::Grant,
         lease::Lease,
@@ -44,7 +46,7 @@ use crate::{
     },
 };
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     (
         "initial",
         include_str!("../migrations/sqlite/0001_initial.sql"),
@@ -52,6 +54,10 @@ const MIGRATIONS: [(&str, &str); 2] = [
     (
         "lease_life",
         include_str!("../migrations/sqlite/0002_lease_life.sql"),
+    ),
+    (
+        "admin_key",
+        include_str!("../migrations/sqlite/0003_admin_key.sql"),
     ),
 ];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -476,6 +482,21 @@ impl Store for SqliteStore {
 
     async fn live_users(&self) -> Result<Vec<Lease>, StoreError> {
         leases::live_users(&self.readers).await
+    }
+
+    async fn admin_key(&self) -> Result<Option<AdminKey>, StoreError> {
+        admin_key::find(&self.readers).await
+    }
+
+    async fn replace_admin_key(
+        &self,
+        from: Option<u64>,
+        key: &AdminKey,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        admin_key::replace(&mut tx, from, key).await?;
+        commit(tx, &audit).await
     }
 
     async fn deployment(&self) -> Result<String, StoreError> {

@@ -253,7 +253,8 @@ async fn make_policy(iam: &aws_sdk_iam::Client, name: &str, document: &str) -> O
 pub fn admin_policy(account: &str) -> Value {
     let shipped = include_str!("../../../deploy/aws/admin-policy.json")
         .replace("${PARTITION}", "aws")
-        .replace("${ACCOUNT}", account);
+        .replace("${ACCOUNT}", account)
+        .replace("${ADMIN_USER}", ADMIN_USER);
     serde_json::from_str(&shipped).unwrap()
 }
 

@@ -8,15 +8,16 @@ use std::{
 
 use credbroker::{
     authn::token::authenticate,
-    aws::{AccessKey, AwsIssuer, AwsSettings, Clients},
+    aws::{AwsIssuer, AwsSettings, Clients},
     broker::{
-        Broker, Error, IssuedLease, Parts, TakenAway,
+        Broker, Custody, Error, IssuedLease, Parts, TakenAway,
         ports::{LeaseFilter, Page, Store},
     },
     domain::{
         access::{Caller, admit},
         arn::Partition,
         clock::{Clock, SteadyClock, wall_time},
+        credential::AccessKey,
         decide::IssueRequest,
         lease::Lease,
         name::GrantName,
@@ -196,12 +197,14 @@ async fn broker(
     Broker::new(Parts {
         store,
         issuer: issuer.clone(),
-        inventory: issuer,
+        inventory: issuer.clone(),
+        keyring: issuer,
         clock,
         random: Arc::new(MostJitter),
         partition: Partition::Aws,
         region: REGION.to_owned(),
         limits: Limits::default(),
+        custody: Custody::default(),
         stop: tokio_util::sync::CancellationToken::new(),
     })
 }

@@ -1,0 +1,107 @@
+//! Access keys and AWS's acceptance of them, the broker's own among them.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    AwsIssuer, Clients,
+    budget::Purpose,
+    error::{not_yet, on},
+    iam,
+};
+use crate::{
+    broker::ports::{AwsFailure, FailureClass, Keyring},
+    domain::credential::AccessKey,
+};
+
+/// How often in a row AWS must accept a new key: one answer may come from a place that
+/// knows it already while the next does not.
+const PROOFS: u32 = 2;
+/// Longest time that AWS may take to accept a new key.
+const ACCEPTANCE_LIMIT: Duration = Duration::from_secs(20);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Waits until AWS accepts a key: IAM tells the world of a new one by and by. Returns
+/// the ARN of its owner.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
+pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<String, AwsFailure> {
+    let sts = clients.sts_of(key);
+    let operation = on("sts:GetCallerIdentity", &key.id);
+    let (began, mut proofs, mut pause) = (Instant::now(), 0, FIRST_PAUSE);
+    loop {
+        let call = sts.client().get_caller_identity().send();
+        match sts.ask(&operation, call).await {
+            Ok(owner) => {
+                proofs += 1;
+                if proofs == PROOFS {
+                    return Ok(owner.arn.unwrap_or_default());
+                }
+            }
+            Err(failure) if failure.aws_said.starts_with("SignatureDoesNotMatch") => {
+                return Err(failure);
+            }
+            Err(_) if began.elapsed() + pause < ACCEPTANCE_LIMIT => {
+                proofs = 0;
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(failure) if failure.class == FailureClass::Refused => {
+                let seconds = ACCEPTANCE_LIMIT.as_secs();
+                let message = format!("AWS does not accept the access key after {seconds} s");
+                return Err(AwsFailure {
+                    aws_said: failure.aws_said,
+                    aws_request_id: failure.aws_request_id,
+                    ..not_yet("AWS_KEY_NOT_ACCEPTED", message)
+                });
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// The name at the end of a user's ARN, less its path.
+fn name(user: &str) -> &str {
+    user.rsplit('/').next().unwrap_or(user)
+}
+
+#[async_trait]
+impl Keyring for AwsIssuer {
+    fn adopt(&self, key: &AccessKey) {
+        let clients = self.session().clients.with_key(key);
+        self.work_with(clients);
+    }
+
+    async fn prove(&self, key: &AccessKey) -> Result<String, AwsFailure> {
+        prove(&self.session().clients, key).await
+    }
+
+    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
+        let session = self.session();
+        iam::keys(&session.clients.iam(Purpose::Issue), name(user)).await
+    }
+
+    async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure> {
+        let session = self.session();
+        let iam = session.clients.iam(Purpose::Issue);
+        let made = iam::create_key(&iam, name(user)).await?;
+        Ok(AccessKey {
+            id: made.access_key_id,
+            secret: made.secret_access_key,
+        })
+    }
+
+    async fn deactivate(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
+        let session = self.session();
+        let iam = session.clients.iam(Purpose::Revoke);
+        iam::deactivate_key(&iam, name(user), access_key_id).await
+    }
+
+    async fn delete(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
+        let session = self.session();
+        let iam = session.clients.iam(Purpose::Revoke);
+        iam::delete_key(&iam, name(user), access_key_id).await
+    }
+}

@@ -1,0 +1,40 @@
+//! The sealing key, where KMS guards it.
+//! <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>
+
+use aws_config::{BehaviorVersion, Region};
+use aws_smithy_types::Blob;
+use secrecy::SecretSlice;
+
+use super::error::{failure, incomplete, on};
+use crate::broker::ports::AwsFailure;
+
+/// What a ciphertext must have been encrypted for.
+const CONTEXT: (&str, &str) = ("purpose", "credbroker-sealing-key");
+
+/// Has KMS in `region` decrypt `ciphertext`, with the credentials of the standard AWS
+/// chain.
+///
+/// # Errors
+/// AWS does not answer, or refuses.
+pub async fn decrypt(
+    region: &str,
+    endpoint_url: Option<&str>,
+    ciphertext: Vec<u8>,
+) -> Result<SecretSlice<u8>, AwsFailure> {
+    let mut loader =
+        aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned()));
+    if let Some(url) = endpoint_url {
+        loader = loader.endpoint_url(url);
+    }
+    let kms = aws_sdk_kms::Client::new(&loader.load().await);
+    let call = kms
+        .decrypt()
+        .ciphertext_blob(Blob::new(ciphertext))
+        .encryption_context(CONTEXT.0, CONTEXT.1);
+    let answer = Box::pin(call.send()).await;
+    let answer = answer.map_err(|error| failure(&on("kms:Decrypt", region), &error))?;
+    let plain = answer.plaintext.map(Blob::into_inner);
+    plain
+        .map(SecretSlice::from)
+        .ok_or_else(|| incomplete("KMS answered without a plaintext"))
+}

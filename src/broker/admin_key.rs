@@ -1,0 +1,453 @@
+//! The broker's own key: imported and kept sealed, replaced by another on demand or on
+//! schedule. Every step is recorded before the next is taken; whoever comes after a
+//! crash goes on from the last.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use secrecy::SecretString;
+use tokio::time::sleep;
+
+use crate::{
+    broker::{
+        Broker, By, Error, on_conflict,
+        ports::{AwsFailure, FailureClass, StoreError},
+    },
+    domain::{
+        access::Caller,
+        admin_key::{AccessKeyId, AdminKey, InvalidStep, KeptKey, Phase, place},
+        audit::{AuditEvent, Event, Subject},
+        credential::AccessKey,
+        random::up_to,
+        seal::{SealError, Sealed, SealingKey},
+    },
+};
+
+/// How often it is looked whether a step is due, and how often after a failure.
+const EVERY: Duration = Duration::from_secs(5);
+const AFTER_FAILURE: Duration = Duration::from_mins(1);
+/// Longest pause between two attempts at a step; full jitter makes it less.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
+/// How the admin key is kept.
+#[derive(Debug, Default)]
+pub struct Custody {
+    /// What it is sealed with; `None` when the broker keeps no key.
+    pub sealing: Option<SealingKey>,
+    /// How old it may become.
+    pub rotate_every: Option<Duration>,
+}
+
+/// What is known of the admin key.
+#[derive(Debug)]
+pub struct AdminKeyStatus {
+    /// The kept key and its replacement; `None` when the key comes from the standard
+    /// AWS chain.
+    pub kept: Option<AdminKey>,
+    /// ARN of the identity behind the key at work, or why AWS does not tell.
+    pub identity: Result<String, AwsFailure>,
+    /// When it will be rotated by itself.
+    pub rotates_at: Option<Timestamp>,
+    /// Now, for ages.
+    pub now: Timestamp,
+}
+
+impl Broker {
+    /// Goes to work with the kept key, if there is one: for the start.
+    ///
+    /// # Errors
+    /// It cannot be opened, or the store not be read.
+    pub async fn take_up_admin_key(&self) -> Result<(), Error> {
+        let Some(kept) = self.store().admin_key().await? else {
+            return Ok(());
+        };
+        let key = self.open(&kept.current)?;
+        self.parts.keyring.adopt(&key);
+        Ok(())
+    }
+
+    /// What is known of the admin key.
+    ///
+    /// # Errors
+    /// The store's; AWS's silence is part of the answer.
+    pub async fn admin_key_status(&self, caller: &Caller) -> Result<AdminKeyStatus, Error> {
+        let kept = self.store().admin_key().await?;
+        self.store()
+            .record(self.caller_event(caller, Event::AdminKeyRead))
+            .await?;
+        Ok(self.told(kept).await)
+    }
+
+    /// Keeps a key and goes to work with it, once AWS has accepted it. In the place of
+    /// an earlier kept key, that one is taken away from AWS as in a rotation.
+    ///
+    /// # Errors
+    /// The broker keeps no keys, AWS does not accept it, it is not an IAM user's, it is
+    /// of another user or account than before, or a rotation is going on.
+    pub async fn import_admin_key(
+        self: &Arc<Self>,
+        caller: Caller,
+        id: AccessKeyId,
+        secret: SecretString,
+    ) -> Result<AdminKeyStatus, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move {
+            let sealed = broker.seal(&id, &secret)?;
+            let key = AccessKey {
+                id: id.as_str().to_owned(),
+                secret,
+            };
+            let user = broker
+                .parts
+                .keyring
+                .prove(&key)
+                .await
+                .map_err(not_imported)?;
+            let before = broker.store().admin_key().await?;
+            broker.may_take_over(&user, before.as_ref()).await?;
+            let kept = KeptKey {
+                id,
+                secret: sealed,
+                since: broker.now(),
+            };
+            let (from, imported) = match before {
+                Some(before) if before.current.id == kept.id => {
+                    return Err(wrong_state(
+                        "ADMIN_KEY_KNOWN",
+                        "the broker works with this key already",
+                        "see `credbroker admin-key status`",
+                    ));
+                }
+                Some(before) => (Some(before.revision), before.replaced_by(kept)),
+                None => (None, AdminKey::imported(user, kept)),
+            };
+            let audit = broker.caller_event(&caller, Event::AdminKeyImported);
+            broker.replace_admin_key(from, &imported, audit).await?;
+            broker.parts.keyring.adopt(&key);
+            Ok(broker.told(Some(imported)).await)
+        })
+        .await
+    }
+
+    /// Replaces the kept key by another that AWS makes. Returns once the new one is at
+    /// work; the old one is switched off and deleted later.
+    ///
+    /// # Errors
+    /// None is kept, a rotation is going on, the user has a second key already, or AWS
+    /// does not do it: then the broker goes on trying.
+    pub async fn rotate_admin_key(
+        self: &Arc<Self>,
+        caller: Caller,
+    ) -> Result<AdminKeyStatus, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move {
+            let kept = broker.store().admin_key().await?;
+            let kept = kept.ok_or_else(|| {
+                wrong_state(
+                    "ADMIN_KEY_NOT_KEPT",
+                    "the admin key comes from the standard AWS chain, so the broker cannot replace it",
+                    "give it to the broker first: `credbroker admin-key import`",
+                )
+            })?;
+            let mut key = broker
+                .begin_rotation(By::Caller(&caller), kept)
+                .await?;
+            while matches!(key.phase, Phase::Creating | Phase::Proving { .. }) {
+                key = broker.take_step(key).await?;
+            }
+            Ok(broker.told(Some(key)).await)
+        })
+        .await
+    }
+
+    /// Goes on with what is due of a replacement, and begins one on schedule.
+    pub(super) async fn tend_admin_key(&self) {
+        let stop = self.parts.stop.clone();
+        let rounds = async {
+            loop {
+                let pause = match self.tend_admin_key_once().await {
+                    Ok(()) => EVERY,
+                    Err(error) => {
+                        tracing::warn!(%error, "the admin key's rotation did not go on and is tried again");
+                        AFTER_FAILURE
+                    }
+                };
+                sleep(pause).await;
+            }
+        };
+        stop.run_until_cancelled(rounds).await;
+    }
+
+    /// Takes the steps that are due.
+    ///
+    /// # Errors
+    /// AWS or the store do not do it.
+    pub async fn tend_admin_key_once(&self) -> Result<(), Error> {
+        let Some(mut key) = self.store().admin_key().await? else {
+            return Ok(());
+        };
+        if self.rotates_at(&key).is_some_and(|at| at <= self.now()) {
+            key = self.begin_rotation(By::Broker, key).await?;
+        }
+        while key.is_due(self.now()) {
+            key = self.take_step(key).await?;
+        }
+        Ok(())
+    }
+
+    /// One step at a time: whoever waits for a rotation and the clean-up share them.
+    async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
+        let _one_at_a_time = self.rotating.lock().await;
+        let stored = self.store().admin_key().await?;
+        let stored = stored.ok_or(Error::Conflict(Subject::AdminKey))?;
+        if stored.revision != key.revision {
+            return Ok(stored);
+        }
+        match self.step(key.clone()).await {
+            Err(Error::Aws(failure)) => {
+                let pause = Duration::from_secs(1 << key.attempts.min(9)).min(LONGEST_PAUSE);
+                let pause = up_to(pause, self.parts.random.as_ref());
+                let pause = SignedDuration::try_from(pause).unwrap_or_default();
+                let from = key.revision;
+                let later = key.postpone(failure.reason, self.now(), pause)?;
+                let audit = self
+                    .event(By::Broker, Event::AdminKeyPostponed)
+                    .failed(failure.reason)
+                    .aws_request(failure.aws_request_id.as_deref())
+                    .detail(&failure.aws_said);
+                self.replace_admin_key(Some(from), &later, audit).await?;
+                Err(Error::Aws(still_rotating(failure)))
+            }
+            taken => taken,
+        }
+    }
+
+    async fn step(&self, key: AdminKey) -> Result<AdminKey, Error> {
+        let (now, from) = (self.now(), key.revision);
+        let keyring = &self.parts.keyring;
+        let (next, event) = match &key.phase {
+            Phase::Steady => return Ok(key),
+            Phase::Creating => {
+                let new = self.create_second_key(&key).await?;
+                (key.created(new)?, Event::AdminKeyCreated)
+            }
+            Phase::Proving { new } => {
+                let new = self.open(new)?;
+                keyring.prove(&new).await?;
+                let switched = key.switch(now)?;
+                let audit = self.event(By::Broker, Event::AdminKeySwitched);
+                self.replace_admin_key(Some(from), &switched, audit).await?;
+                keyring.adopt(&new);
+                return Ok(switched);
+            }
+            Phase::Grace { old } => {
+                keyring.prove(&self.open(&key.current)?).await?;
+                for id in old {
+                    keyring.deactivate(&key.user, id.as_str()).await?;
+                }
+                (key.retire(now)?, Event::AdminKeyDeactivated)
+            }
+            Phase::Retiring { old } => {
+                keyring.prove(&self.open(&key.current)?).await?;
+                for id in old {
+                    keyring.delete(&key.user, id.as_str()).await?;
+                }
+                (key.finish(now)?, Event::AdminKeyRotated)
+            }
+        };
+        let audit = self.event(By::Broker, event);
+        self.replace_admin_key(Some(from), &next, audit).await?;
+        Ok(next)
+    }
+
+    /// Only with one key of the user in AWS: then whatever is there beside it later is
+    /// of this rotation's making.
+    async fn begin_rotation(&self, by: By<'_>, key: AdminKey) -> Result<AdminKey, Error> {
+        let current = key.current.id.as_str();
+        if key.phase == Phase::Steady {
+            let keys = self.parts.keyring.keys(&key.user).await?;
+            if let Some(other) = keys.iter().find(|id| *id != current) {
+                return Err(wrong_state(
+                    "SECOND_ADMIN_KEY",
+                    &format!(
+                        "{} has another access key, {other}, which the broker did not make",
+                        key.user
+                    ),
+                    "AWS takes two keys per user: find out whose it is, delete it, then rotate again",
+                ));
+            }
+        }
+        let from = key.revision;
+        let begun = key.begin_rotation(self.now())?;
+        let audit = self.event(by, Event::AdminKeyRotating);
+        self.replace_admin_key(Some(from), &begun, audit).await?;
+        Ok(begun)
+    }
+
+    /// A second key, sealed. One that an earlier attempt made, whose secret was lost
+    /// with it, is deleted first.
+    async fn create_second_key(&self, key: &AdminKey) -> Result<KeptKey, Error> {
+        let keyring = &self.parts.keyring;
+        for lost in keyring.keys(&key.user).await? {
+            if lost != key.current.id.as_str() {
+                keyring.deactivate(&key.user, &lost).await?;
+                keyring.delete(&key.user, &lost).await?;
+            }
+        }
+        let made = keyring.create(&key.user).await?;
+        let id: AccessKeyId = made
+            .id
+            .parse()
+            .map_err(|_| Error::Internal("AWS made a key of an unknown form".to_owned()))?;
+        Ok(KeptKey {
+            secret: self.seal(&id, &made.secret)?,
+            id,
+            since: self.now(),
+        })
+    }
+
+    /// The key that takes over must be of the same user as a kept one before, and of
+    /// the same account as the chain's.
+    async fn may_take_over(&self, user: &str, before: Option<&AdminKey>) -> Result<(), Error> {
+        if !user.contains(":user/") {
+            return Err(wrong_state(
+                "NOT_AN_IAM_USER",
+                &format!("the key belongs to {user}, which is not an IAM user"),
+                "import the key of the broker's own IAM user: deploy/aws/bootstrap.sh makes one",
+            ));
+        }
+        if let Some(before) = before {
+            if before.user == user {
+                return Ok(());
+            }
+            return Err(wrong_state(
+                "OTHER_USER",
+                &format!(
+                    "the key belongs to {user}, the broker works as {}",
+                    before.user
+                ),
+                "import a key of the same user: roles trust that one",
+            ));
+        }
+        let account = |arn: &str| arn.split(':').nth(4).map(ToOwned::to_owned);
+        match self.parts.issuer.identity().await {
+            Ok(chain) if account(&chain) != account(user) => Err(wrong_state(
+                "OTHER_ACCOUNT",
+                &format!("the key belongs to {user}, the broker works as {chain}"),
+                "import a key of the same account, or give the broker another store",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
+        AdminKeyStatus {
+            rotates_at: kept.as_ref().and_then(|kept| self.rotates_at(kept)),
+            kept,
+            identity: self.parts.issuer.identity().await,
+            now: self.now(),
+        }
+    }
+
+    fn rotates_at(&self, key: &AdminKey) -> Option<Timestamp> {
+        let every = self.parts.custody.rotate_every?;
+        let at = key.current.since.saturating_add(every).ok()?;
+        (key.phase == Phase::Steady).then_some(at)
+    }
+
+    async fn replace_admin_key(
+        &self,
+        from: Option<u64>,
+        key: &AdminKey,
+        audit: AuditEvent,
+    ) -> Result<(), Error> {
+        let audit = audit.access_key(key.current.id.as_str());
+        let others = key.phase.others().iter().map(AccessKeyId::as_str);
+        let others: Vec<&str> = others.collect();
+        let audit = if others.is_empty() {
+            audit.detail(key.phase.as_str())
+        } else {
+            audit.detail(&format!(
+                "{}; other key: {}",
+                key.phase.as_str(),
+                others.join(", ")
+            ))
+        };
+        let written: Result<(), StoreError> =
+            self.store().replace_admin_key(from, key, audit).await;
+        on_conflict(written, || Error::Conflict(Subject::AdminKey))
+    }
+
+    fn sealing(&self) -> Result<&SealingKey, Error> {
+        self.parts.custody.sealing.as_ref().ok_or_else(|| {
+            wrong_state(
+                "NO_SEALING_KEY",
+                "the broker has nothing to seal a key with",
+                "set admin_key.sealing_key_file in its configuration and restart it",
+            )
+        })
+    }
+
+    fn seal(&self, id: &AccessKeyId, secret: &SecretString) -> Result<Sealed, Error> {
+        self.sealing()?.seal(&place(id), secret).map_err(not_opened)
+    }
+
+    fn open(&self, kept: &KeptKey) -> Result<AccessKey, Error> {
+        let opened = self.sealing()?.open(&place(&kept.id), &kept.secret);
+        Ok(AccessKey {
+            id: kept.id.as_str().to_owned(),
+            secret: opened.map_err(not_opened)?,
+        })
+    }
+}
+
+fn wrong_state(reason: &'static str, message: &str, next: &str) -> Error {
+    Error::WrongState {
+        subject: Subject::AdminKey,
+        reason,
+        message: message.to_owned(),
+        next: next.to_owned(),
+    }
+}
+
+fn not_opened(error: SealError) -> Error {
+    wrong_state(
+        "ADMIN_KEY_SEALED",
+        &format!("the kept admin key cannot be opened: {error}"),
+        "give the broker the sealing key that it had; without it, import a new admin key into a new store",
+    )
+}
+
+impl From<InvalidStep> for Error {
+    fn from(refused: InvalidStep) -> Self {
+        wrong_state(
+            "ADMIN_KEY_ROTATING",
+            &refused.to_string(),
+            "see `credbroker admin-key status`",
+        )
+    }
+}
+
+/// What is refused is the key that somebody imports, not the one at work.
+fn not_imported(failure: AwsFailure) -> AwsFailure {
+    if failure.class != FailureClass::Refused && failure.reason != "AWS_KEY_NOT_ACCEPTED" {
+        return failure;
+    }
+    AwsFailure {
+        class: FailureClass::Refused,
+        reason: "ADMIN_KEY_REFUSED",
+        message: "AWS does not accept this key".to_owned(),
+        next:
+            "see that id and secret belong together and that the key is active; nothing was changed"
+                .to_owned(),
+        retry_after: None,
+        ..failure
+    }
+}
+
+fn still_rotating(failure: AwsFailure) -> AwsFailure {
+    AwsFailure {
+        next: "the broker goes on by itself; see `credbroker admin-key status`".to_owned(),
+        ..failure
+    }
+}

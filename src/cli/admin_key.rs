@@ -1,0 +1,165 @@
+//! `credbroker admin-key …`: the broker's own AWS key.
+
+use std::io::{self, Read};
+
+use clap::Subcommand;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{failure::Failure, output::Output, view::time};
+use crate::{
+    client::Client,
+    proto::{
+        self, AdminKeyPhase, GetAdminKeyRequest, ImportAdminKeyRequest, RotateAdminKeyRequest,
+    },
+};
+
+/// More than this no form of a key has, bytes.
+const INPUT_MAX: u64 = 16 * 1024;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AdminKey {
+    /// Give the broker its key, from standard input: what `aws iam create-access-key`
+    /// prints, a shared credentials file, or lines NAME=VALUE. It is kept sealed; rotate
+    /// it afterwards, and nobody knows it.
+    Import,
+    /// Where the key comes from, how old it is, and where its replacement stands.
+    Status,
+    /// Replace the key by one that AWS makes.
+    Rotate,
+}
+
+impl AdminKey {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut admin = client.admin();
+        let told = match self {
+            Self::Import => {
+                let key = read_key(&from_stdin()?)?;
+                admin.import_admin_key(key).await?
+            }
+            Self::Status => admin.get_admin_key(GetAdminKeyRequest {}).await?,
+            Self::Rotate => admin.rotate_admin_key(RotateAdminKeyRequest {}).await?,
+        };
+        Ok(out.show(&Told::from(told.into_inner()))?)
+    }
+}
+
+fn from_stdin() -> Result<SecretString, Failure> {
+    let mut text = String::new();
+    io::stdin().take(INPUT_MAX).read_to_string(&mut text)?;
+    Ok(SecretString::from(text))
+}
+
+/// Finds id and secret in any of the forms that AWS hands them out in. Tells nothing of
+/// what it has read when it finds none.
+fn read_key(text: &SecretString) -> Result<ImportAdminKeyRequest, Failure> {
+    let text = text.expose_secret();
+    let found = if text.trim_start().starts_with('{') {
+        from_json(text)
+    } else {
+        from_lines(text)
+    };
+    let (access_key_id, secret_access_key) = found.ok_or_else(|| {
+        Failure::usage("standard input holds no access key id and secret").next(
+            "give what `aws iam create-access-key` prints, or a credentials file with \
+             aws_access_key_id and aws_secret_access_key",
+        )
+    })?;
+    Ok(ImportAdminKeyRequest {
+        access_key_id,
+        secret_access_key,
+    })
+}
+
+fn from_json(text: &str) -> Option<(String, String)> {
+    let answer: Value = serde_json::from_str(text).ok()?;
+    let key = answer.get("AccessKey").unwrap_or(&answer);
+    let field = |name: &str| key.get(name)?.as_str().map(ToOwned::to_owned);
+    field("AccessKeyId").zip(field("SecretAccessKey"))
+}
+
+fn from_lines(text: &str) -> Option<(String, String)> {
+    let field = |name: &str| {
+        text.lines().find_map(|line| {
+            let (known, value) = line.trim().split_once('=')?;
+            let known = known.trim().trim_start_matches("export ").trim();
+            let value = value.trim().trim_matches(['\'', '"']);
+            known.eq_ignore_ascii_case(name).then(|| value.to_owned())
+        })
+    };
+    field("aws_access_key_id").zip(field("aws_secret_access_key"))
+}
+
+/// `-o json` of each.
+#[derive(Serialize)]
+struct Told {
+    source: &'static str,
+    phase: Option<&'static str>,
+    access_key_id: Option<String>,
+    arn: Option<String>,
+    aws_error: Option<String>,
+    since: Option<String>,
+    age_seconds: Option<i64>,
+    phase_since: Option<String>,
+    next_step_at: Option<String>,
+    other_access_key_ids: Vec<String>,
+    attempts: u32,
+    failure: Option<String>,
+    rotates_at: Option<String>,
+}
+
+impl From<proto::AdminKey> for Told {
+    fn from(key: proto::AdminKey) -> Self {
+        let phase = match key.phase() {
+            AdminKeyPhase::Unspecified => None,
+            AdminKeyPhase::Steady => Some("steady"),
+            AdminKeyPhase::Creating => Some("creating"),
+            AdminKeyPhase::Proving => Some("proving"),
+            AdminKeyPhase::Grace => Some("grace"),
+            AdminKeyPhase::Retiring => Some("retiring"),
+        };
+        Self {
+            source: if phase.is_some() { "kept" } else { "chain" },
+            phase,
+            access_key_id: key.access_key_id,
+            arn: key.arn,
+            aws_error: key.aws_error,
+            since: time(key.since.as_ref()),
+            age_seconds: key.age.map(|age| age.seconds),
+            phase_since: time(key.phase_since.as_ref()),
+            next_step_at: time(key.next_step_at.as_ref()),
+            other_access_key_ids: key.other_access_key_ids,
+            attempts: key.attempts,
+            failure: key.failure,
+            rotates_at: time(key.rotates_at.as_ref()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_in_every_form_that_aws_hands_it_out_in() {
+        for text in [
+            r#"{"AccessKey": {"UserName": "admin", "AccessKeyId": "AKIA1", "SecretAccessKey": "s/+="}}"#,
+            r#"{"AccessKeyId": "AKIA1", "SecretAccessKey": "s/+="}"#,
+            "[default]\naws_access_key_id = AKIA1\naws_secret_access_key = s/+=\n",
+            "export AWS_ACCESS_KEY_ID='AKIA1'\r\nexport AWS_SECRET_ACCESS_KEY='s/+='\r\n",
+        ] {
+            let key = read_key(&text.into()).unwrap();
+            assert_eq!(key.access_key_id, "AKIA1", "{text}");
+            assert_eq!(key.secret_access_key, "s/+=", "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_is_told_without_being_repeated() {
+        for text in ["", "hush", "{hush}", "aws_secret_access_key = hush"] {
+            let told = format!("{:?}", read_key(&text.into()).unwrap_err());
+            assert!(!told.contains("hush"), "{told}");
+        }
+    }
+}
