@@ -1,5 +1,5 @@
-//! How many calls AWS takes: a token bucket per API family, refilled at a fixed rate,
-//! with a part that only revocation may draw on.
+//! How many calls AWS takes: token buckets per API family, one for making and one, a
+//! third of the whole, for taking away alone.
 //!
 //! AWS publishes no rates for IAM, and 600 calls a second for STS per account and
 //! region (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>),
@@ -18,9 +18,11 @@ use crate::domain::bucket::TokenBucket;
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To make credentials, or to look at what there is: never from the reserve.
-    Issue,
-    /// To take credentials away.
+    /// To begin to make credentials, or to look at what there is.
+    Begin,
+    /// To bring to its end what was begun: given up in the middle it would cost more.
+    Complete,
+    /// To take credentials away: waits for nobody else's calls.
     Revoke,
 }
 
@@ -28,16 +30,16 @@ impl Purpose {
     /// Longest time that a call of this purpose waits for its turn.
     const fn patience(self) -> Duration {
         match self {
-            Self::Issue => Duration::from_secs(1),
-            Self::Revoke => Duration::from_secs(30),
+            Self::Begin => Duration::from_secs(1),
+            Self::Complete | Self::Revoke => Duration::from_secs(30),
         }
     }
 }
 
 /// A bucket holds what flows in during this time, seconds.
 const BURST: f64 = 3.0;
-/// Revocation alone may draw on what flows in during this time, seconds.
-const RESERVE: f64 = 1.0;
+/// The part that is kept for revocation.
+const KEPT: f64 = 1.0 / 3.0;
 /// The rate comes back in this time after AWS has throttled, seconds.
 const RECOVERY: f64 = 60.0;
 /// The rate never falls below this part of itself.
@@ -53,8 +55,10 @@ pub(super) struct Budget {
 
 #[derive(Debug)]
 struct State {
-    /// Calls that may be made now; below zero when calls wait already.
-    bucket: TokenBucket,
+    /// For every purpose.
+    common: TokenBucket,
+    /// For revocation alone.
+    kept: TokenBucket,
     /// The part of the rate that holds now, 1 for all of it.
     share: f64,
 }
@@ -62,9 +66,10 @@ struct State {
 impl Budget {
     /// So many calls per second, and three times as many at once.
     pub(super) fn new(per_second: u32) -> Self {
-        let rate = f64::from(per_second.max(1));
+        let (rate, now) = (f64::from(per_second.max(1)), Instant::now().into_std());
         let state = State {
-            bucket: TokenBucket::full(BURST * rate, Instant::now().into_std()),
+            common: TokenBucket::full(BURST * rate * (1.0 - KEPT), now),
+            kept: TokenBucket::full(BURST * rate * KEPT, now),
             share: 1.0,
         };
         Self {
@@ -80,8 +85,11 @@ impl Budget {
     /// after the time that is returned.
     pub(super) fn book(&self, purpose: Purpose) -> Result<Duration, Duration> {
         let mut state = self.filled();
-        let wait = self.wait(&state, purpose)?;
-        state.bucket.take();
+        let (wait, bucket) = self.turn(&mut state, purpose);
+        if wait > purpose.patience() {
+            return Err(wait);
+        }
+        bucket.take();
         Ok(wait)
     }
 
@@ -90,38 +98,44 @@ impl Budget {
     /// # Errors
     /// As [`Self::book`].
     pub(super) fn check(&self, purpose: Purpose) -> Result<(), Duration> {
-        self.wait(&self.filled(), purpose).map(drop)
+        let (wait, _) = self.turn(&mut self.filled(), purpose);
+        if wait > purpose.patience() {
+            Err(wait)
+        } else {
+            Ok(())
+        }
     }
 
     /// A call was made that nobody booked: the SDK repeats some by itself.
     pub(super) fn spend(&self) {
-        self.filled().bucket.take();
+        self.filled().common.take();
     }
 
     /// AWS has said that it is too much.
     pub(super) fn throttled(&self) {
         let mut state = self.filled();
-        state.bucket.halve();
+        state.common.halve();
+        state.kept.halve();
         state.share = (state.share / 2.0).max(SLOWEST);
     }
 
-    fn wait(&self, state: &State, purpose: Purpose) -> Result<Duration, Duration> {
-        let kept = match purpose {
-            Purpose::Issue => RESERVE * self.rate,
-            Purpose::Revoke => 0.0,
-        };
-        let wait = state.bucket.wait(kept, self.rate * state.share);
-        if wait > purpose.patience() {
-            Err(wait)
+    /// When the turn of a call comes, and from which bucket it is taken.
+    fn turn<'a>(&self, state: &'a mut State, purpose: Purpose) -> (Duration, &'a mut TokenBucket) {
+        let rate = self.rate * state.share;
+        let common = state.common.wait(rate * (1.0 - KEPT));
+        let kept = state.kept.wait(rate * KEPT);
+        if purpose == Purpose::Revoke && kept < common {
+            (kept, &mut state.kept)
         } else {
-            Ok(wait)
+            (common, &mut state.common)
         }
     }
 
     fn filled(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let rate = self.rate * state.share;
-        let passed = state.bucket.fill(Instant::now().into_std(), rate);
+        let (now, rate) = (Instant::now().into_std(), self.rate * state.share);
+        state.kept.fill(now, rate * KEPT);
+        let passed = state.common.fill(now, rate * (1.0 - KEPT));
         state.share = (state.share + passed / RECOVERY).min(1.0);
         state
     }
@@ -136,46 +150,56 @@ mod tests {
     /// Books until a call would have to wait; how many calls went at once.
     fn at_once(budget: &Budget, purpose: Purpose) -> usize {
         (0..1_000)
-            .take_while(|_| {
-                budget.check(purpose).is_ok() && budget.book(purpose) == Ok(Duration::ZERO)
-            })
+            .take_while(|_| budget.book(purpose) == Ok(Duration::ZERO))
             .count()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bucket_gives_three_seconds_at_once_and_then_its_rate() {
-        let budget = Budget::new(10);
-        assert_eq!(at_once(&budget, Purpose::Revoke), 30);
+    async fn a_budget_gives_three_seconds_at_once_and_then_its_rate() {
+        let budget = Budget::new(30);
+        assert_eq!(at_once(&budget, Purpose::Revoke), 90);
         advance(Duration::from_secs(2)).await;
-        // The call that found the bucket empty has waited for its turn.
-        assert_eq!(at_once(&budget, Purpose::Revoke), 19);
+        // The call that found both buckets empty has waited for its turn.
+        assert_eq!(at_once(&budget, Purpose::Revoke), 59);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn issuing_leaves_a_reserve_that_revocation_finds_untouched() {
-        let budget = Budget::new(10);
-        assert_eq!(at_once(&budget, Purpose::Issue), 20);
-        let mut waiting = 1;
-        while budget.book(Purpose::Issue).is_ok() {
-            waiting += 1;
-        }
+    async fn issuing_leaves_a_third_that_revocation_finds_untouched() {
+        let budget = Budget::new(30);
+        assert_eq!(at_once(&budget, Purpose::Begin), 60);
+        let waiting = (0..100).filter(|_| budget.book(Purpose::Begin).is_ok());
         // As many as flow in during the second that an issue waits.
-        assert_eq!(waiting, 10);
-        let hint = budget.book(Purpose::Issue).unwrap_err();
+        assert_eq!(waiting.count() + 1, 20);
+        let hint = budget.book(Purpose::Begin).unwrap_err();
         assert!(hint > Duration::from_secs(1), "{hint:?}");
-        assert_eq!(budget.book(Purpose::Revoke), Ok(Duration::from_millis(100)));
+        assert_eq!(at_once(&budget, Purpose::Revoke), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_begun_is_brought_to_its_end_and_keeps_others_from_beginning() {
+        let budget = Budget::new(30);
+        while budget.book(Purpose::Begin).is_ok() {}
+        for _ in 0..100 {
+            assert!(budget.book(Purpose::Complete).is_ok());
+        }
+        let hint = budget.book(Purpose::Begin).unwrap_err();
+        assert!(hint > Duration::from_secs(6), "{hint:?}");
+        assert_eq!(budget.book(Purpose::Revoke), Ok(Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_books_nothing_and_its_hint_is_honest() {
         let budget = Budget::new(10);
-        while budget.book(Purpose::Issue).is_ok() {}
-        let hint = budget.book(Purpose::Issue).unwrap_err();
+        while budget.book(Purpose::Begin).is_ok() {}
+        let hint = budget.book(Purpose::Begin).unwrap_err();
         for _ in 0..100 {
-            assert_eq!(budget.book(Purpose::Issue), Err(hint));
+            assert_eq!(budget.book(Purpose::Begin), Err(hint));
+            assert_eq!(budget.check(Purpose::Begin), Err(hint));
         }
         advance(hint).await;
-        assert_eq!(budget.book(Purpose::Issue), Ok(Duration::ZERO));
+        assert_eq!(budget.check(Purpose::Begin), Ok(()));
+        let wait = budget.book(Purpose::Begin).unwrap();
+        assert!(wait < Duration::from_millis(2), "{wait:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,7 +210,7 @@ mod tests {
         }
         while budget.book(Purpose::Revoke) == Ok(Duration::ZERO) {}
         // One thirty-second of the rate, and a little of what comes back.
-        advance(Duration::from_secs(2)).await;
+        advance(Duration::from_secs(4)).await;
         let calls = at_once(&budget, Purpose::Revoke);
         assert!((1..=4).contains(&calls), "{calls}");
         advance(Duration::from_secs(60)).await;
@@ -197,11 +221,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_sdk_repeats_is_paid_for() {
-        let budget = Budget::new(1);
-        for _ in 0..5 {
+        let budget = Budget::new(3);
+        for _ in 0..8 {
             budget.spend();
         }
-        let wait = budget.book(Purpose::Revoke).unwrap();
-        assert_eq!(wait, Duration::from_secs(3));
+        let wait = budget.book(Purpose::Complete).unwrap();
+        assert!(wait > Duration::from_millis(1400), "{wait:?}");
     }
 }

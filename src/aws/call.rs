@@ -85,7 +85,7 @@ impl Line {
     /// makes the first of them.
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         let held_back = |wait| held_back(&self.name, wait);
-        self.budget.check(Purpose::Issue).map_err(held_back)?;
+        self.budget.check(Purpose::Begin).map_err(held_back)?;
         let open = |wait| circuit_open(&self.name, wait);
         self.breaker.admit().map_err(open)
     }

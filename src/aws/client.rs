@@ -34,9 +34,29 @@ pub struct AwsSettings {
     pub iam_calls_per_second: u32,
     /// Calls per second that STS takes from the account in one region.
     pub sts_calls_per_second: u32,
-    /// Longest wait for one answer; a call that may be repeated takes up to
-    /// [`REPETITIONS`] of them.
-    pub answer_limit: Duration,
+    /// How long the broker waits for AWS.
+    pub patience: Patience,
+}
+
+/// How long the broker waits for AWS.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For one answer.
+    pub answer: Duration,
+    /// Before it repeats a call that may be repeated, once; the SDK adds jitter.
+    pub repetition: Duration,
+    /// Until AWS accepts a new key.
+    pub acceptance: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(5),
+            repetition: Duration::from_millis(200),
+            acceptance: Duration::from_secs(20),
+        }
+    }
 }
 
 /// Most attempts of one call by the SDK.
@@ -50,7 +70,7 @@ impl Default for AwsSettings {
             endpoint_url: None,
             iam_calls_per_second: 40,
             sts_calls_per_second: 400,
-            answer_limit: Duration::from_secs(5),
+            patience: Patience::default(),
         }
     }
 }
@@ -69,6 +89,8 @@ pub struct Clients {
     iam_line: Arc<Line>,
     sts: Mutex<HashMap<String, Sts>>,
     sts_lines: Arc<StsLines>,
+    /// Longest time that AWS may take to accept a new key.
+    pub(super) acceptance: Duration,
 }
 
 /// The STS of a region.
@@ -91,13 +113,17 @@ impl Clients {
     pub async fn new(settings: &AwsSettings, clock: &Arc<SteadyClock>) -> Self {
         let answers = TimeoutConfig::builder()
             .connect_timeout(CONNECT_LIMIT)
-            .operation_attempt_timeout(settings.answer_limit)
-            .operation_timeout(settings.answer_limit * REPETITIONS + CONNECT_LIMIT)
+            .operation_attempt_timeout(settings.patience.answer)
+            .operation_timeout(settings.patience.answer * REPETITIONS + CONNECT_LIMIT)
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(answers)
             .time_source(BrokerTime(Arc::clone(clock)))
-            .retry_config(RetryConfig::standard().with_max_attempts(REPETITIONS));
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(REPETITIONS)
+                    .with_initial_backoff(settings.patience.repetition),
+            );
         if let Some(region) = &settings.region {
             loader = loader.region(Region::new(region.clone()));
         }
@@ -115,10 +141,15 @@ impl Clients {
             clock: Arc::clone(clock),
             lines: Mutex::default(),
         });
-        Self::of(config, iam_line, sts_lines)
+        Self::of(config, iam_line, sts_lines, settings.patience.acceptance)
     }
 
-    fn of(config: SdkConfig, iam_line: Arc<Line>, sts_lines: Arc<StsLines>) -> Self {
+    fn of(
+        config: SdkConfig,
+        iam_line: Arc<Line>,
+        sts_lines: Arc<StsLines>,
+        acceptance: Duration,
+    ) -> Self {
         let iam = aws_sdk_iam::config::Builder::from(&config)
             .interceptor(Watch(Arc::clone(&iam_line)))
             .build();
@@ -128,6 +159,7 @@ impl Clients {
             iam_line,
             sts: Mutex::default(),
             sts_lines,
+            acceptance,
         }
     }
 
@@ -138,6 +170,7 @@ impl Clients {
             self.config_with(key),
             Arc::clone(&self.iam_line),
             Arc::clone(&self.sts_lines),
+            self.acceptance,
         )
     }
 
@@ -162,13 +195,19 @@ impl Clients {
         let sts = known
             .entry(region.to_owned())
             .or_insert_with(|| self.sts_lines.connect(&self.config, region));
-        StsCalls(sts.clone())
+        StsCalls {
+            sts: sts.clone(),
+            purpose: Purpose::Begin,
+        }
     }
 
-    /// STS of the broker's region, as the owner of another key sees it.
+    /// STS of the broker's region, as the owner of a key that was just made sees it.
     pub(super) fn sts_of(&self, key: &AccessKey) -> StsCalls {
         let region = self.region().unwrap_or_default();
-        StsCalls(self.sts_lines.connect(&self.config_with(key), region))
+        StsCalls {
+            sts: self.sts_lines.connect(&self.config_with(key), region),
+            purpose: Purpose::Complete,
+        }
     }
 
     /// IAM, which is global within a partition.
@@ -203,16 +242,19 @@ impl StsLines {
     }
 }
 
-/// Calls to the STS of one region, to issue.
-pub(super) struct StsCalls(Sts);
+/// Calls to the STS of one region, for one purpose.
+pub(super) struct StsCalls {
+    sts: Sts,
+    purpose: Purpose,
+}
 
 impl StsCalls {
     pub(super) const fn client(&self) -> &aws_sdk_sts::Client {
-        &self.0.client
+        &self.sts.client
     }
 
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
-        self.0.line.ready()
+        self.sts.line.ready()
     }
 
     pub(super) fn ask<T, E>(
@@ -224,7 +266,7 @@ impl StsCalls {
         T: Send,
         E: SdkFailure,
     {
-        self.0.line.ask(Purpose::Issue, operation, Box::pin(call))
+        self.sts.line.ask(self.purpose, operation, Box::pin(call))
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
 pub(super) const MISSING: &str = "AWS_OBJECT_MISSING";
 /// AWS has something of this name already.
 pub(super) const EXISTS: &str = "AWS_OBJECT_EXISTS";
+/// The clock was wrong; AWS's answer has set it.
+pub(super) const CLOCK_SKEWED: &str = "CLOCK_SKEWED";
 /// Whoever answers does not know the call: no AWS, but an emulator of a part of it.
 pub(super) const UNKNOWN_CALL: &str = "AWS_CALL_UNKNOWN";
 
@@ -300,6 +302,17 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             "AWS is throttling the broker's account",
         );
     }
+    if ["Signature expired", "Signature not yet current"]
+        .iter()
+        .any(|skewed| words.contains(skewed))
+        || ["RequestExpired", "RequestTimeTooSkewed"].contains(&code)
+    {
+        return Meaning::later(
+            FailureClass::Unavailable,
+            CLOCK_SKEWED,
+            "the broker's clock was wrong for AWS, and has been set",
+        );
+    }
     if status >= 500 {
         return Meaning::later(
             FailureClass::Uncertain,
@@ -355,11 +368,6 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             UNKNOWN_CALL,
             format!("the endpoint does not know {}", operation.name),
             "point the broker at AWS itself",
-        ),
-        "RequestExpired" | "RequestTimeTooSkewed" => Meaning::later(
-            FailureClass::Unavailable,
-            "CLOCK_SKEWED",
-            "the broker's clock was wrong for AWS, and has been set",
         ),
         "ValidationError" if words.contains("MaxSessionDuration") => Meaning::refused(
             "TTL_ABOVE_ROLE_MAXIMUM",

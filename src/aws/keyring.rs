@@ -19,8 +19,6 @@ use crate::{
 /// How often in a row AWS must accept a new key: one answer may come from a place that
 /// knows it already while the next does not.
 const PROOFS: u32 = 2;
-/// Longest time that AWS may take to accept a new key.
-const ACCEPTANCE_LIMIT: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -43,13 +41,13 @@ pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<String, 
             Err(failure) if failure.aws_said.starts_with("SignatureDoesNotMatch") => {
                 return Err(failure);
             }
-            Err(_) if began.elapsed() + pause < ACCEPTANCE_LIMIT => {
+            Err(_) if began.elapsed() + pause < clients.acceptance => {
                 proofs = 0;
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             Err(failure) if failure.class == FailureClass::Refused => {
-                let seconds = ACCEPTANCE_LIMIT.as_secs();
+                let seconds = clients.acceptance.as_secs();
                 let message = format!("AWS does not accept the access key after {seconds} s");
                 return Err(AwsFailure {
                     aws_said: failure.aws_said,
@@ -80,12 +78,12 @@ impl Keyring for AwsIssuer {
 
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::keys(&session.clients.iam(Purpose::Issue), name(user)).await
+        iam::keys(&session.clients.iam(Purpose::Begin), name(user)).await
     }
 
     async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure> {
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Issue);
+        let iam = session.clients.iam(Purpose::Begin);
         let made = iam::create_key(&iam, name(user)).await?;
         Ok(AccessKey {
             id: made.access_key_id,

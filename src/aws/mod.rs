@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 
 use self::budget::Purpose;
 pub use self::{
-    client::{AwsSettings, Clients, chain_region},
+    client::{AwsSettings, Clients, Patience, chain_region},
     error::Operation,
     setup::{BOUNDARY_NAME, SetupError},
 };
@@ -126,7 +126,7 @@ impl Issuer for AwsIssuer {
             KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
                 clients.sts(region.as_deref()).ready()
             }
-            KindSpec::IamUser { .. } => clients.iam(Purpose::Issue).ready(),
+            KindSpec::IamUser { .. } => clients.iam(Purpose::Begin).ready(),
         }
     }
 
@@ -177,17 +177,17 @@ impl Issuer for AwsIssuer {
 impl Inventory for AwsIssuer {
     async fn users(&self) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::users(&session.clients.iam(Purpose::Issue), &self.users_path).await
+        iam::users(&session.clients.iam(Purpose::Begin), &self.users_path).await
     }
 
     async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure> {
         let session = self.session();
-        iam::is_ours(&session.clients.iam(Purpose::Issue), &self.users_path, user).await
+        iam::is_ours(&session.clients.iam(Purpose::Begin), &self.users_path, user).await
     }
 
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::keys(&session.clients.iam(Purpose::Issue), user).await
+        iam::keys(&session.clients.iam(Purpose::Begin), user).await
     }
 
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {

@@ -41,7 +41,7 @@ impl AwsIssuer {
     pub async fn check_boundary(&self) -> Result<(), SetupError> {
         let arn = self.boundary_arn().await?;
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Issue);
+        let iam = session.clients.iam(Purpose::Begin);
         let call = iam.client.get_policy().policy_arn(&arn).send();
         let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
             return Err(SetupError::NoBoundary(arn));
@@ -71,7 +71,7 @@ impl AwsIssuer {
         match self.check_boundary().await {
             Err(SetupError::NoBoundary(arn)) => {
                 let session = self.session();
-                let iam = session.clients.iam(Purpose::Issue);
+                let iam = session.clients.iam(Purpose::Begin);
                 let call = iam
                     .client
                     .create_policy()

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::{
     Admin, Clients,
-    error::{Operation, incomplete, wrong_kind},
+    error::{CLOCK_SKEWED, Operation, incomplete, wrong_kind},
     timestamp,
 };
 use crate::{
@@ -94,8 +94,16 @@ pub(super) async fn get_federation_token(
     credentials(answer.credentials, request_id)
 }
 
-/// Whom the admin key belongs to. AWS answers this whatever the policies say.
+/// Whom the admin key belongs to. AWS answers this whatever the policies say. The first
+/// call of all: it may find the machine's clock wrong.
 pub(super) async fn admin(clients: &Clients) -> Result<Admin, AwsFailure> {
+    match ask_admin(clients).await {
+        Err(failure) if failure.reason == CLOCK_SKEWED => ask_admin(clients).await,
+        answer => answer,
+    }
+}
+
+async fn ask_admin(clients: &Clients) -> Result<Admin, AwsFailure> {
     let operation = Operation {
         name: "sts:GetCallerIdentity",
         on: "",

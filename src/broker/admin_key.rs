@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often it is looked whether a step is due, and how often after a failure.
-const EVERY: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_mins(1);
 /// Longest pause between two attempts at a step; full jitter makes it less.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);

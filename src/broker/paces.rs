@@ -27,7 +27,7 @@ impl Paces {
             .entry(service.clone())
             .or_insert_with(|| TokenBucket::full(2.0 * rate, now));
         bucket.fill(now, rate);
-        let wait = bucket.wait(0.0, rate);
+        let wait = bucket.wait(rate);
         if wait > Duration::ZERO {
             return Err(wait);
         }

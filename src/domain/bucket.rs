@@ -30,10 +30,10 @@ impl TokenBucket {
         passed
     }
 
-    /// How long until there is a token above `kept` ones, at this rate.
+    /// How long until there is a token, at this rate.
     #[must_use]
-    pub fn wait(&self, kept: f64, per_second: f64) -> Duration {
-        let missing = kept + 1.0 - self.tokens;
+    pub fn wait(&self, per_second: f64) -> Duration {
+        let missing = 1.0 - self.tokens;
         if missing > 0.0 {
             Duration::from_secs_f64(missing / per_second)
         } else {
@@ -61,16 +61,15 @@ mod tests {
         let start = Instant::now();
         let mut bucket = TokenBucket::full(2.0, start);
         for _ in 0..2 {
-            assert_eq!(bucket.wait(0.0, 10.0), Duration::ZERO);
+            assert_eq!(bucket.wait(10.0), Duration::ZERO);
             bucket.take();
         }
-        assert_eq!(bucket.wait(0.0, 10.0), Duration::from_millis(100));
-        assert_eq!(bucket.wait(1.0, 10.0), Duration::from_millis(200));
+        assert_eq!(bucket.wait(10.0), Duration::from_millis(100));
         bucket.fill(start + Duration::from_secs(1), 1.0);
-        assert_eq!(bucket.wait(0.0, 1.0), Duration::ZERO);
+        assert_eq!(bucket.wait(1.0), Duration::ZERO);
         bucket.fill(start + Duration::from_secs(100), 1.0);
         bucket.halve();
         bucket.take();
-        assert_eq!(bucket.wait(0.0, 1.0), Duration::from_secs(1));
+        assert_eq!(bucket.wait(1.0), Duration::from_secs(1));
     }
 }

@@ -43,6 +43,9 @@ use crate::{
 /// Where the SDK's own chain names no region.
 const DEFAULT_REGION: &str = "us-east-1";
 
+/// An emulator takes what it is given, and AWS itself says when it is too much.
+const CALLS_PER_SECOND: u32 = 10_000;
+
 /// What `dev` is told.
 #[derive(Clone, Debug)]
 pub struct DevOptions {
@@ -65,6 +68,8 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let settings = AwsSettings {
         region: Some(region),
         endpoint_url: options.aws_endpoint_url,
+        iam_calls_per_second: CALLS_PER_SECOND,
+        sts_calls_per_second: CALLS_PER_SECOND,
         ..AwsSettings::default()
     };
     let aws = aws(&settings, partition).await;
@@ -73,7 +78,11 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         rotate_every: None,
     };
     let store = dir.join("credbroker.db");
-    let assembled = assemble(&store, aws, Limits::default(), custody).await?;
+    let limits = Limits {
+        issues_per_second: CALLS_PER_SECOND,
+        ..Limits::default()
+    };
+    let assembled = assemble(&store, aws, limits, custody).await?;
     tolerate_silence(
         assembled.issuer.ensure_boundary().await,
         assembled.keeps_key,

@@ -33,10 +33,10 @@ pub(in crate::aws) async fn create(
     path: &str,
     boundary: String,
 ) -> Result<Credentials, IssueFailure> {
-    let iam = &clients.iam(Purpose::Issue);
     let user = &lease.aws_name;
     let spec = &issue.grant.spec;
-    let made = create_user(iam, lease, spec, path, boundary).await;
+    let made = create_user(&clients.iam(Purpose::Begin), lease, spec, path, boundary).await;
+    let iam = &clients.iam(Purpose::Complete);
     let taken_over = match made {
         Ok(()) => false,
         Err(failure) if failure.reason == EXISTS => {
@@ -65,7 +65,7 @@ pub(in crate::aws) async fn replace_key(
     clients: &Clients,
     user: &str,
 ) -> Result<Credentials, IssueFailure> {
-    let iam = &clients.iam(Purpose::Issue);
+    let iam = &clients.iam(Purpose::Begin);
     let untouched = |failure| IssueFailure {
         failure,
         touched: false,
@@ -75,6 +75,7 @@ pub(in crate::aws) async fn replace_key(
         return Err(untouched(failure));
     }
     let before = keys(iam, user).await.map_err(untouched)?;
+    let iam = &clients.iam(Purpose::Complete);
     let replaced = async {
         for key in &before {
             remove_key(iam, user, key).await?;
@@ -180,7 +181,7 @@ async fn remove_keys(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
 /// Makes a key, once AWS accepts it. A key whose secret never arrived is of no use to
 /// anybody: it is removed, and another made.
 async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailure> {
-    let iam = &clients.iam(Purpose::Issue);
+    let iam = &clients.iam(Purpose::Complete);
     let made = match create_key(iam, user).await {
         Err(failure) if failure.class == FailureClass::Uncertain => {
             remove_keys(iam, user).await?;

@@ -210,9 +210,29 @@ impl SqliteStore {
 /// Adds the audit record and makes the whole transaction durable.
 async fn commit(mut tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
     audit::append(&mut tx, event).await?;
+    death::may_come("before", event);
     run(&mut tx, "COMMIT").await?;
     tx.ended = true;
+    death::may_come("after", event);
     Ok(())
+}
+
+/// In builds with debug assertions, as the tests use, the process can be told to die
+/// before or after the commit of a record: `CREDBROKER_TEST_DEATH=before:lease.issued`.
+mod death {
+    use crate::domain::audit::AuditEvent;
+
+    #[cfg(debug_assertions)]
+    pub(super) fn may_come(moment: &str, event: &AuditEvent) {
+        let told = std::env::var("CREDBROKER_TEST_DEATH").ok();
+        let told = told.as_deref().and_then(|told| told.split_once(':'));
+        if told == Some((moment, event.event.as_str())) {
+            std::process::abort();
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(super) const fn may_come(_: &str, _: &AuditEvent) {}
 }
 
 /// Leaves everything as it was.
