@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::harness::{Account, Broker, broker::credbroker};
+use crate::harness::{Account, Broker, Key, broker::credbroker};
 
 fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}})
@@ -19,6 +19,7 @@ fn policy() -> Value {
 
 /// Calls one method after the other, and keeps their names.
 struct Script<'a> {
+    account: &'a Account,
     broker: &'a Broker,
     called: Vec<String>,
 }
@@ -129,6 +130,15 @@ impl Script<'_> {
             .await;
     }
 
+    async fn admin_key(&mut self) {
+        let Key { id, secret, .. } = &self.account.admin;
+        let key = format!("aws_access_key_id={id}\naws_secret_access_key={secret}\n");
+        let args = ["admin-key", "import"];
+        self.broker.run_in(None, &args, &key).await.ok();
+        let method = "credbroker.v1.AdminService/ImportAdminKey";
+        self.called.push(method.to_owned());
+    }
+
     async fn rest(&mut self, token: &str) {
         let id = &token[4..20];
         self.admin("GrantService/DeleteGrant", &["grant", "delete", "pay/work"])
@@ -153,6 +163,11 @@ impl Script<'_> {
         )
         .await;
         self.admin("AdminService/GetStatus", &["status"]).await;
+        self.admin("AdminService/GetAdminKey", &["admin-key", "status"])
+            .await;
+        self.admin_key().await;
+        self.admin("AdminService/RotateAdminKey", &["admin-key", "rotate"])
+            .await;
         self.admin("AuditService/ListAuditRecords", &["audit", "query"])
             .await;
         self.admin("AuditService/TailAuditRecords", &["audit", "tail"])
@@ -162,8 +177,10 @@ impl Script<'_> {
 
 #[tokio::test]
 async fn every_rpc_leaves_a_record_when_it_succeeds() {
-    let broker = Broker::start(&Account::new().await).await;
+    let account = Account::new().await;
+    let broker = Broker::start(&account).await;
     let mut script = Script {
+        account: &account,
         broker: &broker,
         called: Vec::new(),
     };

@@ -2,22 +2,11 @@
 
 mod serve;
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use credbroker::proto::{GetStatusRequest, admin_service_client::AdminServiceClient};
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::aws_lc_rs,
-        pki_types::{CertificateDer, ServerName, pem::PemObject},
-    },
-};
+use tokio::net::TcpStream;
 use tonic::{
     Code,
     transport::{Certificate, Channel, ClientTlsConfig},
@@ -30,6 +19,7 @@ use crate::harness::{
     Account, Broker, Key, Run,
     broker::{credbroker, dev},
     emulator::emulator,
+    wire::{exchange, tls_get},
 };
 
 fn mode(path: &Path) -> u32 {
@@ -50,33 +40,6 @@ fn address(env: &[(String, String)]) -> &str {
 async fn plain_get(address: &str, path: &str) -> String {
     let stream = TcpStream::connect(address).await.unwrap();
     exchange(stream, path).await
-}
-
-/// What it answers over TLS that `ca` vouches for.
-async fn tls_get(address: &str, ca: &Path, path: &str) -> String {
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(ca).unwrap())
-        .unwrap();
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let connector = TlsConnector::from(Arc::new(config));
-    exchange(connector.connect(name, stream).await.unwrap(), path).await
-}
-
-async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    // A broken connection is an answer too.
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 async fn channel(env: &[(String, String)]) -> Channel {

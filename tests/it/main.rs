@@ -10,15 +10,23 @@
 )]
 
 mod access;
+mod admin_key;
 mod architecture;
 mod audit;
 mod bootstrap;
+mod clock;
 mod contract;
 mod enforcement;
 mod errors;
+mod faults;
 mod grants;
 mod harness;
 mod lifecycle;
+mod limits;
 mod oracle;
 mod reaping;
+mod reconciliation;
+mod removal;
+mod renewal;
+mod repeats;
 mod store;

@@ -1,27 +1,19 @@
 //! What is over is taken away: expired leases, lost answers, what AWS did not let go at
 //! once, what nobody waits for any more.
 
-mod stepped;
-
 use std::process::Stdio;
 
 use credbroker::domain::lease::Lease;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use self::stepped::Stepped;
 use crate::harness::{
     Account, Broker, Key, Run,
     broker::credbroker,
     eventually,
     proxy::{Fault, Proxy},
+    stepped::{self, Stepped, policy},
 };
-
-fn policy() -> Value {
-    json!({"Version": "2012-10-17", "Statement": [
-        {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"},
-    ]})
-}
 
 /// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
 struct World {
@@ -87,10 +79,6 @@ impl World {
     }
 }
 
-async fn works(key: &Key) -> bool {
-    key.sts().get_caller_identity().send().await.is_ok()
-}
-
 #[tokio::test]
 async fn an_expired_user_disappears_from_aws_and_no_other() {
     let world = World::new().await;
@@ -102,8 +90,8 @@ async fn an_expired_user_disappears_from_aws_and_no_other() {
     let lease = world.lease_in(id, "expired").await;
     assert_eq!(lease["reason"], "expired");
     assert!(lease["ended_at"].as_str() >= lease["expires_at"].as_str());
-    assert!(!works(&key).await);
-    assert!(works(&kept).await);
+    assert!(!key.works().await);
+    assert!(kept.works().await);
     assert_eq!(world.account.issued_users().await.len(), 1);
     let records = world.broker.audit().await;
     let record = records
@@ -148,7 +136,7 @@ async fn a_service_suspended_while_it_is_issued_to_gets_nothing() {
         let reinstate = ["service", "reinstate", "payments-api"];
         world.broker.run(&reinstate).await.ok();
         let issued = world.broker.issue(&world.token, grant).await;
-        assert!(works(&Key::issued(&issued)).await);
+        assert!(Key::issued(&issued).works().await);
     }
 }
 
@@ -212,7 +200,7 @@ async fn a_lease_revoked_while_it_is_issued_is_not_handed_out() {
     assert_eq!(revoked["state"], "revoking", "{revoked}");
     world.assert_nothing_left().await;
     let issued = world.broker.issue(&world.token, "user").await;
-    assert!(works(&Key::issued(&issued)).await);
+    assert!(Key::issued(&issued).works().await);
 }
 
 #[tokio::test]
@@ -241,7 +229,7 @@ async fn a_broker_killed_while_it_issues_cleans_up_once_it_runs_again() {
         let lease = world.lease_in(&id, "revoked").await;
         assert_eq!(lease["reason"], "not issued: abandoned", "{lease}");
         assert_eq!(world.account.issued_users().await.len(), 1);
-        assert!(works(&Key::issued(&kept)).await);
+        assert!(Key::issued(&kept).works().await);
     }
 }
 
@@ -267,7 +255,7 @@ async fn a_broker_told_to_stop_lets_a_running_issue_come_to_its_end() {
     world.proxy.heal();
     assert!(world.broker.ended().await);
     let issued = client.await.unwrap().ok().json();
-    assert!(works(&Key::issued(&issued)).await);
+    assert!(Key::issued(&issued).works().await);
 
     let endpoint = world.proxy.endpoint.clone();
     let admin = world.account.admin.clone();
@@ -283,7 +271,7 @@ fn attempts(lease: &Lease) -> u32 {
 
 #[tokio::test]
 async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
-    let mut world = Stepped::new().await;
+    let world = Stepped::new().await;
     for action in ["CreateUser", "CreateAccessKey"] {
         world.proxy.inject(action, Fault::LoseAnswer);
         world.issue("user").await.unwrap_err();
@@ -304,7 +292,7 @@ async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
 
 #[tokio::test]
 async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
-    let mut world = Stepped::new().await;
+    let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     let conflict = "Cannot delete entity, must remove referenced objects first.";
     let refusal = Fault::Answer(409, "DeleteConflict", conflict);
@@ -313,7 +301,7 @@ async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
     assert!(taken.notice.unwrap().contains("iam:DeleteUser"));
     assert_eq!(attempts(&world.newest().await), 1);
     // The access itself is gone already.
-    assert!(!works(&stepped::key(&issued)).await);
+    assert!(!stepped::key(&issued).works().await);
 
     // Seconds until the next attempt: 1, 2, 4, ….
     for attempt in 1..4 {
@@ -333,7 +321,7 @@ async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
 
 #[tokio::test]
 async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
-    let mut world = Stepped::new().await;
+    let world = Stepped::new().await;
     let stuck = world.issue("user").await.unwrap().lease;
     let session = world.issue("role").await.unwrap().lease;
     let refusal = Fault::Answer(409, "DeleteConflict", "");
@@ -349,7 +337,7 @@ async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
 
 #[tokio::test]
 async fn a_revoked_session_stays_revoking_until_aws_ends_it() {
-    let mut world = Stepped::new().await;
+    let world = Stepped::new().await;
     let revoked = world.issue("role").await.unwrap().lease;
     let kept = world.issue("role").await.unwrap().lease;
     let taken = world.revoke(&revoked).await.unwrap();

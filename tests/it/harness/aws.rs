@@ -37,6 +37,11 @@ impl Key {
         }
     }
 
+    /// Whether AWS accepts it.
+    pub async fn works(&self) -> bool {
+        self.sts().get_caller_identity().send().await.is_ok()
+    }
+
     pub fn config(&self) -> SdkConfig {
         self.config_at(&emulator().endpoint)
     }
@@ -215,6 +220,32 @@ impl Account {
             .await
             .unwrap();
         made.role.unwrap().arn
+    }
+
+    /// A managed policy that allows nothing of importance.
+    pub async fn managed_policy(&self, name: &str) -> String {
+        let policy = r#"{"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "s3:ListAllMyBuckets", "Resource": "*"}]}"#;
+        let iam = self.root.iam();
+        make_policy(&iam, &self.unique(name), policy).await.unwrap()
+    }
+
+    /// A group that the broker may put users into.
+    pub async fn group(&self, name: &str) -> String {
+        let name = self.unique(name);
+        let iam = self.root.iam();
+        let make = iam.create_group().path("/credbroker/").group_name(&name);
+        make.send().await.unwrap();
+        name
+    }
+
+    /// Ids of the keys of a user.
+    pub async fn keys_of(&self, user: &str) -> Vec<String> {
+        let keys = self.root.iam().list_access_keys().user_name(user);
+        let keys = keys.send().await.unwrap().access_key_metadata;
+        keys.into_iter()
+            .map(|key| key.access_key_id.unwrap())
+            .collect()
     }
 
     pub fn trust_policy(&self) -> Value {

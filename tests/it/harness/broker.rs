@@ -3,11 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use serde_json::Value;
-use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -18,11 +19,15 @@ use super::{Account, Key, aws::REGION, emulator::emulator};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
 
+type Log = Arc<Mutex<String>>;
+
 /// `credbroker dev` in a directory of its own; killed when dropped.
 pub struct Broker {
     pub state: PathBuf,
     pub env: Vec<(String, String)>,
-    child: Child,
+    /// What it has told on standard error, over all its lives.
+    pub log: Log,
+    child: Mutex<Child>,
     directory: Option<TempDir>,
 }
 
@@ -42,30 +47,40 @@ impl Broker {
     pub async fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
-        let child = ready(&mut command(&state)).await;
+        let log = Log::default();
+        let child = ready(&mut command(&state), Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
             state,
-            child,
+            log,
+            child: Mutex::new(child),
             directory: Some(directory),
         }
     }
 
     /// The same broker once more, after it has ended.
-    pub async fn start_again(mut self, admin: &Key, endpoint: &str) -> Self {
+    pub async fn start_again(self, admin: &Key, endpoint: &str) -> Self {
+        self.start_again_by(|state| dev(state, admin, endpoint))
+            .await
+    }
+
+    /// The same by a command of the test's own, which is given the state directory.
+    pub async fn start_again_by(mut self, command: impl FnOnce(&Path) -> Command) -> Self {
         let (state, directory) = (self.state.clone(), self.directory.take());
+        let log = Arc::clone(&self.log);
         drop(self);
-        let child = ready(&mut dev(&state, admin, endpoint)).await;
+        let child = ready(&mut command(&state), Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
             state,
-            child,
+            log,
+            child: Mutex::new(child),
             directory,
         }
     }
 
     pub fn pid(&self) -> String {
-        self.child.id().unwrap().to_string()
+        self.child.lock().unwrap().id().unwrap().to_string()
     }
 
     /// Tells it to end.
@@ -83,12 +98,26 @@ impl Broker {
 
     /// Waits for its end; true if it ended well.
     pub async fn ended(&mut self) -> bool {
-        self.child.wait().await.unwrap().success()
+        let child = self.child.get_mut().unwrap();
+        child.wait().await.unwrap().success()
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.child.lock().unwrap().try_wait().unwrap().is_some()
     }
 
     /// Ends it in the middle of whatever it does.
     pub async fn kill(&mut self) {
-        self.child.kill().await.unwrap();
+        self.child.get_mut().unwrap().kill().await.unwrap();
+    }
+
+    /// Something that ends it likewise, from anywhere.
+    pub fn killer(&self) -> impl Fn() + Send + Sync + use<> {
+        let pid = self.pid();
+        move || {
+            let mut kill = std::process::Command::new("kill");
+            kill.args(["-KILL", &pid]).status().unwrap();
+        }
     }
 
     pub fn database(&self) -> PathBuf {
@@ -102,15 +131,39 @@ impl Broker {
         sqlx::query(sql).execute(&mut store).await.unwrap();
     }
 
-    /// Moves what is being issued or taken away an hour into the past, behind the
-    /// broker's back: deadlines and the consistency window are over.
+    /// Moves what is going on an hour into the past, behind the broker's back: deadlines
+    /// and the consistency window are over.
     pub async fn let_time_pass(&self) {
         self.write_store(
             "UPDATE leases SET requested_at = requested_at - 3600000000, due_at = due_at - 3600000000,
                                made_by = made_by - 3600000000
-             WHERE state IN ('pending', 'revoking')",
+             WHERE state IN ('pending', 'revoking', 'quarantined')",
         )
         .await;
+        self.write_store(
+            "UPDATE leases SET due_at = replacing_until - 3600000000, replacing_until = replacing_until - 3600000000
+             WHERE replacing_until IS NOT NULL",
+        )
+        .await;
+        self.write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
+            .await;
+    }
+
+    /// What the store says, as one number.
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        let mut store = self.read_store().await;
+        sqlx::query_scalar(sql).fetch_one(&mut store).await.unwrap()
+    }
+
+    /// What the store says, as text.
+    pub async fn text(&self, sql: &'static str) -> Option<String> {
+        let mut store = self.read_store().await;
+        sqlx::query_scalar(sql).fetch_one(&mut store).await.unwrap()
+    }
+
+    async fn read_store(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.database());
+        options.read_only(true).connect().await.unwrap()
     }
 
     /// Runs `credbroker ARGS` as the admin operator.
@@ -205,7 +258,7 @@ pub fn aws_env(key: &Key) -> Vec<(&'static str, String)> {
 }
 
 /// Starts it and waits for the word.
-async fn ready(command: &mut Command) -> Child {
+async fn ready(command: &mut Command, kept: Log) -> Child {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -225,7 +278,13 @@ async fn ready(command: &mut Command) -> Child {
         }
     }
     // The log goes on being read, so that the broker never waits for a reader.
-    tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = log.next_line().await {
+            let mut kept = kept.lock().unwrap();
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    });
     child
 }
 

@@ -6,6 +6,7 @@ pub mod broker;
 pub mod emulator;
 pub mod form;
 pub mod proxy;
+pub mod stepped;
 pub mod wire;
 
 pub use self::{

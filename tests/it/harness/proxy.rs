@@ -3,15 +3,16 @@
 //! policy.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::{Body, Bytes, to_bytes},
     extract::State,
-    http::{Request, Response, StatusCode},
+    http::{Request, Response, StatusCode, request::Parts},
+    serve::ListenerExt,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -22,14 +23,29 @@ use tokio::{net::TcpListener, sync::Notify};
 use super::emulator::emulator;
 
 /// What happens to a call.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Fault {
+    /// This is answered, and nothing has happened.
+    Say(String),
     /// AWS answers with this error, and nothing has happened.
     Answer(u16, &'static str, &'static str),
+    /// It happens, and AWS answers with this error.
+    AnswerAfter(u16, &'static str, &'static str),
+    /// The connection breaks before it happens.
+    Cut,
     /// It happens, and the connection breaks before the answer.
     LoseAnswer,
-    /// It waits until the proxy is healed, then happens.
+    /// It waits until the proxy is healed, then happens, whether somebody still waits
+    /// for the answer or not.
     Hold,
+    /// It happens, and the answer waits until the proxy is healed.
+    HoldAnswer,
+    /// It happens, and the answer is no answer of AWS's.
+    Garble,
+    /// This is done before it happens, and then it does not.
+    Instead(Arc<dyn Fn() + Send + Sync>),
+    /// It happens, this is done, and there is no answer.
+    After(Arc<dyn Fn() + Send + Sync>),
 }
 
 #[derive(Clone)]
@@ -43,14 +59,54 @@ pub struct Proxy {
 #[derive(Default)]
 struct Calls {
     faults: HashMap<String, Fault>,
+    /// What the next calls of an action meet, one each.
+    in_turn: HashMap<String, VecDeque<Fault>>,
+    strike: Option<Strike>,
     seen: Vec<(String, String)>,
+}
+
+/// A fault that meets one call by its number.
+struct Strike {
+    /// So many calls go through before.
+    after: usize,
+    fault: Fault,
+    /// It meets the calls of the same action that follow, too.
+    lasts: bool,
+}
+
+impl Calls {
+    /// Takes note of a call, and tells what happens to it.
+    fn meet(&mut self, action: &str, body: String) -> Option<Fault> {
+        self.seen.push((action.to_owned(), body));
+        match self.strike.take() {
+            Some(strike) if strike.after > 0 => {
+                self.strike = Some(Strike {
+                    after: strike.after - 1,
+                    ..strike
+                });
+            }
+            Some(strike) => {
+                if strike.lasts {
+                    self.faults.insert(action.to_owned(), strike.fault.clone());
+                }
+                return Some(strike.fault);
+            }
+            None => {}
+        }
+        let next = self.in_turn.get_mut(action).and_then(VecDeque::pop_front);
+        next.or_else(|| self.faults.get(action).cloned())
+    }
 }
 
 impl Proxy {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let client = Client::builder(TokioExecutor::new()).build_http();
+        // Small answers must not wait for more to send.
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
         let proxy = Self {
             endpoint,
             state: Arc::default(),
@@ -64,16 +120,34 @@ impl Proxy {
 
     /// From now on, calls of this action meet this fault.
     pub fn inject(&self, action: &str, fault: Fault) {
-        self.state
-            .lock()
-            .unwrap()
-            .faults
-            .insert(action.to_owned(), fault);
+        let mut state = self.state.lock().unwrap();
+        state.faults.insert(action.to_owned(), fault);
+    }
+
+    /// The next calls of this action meet these faults, one each.
+    pub fn inject_in_turn(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
+        let mut state = self.state.lock().unwrap();
+        let faults = faults.into_iter().collect();
+        state.in_turn.insert(action.to_owned(), faults);
+    }
+
+    /// The call after so many others meets this fault; with `lasts` those of the same
+    /// action that follow as well.
+    pub fn strike(&self, after: usize, fault: Fault, lasts: bool) {
+        let strike = Strike {
+            after,
+            fault,
+            lasts,
+        };
+        self.state.lock().unwrap().strike = Some(strike);
     }
 
     /// No more faults; what was held goes on.
     pub fn heal(&self) {
-        self.state.lock().unwrap().faults.clear();
+        let mut state = self.state.lock().unwrap();
+        state.faults.clear();
+        state.in_turn.clear();
+        state.strike = None;
         self.healed.notify_waiters();
     }
 
@@ -87,10 +161,24 @@ impl Proxy {
             .map(|(_, body)| body.clone())
             .collect()
     }
+
+    /// The actions of all calls, in their order.
+    pub fn actions(&self) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        state.seen.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    async fn pass_on(&self, parts: Parts, bytes: Bytes) -> Response<Body> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut parts = parts.clone();
+        parts.uri = format!("{}{path}", emulator().endpoint).parse().unwrap();
+        let request = Request::from_parts(parts, Body::from(bytes));
+        self.client.request(request).await.unwrap().map(Body::new)
+    }
 }
 
 async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response<Body> {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let action = text
@@ -100,27 +188,54 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         .to_owned();
     let (fault, healed) = {
         let mut state = proxy.state.lock().unwrap();
-        state.seen.push((action.clone(), text));
-        (state.faults.get(&action).cloned(), proxy.healed.notified())
+        // Waits from now on, before anybody can heal.
+        let healed = Arc::clone(&proxy.healed).notified_owned();
+        (state.meet(&action, text), healed)
     };
-    if let Some(Fault::Answer(status, code, message)) = fault {
-        return aws_error(status, code, message);
+    match fault {
+        None => proxy.pass_on(parts, bytes).await,
+        Some(Fault::Say(text)) => xml(text),
+        Some(Fault::Answer(status, code, message)) => aws_error(status, code, message),
+        Some(Fault::AnswerAfter(status, code, message)) => {
+            proxy.pass_on(parts, bytes).await;
+            aws_error(status, code, message)
+        }
+        Some(Fault::Cut) => cut(),
+        Some(Fault::LoseAnswer) => {
+            proxy.pass_on(parts, bytes).await;
+            cut()
+        }
+        Some(Fault::Hold) => {
+            let late = async move {
+                healed.await;
+                proxy.pass_on(parts, bytes).await
+            };
+            tokio::spawn(late).await.unwrap()
+        }
+        Some(Fault::HoldAnswer) => {
+            let answer = proxy.pass_on(parts, bytes).await;
+            healed.await;
+            answer
+        }
+        Some(Fault::Garble) => {
+            proxy.pass_on(parts, bytes).await;
+            Response::new(Body::from("<html>it works"))
+        }
+        Some(Fault::Instead(deed)) => {
+            deed();
+            cut()
+        }
+        Some(Fault::After(deed)) => {
+            proxy.pass_on(parts, bytes).await;
+            deed();
+            cut()
+        }
     }
-    if matches!(fault, Some(Fault::Hold)) {
-        healed.await;
-    }
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    parts.uri = format!("{}{path}", emulator().endpoint).parse().unwrap();
-    let answer = proxy
-        .client
-        .request(Request::from_parts(parts, Body::from(bytes)))
-        .await
-        .unwrap();
-    if matches!(fault, Some(Fault::LoseAnswer)) {
-        // Ends the task of this connection without a word, and so the connection.
-        std::panic::resume_unwind(Box::new("cut"));
-    }
-    answer.map(Body::new)
+}
+
+/// Ends the task of this connection without a word, and so the connection.
+fn cut() -> ! {
+    std::panic::resume_unwind(Box::new("cut"))
 }
 
 fn aws_error(status: u16, code: &str, message: &str) -> Response<Body> {
@@ -128,10 +243,14 @@ fn aws_error(status: u16, code: &str, message: &str) -> Response<Body> {
         "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>\
          <RequestId>00000000-0000-0000-0000-000000000000</RequestId></ErrorResponse>"
     );
-    let mut response = Response::new(Body::from(body));
+    let mut response = xml(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response
-        .headers_mut()
-        .insert("content-type", "text/xml".parse().unwrap());
+}
+
+fn xml(body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    let kind = "text/xml".parse().unwrap();
+    response.headers_mut().insert("content-type", kind);
     response
 }

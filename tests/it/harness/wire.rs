@@ -1,6 +1,20 @@
 //! The broker over gRPC, by the generated clients or by the bare method name.
 
+use std::{path::Path, sync::Arc};
+
 use credbroker::client::{Client, Settings};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
 use tonic::{
     Request, Status,
     client::Grpc,
@@ -25,12 +39,28 @@ impl Broker {
 
     /// The clients that `credbroker` ships, with this token.
     pub async fn client(&self, token: &str) -> Client {
-        let settings = Settings {
+        Client::connect(&self.settings(token)).await.unwrap()
+    }
+
+    fn settings(&self, token: &str) -> Settings {
+        Settings {
             address: self.setting("CREDBROKER_ADDR").to_owned(),
             ca_file: self.setting("CREDBROKER_CA_FILE").into(),
             token: token.into(),
-        };
-        Client::connect(&settings).await.unwrap()
+        }
+    }
+
+    /// The same, if the broker is alive.
+    pub async fn try_client(&self, token: &str) -> Option<Client> {
+        Client::connect(&self.settings(token)).await.ok()
+    }
+
+    /// What a GET of this path is answered over HTTPS, head and all.
+    pub async fn https_get(&self, path: &str) -> String {
+        let url = self.setting("CREDBROKER_ADDR");
+        let address = url.strip_prefix("https://").unwrap();
+        let ca = self.setting("CREDBROKER_CA_FILE");
+        tls_get(address, Path::new(ca), path).await
     }
 
     /// A connection without any proof of identity.
@@ -70,4 +100,31 @@ impl Wire {
     pub async fn call_as(&self, token: &str, method: &str) -> Result<(), Status> {
         self.call(method, Some(&format!("Bearer {token}"))).await
     }
+}
+
+/// What it answers over TLS that `ca` vouches for.
+pub async fn tls_get(address: &str, ca: &Path, path: &str) -> String {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(ca).unwrap())
+        .unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    exchange(connector.connect(name, stream).await.unwrap(), path).await
+}
+
+pub async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // A broken connection is an answer too.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
 }

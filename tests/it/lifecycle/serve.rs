@@ -6,12 +6,13 @@ use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::{address, mode, tls_get};
+use super::{address, mode};
 use crate::harness::{
     Account, Key, Run,
     broker::{aws_env, credbroker},
     emulator::emulator,
     eventually,
+    wire::tls_get,
 };
 
 const EXAMPLE: &str = include_str!("../../../deploy/credbroker.example.toml");
@@ -64,7 +65,10 @@ impl Site {
 
     /// Starts it and waits until it answers.
     async fn serving(&self, admin: &Key) -> Child {
-        let mut command = self.serve(admin);
+        self.serving_by(self.serve(admin)).await
+    }
+
+    async fn serving_by(&self, mut command: Command) -> Child {
         let quiet = command.stdin(Stdio::null()).stderr(Stdio::null());
         let child = quiet.spawn().unwrap();
         let answers = async || (self.run(&["status"]).await.code == 0).then_some(());
@@ -205,4 +209,98 @@ async fn a_certificate_that_cannot_be_used_is_told_before_anything_is_made() {
     assert!(!site.path("credbroker.db").exists());
     std::fs::write(site.path("tls.key"), key).unwrap();
     stop(site.serving(&account.admin).await).await;
+}
+
+/// The configuration with a sealing key file, and more of its section.
+fn keeping(site: &Site, more: &str) -> String {
+    let file = site.path("seal.key").display().to_string();
+    let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
+    let config = site.config();
+    assert!(config.contains(setting));
+    config.replace(setting, &format!("sealing_key_file = {file:?}\n{more}"))
+}
+
+#[tokio::test]
+async fn serve_without_an_admin_key_waits_for_one_to_be_imported() {
+    let (site, account) = (Site::new(), Account::new().await);
+    let without = |site: &Site| {
+        let mut command = site.serve(&account.admin);
+        command.env("HOME", site.directory.path());
+        command.env_remove("AWS_ACCESS_KEY_ID");
+        command.env_remove("AWS_SECRET_ACCESS_KEY");
+        command
+    };
+    // Without a place to keep one there is nothing to wait for.
+    let run = Run::of(without(&site), "").await;
+    run.fails(6, &["the broker has no AWS admin key"]);
+
+    std::fs::write(site.path("config.toml"), keeping(&site, "")).unwrap();
+    let run = Run::of(without(&site), "").await;
+    run.fails(1, &["cannot use", "seal.key"]);
+    std::fs::write(site.path("seal.key"), "hush").unwrap();
+    let run = Run::of(without(&site), "").await;
+    assert!(!run.stderr.contains("hush"));
+    run.fails(
+        2,
+        &["seal.key cannot be used: a sealing key has 32 random bytes in base64"],
+    );
+
+    let key = data_encoding::BASE64.encode(&[9; 32]);
+    std::fs::write(site.path("seal.key"), key).unwrap();
+    let child = site.serving_by(without(&site)).await;
+    let status = site.run(&["status", "-o", "json"]).await.ok().json();
+    assert_eq!(status["aws_error"], "the broker has no AWS admin key");
+    let (id, secret) = (&account.admin.id, &account.admin.secret);
+    let file = format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+    let mut import = credbroker(&["admin-key", "import"]);
+    import.envs(site.env());
+    Run::of(import, &file).await.ok();
+    let status = site.run(&["status", "-o", "json"]).await.ok().json();
+    assert!(status["admin_arn"].is_string(), "{status}");
+    stop(child).await;
+    stop(site.serving_by(without(&site)).await).await;
+}
+
+#[tokio::test]
+async fn kms_may_guard_the_sealing_key() {
+    let (site, account) = (Site::new(), Account::new().await);
+    let region = "sealing_kms_region = \"us-east-1\"";
+    std::fs::write(site.path("config.toml"), keeping(&site, region)).unwrap();
+    let kms = aws_sdk_kms::Client::new(&account.root.config());
+    let made = kms.create_key().send().await.unwrap().key_metadata.unwrap();
+    let encrypt = |context: &'static str| {
+        let (kms, key) = (kms.clone(), made.key_id.clone());
+        async move {
+            let call = kms.encrypt().key_id(key).plaintext(vec![9; 32].into());
+            let call = call.encryption_context("purpose", context);
+            let blob = call.send().await.unwrap().ciphertext_blob.unwrap();
+            data_encoding::BASE64.encode(blob.as_ref())
+        }
+    };
+    std::fs::write(
+        site.path("seal.key"),
+        encrypt("credbroker-sealing-key").await,
+    )
+    .unwrap();
+    // The admin policy of deploy/ does not reach KMS.
+    let run = Run::of(site.serve(&account.admin), "").await;
+    run.fails(6, &["the sealing key cannot be opened", "kms:Decrypt"]);
+
+    let decrypt = serde_json::json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": "*"},
+    ]});
+    account.let_admin(&decrypt).await;
+    let child = site.serving(&account.admin).await;
+    let (id, secret) = (&account.admin.id, &account.admin.secret);
+    let file = format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+    let mut import = credbroker(&["admin-key", "import"]);
+    import.envs(site.env());
+    Run::of(import, &file).await.ok();
+    stop(child).await;
+    stop(site.serving(&account.admin).await).await;
+
+    // What was encrypted for something else is not a sealing key.
+    std::fs::write(site.path("seal.key"), encrypt("something-else").await).unwrap();
+    let run = Run::of(site.serve(&account.admin), "").await;
+    run.fails(6, &["the sealing key cannot be opened"]);
 }

@@ -1,0 +1,234 @@
+//! One checker for every story of faults: what the store says, what AWS says and what
+//! clients have seen must agree.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use crate::harness::{Account, Key, aws::ADMIN_USER};
+
+/// A credential that a client has seen.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub lease_id: String,
+    /// The client's id of the request that it answered.
+    pub request_id: Option<String>,
+    pub key: Key,
+}
+
+struct Row_ {
+    lease_id: String,
+    kind: String,
+    state: String,
+    aws_name: String,
+    access_key_id: Option<String>,
+    request_id: Option<String>,
+}
+
+/// Once everything has been recovered from.
+pub struct Checker<'a> {
+    pub account: &'a Account,
+    pub database: PathBuf,
+    /// What the broker has told, where no secret may stand either.
+    pub log: String,
+    /// Whether the broker keeps its own key.
+    pub keeps_key: bool,
+}
+
+impl Checker<'_> {
+    /// Everything that is not as it must be, a sentence each.
+    pub async fn violations(&self, seen: &[Seen]) -> Vec<String> {
+        let options = SqliteConnectOptions::new()
+            .filename(&self.database)
+            .read_only(true);
+        let mut store = options.connect().await.unwrap();
+        let leases = leases(&mut store).await;
+        let mut wrong = Vec::new();
+        nothing_is_half_done(&leases, &mut wrong);
+        every_credential_is_recorded(&mut store, seen, &mut wrong).await;
+        a_request_has_one_lease(&leases, seen, &mut wrong);
+        self.users_are_live_leases(&leases, &mut wrong).await;
+        self.only_what_is_recorded_works(&leases, seen, &mut wrong)
+            .await;
+        self.the_admin_key_is_one(&mut store, &mut wrong).await;
+        self.no_secret_is_kept(seen, &mut wrong);
+        the_log_has_no_gap(&mut store, &mut wrong).await;
+        wrong
+    }
+
+    /// Users under the path equal live leases; each has the recorded key and no other.
+    async fn users_are_live_leases(&self, leases: &[Row_], wrong: &mut Vec<String>) {
+        let live: BTreeMap<&str, Option<&str>> = leases
+            .iter()
+            .filter(|lease| lease.kind == "iam_user" && lease.state == "active")
+            .map(|lease| (lease.aws_name.as_str(), lease.access_key_id.as_deref()))
+            .collect();
+        let users: BTreeSet<String> = self.account.issued_users().await.into_iter().collect();
+        for user in &users {
+            if !live.contains_key(user.as_str()) {
+                wrong.push(format!("user {user} is in AWS and in no live lease"));
+            }
+        }
+        for (user, recorded) in live {
+            if !users.contains(user) {
+                wrong.push(format!("user {user} is in a live lease and not in AWS"));
+                continue;
+            }
+            let keys = self.account.keys_of(user).await;
+            let unknown = keys.iter().find(|key| Some(key.as_str()) != recorded);
+            if let Some(unknown) = unknown {
+                wrong.push(format!(
+                    "user {user} has key {unknown}, recorded is {recorded:?}"
+                ));
+            }
+        }
+    }
+
+    /// What has ended, or has been replaced, is refused; so one request has one live key
+    /// at most. Sessions live on in AWS until they expire.
+    async fn only_what_is_recorded_works(
+        &self,
+        leases: &[Row_],
+        seen: &[Seen],
+        wrong: &mut Vec<String>,
+    ) {
+        for seen in seen.iter().filter(|seen| seen.key.token.is_none()) {
+            let lease = leases.iter().find(|lease| lease.lease_id == seen.lease_id);
+            let recorded = lease.is_some_and(|lease| {
+                lease.state == "active" && lease.access_key_id.as_ref() == Some(&seen.key.id)
+            });
+            if !recorded && seen.key.works().await {
+                let (key, lease) = (&seen.key.id, &seen.lease_id);
+                wrong.push(format!("key {key} of lease {lease} works and should not"));
+            }
+        }
+    }
+
+    /// The broker's user has one key, and it is the one that the broker keeps.
+    async fn the_admin_key_is_one(&self, store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+        if !self.keeps_key {
+            return;
+        }
+        let row = sqlx::query("SELECT key_id, phase FROM admin_key");
+        let row = row.fetch_one(store).await.unwrap();
+        let (key, phase): (String, String) = (row.get("key_id"), row.get("phase"));
+        if phase != "steady" {
+            wrong.push(format!("the admin key is {phase}"));
+        }
+        let keys = self.account.keys_of(ADMIN_USER).await;
+        if keys != [key.clone()] {
+            wrong.push(format!(
+                "the broker's user has keys {keys:?}, the broker keeps {key}"
+            ));
+        }
+    }
+
+    /// Every secret that was handed out is a canary.
+    fn no_secret_is_kept(&self, seen: &[Seen], wrong: &mut Vec<String>) {
+        let mut kept = vec![("log".to_owned(), self.log.clone().into_bytes())];
+        for file in std::fs::read_dir(self.database.parent().unwrap()).unwrap() {
+            let path = file.unwrap().path();
+            kept.push((path.display().to_string(), std::fs::read(&path).unwrap()));
+        }
+        for (place, bytes) in kept {
+            for seen in seen {
+                let secrets = [Some(&seen.key.secret), seen.key.token.as_ref()];
+                for secret in secrets.into_iter().flatten() {
+                    if contains(&bytes, secret.as_bytes()) {
+                        let key = &seen.key.id;
+                        wrong.push(format!("a secret of key {key} stands in {place}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+async fn leases(store: &mut SqliteConnection) -> Vec<Row_> {
+    let rows = sqlx::query("SELECT * FROM leases").fetch_all(store).await;
+    let row = |row: &sqlx::sqlite::SqliteRow| Row_ {
+        lease_id: row.get("lease_id"),
+        kind: row.get("kind"),
+        state: row.get("state"),
+        aws_name: row.get("aws_name"),
+        access_key_id: row.get("access_key_id"),
+        request_id: row.get("request_id"),
+    };
+    rows.unwrap().iter().map(row).collect()
+}
+
+/// A revoked session alone may have to wait for AWS.
+fn nothing_is_half_done(leases: &[Row_], wrong: &mut Vec<String>) {
+    for lease in leases {
+        let waits = lease.state == "revoking" && lease.kind != "iam_user";
+        let done = ["active", "revoked", "expired"].contains(&lease.state.as_str());
+        if !done && !waits {
+            wrong.push(format!("lease {} is still {}", lease.lease_id, lease.state));
+        }
+    }
+}
+
+async fn every_credential_is_recorded(
+    store: &mut SqliteConnection,
+    seen: &[Seen],
+    wrong: &mut Vec<String>,
+) {
+    for seen in seen {
+        let records: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM audit WHERE lease_id = ? AND access_key_id = ? AND outcome = 'success'
+             AND event IN ('lease.issued', 'lease.redelivered')",
+        )
+        .bind(&seen.lease_id)
+        .bind(&seen.key.id)
+        .fetch_one(&mut *store)
+        .await
+        .unwrap();
+        if records == 0 {
+            wrong.push(format!(
+                "key {} was handed out and is in no record",
+                seen.key.id
+            ));
+        }
+    }
+}
+
+/// In the store, and in what clients have been told.
+fn a_request_has_one_lease(leases: &[Row_], seen: &[Seen], wrong: &mut Vec<String>) {
+    let mut of_request: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let stored = leases
+        .iter()
+        .filter_map(|lease| Some((lease.request_id.as_deref()?, lease.lease_id.as_str())));
+    let told = seen
+        .iter()
+        .filter_map(|seen| Some((seen.request_id.as_deref()?, seen.lease_id.as_str())));
+    for (request, lease) in stored.chain(told) {
+        of_request.entry(request).or_default().insert(lease);
+    }
+    for (request, leases) in of_request.iter().filter(|(_, leases)| leases.len() > 1) {
+        wrong.push(format!("request {request} has leases {leases:?}"));
+    }
+}
+
+async fn the_log_has_no_gap(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+    let row = sqlx::query("SELECT count(*) AS records, coalesce(max(seq), 0) AS last FROM audit");
+    let row = row.fetch_one(store).await.unwrap();
+    let (records, last): (i64, i64) = (row.get("records"), row.get("last"));
+    if records != last {
+        wrong.push(format!(
+            "the log has {records} records and ends with number {last}"
+        ));
+    }
+}
+
+/// Nothing is wrong.
+#[track_caller]
+pub fn assert_sound(story: &str, violations: &[String]) {
+    assert!(violations.is_empty(), "{story}:\n{}", violations.join("\n"));
+}

@@ -1,0 +1,181 @@
+//! The process dies before and after each call to AWS and each commit of the store; it
+//! is started again, and the checker must find nothing.
+
+use super::{
+    checker::assert_sound,
+    process::{Mortal, new_id},
+};
+use crate::harness::proxy::Fault;
+
+/// What is cut short.
+#[derive(Clone, Copy, Debug)]
+enum Story {
+    Issue(&'static str),
+    Repeat(&'static str),
+    Revoke,
+    Rotate,
+}
+
+impl Story {
+    /// The records whose commits it is made of.
+    const fn commits(self) -> &'static [&'static str] {
+        match self {
+            Self::Issue(_) => &["lease.requested", "lease.issued"],
+            Self::Repeat(_) => &["lease.replacing", "lease.redelivered"],
+            Self::Revoke => &["lease.revoking", "lease.revoked"],
+            Self::Rotate => &[
+                "admin_key.rotating",
+                "admin_key.created",
+                "admin_key.switched",
+                "admin_key.deactivated",
+                "admin_key.rotated",
+            ],
+        }
+    }
+
+    async fn world(self) -> Mortal {
+        let mut world = Mortal::new().await;
+        if matches!(self, Self::Rotate) {
+            world.import().await;
+        }
+        // What the broker asks once and for all is asked now.
+        world.ask("user", &new_id()).await.unwrap();
+        world
+    }
+
+    /// Up to where the story begins; what it needs for going on.
+    async fn prepare(self, world: &mut Mortal) -> Prepared {
+        let id = new_id();
+        let lease = match self {
+            Self::Repeat(grant) => world.ask(grant, &id).await,
+            Self::Revoke => world.ask("user", &id).await,
+            Self::Issue(_) | Self::Rotate => None,
+        };
+        Prepared { id, lease }
+    }
+
+    async fn happen(self, world: &mut Mortal, prepared: &Prepared) {
+        match self {
+            Self::Issue(grant) | Self::Repeat(grant) => {
+                world.ask(grant, &prepared.id).await;
+            }
+            Self::Revoke => {
+                world.revoke(prepared.lease.as_ref().unwrap()).await;
+            }
+            // The grace of the old key is long over, and so is its retirement.
+            Self::Rotate => {
+                world.rotate().await;
+                for _ in 0..2 {
+                    world.broker.let_time_pass().await;
+                    let alive = world.tended().await;
+                    if !alive {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The client that was not answered repeats its request, and is answered.
+    async fn repeated(self, world: &mut Mortal, prepared: &Prepared) {
+        if let Self::Issue(grant) | Self::Repeat(grant) = self {
+            world.ask(grant, &prepared.id).await.expect("an answer");
+        }
+    }
+}
+
+struct Prepared {
+    id: credbroker::domain::request::RequestId,
+    lease: Option<String>,
+}
+
+/// When the process dies.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    BeforeCall(usize),
+    AfterCall(usize),
+    AtCommit(&'static str, &'static str),
+}
+
+async fn die(story: Story, death: Death, mut world: Mortal) -> Mortal {
+    if let Death::AtCommit(moment, record) = death {
+        let mut prepared = story.prepare(&mut world).await;
+        world.broker.kill().await;
+        world = world.start(Some(&format!("{moment}:{record}"))).await;
+        if matches!(story, Story::Issue(_)) {
+            prepared = story.prepare(&mut world).await;
+        }
+        return end(story, death, world, prepared).await;
+    }
+    let prepared = story.prepare(&mut world).await;
+    let kill = std::sync::Arc::new(world.broker.killer());
+    match death {
+        Death::BeforeCall(number) => world.proxy.strike(number, Fault::Instead(kill), false),
+        Death::AfterCall(number) => world.proxy.strike(number, Fault::After(kill), false),
+        Death::AtCommit(..) => {}
+    }
+    end(story, death, world, prepared).await
+}
+
+async fn end(story: Story, death: Death, mut world: Mortal, prepared: Prepared) -> Mortal {
+    let told_as = format!("{story:?}: {death:?}");
+    story.happen(&mut world, &prepared).await;
+    let died = tokio::time::timeout(std::time::Duration::from_secs(10), world.broker.ended());
+    assert!(!died.await.expect(&told_as), "{told_as}: it died well");
+    // Half of the clients come back at once, half never.
+    let comes_back = matches!(death, Death::AfterCall(_) | Death::AtCommit("after", _));
+    if comes_back {
+        world = world.start(None).await;
+        story.repeated(&mut world, &prepared).await;
+        world.broker.kill().await;
+    }
+    world = world.recover().await;
+    assert_sound(&told_as, &world.violations().await);
+    world
+}
+
+/// How many calls to AWS an undisturbed story makes.
+async fn calls_of(story: Story, world: &mut Mortal) -> usize {
+    let prepared = story.prepare(world).await;
+    let already = world.proxy.actions().len();
+    story.happen(world, &prepared).await;
+    let calls = world.proxy.actions().len() - already;
+    world.settle().await;
+    calls
+}
+
+async fn die_everywhere(story: Story) {
+    let mut world = story.world().await;
+    let calls = calls_of(story, &mut world).await;
+    let mut deaths = Vec::new();
+    for call in 0..calls {
+        deaths.extend([Death::BeforeCall(call), Death::AfterCall(call)]);
+    }
+    for record in story.commits() {
+        deaths.extend(["before", "after"].map(|moment| Death::AtCommit(moment, record)));
+    }
+    for death in &deaths {
+        world = die(story, *death, world).await;
+    }
+    println!("{story:?}: {} deaths, 0 violations", deaths.len());
+}
+
+macro_rules! stories {
+    ($($name:ident: $story:expr;)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                die_everywhere($story).await;
+            }
+        )*
+    };
+}
+
+stories! {
+    a_broker_may_die_anywhere_in_the_issue_of_a_user: Story::Issue("user");
+    a_broker_may_die_anywhere_in_the_issue_of_a_session: Story::Issue("role");
+    a_broker_may_die_anywhere_in_a_repeated_issue_of_a_user: Story::Repeat("user");
+    a_broker_may_die_anywhere_in_a_repeated_issue_of_a_session: Story::Repeat("role");
+    a_broker_may_die_anywhere_in_a_revocation: Story::Revoke;
+    a_broker_may_die_anywhere_in_a_rotation_of_its_key: Story::Rotate;
+}

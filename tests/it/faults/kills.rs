@@ -1,0 +1,280 @@
+//! The binary under load, killed again and again: at random moments, at calls to AWS and
+//! at commits of the store. How many kills, and by which seed, the environment says:
+//! `CREDBROKER_TEST_KILLS`, `CREDBROKER_TEST_SEED`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use credbroker::{
+    client::Client,
+    domain::request::RequestId,
+    proto::{ReleaseLeaseRequest, RenewLeaseRequest, RevokeLeaseRequest, RotateAdminKeyRequest},
+};
+use fastrand::Rng;
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{
+    checker::Seen,
+    process::{Mortal, issue, new_id, saw},
+};
+use crate::harness::proxy::Fault;
+
+const KILLS: u32 = 20;
+/// How many brokers are killed side by side.
+const WORLDS: u32 = 2;
+/// How many clients each has.
+const CLIENTS: usize = 4;
+/// After so many deaths, one upon the other, everything is put in order and checked.
+const CHECK_AFTER: u32 = 10;
+/// A broker that does not come to its point is killed after so long.
+const LONGEST_LIFE: Duration = Duration::from_millis(1000);
+
+const COMMITS: [&str; 12] = [
+    "lease.requested",
+    "lease.issued",
+    "lease.resumed",
+    "lease.replacing",
+    "lease.redelivered",
+    "lease.renewed",
+    "lease.released",
+    "lease.revoking",
+    "lease.revoked",
+    "admin_key.rotating",
+    "admin_key.created",
+    "admin_key.switched",
+];
+
+/// Where the process is to die.
+#[derive(Clone, Debug)]
+enum Point {
+    Moment(Duration),
+    Call {
+        number: usize,
+        after: bool,
+    },
+    Commit {
+        when: &'static str,
+        record: &'static str,
+    },
+}
+
+impl Point {
+    fn choose(chance: &mut Rng) -> Self {
+        match chance.u8(0..4) {
+            0 => Self::Moment(Duration::from_millis(chance.u64(0..400))),
+            1 | 2 => Self::Call {
+                number: chance.usize(0..40),
+                after: chance.bool(),
+            },
+            _ => Self::Commit {
+                when: if chance.bool() { "before" } else { "after" },
+                record: COMMITS[chance.usize(0..COMMITS.len())],
+            },
+        }
+    }
+
+    fn death(&self) -> Option<String> {
+        match self {
+            Self::Commit { when, record } => Some(format!("{when}:{record}")),
+            _ => None,
+        }
+    }
+}
+
+/// What clients have asked for and seen; outlives every broker.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Remembered>>);
+
+#[derive(Default)]
+struct Remembered {
+    seen: Vec<Seen>,
+    /// Requests, each with its grant and the lease that answered it last.
+    requests: Vec<(RequestId, &'static str, Option<String>)>,
+}
+
+impl Memory {
+    fn any(&self, chance: &mut Rng) -> Option<(RequestId, &'static str, Option<String>)> {
+        let memory = self.0.lock().unwrap();
+        let count = memory.requests.len();
+        (count > 0).then(|| memory.requests[chance.usize(0..count)].clone())
+    }
+
+    fn ask(&self, id: &RequestId, grant: &'static str) {
+        let mut memory = self.0.lock().unwrap();
+        if !memory.requests.iter().any(|(known, ..)| known == id) {
+            memory.requests.push((id.clone(), grant, None));
+        }
+    }
+
+    fn saw(&self, id: &RequestId, seen: Seen) {
+        let mut memory = self.0.lock().unwrap();
+        let known = memory.requests.iter_mut().find(|(known, ..)| known == id);
+        known.unwrap().2 = Some(seen.lease_id.clone());
+        memory.seen.push(seen);
+    }
+}
+
+/// Does what clients and operators do, until the broker is gone.
+async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng) {
+    loop {
+        let known = memory.any(&mut chance);
+        let lease = known.as_ref().and_then(|(_, _, lease)| lease.clone());
+        let gone = match (chance.u8(0..12), known, lease) {
+            (0..=2, Some((id, grant, _)), _) => ask(&service, &id, grant, &memory).await,
+            (3, _, Some(lease_id)) => {
+                let request = ReleaseLeaseRequest { lease_id };
+                is_gone(service.credentials().release_lease(request).await.err())
+            }
+            (4, _, Some(lease_id)) => {
+                let reason = String::new();
+                let request = RevokeLeaseRequest { lease_id, reason };
+                is_gone(operator.leases().revoke_lease(request).await.err())
+            }
+            (5, _, Some(lease_id)) => {
+                let request = RenewLeaseRequest {
+                    lease_id,
+                    ttl: None,
+                    request_id: String::new(),
+                };
+                is_gone(service.credentials().renew_lease(request).await.err())
+            }
+            (6, ..) => {
+                let request = RotateAdminKeyRequest {};
+                is_gone(operator.admin().rotate_admin_key(request).await.err())
+            }
+            _ => {
+                let grant = if chance.u8(0..4) > 0 { "user" } else { "role" };
+                ask(&service, &new_id(), grant, &memory).await
+            }
+        };
+        if gone {
+            return;
+        }
+    }
+}
+
+async fn ask(service: &Client, id: &RequestId, grant: &'static str, memory: &Memory) -> bool {
+    memory.ask(id, grant);
+    match issue(service, grant, id).await {
+        Ok(issued) => {
+            memory.saw(id, saw(issued, id));
+            false
+        }
+        Err(status) => is_gone(Some(status)),
+    }
+}
+
+/// Not refused by the broker, but not answered.
+fn is_gone(failed: Option<tonic::Status>) -> bool {
+    use std::error::Error;
+    failed.is_some_and(|status| status.source().is_some())
+}
+
+/// One life under load, up to its point. Tells where it really ended.
+async fn live_and_die(mut world: Mortal, memory: &Memory, chance: &mut Rng) -> (Mortal, String) {
+    let point = Point::choose(chance);
+    world = world.start(point.death().as_deref()).await;
+    let kill = Arc::new(world.broker.killer());
+    if let Point::Call { number, after } = point {
+        let fault = if after {
+            Fault::After(kill.clone())
+        } else {
+            Fault::Instead(kill.clone())
+        };
+        world.proxy.strike(number, fault, false);
+    }
+    let mut clients = JoinSet::new();
+    let connected = (world.service().await, world.operator().await);
+    if let (Some(service), Some(operator)) = connected {
+        for _ in 0..CLIENTS {
+            let (service, operator) = (service.clone(), operator.clone());
+            clients.spawn(load(service, operator, memory.clone(), chance.fork()));
+        }
+    }
+    let life = match point {
+        Point::Moment(moment) => moment,
+        _ => LONGEST_LIFE,
+    };
+    let came = timeout(life, world.broker.ended()).await.is_ok();
+    world.broker.kill().await;
+    clients.join_all().await;
+    world.proxy.heal();
+    let told = match point {
+        Point::Call { after: true, .. } if came => "after a call".to_owned(),
+        Point::Call { after: false, .. } if came => "before a call".to_owned(),
+        Point::Commit { when, record } if came => format!("{when} the commit of {record}"),
+        _ => "at a random moment".to_owned(),
+    };
+    (world, told)
+}
+
+/// Puts everything in order, checks, and clears for the next deaths.
+async fn check(mut world: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
+    world = world.recover().await;
+    world.seen.clone_from(&memory.0.lock().unwrap().seen);
+    let violations = world.violations().await;
+    let live =
+        "SELECT group_concat(lease_id) FROM leases WHERE state = 'active' AND kind = 'iam_user'";
+    if let Some(live) = world.broker.text(live).await {
+        for lease in live.split(',') {
+            world.revoke(lease).await.unwrap();
+        }
+    }
+    *memory.0.lock().unwrap() = Remembered::default();
+    (world, violations)
+}
+
+type Tally = (BTreeMap<String, u32>, Vec<String>);
+
+async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
+    let (mut chance, memory) = (Rng::with_seed(seed), Memory::default());
+    let (mut points, mut violations) = (BTreeMap::new(), Vec::new());
+    let mut world = Mortal::new().await;
+    world.import().await;
+    for kill in 1..=kills {
+        let (dead, told) = live_and_die(world, &memory, &mut chance).await;
+        world = dead;
+        *points.entry(told).or_insert(0) += 1;
+        if kill % CHECK_AFTER == 0 || kill == kills {
+            let (checked, found) = check(world, &memory).await;
+            world = checked;
+            violations.extend(found);
+        }
+    }
+    (points, violations)
+}
+
+fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[tokio::test]
+async fn a_broker_that_is_killed_again_and_again_leaks_nothing_and_loses_nothing() {
+    let kills: u32 = number("CREDBROKER_TEST_KILLS").unwrap_or(KILLS);
+    let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
+    let mut worlds = JoinSet::new();
+    for world in 0..WORLDS {
+        let share = kills / WORLDS + u32::from(world < kills % WORLDS);
+        let seed = seed.wrapping_mul(1_000).wrapping_add(world.into());
+        worlds.spawn(kill_again_and_again(share, seed));
+    }
+    let (mut points, mut violations) = (BTreeMap::new(), Vec::new());
+    for (of_world, found) in worlds.join_all().await {
+        for (point, count) in of_world {
+            *points.entry(point).or_insert(0) += count;
+        }
+        violations.extend(found);
+    }
+    for (point, count) in &points {
+        println!("{count:5} {point}");
+    }
+    let all: u32 = points.values().sum();
+    println!(
+        "{all:5} kills, seed {seed}, {} violations",
+        violations.len()
+    );
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}

@@ -1,0 +1,339 @@
+//! Every call to AWS of every story meets every single fault, once and until it is
+//! mended. After recovery the checker must find nothing.
+
+use std::sync::Arc;
+
+use credbroker::{
+    broker::{Error, IssuedLease, ports::FailureClass},
+    domain::{lease::Lease, random::SystemRandom, request::RequestId},
+};
+
+use tokio::task::JoinSet;
+
+use super::checker::{Checker, Seen, assert_sound};
+use crate::harness::{
+    proxy::Fault,
+    stepped::{self, Stepped, Ways},
+};
+
+/// How long a fault lasts, and whether the client repeats its request after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasting {
+    /// One call meets it.
+    Once,
+    /// So do the calls of the same action that follow.
+    Long,
+    /// Likewise; then AWS is well and the request is repeated.
+    LongAndRepeated,
+}
+use Lasting::{Long, LongAndRepeated, Once};
+
+/// Each fault that a call may meet, its name, and how long it lasts.
+fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
+    let denied = Fault::Answer(403, "AccessDenied", "not now");
+    let sorry = Fault::AnswerAfter(500, "ServiceFailure", "sorry");
+    let throttled = Fault::Answer(400, "Throttling", "Rate exceeded");
+    let later = Fault::Answer(500, "ServiceFailure", "try later");
+    vec![
+        ("error before", denied, &[Once, Long]),
+        ("error after", sorry, &[Once]),
+        ("cut before", Fault::Cut, &[Once]),
+        ("cut after", Fault::LoseAnswer, &[Once, LongAndRepeated]),
+        ("hang before", Fault::Hold, &[Once, Long]),
+        ("hang after", Fault::HoldAnswer, &[Once]),
+        ("throttle", throttled, &[Once, LongAndRepeated]),
+        ("500", later, &[Once]),
+        ("malformed", Fault::Garble, &[Once]),
+    ]
+}
+
+/// A world, and what its clients have seen.
+struct World {
+    stepped: Stepped,
+    seen: Vec<Seen>,
+    keeps_key: bool,
+}
+
+impl World {
+    async fn new() -> Self {
+        let stepped = Stepped::with(Ways::impatient()).await;
+        Self {
+            stepped,
+            seen: Vec::new(),
+            keeps_key: false,
+        }
+    }
+
+    fn saw(&mut self, issued: &IssuedLease) {
+        let lease = &issued.lease;
+        self.seen.push(Seen {
+            lease_id: lease.binding.lease_id.to_string(),
+            request_id: lease.request.as_ref().map(|named| named.id.to_string()),
+            key: stepped::key(issued),
+        });
+    }
+
+    /// Asks as a client does, and keeps what it is given.
+    async fn ask(&mut self, grant: &str, id: &RequestId) -> Result<Lease, Error> {
+        let issued = self.stepped.issue_named(grant, id).await?;
+        self.saw(&issued);
+        Ok(issued.lease)
+    }
+
+    /// Asks until it is given, as a client does that was told to try again: the emulator
+    /// may have been taken for silent.
+    async fn insist(&mut self, grant: &str, id: &RequestId) -> Lease {
+        for _ in 0..20 {
+            match self.ask(grant, id).await {
+                Ok(lease) => return lease,
+                Err(Error::Aws(failure)) if failure.class != FailureClass::Refused => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        panic!("AWS does not come back");
+    }
+
+    async fn check(&self, story: &str) {
+        let checker = Checker {
+            account: &self.stepped.account,
+            database: self.stepped.database(),
+            log: String::new(),
+            keeps_key: self.keeps_key,
+        };
+        assert_sound(story, &checker.violations(&self.seen).await);
+    }
+
+    /// Takes away what is left, for the next story.
+    async fn clear(&mut self) {
+        self.stepped.step(7 * 3600).await;
+        self.stepped.step(60).await;
+        self.seen.clear();
+        assert_eq!(
+            self.stepped.account.issued_users().await,
+            Vec::<String>::new()
+        );
+    }
+}
+
+/// What happens, and is disturbed.
+#[derive(Clone, Copy, Debug)]
+enum Story {
+    Issue(&'static str),
+    Repeat(&'static str),
+    Revoke,
+    Rotate,
+    Reconcile,
+}
+
+/// What stands before a story begins.
+struct Before {
+    id: RequestId,
+    lease: Option<Lease>,
+}
+
+impl Story {
+    async fn world(self) -> World {
+        let mut world = World::new().await;
+        if matches!(self, Self::Rotate) {
+            let admin = world.stepped.account.admin.clone();
+            world.stepped.import(&admin).await.unwrap();
+            world.keeps_key = true;
+        }
+        // What the broker asks once and for all is asked now.
+        world
+            .insist("user", &RequestId::random(&SystemRandom))
+            .await;
+        if !self.is_a_session() {
+            world.clear().await;
+        }
+        world
+    }
+
+    const fn is_a_session(self) -> bool {
+        match self {
+            Self::Issue(grant) | Self::Repeat(grant) => !matches!(grant.as_bytes(), b"user"),
+            _ => false,
+        }
+    }
+
+    async fn prepare(self, world: &mut World) -> Before {
+        let id = RequestId::random(&SystemRandom);
+        let lease = match self {
+            Self::Repeat(grant) => Some(world.insist(grant, &id).await),
+            Self::Revoke => Some(world.insist("user", &id).await),
+            Self::Reconcile => {
+                let lease = world.insist("user", &id).await;
+                make_strays(world, &lease).await;
+                Some(lease)
+            }
+            Self::Issue(_) | Self::Rotate => None,
+        };
+        Before { id, lease }
+    }
+
+    async fn happen(self, world: &mut World, before: &Before) {
+        match self {
+            // Whatever comes of it: the checker tells.
+            Self::Issue(grant) | Self::Repeat(grant) => drop(world.ask(grant, &before.id).await),
+            Self::Revoke => {
+                let lease = before.lease.as_ref().unwrap();
+                let _ = world.stepped.revoke(lease).await;
+            }
+            Self::Rotate => {
+                let _ = world.stepped.rotate().await;
+                for _ in 0..2 {
+                    world.stepped.wait(301);
+                    let _ = world.stepped.broker.tend_admin_key_once().await;
+                }
+            }
+            Self::Reconcile => {
+                world.stepped.wait(301);
+                let _ = world.stepped.broker.reconcile_once().await;
+            }
+        }
+    }
+
+    /// Once AWS answers again, a client that repeats its request gets what it asked for.
+    async fn repeated(self, world: &mut World, before: &Before) {
+        if let Self::Issue(grant) | Self::Repeat(grant) = self {
+            let lease = world.insist(grant, &before.id).await;
+            assert!(world.seen.last().unwrap().key.works().await, "{lease:?}");
+        }
+    }
+
+    /// What must be so in the end, beside what the checker looks at.
+    async fn ended(self, world: &mut World, before: &Before) {
+        match self {
+            Self::Revoke => {
+                let lease = world.stepped.lease(before.lease.as_ref().unwrap()).await;
+                assert_eq!(lease.state.as_str(), "revoked");
+            }
+            Self::Rotate => {
+                // Whoever gets a session now gets it by the new key.
+                let id = RequestId::random(&SystemRandom);
+                world.insist("role", &id).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A user of ours that no lease knows, and a second key of one that a lease knows.
+async fn make_strays(world: &World, lease: &Lease) {
+    let iam = world.stepped.account.root.iam();
+    let known = iam
+        .get_user()
+        .user_name(&lease.binding.aws_name)
+        .send()
+        .await;
+    let known = known.unwrap().user.unwrap();
+    let stray = lease.binding.lease_id.as_str().replace('0', "1");
+    let tag = |key: &str, value: &str| {
+        let tag = aws_sdk_iam::types::Tag::builder().key(key).value(value);
+        tag.build().unwrap()
+    };
+    let user = format!("payments-api.{stray}");
+    iam.create_user()
+        .user_name(&user)
+        .path(known.path)
+        .tags(tag("credbroker:service", "payments-api"))
+        .tags(tag("credbroker:lease", &stray))
+        .send()
+        .await
+        .unwrap();
+    for user in [&user, &lease.binding.aws_name] {
+        iam.create_access_key()
+            .user_name(user)
+            .send()
+            .await
+            .unwrap();
+    }
+}
+
+/// How many calls an undisturbed story makes.
+async fn calls_of(story: Story, world: &mut World) -> Vec<String> {
+    let before = story.prepare(world).await;
+    let already = world.stepped.proxy.actions().len();
+    story.happen(world, &before).await;
+    let calls = world.stepped.proxy.actions().split_off(already);
+    world.stepped.recover().await;
+    world.check(&format!("{story:?} undisturbed")).await;
+    calls
+}
+
+/// How many worlds are disturbed at the same time: most of the time they wait.
+const WORLDS: usize = 4;
+
+async fn disturb_everywhere(story: Story) {
+    let calls = calls_of(story, &mut story.world().await).await;
+    let shared = Arc::new(calls);
+    let mut worlds = JoinSet::new();
+    for first in 0..WORLDS.min(shared.len()) {
+        let calls = Arc::clone(&shared);
+        worlds.spawn(async move {
+            let mut faults = 0;
+            let mut world = story.world().await;
+            for (number, action) in calls.iter().enumerate().skip(first).step_by(WORLDS) {
+                faults += disturb(story, &mut world, number, action).await;
+            }
+            faults
+        });
+    }
+    let faults: usize = worlds.join_all().await.into_iter().sum();
+    println!(
+        "{story:?}: {} calls, {faults} faults, 0 violations",
+        shared.len()
+    );
+}
+
+/// The call of this number meets every fault. Returns how many there were.
+async fn disturb(story: Story, world: &mut World, number: usize, action: &str) -> usize {
+    let mut faults = 0;
+    for (name, fault, lasting) in self::faults() {
+        for lasting in lasting {
+            let told_as = format!("{story:?}: {name} at call {number}, {action}, {lasting:?}");
+            if story.is_a_session() {
+                // AWS's clock does not follow the broker's, by which sessions are over.
+                *world = story.world().await;
+            }
+            let before = story.prepare(world).await;
+            let lasts = *lasting != Once;
+            world.stepped.proxy.strike(number, fault.clone(), lasts);
+            story.happen(world, &before).await;
+            world.stepped.proxy.heal();
+            if *lasting == LongAndRepeated {
+                story.repeated(world, &before).await;
+            }
+            world.stepped.recover().await;
+            world.check(&told_as).await;
+            story.ended(world, &before).await;
+            if !story.is_a_session() {
+                world.clear().await;
+            }
+            faults += 1;
+        }
+    }
+    faults
+}
+
+macro_rules! stories {
+    ($($name:ident: $story:expr;)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                disturb_everywhere($story).await;
+            }
+        )*
+    };
+}
+
+stories! {
+    every_call_of_an_issued_user_survives_every_fault: Story::Issue("user");
+    every_call_of_an_issued_role_session_survives_every_fault: Story::Issue("role");
+    every_call_of_an_issued_federation_session_survives_every_fault: Story::Issue("federation");
+    every_call_of_a_repeated_user_survives_every_fault: Story::Repeat("user");
+    every_call_of_a_repeated_session_survives_every_fault: Story::Repeat("role");
+    every_call_of_a_revocation_survives_every_fault: Story::Revoke;
+    every_call_of_a_rotation_survives_every_fault: Story::Rotate;
+    every_call_of_a_reconciliation_survives_every_fault: Story::Reconcile;
+}

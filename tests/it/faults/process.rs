@@ -1,0 +1,202 @@
+//! The real binary, killed and started again; clients that repeat what they were not
+//! answered.
+
+use std::path::Path;
+
+use credbroker::{
+    client::Client,
+    domain::{random::SystemRandom, request::RequestId},
+    proto::{
+        ImportAdminKeyRequest, IssueCredentialsRequest, IssueCredentialsResponse,
+        RevokeLeaseRequest, RotateAdminKeyRequest,
+    },
+};
+use tokio::process::Command;
+use tonic::Status;
+
+use super::checker::{Checker, Seen};
+use crate::harness::{
+    Account, Broker, Key, broker::dev, eventually, proxy::Proxy, stepped::policy,
+};
+
+/// A broker behind a proxy, with `payments-api` and its grants `role` and `user`.
+pub struct Mortal {
+    pub account: Account,
+    pub proxy: Proxy,
+    pub broker: Broker,
+    pub token: String,
+    pub seen: Vec<Seen>,
+    pub keeps_key: bool,
+}
+
+impl Mortal {
+    pub async fn new() -> Self {
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+        let role = account.role("credbroker-any", &policy()).await;
+        let token = broker.service("payments-api").await;
+        let flags = ["--role-arn", &role];
+        broker.grant("payments-api/role", &flags, &policy()).await;
+        let flags = ["--kind", "iam_user"];
+        broker.grant("payments-api/user", &flags, &policy()).await;
+        Self {
+            account,
+            proxy,
+            broker,
+            token,
+            seen: Vec::new(),
+            keeps_key: false,
+        }
+    }
+
+    pub async fn service(&self) -> Option<Client> {
+        self.broker.try_client(&self.token).await
+    }
+
+    pub async fn operator(&self) -> Option<Client> {
+        self.broker.try_client(self.broker.admin_token()).await
+    }
+
+    /// Asks as a client does, and keeps what it is given. `None` when it is given
+    /// nothing, or the broker is dead.
+    pub async fn ask(&mut self, grant: &str, id: &RequestId) -> Option<String> {
+        let issued = issue(&self.service().await?, grant, id).await.ok()?;
+        let seen = saw(issued, id);
+        let lease = seen.lease_id.clone();
+        self.seen.push(seen);
+        Some(lease)
+    }
+
+    pub async fn revoke(&self, lease_id: &str) -> Option<()> {
+        let request = RevokeLeaseRequest {
+            lease_id: lease_id.to_owned(),
+            reason: String::new(),
+        };
+        let mut leases = self.operator().await?.leases();
+        leases.revoke_lease(request).await.ok().map(drop)
+    }
+
+    pub async fn import(&mut self) {
+        let request = ImportAdminKeyRequest {
+            access_key_id: self.account.admin.id.clone(),
+            secret_access_key: self.account.admin.secret.clone(),
+        };
+        let mut admin = self.operator().await.unwrap().admin();
+        admin.import_admin_key(request).await.unwrap();
+        self.keeps_key = true;
+    }
+
+    pub async fn rotate(&self) -> Option<()> {
+        let mut admin = self.operator().await?.admin();
+        let rotated = admin.rotate_admin_key(RotateAdminKeyRequest {}).await;
+        rotated.ok().map(drop)
+    }
+
+    /// Waits until the broker has taken the step of its key's replacement that is due,
+    /// or has died of it.
+    pub async fn tended(&self) -> bool {
+        let due = "SELECT count(*) FROM admin_key
+                   WHERE due_at < 1000000 * (CAST(strftime('%s') AS INTEGER) - 600)";
+        let tended = async || {
+            let dead = self.broker.is_dead();
+            (dead || self.broker.count(due).await == 0).then_some(!dead)
+        };
+        eventually("a step of the rotation", tended).await
+    }
+
+    /// Starts the broker again, to die where it is told.
+    pub async fn start(self, death: Option<&str>) -> Self {
+        let endpoint = self.proxy.endpoint.clone();
+        // The imported key is in the store: nothing else knows one that works.
+        let admin = if self.keeps_key {
+            Key {
+                secret: "forgotten".to_owned(),
+                ..self.account.admin.clone()
+            }
+        } else {
+            self.account.admin.clone()
+        };
+        let command = |state: &Path| -> Command {
+            let mut command = dev(state, &admin, &endpoint);
+            if let Some(death) = death {
+                command.env("CREDBROKER_TEST_DEATH", death);
+            }
+            command
+        };
+        let broker = self.broker.start_again_by(command).await;
+        Self { broker, ..self }
+    }
+
+    /// After a death: an hour passes, the broker starts, and puts everything in order.
+    pub async fn recover(self) -> Self {
+        self.proxy.heal();
+        self.broker.let_time_pass().await;
+        let world = self.start(None).await;
+        world.settle().await;
+        world
+    }
+
+    /// Waits until nothing is going on any more and AWS has been looked at.
+    pub async fn settle(&self) {
+        let status = async || {
+            let status = self.broker.json(&["status"]).await;
+            (!status["reconciled_at"].is_null()).then_some(())
+        };
+        eventually("reconciliation", status).await;
+        let settled = async || {
+            if self.keeps_key {
+                self.broker
+                    .write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
+                    .await;
+            }
+            let going_on = "SELECT (SELECT count(*) FROM leases WHERE kind = 'iam_user'
+                                    AND (state IN ('pending', 'revoking', 'quarantined')
+                                         OR replacing_until IS NOT NULL))
+                                 + (SELECT count(*) FROM leases WHERE state = 'pending')
+                                 + (SELECT count(*) FROM admin_key WHERE phase <> 'steady')";
+            (self.broker.count(going_on).await == 0).then_some(())
+        };
+        eventually("rest", settled).await;
+    }
+
+    pub async fn violations(&self) -> Vec<String> {
+        let checker = Checker {
+            account: &self.account,
+            database: self.broker.database(),
+            log: self.broker.log.lock().unwrap().clone(),
+            keeps_key: self.keeps_key,
+        };
+        checker.violations(&self.seen).await
+    }
+}
+
+pub async fn issue(
+    client: &Client,
+    grant: &str,
+    id: &RequestId,
+) -> Result<IssueCredentialsResponse, Status> {
+    let request = IssueCredentialsRequest {
+        grant: grant.to_owned(),
+        ttl: None,
+        request_id: id.to_string(),
+    };
+    let issued = client.credentials().issue_credentials(request).await;
+    Ok(issued?.into_inner())
+}
+
+pub fn saw(issued: IssueCredentialsResponse, id: &RequestId) -> Seen {
+    let lease = issued.lease.unwrap();
+    Seen {
+        lease_id: lease.lease_id,
+        request_id: Some(id.to_string()),
+        key: Key {
+            id: lease.access_key_id.unwrap(),
+            secret: issued.secret_access_key,
+            token: issued.session_token,
+        },
+    }
+}
+
+pub fn new_id() -> RequestId {
+    RequestId::random(&SystemRandom)
+}

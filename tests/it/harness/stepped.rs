@@ -1,0 +1,375 @@
+//! A broker inside the test, with a clock that the test moves by hand; the store and the
+//! AWS adapter are the real ones.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use credbroker::{
+    authn::token::authenticate,
+    aws::{AwsIssuer, AwsSettings, Clients, Patience},
+    broker::{
+        AdminKeyStatus, Broker, Custody, Error, IssuedLease, Parts, Reconciliation, TakenAway,
+        ports::{AuditFilter, LeaseFilter, Page, Store},
+    },
+    domain::{
+        access::{Caller, admit},
+        arn::Partition,
+        audit::AuditEvent,
+        clock::{Clock, SteadyClock, wall_time},
+        credential::AccessKey,
+        decide::IssueRequest,
+        lease::Lease,
+        name::GrantName,
+        principal::Origin,
+        random::{Random, SystemRandom},
+        request::RequestId,
+        seal::SealingKey,
+        service::Limits,
+    },
+    store::sqlite::SqliteStore,
+};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{Account, Key, aws::REGION, proxy::Proxy};
+
+struct Hands(Mutex<Timestamp>);
+
+impl Clock for Hands {
+    fn now(&self) -> Timestamp {
+        *self.0.lock().unwrap()
+    }
+}
+
+/// How the world differs from the usual.
+#[derive(Clone)]
+pub struct Ways {
+    pub patience: Patience,
+    /// Calls per second, of either kind.
+    pub calls_per_second: u32,
+    pub limits: Limits,
+    pub rotate_every: Option<Duration>,
+    /// The broker has the clock of production, and the machine's is wrong by so much.
+    pub wall_wrong_by: Option<SignedDuration>,
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self {
+            patience: Patience::default(),
+            calls_per_second: 1_000_000,
+            limits: Limits::default(),
+            rotate_every: None,
+            wall_wrong_by: None,
+        }
+    }
+}
+
+impl Ways {
+    /// Waits for AWS as long as the emulator takes on a busy machine, most of the time.
+    pub fn impatient() -> Self {
+        Self {
+            patience: Patience {
+                answer: Duration::from_millis(150),
+                repetition: Duration::from_millis(5),
+                acceptance: Duration::from_millis(400),
+            },
+            ..Self::default()
+        }
+    }
+}
+
+/// The broker, with `payments-api` and its grants `role`, `federation` and `user`, of up
+/// to six hours each, one unless asked for more. The user gets a managed policy and a
+/// group beside its own.
+pub struct Stepped {
+    pub account: Account,
+    pub proxy: Proxy,
+    pub broker: Arc<Broker>,
+    clock: Arc<dyn Clock>,
+    hands: Arc<Hands>,
+    operator: SecretString,
+    service: SecretString,
+    directory: TempDir,
+}
+
+impl Stepped {
+    pub async fn new() -> Self {
+        Self::with(Ways::default()).await
+    }
+
+    pub async fn with(ways: Ways) -> Self {
+        let account = Account::new().await;
+        let (proxy, directory) = (Proxy::start().await, tempfile::tempdir().unwrap());
+        let hands = Arc::new(Hands(Mutex::new(wall_time())));
+        let wrong_by = ways.wall_wrong_by.unwrap_or_default();
+        let steady = Arc::new(SteadyClock::starting_at(wall_time() + wrong_by));
+        let clock: Arc<dyn Clock> = match ways.wall_wrong_by {
+            None => hands.clone(),
+            Some(_) => steady.clone(),
+        };
+        let home = directory.path();
+        let broker = broker(home, &account, &proxy, (clock.clone(), steady), &ways).await;
+        let admin = broker.new_admin_token().unwrap();
+        broker.install_admin(&admin).await.unwrap();
+        let operator = admin.token.text().clone();
+        let mut world = Self {
+            account,
+            proxy,
+            broker,
+            clock,
+            hands,
+            service: operator.clone(),
+            operator,
+            directory,
+        };
+        world.prepare().await;
+        world
+    }
+
+    async fn prepare(&mut self) {
+        let service = "payments-api".parse().unwrap();
+        let registry = "ServiceRegistry/CreateService";
+        let caller = self.operator(registry).await;
+        let made = self.broker.create_service(&caller, service);
+        let service = made.await.unwrap().service.name;
+        let token = self.broker.create_token(&caller, &service, None).await;
+        self.service = token.unwrap().token.text().clone();
+        let role_arn = self.account.role("credbroker-any", &policy()).await;
+        let managed = self.account.managed_policy("one").await;
+        let group = self.account.group("readers").await;
+        let role = json!({"assume_role": {
+            "role_arn": role_arn, "external_id": null, "source_identity": false, "region": null, "tags": [],
+        }});
+        let federation = json!({"federation_token": {"region": null, "tags": []}});
+        let user = json!({"iam_user": {
+            "groups": [group], "path": "/", "permissions_boundary": null, "tags": [],
+        }});
+        self.put("role", &role, &[]).await;
+        self.put("federation", &federation, &[]).await;
+        self.put("user", &user, &[&managed]).await;
+    }
+
+    pub async fn put(&self, grant: &str, kind: &Value, managed: &[&str]) {
+        let spec = json!({
+            "kind": kind, "policy": {"document": policy(), "template": null}, "managed_policies": managed,
+            "default_ttl": 3600, "max_ttl": 21600, "allow_broad": false,
+        });
+        let spec = serde_json::from_value(spec).unwrap();
+        let caller = self.operator("GrantService/PutGrant").await;
+        let put = self.broker.put_grant(&caller, name(grant), spec);
+        put.await.unwrap();
+    }
+
+    async fn operator(&self, method: &str) -> Caller {
+        self.caller(&self.operator, method).await
+    }
+
+    async fn caller(&self, token: &SecretString, method: &str) -> Caller {
+        let header = format!("Bearer {}", token.expose_secret());
+        let origin = Origin {
+            peer: None,
+            method: format!("credbroker.v1.{method}"),
+        };
+        let (store, now) = (self.broker.store(), self.clock.now());
+        let proven = authenticate(store, now, origin, Some(&header)).await;
+        admit(proven.unwrap()).unwrap()
+    }
+
+    async fn service(&self, method: &str) -> Caller {
+        let method = format!("CredentialService/{method}");
+        self.caller(&self.service, &method).await
+    }
+
+    pub async fn issue(&self, grant: &str) -> Result<IssuedLease, Error> {
+        self.issue_of(grant, None, None).await
+    }
+
+    /// Issues in answer to the request of this id.
+    pub async fn issue_named(&self, grant: &str, id: &RequestId) -> Result<IssuedLease, Error> {
+        self.issue_of(grant, None, Some(id.clone())).await
+    }
+
+    pub async fn issue_of(
+        &self,
+        grant: &str,
+        ttl: Option<Duration>,
+        id: Option<RequestId>,
+    ) -> Result<IssuedLease, Error> {
+        let caller = self.service("IssueCredentials").await;
+        let request = IssueRequest::new(name(grant), ttl, id);
+        self.broker.issue(caller, request).await
+    }
+
+    pub async fn revoke(&self, lease: &Lease) -> Result<TakenAway, Error> {
+        let caller = self.operator("LeaseService/RevokeLease").await;
+        let id = lease.binding.lease_id.clone();
+        self.broker
+            .revoke_lease(caller, id, "leaked".to_owned())
+            .await
+    }
+
+    pub async fn import(&self, key: &Key) -> Result<AdminKeyStatus, Error> {
+        let caller = self.operator("AdminService/ImportAdminKey").await;
+        let (id, secret) = (key.id.parse().unwrap(), key.secret.clone().into());
+        self.broker.import_admin_key(caller, id, secret).await
+    }
+
+    pub async fn rotate(&self) -> Result<AdminKeyStatus, Error> {
+        let caller = self.operator("AdminService/RotateAdminKey").await;
+        self.broker.rotate_admin_key(caller).await
+    }
+
+    pub async fn admin_key(&self) -> AdminKeyStatus {
+        let caller = self.operator("AdminService/GetAdminKey").await;
+        self.broker.admin_key_status(&caller).await.unwrap()
+    }
+
+    pub async fn reconcile(&self) -> Reconciliation {
+        self.broker.reconcile_once().await.unwrap()
+    }
+
+    pub fn wait(&self, seconds: i64) {
+        *self.hands.0.lock().unwrap() += SignedDuration::from_secs(seconds);
+    }
+
+    /// Moves the clock and cleans up once.
+    pub async fn step(&self, seconds: i64) {
+        self.wait(seconds);
+        self.broker.reap_once().await.unwrap();
+    }
+
+    /// A quarter of an hour without faults: deadlines pass, the consistency window too,
+    /// and what is due is done, as in a broker that runs.
+    pub async fn recover(&self) {
+        self.proxy.heal();
+        for _ in 0..15 {
+            self.step(61).await;
+            let tended = self.broker.tend_admin_key_once().await;
+            tended.unwrap();
+        }
+        self.reconcile().await;
+        self.step(1).await;
+    }
+
+    pub fn database(&self) -> PathBuf {
+        database(self.directory.path())
+    }
+
+    pub async fn lease(&self, lease: &Lease) -> Lease {
+        let found = self.broker.store().lease(&lease.binding.lease_id).await;
+        found.unwrap().unwrap()
+    }
+
+    /// The audit records of one event, oldest first.
+    pub async fn records(&self, event: &str) -> Vec<AuditEvent> {
+        let filter = AuditFilter {
+            event: Some(event.to_owned()),
+            ..AuditFilter::default()
+        };
+        let page = Page {
+            after: None,
+            limit: 1000,
+        };
+        let found = self.broker.store().audit(&filter, &page).await.unwrap();
+        found.into_iter().map(|record| record.event).collect()
+    }
+
+    /// Of leases asked for at the same moment, any.
+    pub async fn newest(&self) -> Lease {
+        let page = Page {
+            after: None,
+            limit: 1,
+        };
+        let all = LeaseFilter::default();
+        let leases = self.broker.store().leases(&all, &page).await;
+        leases.unwrap().remove(0)
+    }
+}
+
+/// What every grant allows.
+pub fn policy() -> Value {
+    json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"},
+    ]})
+}
+
+fn database(directory: &Path) -> PathBuf {
+    directory.join("credbroker.db")
+}
+
+/// The system's, but jitter is always the most: 4 bytes are asked for that alone.
+struct MostJitter;
+
+impl Random for MostJitter {
+    fn fill(&self, bytes: &mut [u8]) {
+        if bytes.len() == 4 {
+            bytes.fill(0xff);
+        } else {
+            SystemRandom.fill(bytes);
+        }
+    }
+}
+
+async fn broker(
+    directory: &Path,
+    account: &Account,
+    proxy: &Proxy,
+    (clock, steady): (Arc<dyn Clock>, Arc<SteadyClock>),
+    ways: &Ways,
+) -> Arc<Broker> {
+    let store = SqliteStore::open(&database(directory)).await;
+    let store = Arc::new(store.unwrap());
+    let settings = AwsSettings {
+        region: Some(REGION.to_owned()),
+        endpoint_url: Some(proxy.endpoint.clone()),
+        iam_calls_per_second: ways.calls_per_second,
+        sts_calls_per_second: ways.calls_per_second,
+        patience: ways.patience,
+    };
+    let key = AccessKey {
+        id: account.admin.id.clone(),
+        secret: account.admin.secret.clone().into(),
+    };
+    let clients = Clients::new(&settings, &steady).await.with_key(&key);
+    let deployment = store.deployment().await.unwrap();
+    let issuer = Arc::new(AwsIssuer::new(clients, Partition::Aws, &deployment));
+    let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
+    Broker::new(Parts {
+        store,
+        issuer: issuer.clone(),
+        inventory: issuer.clone(),
+        keyring: issuer,
+        clock,
+        random: Arc::new(MostJitter),
+        partition: Partition::Aws,
+        region: REGION.to_owned(),
+        limits: ways.limits,
+        custody: Custody {
+            sealing: Some(sealing),
+            rotate_every: ways.rotate_every,
+        },
+        stop: CancellationToken::new(),
+    })
+}
+
+fn name(grant: &str) -> GrantName {
+    format!("payments-api/{grant}").parse().unwrap()
+}
+
+/// What was issued, as AWS sees it.
+pub fn key(issued: &IssuedLease) -> Key {
+    let credentials = &issued.credentials;
+    let token = credentials.session_token.as_ref();
+    Key {
+        id: credentials.access_key_id.clone(),
+        secret: credentials.secret_access_key.expose_secret().to_owned(),
+        token: token.map(|token| token.expose_secret().to_owned()),
+    }
+}

@@ -1,0 +1,254 @@
+//! What one service may have, what AWS takes, and what happens while it is silent.
+
+use std::{sync::Arc, time::Duration};
+
+use credbroker::{
+    broker::{Error, ports::FailureClass},
+    domain::service::Limits,
+};
+use tokio::task::JoinSet;
+
+use crate::harness::{
+    Account, Broker, Key,
+    proxy::{Fault, Proxy},
+    stepped::{self, Stepped, Ways, policy},
+};
+
+fn limited(error: Error, expected: &str) -> Option<Duration> {
+    match error {
+        Error::Limited {
+            reason,
+            retry_after,
+            next,
+            ..
+        } => {
+            assert_eq!(reason, expected);
+            assert!(!next.is_empty());
+            retry_after
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_service_in_a_restart_loop_has_so_many_users_and_no_more() {
+    let world = Stepped::with(Ways {
+        limits: Limits {
+            live_users: 3,
+            ..Limits::default()
+        },
+        ..Ways::default()
+    })
+    .await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(world.issue("user").await.unwrap());
+        world.wait(60);
+    }
+    let before = world.proxy.actions().len();
+    for _ in 0..20 {
+        let hint = limited(world.issue("user").await.unwrap_err(), "TOO_MANY_LEASES");
+        let left = Duration::from_secs(3600 - 180);
+        let hint = hint.unwrap();
+        let off_by = left.abs_diff(hint);
+        assert!(off_by < Duration::from_secs(5), "{hint:?}");
+    }
+    assert_eq!(world.proxy.actions().len(), before, "no call to AWS");
+    assert_eq!(world.account.issued_users().await.len(), 3);
+    let denied = world.records("lease.denied").await;
+    assert_eq!(denied.len(), 20);
+    assert_eq!(denied[0].reason.as_deref(), Some("TOO_MANY_LEASES"));
+    // Sessions count for themselves.
+    world.issue("role").await.unwrap();
+    world.revoke(&held[0].lease).await.unwrap();
+    world.issue("user").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_asks_too_fast_is_told_when_to_ask_again() {
+    let world = Stepped::with(Ways {
+        limits: Limits {
+            issues_per_second: 1,
+            ..Limits::default()
+        },
+        ..Ways::default()
+    })
+    .await;
+    for _ in 0..2 {
+        world.issue("role").await.unwrap();
+    }
+    let hint = limited(world.issue("role").await.unwrap_err(), "TOO_MANY_REQUESTS");
+    assert!(hint.unwrap() <= Duration::from_secs(1));
+    assert_eq!(world.proxy.calls("AssumeRole").len(), 2);
+}
+
+#[tokio::test]
+async fn limits_are_told_at_the_command_line_with_status_7() {
+    let account = Account::new().await;
+    let broker = Broker::start(&account).await;
+    let (token, neighbour) = (
+        broker.service("payments-api").await,
+        broker.service("billing").await,
+    );
+    for service in ["payments-api", "billing"] {
+        let grant = format!("{service}/user");
+        broker
+            .grant(&grant, &["--kind", "iam_user"], &policy())
+            .await;
+    }
+    let held = broker.issue(&token, "user").await;
+    // As if it had held a hundred.
+    broker
+        .write_store(
+            "INSERT INTO leases (lease_id, service, grant_name, grant_version, kind, aws_name, requested_at, state,
+                                 revision, due_at, access_key_id, issued_at, expires_at, attempts)
+             SELECT substr(lease_id, 1, 23) || printf('%03d', value), service, grant_name, grant_version, kind,
+                    aws_name || value, requested_at, state, revision, due_at, access_key_id, issued_at,
+                    expires_at, attempts
+             FROM leases, (WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 99)
+                           SELECT value FROM n)",
+        )
+        .await;
+    let run = broker.run_as(Some(&token), &["issue", "user"]).await;
+    let words = [
+        "service payments-api has 100 live leases of this kind",
+        "the first of them ends in",
+        "reason: TOO_MANY_LEASES",
+        "try again after",
+        "limits.live_users",
+    ];
+    run.fails(7, &words);
+    broker.issue(&neighbour, "user").await;
+    assert!(Key::issued(&held).works().await);
+}
+
+#[tokio::test]
+async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
+    let world = Stepped::with(Ways::impatient()).await;
+    world.proxy.inject("AssumeRole", Fault::Cut);
+    for _ in 0..5 {
+        let failed = world.issue("role").await.unwrap_err();
+        assert_eq!(failed.reason(), "AWS_NO_ANSWER");
+    }
+    let (calls, size) = (
+        world.proxy.calls("AssumeRole").len(),
+        world.records("lease.requested").await.len(),
+    );
+    let Error::Aws(failure) = world.issue("role").await.unwrap_err() else {
+        panic!("not AWS's failure");
+    };
+    assert_eq!(failure.reason, "AWS_CIRCUIT_OPEN");
+    assert_eq!(failure.class, FailureClass::Unavailable);
+    let pause = failure.retry_after.unwrap();
+    assert!(pause <= Duration::from_secs(5), "{pause:?}");
+    assert_eq!(
+        world.proxy.calls("AssumeRole").len(),
+        calls,
+        "AWS is not asked"
+    );
+    assert_eq!(
+        world.records("lease.requested").await.len(),
+        size,
+        "nothing has begun"
+    );
+    // What is to be taken away is tried all the same, and an answer ends the pause.
+    world.proxy.heal();
+    world.admin_key().await.identity.unwrap();
+    world.issue("role").await.unwrap();
+}
+
+#[tokio::test]
+async fn revocation_goes_on_while_issuing_waits_for_its_turn() {
+    let world = Stepped::with(Ways {
+        calls_per_second: 30,
+        ..Ways::default()
+    })
+    .await;
+    let world = Arc::new(world);
+    let held = world.issue("user").await.unwrap();
+    let mut crowd = JoinSet::new();
+    for _ in 0..90 {
+        let world = Arc::clone(&world);
+        crowd.spawn(async move { world.issue("user").await.map(drop) });
+    }
+    let refused = loop {
+        let outcome = crowd.join_next().await.expect("a refusal").unwrap();
+        if let Err(Error::Aws(failure)) = outcome {
+            break failure;
+        }
+    };
+    assert_eq!(
+        (refused.class, refused.reason),
+        (FailureClass::HeldBack, "AWS_BUDGET")
+    );
+    assert!(refused.retry_after.is_some());
+    // What has begun goes on for some twenty seconds; a third of the calls is kept.
+    let began = tokio::time::Instant::now();
+    let taken = world.revoke(&held.lease).await.unwrap();
+    assert_eq!(taken.lease.state.as_str(), "revoked");
+    assert!(!stepped::key(&held).works().await);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(!crowd.is_empty(), "the crowd still waits");
+}
+
+/// As long as AWS does not know a new key everywhere.
+const UNKNOWN_KEY: Fault = Fault::Answer(
+    403,
+    "InvalidClientTokenId",
+    "The security token included in the request is invalid.",
+);
+
+#[tokio::test]
+async fn a_new_key_is_handed_over_once_aws_accepts_it() {
+    let world = Stepped::new().await;
+    world.issue("user").await.unwrap();
+    world
+        .proxy
+        .inject_in_turn("GetCallerIdentity", vec![UNKNOWN_KEY; 3]);
+    let asked = world.proxy.calls("GetCallerIdentity").len();
+    let issued = world.issue("user").await.unwrap();
+    let waited = issued.credentials.usable_after.unwrap();
+    assert!(waited >= Duration::from_millis(700), "{waited:?}");
+    // Three times in vain, then twice, since one place may know it before another.
+    let asked = world.proxy.calls("GetCallerIdentity").len() - asked;
+    assert_eq!(asked, 5);
+    assert!(stepped::key(&issued).works().await);
+    let told = world.records("lease.issued").await.pop().unwrap();
+    let told = told.detail.unwrap();
+    assert!(
+        told.starts_with("AWS accepted the key after 0.7 s"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_aws_never_accepts_is_not_handed_over_and_leaves_nothing() {
+    let world = Stepped::with(Ways::impatient()).await;
+    // The broker knows whose its own key is.
+    world.issue("user").await.unwrap();
+    world.step(3600).await;
+    world.proxy.inject("GetCallerIdentity", UNKNOWN_KEY);
+    let failed = world.issue("user").await.unwrap_err();
+    assert_eq!(failed.reason(), "AWS_KEY_NOT_ACCEPTED");
+    assert!(world.account.issued_users().await.is_empty());
+    assert_eq!(world.newest().await.state.as_str(), "revoked");
+}
+
+#[tokio::test]
+async fn waiting_for_a_key_is_told_to_whoever_asked() {
+    let (account, proxy) = (Account::new().await, Proxy::start().await);
+    let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+    let token = broker.service("payments-api").await;
+    let flags = ["--kind", "iam_user"];
+    broker.grant("payments-api/user", &flags, &policy()).await;
+    proxy.inject_in_turn("GetCallerIdentity", vec![UNKNOWN_KEY; 2]);
+    let issued = broker.issue(&token, "user").await;
+    let waited = issued["usable_after_seconds"].as_f64().unwrap();
+    assert!((0.3..10.0).contains(&waited), "{waited}");
+    let metrics = broker.https_get("/metrics").await;
+    assert!(
+        metrics.contains("credbroker_key_acceptance_seconds_count 1"),
+        "{metrics}"
+    );
+}

@@ -1,0 +1,127 @@
+//! A user lives on with its key; a session is followed by a new one.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Account, Broker, Key, Run, eventually, stepped::policy};
+
+struct World {
+    account: Account,
+    broker: Broker,
+    token: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        let account = Account::new().await;
+        let broker = Broker::start(&account).await;
+        let role = account.role("credbroker-any", &policy()).await;
+        let token = broker.service("payments-api").await;
+        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
+        broker.grant("payments-api/role", &flags, &policy()).await;
+        let flags = ["--kind", "iam_user", "--ttl", "10s", "--max-ttl", "2h"];
+        broker.grant("payments-api/user", &flags, &policy()).await;
+        Self {
+            account,
+            broker,
+            token,
+        }
+    }
+
+    async fn renew(&self, lease: &Value, args: &[&str]) -> Run {
+        let id = lease["lease_id"].as_str().unwrap();
+        let args = [&["lease", "renew", id], args, &["-o", "json"]].concat();
+        self.broker.run_as(Some(&self.token), &args).await
+    }
+}
+
+#[tokio::test]
+async fn a_renewed_user_keeps_its_key_and_lives_longer() {
+    let world = World::new().await;
+    let issued = world.broker.issue(&world.token, "user").await;
+    let neighbour = world
+        .broker
+        .json_as(Some(&world.token), &["issue", "user", "--ttl", "1s"]);
+    let neighbour = neighbour.await;
+    let renewed = world.renew(&issued, &["--ttl", "1h"]).await.ok().json();
+    assert_eq!(renewed["lease_id"], issued["lease_id"]);
+    assert_eq!(renewed["access_key_id"], issued["access_key_id"]);
+    assert_eq!(
+        (&renewed["secret_access_key"], &renewed["session_token"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert!(renewed["expiration"].as_str() > issued["expiration"].as_str());
+    let ended = async || (!Key::issued(&neighbour).works().await).then_some(());
+    eventually("the neighbour's end", ended).await;
+    assert!(Key::issued(&issued).works().await);
+    let records = world.broker.audit().await;
+    let record = records
+        .iter()
+        .find(|record| record["event"] == "lease.renewed");
+    assert_eq!(record.unwrap()["lease_id"], issued["lease_id"]);
+
+    // A renewal never shortens.
+    let again = world.renew(&issued, &["--ttl", "1m"]).await.ok().json();
+    assert_eq!(again["expiration"], renewed["expiration"]);
+}
+
+#[tokio::test]
+async fn a_user_lives_no_longer_than_its_grant_allows() {
+    let world = World::new().await;
+    let issued = world.broker.issue(&world.token, "user").await;
+    let words = ["at the latest", "reason: RENEWAL_ABOVE_MAXIMUM", "next: "];
+    let too_long = world.renew(&issued, &["--ttl", "2h"]).await;
+    too_long.fails(6, &words);
+    let above = world.renew(&issued, &["--ttl", "3h"]).await;
+    above.fails(2, &["ttl: 3h is above the maximum"]);
+    world.renew(&issued, &["--ttl", "119m"]).await.ok();
+}
+
+#[tokio::test]
+async fn a_renewed_session_is_a_new_one_that_names_the_old() {
+    let world = World::new().await;
+    let issued = world.broker.issue(&world.token, "role").await;
+    let id = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
+    let args = ["--ttl", "90m", "--request-id", id];
+    let renewed = world.renew(&issued, &args).await.ok().json();
+    assert_ne!(renewed["lease_id"], issued["lease_id"]);
+    assert_eq!(renewed["renews_lease_id"], issued["lease_id"]);
+    assert_ne!(renewed["access_key_id"], issued["access_key_id"]);
+    assert!(Key::issued(&renewed).works().await);
+    // The old one runs out by itself.
+    assert!(Key::issued(&issued).works().await);
+    let again = world.renew(&issued, &args).await.ok().json();
+    assert_eq!(again["lease_id"], renewed["lease_id"]);
+    let reused = world.renew(&renewed, &args).await;
+    reused.fails(2, &["request_id: this id was given to another request"]);
+    let lease = renewed["lease_id"].as_str().unwrap();
+    let shown = world.broker.json(&["lease", "show", lease]).await;
+    assert_eq!(
+        (&shown["renews_lease_id"], &shown["request_id"]),
+        (&issued["lease_id"], &json!(id))
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_ones_own_or_over_is_not_renewed() {
+    let world = World::new().await;
+    let issued = world.broker.issue(&world.token, "user").await;
+    let id = issued["lease_id"].as_str().unwrap();
+    let stranger = world.broker.service("billing").await;
+    let renew = ["lease", "renew", id];
+    let foreign = world.broker.run_as(Some(&stranger), &renew).await;
+    foreign.fails(5, &["there is no lease"]);
+    let operator = world.broker.run(&renew).await;
+    operator.fails(4, &["this call is for services"]);
+
+    let flags = ["--kind", "iam_user", "--ttl", "20s", "--max-ttl", "2h"];
+    world
+        .broker
+        .grant("payments-api/user", &flags, &policy())
+        .await;
+    let changed = world.renew(&issued, &[]).await;
+    changed.fails(6, &["an earlier version of its grant"]);
+    world.broker.run(&["lease", "revoke", id]).await.ok();
+    let over = world.renew(&issued, &[]).await;
+    over.fails(6, &["is revoked", "next: issue anew"]);
+    assert!(world.account.issued_users().await.is_empty());
+}
