@@ -43,23 +43,22 @@ use crate::{
 const ROUND_TRIP: Duration = Duration::from_secs(2);
 
 /// A call of the SDK, not yet made.
-pub(super) trait SdkCall<T, E>:
-    Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send
+pub(super) trait SdkCall:
+    Future<Output = Result<Self::Answer, SdkError<Self::Failure, HttpResponse>>> + Send
 {
+    type Answer: Send;
+    type Failure: ProvideErrorMetadata + StdError + Send + Sync + 'static;
 }
 
-impl<T, E, F> SdkCall<T, E> for F where
-    F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send
+impl<T, E, F> SdkCall for F
+where
+    T: Send,
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+    F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
 {
+    type Answer = T;
+    type Failure = E;
 }
-
-/// Why a call of the SDK failed.
-pub(super) trait SdkFailure:
-    ProvideErrorMetadata + StdError + Send + Sync + 'static
-{
-}
-
-impl<E: ProvideErrorMetadata + StdError + Send + Sync + 'static> SdkFailure for E {}
 
 /// One API family of one region: how much it takes and whether it answers.
 #[derive(Debug)]
@@ -91,15 +90,12 @@ impl Line {
     }
 
     /// Makes `call` when its turn comes. The SDK's futures are large: they come boxed.
-    pub(super) async fn ask<T, E>(
+    pub(super) async fn ask<C: SdkCall>(
         &self,
         purpose: Purpose,
         operation: &Operation<'_>,
-        call: Pin<Box<impl SdkCall<T, E>>>,
-    ) -> Result<T, AwsFailure>
-    where
-        E: SdkFailure,
-    {
+        call: Pin<Box<C>>,
+    ) -> Result<C::Answer, AwsFailure> {
         let wait = self.budget.book(purpose);
         sleep(wait.map_err(|wait| held_back(&self.name, wait))?).await;
         let began = Instant::now();

@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 
 use super::{
     budget::Purpose,
-    call::{BrokerTime, Line, SdkCall, SdkFailure, Watch},
+    call::{BrokerTime, Line, SdkCall, Watch},
     error::{MISSING, Operation, UNKNOWN_CALL},
 };
 use crate::{
@@ -85,19 +85,28 @@ pub async fn chain_region() -> Option<String> {
 #[derive(Debug)]
 pub struct Clients {
     config: SdkConfig,
-    iam: aws_sdk_iam::Client,
-    iam_line: Arc<Line>,
-    sts: Mutex<HashMap<String, Sts>>,
+    iam: Api<aws_sdk_iam::Client>,
+    sts: Mutex<HashMap<String, Api<aws_sdk_sts::Client>>>,
     sts_lines: Arc<StsLines>,
     /// Longest time that AWS may take to accept a new key.
     pub(super) acceptance: Duration,
 }
 
-/// The STS of a region.
+/// IAM, or the STS of a region.
 #[derive(Clone, Debug)]
-struct Sts {
-    client: aws_sdk_sts::Client,
+struct Api<A> {
+    client: A,
     line: Arc<Line>,
+}
+
+impl<A: Clone> Api<A> {
+    fn calls(&self, purpose: Purpose) -> Calls<A> {
+        Calls {
+            client: self.client.clone(),
+            line: Arc::clone(&self.line),
+            purpose,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -155,8 +164,10 @@ impl Clients {
             .build();
         Self {
             config,
-            iam: aws_sdk_iam::Client::from_conf(iam),
-            iam_line,
+            iam: Api {
+                client: aws_sdk_iam::Client::from_conf(iam),
+                line: iam_line,
+            },
             sts: Mutex::default(),
             sts_lines,
             acceptance,
@@ -168,7 +179,7 @@ impl Clients {
     pub fn with_key(&self, key: &AccessKey) -> Self {
         Self::of(
             self.config_with(key),
-            Arc::clone(&self.iam_line),
+            Arc::clone(&self.iam.line),
             Arc::clone(&self.sts_lines),
             self.acceptance,
         )
@@ -195,38 +206,29 @@ impl Clients {
         let sts = known
             .entry(region.to_owned())
             .or_insert_with(|| self.sts_lines.connect(&self.config, region));
-        StsCalls {
-            sts: sts.clone(),
-            purpose: Purpose::Begin,
-        }
+        sts.calls(Purpose::Begin)
     }
 
     /// STS of the broker's region, as the owner of a key that was just made sees it.
     pub(super) fn sts_of(&self, key: &AccessKey) -> StsCalls {
         let region = self.region().unwrap_or_default();
-        StsCalls {
-            sts: self.sts_lines.connect(&self.config_with(key), region),
-            purpose: Purpose::Complete,
-        }
+        let sts = self.sts_lines.connect(&self.config_with(key), region);
+        sts.calls(Purpose::Complete)
     }
 
     /// IAM, which is global within a partition.
-    pub(super) fn iam(&self, purpose: Purpose) -> IamCalls<'_> {
-        IamCalls {
-            client: &self.iam,
-            line: &self.iam_line,
-            purpose,
-        }
+    pub(super) fn iam(&self, purpose: Purpose) -> IamCalls {
+        self.iam.calls(purpose)
     }
 }
 
 impl StsLines {
-    fn connect(&self, config: &SdkConfig, region: &str) -> Sts {
+    fn connect(&self, config: &SdkConfig, region: &str) -> Api<aws_sdk_sts::Client> {
         let line = self.of(region);
         let config = aws_sdk_sts::config::Builder::from(config)
             .region(Region::new(region.to_owned()))
             .interceptor(Watch(Arc::clone(&line)));
-        Sts {
+        Api {
             client: aws_sdk_sts::Client::from_conf(config.build()),
             line,
         }
@@ -242,97 +244,58 @@ impl StsLines {
     }
 }
 
-/// Calls to the STS of one region, for one purpose.
-pub(super) struct StsCalls {
-    sts: Sts,
+/// Calls to one API of AWS, for one purpose.
+pub(super) struct Calls<A> {
+    pub(super) client: A,
+    line: Arc<Line>,
     purpose: Purpose,
 }
 
-impl StsCalls {
-    pub(super) const fn client(&self) -> &aws_sdk_sts::Client {
-        &self.sts.client
-    }
+pub(super) type IamCalls = Calls<aws_sdk_iam::Client>;
+pub(super) type StsCalls = Calls<aws_sdk_sts::Client>;
 
-    pub(super) fn ready(&self) -> Result<(), AwsFailure> {
-        self.sts.line.ready()
-    }
-
-    pub(super) fn ask<T, E>(
-        &self,
-        operation: &Operation<'_>,
-        call: impl SdkCall<T, E>,
-    ) -> impl Future<Output = Result<T, AwsFailure>> + Send
-    where
-        T: Send,
-        E: SdkFailure,
-    {
-        self.sts.line.ask(self.purpose, operation, Box::pin(call))
-    }
-}
-
-/// Calls to IAM for one purpose.
-#[derive(Clone, Copy)]
-pub(super) struct IamCalls<'a> {
-    pub(super) client: &'a aws_sdk_iam::Client,
-    line: &'a Line,
-    purpose: Purpose,
-}
-
-impl IamCalls<'_> {
+impl<A: Sync> Calls<A> {
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         self.line.ready()
     }
 
-    pub(super) fn ask<T, E>(
+    pub(super) fn ask<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
-        call: impl SdkCall<T, E>,
-    ) -> impl Future<Output = Result<T, AwsFailure>> + Send
-    where
-        T: Send,
-        E: SdkFailure,
-    {
+        call: C,
+    ) -> impl Future<Output = Result<C::Answer, AwsFailure>> + Send {
         self.line.ask(self.purpose, operation, Box::pin(call))
     }
 
     /// "There is no such thing" is what a removal wants: `None`.
-    pub(super) fn look<T, E>(
+    pub(super) fn look<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
-        call: impl SdkCall<T, E>,
-    ) -> impl Future<Output = Result<Option<T>, AwsFailure>> + Send
-    where
-        T: Send,
-        E: SdkFailure,
-    {
+        call: C,
+    ) -> impl Future<Output = Result<Option<C::Answer>, AwsFailure>> + Send {
         let asked = self.ask(operation, call);
-        async {
-            match asked.await {
-                Ok(answer) => Ok(Some(answer)),
-                Err(failure) if failure.reason == MISSING => Ok(None),
-                Err(failure) => Err(failure),
-            }
-        }
+        async { none_if(MISSING, asked.await.map(Some)) }
     }
 
     /// A page of a list. Where the endpoint does not know the list, as emulators of a
     /// part of IAM do, there is nothing in it.
-    pub(super) fn list<T, E>(
+    pub(super) fn list<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
-        call: impl SdkCall<T, E>,
-    ) -> impl Future<Output = Result<Option<T>, AwsFailure>> + Send
-    where
-        T: Send,
-        E: SdkFailure,
-    {
+        call: C,
+    ) -> impl Future<Output = Result<Option<C::Answer>, AwsFailure>> + Send {
         let looked = self.look(operation, call);
-        async {
-            match looked.await {
-                Err(failure) if failure.reason == UNKNOWN_CALL => Ok(None),
-                page => page,
-            }
-        }
+        async { none_if(UNKNOWN_CALL, looked.await) }
+    }
+}
+
+fn none_if<T>(
+    reason: &str,
+    answer: Result<Option<T>, AwsFailure>,
+) -> Result<Option<T>, AwsFailure> {
+    match answer {
+        Err(failure) if failure.reason == reason => Ok(None),
+        answer => answer,
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<String, 
     let operation = on("sts:GetCallerIdentity", &key.id);
     let (began, mut proofs, mut pause) = (Instant::now(), 0, FIRST_PAUSE);
     loop {
-        let call = sts.client().get_caller_identity().send();
+        let call = sts.client.get_caller_identity().send();
         match sts.ask(&operation, call).await {
             Ok(owner) => {
                 proofs += 1;

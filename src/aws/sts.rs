@@ -50,7 +50,7 @@ pub(super) async fn assume_role(
     };
     let sts = clients.sts(region.as_deref());
     let call = sts
-        .client()
+        .client
         .assume_role()
         .role_arn(role_arn.as_str())
         .role_session_name(&lease.aws_name)
@@ -82,7 +82,7 @@ pub(super) async fn get_federation_token(
     };
     let sts = clients.sts(region.as_deref());
     let call = sts
-        .client()
+        .client
         .get_federation_token()
         .name(&lease.aws_name)
         .set_policy(policy(issue))
@@ -110,7 +110,7 @@ async fn ask_admin(clients: &Clients) -> Result<Admin, AwsFailure> {
         admin: "",
     };
     let sts = clients.sts(None);
-    let call = sts.client().get_caller_identity().send();
+    let call = sts.client.get_caller_identity().send();
     let answer = sts.ask(&operation, call).await?;
     let arn = answer.arn.unwrap_or_default();
     let account = answer.account.unwrap_or_default();

@@ -7,13 +7,16 @@ use super::{
     Api,
     convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
 };
-use crate::proto::{
-    self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
-    DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest, ImportAdminKeyRequest,
-    ListOperatorsRequest, ListOperatorsResponse, RotateAdminKeyRequest,
-    admin_service_server::AdminService,
+use crate::{
+    broker,
+    domain::admin_key::Phase,
+    proto::{
+        self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
+        DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest, ImportAdminKeyRequest,
+        ListOperatorsRequest, ListOperatorsResponse, RotateAdminKeyRequest,
+        admin_service_server::AdminService,
+    },
 };
-use crate::{broker, domain::admin_key::Phase};
 
 #[tonic::async_trait]
 impl AdminService for Api {

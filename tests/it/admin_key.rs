@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::harness::{
-    Account, Broker, Key, Run,
+    Account, Key, Run, World,
     aws::ADMIN_USER,
     broker::dev,
     emulator::emulator,
     eventually,
-    proxy::{Fault, Proxy},
-    stepped::{Stepped, Ways, policy},
+    proxy::Fault,
+    stepped::{Stepped, Ways},
 };
 
 const CONTAINS: fn(&[u8], &str) -> bool = |bytes, part| {
@@ -48,29 +48,7 @@ async fn second_key(account: &Account, user: &str) -> Key {
     }
 }
 
-struct World {
-    account: Account,
-    proxy: Proxy,
-    broker: Broker,
-    token: String,
-}
-
 impl World {
-    async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        Self {
-            account,
-            proxy,
-            broker,
-            token,
-        }
-    }
-
     async fn import(&self, input: &str) -> Run {
         let args = ["admin-key", "import", "-o", "json"];
         self.broker.run_in(None, &args, input).await
@@ -92,11 +70,6 @@ impl World {
             broker: broker.await,
             ..self
         }
-    }
-
-    async fn assert_issues(&self) {
-        let issued = self.broker.issue(&self.token, "role").await;
-        assert!(Key::issued(&issued).works().await);
     }
 
     /// The grace of what is replaced is over, and so is its retirement.
@@ -135,7 +108,7 @@ async fn an_imported_key_is_kept_sealed_and_survives_the_chains() {
     assert!(arn.ends_with(":user/credbroker-admin"), "{arn}");
 
     let world = world.start_again(|_| {}).await;
-    world.assert_issues().await;
+    world.assert_issues("role").await;
     let status = world.status().await;
     assert_eq!(status["access_key_id"], admin.id.as_str());
     assert!(status["age_seconds"].as_i64().unwrap() < 60);
@@ -168,7 +141,7 @@ async fn a_rotated_key_replaces_the_one_before_which_is_switched_off_and_deleted
     assert_eq!(rotated["other_access_key_ids"], json!([admin.id]));
     // Whoever has begun with the old one ends with it.
     assert!(admin.works().await);
-    world.assert_issues().await;
+    world.assert_issues("role").await;
     let again = world.broker.run(&["admin-key", "rotate"]).await;
     again.fails(
         6,
@@ -182,9 +155,9 @@ async fn a_rotated_key_replaces_the_one_before_which_is_switched_off_and_deleted
     assert_eq!(steady["access_key_id"], new);
     assert!(!admin.works().await);
     assert_eq!(world.account.keys_of(ADMIN_USER).await, [new]);
-    world.assert_issues().await;
+    world.assert_issues("role").await;
     let world = world.start_again(|_| {}).await;
-    world.assert_issues().await;
+    world.assert_issues("role").await;
     let told: Vec<Value> = world.broker.audit().await;
     let told = told.iter().filter_map(|record| record["event"].as_str());
     let told: Vec<&str> = told
@@ -247,7 +220,7 @@ async fn a_key_that_aws_does_not_accept_or_that_is_somebody_elses_is_refused() {
     let other = world.import(&as_printed(&alice)).await;
     other.fails(6, &["reason: OTHER_USER", "user/alice"]);
     assert_eq!(world.status().await["access_key_id"], admin.id.as_str());
-    world.assert_issues().await;
+    world.assert_issues("role").await;
 }
 
 #[tokio::test]
@@ -285,7 +258,7 @@ async fn another_import_takes_the_place_of_the_kept_key() {
     world.proxy.heal();
     world.steady().await;
     assert_eq!(world.account.keys_of(ADMIN_USER).await, [third.id]);
-    world.assert_issues().await;
+    world.assert_issues("role").await;
 }
 
 #[tokio::test]

@@ -8,11 +8,7 @@ mod store;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::harness::{
-    Account, Broker, Run,
-    aws::ADMIN_USER,
-    proxy::{Fault, Proxy},
-};
+use crate::harness::{Broker, Run, World, aws::ADMIN_USER, proxy::Fault};
 
 /// What the service may do in AWS.
 fn policy() -> Value {
@@ -21,52 +17,7 @@ fn policy() -> Value {
     ]})
 }
 
-/// A broker behind a proxy, and the service `payments-api` with the grants `role` and
-/// `user`.
-struct World {
-    account: Account,
-    proxy: Proxy,
-    broker: Broker,
-    role: String,
-    token: String,
-}
-
 impl World {
-    async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        Self::with(account, proxy, broker).await
-    }
-
-    async fn with(account: Account, proxy: Proxy, broker: Broker) -> Self {
-        let role = account.role("credbroker-uploads", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let flags = ["--kind", "iam_user"];
-        broker.grant("payments-api/user", &flags, &policy()).await;
-        Self {
-            account,
-            proxy,
-            broker,
-            role,
-            token,
-        }
-    }
-
-    async fn issue(&self, args: &[&str]) -> Run {
-        let args: Vec<&str> = ["issue"].iter().chain(args).copied().collect();
-        self.broker.run_as(Some(&self.token), &args).await
-    }
-
-    /// Issuing works and what was issued is known.
-    async fn assert_issues(&self, grant: &str) {
-        let issued = self.broker.issue(&self.token, grant).await;
-        let lease = issued["lease_id"].as_str().unwrap();
-        let shown = self.broker.json(&["lease", "show", lease]).await;
-        assert_eq!(shown["state"], "active");
-    }
-
     /// Issuing fails for a reason that is told and recorded, and nothing is left.
     async fn assert_refused(&self, args: &[&str], code: i32, reason: &str, words: &[&str]) {
         let run = self.issue(args).await;
@@ -78,14 +29,6 @@ impl World {
             format!("payments-api/{}", args[0]).as_str()
         );
         self.assert_nothing_left().await;
-    }
-
-    async fn assert_nothing_left(&self) {
-        assert_eq!(self.account.issued_users().await, Vec::<String>::new());
-        for state in ["pending", "active", "revoking"] {
-            let leases = self.broker.json(&["lease", "list", "--state", state]).await;
-            assert_eq!(leases, json!([]), "{state}");
-        }
     }
 
     /// The newest audit record of an event; it gives this reason.

@@ -8,39 +8,14 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::harness::{
-    Account, Broker, Key, Run,
+    Key, Run, World,
     broker::credbroker,
     eventually,
-    proxy::{Fault, Proxy},
-    stepped::{self, Stepped, policy},
+    proxy::Fault,
+    stepped::{self, Stepped},
 };
 
-/// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
-struct World {
-    account: Account,
-    proxy: Proxy,
-    broker: Broker,
-    token: String,
-}
-
 impl World {
-    async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let flags = ["--kind", "iam_user"];
-        broker.grant("payments-api/user", &flags, &policy()).await;
-        Self {
-            account,
-            proxy,
-            broker,
-            token,
-        }
-    }
-
     /// A client that issues, not yet started.
     fn client(&self, grant: &str) -> Command {
         let mut client = credbroker(&["issue", grant, "-o", "json"]);
@@ -63,19 +38,6 @@ impl World {
     async fn lease_in(&self, id: &str, state: &str) -> Value {
         let look = async || Some(self.lease(id).await).filter(|lease| lease["state"] == state);
         eventually(state, look).await
-    }
-
-    /// Nothing is left in AWS, and every lease has ended.
-    async fn assert_nothing_left(&self) {
-        assert_eq!(self.account.issued_users().await, Vec::<String>::new());
-        for lease in self.leases().await {
-            assert_eq!(lease["state"], "revoked", "{lease}");
-        }
-    }
-
-    async fn leases(&self) -> Vec<Value> {
-        let leases = self.broker.json(&["lease", "list"]).await;
-        leases.as_array().unwrap().clone()
     }
 }
 

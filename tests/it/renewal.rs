@@ -2,31 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Account, Broker, Key, Run, eventually, stepped::policy};
+use crate::harness::{Key, Run, World, eventually};
 
-struct World {
-    account: Account,
-    broker: Broker,
-    token: String,
+async fn world() -> World {
+    let world = World::new().await;
+    world.put_user(&["--ttl", "10s", "--max-ttl", "2h"]).await;
+    world
 }
 
 impl World {
-    async fn new() -> Self {
-        let account = Account::new().await;
-        let broker = Broker::start(&account).await;
-        let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let flags = ["--kind", "iam_user", "--ttl", "10s", "--max-ttl", "2h"];
-        broker.grant("payments-api/user", &flags, &policy()).await;
-        Self {
-            account,
-            broker,
-            token,
-        }
-    }
-
     async fn renew(&self, lease: &Value, args: &[&str]) -> Run {
         let id = lease["lease_id"].as_str().unwrap();
         let args = [&["lease", "renew", id], args, &["-o", "json"]].concat();
@@ -36,7 +20,7 @@ impl World {
 
 #[tokio::test]
 async fn a_renewed_user_keeps_its_key_and_lives_longer() {
-    let world = World::new().await;
+    let world = world().await;
     let issued = world.broker.issue(&world.token, "user").await;
     let neighbour = world
         .broker
@@ -66,7 +50,7 @@ async fn a_renewed_user_keeps_its_key_and_lives_longer() {
 
 #[tokio::test]
 async fn a_user_lives_no_longer_than_its_grant_allows() {
-    let world = World::new().await;
+    let world = world().await;
     let issued = world.broker.issue(&world.token, "user").await;
     let words = ["at the latest", "reason: RENEWAL_ABOVE_MAXIMUM", "next: "];
     let too_long = world.renew(&issued, &["--ttl", "2h"]).await;
@@ -78,7 +62,7 @@ async fn a_user_lives_no_longer_than_its_grant_allows() {
 
 #[tokio::test]
 async fn a_renewed_session_is_a_new_one_that_names_the_old() {
-    let world = World::new().await;
+    let world = world().await;
     let issued = world.broker.issue(&world.token, "role").await;
     let id = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
     let args = ["--ttl", "90m", "--request-id", id];
@@ -103,7 +87,7 @@ async fn a_renewed_session_is_a_new_one_that_names_the_old() {
 
 #[tokio::test]
 async fn what_is_not_ones_own_or_over_is_not_renewed() {
-    let world = World::new().await;
+    let world = world().await;
     let issued = world.broker.issue(&world.token, "user").await;
     let id = issued["lease_id"].as_str().unwrap();
     let stranger = world.broker.service("billing").await;
@@ -113,11 +97,7 @@ async fn what_is_not_ones_own_or_over_is_not_renewed() {
     let operator = world.broker.run(&renew).await;
     operator.fails(4, &["this call is for services"]);
 
-    let flags = ["--kind", "iam_user", "--ttl", "20s", "--max-ttl", "2h"];
-    world
-        .broker
-        .grant("payments-api/user", &flags, &policy())
-        .await;
+    world.put_user(&["--ttl", "20s", "--max-ttl", "2h"]).await;
     let changed = world.renew(&issued, &[]).await;
     changed.fails(6, &["an earlier version of its grant"]);
     world.broker.run(&["lease", "revoke", id]).await.ok();

@@ -2,60 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Account, Broker, Key, Run,
-    proxy::{Fault, Proxy},
-    stepped::policy,
-};
+use crate::harness::{Key, World, proxy::Fault};
 
 const ID: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
 const OTHER: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f11";
 
-/// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
-struct World {
-    account: Account,
-    proxy: Proxy,
-    broker: Broker,
-    token: String,
-}
-
 impl World {
-    async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let world = Self {
-            account,
-            proxy,
-            broker,
-            token,
-        };
-        world.put_user(&[]).await;
-        world
-    }
-
-    async fn put_user(&self, more: &[&str]) {
-        let flags = [&["--kind", "iam_user"], more].concat();
-        let grant = "payments-api/user";
-        self.broker.grant(grant, &flags, &policy()).await;
-    }
-
-    async fn issue(&self, args: &[&str]) -> Run {
-        let args = [&["issue"], args, &["-o", "json"]].concat();
-        self.broker.run_as(Some(&self.token), &args).await
-    }
-
     /// Issues in answer to the request of this id; it must succeed.
     async fn answer(&self, grant: &str, id: &str) -> Value {
         self.issue(&[grant, "--request-id", id]).await.ok().json()
-    }
-
-    async fn leases(&self) -> Vec<Value> {
-        let leases = self.broker.json(&["lease", "list"]).await;
-        leases.as_array().unwrap().clone()
     }
 }
 

@@ -8,10 +8,7 @@ use crate::{
 };
 
 /// Names of all users under `path`.
-pub(in crate::aws) async fn users(
-    iam: &IamCalls<'_>,
-    path: &str,
-) -> Result<Vec<String>, AwsFailure> {
+pub(in crate::aws) async fn users(iam: &IamCalls, path: &str) -> Result<Vec<String>, AwsFailure> {
     let users = every!(iam, on("iam:ListUsers", path),
         iam.client.list_users().path_prefix(path).max_items(1000),
         page => page.users);
@@ -21,7 +18,7 @@ pub(in crate::aws) async fn users(
 /// Whether a user is under `path` and its tags say what its name says; `None` when AWS
 /// knows no such user.
 pub(in crate::aws) async fn is_ours(
-    iam: &IamCalls<'_>,
+    iam: &IamCalls,
     path: &str,
     user: &str,
 ) -> Result<Option<bool>, AwsFailure> {

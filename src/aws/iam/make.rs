@@ -93,7 +93,7 @@ const fn touched(failure: AwsFailure) -> IssueFailure {
 }
 
 async fn create_user(
-    iam: &IamCalls<'_>,
+    iam: &IamCalls,
     lease: &Binding,
     spec: &GrantSpec,
     path: &str,
@@ -128,7 +128,7 @@ async fn create_user(
 }
 
 /// Sees that a user of the lease's name is the lease's own.
-async fn claim(iam: &IamCalls<'_>, path: &str, user: &str) -> Result<(), IssueFailure> {
+async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailure> {
     match is_ours(iam, path, user).await.map_err(touched)? {
         Some(true) => Ok(()),
         Some(false) => Err(IssueFailure {
@@ -143,7 +143,7 @@ async fn claim(iam: &IamCalls<'_>, path: &str, user: &str) -> Result<(), IssueFa
 }
 
 /// Gives a user what its grant says. Each call may be repeated.
-async fn equip(iam: &IamCalls<'_>, user: &str, spec: &GrantSpec) -> Result<(), AwsFailure> {
+async fn equip(iam: &IamCalls, user: &str, spec: &GrantSpec) -> Result<(), AwsFailure> {
     if let Some(document) = spec.effective_policy() {
         put_policy(iam, user, GRANT_POLICY, &document.to_json()).await?;
     }
@@ -171,7 +171,7 @@ async fn equip(iam: &IamCalls<'_>, user: &str, spec: &GrantSpec) -> Result<(), A
     Ok(())
 }
 
-async fn remove_keys(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
+async fn remove_keys(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     for key in keys(iam, user).await? {
         remove_key(iam, user, &key).await?;
     }
@@ -201,7 +201,7 @@ async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailur
 }
 
 pub(in crate::aws) async fn create_key(
-    iam: &IamCalls<'_>,
+    iam: &IamCalls,
     user: &str,
 ) -> Result<Credentials, AwsFailure> {
     let call = iam.client.create_access_key().user_name(user);

@@ -43,13 +43,13 @@ const REVOKED_POLICY: &str = "credbroker-revoked";
 
 /// Whether AWS shows a user. Asked with GetUser: of other calls about a missing user AWS
 /// says that they are not allowed, since it has no path that a policy could match.
-async fn exists(iam: &IamCalls<'_>, user: &str) -> Result<bool, AwsFailure> {
+async fn exists(iam: &IamCalls, user: &str) -> Result<bool, AwsFailure> {
     let call = iam.client.get_user().user_name(user).send();
     Ok(iam.look(&on("iam:GetUser", user), call).await?.is_some())
 }
 
 async fn put_policy(
-    iam: &IamCalls<'_>,
+    iam: &IamCalls,
     user: &str,
     name: &str,
     document: &str,
@@ -65,7 +65,7 @@ async fn put_policy(
 }
 
 /// Ids of a user's keys.
-pub(super) async fn keys(iam: &IamCalls<'_>, user: &str) -> Result<Vec<String>, AwsFailure> {
+pub(super) async fn keys(iam: &IamCalls, user: &str) -> Result<Vec<String>, AwsFailure> {
     let keys = every!(iam, on("iam:ListAccessKeys", user),
         iam.client.list_access_keys().user_name(user),
         page => page.access_key_metadata);
@@ -76,16 +76,12 @@ pub(super) async fn keys(iam: &IamCalls<'_>, user: &str) -> Result<Vec<String>, 
 }
 
 /// Switches a key off, then deletes it.
-pub(super) async fn remove_key(iam: &IamCalls<'_>, user: &str, id: &str) -> Result<(), AwsFailure> {
+pub(super) async fn remove_key(iam: &IamCalls, user: &str, id: &str) -> Result<(), AwsFailure> {
     deactivate_key(iam, user, id).await?;
     delete_key(iam, user, id).await
 }
 
-pub(super) async fn deactivate_key(
-    iam: &IamCalls<'_>,
-    user: &str,
-    id: &str,
-) -> Result<(), AwsFailure> {
+pub(super) async fn deactivate_key(iam: &IamCalls, user: &str, id: &str) -> Result<(), AwsFailure> {
     let off = iam
         .client
         .update_access_key()
@@ -97,7 +93,7 @@ pub(super) async fn deactivate_key(
     Ok(())
 }
 
-pub(super) async fn delete_key(iam: &IamCalls<'_>, user: &str, id: &str) -> Result<(), AwsFailure> {
+pub(super) async fn delete_key(iam: &IamCalls, user: &str, id: &str) -> Result<(), AwsFailure> {
     let delete = iam
         .client
         .delete_access_key()

@@ -15,10 +15,7 @@ use crate::{
 /// Denies everything (which also ends sessions made from the user's keys), removes the
 /// keys, then what else gives access, then permissions with the denial last, then the
 /// user. Returns once AWS does not know it.
-pub(in crate::aws) async fn remove(
-    iam: &IamCalls<'_>,
-    user: &str,
-) -> Result<Withdrawn, AwsFailure> {
+pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdrawn, AwsFailure> {
     if !exists(iam, user).await? {
         return Ok(Withdrawn::NotFound);
     }
@@ -41,7 +38,7 @@ pub(in crate::aws) async fn remove(
 }
 
 /// Its password and second factors. The broker gives it none; somebody else may have.
-async fn remove_login(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
+async fn remove_login(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let call = iam.client.delete_login_profile().user_name(user).send();
     iam.look(&on("iam:DeleteLoginProfile", user), call).await?;
     let devices = every!(iam, on("iam:ListMFADevices", user),
@@ -60,7 +57,7 @@ async fn remove_login(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> 
 }
 
 /// Certificates, SSH keys and passwords of single services, likewise.
-async fn remove_other_credentials(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
+async fn remove_other_credentials(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let certificates = every!(iam, on("iam:ListSigningCertificates", user),
         iam.client.list_signing_certificates().user_name(user),
         page => page.certificates);
@@ -103,7 +100,7 @@ async fn remove_other_credentials(iam: &IamCalls<'_>, user: &str) -> Result<(), 
     Ok(())
 }
 
-async fn remove_permissions(iam: &IamCalls<'_>, user: &str) -> Result<(), AwsFailure> {
+async fn remove_permissions(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let attached = every!(iam, on("iam:ListAttachedUserPolicies", user),
         iam.client.list_attached_user_policies().user_name(user),
         page => page.attached_policies.unwrap_or_default());

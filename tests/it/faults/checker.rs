@@ -19,7 +19,7 @@ pub struct Seen {
     pub key: Key,
 }
 
-struct Row_ {
+struct Recorded {
     lease_id: String,
     kind: String,
     state: String,
@@ -60,7 +60,7 @@ impl Checker<'_> {
     }
 
     /// Users under the path equal live leases; each has the recorded key and no other.
-    async fn users_are_live_leases(&self, leases: &[Row_], wrong: &mut Vec<String>) {
+    async fn users_are_live_leases(&self, leases: &[Recorded], wrong: &mut Vec<String>) {
         let live: BTreeMap<&str, Option<&str>> = leases
             .iter()
             .filter(|lease| lease.kind == "iam_user" && lease.state == "active")
@@ -91,7 +91,7 @@ impl Checker<'_> {
     /// at most. Sessions live on in AWS until they expire.
     async fn only_what_is_recorded_works(
         &self,
-        leases: &[Row_],
+        leases: &[Recorded],
         seen: &[Seen],
         wrong: &mut Vec<String>,
     ) {
@@ -151,9 +151,9 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-async fn leases(store: &mut SqliteConnection) -> Vec<Row_> {
+async fn leases(store: &mut SqliteConnection) -> Vec<Recorded> {
     let rows = sqlx::query("SELECT * FROM leases").fetch_all(store).await;
-    let row = |row: &sqlx::sqlite::SqliteRow| Row_ {
+    let row = |row: &sqlx::sqlite::SqliteRow| Recorded {
         lease_id: row.get("lease_id"),
         kind: row.get("kind"),
         state: row.get("state"),
@@ -165,7 +165,7 @@ async fn leases(store: &mut SqliteConnection) -> Vec<Row_> {
 }
 
 /// A revoked session alone may have to wait for AWS.
-fn nothing_is_half_done(leases: &[Row_], wrong: &mut Vec<String>) {
+fn nothing_is_half_done(leases: &[Recorded], wrong: &mut Vec<String>) {
     for lease in leases {
         let waits = lease.state == "revoking" && lease.kind != "iam_user";
         let done = ["active", "revoked", "expired"].contains(&lease.state.as_str());
@@ -200,7 +200,7 @@ async fn every_credential_is_recorded(
 }
 
 /// In the store, and in what clients have been told.
-fn a_request_has_one_lease(leases: &[Row_], seen: &[Seen], wrong: &mut Vec<String>) {
+fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<String>) {
     let mut of_request: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let stored = leases
         .iter()

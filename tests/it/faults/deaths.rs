@@ -34,40 +34,40 @@ impl Story {
     }
 
     async fn world(self) -> Mortal {
-        let mut world = Mortal::new().await;
+        let mut mortal = Mortal::new().await;
         if matches!(self, Self::Rotate) {
-            world.import().await;
+            mortal.import().await;
         }
         // What the broker asks once and for all is asked now.
-        world.ask("user", &new_id()).await.unwrap();
-        world
+        mortal.ask("user", &new_id()).await.unwrap();
+        mortal
     }
 
     /// Up to where the story begins; what it needs for going on.
-    async fn prepare(self, world: &mut Mortal) -> Prepared {
+    async fn prepare(self, mortal: &mut Mortal) -> Prepared {
         let id = new_id();
         let lease = match self {
-            Self::Repeat(grant) => world.ask(grant, &id).await,
-            Self::Revoke => world.ask("user", &id).await,
+            Self::Repeat(grant) => mortal.ask(grant, &id).await,
+            Self::Revoke => mortal.ask("user", &id).await,
             Self::Issue(_) | Self::Rotate => None,
         };
         Prepared { id, lease }
     }
 
-    async fn happen(self, world: &mut Mortal, prepared: &Prepared) {
+    async fn happen(self, mortal: &mut Mortal, prepared: &Prepared) {
         match self {
             Self::Issue(grant) | Self::Repeat(grant) => {
-                world.ask(grant, &prepared.id).await;
+                mortal.ask(grant, &prepared.id).await;
             }
             Self::Revoke => {
-                world.revoke(prepared.lease.as_ref().unwrap()).await;
+                mortal.revoke(prepared.lease.as_ref().unwrap()).await;
             }
             // The grace of the old key is long over, and so is its retirement.
             Self::Rotate => {
-                world.rotate().await;
+                mortal.rotate().await;
                 for _ in 0..2 {
-                    world.broker.let_time_pass().await;
-                    let alive = world.tended().await;
+                    mortal.world.broker.let_time_pass().await;
+                    let alive = mortal.tended().await;
                     if !alive {
                         return;
                     }
@@ -77,9 +77,9 @@ impl Story {
     }
 
     /// The client that was not answered repeats its request, and is answered.
-    async fn repeated(self, world: &mut Mortal, prepared: &Prepared) {
+    async fn repeated(self, mortal: &mut Mortal, prepared: &Prepared) {
         if let Self::Issue(grant) | Self::Repeat(grant) = self {
-            world.ask(grant, &prepared.id).await.expect("an answer");
+            mortal.ask(grant, &prepared.id).await.expect("an answer");
         }
     }
 }
@@ -97,56 +97,62 @@ enum Death {
     AtCommit(&'static str, &'static str),
 }
 
-async fn die(story: Story, death: Death, mut world: Mortal) -> Mortal {
+async fn die(story: Story, death: Death, mut mortal: Mortal) -> Mortal {
     if let Death::AtCommit(moment, record) = death {
-        let mut prepared = story.prepare(&mut world).await;
-        world.broker.kill().await;
-        world = world.start(Some(&format!("{moment}:{record}"))).await;
+        let mut prepared = story.prepare(&mut mortal).await;
+        mortal.world.broker.kill().await;
+        mortal = mortal.start(Some(&format!("{moment}:{record}"))).await;
         if matches!(story, Story::Issue(_)) {
-            prepared = story.prepare(&mut world).await;
+            prepared = story.prepare(&mut mortal).await;
         }
-        return end(story, death, world, prepared).await;
+        return end(story, death, mortal, prepared).await;
     }
-    let prepared = story.prepare(&mut world).await;
-    let kill = std::sync::Arc::new(world.broker.killer());
+    let prepared = story.prepare(&mut mortal).await;
+    let kill = std::sync::Arc::new(mortal.world.broker.killer());
     match death {
-        Death::BeforeCall(number) => world.proxy.strike(number, Fault::Instead(kill), false),
-        Death::AfterCall(number) => world.proxy.strike(number, Fault::After(kill), false),
+        Death::BeforeCall(number) => mortal
+            .world
+            .proxy
+            .strike(number, Fault::Instead(kill), false),
+        Death::AfterCall(number) => mortal.world.proxy.strike(number, Fault::After(kill), false),
         Death::AtCommit(..) => {}
     }
-    end(story, death, world, prepared).await
+    end(story, death, mortal, prepared).await
 }
 
-async fn end(story: Story, death: Death, mut world: Mortal, prepared: Prepared) -> Mortal {
+async fn end(story: Story, death: Death, mut mortal: Mortal, prepared: Prepared) -> Mortal {
     let told_as = format!("{story:?}: {death:?}");
-    story.happen(&mut world, &prepared).await;
-    let died = tokio::time::timeout(std::time::Duration::from_secs(10), world.broker.ended());
+    story.happen(&mut mortal, &prepared).await;
+    let died = tokio::time::timeout(
+        std::time::Duration::from_secs(10),
+        mortal.world.broker.ended(),
+    );
     assert!(!died.await.expect(&told_as), "{told_as}: it died well");
     // Half of the clients come back at once, half never.
     let comes_back = matches!(death, Death::AfterCall(_) | Death::AtCommit("after", _));
     if comes_back {
-        world = world.start(None).await;
-        story.repeated(&mut world, &prepared).await;
-        world.broker.kill().await;
+        mortal = mortal.start(None).await;
+        story.repeated(&mut mortal, &prepared).await;
+        mortal.world.broker.kill().await;
     }
-    world = world.recover().await;
-    assert_sound(&told_as, &world.violations().await);
-    world
+    mortal = mortal.recover().await;
+    assert_sound(&told_as, &mortal.violations().await);
+    mortal
 }
 
 /// How many calls to AWS an undisturbed story makes.
-async fn calls_of(story: Story, world: &mut Mortal) -> usize {
-    let prepared = story.prepare(world).await;
-    let already = world.proxy.actions().len();
-    story.happen(world, &prepared).await;
-    let calls = world.proxy.actions().len() - already;
-    world.settle().await;
+async fn calls_of(story: Story, mortal: &mut Mortal) -> usize {
+    let prepared = story.prepare(mortal).await;
+    let already = mortal.world.proxy.actions().len();
+    story.happen(mortal, &prepared).await;
+    let calls = mortal.world.proxy.actions().len() - already;
+    mortal.settle().await;
     calls
 }
 
 async fn die_everywhere(story: Story) {
-    let mut world = story.world().await;
-    let calls = calls_of(story, &mut world).await;
+    let mut mortal = story.world().await;
+    let calls = calls_of(story, &mut mortal).await;
     let mut deaths = Vec::new();
     for call in 0..calls {
         deaths.extend([Death::BeforeCall(call), Death::AfterCall(call)]);
@@ -155,7 +161,7 @@ async fn die_everywhere(story: Story) {
         deaths.extend(["before", "after"].map(|moment| Death::AtCommit(moment, record)));
     }
     for death in &deaths {
-        world = die(story, *death, world).await;
+        mortal = die(story, *death, mortal).await;
     }
     println!("{story:?}: {} deaths, 0 violations", deaths.len());
 }

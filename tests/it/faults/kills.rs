@@ -174,20 +174,20 @@ fn is_gone(failed: Option<tonic::Status>) -> bool {
 }
 
 /// One life under load, up to its point. Tells where it really ended.
-async fn live_and_die(mut world: Mortal, memory: &Memory, chance: &mut Rng) -> (Mortal, String) {
+async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> (Mortal, String) {
     let point = Point::choose(chance);
-    world = world.start(point.death().as_deref()).await;
-    let kill = Arc::new(world.broker.killer());
+    mortal = mortal.start(point.death().as_deref()).await;
+    let kill = Arc::new(mortal.world.broker.killer());
     if let Point::Call { number, after } = point {
         let fault = if after {
             Fault::After(kill.clone())
         } else {
             Fault::Instead(kill.clone())
         };
-        world.proxy.strike(number, fault, false);
+        mortal.world.proxy.strike(number, fault, false);
     }
     let mut clients = JoinSet::new();
-    let connected = (world.service().await, world.operator().await);
+    let connected = (mortal.service().await, mortal.operator().await);
     if let (Some(service), Some(operator)) = connected {
         for _ in 0..CLIENTS {
             let (service, operator) = (service.clone(), operator.clone());
@@ -198,33 +198,33 @@ async fn live_and_die(mut world: Mortal, memory: &Memory, chance: &mut Rng) -> (
         Point::Moment(moment) => moment,
         _ => LONGEST_LIFE,
     };
-    let came = timeout(life, world.broker.ended()).await.is_ok();
-    world.broker.kill().await;
+    let came = timeout(life, mortal.world.broker.ended()).await.is_ok();
+    mortal.world.broker.kill().await;
     clients.join_all().await;
-    world.proxy.heal();
+    mortal.world.proxy.heal();
     let told = match point {
         Point::Call { after: true, .. } if came => "after a call".to_owned(),
         Point::Call { after: false, .. } if came => "before a call".to_owned(),
         Point::Commit { when, record } if came => format!("{when} the commit of {record}"),
         _ => "at a random moment".to_owned(),
     };
-    (world, told)
+    (mortal, told)
 }
 
 /// Puts everything in order, checks, and clears for the next deaths.
-async fn check(mut world: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
-    world = world.recover().await;
-    world.seen.clone_from(&memory.0.lock().unwrap().seen);
-    let violations = world.violations().await;
+async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
+    mortal = mortal.recover().await;
+    mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
+    let violations = mortal.violations().await;
     let live =
         "SELECT group_concat(lease_id) FROM leases WHERE state = 'active' AND kind = 'iam_user'";
-    if let Some(live) = world.broker.text(live).await {
+    if let Some(live) = mortal.world.broker.text(live).await {
         for lease in live.split(',') {
-            world.revoke(lease).await.unwrap();
+            mortal.revoke(lease).await.unwrap();
         }
     }
     *memory.0.lock().unwrap() = Remembered::default();
-    (world, violations)
+    (mortal, violations)
 }
 
 type Tally = (BTreeMap<String, u32>, Vec<String>);
@@ -232,15 +232,15 @@ type Tally = (BTreeMap<String, u32>, Vec<String>);
 async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
     let (mut chance, memory) = (Rng::with_seed(seed), Memory::default());
     let (mut points, mut violations) = (BTreeMap::new(), Vec::new());
-    let mut world = Mortal::new().await;
-    world.import().await;
+    let mut mortal = Mortal::new().await;
+    mortal.import().await;
     for kill in 1..=kills {
-        let (dead, told) = live_and_die(world, &memory, &mut chance).await;
-        world = dead;
+        let (dead, told) = live_and_die(mortal, &memory, &mut chance).await;
+        mortal = dead;
         *points.entry(told).or_insert(0) += 1;
         if kill % CHECK_AFTER == 0 || kill == kills {
-            let (checked, found) = check(world, &memory).await;
-            world = checked;
+            let (checked, found) = check(mortal, &memory).await;
+            mortal = checked;
             violations.extend(found);
         }
     }
@@ -256,9 +256,9 @@ async fn a_broker_that_is_killed_again_and_again_leaks_nothing_and_loses_nothing
     let kills: u32 = number("CREDBROKER_TEST_KILLS").unwrap_or(KILLS);
     let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
     let mut worlds = JoinSet::new();
-    for world in 0..WORLDS {
-        let share = kills / WORLDS + u32::from(world < kills % WORLDS);
-        let seed = seed.wrapping_mul(1_000).wrapping_add(world.into());
+    for mortal in 0..WORLDS {
+        let share = kills / WORLDS + u32::from(mortal < kills % WORLDS);
+        let seed = seed.wrapping_mul(1_000).wrapping_add(mortal.into());
         worlds.spawn(kill_again_and_again(share, seed));
     }
     let (mut points, mut violations) = (BTreeMap::new(), Vec::new());

@@ -15,46 +15,33 @@ use tokio::process::Command;
 use tonic::Status;
 
 use super::checker::{Checker, Seen};
-use crate::harness::{
-    Account, Broker, Key, broker::dev, eventually, proxy::Proxy, stepped::policy,
-};
+use crate::harness::{Key, World, broker::dev, eventually};
 
 /// A broker behind a proxy, with `payments-api` and its grants `role` and `user`.
 pub struct Mortal {
-    pub account: Account,
-    pub proxy: Proxy,
-    pub broker: Broker,
-    pub token: String,
+    pub world: World,
     pub seen: Vec<Seen>,
     pub keeps_key: bool,
 }
 
 impl Mortal {
     pub async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let flags = ["--kind", "iam_user"];
-        broker.grant("payments-api/user", &flags, &policy()).await;
         Self {
-            account,
-            proxy,
-            broker,
-            token,
+            world: World::new().await,
             seen: Vec::new(),
             keeps_key: false,
         }
     }
 
     pub async fn service(&self) -> Option<Client> {
-        self.broker.try_client(&self.token).await
+        self.world.broker.try_client(&self.world.token).await
     }
 
     pub async fn operator(&self) -> Option<Client> {
-        self.broker.try_client(self.broker.admin_token()).await
+        self.world
+            .broker
+            .try_client(self.world.broker.admin_token())
+            .await
     }
 
     /// Asks as a client does, and keeps what it is given. `None` when it is given
@@ -78,8 +65,8 @@ impl Mortal {
 
     pub async fn import(&mut self) {
         let request = ImportAdminKeyRequest {
-            access_key_id: self.account.admin.id.clone(),
-            secret_access_key: self.account.admin.secret.clone(),
+            access_key_id: self.world.account.admin.id.clone(),
+            secret_access_key: self.world.account.admin.secret.clone(),
         };
         let mut admin = self.operator().await.unwrap().admin();
         admin.import_admin_key(request).await.unwrap();
@@ -98,23 +85,23 @@ impl Mortal {
         let due = "SELECT count(*) FROM admin_key
                    WHERE due_at < 1000000 * (CAST(strftime('%s') AS INTEGER) - 600)";
         let tended = async || {
-            let dead = self.broker.is_dead();
-            (dead || self.broker.count(due).await == 0).then_some(!dead)
+            let dead = self.world.broker.is_dead();
+            (dead || self.world.broker.count(due).await == 0).then_some(!dead)
         };
         eventually("a step of the rotation", tended).await
     }
 
     /// Starts the broker again, to die where it is told.
-    pub async fn start(self, death: Option<&str>) -> Self {
-        let endpoint = self.proxy.endpoint.clone();
+    pub async fn start(mut self, death: Option<&str>) -> Self {
+        let endpoint = self.world.proxy.endpoint.clone();
         // The imported key is in the store: nothing else knows one that works.
         let admin = if self.keeps_key {
             Key {
                 secret: "forgotten".to_owned(),
-                ..self.account.admin.clone()
+                ..self.world.account.admin.clone()
             }
         } else {
-            self.account.admin.clone()
+            self.world.account.admin.clone()
         };
         let command = |state: &Path| -> Command {
             let mut command = dev(state, &admin, &endpoint);
@@ -123,14 +110,14 @@ impl Mortal {
             }
             command
         };
-        let broker = self.broker.start_again_by(command).await;
-        Self { broker, ..self }
+        self.world.broker = self.world.broker.start_again_by(command).await;
+        self
     }
 
     /// After a death: an hour passes, the broker starts, and puts everything in order.
     pub async fn recover(self) -> Self {
-        self.proxy.heal();
-        self.broker.let_time_pass().await;
+        self.world.proxy.heal();
+        self.world.broker.let_time_pass().await;
         let world = self.start(None).await;
         world.settle().await;
         world
@@ -139,13 +126,14 @@ impl Mortal {
     /// Waits until nothing is going on any more and AWS has been looked at.
     pub async fn settle(&self) {
         let status = async || {
-            let status = self.broker.json(&["status"]).await;
+            let status = self.world.broker.json(&["status"]).await;
             (!status["reconciled_at"].is_null()).then_some(())
         };
         eventually("reconciliation", status).await;
         let settled = async || {
             if self.keeps_key {
-                self.broker
+                self.world
+                    .broker
                     .write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
                     .await;
             }
@@ -154,16 +142,16 @@ impl Mortal {
                                          OR replacing_until IS NOT NULL))
                                  + (SELECT count(*) FROM leases WHERE state = 'pending')
                                  + (SELECT count(*) FROM admin_key WHERE phase <> 'steady')";
-            (self.broker.count(going_on).await == 0).then_some(())
+            (self.world.broker.count(going_on).await == 0).then_some(())
         };
         eventually("rest", settled).await;
     }
 
     pub async fn violations(&self) -> Vec<String> {
         let checker = Checker {
-            account: &self.account,
-            database: self.broker.database(),
-            log: self.broker.log.lock().unwrap().clone(),
+            account: &self.world.account,
+            database: self.world.broker.database(),
+            log: self.world.broker.log.lock().unwrap().clone(),
             keeps_key: self.keeps_key,
         };
         checker.violations(&self.seen).await

@@ -4,32 +4,9 @@
 use serde_json::{Value, json};
 
 use super::{narrow, put};
-use crate::harness::{
-    Account, Broker,
-    form::Form,
-    proxy::{Fault, Proxy},
-};
-
-struct World {
-    account: Account,
-    proxy: Proxy,
-    broker: Broker,
-    token: String,
-}
+use crate::harness::{World, form::Form, proxy::Fault};
 
 impl World {
-    async fn new() -> Self {
-        let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
-        let token = broker.service("payments-api").await;
-        Self {
-            account,
-            proxy,
-            broker,
-            token,
-        }
-    }
-
     /// A managed policy in the account.
     async fn managed(&self, name: &str) -> String {
         let iam = self.account.root.iam();
@@ -41,7 +18,7 @@ impl World {
     }
 
     /// Issues under `payments-api/work`, and what the call of `action` said.
-    async fn issue(&self, action: &str, flags: &[&str]) -> (Value, Form) {
+    async fn issue_and_see(&self, action: &str, flags: &[&str]) -> (Value, Form) {
         let args = [&["issue", "work"], flags].concat();
         let issued = self.broker.json_as(Some(&self.token), &args).await;
         (issued, Form::of(&self.sent(action).pop().unwrap()))
@@ -108,7 +85,7 @@ async fn an_assumed_session_is_named_tagged_and_narrowed_as_the_grant_says() {
         "20m",
     ];
     put(&world.broker, &flags, Some(&narrow())).await.ok();
-    let (issued, sent) = world.issue("AssumeRole", &[]).await;
+    let (issued, sent) = world.issue_and_see("AssumeRole", &[]).await;
     let lease = lease_id(&issued);
     assert_eq!(sent.get("RoleArn"), Some(role.as_str()));
     assert_eq!(
@@ -142,7 +119,7 @@ async fn a_session_carries_nothing_that_the_grant_does_not_say() {
     )
     .await
     .ok();
-    let (issued, sent) = world.issue("AssumeRole", &["--ttl", "15m"]).await;
+    let (issued, sent) = world.issue_and_see("AssumeRole", &["--ttl", "15m"]).await;
     for absent in [
         "ExternalId",
         "SourceIdentity",
@@ -156,7 +133,7 @@ async fn a_session_carries_nothing_that_the_grant_does_not_say() {
     // All the role may, less what makes credentials.
     assert_eq!(sent.document("Policy")["Statement"][0]["Action"], "*");
     assert_guarded(&sent.document("Policy"));
-    let (_, sent) = world.issue("AssumeRole", &[]).await;
+    let (_, sent) = world.issue_and_see("AssumeRole", &[]).await;
     assert_eq!(sent.get("DurationSeconds"), Some("3600"));
 
     let calls = world.sent("AssumeRole").len();
@@ -184,7 +161,7 @@ async fn managed_policies_alone_come_with_the_guard_alone() {
     )
     .await
     .ok();
-    let (_, sent) = world.issue("AssumeRole", &[]).await;
+    let (_, sent) = world.issue_and_see("AssumeRole", &[]).await;
     assert_eq!(sent.members("PolicyArns", ".arn"), [managed]);
     let policy = sent.document("Policy");
     assert_eq!(policy["Statement"].as_array().unwrap().len(), 1);
@@ -203,7 +180,7 @@ async fn a_federated_session_is_named_within_its_bound_and_guarded() {
         "team=core",
     ];
     put(&world.broker, &flags, Some(&narrow())).await.ok();
-    let (issued, sent) = world.issue("GetFederationToken", &[]).await;
+    let (issued, sent) = world.issue_and_see("GetFederationToken", &[]).await;
     let lease = lease_id(&issued);
     let name = sent.get("Name").unwrap();
     assert_eq!(name, format!("payments-api.{}", &lease[13..]));
@@ -231,7 +208,7 @@ async fn a_user_is_made_with_path_boundary_and_tags_in_one_call() {
         &managed,
     ];
     put(&world.broker, &flags, Some(&narrow())).await.ok();
-    let (issued, sent) = world.issue("CreateUser", &[]).await;
+    let (issued, sent) = world.issue_and_see("CreateUser", &[]).await;
     let lease = lease_id(&issued);
     let user = format!("payments-api.{lease}");
     assert_eq!(sent.get("UserName"), Some(user.as_str()));
@@ -280,7 +257,7 @@ async fn another_boundary_takes_the_place_of_the_brokers_own() {
     ];
     put(&world.broker, &flags, Some(&narrow())).await.ok();
     // The admin policy knows one boundary alone; the emulator does not tell them apart.
-    let (_, sent) = world.issue("CreateUser", &[]).await;
+    let (_, sent) = world.issue_and_see("CreateUser", &[]).await;
     assert_eq!(sent.get("PermissionsBoundary"), Some(other.as_str()));
 }
 

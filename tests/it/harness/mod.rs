@@ -8,10 +8,12 @@ pub mod form;
 pub mod proxy;
 pub mod stepped;
 pub mod wire;
+mod world;
 
 pub use self::{
     aws::{Account, Key},
     broker::{Broker, Run},
+    world::World,
 };
 
 /// Waits until `look` sees what it wants, for ten seconds at most. For what happens in

@@ -1,0 +1,81 @@
+//! What most tests begin with.
+
+use serde_json::Value;
+
+use super::{Account, Broker, Key, Run, proxy::Proxy, stepped::policy};
+
+/// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
+pub struct World {
+    pub account: Account,
+    pub proxy: Proxy,
+    pub broker: Broker,
+    /// ARN of the role behind `role`.
+    pub role: String,
+    /// Token of `payments-api`.
+    pub token: String,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+        Self::with(account, proxy, broker).await
+    }
+
+    /// With a broker that has just been started.
+    pub async fn with(account: Account, proxy: Proxy, broker: Broker) -> Self {
+        let role = account.role("credbroker-any", &policy()).await;
+        let token = broker.service("payments-api").await;
+        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
+        broker.grant("payments-api/role", &flags, &policy()).await;
+        let world = Self {
+            account,
+            proxy,
+            broker,
+            role,
+            token,
+        };
+        world.put_user(&[]).await;
+        world
+    }
+
+    /// Puts the grant `user` as these flags say.
+    pub async fn put_user(&self, more: &[&str]) {
+        let flags = [&["--kind", "iam_user"], more].concat();
+        let grant = "payments-api/user";
+        self.broker.grant(grant, &flags, &policy()).await;
+    }
+
+    /// What the service's `issue` comes to.
+    pub async fn issue(&self, args: &[&str]) -> Run {
+        let args = [&["issue"], args, &["-o", "json"]].concat();
+        self.broker.run_as(Some(&self.token), &args).await
+    }
+
+    /// What is issued to the service.
+    pub async fn issued(&self, args: &[&str]) -> Value {
+        self.issue(args).await.ok().json()
+    }
+
+    /// What is issued is known, and works.
+    pub async fn assert_issues(&self, grant: &str) {
+        let issued = self.issued(&[grant]).await;
+        assert!(Key::issued(&issued).works().await);
+        let id = issued["lease_id"].as_str().unwrap();
+        let shown = self.broker.json(&["lease", "show", id]).await;
+        assert_eq!(shown["state"], "active");
+    }
+
+    pub async fn leases(&self) -> Vec<Value> {
+        let leases = self.broker.json(&["lease", "list"]).await;
+        leases.as_array().unwrap().clone()
+    }
+
+    /// Nothing is left in AWS, and no lease was handed out.
+    pub async fn assert_nothing_left(&self) {
+        assert_eq!(self.account.issued_users().await, Vec::<String>::new());
+        for lease in self.leases().await {
+            assert_eq!(lease["state"], "revoked", "{lease}");
+        }
+    }
+}
