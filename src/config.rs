@@ -235,6 +235,9 @@ fn limits(reader: &mut Reader) -> Limits {
         issues_per_second: reader
             .number("limits", "issues_per_second")
             .unwrap_or(default.issues_per_second),
+        users_per_minute: reader
+            .number("limits", "users_per_minute")
+            .unwrap_or(default.users_per_minute),
     }
 }
 

@@ -37,23 +37,32 @@ impl Breaker {
         Self(Mutex::new(State::Closed { failures: 0 }))
     }
 
+    /// Whether a call would be let through.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub(super) fn check(&self) -> Result<(), Duration> {
+        let (state, now) = (*self.state(), Instant::now());
+        match state {
+            State::Open { until, .. } | State::Trying { until, .. } if until > now => {
+                Err(until - now)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lets a call through. Whoever is let through makes the call.
     ///
     /// # Errors
     /// It is open; worth asking again after the time that is returned.
     pub(super) fn admit(&self) -> Result<(), Duration> {
-        let (mut state, now) = (self.state(), Instant::now());
-        match *state {
-            State::Closed { .. } => Ok(()),
-            State::Open { until, .. } | State::Trying { until, .. } if until > now => {
-                Err(until - now)
-            }
-            State::Open { pause, .. } | State::Trying { pause, .. } => {
-                let until = now + TRIAL;
-                *state = State::Trying { until, pause };
-                Ok(())
-            }
+        self.check()?;
+        let mut state = self.state();
+        if let State::Open { pause, .. } | State::Trying { pause, .. } = *state {
+            let until = Instant::now() + TRIAL;
+            *state = State::Trying { until, pause };
         }
+        Ok(())
     }
 
     /// AWS has answered, whatever it said.
@@ -115,6 +124,16 @@ mod tests {
         }
         assert_eq!(breaker.admit(), Ok(()));
         assert_eq!(opened().admit(), Err(seconds(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn to_look_is_not_to_try() {
+        let breaker = opened();
+        assert_eq!(breaker.check(), Err(seconds(5)));
+        advance(seconds(5)).await;
+        assert_eq!((breaker.check(), breaker.check()), (Ok(()), Ok(())));
+        assert_eq!(breaker.admit(), Ok(()));
+        assert_eq!(breaker.check(), Err(seconds(15)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,11 +18,12 @@ use crate::domain::bucket::TokenBucket;
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To begin to make credentials, or to look at what there is.
+    /// To begin to make credentials.
     Begin,
-    /// To bring to its end what was begun: given up in the middle it would cost more.
+    /// To bring to its end what was begun, which would cost more if it were given up in
+    /// the middle; to take away what has had its time; and the broker's own upkeep.
     Complete,
-    /// To take credentials away: waits for nobody else's calls.
+    /// To take away what somebody has revoked: waits for nobody else's calls.
     Revoke,
 }
 

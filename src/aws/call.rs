@@ -80,13 +80,12 @@ impl Line {
         })
     }
 
-    /// Whether something may be begun that needs calls to issue. Whoever is told yes
-    /// makes the first of them.
+    /// Whether something may be begun that needs calls to issue.
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         let held_back = |wait| held_back(&self.name, wait);
         self.budget.check(Purpose::Begin).map_err(held_back)?;
         let open = |wait| circuit_open(&self.name, wait);
-        self.breaker.admit().map_err(open)
+        self.breaker.check().map_err(open)
     }
 
     /// Makes `call` when its turn comes. The SDK's futures are large: they come boxed.
@@ -98,6 +97,10 @@ impl Line {
     ) -> Result<C::Answer, AwsFailure> {
         let wait = self.budget.book(purpose);
         sleep(wait.map_err(|wait| held_back(&self.name, wait))?).await;
+        if purpose == Purpose::Begin {
+            let open = |wait| circuit_open(&self.name, wait);
+            self.breaker.admit().map_err(open)?;
+        }
         let began = Instant::now();
         let result = call.await.map_err(|error| failure(operation, &error));
         self.learn(result.as_ref().err().map(|failure| failure.class));
@@ -107,7 +110,9 @@ impl Line {
 
     fn learn(&self, failed: Option<FailureClass>) {
         match failed {
-            None | Some(FailureClass::Refused | FailureClass::HeldBack) => self.breaker.answered(),
+            None | Some(FailureClass::Refused | FailureClass::HeldBack | FailureClass::Busy) => {
+                self.breaker.answered();
+            }
             Some(FailureClass::Throttled) => {
                 self.breaker.answered();
                 self.budget.throttled();

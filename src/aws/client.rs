@@ -200,13 +200,13 @@ impl Clients {
     }
 
     /// STS of the broker's region, or of another.
-    pub(super) fn sts(&self, region: Option<&str>) -> StsCalls {
+    pub(super) fn sts(&self, region: Option<&str>, purpose: Purpose) -> StsCalls {
         let region = region.or(self.region()).unwrap_or_default();
         let mut known = self.sts.lock().unwrap_or_else(PoisonError::into_inner);
         let sts = known
             .entry(region.to_owned())
             .or_insert_with(|| self.sts_lines.connect(&self.config, region));
-        sts.calls(Purpose::Begin)
+        sts.calls(purpose)
     }
 
     /// STS of the broker's region, as the owner of a key that was just made sees it.

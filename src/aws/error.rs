@@ -11,7 +11,7 @@ use aws_sdk_sts::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
-use crate::broker::ports::{AwsFailure, FailureClass};
+use crate::broker::ports::{AwsFailure, FailureClass, UNCERTAIN_NEXT};
 
 /// What was asked of AWS, for the words of a refusal.
 #[derive(Clone, Debug)]
@@ -51,9 +51,6 @@ pub(super) const EXISTS: &str = "AWS_OBJECT_EXISTS";
 pub(super) const CLOCK_SKEWED: &str = "CLOCK_SKEWED";
 /// Whoever answers does not know the call: no AWS, but an emulator of a part of it.
 pub(super) const UNKNOWN_CALL: &str = "AWS_CALL_UNKNOWN";
-
-/// What to do when nobody knows what has happened.
-const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken over by the same request id, or found and removed by the broker";
 
 struct Meaning {
     class: FailureClass,
@@ -128,7 +125,9 @@ const fn retry_after(class: FailureClass) -> Option<Duration> {
     match class {
         FailureClass::Refused => None,
         FailureClass::Throttled | FailureClass::Uncertain => Some(Duration::from_secs(5)),
-        FailureClass::HeldBack | FailureClass::Unavailable => Some(Duration::from_secs(2)),
+        FailureClass::HeldBack | FailureClass::Busy | FailureClass::Unavailable => {
+            Some(Duration::from_secs(2))
+        }
     }
 }
 
@@ -186,11 +185,17 @@ pub(super) fn incomplete(message: &str) -> AwsFailure {
 /// AWS has not done yet what it said it has.
 pub(super) fn not_yet(reason: &'static str, message: String) -> AwsFailure {
     ours(
-        FailureClass::Unavailable,
+        FailureClass::Busy,
         reason,
         message,
         "try again in a few seconds",
     )
+}
+
+/// The account is not as bootstrap.sh makes it.
+pub(super) fn not_set_up(reason: &'static str, message: String) -> AwsFailure {
+    let next = "whoever runs the broker must do that first; nothing was issued";
+    ours(FailureClass::Refused, reason, message, next)
 }
 
 /// A defect of the broker.
@@ -308,7 +313,7 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
         || ["RequestExpired", "RequestTimeTooSkewed"].contains(&code)
     {
         return Meaning::later(
-            FailureClass::Unavailable,
+            FailureClass::Busy,
             CLOCK_SKEWED,
             "the broker's clock was wrong for AWS, and has been set",
         );
@@ -378,7 +383,7 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             "raise the role's MaxSessionDuration, or lower the grant's --max-ttl",
         ),
         "ConcurrentModification" | "EntityTemporarilyUnmodifiable" => Meaning::later(
-            FailureClass::Unavailable,
+            FailureClass::Busy,
             "AWS_BUSY",
             format!("AWS is busy with another change ({operation})"),
         ),

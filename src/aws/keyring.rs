@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    AwsIssuer, Clients,
+    AwsAccount, Clients,
     budget::Purpose,
     error::{not_yet, on},
     iam,
+    sts::identity,
 };
 use crate::{
-    broker::ports::{AwsFailure, FailureClass, Keyring},
+    broker::ports::{AdminIdentity, AwsFailure, FailureClass, Keyring},
     domain::credential::AccessKey,
 };
 
@@ -23,9 +24,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Waits until AWS accepts a key: IAM tells the world of a new one by and by. Returns
-/// the ARN of its owner.
+/// whose it is.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
-pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<String, AwsFailure> {
+pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<AdminIdentity, AwsFailure> {
     let sts = clients.sts_of(key);
     let operation = on("sts:GetCallerIdentity", &key.id);
     let (began, mut proofs, mut pause) = (Instant::now(), 0, FIRST_PAUSE);
@@ -35,7 +36,7 @@ pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<String, 
             Ok(owner) => {
                 proofs += 1;
                 if proofs == PROOFS {
-                    return Ok(owner.arn.unwrap_or_default());
+                    return identity(owner);
                 }
             }
             Err(failure) if failure.aws_said.starts_with("SignatureDoesNotMatch") => {
@@ -66,24 +67,24 @@ fn name(user: &str) -> &str {
 }
 
 #[async_trait]
-impl Keyring for AwsIssuer {
+impl Keyring for AwsAccount {
     fn adopt(&self, key: &AccessKey) {
         let clients = self.session().clients.with_key(key);
         self.work_with(clients);
     }
 
-    async fn prove(&self, key: &AccessKey) -> Result<String, AwsFailure> {
+    async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure> {
         prove(&self.session().clients, key).await
     }
 
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::keys(&session.clients.iam(Purpose::Begin), name(user)).await
+        iam::keys(&session.clients.iam(Purpose::Complete), name(user)).await
     }
 
     async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure> {
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Begin);
+        let iam = session.clients.iam(Purpose::Complete);
         let made = iam::create_key(&iam, name(user)).await?;
         Ok(AccessKey {
             id: made.access_key_id,
@@ -93,13 +94,13 @@ impl Keyring for AwsIssuer {
 
     async fn deactivate(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Revoke);
+        let iam = session.clients.iam(Purpose::Complete);
         iam::deactivate_key(&iam, name(user), access_key_id).await
     }
 
     async fn delete(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Revoke);
+        let iam = session.clients.iam(Purpose::Complete);
         iam::delete_key(&iam, name(user), access_key_id).await
     }
 }

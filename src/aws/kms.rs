@@ -16,23 +16,16 @@ const CONTEXT: (&str, &str) = ("purpose", "credbroker-sealing-key");
 ///
 /// # Errors
 /// AWS does not answer, or refuses.
-pub async fn decrypt(
-    region: &str,
-    endpoint_url: Option<&str>,
-    ciphertext: Vec<u8>,
-) -> Result<SecretSlice<u8>, AwsFailure> {
-    let mut loader =
-        aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned()));
-    if let Some(url) = endpoint_url {
-        loader = loader.endpoint_url(url);
-    }
+pub async fn decrypt(region: &str, ciphertext: Vec<u8>) -> Result<SecretSlice<u8>, AwsFailure> {
+    let region = Region::new(region.to_owned());
+    let loader = aws_config::defaults(BehaviorVersion::latest()).region(region.clone());
     let kms = aws_sdk_kms::Client::new(&loader.load().await);
     let call = kms
         .decrypt()
         .ciphertext_blob(Blob::new(ciphertext))
         .encryption_context(CONTEXT.0, CONTEXT.1);
     let answer = Box::pin(call.send()).await;
-    let answer = answer.map_err(|error| failure(&on("kms:Decrypt", region), &error))?;
+    let answer = answer.map_err(|error| failure(&on("kms:Decrypt", region.as_ref()), &error))?;
     let plain = answer.plaintext.map(Blob::into_inner);
     plain
         .map(SecretSlice::from)

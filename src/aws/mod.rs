@@ -25,9 +25,11 @@ pub use self::{
     setup::{BOUNDARY_NAME, SetupError},
 };
 use crate::{
-    broker::ports::{AwsFailure, Inventory, IssueFailure, Issuer, Withdrawn},
+    broker::ports::{
+        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Urgency, Withdrawn,
+    },
     domain::{
-        arn::{AccountId, Partition},
+        arn::Partition,
         credential::Credentials,
         decide::{Authorized, Issue},
         grant::KindSpec,
@@ -41,25 +43,20 @@ pub const PATH: &str = "/credbroker/";
 
 /// Makes and takes away credentials with the admin key.
 #[derive(Debug)]
-pub struct AwsIssuer {
+pub struct AwsAccount {
     session: RwLock<Arc<Session>>,
     partition: Partition,
     /// Path of this broker's users, apart from other brokers' in the same account.
     users_path: String,
+    /// Set once the boundary has been seen to bound.
+    bounded: OnceCell<()>,
 }
 
 /// One admin key at work.
 #[derive(Debug)]
 struct Session {
     clients: Clients,
-    admin: OnceCell<Admin>,
-}
-
-/// Whom the admin key belongs to.
-#[derive(Clone, Debug)]
-struct Admin {
-    arn: String,
-    account: AccountId,
+    admin: OnceCell<AdminIdentity>,
 }
 
 impl Session {
@@ -70,14 +67,14 @@ impl Session {
         })
     }
 
-    async fn admin(&self) -> Result<&Admin, AwsFailure> {
+    async fn admin(&self) -> Result<&AdminIdentity, AwsFailure> {
         self.admin
             .get_or_try_init(|| sts::admin(&self.clients))
             .await
     }
 }
 
-impl AwsIssuer {
+impl AwsAccount {
     /// An issuer over these clients, whose users are told by the id of the deployment.
     #[must_use]
     pub fn new(clients: Clients, partition: Partition, deployment: &str) -> Self {
@@ -85,6 +82,7 @@ impl AwsIssuer {
             session: RwLock::new(Session::new(clients)),
             partition,
             users_path: format!("{PATH}{deployment}/"),
+            bounded: OnceCell::new(),
         }
     }
 
@@ -119,12 +117,12 @@ const fn untouched(failure: AwsFailure) -> IssueFailure {
 }
 
 #[async_trait]
-impl Issuer for AwsIssuer {
+impl Issuer for AwsAccount {
     fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure> {
         let clients = &self.session().clients;
         match &issue.get().grant.spec.kind {
             KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
-                clients.sts(region.as_deref()).ready()
+                clients.sts(region.as_deref(), Purpose::Begin).ready()
             }
             KindSpec::IamUser { .. } => clients.iam(Purpose::Begin).ready(),
         }
@@ -149,50 +147,65 @@ impl Issuer for AwsIssuer {
                 made.map_err(untouched)
             }
             KindSpec::IamUser { .. } => {
-                let boundary = self.boundary_arn().await.map_err(untouched)?;
+                let boundary = self.boundary().await.map_err(untouched)?;
                 iam::create(clients, issue, lease, &self.users_path, boundary).await
             }
         }
     }
 
-    async fn replace_key(&self, lease: &Binding) -> Result<Credentials, IssueFailure> {
-        iam::replace_key(&self.session().clients, &lease.aws_name).await
-    }
-
-    async fn withdraw(&self, user: &str) -> Result<Withdrawn, AwsFailure> {
+    async fn replace_key(
+        &self,
+        lease: &Binding,
+        recorded: &str,
+        settled: bool,
+    ) -> Result<Credentials, IssueFailure> {
         let session = self.session();
-        iam::remove(&session.clients.iam(Purpose::Revoke), user).await
+        iam::replace_key(&session.clients, &lease.aws_name, recorded, settled).await
     }
 
-    async fn identity(&self) -> Result<String, AwsFailure> {
+    async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure> {
+        let purpose = match urgency {
+            Urgency::Ordinary => Purpose::Complete,
+            Urgency::Revocation => Purpose::Revoke,
+        };
+        let session = self.session();
+        iam::remove(&session.clients.iam(purpose), user).await
+    }
+
+    async fn identity(&self) -> Result<AdminIdentity, AwsFailure> {
         let session = self.session();
         let admin = sts::admin(&session.clients).await?;
         // Set at the first answer; an admin key does not change its account.
         let _ = session.admin.set(admin.clone());
-        Ok(admin.arn)
+        Ok(admin)
     }
 }
 
 #[async_trait]
-impl Inventory for AwsIssuer {
+impl Inventory for AwsAccount {
     async fn users(&self) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::users(&session.clients.iam(Purpose::Begin), &self.users_path).await
+        iam::users(&session.clients.iam(Purpose::Complete), &self.users_path).await
     }
 
     async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure> {
         let session = self.session();
-        iam::is_ours(&session.clients.iam(Purpose::Begin), &self.users_path, user).await
+        iam::is_ours(
+            &session.clients.iam(Purpose::Complete),
+            &self.users_path,
+            user,
+        )
+        .await
     }
 
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure> {
         let session = self.session();
-        iam::keys(&session.clients.iam(Purpose::Begin), user).await
+        iam::keys(&session.clients.iam(Purpose::Complete), user).await
     }
 
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
         let session = self.session();
-        iam::remove_key(&session.clients.iam(Purpose::Revoke), user, access_key_id).await
+        iam::remove_key(&session.clients.iam(Purpose::Complete), user, access_key_id).await
     }
 }
 

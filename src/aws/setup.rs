@@ -2,7 +2,11 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{AwsIssuer, PATH, budget::Purpose, error::on};
+use super::{
+    AwsAccount, PATH,
+    budget::Purpose,
+    error::{not_set_up, on},
+};
 use crate::{
     broker::ports::AwsFailure,
     domain::policy::{self, Document},
@@ -33,15 +37,32 @@ pub enum SetupError {
     Aws(#[from] AwsFailure),
 }
 
-impl AwsIssuer {
+impl SetupError {
+    const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoBoundary(_) => "BOUNDARY_MISSING",
+            Self::WeakBoundary(_) => "BOUNDARY_WEAK",
+            Self::Aws(failure) => failure.reason,
+        }
+    }
+}
+
+impl AwsAccount {
     /// Sees that the boundary is there and keeps issued users from minting credentials.
     ///
     /// # Errors
     /// It is not, or does not, or AWS does not tell.
     pub async fn check_boundary(&self) -> Result<(), SetupError> {
+        self.bounded
+            .get_or_try_init(|| self.look_at_boundary())
+            .await?;
+        Ok(())
+    }
+
+    async fn look_at_boundary(&self) -> Result<(), SetupError> {
         let arn = self.boundary_arn().await?;
         let session = self.session();
-        let iam = session.clients.iam(Purpose::Begin);
+        let iam = session.clients.iam(Purpose::Complete);
         let call = iam.client.get_policy().policy_arn(&arn).send();
         let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
             return Err(SetupError::NoBoundary(arn));
@@ -63,6 +84,16 @@ impl AwsIssuer {
         }
     }
 
+    /// ARN of the boundary, once it has been seen to bound: a broker may have started
+    /// before AWS, or a key, was there to look with.
+    pub(super) async fn boundary(&self) -> Result<String, AwsFailure> {
+        match self.check_boundary().await {
+            Ok(()) => self.boundary_arn().await,
+            Err(SetupError::Aws(failure)) => Err(failure),
+            Err(error) => Err(not_set_up(error.reason(), error.to_string())),
+        }
+    }
+
     /// Makes the boundary if it is not there.
     ///
     /// # Errors
@@ -71,7 +102,7 @@ impl AwsIssuer {
         match self.check_boundary().await {
             Err(SetupError::NoBoundary(arn)) => {
                 let session = self.session();
-                let iam = session.clients.iam(Purpose::Begin);
+                let iam = session.clients.iam(Purpose::Complete);
                 let call = iam
                     .client
                     .create_policy()
@@ -80,6 +111,8 @@ impl AwsIssuer {
                     .description("Bounds every IAM user that credbroker issues")
                     .policy_document(policy::boundary().to_json());
                 iam.ask(&on("iam:CreatePolicy", &arn), call.send()).await?;
+                // Set by nobody else: it was not there.
+                let _ = self.bounded.set(());
                 Ok(())
             }
             checked => checked,

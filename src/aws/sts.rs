@@ -1,16 +1,17 @@
 //! Sessions: AssumeRole, GetFederationToken, and who the admin key is.
 
-use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::operation::{RequestId, get_caller_identity::GetCallerIdentityOutput};
 use aws_sdk_sts::types::{Credentials as StsCredentials, PolicyDescriptorType, Tag as StsTag};
 use secrecy::SecretString;
 
 use super::{
-    Admin, Clients,
+    Clients,
+    budget::Purpose,
     error::{CLOCK_SKEWED, Operation, incomplete, wrong_kind},
     timestamp,
 };
 use crate::{
-    broker::ports::AwsFailure,
+    broker::ports::{AdminIdentity, AwsFailure},
     domain::{
         credential::Credentials,
         decide::Issue,
@@ -48,7 +49,7 @@ pub(super) async fn assume_role(
         on: role_arn.as_str(),
         admin,
     };
-    let sts = clients.sts(region.as_deref());
+    let sts = clients.sts(region.as_deref(), Purpose::Begin);
     let call = sts
         .client
         .assume_role()
@@ -80,7 +81,7 @@ pub(super) async fn get_federation_token(
         on: &lease.aws_name,
         admin: "",
     };
-    let sts = clients.sts(region.as_deref());
+    let sts = clients.sts(region.as_deref(), Purpose::Begin);
     let call = sts
         .client
         .get_federation_token()
@@ -96,28 +97,31 @@ pub(super) async fn get_federation_token(
 
 /// Whom the admin key belongs to. AWS answers this whatever the policies say. The first
 /// call of all: it may find the machine's clock wrong.
-pub(super) async fn admin(clients: &Clients) -> Result<Admin, AwsFailure> {
+pub(super) async fn admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {
     match ask_admin(clients).await {
         Err(failure) if failure.reason == CLOCK_SKEWED => ask_admin(clients).await,
         answer => answer,
     }
 }
 
-async fn ask_admin(clients: &Clients) -> Result<Admin, AwsFailure> {
+async fn ask_admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {
     let operation = Operation {
         name: "sts:GetCallerIdentity",
         on: "",
         admin: "",
     };
-    let sts = clients.sts(None);
+    let sts = clients.sts(None, Purpose::Complete);
     let call = sts.client.get_caller_identity().send();
-    let answer = sts.ask(&operation, call).await?;
-    let arn = answer.arn.unwrap_or_default();
-    let account = answer.account.unwrap_or_default();
-    match account.parse() {
-        Ok(account) => Ok(Admin { arn, account }),
-        Err(_) => Err(incomplete("AWS did not say whose the admin key is")),
-    }
+    identity(sts.ask(&operation, call).await?)
+}
+
+/// Whose a key is, as AWS tells.
+pub(super) fn identity(answer: GetCallerIdentityOutput) -> Result<AdminIdentity, AwsFailure> {
+    let account = answer.account.unwrap_or_default().parse();
+    Ok(AdminIdentity {
+        arn: answer.arn.unwrap_or_default(),
+        account: account.map_err(|_| incomplete("AWS did not say whose the key is"))?,
+    })
 }
 
 fn policy(issue: &Issue) -> Option<String> {

@@ -18,7 +18,7 @@ use crate::{
         admin_key::{AccessKeyId, AdminKey, InvalidStep, KeptKey, Phase, place},
         audit::{AuditEvent, Event, Subject},
         credential::AccessKey,
-        random::up_to,
+        random::back_off,
         seal::{SealError, Sealed, SealingKey},
     },
 };
@@ -83,7 +83,7 @@ impl Broker {
     ///
     /// # Errors
     /// The broker keeps no keys, AWS does not accept it, it is not an IAM user's, it is
-    /// of another user or account than before, or a rotation is going on.
+    /// at work already, or it is of another user or account than before.
     pub async fn import_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -92,41 +92,57 @@ impl Broker {
     ) -> Result<AdminKeyStatus, Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
-            let sealed = broker.seal(&id, &secret)?;
-            let key = AccessKey {
-                id: id.as_str().to_owned(),
-                secret,
-            };
-            let user = broker
-                .parts
-                .keyring
-                .prove(&key)
-                .await
-                .map_err(not_imported)?;
-            let before = broker.store().admin_key().await?;
-            broker.may_take_over(&user, before.as_ref()).await?;
-            let kept = KeptKey {
-                id,
-                secret: sealed,
-                since: broker.now(),
-            };
-            let (from, imported) = match before {
-                Some(before) if before.current.id == kept.id => {
-                    return Err(wrong_state(
-                        "ADMIN_KEY_KNOWN",
-                        "the broker works with this key already",
-                        "see `credbroker admin-key status`",
-                    ));
-                }
-                Some(before) => (Some(before.revision), before.replaced_by(kept)),
-                None => (None, AdminKey::imported(user, kept)),
-            };
-            let audit = broker.caller_event(&caller, Event::AdminKeyImported);
-            broker.replace_admin_key(from, &imported, audit).await?;
-            broker.parts.keyring.adopt(&key);
-            Ok(broker.told(Some(imported)).await)
+            let imported = broker.take_over(&caller, &id, secret).await;
+            if let Err(error) = &imported {
+                let audit = broker.caller_event(&caller, Event::AdminKeyImported);
+                let audit = audit.access_key(id.as_str()).failed(error.reason());
+                broker
+                    .store()
+                    .record(audit.detail(&error.to_string()))
+                    .await?;
+            }
+            Ok(broker.told(Some(imported?)).await)
         })
         .await
+    }
+
+    async fn take_over(
+        &self,
+        caller: &Caller,
+        id: &AccessKeyId,
+        secret: SecretString,
+    ) -> Result<AdminKey, Error> {
+        let sealed = self.seal(id, &secret)?;
+        let key = AccessKey {
+            id: id.as_str().to_owned(),
+            secret,
+        };
+        let proved = self.parts.keyring.prove(&key).await;
+        let admin = proved.map_err(not_imported)?;
+        let _no_step_meanwhile = self.rotating.lock().await;
+        let before = self.store().admin_key().await?;
+        may_take_over(&admin.arn, before.as_ref())?;
+        self.bind_account(By::Caller(caller), &admin).await?;
+        let kept = KeptKey {
+            id: id.clone(),
+            secret: sealed,
+            since: self.now(),
+        };
+        let (from, imported) = match before {
+            Some(before) if before.current.id == kept.id => {
+                return Err(wrong_state(
+                    "ADMIN_KEY_KNOWN",
+                    "the broker works with this key already",
+                    "see `credbroker admin-key status`",
+                ));
+            }
+            Some(before) => (Some(before.revision), before.replaced_by(kept)),
+            None => (None, AdminKey::imported(admin.arn, kept)),
+        };
+        let audit = self.caller_event(caller, Event::AdminKeyImported);
+        self.replace_admin_key(from, &imported, audit).await?;
+        self.parts.keyring.adopt(&key);
+        Ok(imported)
     }
 
     /// Replaces the kept key by another that AWS makes. Returns once the new one is at
@@ -187,12 +203,26 @@ impl Broker {
             return Ok(());
         };
         if self.rotates_at(&key).is_some_and(|at| at <= self.now()) {
-            key = self.begin_rotation(By::Broker, key).await?;
+            key = match self.begin_rotation(By::Broker, key.clone()).await {
+                Ok(begun) => begun,
+                Err(error) => return self.not_begun(key, error).await,
+            };
         }
         while key.is_due(self.now()) {
             key = self.take_step(key).await?;
         }
         Ok(())
+    }
+
+    /// Says so where it is looked for: in the status and, once, in the log.
+    async fn not_begun(&self, key: AdminKey, error: Error) -> Result<(), Error> {
+        let from = key.revision;
+        if let Some(blocked) = key.blocked(error.reason()) {
+            let audit = self.event(By::Broker, Event::AdminKeyPostponed);
+            let audit = audit.failed(error.reason());
+            self.replace_admin_key(Some(from), &blocked, audit).await?;
+        }
+        Err(error)
     }
 
     /// One step at a time: whoever waits for a rotation and the clean-up share them.
@@ -205,8 +235,7 @@ impl Broker {
         }
         match self.step(key.clone()).await {
             Err(Error::Aws(failure)) => {
-                let pause = Duration::from_secs(1 << key.attempts.min(9)).min(LONGEST_PAUSE);
-                let pause = up_to(pause, self.parts.random.as_ref());
+                let pause = back_off(key.attempts, LONGEST_PAUSE, self.parts.random.as_ref());
                 let pause = SignedDuration::try_from(pause).unwrap_or_default();
                 let from = key.revision;
                 let later = key.postpone(failure.reason, self.now(), pause)?;
@@ -306,45 +335,11 @@ impl Broker {
         })
     }
 
-    /// The key that takes over must be of the same user as a kept one before, and of
-    /// the same account as the chain's.
-    async fn may_take_over(&self, user: &str, before: Option<&AdminKey>) -> Result<(), Error> {
-        if !user.contains(":user/") {
-            return Err(wrong_state(
-                "NOT_AN_IAM_USER",
-                &format!("the key belongs to {user}, which is not an IAM user"),
-                "import the key of the broker's own IAM user: deploy/aws/bootstrap.sh makes one",
-            ));
-        }
-        if let Some(before) = before {
-            if before.user == user {
-                return Ok(());
-            }
-            return Err(wrong_state(
-                "OTHER_USER",
-                &format!(
-                    "the key belongs to {user}, the broker works as {}",
-                    before.user
-                ),
-                "import a key of the same user: roles trust that one",
-            ));
-        }
-        let account = |arn: &str| arn.split(':').nth(4).map(ToOwned::to_owned);
-        match self.parts.issuer.identity().await {
-            Ok(chain) if account(&chain) != account(user) => Err(wrong_state(
-                "OTHER_ACCOUNT",
-                &format!("the key belongs to {user}, the broker works as {chain}"),
-                "import a key of the same account, or give the broker another store",
-            )),
-            _ => Ok(()),
-        }
-    }
-
     async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
         AdminKeyStatus {
             rotates_at: kept.as_ref().and_then(|kept| self.rotates_at(kept)),
             kept,
-            identity: self.parts.issuer.identity().await,
+            identity: self.admin_arn().await,
             now: self.now(),
         }
     }
@@ -410,11 +405,34 @@ fn wrong_state(reason: &'static str, message: &str, next: &str) -> Error {
     }
 }
 
+/// The key that takes over must be an IAM user's, and of the same as a kept one before.
+fn may_take_over(user: &str, before: Option<&AdminKey>) -> Result<(), Error> {
+    if !user.contains(":user/") {
+        return Err(wrong_state(
+            "NOT_AN_IAM_USER",
+            &format!("the key belongs to {user}, which is not an IAM user"),
+            "import the key of the broker's own IAM user: deploy/aws/bootstrap.sh makes one",
+        ));
+    }
+    match before {
+        Some(before) if before.user != user => Err(wrong_state(
+            "OTHER_USER",
+            &format!(
+                "the key belongs to {user}, the broker works as {}",
+                before.user
+            ),
+            "import a key of the same user: roles trust that one",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn not_opened(error: SealError) -> Error {
     wrong_state(
         "ADMIN_KEY_SEALED",
         &format!("the kept admin key cannot be opened: {error}"),
-        "give the broker the sealing key that it had; without it, import a new admin key into a new store",
+        "give the broker the sealing key that it had; without it, give it a new one, start it with an AWS key \
+         in the standard chain, and import that key",
     )
 }
 

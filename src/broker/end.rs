@@ -11,19 +11,17 @@ use tokio::{
 
 use crate::{
     broker::{
-        Broker, By, Error,
-        issue::no_answer,
-        on_conflict,
-        ports::{AwsFailure, FailureClass, StoreError, Withdrawn},
+        Broker, By, Error, on_conflict,
+        ports::{AwsFailure, FailureClass, StoreError, Urgency, Withdrawn},
     },
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
         decide::own_service,
         grant::Kind,
-        lease::{Binding, Cause, InvalidTransition, Lease, LeaseState},
+        lease::{Cause, InvalidTransition, Lease, LeaseState},
         name::{LeaseId, Name},
-        random::up_to,
+        random::back_off,
         service::Suspension,
     },
 };
@@ -94,6 +92,10 @@ impl Broker {
             if own_service(&caller) != Some(&lease.binding.grant.service) {
                 return Err(no_lease(&id));
             }
+            broker.admit_pace(&caller, &lease.binding.grant).await?;
+            if lease.removal().is_some() {
+                return broker.released_already(&caller, lease).await;
+            }
             broker
                 .end(
                     By::Caller(&caller),
@@ -104,6 +106,21 @@ impl Broker {
                 .await
         })
         .await
+    }
+
+    /// It is being taken away, and a service cannot make that faster.
+    async fn released_already(&self, caller: &Caller, lease: Lease) -> Result<TakenAway, Error> {
+        let notice = match still_honoured(&lease, self.now()) {
+            Some(notice) => notice,
+            None => "it is being taken away already".to_owned(),
+        };
+        let audit = self.caller_event(caller, Event::LeaseReleased);
+        let audit = audit.lease(&lease).detail(&notice);
+        self.store().record(audit).await?;
+        Ok(TakenAway {
+            lease,
+            notice: Some(notice),
+        })
     }
 
     /// Ends one lease, as an operator.
@@ -167,9 +184,11 @@ impl Broker {
 
     async fn take_all_away(
         self: &Arc<Self>,
-        leases: Vec<Lease>,
+        mut leases: Vec<Lease>,
         began: Instant,
     ) -> Vec<RevokedLease> {
+        // Nothing can be done about a session: users first.
+        leases.sort_by_key(|lease| lease.binding.kind.is_session());
         let permits = Arc::new(Semaphore::new(PARALLEL));
         let mut tasks = JoinSet::new();
         for lease in leases {
@@ -264,48 +283,43 @@ impl Broker {
         self.take_away(by, lease).await
     }
 
-    /// Records that AWS has ended a session by itself.
-    pub(super) async fn expire(&self, lease: Lease) -> Result<(), Error> {
-        let from = lease.revision;
-        let expired = lease
-            .expire(self.now())
-            .map_err(|refused| internal(&refused))?;
-        let audit = self.event(By::Broker, Event::LeaseExpired).lease(&expired);
-        self.replace(from, expired, audit).await?;
-        Ok(())
-    }
-
     /// Takes away what a revoking lease stands for, as far as AWS can do it now.
     pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
         let now = self.now();
-        match lease.issued().map(|issued| issued.expires_at) {
-            Some(expires_at) if lease.binding.kind.is_session() && expires_at > now => {
-                self.wait_for_expiry(by, lease, expires_at).await
-            }
-            _ => match (
-                self.withdraw(&lease.binding).await,
-                lease.may_appear_until(now),
-            ) {
-                (Ok(Withdrawn::NotFound), Some(until)) => self.look_again(by, lease, until).await,
-                (Ok(_), _) => self.finish(by, lease).await,
-                (Err(failure), _) => self.postpone(by, lease, failure).await,
-            },
+        if let Some(notice) = still_honoured(&lease, now) {
+            return Ok(TakenAway {
+                lease,
+                notice: Some(notice),
+            });
+        }
+        match (self.withdraw(&lease).await, lease.may_appear_until(now)) {
+            (Ok(Withdrawn::NotFound), Some(until)) => self.look_again(by, lease, until).await,
+            (Ok(_), _) => self.finish(by, lease).await,
+            (Err(failure), _) => self.postpone(by, lease, failure).await,
         }
     }
 
     /// What a lease left in AWS is removed; a session leaves nothing that could be.
-    pub(super) async fn withdraw(&self, lease: &Binding) -> Result<Withdrawn, AwsFailure> {
-        match lease.kind {
-            Kind::IamUser => self.withdraw_user(&lease.aws_name).await,
+    pub(super) async fn withdraw(&self, lease: &Lease) -> Result<Withdrawn, AwsFailure> {
+        let urgency = match lease.cause() {
+            Some(Cause::Revoked(_)) => Urgency::Revocation,
+            _ => Urgency::Ordinary,
+        };
+        match lease.binding.kind {
+            Kind::IamUser => self.withdraw_user(&lease.binding.aws_name, urgency).await,
             Kind::AssumeRole | Kind::FederationToken => Ok(Withdrawn::Removed),
         }
     }
 
-    pub(super) async fn withdraw_user(&self, user: &str) -> Result<Withdrawn, AwsFailure> {
-        let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(user));
+    pub(super) async fn withdraw_user(
+        &self,
+        user: &str,
+        urgency: Urgency,
+    ) -> Result<Withdrawn, AwsFailure> {
+        let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(user, urgency));
         withdrawn
             .await
-            .unwrap_or_else(|_| Err(no_answer(WITHDRAW_LIMIT)))
+            .unwrap_or_else(|_| Err(AwsFailure::no_answer(WITHDRAW_LIMIT)))
     }
 
     async fn finish(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
@@ -313,12 +327,8 @@ impl Broker {
         let ended = lease
             .finish(self.now())
             .map_err(|refused| internal(&refused))?;
-        let event = match ended.state {
-            LeaseState::Expired { .. } => Event::LeaseExpired,
-            _ => Event::LeaseRevoked,
-        };
         let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
-        let audit = self.event(by, event).lease(&ended).detail(&cause);
+        let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
         let lease = self.replace(from, ended, audit).await?;
         Ok(TakenAway {
             lease,
@@ -334,7 +344,13 @@ impl Broker {
     ) -> Result<TakenAway, Error> {
         let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
         tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not take away");
-        let pause = self.pause(&lease, &failure);
+        if failure.class == FailureClass::HeldBack {
+            // No failure of AWS's: it was not asked.
+            let turn = failure.retry_after.unwrap_or_default();
+            let turn = self.now().saturating_add(turn).unwrap_or(self.now());
+            return self.wait(by, lease, turn, failure.message).await;
+        }
+        let pause = self.pause(&lease);
         let (from, was) = (lease.revision, lease.state.as_str());
         let later = lease
             .postpone(self.now(), pause)
@@ -352,20 +368,6 @@ impl Broker {
             .detail(&failure.aws_said);
         let notice = format!("{failure}; the credential may still work; the broker goes on trying");
         self.goes_on(from, later, audit, notice).await
-    }
-
-    /// AWS cannot end a session before its time; the lease stays `revoking` until then.
-    async fn wait_for_expiry(
-        &self,
-        by: By<'_>,
-        lease: Lease,
-        expires_at: Timestamp,
-    ) -> Result<TakenAway, Error> {
-        let notice = format!(
-            "AWS keeps honouring this {} session until it expires at {expires_at:.0}",
-            lease.binding.kind
-        );
-        self.wait(by, lease, expires_at, notice).await
     }
 
     /// AWS shows no user, but one may be on its way: a call that arrives late, or news
@@ -409,19 +411,13 @@ impl Broker {
         Ok(TakenAway { lease, notice })
     }
 
-    /// 1 s, doubled with each attempt, with full jitter; no less than AWS asks for.
-    fn pause(&self, lease: &Lease, failure: &AwsFailure) -> SignedDuration {
+    fn pause(&self, lease: &Lease) -> SignedDuration {
         let attempts = lease.removal().map_or(0, |removal| removal.attempts);
         let longest = match lease.state {
             LeaseState::Quarantined(_) => QUARANTINE_PAUSE,
             _ => LONGEST_PAUSE,
         };
-        let most = Duration::from_secs(1 << attempts.min(10)).min(longest);
-        let pause = up_to(most, self.parts.random.as_ref());
-        let held_back = failure
-            .retry_after
-            .filter(|_| failure.class == FailureClass::HeldBack);
-        let pause = pause.max(held_back.unwrap_or_default());
+        let pause = back_off(attempts, longest, self.parts.random.as_ref());
         SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 
@@ -445,6 +441,24 @@ impl Broker {
 
     pub(super) async fn known_lease(&self, id: &LeaseId) -> Result<Lease, Error> {
         self.store().lease(id).await?.ok_or_else(|| no_lease(id))
+    }
+}
+
+/// What is told of a session that AWS cannot end before its time, while that lasts.
+fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
+    let kind = lease.binding.kind;
+    let ends = lease.issued().map(|issued| issued.expires_at);
+    let ends = ends.filter(|ends| kind.is_session() && *ends > now)?;
+    Some(format!(
+        "AWS keeps honouring this {kind} session until it expires at {ends:.0}"
+    ))
+}
+
+/// The event that the end of a lease is recorded as.
+pub(super) const fn told_as(ended: &Lease) -> Event {
+    match ended.state {
+        LeaseState::Expired { .. } => Event::LeaseExpired,
+        _ => Event::LeaseRevoked,
     }
 }
 

@@ -9,6 +9,7 @@ use metrics::{counter, histogram};
 use crate::{
     broker::{
         Broker, By, Error, on_conflict,
+        paces::Pace,
         ports::{AwsFailure, Begun, FailureClass, IssueFailure, StoreError},
     },
     domain::{
@@ -19,7 +20,7 @@ use crate::{
         duration::humanize,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
-        name::{GrantName, LeaseId},
+        name::{GrantName, LeaseId, Name},
         request::NamedRequest,
     },
 };
@@ -106,21 +107,25 @@ impl Broker {
 
     /// Lets a request of the caller's through, unless it asks too fast.
     pub(super) async fn admit_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
-        let per_second = self.parts.limits.issues_per_second;
-        let Some(service) = own_service(caller) else {
+        let most = self.parts.limits.issues_per_second;
+        let admit = |service: &Name| self.paces.admit(service, Pace::per_second(most));
+        let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
         };
-        let Err(wait) = self.paces.admit(service, per_second) else {
+        let what = format!("more than {most} times a second");
+        let error = too_fast(&what, "limits.issues_per_second", wait);
+        self.refuse(caller, grant, error).await
+    }
+
+    /// The same for one that takes many calls to IAM.
+    async fn admit_user_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
+        let most = self.parts.limits.users_per_minute;
+        let admit = |service: &Name| self.user_paces.admit(service, Pace::per_minute(most));
+        let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
         };
-        let error = Error::Limited {
-            reason: "TOO_MANY_REQUESTS",
-            message: format!("service {service} asks for credentials more than {per_second} times a second"),
-            next: "keep credentials until they near their end; if the service is right to ask so often, \
-                   whoever runs the broker raises limits.issues_per_second"
-                .to_owned(),
-            retry_after: Some(wait),
-        };
+        let what = format!("of kind iam_user more than {most} times a minute");
+        let error = too_fast(&what, "limits.users_per_minute", wait);
         self.refuse(caller, grant, error).await
     }
 
@@ -152,6 +157,9 @@ impl Broker {
         renews: Option<LeaseId>,
     ) -> Result<IssuedLease, Error> {
         let grant = &issue.get().grant;
+        if grant.spec.kind() == Kind::IamUser {
+            self.admit_user_pace(caller, &grant.name).await?;
+        }
         if let Some(named) = named
             && let Some(lease) = self
                 .store()
@@ -215,7 +223,7 @@ impl Broker {
         let answer = tokio::time::timeout(limit, asked).await;
         answer.unwrap_or_else(|_| {
             Err(IssueFailure {
-                failure: no_answer(limit),
+                failure: AwsFailure::no_answer(limit),
                 touched: true,
             })
         })
@@ -273,10 +281,7 @@ impl Broker {
         let cleaned = if revoked_meanwhile {
             self.clean_up_after_conflict(&lease).await
         } else if lease.issued().is_none() {
-            self.withdraw(&lease.binding)
-                .await
-                .map(drop)
-                .map_err(Error::from)
+            self.withdraw(&lease).await.map(drop).map_err(Error::from)
         } else {
             // What stands in the place of an earlier key is put in order later.
             Ok(())
@@ -311,7 +316,7 @@ impl Broker {
                 self.take_away(By::Broker, now).await?;
             }
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
-                self.withdraw(&now.binding).await?;
+                self.withdraw(&now).await?;
             }
             LeaseState::Active { .. } => self.put_in_order(now).await?,
             LeaseState::Pending { .. } => {
@@ -403,10 +408,25 @@ fn told_of_acceptance(audit: AuditEvent, credentials: &Credentials) -> AuditEven
     audit.detail(&format!("AWS accepted the key after {seconds:.1} s"))
 }
 
+fn too_fast(what: &str, setting: &str, wait: Duration) -> Error {
+    Error::Limited {
+        reason: "TOO_MANY_REQUESTS",
+        message: format!("the service asks for credentials {what}"),
+        next: format!(
+            "keep credentials until they near their end; if the service is right to ask so often, \
+             whoever runs the broker raises {setting}"
+        ),
+        retry_after: Some(wait),
+    }
+}
+
 fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) -> Error {
-    let setting = match kind {
-        Kind::IamUser => "limits.live_users",
-        Kind::AssumeRole | Kind::FederationToken => "limits.live_sessions",
+    let (end, setting) = match kind {
+        Kind::IamUser => ("release what is not needed", "limits.live_users"),
+        Kind::AssumeRole | Kind::FederationToken => (
+            "keep sessions until they near their end (one counts until then, released or not)",
+            "limits.live_sessions",
+        ),
     };
     let retry_after = left.and_then(|left| Duration::try_from(left).ok());
     let ends = retry_after
@@ -421,23 +441,10 @@ fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) 
             "service {service} has {most} live leases of this kind, the most it may have{ends}"
         ),
         next: format!(
-            "release what is not needed, ask for shorter lives, or see `credbroker lease list --service {service}`; \
+            "{end}, ask for shorter lives, or see `credbroker lease list --service {service}`; \
              whoever runs the broker sets {setting}"
         ),
         retry_after,
-    }
-}
-
-/// AWS took more than `limit`.
-pub(super) fn no_answer(limit: Duration) -> AwsFailure {
-    AwsFailure {
-        class: FailureClass::Uncertain,
-        reason: "AWS_NO_ANSWER",
-        message: format!("AWS did not answer within {} s", limit.as_secs()),
-        next: "try again; what AWS may have made is found and removed by the broker".to_owned(),
-        retry_after: Some(Duration::from_secs(5)),
-        aws_said: String::new(),
-        aws_request_id: None,
     }
 }
 

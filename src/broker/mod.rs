@@ -3,6 +3,7 @@
 pub mod error;
 pub mod ports;
 
+mod account;
 mod admin_key;
 mod audit;
 mod end;
@@ -86,6 +87,7 @@ pub struct Broker {
     sagas: TaskTracker,
     under_way: UnderWay,
     paces: Paces,
+    user_paces: Paces,
     busy: Arc<Busy>,
     reconciled: Mutex<Option<Reconciliation>>,
     /// Whose keys the last reconciliation looked at last.
@@ -112,6 +114,7 @@ impl Broker {
             sagas: TaskTracker::new(),
             under_way: UnderWay::default(),
             paces: Paces::default(),
+            user_paces: Paces::default(),
             busy: Arc::default(),
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),

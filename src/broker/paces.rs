@@ -11,6 +11,33 @@ use tokio::time::Instant;
 
 use crate::domain::{bucket::TokenBucket, name::Name};
 
+/// How fast something may be asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) per_second: f64,
+    pub(super) at_once: f64,
+}
+
+impl Pace {
+    /// So many per second, and twice as many at once.
+    pub(super) fn per_second(count: u32) -> Self {
+        let per_second = f64::from(count.max(1));
+        Self {
+            per_second,
+            at_once: 2.0 * per_second,
+        }
+    }
+
+    /// So many per minute, and a third as many at once.
+    pub(super) fn per_minute(count: u32) -> Self {
+        let count = f64::from(count.max(1));
+        Self {
+            per_second: count / 60.0,
+            at_once: (count / 3.0).max(1.0),
+        }
+    }
+}
+
 /// How fast each service has been asking. Only registered services are known here.
 #[derive(Debug, Default)]
 pub(super) struct Paces(Mutex<HashMap<Name, TokenBucket>>);
@@ -20,14 +47,14 @@ impl Paces {
     ///
     /// # Errors
     /// It asks too fast; worth asking again after the time that is returned.
-    pub(super) fn admit(&self, service: &Name, per_second: u32) -> Result<(), Duration> {
-        let (now, rate) = (Instant::now().into_std(), f64::from(per_second.max(1)));
+    pub(super) fn admit(&self, service: &Name, pace: Pace) -> Result<(), Duration> {
+        let now = Instant::now().into_std();
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = paces
             .entry(service.clone())
-            .or_insert_with(|| TokenBucket::full(2.0 * rate, now));
-        bucket.fill(now, rate);
-        let wait = bucket.wait(rate);
+            .or_insert_with(|| TokenBucket::full(pace.at_once, now));
+        bucket.fill(now, pace.per_second);
+        let wait = bucket.wait(pace.per_second);
         if wait > Duration::ZERO {
             return Err(wait);
         }
@@ -49,12 +76,28 @@ mod tests {
             "loops".parse().unwrap(),
             "calm".parse().unwrap(),
         );
-        let through = (0..100).filter(|_| paces.admit(&loops, 10).is_ok()).count();
-        assert_eq!(through, 20);
-        assert_eq!(paces.admit(&calm, 10), Ok(()));
-        let hint = paces.admit(&loops, 10).unwrap_err();
+        let pace = Pace::per_second(10);
+        let through = (0..100).filter(|_| paces.admit(&loops, pace).is_ok());
+        assert_eq!(through.count(), 20);
+        assert_eq!(paces.admit(&calm, pace), Ok(()));
+        let hint = paces.admit(&loops, pace).unwrap_err();
         advance(hint).await;
-        assert_eq!(paces.admit(&loops, 10), Ok(()));
-        assert!(paces.admit(&loops, 10).is_err());
+        assert_eq!(paces.admit(&loops, pace), Ok(()));
+        assert!(paces.admit(&loops, pace).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_counted_by_the_minute_comes_back_one_by_one() {
+        let (paces, service) = (Paces::default(), "api".parse().unwrap());
+        let pace = Pace::per_minute(30);
+        let through = (0..100).filter(|_| paces.admit(&service, pace).is_ok());
+        assert_eq!(through.count(), 10);
+        let hint = paces.admit(&service, pace).unwrap_err();
+        assert!(hint <= Duration::from_secs(2), "{hint:?}");
+        advance(hint).await;
+        assert_eq!(paces.admit(&service, pace), Ok(()));
+        // However slow the pace, one is let through.
+        let slow = "slow".parse().unwrap();
+        assert_eq!(paces.admit(&slow, Pace::per_minute(1)), Ok(()));
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::domain::{
     admin_key::AdminKey,
+    arn::AccountId,
     audit::{AuditEvent, AuditRecord},
     credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
@@ -120,6 +121,17 @@ pub enum Begun {
     },
     /// The request of this id has a lease already; nothing was written.
     Known(Box<Lease>),
+}
+
+/// A lease, the revision that it replaces, and the record of why.
+#[derive(Clone, Debug)]
+pub struct LeaseChange {
+    /// The stored revision that it follows.
+    pub from: u64,
+    /// As it is to be.
+    pub lease: Lease,
+    /// What happened.
+    pub audit: AuditEvent,
 }
 
 /// Memory that outlives the process.
@@ -248,6 +260,9 @@ pub trait Store: Send + Sync {
         lease: &Lease,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
+    /// [`Self::update_lease`] for many at once, in one transaction. Returns how many were
+    /// replaced; one of another revision than expected is left as it is.
+    async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError>;
     /// One lease.
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError>;
     /// The lease that answers a service's request of this id.
@@ -258,9 +273,12 @@ pub trait Store: Send + Sync {
     ) -> Result<Option<Lease>, StoreError>;
     /// Leases, newest first.
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
-    /// Leases for which something is to be done at `now`: pending past their deadline,
-    /// active past their expiry, revoking with an attempt due; oldest first.
-    async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError>;
+    /// Leases of IAM users for which something is to be done at `now`: pending past their
+    /// deadline, active past their expiry, revoking with an attempt due; oldest first.
+    /// One that cannot be read is passed over.
+    async fn users_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError>;
+    /// The same for leases of sessions.
+    async fn sessions_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError>;
     /// Leases of IAM users that have not ended, by their users' names.
     async fn live_users(&self) -> Result<Vec<Lease>, StoreError>;
 
@@ -278,6 +296,10 @@ pub trait Store: Send + Sync {
     /// The id that this broker's users in AWS are told by from another broker's: 10
     /// characters `[0-9a-f]`, made with the store.
     async fn deployment(&self) -> Result<String, StoreError>;
+    /// The AWS account that everything in this store is in; `None` until AWS has told.
+    async fn account(&self) -> Result<Option<AccountId>, StoreError>;
+    /// Keeps the account. Conflict when there is one already.
+    async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError>;
     /// How much there is of what.
     async fn counts(&self) -> Result<Counts, StoreError>;
 }
@@ -291,6 +313,8 @@ pub enum FailureClass {
     Throttled,
     /// The broker itself held the call back, to stay within what AWS takes.
     HeldBack,
+    /// AWS answered that it cannot do it now; nothing has happened.
+    Busy,
     /// AWS could not be reached, and nothing has happened there.
     Unavailable,
     /// No answer came: it may have happened or not.
@@ -317,6 +341,25 @@ pub struct AwsFailure {
     pub aws_request_id: Option<String>,
 }
 
+impl AwsFailure {
+    /// AWS took more than `limit`.
+    #[must_use]
+    pub fn no_answer(limit: Duration) -> Self {
+        Self {
+            class: FailureClass::Uncertain,
+            reason: "AWS_NO_ANSWER",
+            message: format!("AWS did not answer within {} s", limit.as_secs()),
+            next: UNCERTAIN_NEXT.to_owned(),
+            retry_after: Some(Duration::from_secs(5)),
+            aws_said: String::new(),
+            aws_request_id: None,
+        }
+    }
+}
+
+/// What to do when nobody knows what has happened.
+pub const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken over by the same request id, or found and removed by the broker";
+
 /// Why no credentials came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueFailure {
@@ -326,6 +369,15 @@ pub struct IssueFailure {
     pub touched: bool,
 }
 
+/// Whom an access key belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminIdentity {
+    /// ARN of the user, or of a role's session.
+    pub arn: String,
+    /// Its account.
+    pub account: AccountId,
+}
+
 /// What a removal found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawn {
@@ -333,6 +385,15 @@ pub enum Withdrawn {
     Removed,
     /// AWS knows no such user: gone, not there yet, or never made.
     NotFound,
+}
+
+/// How soon something is to be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// In its turn.
+    Ordinary,
+    /// Somebody has shut it out: it waits for nobody else's calls.
+    Revocation,
 }
 
 /// Makes and takes away credentials in AWS.
@@ -354,14 +415,21 @@ pub trait Issuer: Send + Sync {
         issue: &Authorized<Issue>,
         lease: &Binding,
     ) -> Result<Credentials, IssueFailure>;
-    /// Takes every key of an `iam_user` lease's user away and makes another.
-    async fn replace_key(&self, lease: &Binding) -> Result<Credentials, IssueFailure>;
+    /// Takes every key of an `iam_user` lease's user away, the recorded one among them,
+    /// and makes another. `settled`: AWS must know the user by now, so one that it does
+    /// not show is gone.
+    async fn replace_key(
+        &self,
+        lease: &Binding,
+        recorded: &str,
+        settled: bool,
+    ) -> Result<Credentials, IssueFailure>;
     /// Removes whatever `issue` made for an `iam_user` lease: access first, then what
     /// is left of the user, the user last. Returns once AWS no longer knows the user;
     /// safe to repeat, and when nothing was made.
-    async fn withdraw(&self, user: &str) -> Result<Withdrawn, AwsFailure>;
-    /// ARN of the identity behind the admin key, asked of AWS.
-    async fn identity(&self) -> Result<String, AwsFailure>;
+    async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
+    /// Whom the admin key belongs to, asked of AWS.
+    async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
 }
 
 /// What AWS holds of this broker's, for reconciliation.
@@ -383,9 +451,9 @@ pub trait Inventory: Send + Sync {
 pub trait Keyring: Send + Sync {
     /// From now on works with this key. What has been begun with another goes on.
     fn adopt(&self, key: &AccessKey);
-    /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns the
-    /// ARN of its owner.
-    async fn prove(&self, key: &AccessKey) -> Result<String, AwsFailure>;
+    /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns whom
+    /// it belongs to.
+    async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure>;
     /// Ids of the keys of the user of this ARN, by the key at work.
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
     /// Makes a key of this user, by the key at work. Never repeated by itself.

@@ -7,24 +7,29 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use crate::{
-    broker::{Broker, By, Error},
+    broker::{Broker, By, Error, end::told_as, ports::LeaseChange},
     domain::{
         audit::Event,
-        lease::{Cause, Lease, LeaseState},
+        lease::{Cause, InvalidTransition, Lease, LeaseState},
         name::LeaseId,
     },
 };
 
 /// How often the store is asked what is due; the query is indexed and mostly empty.
 const EVERY: Duration = Duration::from_secs(1);
-/// How many leases are cleaned up at the same time.
-const PARALLEL: usize = 16;
+/// How many users are cleaned up at the same time; what AWS takes sets how fast.
+const PARALLEL: usize = 32;
+/// How many sessions are cleaned up in one transaction.
+const BATCH: usize = 500;
+/// Why an issue that nobody brings to its end comes to nothing.
+const ABANDONED: &str = "abandoned";
 
 /// Leases that are being cleaned up.
 #[derive(Debug, Default)]
@@ -58,23 +63,18 @@ impl Drop for Mark {
     }
 }
 
+fn ticks() -> Interval {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
 impl Broker {
     /// Cleans up until the broker ends. Being cut off is harmless: what was under way is
     /// due again. One lease's failure, or slowness, does not stop the others.
     pub async fn reap(self: Arc<Self>) {
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.parts.stop.clone();
-        let rounds = async {
-            let mut tasks = JoinSet::new();
-            loop {
-                ticks.tick().await;
-                while tasks.try_join_next().is_some() {}
-                if let Err(error) = self.begin_reaping(&mut tasks).await {
-                    tracing::warn!(%error, "the clean-up failed and is tried again");
-                }
-            }
-        };
+        let rounds = async { tokio::join!(self.reap_users(), self.reap_sessions()) };
         stop.run_until_cancelled(rounds).await;
     }
 
@@ -83,15 +83,92 @@ impl Broker {
     /// # Errors
     /// When the store does not tell what is due.
     pub async fn reap_once(self: &Arc<Self>) -> Result<(), Error> {
+        self.settle_sessions().await?;
         let mut tasks = JoinSet::new();
-        self.begin_reaping(&mut tasks).await?;
+        self.begin_removals(&mut tasks).await?;
         tasks.join_all().await;
         Ok(())
     }
 
-    async fn begin_reaping(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
-        let limit = u32::try_from(PARALLEL + self.busy.count()).unwrap_or(u32::MAX);
-        for lease in self.store().leases_due(self.now(), limit).await? {
+    async fn reap_sessions(&self) {
+        let mut ticks = ticks();
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.settle_sessions().await {
+                tracing::warn!(%error, "the clean-up of sessions failed and is tried again");
+            }
+        }
+    }
+
+    async fn reap_users(self: &Arc<Self>) {
+        let (mut ticks, mut tasks, mut more_are_due) = (ticks(), JoinSet::new(), false);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Some(_) = tasks.join_next(), if more_are_due => {}
+            }
+            while tasks.try_join_next().is_some() {}
+            more_are_due = match self.begin_removals(&mut tasks).await {
+                Ok(()) => self.busy.count() == PARALLEL,
+                Err(error) => {
+                    tracing::warn!(%error, "the clean-up of users failed and is tried again");
+                    false
+                }
+            };
+        }
+    }
+
+    /// AWS ends sessions by itself: what is due of theirs is but recorded.
+    async fn settle_sessions(&self) -> Result<(), Error> {
+        loop {
+            let now = self.now();
+            let due = self.store().sessions_due(now, BATCH).await?;
+            let all = due.len() < BATCH;
+            let settle = |lease| {
+                self.settle_session(lease, now)
+                    .inspect_err(|refused| tracing::error!(%refused, "a lease is passed over"))
+                    .ok()
+            };
+            let settled: Vec<LeaseChange> = due.into_iter().filter_map(settle).collect();
+            if settled.is_empty() || self.store().update_leases(&settled).await? == 0 || all {
+                return Ok(());
+            }
+        }
+    }
+
+    fn settle_session(
+        &self,
+        lease: Lease,
+        now: Timestamp,
+    ) -> Result<LeaseChange, InvalidTransition> {
+        let (from, ends) = (
+            lease.revision,
+            lease.issued().map(|issued| issued.expires_at),
+        );
+        let lives = ends.filter(|ends| *ends > now);
+        let (lease, event) = match (&lease.state, lives) {
+            (LeaseState::Pending { .. }, _) => (
+                lease.abandon(ABANDONED.to_owned(), now)?,
+                Event::LeaseRevoked,
+            ),
+            (LeaseState::Active { .. }, Some(_)) => (lease.keep(false)?, Event::LeaseKept),
+            (LeaseState::Active { .. }, None) => (lease.expire(now)?, Event::LeaseExpired),
+            (_, Some(ends)) => (lease.wait(ends)?, Event::LeasePostponed),
+            (_, None) => {
+                let ended = lease.finish(now)?;
+                let event = told_as(&ended);
+                (ended, event)
+            }
+        };
+        let audit = self.event(By::Broker, event).lease(&lease);
+        let cause = lease.cause().map(ToString::to_string);
+        let audit = audit.detail(&cause.unwrap_or_default());
+        Ok(LeaseChange { from, lease, audit })
+    }
+
+    async fn begin_removals(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
+        let limit = PARALLEL + self.busy.count();
+        for lease in self.store().users_due(self.now(), limit).await? {
             let id = lease.binding.lease_id.clone();
             let Some(mark) = self.busy.mark(&id) else {
                 continue;
@@ -99,7 +176,7 @@ impl Broker {
             let broker = Arc::clone(self);
             tasks.spawn(async move {
                 let _mark = mark;
-                if let Err(error) = broker.reap_lease(lease).await {
+                if let Err(error) = broker.reap_user(lease).await {
                     tracing::warn!(lease = %id, %error, "a lease could not be cleaned up and is tried again");
                 }
             });
@@ -107,7 +184,7 @@ impl Broker {
         Ok(())
     }
 
-    async fn reap_lease(&self, lease: Lease) -> Result<(), Error> {
+    async fn reap_user(&self, lease: Lease) -> Result<(), Error> {
         let cause = match &lease.state {
             LeaseState::Revoking(_) | LeaseState::Quarantined(_) => {
                 self.take_away(By::Broker, lease).await?;
@@ -116,11 +193,8 @@ impl Broker {
             LeaseState::Active { issued, .. } if issued.expires_at > self.now() => {
                 return self.end_replacement(lease).await;
             }
-            LeaseState::Active { .. } if lease.binding.kind.is_session() => {
-                return self.expire(lease).await;
-            }
             LeaseState::Active { .. } => Cause::Expired,
-            _ => Cause::NotIssued("abandoned".to_owned()),
+            _ => Cause::NotIssued(ABANDONED.to_owned()),
         };
         self.end(By::Broker, lease, cause, Event::LeaseRevoking)
             .await?;

@@ -16,19 +16,20 @@ use tokio::time::sleep;
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{FailureClass, Withdrawn},
+        ports::{Urgency, Withdrawn},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        lease::{Lease, LeaseState, told_by_user_name},
+        lease::{Lease, LeaseState, Standing, told_by_user_name},
         name::LeaseId,
-        random::up_to,
+        random::back_off,
     },
 };
 
 /// How often, after one that succeeded.
 const EVERY: Duration = Duration::from_mins(5);
-/// The same after one that failed, and the pause between questions whether AWS is there.
+/// The same after one that failed, and the longest pause between questions whether AWS
+/// is there.
 const RETRY: Duration = Duration::from_secs(30);
 /// Of how many users the keys are looked at in one round, a call each; the next round
 /// goes on with the next.
@@ -52,11 +53,12 @@ pub struct Reconciliation {
 }
 
 impl Broker {
-    /// Cleans up and reconciles until the broker ends, as soon as AWS has answered once:
-    /// before that the broker's clock may be wrong.
+    /// Cleans up and reconciles until the broker ends, as soon as AWS has told whose key
+    /// is at work: before that the clock may be wrong, or the account. With a key of
+    /// another account it stops the broker.
     pub async fn maintain(self: Arc<Self>) {
         let stop = self.parts.stop.clone();
-        stop.run_until_cancelled(self.aws_has_answered()).await;
+        stop.run_until_cancelled(self.account_is_verified()).await;
         tokio::join!(
             Arc::clone(&self).reap(),
             self.reconcile(),
@@ -64,12 +66,15 @@ impl Broker {
         );
     }
 
-    async fn aws_has_answered(&self) {
-        while let Err(failure) = self.parts.issuer.identity().await {
-            if failure.class == FailureClass::Refused {
-                return;
+    async fn account_is_verified(&self) {
+        let mut failures = 0;
+        while let Err(error) = self.verify_account().await {
+            if matches!(error, Error::WrongState { .. }) {
+                tracing::error!(%error, "the broker ends: it would take what it holds for gone");
+                self.parts.stop.cancel();
             }
-            sleep(up_to(RETRY, self.parts.random.as_ref())).await;
+            sleep(back_off(failures, RETRY, self.parts.random.as_ref())).await;
+            failures += 1;
         }
     }
 
@@ -151,14 +156,11 @@ impl Broker {
 
     /// Handed out, nobody at it, and long enough ago for AWS to know.
     fn is_settled(&self, lease: &Lease) -> bool {
-        let active = LeaseState::Active {
-            issued: match lease.issued() {
-                Some(issued) => issued.clone(),
-                None => return false,
-            },
-            replacing_until: None,
+        let LeaseState::Active { standing, .. } = &lease.state else {
+            return false;
         };
-        lease.state == active && lease.may_appear_until(self.now()).is_none()
+        let at_rest = matches!(standing, Standing::Whole | Standing::KeyLost);
+        at_rest && lease.may_appear_until(self.now()).is_none()
     }
 
     /// A user that no live lease knows.
@@ -175,7 +177,7 @@ impl Broker {
             }
             Some(true) => {}
         }
-        if self.withdraw_user(user).await? == Withdrawn::NotFound {
+        if self.withdraw_user(user, Urgency::Ordinary).await? == Withdrawn::NotFound {
             return Ok(());
         }
         found.orphans_removed += 1;
@@ -207,7 +209,7 @@ impl Broker {
     async fn reconcile_keys(&self, lease: &Lease, found: &mut Reconciliation) -> Result<(), Error> {
         let keys = self.remove_unknown_keys(lease).await?;
         found.keys_removed += keys.removed;
-        if keys.recorded_is_there {
+        if keys.recorded_is_there || lease.has_lost_its_key() {
             return Ok(());
         }
         self.report_vanished(lease, "KEY_VANISHED", found).await

@@ -9,8 +9,9 @@ use crate::{
         access::Caller,
         audit::{Event, Subject},
         credential::Credentials,
-        decide::{RenewRequest, Renewal, decide_renewal, own_service},
+        decide::{Authorized, Issue, RenewRequest, Renewal, decide, decide_renewal, own_service},
         lease::Lease,
+        name::GrantName,
     },
 };
 
@@ -51,6 +52,13 @@ impl Broker {
         }
         self.admit_pace(caller, grant).await?;
         let current = self.store().grant(grant).await?;
+        if self.is_known(grant, request).await? {
+            // A repetition is answered whatever has become of the lease that it renewed.
+            return match decide(caller, &request.as_issue(grant), current) {
+                Err(denial) => self.refuse(caller, grant, denial.into()).await,
+                Ok(issue) => self.new_session(caller, request, &issue).await,
+            };
+        }
         match decide_renewal(caller, request, &lease, current, self.now()) {
             Err(denial) => self.refuse(caller, grant, denial.into()).await,
             Ok(Renewal::LivesUntil(until)) => {
@@ -60,16 +68,31 @@ impl Broker {
                     credentials: None,
                 })
             }
-            Ok(Renewal::NewSession(issue)) => {
-                let (named, renews) = (request.named.as_ref(), Some(request.lease_id.clone()));
-                let work = Box::pin(self.issue_decided(caller, &issue, named, renews));
-                let issued = self.once(caller, named, work).await?;
-                Ok(RenewedLease {
-                    lease: issued.lease,
-                    credentials: Some(issued.credentials),
-                })
-            }
+            Ok(Renewal::NewSession(issue)) => self.new_session(caller, request, &issue).await,
         }
+    }
+
+    async fn is_known(&self, grant: &GrantName, request: &RenewRequest) -> Result<bool, Error> {
+        let Some(named) = &request.named else {
+            return Ok(false);
+        };
+        let known = self.store().lease_of_request(&grant.service, &named.id);
+        Ok(known.await?.is_some())
+    }
+
+    async fn new_session(
+        &self,
+        caller: &Caller,
+        request: &RenewRequest,
+        issue: &Authorized<Issue>,
+    ) -> Result<RenewedLease, Error> {
+        let (named, renews) = (request.named.as_ref(), Some(request.lease_id.clone()));
+        let work = Box::pin(self.issue_decided(caller, issue, named, renews));
+        let issued = self.once(caller, named, work).await?;
+        Ok(RenewedLease {
+            lease: issued.lease,
+            credentials: Some(issued.credentials),
+        })
     }
 
     async fn prolong(
@@ -84,9 +107,10 @@ impl Broker {
             return Ok(lease);
         };
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
-        let renewed = lease
-            .extend(until, self.now())
-            .map_err(|e| Error::Internal(e.to_string()))?;
+        // Its key is being replaced; that is over soon.
+        let Ok(renewed) = lease.extend(until, self.now()) else {
+            return Err(Error::Conflict(Subject::Lease(id)));
+        };
         let audit = audit.lease(&renewed).detail(&format!("until {until:.0}"));
         let written = self.store().update_lease(from, &renewed, audit).await;
         on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use metrics::counter;
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
+        credential::Credentials,
         decide::{Authorized, Denial, Issue},
         lease::{Lease, LeaseState},
         request::NamedRequest,
@@ -73,46 +75,44 @@ impl Broker {
         issue: &Authorized<Issue>,
         lease: Lease,
     ) -> Result<IssuedLease, Error> {
-        let (now, grant) = (self.now(), &issue.get().grant.name);
-        let left = lease
-            .issued()
-            .map(|issued| issued.expires_at.duration_since(now));
-        let left = left
-            .and_then(|left| Duration::try_from(left).ok())
-            .unwrap_or_default();
-        let left = Duration::from_secs(left.as_secs());
-        let (shortest, _) = lease.binding.kind.ttl_bounds();
-        if left < shortest {
-            let denial = over(&lease, "about to expire");
-            return self.refuse(caller, grant, denial.into()).await;
-        }
+        let now = self.now();
+        let Some(left) = time_left(&lease, issue, now) else {
+            let denial = over(&lease, "at the end of its time");
+            return self
+                .refuse(caller, &issue.get().grant.name, denial.into())
+                .await;
+        };
         let from = lease.revision;
         let replacing = lease
             .begin_replacement(now)
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self.caller_event(caller, Event::LeaseReplacing);
         let replacing = self.claim(from, replacing, audit).await?;
-        let made = if replacing.binding.kind.is_session() {
-            let shorter = issue.for_at_most(left);
-            let asked = self.parts.issuer.issue(&shorter, &replacing.binding);
-            self.in_time(&replacing, asked).await
-        } else {
-            let asked = self.parts.issuer.replace_key(&replacing.binding);
-            self.in_time(&replacing, asked).await
-        };
-        match made {
+        match self.replacement(issue, &replacing, left).await {
             Ok(credentials) => {
-                self.hand_out(
-                    caller,
-                    replacing,
-                    Event::LeaseRedelivered,
-                    left,
-                    credentials,
-                )
-                .await
+                let event = Event::LeaseRedelivered;
+                self.hand_out(caller, replacing, event, left, credentials)
+                    .await
             }
             Err(failed) => self.not_replaced(caller, replacing, failed).await,
         }
+    }
+
+    async fn replacement(
+        &self,
+        issue: &Authorized<Issue>,
+        lease: &Lease,
+        left: Duration,
+    ) -> Result<Credentials, IssueFailure> {
+        let (issuer, binding) = (&self.parts.issuer, &lease.binding);
+        if binding.kind.is_session() {
+            let shorter = issue.for_at_most(left);
+            return self.in_time(lease, issuer.issue(&shorter, binding)).await;
+        }
+        let recorded = lease.issued().map(|issued| issued.access_key_id.as_str());
+        let settled = lease.may_appear_until(self.now()).is_none();
+        let asked = issuer.replace_key(binding, recorded.unwrap_or_default(), settled);
+        self.in_time(lease, asked).await
     }
 
     async fn claim(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
@@ -154,11 +154,14 @@ impl Broker {
     /// A replacement came to nothing, or its end is not known: what no lease knows is
     /// removed, and the lease stays as it was.
     pub(super) async fn put_in_order(&self, lease: Lease) -> Result<(), Error> {
-        if !lease.binding.kind.is_session() {
-            self.remove_unknown_keys(&lease).await?;
-        }
+        let key_lost = if lease.binding.kind.is_session() {
+            false
+        } else {
+            let keys = self.remove_unknown_keys(&lease).await?;
+            !keys.recorded_is_there
+        };
         let from = lease.revision;
-        let Ok(kept) = lease.keep() else {
+        let Ok(kept) = lease.keep(key_lost) else {
             return Ok(());
         };
         let audit = self.event(By::Broker, Event::LeaseKept).lease(&kept);
@@ -195,6 +198,21 @@ impl Broker {
             removed: unknown.len(),
         })
     }
+}
+
+/// How long the credentials may live that a repetition is given, if any: a user's until
+/// its lease ends, a session's until the first would have ended, or as AWS's shortest.
+/// A session of that kind may end later than the first, but none is begun after that.
+fn time_left(lease: &Lease, issue: &Authorized<Issue>, now: Timestamp) -> Option<Duration> {
+    let ends = if lease.binding.kind.is_session() {
+        lease.requested_at.saturating_add(issue.get().ttl).ok()
+    } else {
+        lease.issued().map(|issued| issued.expires_at)
+    };
+    let left = Duration::try_from(ends?.duration_since(now)).ok()?;
+    let (shortest, _) = lease.binding.kind.ttl_bounds();
+    let whole = Duration::from_secs(left.as_secs());
+    (!whole.is_zero()).then(|| whole.max(shortest))
 }
 
 /// The keys of a lease's user.

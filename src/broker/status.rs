@@ -16,7 +16,7 @@ use crate::{
 pub struct Status {
     /// When it began to serve.
     pub started_at: Timestamp,
-    /// The identity behind the admin key, or why AWS does not tell.
+    /// ARN of the identity behind the admin key, or why AWS does not tell.
     pub admin: Result<String, AwsFailure>,
     /// Its AWS region.
     pub region: String,
@@ -38,7 +38,7 @@ impl Broker {
             .await?;
         Ok(Status {
             started_at: self.started_at,
-            admin: self.parts.issuer.identity().await,
+            admin: self.admin_arn().await,
             region: self.parts.region.clone(),
             counts,
             reconciliation: self.reconciled(),

@@ -142,7 +142,7 @@ pub struct AdminKey {
     pub due_at: Option<Timestamp>,
     /// How often this step has failed.
     pub attempts: u32,
-    /// Machine reason of the last failure.
+    /// Machine reason of the last failure: of this step, or to begin a replacement.
     pub failure: Option<String>,
     /// Counts its changes: its fencing token.
     pub revision: u64,
@@ -271,6 +271,16 @@ impl AdminKey {
         Ok(Self {
             due_at: Some(now + delay),
             attempts: self.attempts.saturating_add(1),
+            failure: Some(reason.to_owned()),
+            revision: self.revision + 1,
+            ..self
+        })
+    }
+
+    /// A replacement is due and cannot begin; `None` when that is known already.
+    #[must_use]
+    pub fn blocked(self, reason: &str) -> Option<Self> {
+        (self.failure.as_deref() != Some(reason)).then(|| Self {
             failure: Some(reason.to_owned()),
             revision: self.revision + 1,
             ..self

@@ -113,6 +113,8 @@ events! {
     OrphanRemoved => "orphan.removed",
     /// A key that no lease knows was removed from a user.
     KeyRemoved => "key.removed",
+    /// The account that everything is in was learnt of AWS.
+    AccountBound => "account.bound",
     /// The admin key was looked at.
     AdminKeyRead => "admin_key.read",
     /// A key was imported and is at work.

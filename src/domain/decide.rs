@@ -59,6 +59,16 @@ impl RenewRequest {
             named,
         }
     }
+
+    /// What an issue would ask for that gives the lease of this grant a longer life.
+    #[must_use]
+    pub fn as_issue(&self, grant: &GrantName) -> IssueRequest {
+        IssueRequest {
+            grant: grant.clone(),
+            ttl: self.ttl,
+            named: self.named.clone(),
+        }
+    }
 }
 
 fn seconds(ttl: Option<Duration>) -> String {
@@ -235,12 +245,7 @@ pub fn decide_renewal(
     grant: Option<Grant>,
     now: Timestamp,
 ) -> Result<Renewal, Denial> {
-    let as_issue = IssueRequest {
-        grant: lease.binding.grant.clone(),
-        ttl: request.ttl,
-        named: request.named.clone(),
-    };
-    let issue = decide(caller, &as_issue, grant)?;
+    let issue = decide(caller, &request.as_issue(&lease.binding.grant), grant)?;
     let lease_id = || lease.binding.lease_id.clone();
     let LeaseState::Active { issued, .. } = &lease.state else {
         return Err(Denial::LeaseOver {

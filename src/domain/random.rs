@@ -36,6 +36,16 @@ impl Random for SystemRandom {
     }
 }
 
+/// How long to wait after so many failures: 1 s, doubled with each, `longest` at most,
+/// with full jitter.
+/// <https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>
+pub fn back_off(failures: u32, longest: Duration, random: &dyn Random) -> Duration {
+    up_to(
+        Duration::from_secs(1 << failures.min(20)).min(longest),
+        random,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

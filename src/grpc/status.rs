@@ -59,9 +59,10 @@ const fn code(error: &Error) -> Code {
         Error::Aws(failure) => match failure.class {
             FailureClass::Refused => Code::FailedPrecondition,
             FailureClass::HeldBack => Code::ResourceExhausted,
-            FailureClass::Throttled | FailureClass::Unavailable | FailureClass::Uncertain => {
-                Code::Unavailable
-            }
+            FailureClass::Throttled
+            | FailureClass::Busy
+            | FailureClass::Unavailable
+            | FailureClass::Uncertain => Code::Unavailable,
         },
         Error::Store(StoreError::Unavailable(_)) => Code::Unavailable,
         Error::Store(_) | Error::Internal(_) => Code::Internal,
@@ -191,6 +192,7 @@ mod tests {
                 }),
                 Code::FailedPrecondition,
             ),
+            (aws(FailureClass::Busy), Code::Unavailable),
             (aws(FailureClass::Unavailable), Code::Unavailable),
             (aws(FailureClass::Uncertain), Code::Unavailable),
             (

@@ -1,18 +1,28 @@
 //! `GET /metrics`, in Prometheus' text format. Anybody may ask: no label names a
 //! service, a grant or a key.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use axum::http::StatusCode;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::interval;
 
-use crate::broker::{Broker, ports::Counts};
+use crate::{
+    broker::{
+        Broker,
+        ports::{Counts, StoreError},
+    },
+    domain::admin_key::AdminKey,
+};
 
 /// Bounds of the buckets of every histogram of seconds.
 const SECONDS: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 ];
+
+/// How often it is looked how much there is of what.
+const EVERY: Duration = Duration::from_secs(5);
 
 /// The recorder of this process: the first who asks installs it.
 fn recorder() -> Option<&'static PrometheusHandle> {
@@ -34,13 +44,40 @@ pub(super) fn install() {
     }
 }
 
-/// Everything counted so far, and how much there is of what.
-pub(super) async fn render(broker: &Broker) -> Result<String, StatusCode> {
+/// Everything counted so far. Costs the store nothing, however often it is asked for.
+pub(super) async fn render() -> Result<String, StatusCode> {
     let recorder = recorder().ok_or(StatusCode::NOT_FOUND)?;
-    let counts = broker.store().counts().await;
-    set(&counts.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?);
-    recorder.run_upkeep();
     Ok(recorder.render())
+}
+
+/// Keeps the gauges of what the store holds, and the memory of the recorder bounded,
+/// until it is cut off.
+pub async fn keep(broker: &Broker) {
+    let mut ticks = interval(EVERY);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = look(broker).await {
+            tracing::warn!(%error, "the metrics of the store stay as they were");
+        }
+        if let Some(recorder) = recorder() {
+            recorder.run_upkeep();
+        }
+    }
+}
+
+async fn look(broker: &Broker) -> Result<(), StoreError> {
+    set(&broker.store().counts().await?);
+    if let Some(key) = broker.store().admin_key().await? {
+        set_admin_key(&key, broker);
+    }
+    Ok(())
+}
+
+fn set_admin_key(key: &AdminKey, broker: &Broker) {
+    let age = broker.now().duration_since(key.current.since);
+    gauge!("credbroker_admin_key_age_seconds").set(age.as_secs_f64());
+    let failing = if key.failure.is_some() { 1.0 } else { 0.0 };
+    gauge!("credbroker_admin_key_failing").set(failing);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
@@ -64,6 +101,15 @@ fn describe() {
     describe_gauge!("credbroker_services", "Registered services");
     describe_gauge!("credbroker_grants", "Current grants");
     describe_gauge!("credbroker_audit_records", "Records in the audit log");
+    describe_gauge!(
+        "credbroker_admin_key_age_seconds",
+        Unit::Seconds,
+        "Age of the kept admin key"
+    );
+    describe_gauge!(
+        "credbroker_admin_key_failing",
+        "1 while the kept admin key's replacement fails, or cannot begin"
+    );
     describe_gauge!(
         "credbroker_stranger_users",
         "IAM users under the broker's path that do not bear its mark"

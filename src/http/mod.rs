@@ -7,6 +7,7 @@ pub mod tls;
 
 use std::sync::Arc;
 
+pub use self::metrics::keep as keep_metrics;
 use axum::{Router, http::StatusCode, routing::get};
 use tower::layer::layer_fn;
 
@@ -24,14 +25,11 @@ pub fn router(broker: &Arc<Broker>) -> Router {
         .prepare()
         .into_axum_router()
         .layer(layer_fn(move |inner| Gate::new(inner, Arc::clone(&gated))));
-    let (ready, counted) = (Arc::clone(broker), Arc::clone(broker));
+    let ready = Arc::clone(broker);
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
-        .route(
-            "/metrics",
-            get(async move || metrics::render(&counted).await),
-        )
+        .route("/metrics", get(metrics::render))
         .route_service("/grpc.health.v1.Health/{method}", grpc::health())
         .merge(grpc)
 }

@@ -80,6 +80,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let store = dir.join("credbroker.db");
     let limits = Limits {
         issues_per_second: CALLS_PER_SECOND,
+        users_per_minute: CALLS_PER_SECOND,
         ..Limits::default()
     };
     let assembled = assemble(&store, aws, limits, custody).await?;

@@ -22,7 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aws::{AwsIssuer, AwsSettings, Clients, SetupError},
+    aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, Parts,
         ports::{AwsFailure, FailureClass, Issuer, Store, StoreError},
@@ -154,7 +154,7 @@ impl StartError {
 struct Assembled {
     broker: Arc<Broker>,
     store: Arc<SqliteStore>,
-    issuer: Arc<AwsIssuer>,
+    issuer: Arc<AwsAccount>,
     /// Whether the admin key is kept in the store.
     keeps_key: bool,
     stop: CancellationToken,
@@ -185,7 +185,7 @@ async fn assemble(
     let store = Arc::new(SqliteStore::open(store).await?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
     let region = aws.clients.region().unwrap_or_default().to_owned();
-    let issuer = Arc::new(AwsIssuer::new(aws.clients, aws.partition, &deployment));
+    let issuer = Arc::new(AwsAccount::new(aws.clients, aws.partition, &deployment));
     let stop = CancellationToken::new();
     let broker = Broker::new(Parts {
         store: store.clone(),
@@ -201,6 +201,11 @@ async fn assemble(
         stop: stop.clone(),
     });
     take_up_admin_key(&broker, &issuer).await?;
+    match broker.verify_account().await {
+        // What AWS does not say now is found out later.
+        Err(broker::Error::Aws(_)) => {}
+        verified => verified?,
+    }
     let kept = store.admin_key().await.map_err(broker::Error::from)?;
     Ok(Assembled {
         keeps_key: kept.is_some(),
@@ -213,14 +218,14 @@ async fn assemble(
 
 /// A kept key that cannot be opened is told at start, unless the standard AWS chain has
 /// one to work with: so a lost sealing key is recovered from, by importing another.
-async fn take_up_admin_key(broker: &Broker, issuer: &AwsIssuer) -> Result<(), StartError> {
+async fn take_up_admin_key(broker: &Broker, issuer: &AwsAccount) -> Result<(), StartError> {
     let Err(error) = broker.take_up_admin_key().await else {
         return Ok(());
     };
     let closed = matches!(error, broker::Error::WrongState { .. });
     match issuer.identity().await {
         Ok(chain) if closed => {
-            tracing::error!(%error, %chain, "working with the key of the standard AWS chain; import another");
+            tracing::error!(%error, chain = chain.arn, "working with the key of the standard AWS chain; import another");
             Ok(())
         }
         _ => Err(error.into()),
@@ -304,6 +309,8 @@ async fn run(
     broker.lifecycle(Event::BrokerStarted).await?;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
+    let counted = Arc::clone(&broker);
+    let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
     listener::serve(listener, tls, http::router(&broker), stop).await;
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
@@ -311,6 +318,7 @@ async fn run(
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
     }
     upkeep.abort();
+    counting.abort();
     broker.lifecycle(Event::BrokerStopped).await?;
     store.close().await;
     Ok(())

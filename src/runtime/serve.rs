@@ -49,8 +49,7 @@ async fn custody(config: &Config) -> Result<Custody, StartError> {
             let text = fs::read_to_string(path).map_err(file_error(path))?;
             let ciphertext = BASE64.decode(text.trim().as_bytes());
             let ciphertext = ciphertext.map_err(|_| not_sealing(path)(SealError::Key))?;
-            let endpoint = config.aws.endpoint_url.as_deref();
-            let bytes = kms::decrypt(region, endpoint, ciphertext).await;
+            let bytes = kms::decrypt(region, ciphertext).await;
             let bytes = bytes.map_err(StartError::Kms)?;
             Some(SealingKey::from_bytes(&bytes).map_err(not_sealing(path))?)
         }

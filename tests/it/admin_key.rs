@@ -219,6 +219,21 @@ async fn a_key_that_aws_does_not_accept_or_that_is_somebody_elses_is_refused() {
     let alice = second_key(&world.account, "alice").await;
     let other = world.import(&as_printed(&alice)).await;
     other.fails(6, &["reason: OTHER_USER", "user/alice"]);
+    let records = world.broker.audit().await;
+    let told = records
+        .iter()
+        .filter(|record| record["event"] == "admin_key.imported");
+    let told: Vec<_> = told
+        .map(|record| [&record["outcome"], &record["reason"]])
+        .collect();
+    let failure = json!("failure");
+    let expected = [
+        [&failure, &json!("ADMIN_KEY_REFUSED")],
+        [&failure, &json!("OTHER_ACCOUNT")],
+        [&json!("success"), &Value::Null],
+        [&failure, &json!("OTHER_USER")],
+    ];
+    assert_eq!(told, expected);
     assert_eq!(world.status().await["access_key_id"], admin.id.as_str());
     world.assert_issues("role").await;
 }
@@ -362,4 +377,59 @@ async fn there_is_never_a_moment_without_a_key_that_works() {
         world.account.keys_of(ADMIN_USER).await,
         [kept.current.id.as_str()]
     );
+}
+
+#[tokio::test]
+async fn a_store_belongs_to_one_account() {
+    let mut world = World::new().await;
+    world.assert_issues("user").await;
+    let held = world.account.issued_users().await;
+    assert!(world.broker.stop().await);
+    let stranger = Account::new().await;
+    let words = [
+        "everything in the store is in account",
+        "next: use a key of that account",
+    ];
+    let other = dev(&world.broker.state, &stranger.admin, &world.proxy.endpoint);
+    Run::of(other, "").await.fails(6, &words);
+
+    // What AWS did not tell at the start ends the broker as soon as it does.
+    world.proxy.inject("GetCallerIdentity", Fault::Cut);
+    let (endpoint, key) = (world.proxy.endpoint.clone(), stranger.admin);
+    let mut broker = world.broker.start_again(&key, &endpoint).await;
+    world.proxy.heal();
+    broker.ended().await;
+    let log = broker.log.lock().unwrap().clone();
+    assert!(
+        log.contains("it would take what it holds for gone"),
+        "{log}"
+    );
+    assert_eq!(world.account.issued_users().await, held);
+    let live = "SELECT count(*) FROM leases WHERE state = 'active'";
+    assert_eq!(broker.count(live).await, 1);
+}
+
+#[tokio::test]
+async fn a_scheduled_rotation_that_cannot_begin_says_so() {
+    let world = Stepped::with(Ways {
+        rotate_every: Some(Duration::from_hours(24)),
+        ..Ways::default()
+    })
+    .await;
+    world.import(&world.account.admin).await.unwrap();
+    let other = second_key(&world.account, ADMIN_USER).await;
+    world.wait(86_400);
+    for _ in 0..2 {
+        world.broker.tend_admin_key_once().await.unwrap_err();
+    }
+    let kept = world.admin_key().await.kept.unwrap();
+    assert_eq!(kept.failure.as_deref(), Some("SECOND_ADMIN_KEY"));
+    let told = world.records("admin_key.postponed").await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let iam = world.account.root.iam();
+    let delete = iam.delete_access_key().user_name(ADMIN_USER);
+    delete.access_key_id(other.id).send().await.unwrap();
+    world.broker.tend_admin_key_once().await.unwrap();
+    let kept = world.admin_key().await.kept.unwrap();
+    assert_eq!((kept.phase.as_str(), kept.failure), ("grace", None));
 }

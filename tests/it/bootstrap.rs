@@ -13,6 +13,7 @@ use crate::harness::{
     aws::{REGION, admin_policy, name_scoped_admin_policy},
     broker::credbroker,
     emulator::emulator,
+    stepped::{self, Stepped},
 };
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/aws/bootstrap.sh");
@@ -219,4 +220,32 @@ async fn a_mistyped_option_changes_nothing() {
         .fails(2, &["unknown option: --bucket"]);
     let users = account.root.iam().list_users().send().await.unwrap().users;
     assert!(users.is_empty());
+}
+
+#[tokio::test]
+async fn no_user_is_made_before_the_boundary_has_been_seen_to_bound() {
+    let (world, kept) = (Stepped::new().await, "credbroker-boundary");
+    let iam = world.account.root.iam();
+    let boundary = format!("arn:aws:iam::{}:policy/credbroker/{kept}", world.account.id);
+    let delete = async || {
+        iam.delete_policy()
+            .policy_arn(&boundary)
+            .send()
+            .await
+            .unwrap()
+    };
+    let make = async |document: &str| {
+        let make = iam.create_policy().path("/credbroker/").policy_name(kept);
+        make.policy_document(document).send().await.unwrap();
+    };
+    delete().await;
+    let missing = world.issue("user").await.unwrap_err();
+    assert_eq!(missing.reason(), "BOUNDARY_MISSING");
+    make(&stepped::policy().to_string()).await;
+    let weak = world.issue("user").await.unwrap_err();
+    assert_eq!(weak.reason(), "BOUNDARY_WEAK");
+    assert!(world.proxy.calls("CreateUser").is_empty());
+    delete().await;
+    make(include_str!("../../deploy/aws/boundary-policy.json")).await;
+    world.issue("user").await.unwrap();
 }

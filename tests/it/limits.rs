@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use credbroker::{
     broker::{Error, ports::FailureClass},
-    domain::service::Limits,
+    domain::{random::SystemRandom, request::RequestId, service::Limits},
 };
 use tokio::task::JoinSet;
 
@@ -35,6 +35,7 @@ async fn a_service_in_a_restart_loop_has_so_many_users_and_no_more() {
     let world = Stepped::with(Ways {
         limits: Limits {
             live_users: 3,
+            users_per_minute: 10_000,
             ..Limits::default()
         },
         ..Ways::default()
@@ -80,6 +81,52 @@ async fn a_service_that_asks_too_fast_is_told_when_to_ask_again() {
     let hint = limited(world.issue("role").await.unwrap_err(), "TOO_MANY_REQUESTS");
     assert!(hint.unwrap() <= Duration::from_secs(1));
     assert_eq!(world.proxy.calls("AssumeRole").len(), 2);
+}
+
+#[tokio::test]
+async fn users_are_made_at_a_pace_of_their_own() {
+    let world = Stepped::with(Ways {
+        limits: Limits {
+            users_per_minute: 6,
+            ..Limits::default()
+        },
+        ..Ways::default()
+    })
+    .await;
+    let id = RequestId::random(&SystemRandom);
+    for _ in 0..2 {
+        world.issue_named("user", &id).await.unwrap();
+    }
+    // A key that is replaced costs as many calls as one that is made.
+    let before = world.proxy.actions().len();
+    let repeated = world.issue_named("user", &id).await.unwrap_err();
+    let hint = limited(repeated, "TOO_MANY_REQUESTS");
+    assert!(hint.unwrap() <= Duration::from_secs(10));
+    limited(world.issue("user").await.unwrap_err(), "TOO_MANY_REQUESTS");
+    assert_eq!(world.proxy.actions().len(), before, "no call to AWS");
+    world.issue("role").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_has_had_its_time_does_not_count() {
+    let world = Stepped::with(Ways {
+        limits: Limits {
+            live_users: 1,
+            live_sessions: 1,
+            ..Limits::default()
+        },
+        ..Ways::default()
+    })
+    .await;
+    for grant in ["user", "role"] {
+        world.issue(grant).await.unwrap();
+        limited(world.issue(grant).await.unwrap_err(), "TOO_MANY_LEASES");
+        if grant == "role" {
+            // Nobody has cleaned up yet.
+            world.wait(3601);
+            world.issue(grant).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
@@ -246,9 +293,7 @@ async fn waiting_for_a_key_is_told_to_whoever_asked() {
     let issued = broker.issue(&token, "user").await;
     let waited = issued["usable_after_seconds"].as_f64().unwrap();
     assert!((0.3..10.0).contains(&waited), "{waited}");
-    let metrics = broker.https_get("/metrics").await;
-    assert!(
-        metrics.contains("credbroker_key_acceptance_seconds_count 1"),
-        "{metrics}"
-    );
+    broker
+        .counts("credbroker_key_acceptance_seconds_count 1")
+        .await;
 }

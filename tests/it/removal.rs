@@ -310,11 +310,9 @@ async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
     let status = broker.run(&["status", "-o", "json"]).await.ok();
     assert_eq!(status.json()["quarantined_leases"], 1);
     assert!(status.stderr.contains("lease list --state quarantined"));
-    let metrics = broker.https_get("/metrics").await;
-    assert!(
-        metrics.contains("credbroker_leases{state=\"quarantined\"} 1"),
-        "{metrics}"
-    );
+    broker
+        .counts("credbroker_leases{state=\"quarantined\"} 1")
+        .await;
     let records = broker.audit().await;
     let record = records
         .iter()
@@ -379,4 +377,28 @@ async fn a_live_user_that_aws_does_not_show_for_a_moment_is_not_taken_for_gone()
     world.step(30).await;
     assert_eq!(world.lease(&issued.lease).await.state.as_str(), "revoked");
     assert!(world.account.issued_users().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_denial_that_aws_refuses_does_not_keep_the_user() {
+    let world = Stepped::new().await;
+    let issued = world.issue("user").await.unwrap();
+    let refused = Fault::Answer(403, "AccessDenied", "not allowed");
+    world.proxy.inject("PutUserPolicy", refused);
+    let taken = world.revoke(&issued.lease).await.unwrap();
+    assert_eq!(taken.lease.state.as_str(), "revoked");
+    assert!(world.account.issued_users().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_service_that_releases_what_is_being_taken_away_is_told_and_costs_nothing() {
+    let world = Stepped::new().await;
+    let issued = world.issue("user").await.unwrap();
+    world.proxy.inject("DeleteUser", CONFLICT);
+    world.revoke(&issued.lease).await.unwrap();
+    let calls = world.proxy.actions().len();
+    let released = world.release(&issued.lease).await.unwrap();
+    assert_eq!(released.lease.state.as_str(), "revoking");
+    assert!(released.notice.unwrap().contains("already"));
+    assert_eq!(world.proxy.actions().len(), calls);
 }

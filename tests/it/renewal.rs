@@ -77,6 +77,12 @@ async fn a_renewed_session_is_a_new_one_that_names_the_old() {
     assert_eq!(again["lease_id"], renewed["lease_id"]);
     let reused = world.renew(&renewed, &args).await;
     reused.fails(2, &["request_id: this id was given to another request"]);
+    // Whatever has become of the old one.
+    let old = issued["lease_id"].as_str().unwrap();
+    world.broker.run(&["lease", "revoke", old]).await.ok();
+    let again = world.renew(&issued, &args).await.ok().json();
+    assert_eq!(again["lease_id"], renewed["lease_id"]);
+    world.renew(&issued, &[]).await.fails(6, &["LEASE_ENDED"]);
     let lease = renewed["lease_id"].as_str().unwrap();
     let shown = world.broker.json(&["lease", "show", lease]).await;
     assert_eq!(

@@ -1,8 +1,19 @@
 //! A request with an id has one lease, however often it is repeated.
 
+use std::{sync::Arc, time::Duration};
+
+use credbroker::domain::{
+    lease::{LeaseState, Standing},
+    random::SystemRandom,
+    request::RequestId,
+};
 use serde_json::{Value, json};
 
-use crate::harness::{Key, World, proxy::Fault};
+use crate::harness::{
+    Key, World, eventually,
+    proxy::Fault,
+    stepped::{self, Stepped, Ways},
+};
 
 const ID: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
 const OTHER: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f11";
@@ -107,7 +118,7 @@ async fn a_repetition_joins_the_request_that_is_under_way() {
         let both = async { tokio::join!(world.answer(grant, ID), world.answer(grant, ID)) };
         let other = async {
             let held = async || world.proxy.calls(action).pop();
-            crate::harness::eventually(action, held).await;
+            eventually(action, held).await;
             // Under way under this id is something else.
             let other = ["user", "--ttl", "30m", "--request-id", ID];
             world.issue(&other).await.fails(2, &["another request"]);
@@ -118,7 +129,7 @@ async fn a_repetition_joins_the_request_that_is_under_way() {
                     .find(|record| record["event"] == "request.denied");
                 denied.cloned()
             };
-            crate::harness::eventually("a refusal", records).await;
+            eventually("a refusal", records).await;
             world.proxy.heal();
         };
         let ((first, second), ()) = tokio::join!(both, other);
@@ -258,4 +269,74 @@ async fn a_client_whose_deadline_passes_finds_its_lease_by_repeating() {
     assert_eq!(world.leases().await.len(), 1);
     let user = world.account.issued_users().await.remove(0);
     assert_eq!(world.account.keys_of(&user).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_user_whose_key_was_lost_in_a_repetition_gets_another_in_the_next() {
+    let world = Stepped::new().await;
+    let id = RequestId::random(&SystemRandom);
+    let first = world.issue_named("user", &id).await.unwrap();
+    let denied = Fault::Answer(403, "AccessDenied", "not now");
+    world.proxy.inject("CreateAccessKey", denied);
+    world.issue_named("user", &id).await.unwrap_err();
+    assert!(!stepped::key(&first).works().await);
+    let lost = world.lease(&first.lease).await;
+    let LeaseState::Active { standing, .. } = lost.state else {
+        panic!("{lost:?}");
+    };
+    assert_eq!(standing, Standing::KeyLost);
+    // It is known, so it is no news that the key is gone.
+    world.step(600).await;
+    assert!(world.reconcile().await.vanished.is_empty());
+    world.proxy.heal();
+    let again = world.issue_named("user", &id).await.unwrap();
+    assert_eq!(again.lease.binding.lease_id, first.lease.binding.lease_id);
+    assert!(stepped::key(&again).works().await);
+}
+
+#[tokio::test]
+async fn a_session_is_given_again_until_the_first_has_had_its_time() {
+    let world = Stepped::new().await;
+    let id = RequestId::random(&SystemRandom);
+    let quarter = Some(Duration::from_mins(15));
+    let ask = || world.issue_of("role", quarter, Some(id.clone()));
+    let first = ask().await.unwrap();
+    for _ in 0..2 {
+        world.step(420).await;
+        let again = ask().await.unwrap();
+        assert_eq!(again.lease.binding.lease_id, first.lease.binding.lease_id);
+        assert!(stepped::key(&again).works().await);
+    }
+    world.step(60).await;
+    let late = ask().await.unwrap_err();
+    assert_eq!(late.reason(), "LEASE_ENDED");
+}
+
+#[tokio::test]
+async fn a_user_is_not_renewed_while_its_key_is_being_replaced() {
+    let world = Arc::new(Stepped::new().await);
+    let id = RequestId::random(&SystemRandom);
+    let first = world.issue_named("user", &id).await.unwrap();
+    world.proxy.inject("CreateAccessKey", Fault::Hold);
+    let repeating = {
+        let (world, id) = (Arc::clone(&world), id.clone());
+        tokio::spawn(async move { world.issue_named("user", &id).await })
+    };
+    let held = async || (world.proxy.calls("CreateAccessKey").len() == 2).then_some(());
+    eventually("the replacement", held).await;
+    let ttl = Some(Duration::from_hours(2));
+    let renewed = world.renew(&first.lease, ttl, None).await.unwrap_err();
+    assert_eq!(renewed.reason(), "CONCURRENT_CHANGE");
+    world.proxy.heal();
+    let again = repeating.await.unwrap().unwrap();
+    assert!(stepped::key(&again).works().await);
+    world.renew(&first.lease, ttl, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_is_asked_for_once_even_if_no_answer_comes() {
+    let world = Stepped::with(Ways::impatient()).await;
+    world.proxy.inject("CreateUser", Fault::Cut);
+    world.issue("user").await.unwrap_err();
+    assert_eq!(world.proxy.calls("CreateUser").len(), 1);
 }

@@ -60,26 +60,30 @@ pub(in crate::aws) async fn create(
     equipped.await.map_err(touched)
 }
 
-/// Takes every key of a user away and makes another.
+/// Takes every key of a user away, the recorded one whether AWS lists it or not, and
+/// makes another.
 pub(in crate::aws) async fn replace_key(
     clients: &Clients,
     user: &str,
+    recorded: &str,
+    settled: bool,
 ) -> Result<Credentials, IssueFailure> {
     let iam = &clients.iam(Purpose::Begin);
-    let untouched = |failure| IssueFailure {
-        failure,
-        touched: false,
-    };
     if !exists(iam, user).await.map_err(untouched)? {
-        let failure = no_longer_there(user);
-        return Err(untouched(failure));
+        return Err(untouched(if settled {
+            no_longer_there(user)
+        } else {
+            not_yet(
+                "AWS_INCONSISTENT",
+                format!("AWS does not show user {user} yet"),
+            )
+        }));
     }
-    let before = keys(iam, user).await.map_err(untouched)?;
     let iam = &clients.iam(Purpose::Complete);
     let replaced = async {
-        for key in &before {
-            remove_key(iam, user, key).await?;
-        }
+        // AWS's list may be older than this key.
+        remove_key(iam, user, recorded).await?;
+        remove_keys(iam, user).await?;
         new_key(clients, user).await
     };
     replaced.await.map_err(touched)
@@ -89,6 +93,13 @@ const fn touched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
         touched: true,
+    }
+}
+
+const fn untouched(failure: AwsFailure) -> IssueFailure {
+    IssueFailure {
+        failure,
+        touched: false,
     }
 }
 
@@ -122,8 +133,9 @@ async fn create_user(
         .path(format!("{path}{}", below.trim_start_matches('/')))
         .permissions_boundary(&boundary)
         .set_tags(Some(tags.map_err(|_| incomplete("a tag is incomplete"))?));
-    iam.ask(&on("iam:CreateUser", &boundary), call.send())
-        .await?;
+    // The SDK tells of the last attempt only, and an earlier one may have been heard.
+    let sent = call.customize().config_override(never_twice()).send();
+    iam.ask(&on("iam:CreateUser", &boundary), sent).await?;
     Ok(())
 }
 
@@ -131,10 +143,7 @@ async fn create_user(
 async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailure> {
     match is_ours(iam, path, user).await.map_err(touched)? {
         Some(true) => Ok(()),
-        Some(false) => Err(IssueFailure {
-            failure: not_ours(user),
-            touched: false,
-        }),
+        Some(false) => Err(untouched(not_ours(user))),
         None => Err(touched(not_yet(
             "AWS_INCONSISTENT",
             format!("AWS has a user {user}, and does not show it yet"),

@@ -8,7 +8,7 @@ use crate::{
         client::IamCalls,
         error::{not_yet, on},
     },
-    broker::ports::{AwsFailure, Withdrawn},
+    broker::ports::{AwsFailure, FailureClass, Withdrawn},
     domain::policy,
 };
 
@@ -19,17 +19,24 @@ pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdra
     if !exists(iam, user).await? {
         return Ok(Withdrawn::NotFound);
     }
-    // A denial that fails must not keep the keys alive.
+    // A denial that fails must not keep the keys alive, nor one that is refused the rest.
     let denied = put_policy(iam, user, REVOKED_POLICY, &policy::deny_all().to_json()).await;
     for key in keys(iam, user).await? {
         remove_key(iam, user, &key).await?;
     }
-    denied?;
+    match denied {
+        Err(failure) if failure.class == FailureClass::Refused => {
+            tracing::warn!(user, %failure, "AWS did not take the denial; the user is removed without");
+        }
+        denied => denied?,
+    }
     remove_login(iam, user).await?;
     remove_other_credentials(iam, user).await?;
     remove_permissions(iam, user).await?;
     let call = iam.client.delete_user().user_name(user).send();
-    iam.look(&on("iam:DeleteUser", user), call).await?;
+    let Some(_) = iam.look(&on("iam:DeleteUser", user), call).await? else {
+        return Ok(Withdrawn::NotFound);
+    };
     if exists(iam, user).await? {
         let message = format!("AWS still shows user {user} after its deletion");
         return Err(not_yet("AWS_INCONSISTENT", message));

@@ -21,7 +21,8 @@ use data_encoding::BASE32_NOPAD;
 use jiff::Timestamp;
 
 pub use self::state::{
-    CLAIM, CONSISTENCY_WINDOW, Cause, InvalidTransition, Issued, LeaseState, PENDING_LIMIT, Removal,
+    CLAIM, CONSISTENCY_WINDOW, Cause, InvalidTransition, Issued, LeaseState, PENDING_LIMIT,
+    Removal, Standing,
 };
 use crate::domain::{
     grant::{Grant, GrantSpec, Kind, OWN_TAG_PREFIX, Tag},

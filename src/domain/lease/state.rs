@@ -74,6 +74,21 @@ impl FromStr for Cause {
     }
 }
 
+/// How it is with what was handed out under an active lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is in AWS as it was handed out.
+    Whole,
+    /// Its key or session is being replaced.
+    Replacing {
+        /// After this the attempt counts as abandoned, and what it left is put in order.
+        until: Timestamp,
+    },
+    /// A user's key was taken away for a replacement that came to nothing. A repetition
+    /// makes another.
+    KeyLost,
+}
+
 /// The taking away of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
@@ -105,9 +120,8 @@ pub enum LeaseState {
     Active {
         /// What.
         issued: Issued,
-        /// Its key or session is being replaced; after this the attempt counts as
-        /// abandoned, and what it left is put in order.
-        replacing_until: Option<Timestamp>,
+        /// Whether that stands.
+        standing: Standing,
     },
     /// Being taken away.
     Revoking(Removal),
@@ -186,6 +200,18 @@ impl Lease {
         }
     }
 
+    /// Whether a replacement has taken its key away and brought no other.
+    #[must_use]
+    pub const fn has_lost_its_key(&self) -> bool {
+        matches!(
+            self.state,
+            LeaseState::Active {
+                standing: Standing::KeyLost,
+                ..
+            }
+        )
+    }
+
     /// Why it ends or ended.
     #[must_use]
     pub const fn cause(&self) -> Option<&Cause> {
@@ -222,10 +248,10 @@ impl Lease {
     pub fn due_at(&self) -> Option<Timestamp> {
         match &self.state {
             LeaseState::Pending { deadline } => Some(*deadline),
-            LeaseState::Active {
-                issued,
-                replacing_until,
-            } => Some(replacing_until.map_or(issued.expires_at, |at| at.min(issued.expires_at))),
+            LeaseState::Active { issued, standing } => match standing {
+                Standing::Replacing { until } => Some(issued.expires_at.min(*until)),
+                Standing::Whole | Standing::KeyLost => Some(issued.expires_at),
+            },
             LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
                 Some(removal.next_attempt_at)
             }
@@ -300,11 +326,11 @@ impl Lease {
         match self.state {
             LeaseState::Pending { .. }
             | LeaseState::Active {
-                replacing_until: Some(_),
+                standing: Standing::Replacing { .. },
                 ..
             } => Ok(self.to(LeaseState::Active {
                 issued,
-                replacing_until: None,
+                standing: Standing::Whole,
             })),
             _ => Err(self.refuse("become active")),
         }
@@ -318,30 +344,34 @@ impl Lease {
         match &self.state {
             LeaseState::Active { issued, .. } if issued.expires_at > now => {
                 let issued = issued.clone();
+                let until = now + PENDING_LIMIT;
                 Ok(self.to(LeaseState::Active {
                     issued,
-                    replacing_until: Some(now + PENDING_LIMIT),
+                    standing: Standing::Replacing { until },
                 }))
             }
             _ => Err(self.refuse("be replaced")),
         }
     }
 
-    /// A replacement came to nothing, and what it left is in order.
+    /// A replacement came to nothing, and what it left is in order: `key_lost` tells
+    /// whether the key that was handed out is gone.
     ///
     /// # Errors
     /// Unless it is being replaced.
-    pub fn keep(self) -> Result<Self, InvalidTransition> {
+    pub fn keep(self, key_lost: bool) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active {
                 issued,
-                replacing_until: Some(_),
+                standing: Standing::Replacing { .. },
             } => {
                 let issued = issued.clone();
-                Ok(self.to(LeaseState::Active {
-                    issued,
-                    replacing_until: None,
-                }))
+                let standing = if key_lost {
+                    Standing::KeyLost
+                } else {
+                    Standing::Whole
+                };
+                Ok(self.to(LeaseState::Active { issued, standing }))
             }
             _ => Err(self.refuse("stay as it was")),
         }
@@ -350,20 +380,21 @@ impl Lease {
     /// Its user lives until `expires_at`.
     ///
     /// # Errors
-    /// Unless it is the active lease of an IAM user whose time is not up at `now`.
+    /// Unless it is the active lease of an IAM user whose time is not up at `now` and
+    /// whose key is not being replaced.
     pub fn extend(self, expires_at: Timestamp, now: Timestamp) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active {
                 issued,
-                replacing_until,
+                standing: standing @ (Standing::Whole | Standing::KeyLost),
             } if !self.binding.kind.is_session() && issued.expires_at > now => {
-                let (issued, replacing_until) = (issued.clone(), *replacing_until);
+                let (issued, standing) = (issued.clone(), *standing);
                 Ok(self.to(LeaseState::Active {
                     issued: Issued {
                         expires_at,
                         ..issued
                     },
-                    replacing_until,
+                    standing,
                 }))
             }
             _ => Err(self.refuse("be renewed")),
@@ -371,20 +402,26 @@ impl Lease {
     }
 
     /// The credentials are to be taken away by whoever calls this, who has [`CLAIM`] to
-    /// do so. A lease that is already being revoked keeps its cause. One that is still
-    /// pending belongs to whoever is issuing it: others wait for its deadline.
+    /// do so. A session is AWS's to end, when it expires. A lease that is already being
+    /// revoked keeps its cause. One that is still pending belongs to whoever is issuing
+    /// it: others wait for its deadline.
     ///
     /// # Errors
     /// When it has ended.
     pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
-        let begun = |issued, cause, made_by| Removal {
+        let session = self.binding.kind.is_session();
+        let due = |issued: Option<&Issued>, otherwise| {
+            let ends = issued.filter(|_| session).map(|issued| issued.expires_at);
+            ends.map_or(otherwise, |ends| ends.max(now))
+        };
+        let begun = |issued: Option<Issued>, cause, made_by| Removal {
+            next_attempt_at: due(issued.as_ref(), now + CLAIM),
             issued,
             cause,
             made_by,
             left_to_issuer: false,
             attempts: 0,
             failing_since: None,
-            next_attempt_at: now + CLAIM,
         };
         match &self.state {
             LeaseState::Pending { deadline } => {
@@ -403,7 +440,11 @@ impl Lease {
             }
             LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
                 let held = self.is_in_flight(now);
-                let next_attempt_at = if held { removal.next_attempt_at } else { now };
+                let next_attempt_at = if held {
+                    removal.next_attempt_at
+                } else {
+                    due(removal.issued.as_ref(), now)
+                };
                 let again = Removal {
                     next_attempt_at,
                     ..removal.clone()

@@ -168,8 +168,9 @@ fn a_replacement_keeps_the_lease_and_its_request() {
     let replacing = active().begin_replacement(at(1_100)).unwrap();
     assert_eq!(replacing.due_at(), Some(at(1_160)));
     assert_eq!(replacing.issued(), Some(&issued()));
-    let kept = replacing.clone().keep().unwrap();
+    let kept = replacing.clone().keep(false).unwrap();
     assert_eq!(kept.state, active().state);
+    assert!(replacing.clone().extend(at(9_000), at(1_101)).is_err());
     let other = Issued {
         access_key_id: "AKIAOTHER".to_owned(),
         ..issued()
@@ -178,8 +179,36 @@ fn a_replacement_keeps_the_lease_and_its_request() {
     assert_eq!(replaced.issued(), Some(&other));
     assert_eq!(replaced.request, active().request);
     assert!(replaced.clone().activate(issued()).is_err());
-    assert!(replaced.keep().is_err());
+    assert!(replaced.keep(false).is_err());
     assert!(active().begin_replacement(at(4_600)).is_err());
+}
+
+#[test]
+fn a_lease_whose_key_is_lost_lives_on_and_gets_another() {
+    let replacing = active().begin_replacement(at(1_100)).unwrap();
+    let lost = replacing.keep(true).unwrap();
+    let standing = |lease: &Lease| match lease.state {
+        LeaseState::Active { standing, .. } => Some(standing),
+        _ => None,
+    };
+    assert_eq!(standing(&lost), Some(Standing::KeyLost));
+    assert_eq!(lost.due_at(), active().due_at());
+    let renewed = lost.extend(at(9_000), at(1_200)).unwrap();
+    assert_eq!(standing(&renewed), Some(Standing::KeyLost));
+    let replaced = renewed.begin_replacement(at(1_300)).unwrap();
+    let whole = replaced.activate(issued()).unwrap();
+    assert_eq!(standing(&whole), Some(Standing::Whole));
+}
+
+#[test]
+fn a_revoked_session_is_due_when_aws_ends_it() {
+    let session = lease_of(Kind::AssumeRole).activate(issued()).unwrap();
+    let revoked = session.begin_revocation(leaked(), at(2_000)).unwrap();
+    assert_eq!(revoked.due_at(), Some(at(4_600)));
+    let again = revoked.begin_revocation(leaked(), at(3_000)).unwrap();
+    assert_eq!(again.due_at(), Some(at(4_600)));
+    let late = again.begin_revocation(leaked(), at(5_000)).unwrap();
+    assert_eq!(late.due_at(), Some(at(5_000)));
 }
 
 #[test]
@@ -235,6 +264,7 @@ enum Step {
     Activate,
     BeginReplacement,
     Keep,
+    LoseKey,
     Extend,
     Abandon,
     Revoke,
@@ -245,11 +275,12 @@ enum Step {
     Finish,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step::Resume,
     Step::Activate,
     Step::BeginReplacement,
     Step::Keep,
+    Step::LoseKey,
     Step::Extend,
     Step::Abandon,
     Step::Revoke,
@@ -301,8 +332,8 @@ impl Model {
                 (self.replacing, self.expires_at) = (false, Some(now + 3_600));
             }
             (Step::BeginReplacement, "active") if lives => self.replacing = true,
-            (Step::Keep, "active") if self.replacing => self.replacing = false,
-            (Step::Extend, "active") if lives && !session => {
+            (Step::Keep | Step::LoseKey, "active") if self.replacing => self.replacing = false,
+            (Step::Extend, "active") if lives && !session && !self.replacing => {
                 self.expires_at = Some(now + 7_200);
             }
             (Step::Abandon, "pending") => (self.state, self.named) = ("revoked", false),
@@ -344,7 +375,8 @@ fn take(lease: Lease, step: Step, now: i64) -> Result<Lease, InvalidTransition> 
         Step::Resume => lease.resume(at(now)),
         Step::Activate => lease.activate(issued),
         Step::BeginReplacement => lease.begin_replacement(at(now)),
-        Step::Keep => lease.keep(),
+        Step::Keep => lease.keep(false),
+        Step::LoseKey => lease.keep(true),
         Step::Extend => lease.extend(at(now + 7_200), at(now)),
         Step::Abandon => lease.abandon("AWS_THROTTLED".to_owned(), at(now)),
         Step::Revoke => lease.begin_revocation(leaked(), at(now)),

@@ -16,7 +16,7 @@ use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
     domain::{
         grant::Kind,
-        lease::{Binding, Cause, Issued, Lease, LeaseState, Removal},
+        lease::{Binding, Cause, Issued, Lease, LeaseState, Removal, Standing},
         name::{GrantName, LeaseId, Name},
         request::{NamedRequest, RequestId},
         service::Suspension,
@@ -31,12 +31,12 @@ pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError>
     let query = sqlx::query(
         "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
                              ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
-                             lease_id, service, grant_name, grant_version, kind, aws_name, renews, requested_at,
+                             key_lost, lease_id, service, grant_name, grant_version, kind, aws_name, renews, requested_at,
                              request_digest)
          SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-                ?22, ?23
-         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?16 AND suspended_at IS NULL)
-           AND EXISTS (SELECT 1 FROM grants WHERE service = ?16 AND grant_name = ?17 AND version = ?18)",
+                ?22, ?23, ?24
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?17 AND suspended_at IS NULL)
+           AND EXISTS (SELECT 1 FROM grants WHERE service = ?17 AND grant_name = ?18 AND version = ?19)",
     );
     let done = bind_state(query, lease)
         .bind(binding.lease_id.as_str())
@@ -60,8 +60,9 @@ pub(super) async fn update(tx: &mut Tx, from: u64, lease: &Lease) -> Result<(), 
     let query = sqlx::query(
         "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
                            expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9, request_id = ?10,
-                           replacing_until = ?11, made_by = ?12, left_to_issuer = ?13, failing_since = ?14
-         WHERE lease_id = ?15 AND revision = ?16
+                           replacing_until = ?11, made_by = ?12, left_to_issuer = ?13, failing_since = ?14,
+                           key_lost = ?15
+         WHERE lease_id = ?16 AND revision = ?17
            AND (?1 <> 'active' OR (access_key_id IS ?4 AND expires_at IS ?6)
                 OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
     );
@@ -79,11 +80,13 @@ type LeaseQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 /// Binds the columns that change, in the order of the statements above.
 fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
     let (issued, removal) = (lease.issued(), lease.removal());
-    let replacing_until = match &lease.state {
-        LeaseState::Active {
-            replacing_until, ..
-        } => *replacing_until,
-        _ => None,
+    let (replacing_until, key_lost) = match &lease.state {
+        LeaseState::Active { standing, .. } => match standing {
+            Standing::Whole => (None, false),
+            Standing::Replacing { until } => (Some(*until), false),
+            Standing::KeyLost => (None, true),
+        },
+        _ => (None, false),
     };
     query
         .bind(lease.state.as_str())
@@ -104,6 +107,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
                 .and_then(|removal| removal.failing_since)
                 .map(micros),
         )
+        .bind(key_lost)
 }
 
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its
@@ -122,11 +126,12 @@ pub(super) async fn hindrance(
     }
     let row = sqlx::query(
         "SELECT count(*) AS live, min(expires_at) AS next_end FROM leases
-         WHERE service = ?1 AND due_at IS NOT NULL AND (kind = ?2) = ?3",
+         WHERE service = ?1 AND due_at IS NOT NULL AND (kind = 'iam_user') = ?2
+           AND (kind = 'iam_user' OR expires_at IS NULL OR expires_at > ?3)",
     )
     .bind(service.as_str())
-    .bind(Kind::IamUser.as_str())
     .bind(binding.kind == Kind::IamUser)
+    .bind(micros(lease.requested_at))
     .fetch_one(&mut **tx)
     .await
     .map_err(store_error)?;
@@ -134,6 +139,8 @@ pub(super) async fn hindrance(
     Ok((count(&row, "live")? >= most).then_some(Begun::TooMany { next_end }))
 }
 
+/// A lease that cannot be read must not keep the others alive: it is passed over, and
+/// told.
 pub(super) async fn begin_revoking_all(
     tx: &mut Tx,
     service: &Name,
@@ -147,8 +154,7 @@ pub(super) async fn begin_revoking_all(
     .await
     .map_err(store_error)?;
     let mut revoking = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let before = lease(row)?;
+    for before in rows.iter().filter_map(readable) {
         let from = before.revision;
         let cause = Cause::Revoked(suspension.reason.clone().unwrap_or_default());
         let after = before
@@ -215,24 +221,36 @@ pub(super) async fn list(
     rows.iter().map(lease).collect()
 }
 
-/// A row that cannot be read must not stop the clean-up of the others.
 pub(super) async fn due(
     pool: &SqlitePool,
+    users: bool,
     now: Timestamp,
-    limit: u32,
+    limit: usize,
 ) -> Result<Vec<Lease>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM leases WHERE due_at <= ? ORDER BY due_at LIMIT ?")
+    let mut most = limit;
+    loop {
+        let rows = sqlx::query(
+            "SELECT * FROM leases WHERE (kind = 'iam_user') = ? AND due_at <= ? ORDER BY due_at LIMIT ?",
+        )
+        .bind(users)
         .bind(micros(now))
-        .bind(limit)
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    let readable = |row| {
-        lease(row)
-            .inspect_err(|error| tracing::error!(%error, "a lease is passed over"))
-            .ok()
-    };
-    Ok(rows.iter().filter_map(readable).collect())
+        let leases: Vec<Lease> = rows.iter().filter_map(readable).collect();
+        if leases.len() >= limit || rows.len() < most {
+            return Ok(leases);
+        }
+        // Rows that cannot be read must not stand before the others.
+        most += limit;
+    }
+}
+
+fn readable(row: &SqliteRow) -> Option<Lease> {
+    lease(row)
+        .inspect_err(|error| tracing::error!(%error, "a lease is passed over"))
+        .ok()
 }
 
 fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
@@ -284,7 +302,7 @@ fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
         }),
         "active" => Ok(LeaseState::Active {
             issued: must(issued)?,
-            replacing_until: time_optional(row, TABLE, "replacing_until")?,
+            standing: standing(row)?,
         }),
         "revoking" => Ok(LeaseState::Revoking(removal(row, issued)?)),
         "quarantined" => Ok(LeaseState::Quarantined(removal(row, issued)?)),
@@ -299,6 +317,15 @@ fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
         }),
         _ => Err(inconsistent(TABLE, "state")),
     }
+}
+
+fn standing(row: &SqliteRow) -> Result<Standing, StoreError> {
+    let key_lost: bool = column(row, "key_lost")?;
+    Ok(match time_optional(row, TABLE, "replacing_until")? {
+        Some(until) => Standing::Replacing { until },
+        None if key_lost => Standing::KeyLost,
+        None => Standing::Whole,
+    })
 }
 
 fn removal(row: &SqliteRow, issued: Option<Issued>) -> Result<Removal, StoreError> {

@@ -6,6 +6,7 @@
 
 mod admin_key;
 mod audit;
+mod deployment;
 mod grants;
 mod leases;
 mod operators;
@@ -32,9 +33,12 @@ use sqlx::{
 };
 
 use crate::{
-    broker::ports::{AuditFilter, Begun, Counts, LeaseFilter, Page, Store, StoreError, TokenOwner},
+    broker::ports::{
+        AuditFilter, Begun, Counts, LeaseChange, LeaseFilter, Page, Store, StoreError, TokenOwner,
+    },
     domain::{
         admin_key::AdminKey,
+        arn::AccountId,
         audit::{AuditEvent, AuditRecord},
         grant::Grant,
         lease::Lease,
@@ -208,12 +212,19 @@ impl SqliteStore {
 }
 
 /// Adds the audit record and makes the whole transaction durable.
-async fn commit(mut tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
-    audit::append(&mut tx, event).await?;
-    death::may_come("before", event);
+async fn commit(tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
+    commit_all(tx, &[event]).await
+}
+
+/// The same for a transaction of many records.
+async fn commit_all(mut tx: Tx, events: &[&AuditEvent]) -> Result<(), StoreError> {
+    for event in events {
+        audit::append(&mut tx, event).await?;
+    }
+    death::may_come("before", events);
     run(&mut tx, "COMMIT").await?;
     tx.ended = true;
-    death::may_come("after", event);
+    death::may_come("after", events);
     Ok(())
 }
 
@@ -223,16 +234,17 @@ mod death {
     use crate::domain::audit::AuditEvent;
 
     #[cfg(debug_assertions)]
-    pub(super) fn may_come(moment: &str, event: &AuditEvent) {
+    pub(super) fn may_come(moment: &str, events: &[&AuditEvent]) {
         let told = std::env::var("CREDBROKER_TEST_DEATH").ok();
         let told = told.as_deref().and_then(|told| told.split_once(':'));
-        if told == Some((moment, event.event.as_str())) {
+        let is_told = |event: &&AuditEvent| told == Some((moment, event.event.as_str()));
+        if events.iter().any(is_told) {
             std::process::abort();
         }
     }
 
     #[cfg(not(debug_assertions))]
-    pub(super) const fn may_come(_: &str, _: &AuditEvent) {}
+    pub(super) const fn may_come(_: &str, _: &[&AuditEvent]) {}
 }
 
 /// Leaves everything as it was.
@@ -479,6 +491,20 @@ impl Store for SqliteStore {
         commit(tx, &audit).await
     }
 
+    async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
+        let mut tx = self.begin().await?;
+        let mut done = Vec::with_capacity(changes.len());
+        for change in changes {
+            match leases::update(&mut tx, change.from, &change.lease).await {
+                Ok(()) => done.push(&change.audit),
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        commit_all(tx, &done).await?;
+        Ok(done.len())
+    }
+
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
         leases::get(&self.readers, id).await
     }
@@ -496,8 +522,12 @@ impl Store for SqliteStore {
         leases::list(&self.readers, filter, page).await
     }
 
-    async fn leases_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Lease>, StoreError> {
-        leases::due(&self.readers, now, limit).await
+    async fn users_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError> {
+        leases::due(&self.readers, true, now, limit).await
+    }
+
+    async fn sessions_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError> {
+        leases::due(&self.readers, false, now, limit).await
     }
 
     async fn live_users(&self) -> Result<Vec<Lease>, StoreError> {
@@ -520,7 +550,17 @@ impl Store for SqliteStore {
     }
 
     async fn deployment(&self) -> Result<String, StoreError> {
-        row::deployment(&self.readers).await
+        deployment::id(&self.readers).await
+    }
+
+    async fn account(&self) -> Result<Option<AccountId>, StoreError> {
+        deployment::account(&self.readers).await
+    }
+
+    async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        deployment::bind_account(&mut tx, account).await?;
+        commit(tx, &audit).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {

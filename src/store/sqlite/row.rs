@@ -115,13 +115,6 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
     }
 }
 
-pub(super) async fn deployment(pool: &SqlitePool) -> Result<String, StoreError> {
-    sqlx::query_scalar("SELECT id FROM deployment")
-        .fetch_one(pool)
-        .await
-        .map_err(store_error)
-}
-
 pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM services) AS services,

@@ -169,7 +169,8 @@ async fn throttling_of_a_user_is_answered_with_a_retry_hint_and_no_storm() {
 
 #[tokio::test]
 async fn a_lost_answer_leaves_the_lease_pending_and_is_told_as_uncertain() {
-    for action in ["CreateUser", "CreateAccessKey"] {
+    // A key that may have been made is removed before another is asked for.
+    for (action, asked) in [("CreateUser", 1), ("CreateAccessKey", 2)] {
         let world = World::new().await;
         world.proxy.inject(action, Fault::LoseAnswer);
         let run = world.issue(&["user"]).await;
@@ -180,8 +181,7 @@ async fn a_lost_answer_leaves_the_lease_pending_and_is_told_as_uncertain() {
         ];
         assert_told(run, 7, "AWS_NO_ANSWER", &words);
         let record = world.recorded("lease.uncertain", "AWS_NO_ANSWER").await;
-        // Asked twice: what the first has made is taken over, or removed before.
-        assert_eq!(world.proxy.calls(action).len(), 2);
+        assert_eq!(world.proxy.calls(action).len(), asked, "{action}");
         let lease = record["lease_id"].as_str().unwrap();
         let lease = world.broker.json(&["lease", "show", lease]).await;
         assert_eq!(lease["state"], "pending");

@@ -60,7 +60,7 @@ impl Story {
                 mortal.ask(grant, &prepared.id).await;
             }
             Self::Revoke => {
-                mortal.revoke(prepared.lease.as_ref().unwrap()).await;
+                let _ = mortal.revoke(prepared.lease.as_ref().unwrap()).await;
             }
             // The grace of the old key is long over, and so is its retirement.
             Self::Rotate => {

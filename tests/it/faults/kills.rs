@@ -215,12 +215,14 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
 async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
     mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
-    let violations = mortal.violations().await;
+    let mut violations = mortal.violations().await;
     let live =
         "SELECT group_concat(lease_id) FROM leases WHERE state = 'active' AND kind = 'iam_user'";
     if let Some(live) = mortal.world.broker.text(live).await {
         for lease in live.split(',') {
-            mortal.revoke(lease).await.unwrap();
+            if let Err(refused) = mortal.revoke(lease).await {
+                violations.push(format!("{lease} could not be revoked: {refused}"));
+            }
         }
     }
     *memory.0.lock().unwrap() = Remembered::default();

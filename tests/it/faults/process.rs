@@ -1,7 +1,7 @@
 //! The real binary, killed and started again; clients that repeat what they were not
 //! answered.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use credbroker::{
     client::Client,
@@ -11,11 +11,25 @@ use credbroker::{
         RevokeLeaseRequest, RotateAdminKeyRequest,
     },
 };
-use tokio::process::Command;
+use tokio::{
+    process::Command,
+    time::{Instant, sleep},
+};
 use tonic::Status;
 
 use super::checker::{Checker, Seen};
 use crate::harness::{Key, World, broker::dev, eventually};
+
+/// After so long without progress something is stuck.
+const STUCK: Duration = Duration::from_secs(20);
+
+/// Leases that are on their way.
+macro_rules! going_on {
+    () => {
+        " FROM leases WHERE state = 'pending' OR kind = 'iam_user'
+           AND (state IN ('revoking', 'quarantined') OR replacing_until IS NOT NULL)"
+    };
+}
 
 /// A broker behind a proxy, with `payments-api` and its grants `role` and `user`.
 pub struct Mortal {
@@ -54,13 +68,14 @@ impl Mortal {
         Some(lease)
     }
 
-    pub async fn revoke(&self, lease_id: &str) -> Option<()> {
+    pub async fn revoke(&self, lease_id: &str) -> Result<(), Status> {
         let request = RevokeLeaseRequest {
             lease_id: lease_id.to_owned(),
             reason: String::new(),
         };
-        let mut leases = self.operator().await?.leases();
-        leases.revoke_lease(request).await.ok().map(drop)
+        let dead = || Status::cancelled("the broker is dead");
+        let mut leases = self.operator().await.ok_or_else(dead)?.leases();
+        leases.revoke_lease(request).await.map(drop)
     }
 
     pub async fn import(&mut self) {
@@ -130,21 +145,44 @@ impl Mortal {
             (!status["reconciled_at"].is_null()).then_some(())
         };
         eventually("reconciliation", status).await;
-        let settled = async || {
-            if self.keeps_key {
-                self.world
-                    .broker
-                    .write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
-                    .await;
+        let (mut least, mut since) = (i64::MAX, Instant::now());
+        loop {
+            let left = self.going_on().await;
+            if left == 0 {
+                return;
             }
-            let going_on = "SELECT (SELECT count(*) FROM leases WHERE kind = 'iam_user'
-                                    AND (state IN ('pending', 'revoking', 'quarantined')
-                                         OR replacing_until IS NOT NULL))
-                                 + (SELECT count(*) FROM leases WHERE state = 'pending')
-                                 + (SELECT count(*) FROM admin_key WHERE phase <> 'steady')";
-            (self.world.broker.count(going_on).await == 0).then_some(())
-        };
-        eventually("rest", settled).await;
+            if left < least {
+                (least, since) = (left, Instant::now());
+            }
+            let stuck = since.elapsed() > STUCK;
+            assert!(!stuck, "no end of: {}", self.told_going_on().await);
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn going_on(&self) -> i64 {
+        let broker = &self.world.broker;
+        if self.keeps_key {
+            broker
+                .write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
+                .await;
+        }
+        let leases = broker.count(concat!("SELECT count(*)", going_on!())).await;
+        let key = "SELECT count(*) FROM admin_key WHERE phase <> 'steady'";
+        leases + broker.count(key).await
+    }
+
+    async fn told_going_on(&self) -> String {
+        let leases = concat!(
+            "SELECT group_concat(concat_ws(' ', lease_id, state, attempts, cause), '; ')",
+            going_on!()
+        );
+        let key = "SELECT concat_ws(' ', phase, attempts, failure) FROM admin_key";
+        let told = [
+            self.world.broker.text(leases).await,
+            self.world.broker.text(key).await,
+        ];
+        format!("{told:?}")
     }
 
     pub async fn violations(&self) -> Vec<String> {

@@ -9,9 +9,10 @@ use std::{
 
 use credbroker::{
     authn::token::authenticate,
-    aws::{AwsIssuer, AwsSettings, Clients, Patience},
+    aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
-        AdminKeyStatus, Broker, Custody, Error, IssuedLease, Parts, Reconciliation, TakenAway,
+        AdminKeyStatus, Broker, Custody, Error, IssuedLease, Parts, Reconciliation, RenewedLease,
+        TakenAway,
         ports::{AuditFilter, LeaseFilter, Page, Store},
     },
     domain::{
@@ -20,7 +21,7 @@ use credbroker::{
         audit::AuditEvent,
         clock::{Clock, SteadyClock, wall_time},
         credential::AccessKey,
-        decide::IssueRequest,
+        decide::{IssueRequest, RenewRequest},
         lease::Lease,
         name::GrantName,
         principal::Origin,
@@ -64,7 +65,10 @@ impl Default for Ways {
         Self {
             patience: Patience::default(),
             calls_per_second: 1_000_000,
-            limits: Limits::default(),
+            limits: Limits {
+                users_per_minute: 10_000,
+                ..Limits::default()
+            },
             rotate_every: None,
             wall_wrong_by: None,
         }
@@ -207,6 +211,23 @@ impl Stepped {
         self.broker.issue(caller, request).await
     }
 
+    pub async fn renew(
+        &self,
+        lease: &Lease,
+        ttl: Option<Duration>,
+        id: Option<RequestId>,
+    ) -> Result<RenewedLease, Error> {
+        let caller = self.service("RenewLease").await;
+        let request = RenewRequest::new(lease.binding.lease_id.clone(), ttl, id);
+        self.broker.renew(caller, request).await
+    }
+
+    pub async fn release(&self, lease: &Lease) -> Result<TakenAway, Error> {
+        let caller = self.service("ReleaseLease").await;
+        let id = lease.binding.lease_id.clone();
+        self.broker.release(caller, id).await
+    }
+
     pub async fn revoke(&self, lease: &Lease) -> Result<TakenAway, Error> {
         let caller = self.operator("LeaseService/RevokeLease").await;
         let id = lease.binding.lease_id.clone();
@@ -339,7 +360,7 @@ async fn broker(
     };
     let clients = Clients::new(&settings, &steady).await.with_key(&key);
     let deployment = store.deployment().await.unwrap();
-    let issuer = Arc::new(AwsIssuer::new(clients, Partition::Aws, &deployment));
+    let issuer = Arc::new(AwsAccount::new(clients, Partition::Aws, &deployment));
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
     Broker::new(Parts {
         store,

@@ -23,7 +23,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::Broker;
+use super::{Broker, eventually};
 
 impl Broker {
     /// A setting of `DIR/env`, e.g. `CREDBROKER_TOKEN`.
@@ -64,6 +64,15 @@ impl Broker {
     }
 
     /// A connection without any proof of identity.
+    /// Waits until the metrics say so.
+    pub async fn counts(&self, line: &str) {
+        let counted = async || {
+            let metrics = self.https_get("/metrics").await;
+            metrics.contains(line).then_some(())
+        };
+        eventually(line, counted).await;
+    }
+
     pub async fn wire(&self) -> Wire {
         let pem = std::fs::read(self.setting("CREDBROKER_CA_FILE")).unwrap();
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));

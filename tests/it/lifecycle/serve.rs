@@ -282,25 +282,30 @@ async fn kms_may_guard_the_sealing_key() {
         encrypt("credbroker-sealing-key").await,
     )
     .unwrap();
+    let with_kms = || {
+        let mut serve = site.serve(&account.admin);
+        serve.env("AWS_ENDPOINT_URL_KMS", &emulator().endpoint);
+        serve
+    };
     // The admin policy of deploy/ does not reach KMS.
-    let run = Run::of(site.serve(&account.admin), "").await;
+    let run = Run::of(with_kms(), "").await;
     run.fails(6, &["the sealing key cannot be opened", "kms:Decrypt"]);
 
     let decrypt = serde_json::json!({"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": "kms:Decrypt", "Resource": "*"},
     ]});
     account.let_admin(&decrypt).await;
-    let child = site.serving(&account.admin).await;
+    let child = site.serving_by(with_kms()).await;
     let (id, secret) = (&account.admin.id, &account.admin.secret);
     let file = format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
     let mut import = credbroker(&["admin-key", "import"]);
     import.envs(site.env());
     Run::of(import, &file).await.ok();
     stop(child).await;
-    stop(site.serving(&account.admin).await).await;
+    stop(site.serving_by(with_kms()).await).await;
 
     // What was encrypted for something else is not a sealing key.
     std::fs::write(site.path("seal.key"), encrypt("something-else").await).unwrap();
-    let run = Run::of(site.serve(&account.admin), "").await;
+    let run = Run::of(with_kms(), "").await;
     run.fails(6, &["the sealing key cannot be opened"]);
 }

@@ -75,13 +75,15 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
     lease.binding.renews = Some(requested(&grant, 9).binding.lease_id);
     begin(store, &lease).await.unwrap();
     assert_eq!(stored(store, &lease).await, lease);
-    let steps: [&dyn Fn(Lease) -> Result<Lease, InvalidTransition>; 11] = [
+    let steps: [&dyn Fn(Lease) -> Result<Lease, InvalidTransition>; 13] = [
         &|lease| lease.resume(at(11)),
         &|lease| lease.activate(issued(11)),
         &|lease| lease.begin_replacement(at(12)),
         &|lease| lease.activate(issued(13)),
         &|lease| lease.begin_replacement(at(14)),
-        &|lease| lease.keep(),
+        &|lease| lease.keep(true),
+        &|lease| lease.begin_replacement(at(14)),
+        &|lease| lease.keep(false),
         &|lease| lease.extend(at(9_000), at(15)),
         &|lease| lease.begin_revocation(told(), at(16)),
         &|lease| lease.wait(at(17)),
@@ -272,7 +274,7 @@ pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_long
     let replaced = replacing.clone().activate(other).unwrap();
     refuses(store, update(store, &replacing, &replaced)).await;
     // What puts it in order again goes on.
-    let kept = replacing.clone().keep().unwrap();
+    let kept = replacing.clone().keep(false).unwrap();
     update(store, &replacing, &kept).await.unwrap();
 }
 
@@ -371,8 +373,12 @@ pub(super) async fn what_is_due_is_told_oldest_first(store: &dyn Store) {
         .await
         .unwrap();
 
+    let session = session_grant("payments-api/sessions");
+    put(store, &session).await.unwrap();
+    let session = active(store, &session, 1_000).await; // until 1 600
+
     let due = async |now| -> Vec<LeaseId> {
-        let due = store.leases_due(at(now), 10).await.unwrap();
+        let due = store.users_due(at(now), 10).await.unwrap();
         due.into_iter()
             .map(|lease| lease.binding.lease_id)
             .collect()
@@ -388,7 +394,9 @@ pub(super) async fn what_is_due_is_told_oldest_first(store: &dyn Store) {
     ] {
         assert_eq!(due(now).await.iter().collect::<Vec<_>>(), expected, "{now}");
     }
-    assert_eq!(store.leases_due(at(9_999), 1).await.unwrap(), [later]);
+    assert_eq!(store.users_due(at(9_999), 1).await.unwrap(), [later]);
+    assert_eq!(store.sessions_due(at(1_599), 10).await.unwrap(), []);
+    assert_eq!(store.sessions_due(at(1_600), 10).await.unwrap(), [session]);
 }
 
 pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(store: &dyn Store) {
