@@ -1,5 +1,17 @@
 //! Nothing leaks and nothing is lost, whatever AWS answers and whenever the broker dies.
 
+/// A test for each story.
+macro_rules! stories {
+    ($run:ident of $($name:ident: $story:expr;)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                $run($story).await;
+            }
+        )*
+    };
+}
+
 mod checker;
 mod deaths;
 mod kills;

@@ -5,7 +5,7 @@ use aws_sdk_iam::types::{Tag, User};
 use credbroker::domain::lease::Lease;
 
 use crate::harness::{
-    Account, Broker, Key, eventually,
+    Account, Broker, Key,
     stepped::{self, Stepped, policy},
 };
 
@@ -196,11 +196,7 @@ async fn a_broker_reconciles_when_it_starts_and_tells_what_it_found() {
         .await;
     let endpoint = &crate::harness::emulator::emulator().endpoint;
     let broker = broker.start_again(&account.admin, endpoint).await;
-    let reconciled = async || {
-        let status = broker.json(&["status"]).await;
-        (!status["reconciled_at"].is_null()).then_some(status)
-    };
-    let status = eventually("a reconciliation", reconciled).await;
+    let status = broker.reconciled().await;
     assert_eq!(
         (&status["users_in_aws"], &status["orphans_removed"]),
         (&2.into(), &1.into())
@@ -232,11 +228,7 @@ async fn two_brokers_in_one_account_leave_each_others_users_alone() {
     for mut broker in brokers {
         assert!(broker.stop().await);
         let broker = broker.start_again(&account.admin, endpoint).await;
-        let reconciled = async || {
-            let status = broker.json(&["status"]).await;
-            (!status["reconciled_at"].is_null()).then_some(status)
-        };
-        let status = eventually("a reconciliation", reconciled).await;
+        let status = broker.reconciled().await;
         assert_eq!(
             (&status["users_in_aws"], &status["orphans_removed"]),
             (&1.into(), &0.into())

@@ -166,18 +166,8 @@ async fn die_everywhere(story: Story) {
     println!("{story:?}: {} deaths, 0 violations", deaths.len());
 }
 
-macro_rules! stories {
-    ($($name:ident: $story:expr;)*) => {
-        $(
-            #[tokio::test]
-            async fn $name() {
-                die_everywhere($story).await;
-            }
-        )*
-    };
-}
-
 stories! {
+    die_everywhere of
     a_broker_may_die_anywhere_in_the_issue_of_a_user: Story::Issue("user");
     a_broker_may_die_anywhere_in_the_issue_of_a_session: Story::Issue("role");
     a_broker_may_die_anywhere_in_a_repeated_issue_of_a_user: Story::Repeat("user");

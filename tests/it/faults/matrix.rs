@@ -316,18 +316,8 @@ async fn disturb(story: Story, world: &mut World, number: usize, action: &str) -
     faults
 }
 
-macro_rules! stories {
-    ($($name:ident: $story:expr;)*) => {
-        $(
-            #[tokio::test]
-            async fn $name() {
-                disturb_everywhere($story).await;
-            }
-        )*
-    };
-}
-
 stories! {
+    disturb_everywhere of
     every_call_of_an_issued_user_survives_every_fault: Story::Issue("user");
     every_call_of_an_issued_role_session_survives_every_fault: Story::Issue("role");
     every_call_of_an_issued_federation_session_survives_every_fault: Story::Issue("federation");

@@ -140,11 +140,7 @@ impl Mortal {
 
     /// Waits until nothing is going on any more and AWS has been looked at.
     pub async fn settle(&self) {
-        let status = async || {
-            let status = self.world.broker.json(&["status"]).await;
-            (!status["reconciled_at"].is_null()).then_some(())
-        };
-        eventually("reconciliation", status).await;
+        self.world.broker.reconciled().await;
         let (mut least, mut since) = (i64::MAX, Instant::now());
         loop {
             let left = self.going_on().await;

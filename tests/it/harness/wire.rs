@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use credbroker::client::{Client, Settings};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -64,6 +65,15 @@ impl Broker {
     }
 
     /// A connection without any proof of identity.
+    /// What `status` tells once AWS has been looked at.
+    pub async fn reconciled(&self) -> Value {
+        let status = async || {
+            let status = self.json(&["status"]).await;
+            (!status["reconciled_at"].is_null()).then_some(status)
+        };
+        eventually("a reconciliation", status).await
+    }
+
     /// Waits until the metrics say so.
     pub async fn counts(&self, line: &str) {
         let counted = async || {
