@@ -93,13 +93,14 @@ impl Broker {
         let broker = Arc::clone(self);
         self.detached(async move {
             let imported = broker.take_over(&caller, &id, secret).await;
-            if let Err(error) = &imported {
-                let audit = broker.caller_event(&caller, Event::AdminKeyImported);
-                let audit = audit.access_key(id.as_str()).failed(error.reason());
-                broker
-                    .store()
-                    .record(audit.detail(&error.to_string()))
-                    .await?;
+            if let Err(Error::Aws(failure)) = &imported {
+                let audit = broker
+                    .caller_event(&caller, Event::AdminKeyImported)
+                    .access_key(id.as_str())
+                    .failed(failure.reason)
+                    .aws_request(failure.aws_request_id.as_deref())
+                    .detail(&failure.aws_said);
+                broker.store().record(audit).await?;
             }
             Ok(broker.told(Some(imported?)).await)
         })

@@ -222,16 +222,16 @@ async fn a_key_that_aws_does_not_accept_or_that_is_somebody_elses_is_refused() {
     let records = world.broker.audit().await;
     let told = records
         .iter()
-        .filter(|record| record["event"] == "admin_key.imported");
+        .filter(|record| record["method"] == "credbroker.v1.AdminService/ImportAdminKey");
     let told: Vec<_> = told
-        .map(|record| [&record["outcome"], &record["reason"]])
+        .map(|record| ["event", "outcome", "reason"].map(|field| &record[field]))
         .collect();
-    let failure = json!("failure");
+    let [imported, denied] = [json!("admin_key.imported"), json!("request.denied")];
     let expected = [
-        [&failure, &json!("ADMIN_KEY_REFUSED")],
-        [&failure, &json!("OTHER_ACCOUNT")],
-        [&json!("success"), &Value::Null],
-        [&failure, &json!("OTHER_USER")],
+        [&imported, &json!("failure"), &json!("ADMIN_KEY_REFUSED")],
+        [&denied, &json!("denied"), &json!("OTHER_ACCOUNT")],
+        [&imported, &json!("success"), &Value::Null],
+        [&denied, &json!("denied"), &json!("OTHER_USER")],
     ];
     assert_eq!(told, expected);
     assert_eq!(world.status().await["access_key_id"], admin.id.as_str());
