@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// How often it is looked whether a step is due, and how often after a failure.
+/// How often it is looked whether a step is due, and how often while none can be begun.
 const EVERY: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_mins(1);
 /// Longest pause between two attempts at a step; full jitter makes it less.
@@ -185,7 +185,7 @@ impl Broker {
                 let pause = match self.tend_admin_key_once().await {
                     Ok(()) => EVERY,
                     Err(error) => {
-                        tracing::warn!(%error, "the admin key's rotation did not go on and is tried again");
+                        tracing::warn!(%error, "the admin key's rotation does not go on; tried again");
                         AFTER_FAILURE
                     }
                 };
@@ -198,7 +198,8 @@ impl Broker {
     /// Takes the steps that are due.
     ///
     /// # Errors
-    /// AWS or the store do not do it.
+    /// A rotation cannot begin, or the store does not do it; a step that AWS does not
+    /// do is recorded as due again.
     pub async fn tend_admin_key_once(&self) -> Result<(), Error> {
         let Some(mut key) = self.store().admin_key().await? else {
             return Ok(());
@@ -210,7 +211,13 @@ impl Broker {
             };
         }
         while key.is_due(self.now()) {
-            key = self.take_step(key).await?;
+            key = match self.take_step(key).await {
+                Err(Error::Aws(failure)) => {
+                    tracing::warn!(%failure, "a step of the admin key's rotation is taken again later");
+                    return Ok(());
+                }
+                taken => taken?,
+            };
         }
         Ok(())
     }

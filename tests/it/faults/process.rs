@@ -21,7 +21,7 @@ use super::checker::{Checker, Seen};
 use crate::harness::{Key, World, broker::dev, eventually};
 
 /// After so long without progress something is stuck.
-const STUCK: Duration = Duration::from_secs(20);
+const STUCK: Duration = Duration::from_secs(60);
 
 /// Leases that are on their way.
 macro_rules! going_on {
