@@ -31,6 +31,17 @@ enum State {
     Trying { until: Instant, pause: Duration },
 }
 
+impl State {
+    fn check(self, now: Instant) -> Result<(), Duration> {
+        match self {
+            Self::Open { until, .. } | Self::Trying { until, .. } if until > now => {
+                Err(until - now)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Breaker {
     /// A closed one.
     pub(super) const fn new() -> Self {
@@ -42,13 +53,7 @@ impl Breaker {
     /// # Errors
     /// As [`Self::admit`].
     pub(super) fn check(&self) -> Result<(), Duration> {
-        let (state, now) = (*self.state(), Instant::now());
-        match state {
-            State::Open { until, .. } | State::Trying { until, .. } if until > now => {
-                Err(until - now)
-            }
-            _ => Ok(()),
-        }
+        self.state().check(Instant::now())
     }
 
     /// Lets a call through. Whoever is let through makes the call.
@@ -56,10 +61,10 @@ impl Breaker {
     /// # Errors
     /// It is open; worth asking again after the time that is returned.
     pub(super) fn admit(&self) -> Result<(), Duration> {
-        self.check()?;
-        let mut state = self.state();
+        let (mut state, now) = (self.state(), Instant::now());
+        state.check(now)?;
         if let State::Open { pause, .. } | State::Trying { pause, .. } = *state {
-            let until = Instant::now() + TRIAL;
+            let until = now + TRIAL;
             *state = State::Trying { until, pause };
         }
         Ok(())

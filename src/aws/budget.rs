@@ -79,6 +79,11 @@ impl Budget {
         }
     }
 
+    /// How many calls a second it lets through for all that is no revocation.
+    pub(super) fn common_rate(&self) -> f64 {
+        self.rate * (1.0 - KEPT)
+    }
+
     /// Books one call: how long to wait before it.
     ///
     /// # Errors

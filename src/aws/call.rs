@@ -80,6 +80,16 @@ impl Line {
         })
     }
 
+    /// How many may call side by side, so that each makes a call a second.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is a small number above 0"
+    )]
+    pub(super) fn at_once(&self) -> usize {
+        (self.budget.common_rate() as usize).max(1)
+    }
+
     /// Whether something may be begun that needs calls to issue.
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         let held_back = |wait| held_back(&self.name, wait);

@@ -216,6 +216,11 @@ impl Clients {
         sts.calls(Purpose::Complete)
     }
 
+    /// How many removals may go on side by side: each takes some twenty calls.
+    pub(super) fn removals_at_once(&self) -> usize {
+        self.iam.line.at_once().min(REMOVALS_MAX)
+    }
+
     /// IAM, which is global within a partition.
     pub(super) fn iam(&self, purpose: Purpose) -> IamCalls {
         self.iam.calls(purpose)
@@ -250,6 +255,9 @@ pub(super) struct Calls<A> {
     line: Arc<Line>,
     purpose: Purpose,
 }
+
+/// Most removals that go on side by side, however much AWS takes.
+const REMOVALS_MAX: usize = 32;
 
 pub(super) type IamCalls = Calls<aws_sdk_iam::Client>;
 pub(super) type StsCalls = Calls<aws_sdk_sts::Client>;

@@ -90,17 +90,18 @@ where
 {
     let request_id = error.request_id().map(ToOwned::to_owned);
     let (meaning, aws_said) = match error {
-        SdkError::ServiceError(service) => {
-            let (code, words) = (
-                service.err().code().unwrap_or("?"),
-                service.err().message().unwrap_or(""),
-            );
-            let status = service.raw().status().as_u16();
-            (
-                answered(operation, status, code, words),
-                format!("{code}: {words}"),
-            )
-        }
+        // An answer without a code is none of AWS's, or a success that cannot be read.
+        SdkError::ServiceError(service) => match service.err().code() {
+            None => (no_answer(operation), String::new()),
+            Some(code) => {
+                let words = service.err().message().unwrap_or("");
+                let status = service.raw().status().as_u16();
+                (
+                    answered(operation, status, code, words),
+                    format!("{code}: {words}"),
+                )
+            }
+        },
         SdkError::DispatchFailure(dispatch) => {
             let chain = chain(dispatch.as_connector_error().map(|e| e as &dyn StdError));
             (not_sent(operation, &chain), String::new())

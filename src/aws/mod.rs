@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::{
     broker::ports::{
-        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Urgency, Withdrawn,
+        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Urgency, Withdrawn,
     },
     domain::{
         arn::Partition,
@@ -112,7 +112,7 @@ impl AwsAccount {
 const fn untouched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        touched: false,
+        left: Left::Nothing,
     }
 }
 
@@ -124,8 +124,16 @@ impl Issuer for AwsAccount {
             KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
                 clients.sts(region.as_deref(), Purpose::Begin).ready()
             }
-            KindSpec::IamUser { .. } => clients.iam(Purpose::Begin).ready(),
+            // STS is asked whether a new key is accepted.
+            KindSpec::IamUser { .. } => {
+                clients.iam(Purpose::Begin).ready()?;
+                clients.sts(None, Purpose::Begin).ready()
+            }
         }
+    }
+
+    fn removals_at_once(&self) -> usize {
+        self.session().clients.removals_at_once()
     }
 
     async fn issue(

@@ -18,9 +18,18 @@ impl Broker {
     ///
     /// # Errors
     /// It is of another account; AWS or the store does not tell.
-    pub async fn verify_account(&self) -> Result<(), Error> {
+    async fn verify_account(&self) -> Result<(), Error> {
         let admin = self.parts.issuer.identity().await?;
         self.bind_account(By::Broker, &admin).await
+    }
+
+    /// The same, asked until it has held once.
+    ///
+    /// # Errors
+    /// As [`Self::verify_account`].
+    pub async fn account_is_ours(&self) -> Result<(), Error> {
+        let verified = self.account.get_or_try_init(|| self.verify_account());
+        verified.await.copied()
     }
 
     /// ARN of the identity behind the key at work, asked of AWS.

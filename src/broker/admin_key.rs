@@ -23,9 +23,12 @@ use crate::{
     },
 };
 
-/// How often it is looked whether a step is due, and how often while none can be begun.
+/// How often it is looked whether a step is due.
 const EVERY: Duration = Duration::from_secs(1);
-const AFTER_FAILURE: Duration = Duration::from_mins(1);
+/// The same while the store does not answer.
+const AFTER_STORE_FAILURE: Duration = Duration::from_secs(30);
+/// A key that AWS does not list after so long is not there.
+const SETTLED: SignedDuration = SignedDuration::from_mins(5);
 /// Longest pause between two attempts at a step; full jitter makes it less.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
@@ -182,14 +185,15 @@ impl Broker {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
-                let pause = match self.tend_admin_key_once().await {
-                    Ok(()) => EVERY,
-                    Err(error) => {
-                        tracing::warn!(%error, "the admin key's rotation does not go on; tried again");
-                        AFTER_FAILURE
-                    }
-                };
-                sleep(pause).await;
+                let tended = self.tend_admin_key_once().await;
+                if let Err(error) = &tended {
+                    tracing::warn!(%error, "the admin key's rotation does not go on; tried again");
+                }
+                sleep(match tended {
+                    Err(Error::Store(_)) => AFTER_STORE_FAILURE,
+                    _ => EVERY,
+                })
+                .await;
             }
         };
         stop.run_until_cancelled(rounds).await;
@@ -198,8 +202,8 @@ impl Broker {
     /// Takes the steps that are due.
     ///
     /// # Errors
-    /// A rotation cannot begin, or the store does not do it; a step that AWS does not
-    /// do is recorded as due again.
+    /// AWS or the store does not do it, or a rotation cannot begin; recorded as due again
+    /// some time later, unless the store is the reason.
     pub async fn tend_admin_key_once(&self) -> Result<(), Error> {
         let Some(mut key) = self.store().admin_key().await? else {
             return Ok(());
@@ -207,30 +211,18 @@ impl Broker {
         if self.rotates_at(&key).is_some_and(|at| at <= self.now()) {
             key = match self.begin_rotation(By::Broker, key.clone()).await {
                 Ok(begun) => begun,
-                Err(error) => return self.not_begun(key, error).await,
+                Err(error) => {
+                    return self
+                        .step_failed(key, Failed::Refused(error))
+                        .await
+                        .map(drop);
+                }
             };
         }
         while key.is_due(self.now()) {
-            key = match self.take_step(key).await {
-                Err(Error::Aws(failure)) => {
-                    tracing::warn!(%failure, "a step of the admin key's rotation is taken again later");
-                    return Ok(());
-                }
-                taken => taken?,
-            };
+            key = self.take_step(key).await?;
         }
         Ok(())
-    }
-
-    /// Says so where it is looked for: in the status and, once, in the log.
-    async fn not_begun(&self, key: AdminKey, error: Error) -> Result<(), Error> {
-        let from = key.revision;
-        if let Some(blocked) = key.blocked(error.reason()) {
-            let audit = self.event(By::Broker, Event::AdminKeyPostponed);
-            let audit = audit.failed(error.reason());
-            self.replace_admin_key(Some(from), &blocked, audit).await?;
-        }
-        Err(error)
     }
 
     /// One step at a time: whoever waits for a rotation and the clean-up share them.
@@ -242,24 +234,46 @@ impl Broker {
             return Ok(stored);
         }
         match self.step(key.clone()).await {
-            Err(Error::Aws(failure)) => {
-                let pause = back_off(key.attempts, LONGEST_PAUSE, self.parts.random.as_ref());
-                let pause = SignedDuration::try_from(pause).unwrap_or_default();
-                let from = key.revision;
-                let later = key.postpone(failure.reason, self.now(), pause)?;
-                let audit = self
-                    .event(By::Broker, Event::AdminKeyPostponed)
-                    .failed(failure.reason)
-                    .aws_request(failure.aws_request_id.as_deref())
-                    .detail(&failure.aws_said);
-                self.replace_admin_key(Some(from), &later, audit).await?;
-                Err(Error::Aws(still_rotating(failure)))
-            }
-            taken => taken,
+            Err(failed) => self.step_failed(key, failed).await,
+            Ok(taken) => Ok(taken),
         }
     }
 
-    async fn step(&self, key: AdminKey) -> Result<AdminKey, Error> {
+    /// Says so where it is looked for, and when it is tried again.
+    async fn step_failed(&self, key: AdminKey, failed: Failed) -> Result<AdminKey, Error> {
+        let pause = back_off(key.attempts, LONGEST_PAUSE, self.parts.random.as_ref());
+        let pause = SignedDuration::try_from(pause).unwrap_or_default();
+        let (from, now) = (key.revision, self.now());
+        let (later, error) = match failed {
+            Failed::Refused(
+                error @ (Error::Store(_) | Error::Conflict(_) | Error::Internal(_)),
+            ) => {
+                return Err(error);
+            }
+            Failed::Refused(error) if key.phase == Phase::Steady => {
+                (key.not_begun(error.reason(), now, pause)?, error)
+            }
+            Failed::Refused(error) => (key.postpone(error.reason(), now, pause)?, error),
+            Failed::NothingMade(failure) => {
+                (key.not_begun(failure.reason, now, pause)?, failure.into())
+            }
+        };
+        let audit = self.event(By::Broker, Event::AdminKeyPostponed);
+        let audit = audit.failed(error.reason());
+        let audit = match &error {
+            Error::Aws(failure) => audit
+                .aws_request(failure.aws_request_id.as_deref())
+                .detail(&failure.aws_said),
+            _ => audit,
+        };
+        self.replace_admin_key(Some(from), &later, audit).await?;
+        Err(match error {
+            Error::Aws(failure) if later.phase != Phase::Steady => still_rotating(failure).into(),
+            error => error,
+        })
+    }
+
+    async fn step(&self, key: AdminKey) -> Result<AdminKey, Failed> {
         let (now, from) = (self.now(), key.revision);
         let keyring = &self.parts.keyring;
         let (next, event) = match &key.phase {
@@ -270,7 +284,18 @@ impl Broker {
             }
             Phase::Proving { new } => {
                 let new = self.open(new)?;
-                keyring.prove(&new).await?;
+                if let Err(failure) = keyring.prove(&new).await {
+                    let known = keyring.keys(&key.user).await?;
+                    let settled = now.duration_since(key.phase_since) > SETTLED;
+                    if known.contains(&new.id) || !settled {
+                        return Err(failure.into());
+                    }
+                    let again = key.lost(now)?;
+                    let audit = self.event(By::Broker, Event::AdminKeyRotating);
+                    let audit = audit.failed("NEW_KEY_VANISHED");
+                    self.replace_admin_key(Some(from), &again, audit).await?;
+                    return Ok(again);
+                }
                 let switched = key.switch(now)?;
                 let audit = self.event(By::Broker, Event::AdminKeySwitched);
                 self.replace_admin_key(Some(from), &switched, audit).await?;
@@ -307,7 +332,7 @@ impl Broker {
                 return Err(wrong_state(
                     "SECOND_ADMIN_KEY",
                     &format!(
-                        "{} has another access key, {other}, which the broker did not make",
+                        "{} has another access key, {other}, which the broker does not keep",
                         key.user
                     ),
                     "AWS takes two keys per user: find out whose it is, delete it, then rotate again",
@@ -322,16 +347,22 @@ impl Broker {
     }
 
     /// A second key, sealed. One that an earlier attempt made, whose secret was lost
-    /// with it, is deleted first.
-    async fn create_second_key(&self, key: &AdminKey) -> Result<KeptKey, Error> {
+    /// with it, is deleted first; never the one at work, which is the kept one.
+    async fn create_second_key(&self, key: &AdminKey) -> Result<KeptKey, Failed> {
         let keyring = &self.parts.keyring;
+        self.open(&key.current)?;
         for lost in keyring.keys(&key.user).await? {
             if lost != key.current.id.as_str() {
                 keyring.deactivate(&key.user, &lost).await?;
                 keyring.delete(&key.user, &lost).await?;
             }
         }
-        let made = keyring.create(&key.user).await?;
+        let made = match keyring.create(&key.user).await {
+            Err(failure) if failure.class != FailureClass::Uncertain => {
+                return Err(Failed::NothingMade(failure));
+            }
+            made => made?,
+        };
         let id: AccessKeyId = made
             .id
             .parse()
@@ -355,6 +386,7 @@ impl Broker {
     fn rotates_at(&self, key: &AdminKey) -> Option<Timestamp> {
         let every = self.parts.custody.rotate_every?;
         let at = key.current.since.saturating_add(every).ok()?;
+        let at = key.due_at.map_or(at, |again| again.max(at));
         (key.phase == Phase::Steady).then_some(at)
     }
 
@@ -401,6 +433,20 @@ impl Broker {
             id: kept.id.as_str().to_owned(),
             secret: opened.map_err(not_opened)?,
         })
+    }
+}
+
+/// Why a step was not taken.
+enum Failed {
+    /// It may have had its effect, or had none yet.
+    Refused(Error),
+    /// AWS has certainly made no key.
+    NothingMade(AwsFailure),
+}
+
+impl<E: Into<Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Refused(error.into())
     }
 }
 

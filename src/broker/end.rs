@@ -34,6 +34,8 @@ const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// The same for a lease that AWS keeps refusing to let go.
 const QUARANTINE_PAUSE: Duration = Duration::from_mins(15);
+/// How soon it is looked again whether the account is the right one.
+const UNVERIFIED_PAUSE: Duration = Duration::from_secs(30);
 /// How often a user is looked for that AWS does not show, but may yet.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
@@ -316,24 +318,30 @@ impl Broker {
         user: &str,
         urgency: Urgency,
     ) -> Result<Withdrawn, AwsFailure> {
+        self.account_is_ours().await.map_err(unverified)?;
         let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(user, urgency));
         withdrawn
             .await
-            .unwrap_or_else(|_| Err(AwsFailure::no_answer(WITHDRAW_LIMIT)))
+            .unwrap_or_else(|_| Err(AwsFailure::too_slow(WITHDRAW_LIMIT)))
     }
 
-    async fn finish(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
-        let from = lease.revision;
-        let ended = lease
-            .finish(self.now())
-            .map_err(|refused| internal(&refused))?;
-        let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
-        let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
-        let lease = self.replace(from, ended, audit).await?;
-        Ok(TakenAway {
-            lease,
-            notice: None,
-        })
+    /// AWS has nothing of it any more, whoever else was at it meanwhile.
+    async fn finish(&self, by: By<'_>, mut lease: Lease) -> Result<TakenAway, Error> {
+        loop {
+            let from = lease.revision;
+            let ended = lease
+                .finish(self.now())
+                .map_err(|refused| internal(&refused))?;
+            let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
+            let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
+            lease = self.replace(from, ended, audit).await?;
+            if lease.ended_at().is_some() {
+                return Ok(TakenAway {
+                    lease,
+                    notice: None,
+                });
+            }
+        }
     }
 
     async fn postpone(
@@ -345,7 +353,7 @@ impl Broker {
         let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
         tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not take away");
         if failure.class == FailureClass::HeldBack {
-            // No failure of AWS's: it was not asked.
+            // No failure of AWS's: it was not asked, or its turn came too late.
             let turn = failure.retry_after.unwrap_or_default();
             let turn = self.now().saturating_add(turn).unwrap_or(self.now());
             return self.wait(by, lease, turn, failure.message).await;
@@ -421,20 +429,11 @@ impl Broker {
         SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 
-    /// Stores `lease`, or returns what another task that took it away has stored.
+    /// Stores `lease`, or returns what somebody else has stored who takes it away too.
     async fn replace(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
         match self.store().update_lease(from, &lease, audit).await {
             Ok(()) => Ok(lease),
-            Err(StoreError::Conflict) => {
-                let id = &lease.binding.lease_id;
-                let stored = self.known_lease(id).await?;
-                let ended = stored.ended_at().is_some();
-                if ended {
-                    Ok(stored)
-                } else {
-                    Err(Error::Conflict(Subject::Lease(id.clone())))
-                }
-            }
+            Err(StoreError::Conflict) => self.known_lease(&lease.binding.lease_id).await,
             Err(error) => Err(error.into()),
         }
     }
@@ -464,6 +463,17 @@ pub(super) const fn told_as(ended: &Lease) -> Event {
 
 pub(super) fn no_lease(id: &LeaseId) -> Error {
     Error::NotFound(Subject::Lease(id.clone()))
+}
+
+/// What is in another account, or in one that nobody knows yet, is not to be judged.
+fn unverified(error: Error) -> AwsFailure {
+    match error {
+        Error::Aws(failure) => failure,
+        error => AwsFailure {
+            next: error.next(),
+            ..AwsFailure::held_back(error.reason(), error.to_string(), UNVERIFIED_PAUSE)
+        },
+    }
 }
 
 fn internal(refused: &InvalidTransition) -> Error {

@@ -10,7 +10,7 @@ use crate::{
     broker::{
         Broker, By, Error, on_conflict,
         paces::Pace,
-        ports::{AwsFailure, Begun, FailureClass, IssueFailure, StoreError},
+        ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, StoreError},
     },
     domain::{
         access::Caller,
@@ -42,6 +42,9 @@ pub struct IssuedLease {
     pub redelivered: bool,
 }
 
+/// When it is worth asking again where nothing tells.
+const SOON: Duration = Duration::from_secs(30);
+
 impl Broker {
     /// Issues credentials to `caller`. A request with an id is answered by one lease,
     /// however often it is repeated.
@@ -57,8 +60,10 @@ impl Broker {
     ) -> Result<IssuedLease, Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
+            let (grant, named) = (&request.grant, request.named.as_ref());
+            broker.admit_pace(&caller, grant).await?;
             let work = Box::pin(broker.issue_saga(&caller, &request));
-            broker.once(&caller, request.named.as_ref(), work).await
+            broker.once(&caller, grant, named, work).await
         })
         .await
     }
@@ -68,6 +73,7 @@ impl Broker {
     pub(super) async fn once(
         &self,
         caller: &Caller,
+        grant: &GrantName,
         named: Option<&NamedRequest>,
         work: Pin<Box<impl Future<Output = Result<IssuedLease, Error>>>>,
     ) -> Result<IssuedLease, Error> {
@@ -75,10 +81,13 @@ impl Broker {
             return work.await;
         };
         let joined = self.under_way.join(service, named, work).await?;
-        let issued = joined.outcome?;
         if !joined.by_waiting {
-            return Ok(issued);
+            return joined.outcome;
         }
+        let issued = match joined.outcome {
+            Ok(issued) => issued,
+            Err(error) => return self.refuse(caller, grant, error).await,
+        };
         let audit = self
             .caller_event(caller, Event::LeaseRedelivered)
             .lease(&issued.lease);
@@ -94,7 +103,6 @@ impl Broker {
         caller: &Caller,
         request: &IssueRequest,
     ) -> Result<IssuedLease, Error> {
-        self.admit_pace(caller, &request.grant).await?;
         let grant = self.store().grant(&request.grant).await?;
         match decide(caller, request, grant) {
             Ok(issue) => {
@@ -168,9 +176,7 @@ impl Broker {
         {
             return self.repeat(caller, issue, named, lease).await;
         }
-        if let Err(failure) = self.parts.issuer.ready(issue) {
-            return self.refuse(caller, &grant.name, failure.into()).await;
-        }
+        self.ready(caller, issue).await?;
         let now = self.now();
         let lease_id = LeaseId::new(now, self.parts.random.as_ref());
         let binding = Binding::new(lease_id, grant, renews);
@@ -190,6 +196,23 @@ impl Broker {
                 let error = too_many(grant.spec.kind(), grant.name.service.as_str(), most, left);
                 self.refuse(caller, &grant.name, error).await
             }
+        }
+    }
+
+    /// Whether AWS may be asked to issue: before anything is recorded that would have to
+    /// be put in order again.
+    pub(super) async fn ready(
+        &self,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+    ) -> Result<(), Error> {
+        let ready = match self.account_is_ours().await {
+            Ok(()) => self.parts.issuer.ready(issue).map_err(Error::from),
+            unverified => unverified,
+        };
+        match ready {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse(caller, &issue.get().grant.name, error).await,
         }
     }
 
@@ -224,7 +247,7 @@ impl Broker {
         answer.unwrap_or_else(|_| {
             Err(IssueFailure {
                 failure: AwsFailure::no_answer(limit),
-                touched: true,
+                left: Left::Something,
             })
         })
     }
@@ -243,9 +266,10 @@ impl Broker {
         let issued = Issued {
             access_key_id: credentials.access_key_id.clone(),
             at,
+            // A session that this one stands beside may live longer.
             expires_at: credentials
                 .expires_at
-                .or(before)
+                .max(before)
                 .unwrap_or_else(|| at.saturating_add(ttl).unwrap_or(at)),
         };
         let active = lease
@@ -329,16 +353,23 @@ impl Broker {
     }
 
     /// AWS did not issue. After a clear refusal nothing may be left behind; without a
-    /// clear answer the lease stays pending, for a repetition to take over or for the
-    /// clean-up to find out.
+    /// clear answer, or where an earlier attempt may have left something, the lease
+    /// stays pending, for a repetition to take over or for the clean-up to find out.
     async fn give_up(
         &self,
         caller: &Caller,
         lease: Lease,
         failed: IssueFailure,
     ) -> Result<IssuedLease, Error> {
-        let IssueFailure { failure, touched } = failed;
-        let uncertain = failure.class == FailureClass::Uncertain;
+        let IssueFailure { failure, left } = failed;
+        let (class, taken_over) = (failure.class, lease.is_taken_over());
+        let uncertain =
+            class == FailureClass::Uncertain || taken_over && class != FailureClass::Refused;
+        let left_something = match left {
+            Left::Nothing => taken_over,
+            Left::Something => true,
+            Left::NotOurs => false,
+        };
         let event = if uncertain {
             Event::LeaseUncertain
         } else {
@@ -349,7 +380,7 @@ impl Broker {
             self.store().record(audit).await?;
             return Err(failure.into());
         }
-        let ended = if touched {
+        let ended = if left_something {
             let (by, cause) = (
                 By::Caller(caller),
                 Cause::NotIssued(failure.reason.to_owned()),
@@ -428,8 +459,8 @@ fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) 
             "limits.live_sessions",
         ),
     };
-    let retry_after = left.and_then(|left| Duration::try_from(left).ok());
-    let ends = retry_after
+    let left = left.and_then(|left| Duration::try_from(left).ok());
+    let ends = left
         .map(|left| {
             let left = Duration::from_secs(left.as_secs() + 1);
             format!("; the first of them ends in {}", humanize(left))
@@ -444,7 +475,7 @@ fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) 
             "{end}, ask for shorter lives, or see `credbroker lease list --service {service}`; \
              whoever runs the broker sets {setting}"
         ),
-        retry_after,
+        retry_after: Some(left.unwrap_or(SOON)),
     }
 }
 

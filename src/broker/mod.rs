@@ -92,6 +92,8 @@ pub struct Broker {
     reconciled: Mutex<Option<Reconciliation>>,
     /// Whose keys the last reconciliation looked at last.
     last_checked: Mutex<String>,
+    /// Set once the key at work has been seen to be of the store's account.
+    account: tokio::sync::OnceCell<()>,
     /// Held while a step of the admin key's replacement is taken.
     rotating: tokio::sync::Mutex<()>,
 }
@@ -118,6 +120,7 @@ impl Broker {
             busy: Arc::default(),
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),
+            account: tokio::sync::OnceCell::new(),
             rotating: tokio::sync::Mutex::default(),
         })
     }

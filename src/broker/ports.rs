@@ -274,7 +274,8 @@ pub trait Store: Send + Sync {
     /// Leases, newest first.
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
     /// Leases of IAM users for which something is to be done at `now`: pending past their
-    /// deadline, active past their expiry, revoking with an attempt due; oldest first.
+    /// deadline, active past their expiry, being taken away with an attempt due. Those
+    /// that somebody has revoked come first, then the oldest.
     /// One that cannot be read is passed over.
     async fn users_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError>;
     /// The same for leases of sessions.
@@ -342,6 +343,32 @@ pub struct AwsFailure {
 }
 
 impl AwsFailure {
+    /// The broker did not ask, or not all, and will after `wait`.
+    #[must_use]
+    pub const fn held_back(reason: &'static str, message: String, wait: Duration) -> Self {
+        Self {
+            class: FailureClass::HeldBack,
+            reason,
+            message,
+            next: String::new(),
+            retry_after: Some(wait),
+            aws_said: String::new(),
+            aws_request_id: None,
+        }
+    }
+
+    /// Each call was answered, but so many had to wait for their turn that all of them
+    /// took more than `limit`.
+    #[must_use]
+    pub fn too_slow(limit: Duration) -> Self {
+        let seconds = limit.as_secs();
+        let message = format!("the calls to AWS that it takes were not done after {seconds} s");
+        Self {
+            next: "the broker goes on; if this lasts, raise aws.iam_calls_per_second".to_owned(),
+            ..Self::held_back("AWS_BUDGET", message, Duration::from_secs(5))
+        }
+    }
+
     /// AWS took more than `limit`.
     #[must_use]
     pub fn no_answer(limit: Duration) -> Self {
@@ -365,8 +392,19 @@ pub const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken ove
 pub struct IssueFailure {
     /// What AWS did.
     pub failure: AwsFailure,
-    /// Whether something in AWS may be other than before.
-    pub touched: bool,
+    /// What this attempt has left there.
+    pub left: Left,
+}
+
+/// What an attempt to issue has left in AWS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing; an earlier attempt may have left something.
+    Nothing,
+    /// Perhaps something of the lease's.
+    Something,
+    /// Something of the lease's name that is somebody else's: not to be touched.
+    NotOurs,
 }
 
 /// Whom an access key belongs to.
@@ -408,6 +446,9 @@ pub trait Issuer: Send + Sync {
     /// # Errors
     /// Not while it has been failing, or while too many calls wait already.
     fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure>;
+    /// How many removals may go on side by side, so that each comes to its end in some
+    /// 20 s: at least 1.
+    fn removals_at_once(&self) -> usize;
     /// Makes the credentials of one lease, everything named and tagged after it. A
     /// user's key is handed over once AWS accepts it.
     async fn issue(

@@ -24,8 +24,6 @@ use crate::{
 
 /// How often the store is asked what is due; the query is indexed and mostly empty.
 const EVERY: Duration = Duration::from_secs(1);
-/// How many users are cleaned up at the same time; what AWS takes sets how fast.
-const PARALLEL: usize = 32;
 /// How many sessions are cleaned up in one transaction.
 const BATCH: usize = 500;
 /// Why an issue that nobody brings to its end comes to nothing.
@@ -41,10 +39,10 @@ impl Busy {
     }
 
     /// Marks a lease, until the mark is dropped; `None` when it is marked already or
-    /// as many as may be are.
-    fn mark(self: &Arc<Self>, id: &LeaseId) -> Option<Mark> {
+    /// `most` are.
+    fn mark(self: &Arc<Self>, id: &LeaseId, most: usize) -> Option<Mark> {
         let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (busy.len() < PARALLEL && busy.insert(id.clone())).then(|| Mark {
+        (busy.len() < most && busy.insert(id.clone())).then(|| Mark {
             busy: Arc::clone(self),
             id: id.clone(),
         })
@@ -109,7 +107,7 @@ impl Broker {
             }
             while tasks.try_join_next().is_some() {}
             more_are_due = match self.begin_removals(&mut tasks).await {
-                Ok(()) => self.busy.count() == PARALLEL,
+                Ok(()) => self.busy.count() >= self.parts.issuer.removals_at_once(),
                 Err(error) => {
                     tracing::warn!(%error, "the clean-up of users failed and is tried again");
                     false
@@ -167,10 +165,11 @@ impl Broker {
     }
 
     async fn begin_removals(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
-        let limit = PARALLEL + self.busy.count();
+        let most = self.parts.issuer.removals_at_once();
+        let limit = most + self.busy.count();
         for lease in self.store().users_due(self.now(), limit).await? {
             let id = lease.binding.lease_id.clone();
-            let Some(mark) = self.busy.mark(&id) else {
+            let Some(mark) = self.busy.mark(&id, most) else {
                 continue;
             };
             let broker = Arc::clone(self);

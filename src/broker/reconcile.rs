@@ -50,28 +50,38 @@ pub struct Reconciliation {
     pub keys_removed: usize,
     /// Live leases whose user or key is gone.
     pub vanished: BTreeSet<LeaseId>,
+    /// Users and leases that could not be looked at or put in order; tried again in the
+    /// next round.
+    pub failed: usize,
 }
 
 impl Broker {
     /// Cleans up and reconciles until the broker ends, as soon as AWS has told whose key
-    /// is at work: before that the clock may be wrong, or the account. With a key of
-    /// another account it stops the broker.
-    pub async fn maintain(self: Arc<Self>) {
+    /// is at work: before that the clock may be wrong, or the account.
+    ///
+    /// # Errors
+    /// The key is of another account than the store; the broker has been told to end.
+    pub async fn maintain(self: Arc<Self>) -> Result<(), Error> {
         let stop = self.parts.stop.clone();
-        stop.run_until_cancelled(self.account_is_verified()).await;
+        if let Some(Err(error)) = stop.run_until_cancelled(self.account_is_verified()).await {
+            stop.cancel();
+            return Err(error);
+        }
         tokio::join!(
             Arc::clone(&self).reap(),
             self.reconcile(),
             self.tend_admin_key()
         );
+        Ok(())
     }
 
-    async fn account_is_verified(&self) {
+    async fn account_is_verified(&self) -> Result<(), Error> {
         let mut failures = 0;
-        while let Err(error) = self.verify_account().await {
-            if matches!(error, Error::WrongState { .. }) {
-                tracing::error!(%error, "the broker ends: it would take what it holds for gone");
-                self.parts.stop.cancel();
+        loop {
+            match self.account_is_ours().await {
+                Err(error @ Error::WrongState { .. }) => return Err(error),
+                Err(error) => tracing::debug!(%error, "not yet known whose key is at work"),
+                Ok(()) => return Ok(()),
             }
             sleep(back_off(failures, RETRY, self.parts.random.as_ref())).await;
             failures += 1;
@@ -113,10 +123,12 @@ impl Broker {
             strangers: BTreeSet::new(),
             keys_removed: 0,
             vanished: BTreeSet::new(),
+            failed: 0,
         };
         for user in users.iter().filter(|user| !live.contains_key(*user)) {
             if let Err(error) = self.reconcile_user(user, &mut found).await {
                 tracing::warn!(user, %error, "a user could not be reconciled");
+                found.failed += 1;
             }
         }
         let settled = live.values().filter(|lease| self.is_settled(lease));
@@ -125,11 +137,15 @@ impl Broker {
         for lease in missing {
             if let Err(error) = self.reconcile_missing(lease, &mut found).await {
                 tracing::warn!(lease = %lease.binding.lease_id, %error, "a lease could not be reconciled");
+                found.failed += 1;
             }
         }
-        for lease in self.next_to_check(shown) {
+        let (now, later) = self.next_to_check(shown);
+        found.vanished.extend(self.known_vanished(&later));
+        for lease in now {
             if let Err(error) = self.reconcile_keys(lease, &mut found).await {
                 tracing::warn!(lease = %lease.binding.lease_id, %error, "keys could not be reconciled");
+                found.failed += 1;
             }
         }
         self.publish(found.clone());
@@ -147,6 +163,7 @@ impl Broker {
         let count = |count: usize| count as f64;
         gauge!("credbroker_stranger_users").set(count(found.strangers.len()));
         gauge!("credbroker_vanished_leases").set(count(found.vanished.len()));
+        gauge!("credbroker_reconciliation_failures").set(count(found.failed));
         let mut last = self
             .reconciled
             .lock()
@@ -236,18 +253,26 @@ impl Broker {
         Ok(())
     }
 
-    /// The users whose turn it is to have their keys looked at.
-    fn next_to_check<'a>(&self, mut shown: Vec<&'a Lease>) -> Vec<&'a Lease> {
+    /// What the last round knew of leases that are not looked at in this one.
+    fn known_vanished(&self, leases: &[&Lease]) -> Vec<LeaseId> {
+        let known = self.reconciled().map(|last| last.vanished);
+        let known = known.unwrap_or_default();
+        let ids = leases.iter().map(|lease| &lease.binding.lease_id);
+        ids.filter(|id| known.contains(*id)).cloned().collect()
+    }
+
+    /// The users whose turn it is to have their keys looked at, and the others.
+    fn next_to_check<'a>(&self, mut shown: Vec<&'a Lease>) -> (Vec<&'a Lease>, Vec<&'a Lease>) {
         let mut last = self
             .last_checked
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let after = shown.partition_point(|lease| lease.binding.aws_name <= *last);
         shown.rotate_left(after);
-        shown.truncate(KEY_CHECKS);
+        let others = shown.split_off(KEY_CHECKS.min(shown.len()));
         if let Some(lease) = shown.last() {
             last.clone_from(&lease.binding.aws_name);
         }
-        shown
+        (shown, others)
     }
 }

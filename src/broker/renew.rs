@@ -88,7 +88,9 @@ impl Broker {
     ) -> Result<RenewedLease, Error> {
         let (named, renews) = (request.named.as_ref(), Some(request.lease_id.clone()));
         let work = Box::pin(self.issue_decided(caller, issue, named, renews));
-        let issued = self.once(caller, named, work).await?;
+        let issued = self
+            .once(caller, &issue.get().grant.name, named, work)
+            .await?;
         Ok(RenewedLease {
             lease: issued.lease,
             credentials: Some(issued.credentials),

@@ -12,7 +12,7 @@ use crate::{
         Broker, By, Error,
         issue::{IssuedLease, over},
         on_conflict,
-        ports::IssueFailure,
+        ports::{IssueFailure, Left},
     },
     domain::{
         access::Caller,
@@ -43,8 +43,14 @@ impl Broker {
             return self.refuse(caller, &grant.name, changed.into()).await;
         }
         match &lease.state {
-            LeaseState::Pending { .. } => self.resume(caller, issue, lease).await,
-            LeaseState::Active { .. } => self.replace_credentials(caller, issue, lease).await,
+            LeaseState::Pending { .. } => {
+                self.ready(caller, issue).await?;
+                self.resume(caller, issue, lease).await
+            }
+            LeaseState::Active { .. } => {
+                self.ready(caller, issue).await?;
+                self.replace_credentials(caller, issue, lease).await
+            }
             ended => {
                 let denial = over(&lease, ended.as_str());
                 self.refuse(caller, &grant.name, denial.into()).await
@@ -82,7 +88,7 @@ impl Broker {
                 .refuse(caller, &issue.get().grant.name, denial.into())
                 .await;
         };
-        let from = lease.revision;
+        let (from, key_lost) = (lease.revision, lease.has_lost_its_key());
         let replacing = lease
             .begin_replacement(now)
             .map_err(|e| Error::Internal(e.to_string()))?;
@@ -94,7 +100,7 @@ impl Broker {
                 self.hand_out(caller, replacing, event, left, credentials)
                     .await
             }
-            Err(failed) => self.not_replaced(caller, replacing, failed).await,
+            Err(failed) => self.not_replaced(caller, replacing, key_lost, failed).await,
         }
     }
 
@@ -127,11 +133,16 @@ impl Broker {
         &self,
         caller: &Caller,
         lease: Lease,
+        key_lost: bool,
         failed: IssueFailure,
     ) -> Result<IssuedLease, Error> {
         let audit = self.failed_event(caller, &lease, Event::LeaseUncertain, &failed.failure);
         self.store().record(audit).await?;
-        if let Err(error) = self.put_in_order(lease.clone()).await {
+        let in_order = match failed.left {
+            Left::Nothing => self.keep(lease.clone(), key_lost).await,
+            _ => self.put_in_order(lease.clone()).await,
+        };
+        if let Err(error) = in_order {
             tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
         }
         Err(failed.failure.into())
@@ -160,6 +171,10 @@ impl Broker {
             let keys = self.remove_unknown_keys(&lease).await?;
             !keys.recorded_is_there
         };
+        self.keep(lease, key_lost).await
+    }
+
+    async fn keep(&self, lease: Lease, key_lost: bool) -> Result<(), Error> {
         let from = lease.revision;
         let Ok(kept) = lease.keep(key_lost) else {
             return Ok(());

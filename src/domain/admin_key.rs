@@ -84,7 +84,7 @@ pub fn place(id: &AccessKeyId) -> String {
 pub enum Phase {
     /// None is going on.
     Steady,
-    /// AWS is asked for a second key.
+    /// AWS is being asked for a second key, and may have made one.
     Creating,
     /// The second key is kept; whether AWS accepts it is being found out.
     Proving {
@@ -138,9 +138,10 @@ pub struct AdminKey {
     pub phase: Phase,
     /// When the phase began.
     pub phase_since: Timestamp,
-    /// When the next step is to be taken; `None` while steady.
+    /// When the next step is to be taken; while steady, when a replacement that is due
+    /// may be tried again.
     pub due_at: Option<Timestamp>,
-    /// How often this step has failed.
+    /// How often this step has failed, or a replacement could not begin.
     pub attempts: u32,
     /// Machine reason of the last failure: of this step, or to begin a replacement.
     pub failure: Option<String>,
@@ -195,8 +196,54 @@ impl AdminKey {
     /// While one is going on.
     pub fn begin_rotation(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
-            Phase::Steady => Ok(self.to(Phase::Creating, now, now)),
+            Phase::Steady => {
+                let (attempts, failure) = (self.attempts, self.failure.clone());
+                Ok(Self {
+                    attempts,
+                    failure,
+                    ..self.to(Phase::Creating, now, now)
+                })
+            }
             _ => Err(self.refuse("be rotated again")),
+        }
+    }
+
+    /// A replacement cannot begin, or AWS has certainly made no second key: as before,
+    /// and one that is due may be tried again after `delay`.
+    ///
+    /// # Errors
+    /// Once there may be another key.
+    pub fn not_begun(
+        self,
+        reason: &str,
+        now: Timestamp,
+        delay: SignedDuration,
+    ) -> Result<Self, InvalidStep> {
+        match self.phase {
+            Phase::Steady | Phase::Creating => {
+                let attempts = self.attempts.saturating_add(1);
+                let since = match self.phase {
+                    Phase::Steady => self.phase_since,
+                    _ => now,
+                };
+                Ok(Self {
+                    attempts,
+                    failure: Some(reason.to_owned()),
+                    ..self.to(Phase::Steady, since, now + delay)
+                })
+            }
+            _ => Err(self.refuse("stay as it was")),
+        }
+    }
+
+    /// The second key has gone from AWS before it was at work: another is asked for.
+    ///
+    /// # Errors
+    /// Unless there was one.
+    pub fn lost(self, now: Timestamp) -> Result<Self, InvalidStep> {
+        match self.phase {
+            Phase::Proving { .. } => Ok(self.to(Phase::Creating, now, now)),
+            _ => Err(self.refuse("lose its second key")),
         }
     }
 
@@ -277,20 +324,10 @@ impl AdminKey {
         })
     }
 
-    /// A replacement is due and cannot begin; `None` when that is known already.
-    #[must_use]
-    pub fn blocked(self, reason: &str) -> Option<Self> {
-        (self.failure.as_deref() != Some(reason)).then(|| Self {
-            failure: Some(reason.to_owned()),
-            revision: self.revision + 1,
-            ..self
-        })
-    }
-
-    /// Whether the next step may be taken at `now`.
+    /// Whether the next step of a replacement may be taken at `now`.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        self.due_at.is_some_and(|due| due <= now)
+        self.phase != Phase::Steady && self.due_at.is_some_and(|due| due <= now)
     }
 
     fn to(self, phase: Phase, now: Timestamp, due_at: Timestamp) -> Self {
@@ -356,6 +393,29 @@ mod tests {
         let done = retiring.finish(at(612)).unwrap();
         assert_eq!((done.phase.clone(), done.due_at), (Phase::Steady, None));
         assert_eq!((done.current.id.as_str(), done.revision), (TWO, 5));
+    }
+
+    #[test]
+    fn a_replacement_that_makes_no_key_leaves_everything_as_it_was() {
+        let delay = SignedDuration::from_secs(4);
+        let rotating = steady().begin_rotation(at(10)).unwrap();
+        let failed = rotating
+            .not_begun("ADMIN_NOT_ALLOWED", at(11), delay)
+            .unwrap();
+        assert_eq!((&failed.phase, failed.attempts), (&Phase::Steady, 1));
+        assert!(!failed.is_due(at(1_000)));
+        // The next one knows of it until a key is made.
+        let again = failed.begin_rotation(at(15)).unwrap();
+        assert_eq!(again.failure.as_deref(), Some("ADMIN_NOT_ALLOWED"));
+        let made = again.created(key(TWO, 16)).unwrap();
+        assert_eq!((made.attempts, made.failure.as_deref()), (0, None));
+        assert!(made.clone().not_begun("X", at(17), delay).is_err());
+        // One that goes from AWS before it was at work is asked for anew.
+        let lost = made.lost(at(400)).unwrap();
+        assert_eq!(
+            (lost.phase, lost.current.id.as_str()),
+            (Phase::Creating, ONE)
+        );
     }
 
     #[test]

@@ -162,7 +162,10 @@ fn to_admin_key(status: &broker::AdminKeyStatus) -> proto::AdminKey {
         access_key_id: Some(kept.current.id.as_str().to_owned()),
         since: Some(to_time(kept.current.since)),
         phase_since: Some(to_time(kept.phase_since)),
-        next_step_at: kept.due_at.map(to_time),
+        next_step_at: kept
+            .due_at
+            .filter(|_| kept.phase != Phase::Steady)
+            .map(to_time),
         other_access_key_ids: others.map(|id| id.as_str().to_owned()).collect(),
         attempts: kept.attempts,
         failure: kept.failure.clone(),
@@ -184,6 +187,7 @@ fn to_reconciliation(found: &broker::Reconciliation) -> proto::Reconciliation {
         orphans_removed: found.orphans_removed as u64,
         keys_removed: found.keys_removed as u64,
         strangers: told(&mut found.strangers.iter().cloned()),
+        failed: found.failed as u64,
         vanished_leases: told(&mut found.vanished.iter().map(ToString::to_string)),
     }
 }

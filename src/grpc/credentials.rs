@@ -44,10 +44,10 @@ impl CredentialService for Api {
                     .session_token
                     .as_ref()
                     .map(|token| token.expose_secret().to_owned()),
-                expiration: issued
-                    .lease
-                    .issued()
-                    .map(|issued| to_time(issued.expires_at)),
+                expiration: credentials
+                    .expires_at
+                    .or(issued.lease.issued().map(|issued| issued.expires_at))
+                    .map(to_time),
                 redelivered: issued.redelivered,
                 usable_after: credentials.usable_after.map(to_duration),
             })

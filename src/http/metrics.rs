@@ -118,6 +118,10 @@ fn describe() {
         "credbroker_vanished_leases",
         "Live leases whose user or key somebody else has removed"
     );
+    describe_gauge!(
+        "credbroker_reconciliation_failures",
+        "Users and leases that the last reconciliation could not put in order"
+    );
     describe_counter!("credbroker_leases_issued_total", "Credentials handed out");
     describe_counter!("credbroker_aws_calls_total", "Calls to AWS");
     describe_counter!(

@@ -201,7 +201,7 @@ async fn assemble(
         stop: stop.clone(),
     });
     take_up_admin_key(&broker, &issuer).await?;
-    match broker.verify_account().await {
+    match broker.account_is_ours().await {
         // What AWS does not say now is found out later.
         Err(broker::Error::Aws(_)) => {}
         verified => verified?,
@@ -317,11 +317,15 @@ async fn run(
     if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
     }
+    let stopped_by_itself = upkeep.is_finished();
     upkeep.abort();
     counting.abort();
     broker.lifecycle(Event::BrokerStopped).await?;
     store.close().await;
-    Ok(())
+    match upkeep.await {
+        Ok(ended) if stopped_by_itself => Ok(ended?),
+        _ => Ok(()),
+    }
 }
 
 /// The first signal cancels `stop`, a second one ends the process at once.

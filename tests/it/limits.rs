@@ -172,6 +172,8 @@ async fn limits_are_told_at_the_command_line_with_status_7() {
 #[tokio::test]
 async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
     let world = Stepped::with(Ways::impatient()).await;
+    let id = RequestId::random(&SystemRandom);
+    let held = world.issue_named("user", &id).await.unwrap();
     world.proxy.inject("AssumeRole", Fault::Cut);
     for _ in 0..5 {
         let failed = world.issue("role").await.unwrap_err();
@@ -193,11 +195,22 @@ async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
         calls,
         "AWS is not asked"
     );
+    // A user's new key would have to be tried there.
+    let users = world.proxy.calls("CreateUser").len();
+    for refused in [
+        world.issue("user").await,
+        world.issue_named("user", &id).await,
+    ] {
+        assert_eq!(refused.unwrap_err().reason(), "AWS_CIRCUIT_OPEN");
+    }
+    assert_eq!(world.proxy.calls("CreateUser").len(), users);
     assert_eq!(
         world.records("lease.requested").await.len(),
         size,
         "nothing has begun"
     );
+    // What needs no AWS goes on.
+    world.renew(&held.lease, None, None).await.unwrap();
     // What is to be taken away is tried all the same, and an answer ends the pause.
     world.proxy.heal();
     world.admin_key().await.identity.unwrap();

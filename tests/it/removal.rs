@@ -402,3 +402,22 @@ async fn a_service_that_releases_what_is_being_taken_away_is_told_and_costs_noth
     assert!(released.notice.unwrap().contains("already"));
     assert_eq!(world.proxy.actions().len(), calls);
 }
+
+#[tokio::test]
+async fn a_key_that_cannot_be_switched_off_is_deleted_and_so_are_the_others() {
+    let world = Stepped::new().await;
+    let issued = world.issue("user").await.unwrap();
+    let iam = world.account.root.iam();
+    let more = iam
+        .create_access_key()
+        .user_name(&issued.lease.binding.aws_name);
+    more.send().await.unwrap();
+    let refused = Fault::Answer(403, "AccessDenied", "not allowed");
+    world.proxy.inject("UpdateAccessKey", refused);
+    let taken = world.revoke(&issued.lease).await.unwrap();
+    assert_eq!(taken.lease.state.as_str(), "revoking");
+    assert_eq!(world.proxy.calls("DeleteAccessKey").len(), 2);
+    assert!(!stepped::key(&issued).works().await);
+    world.step(300).await;
+    assert_eq!(world.lease(&taken.lease).await.state.as_str(), "revoked");
+}

@@ -340,3 +340,30 @@ async fn a_user_is_asked_for_once_even_if_no_answer_comes() {
     world.issue("user").await.unwrap_err();
     assert_eq!(world.proxy.calls("CreateUser").len(), 1);
 }
+
+#[tokio::test]
+async fn a_repetition_that_aws_refuses_leaves_nothing_and_one_that_must_wait_loses_nothing() {
+    let world = World::new().await;
+    world.proxy.inject("CreateUser", Fault::LoseAnswer);
+    let repeat = ["user", "--request-id", ID];
+    world.issue(&repeat).await.fails(7, &[]);
+    let made = world.account.issued_users().await;
+    let throttled = Fault::Answer(400, "Throttling", "Rate exceeded");
+    world.proxy.inject("CreateUser", throttled);
+    let waits = world.issue(&repeat).await;
+    waits.fails(7, &["reason: AWS_THROTTLED"]);
+    assert_eq!(world.leases().await[0]["state"], "pending");
+    world.proxy.heal();
+    let answered = world.answer("user", ID).await;
+    assert_eq!(world.account.issued_users().await, made);
+    assert!(Key::issued(&answered).works().await);
+    assert_eq!(world.leases().await.len(), 1);
+
+    world.proxy.inject("CreateUser", Fault::LoseAnswer);
+    let repeat = ["user", "--request-id", OTHER];
+    world.issue(&repeat).await.fails(7, &[]);
+    let denied = Fault::Answer(403, "AccessDenied", "not any more");
+    world.proxy.inject("CreateUser", denied);
+    world.issue(&repeat).await.fails(6, &[]);
+    assert_eq!(world.account.issued_users().await, made);
+}

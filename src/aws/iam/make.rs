@@ -15,7 +15,7 @@ use crate::{
         error::{EXISTS, incomplete, no_longer_there, not_ours, not_yet, on, wrong_kind},
         keyring,
     },
-    broker::ports::{AwsFailure, FailureClass, IssueFailure},
+    broker::ports::{AwsFailure, FailureClass, IssueFailure, Left},
     domain::{
         credential::{AccessKey, Credentials},
         decide::Issue,
@@ -44,9 +44,9 @@ pub(in crate::aws) async fn create(
             true
         }
         Err(failure) => {
-            return Err(IssueFailure {
-                touched: failure.class == FailureClass::Uncertain,
-                failure,
+            return Err(match failure.class {
+                FailureClass::Uncertain => touched(failure),
+                _ => untouched(failure),
             });
         }
     };
@@ -92,14 +92,14 @@ pub(in crate::aws) async fn replace_key(
 const fn touched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        touched: true,
+        left: Left::Something,
     }
 }
 
 const fn untouched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        touched: false,
+        left: Left::Nothing,
     }
 }
 
@@ -143,7 +143,10 @@ async fn create_user(
 async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailure> {
     match is_ours(iam, path, user).await.map_err(touched)? {
         Some(true) => Ok(()),
-        Some(false) => Err(untouched(not_ours(user))),
+        Some(false) => Err(IssueFailure {
+            failure: not_ours(user),
+            left: Left::NotOurs,
+        }),
         None => Err(touched(not_yet(
             "AWS_INCONSISTENT",
             format!("AWS has a user {user}, and does not show it yet"),

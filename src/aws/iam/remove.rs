@@ -2,7 +2,7 @@
 //! <https://docs.aws.amazon.com/IAM/latest/APIReference/API_DeleteUser.html> lists what
 //! AWS wants gone before.
 
-use super::{REVOKED_POLICY, every, exists, keys, put_policy, remove_key};
+use super::{REVOKED_POLICY, deactivate_key, delete_key, every, exists, keys, put_policy};
 use crate::{
     aws::{
         client::IamCalls,
@@ -16,20 +16,12 @@ use crate::{
 /// keys, then what else gives access, then permissions with the denial last, then the
 /// user. Returns once AWS does not know it.
 pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdrawn, AwsFailure> {
-    if !exists(iam, user).await? {
+    let there = exists(iam, user).await;
+    if there == Ok(false) {
         return Ok(Withdrawn::NotFound);
     }
-    // A denial that fails must not keep the keys alive, nor one that is refused the rest.
-    let denied = put_policy(iam, user, REVOKED_POLICY, &policy::deny_all().to_json()).await;
-    for key in keys(iam, user).await? {
-        remove_key(iam, user, &key).await?;
-    }
-    match denied {
-        Err(failure) if failure.class == FailureClass::Refused => {
-            tracing::warn!(user, %failure, "AWS did not take the denial; the user is removed without");
-        }
-        denied => denied?,
-    }
+    end_access(iam, user).await?;
+    there?;
     remove_login(iam, user).await?;
     remove_other_credentials(iam, user).await?;
     remove_permissions(iam, user).await?;
@@ -42,6 +34,24 @@ pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdra
         return Err(not_yet("AWS_INCONSISTENT", message));
     }
     Ok(Withdrawn::Removed)
+}
+
+/// What fails here keeps nothing else here from being tried.
+async fn end_access(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
+    let denied = put_policy(iam, user, REVOKED_POLICY, &policy::deny_all().to_json()).await;
+    let denied = match denied {
+        Err(failure) if failure.class == FailureClass::Refused => {
+            tracing::warn!(user, %failure, "AWS did not take the denial; the user is removed without");
+            Ok(())
+        }
+        denied => denied,
+    };
+    let mut ended = vec![denied];
+    for key in keys(iam, user).await? {
+        let off = deactivate_key(iam, user, &key).await;
+        ended.push(delete_key(iam, user, &key).await.and(off));
+    }
+    ended.into_iter().collect()
 }
 
 /// Its password and second factors. The broker gives it none; somebody else may have.

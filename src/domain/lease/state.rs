@@ -259,6 +259,13 @@ impl Lease {
         }
     }
 
+    /// Whether an earlier attempt at its issue came to no end: AWS may hold something of
+    /// it already.
+    #[must_use]
+    pub const fn is_taken_over(&self) -> bool {
+        matches!(self.state, LeaseState::Pending { .. }) && self.revision > 0
+    }
+
     /// Whether its issue may still be going on at `now`, so that only the issuer may
     /// take away what it makes.
     #[must_use]
@@ -403,7 +410,7 @@ impl Lease {
 
     /// The credentials are to be taken away by whoever calls this, who has [`CLAIM`] to
     /// do so. A session is AWS's to end, when it expires. A lease that is already being
-    /// revoked keeps its cause. One that is still pending belongs to whoever is issuing
+    /// taken away keeps its cause, but one that is revoked now no longer merely ends. One that is still pending belongs to whoever is issuing
     /// it: others wait for its deadline.
     ///
     /// # Errors
@@ -443,9 +450,14 @@ impl Lease {
                 let next_attempt_at = if held {
                     removal.next_attempt_at
                 } else {
-                    due(removal.issued.as_ref(), now)
+                    due(removal.issued.as_ref(), now + CLAIM)
+                };
+                let cause = match (&removal.cause, cause) {
+                    (Cause::Expired | Cause::Released, revoked @ Cause::Revoked(_)) => revoked,
+                    (first, _) => first.clone(),
                 };
                 let again = Removal {
+                    cause,
                     next_attempt_at,
                     ..removal.clone()
                 };

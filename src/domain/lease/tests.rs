@@ -99,7 +99,7 @@ fn a_lease_revoked_while_it_is_issued_is_left_to_its_issuer_until_the_deadline()
 }
 
 #[test]
-fn a_second_revocation_keeps_the_first_cause_and_is_due_at_once() {
+fn a_second_revocation_keeps_the_first_cause_and_is_its_callers_for_a_minute() {
     let lease = active().begin_revocation(leaked(), at(2_000)).unwrap();
     assert_eq!(lease.due_at(), Some(at(2_060)));
     let lease = lease
@@ -108,8 +108,19 @@ fn a_second_revocation_keeps_the_first_cause_and_is_due_at_once() {
     let lease = lease.begin_revocation(Cause::Expired, at(2_002)).unwrap();
     assert_eq!(
         (lease.cause(), lease.due_at()),
-        (Some(&leaked()), Some(at(2_002)))
+        (Some(&leaked()), Some(at(2_062)))
     );
+}
+
+#[test]
+fn what_merely_ends_is_revoked_when_somebody_revokes_it() {
+    for ends in [Cause::Expired, Cause::Released] {
+        let ending = active().begin_revocation(ends, at(2_000)).unwrap();
+        let revoked = ending.begin_revocation(leaked(), at(2_001)).unwrap();
+        assert_eq!(revoked.cause(), Some(&leaked()));
+        let gone = revoked.finish(at(2_002)).unwrap();
+        assert_eq!(gone.state.as_str(), "revoked");
+    }
 }
 
 #[test]
@@ -123,7 +134,7 @@ fn ten_failures_or_half_an_hour_of_them_quarantine_a_lease_until_it_is_gone() {
     let again = lease.begin_revocation(Cause::Released, at(2_020)).unwrap();
     assert_eq!(
         (again.state.as_str(), again.due_at()),
-        ("quarantined", Some(at(2_020)))
+        ("quarantined", Some(at(2_080)))
     );
     let gone = again.finish(at(2_021)).unwrap();
     assert_eq!(
@@ -341,7 +352,8 @@ impl Model {
                 self.ran_out = matches!(step, Step::RunOut) && self.state == "active";
                 (self.state, self.replacing) = ("revoking", false);
             }
-            (Step::Revoke | Step::RunOut | Step::Wait, _) if going => {}
+            (Step::Revoke, _) if going => self.ran_out = false,
+            (Step::RunOut | Step::Wait, _) if going => {}
             (Step::Expire, "active") if session && !lives => {
                 (self.state, self.replacing) = ("expired", false);
             }

@@ -230,7 +230,8 @@ pub(super) async fn due(
     let mut most = limit;
     loop {
         let rows = sqlx::query(
-            "SELECT * FROM leases WHERE (kind = 'iam_user') = ? AND due_at <= ? ORDER BY due_at LIMIT ?",
+            "SELECT * FROM leases WHERE (kind = 'iam_user') = ?1 AND due_at <= ?2
+             ORDER BY ?1 AND (cause IS NULL OR cause NOT LIKE 'revoked%'), due_at LIMIT ?3",
         )
         .bind(users)
         .bind(micros(now))

@@ -52,6 +52,7 @@ struct World {
     stepped: Stepped,
     seen: Vec<Seen>,
     keeps_key: bool,
+    strays: bool,
 }
 
 impl World {
@@ -61,6 +62,7 @@ impl World {
             stepped,
             seen: Vec::new(),
             keeps_key: false,
+            strays: false,
         }
     }
 
@@ -99,6 +101,7 @@ impl World {
             database: self.stepped.database(),
             log: String::new(),
             keeps_key: self.keeps_key,
+            strays: self.strays,
         };
         assert_sound(story, &checker.violations(&self.seen).await);
     }
@@ -164,6 +167,7 @@ impl Story {
             Self::Reconcile => {
                 let lease = world.insist("user", &id).await;
                 make_strays(world, &lease).await;
+                world.strays = true;
                 Some(lease)
             }
             Self::Issue(_) | Self::Rotate => None,

@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use credbroker::{
-    client::Client,
+    client::{Client, ConnectError},
     domain::{random::SystemRandom, request::RequestId},
     proto::{
         ImportAdminKeyRequest, IssueCredentialsRequest, IssueCredentialsResponse,
@@ -48,14 +48,12 @@ impl Mortal {
     }
 
     pub async fn service(&self) -> Option<Client> {
-        self.world.broker.try_client(&self.world.token).await
+        self.world.broker.try_client(&self.world.token).await.ok()
     }
 
-    pub async fn operator(&self) -> Option<Client> {
-        self.world
-            .broker
-            .try_client(self.world.broker.admin_token())
-            .await
+    pub async fn operator(&self) -> Result<Client, ConnectError> {
+        let broker = &self.world.broker;
+        broker.try_client(broker.admin_token()).await
     }
 
     /// Asks as a client does, and keeps what it is given. `None` when it is given
@@ -73,8 +71,8 @@ impl Mortal {
             lease_id: lease_id.to_owned(),
             reason: String::new(),
         };
-        let dead = || Status::cancelled("the broker is dead");
-        let mut leases = self.operator().await.ok_or_else(dead)?.leases();
+        let unreachable = |error: ConnectError| Status::unavailable(error.to_string());
+        let mut leases = self.operator().await.map_err(unreachable)?.leases();
         leases.revoke_lease(request).await.map(drop)
     }
 
@@ -89,7 +87,7 @@ impl Mortal {
     }
 
     pub async fn rotate(&self) -> Option<()> {
-        let mut admin = self.operator().await?.admin();
+        let mut admin = self.operator().await.ok()?.admin();
         let rotated = admin.rotate_admin_key(RotateAdminKeyRequest {}).await;
         rotated.ok().map(drop)
     }
@@ -98,7 +96,8 @@ impl Mortal {
     /// or has died of it.
     pub async fn tended(&self) -> bool {
         let due = "SELECT count(*) FROM admin_key
-                   WHERE due_at < 1000000 * (CAST(strftime('%s') AS INTEGER) - 600)";
+                   WHERE phase <> 'steady'
+                   AND due_at < 1000000 * (CAST(strftime('%s') AS INTEGER) - 600)";
         let tended = async || {
             let dead = self.world.broker.is_dead();
             (dead || self.world.broker.count(due).await == 0).then_some(!dead)
@@ -185,8 +184,10 @@ impl Mortal {
         let checker = Checker {
             account: &self.world.account,
             database: self.world.broker.database(),
-            log: self.world.broker.log.lock().unwrap().clone(),
+            // What has been looked through need not be again.
+            log: std::mem::take(&mut self.world.broker.log.lock().unwrap()),
             keeps_key: self.keeps_key,
+            strays: false,
         };
         checker.violations(&self.seen).await
     }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use credbroker::client::{Client, Settings};
+use credbroker::client::{Client, ConnectError, Settings};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,8 +52,8 @@ impl Broker {
     }
 
     /// The same, if the broker is alive.
-    pub async fn try_client(&self, token: &str) -> Option<Client> {
-        Client::connect(&self.settings(token)).await.ok()
+    pub async fn try_client(&self, token: &str) -> Result<Client, ConnectError> {
+        Client::connect(&self.settings(token)).await
     }
 
     /// What a GET of this path is answered over HTTPS, head and all.

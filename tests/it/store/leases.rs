@@ -434,8 +434,9 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
         assert_eq!(lease.state.as_str(), "revoking");
         assert_eq!(stored(store, lease).await, *lease);
     }
-    // A lease that was already being taken away keeps its cause.
-    assert_eq!(leases[2].cause(), Some(&Cause::Released));
+    // One that was merely handed back is revoked now.
+    let revoked = Cause::Revoked("leaked".to_owned());
+    assert_eq!(leases[2].cause(), Some(&revoked));
     assert_eq!(
         leases[1].cause(),
         Some(&Cause::Revoked("leaked".to_owned()))
