@@ -9,7 +9,7 @@ use super::{
     failure::Failure,
     grant::proto_duration,
     output::{Format, Output},
-    view::{self, Credentials},
+    view::{self, Credentials, Exports},
 };
 use crate::{
     client::Client,
@@ -52,7 +52,7 @@ impl Issue {
         let credentials = Credentials::from(issued);
         match out.format() {
             Format::Text | Format::Json => out.show(&credentials)?,
-            Format::Env => out.line(&env(&credentials))?,
+            Format::Env => out.line(&env(&credentials.exports()))?,
             Format::CredentialProcess => out.line(&credential_process(&credentials))?,
         }
         Ok(())
@@ -75,25 +75,20 @@ impl Release {
 }
 
 /// AWS's values have no quotes in them; the quotes keep `=` and `/` away from the shell.
-fn env(credentials: &Credentials) -> String {
-    let mut lines = vec![
-        format!("export AWS_ACCESS_KEY_ID='{}'", credentials.access_key_id),
-        format!(
-            "export AWS_SECRET_ACCESS_KEY='{}'",
-            credentials.secret_access_key
-        ),
-    ];
-    lines.push(match &credentials.session_token {
-        Some(token) => format!("export AWS_SESSION_TOKEN='{token}'"),
-        None => "unset AWS_SESSION_TOKEN".to_owned(),
-    });
-    if let Some(expiration) = &credentials.expiration {
+pub(super) fn env(exports: &Exports<'_>) -> String {
+    let mut lines = Vec::new();
+    if let Some((access_key_id, secret)) = exports.key {
+        lines.push(format!("export AWS_ACCESS_KEY_ID='{access_key_id}'"));
+        lines.push(format!("export AWS_SECRET_ACCESS_KEY='{secret}'"));
+        lines.push(match exports.session_token {
+            Some(token) => format!("export AWS_SESSION_TOKEN='{token}'"),
+            None => "unset AWS_SESSION_TOKEN".to_owned(),
+        });
+    }
+    if let Some(expiration) = exports.expiration {
         lines.push(format!("export AWS_CREDENTIAL_EXPIRATION='{expiration}'"));
     }
-    lines.push(format!(
-        "export CREDBROKER_LEASE_ID='{}'",
-        credentials.lease_id
-    ));
+    lines.push(format!("export CREDBROKER_LEASE_ID='{}'", exports.lease_id));
     lines.join("\n")
 }
 
@@ -141,7 +136,9 @@ mod tests {
 
     #[test]
     fn env_output_leaves_no_old_session_token_behind() {
-        assert!(env(&credentials(None)).contains("\nunset AWS_SESSION_TOKEN\n"));
-        assert!(env(&credentials(Some("t"))).contains("\nexport AWS_SESSION_TOKEN='t'\n"));
+        assert!(env(&credentials(None).exports()).contains("\nunset AWS_SESSION_TOKEN\n"));
+        assert!(
+            env(&credentials(Some("t")).exports()).contains("\nexport AWS_SESSION_TOKEN='t'\n")
+        );
     }
 }

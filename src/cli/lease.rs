@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::Failure, grant::proto_duration, output::Output, pages, view};
+use super::{
+    failure::Failure,
+    grant::proto_duration,
+    issue,
+    output::{Format, Output},
+    pages, view,
+};
 use crate::{
     client::Client,
     domain::{duration, random::SystemRandom, request::RequestId},
@@ -101,7 +107,12 @@ impl Lease {
                 let renewed = renewed
                     .map_err(|status| Failure::from(status).of_request(&id))?
                     .into_inner();
-                Ok(out.show(&view::Renewal::from(renewed))?)
+                let renewal = view::Renewal::from(renewed);
+                match out.format() {
+                    Format::Env => out.line(&issue::env(&renewal.exports()))?,
+                    _ => out.show(&renewal)?,
+                }
+                Ok(())
             }
             Self::Revoke { lease_id, reason } => {
                 let done = leases

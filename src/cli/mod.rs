@@ -145,13 +145,24 @@ pub fn main() -> ExitCode {
     }
 }
 
+impl Command {
+    const fn prints(&self, format: Format) -> bool {
+        match format {
+            Format::Text | Format::Json => true,
+            Format::Env => matches!(
+                self,
+                Self::Issue(_) | Self::Lease(lease::Lease::Renew { .. })
+            ),
+            Format::CredentialProcess => matches!(self, Self::Issue(_)),
+        }
+    }
+}
+
 async fn run(cli: Cli) -> Result<(), Failure> {
     let mut out = Output::new(cli.output, Box::new(io::stdout()));
-    if !matches!(cli.command, Command::Issue(_))
-        && !matches!(cli.output, Format::Text | Format::Json)
-    {
+    if !cli.command.prints(cli.output) {
         return Err(Failure::usage(
-            "-o env and -o credential-process are for `credbroker issue`",
+            "-o env is for `credbroker issue` and `credbroker lease renew`, -o credential-process for `issue`",
         ));
     }
     let connection = &cli.connection;

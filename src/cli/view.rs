@@ -307,6 +307,38 @@ pub(super) struct Credentials {
     pub(super) redelivered: bool,
 }
 
+/// What `-o env` exports: the key only where there is a new one.
+pub(super) struct Exports<'a> {
+    /// Id and secret.
+    pub(super) key: Option<(&'a str, &'a str)>,
+    pub(super) session_token: Option<&'a str>,
+    pub(super) expiration: Option<&'a str>,
+    pub(super) lease_id: &'a str,
+}
+
+impl Credentials {
+    pub(super) fn exports(&self) -> Exports<'_> {
+        Exports {
+            key: Some((&self.access_key_id, &self.secret_access_key)),
+            session_token: self.session_token.as_deref(),
+            expiration: self.expiration.as_deref(),
+            lease_id: &self.lease_id,
+        }
+    }
+}
+
+impl Renewal {
+    pub(super) fn exports(&self) -> Exports<'_> {
+        let secret = self.secret_access_key.as_deref();
+        Exports {
+            key: self.access_key_id.as_deref().zip(secret),
+            session_token: self.session_token.as_deref(),
+            expiration: self.expiration.as_deref(),
+            lease_id: &self.lease_id,
+        }
+    }
+}
+
 /// `lease renew -o json`: the shape of `issue`, without secrets where none is new.
 #[derive(Serialize)]
 pub(super) struct Renewal {

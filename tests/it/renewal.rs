@@ -43,6 +43,15 @@ async fn a_renewed_user_keeps_its_key_and_lives_longer() {
         .find(|record| record["event"] == "lease.renewed");
     assert_eq!(record.unwrap()["lease_id"], issued["lease_id"]);
 
+    // Its environment learns the new end, and keeps its key.
+    let id = issued["lease_id"].as_str().unwrap();
+    let exports = ["lease", "renew", id, "-o", "env"];
+    let exports = world.broker.run_as(Some(&world.token), &exports).await.ok();
+    let end = renewed["expiration"].as_str().unwrap();
+    let expected =
+        format!("export AWS_CREDENTIAL_EXPIRATION='{end}'\nexport CREDBROKER_LEASE_ID='{id}'\n");
+    assert_eq!(exports.stdout, expected);
+
     // A renewal never shortens.
     let again = world.renew(&issued, &["--ttl", "1m"]).await.ok().json();
     assert_eq!(again["expiration"], renewed["expiration"]);
@@ -71,6 +80,12 @@ async fn a_renewed_session_is_a_new_one_that_names_the_old() {
     assert_eq!(renewed["renews_lease_id"], issued["lease_id"]);
     assert_ne!(renewed["access_key_id"], issued["access_key_id"]);
     assert!(Key::issued(&renewed).works().await);
+    let id_of = |lease: &Value| lease["lease_id"].as_str().unwrap().to_owned();
+    let exports = ["lease", "renew", &id_of(&issued), "-o", "env"];
+    let exports = world.broker.run_as(Some(&world.token), &exports).await.ok();
+    for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        assert!(exports.stdout.contains(&format!("export {name}='")));
+    }
     // The old one runs out by itself.
     assert!(Key::issued(&issued).works().await);
     let again = world.renew(&issued, &args).await.ok().json();

@@ -14,6 +14,12 @@ enum Story {
     Repeat(&'static str),
     Revoke,
     Rotate,
+    /// An issue that AWS refuses half way.
+    Refused,
+    /// A user whose time runs out.
+    RunOut,
+    /// A whole service is shut out.
+    ShutOut,
 }
 
 impl Story {
@@ -23,6 +29,9 @@ impl Story {
             Self::Issue(_) => &["lease.requested", "lease.issued"],
             Self::Repeat(_) => &["lease.replacing", "lease.redelivered"],
             Self::Revoke => &["lease.revoking", "lease.revoked"],
+            Self::Refused => &["lease.denied", "lease.revoked"],
+            Self::RunOut => &["lease.revoking", "lease.expired"],
+            Self::ShutOut => &["service.revoked", "lease.revoked"],
             Self::Rotate => &[
                 "admin_key.rotating",
                 "admin_key.created",
@@ -31,6 +40,11 @@ impl Story {
                 "admin_key.rotated",
             ],
         }
+    }
+
+    /// Whether it makes calls to AWS that no other story makes.
+    const fn has_calls_of_its_own(self) -> bool {
+        !matches!(self, Self::Refused | Self::RunOut | Self::ShutOut)
     }
 
     async fn world(self) -> Mortal {
@@ -48,8 +62,13 @@ impl Story {
         let id = new_id();
         let lease = match self {
             Self::Repeat(grant) => mortal.ask(grant, &id).await,
-            Self::Revoke => mortal.ask("user", &id).await,
-            Self::Issue(_) | Self::Rotate => None,
+            Self::Revoke | Self::RunOut => mortal.ask("user", &id).await,
+            Self::ShutOut => {
+                let reinstate = ["service", "reinstate", "payments-api"];
+                mortal.world.broker.run(&reinstate).await;
+                mortal.ask("user", &id).await
+            }
+            Self::Issue(_) | Self::Rotate | Self::Refused => None,
         };
         Prepared { id, lease }
     }
@@ -61,6 +80,19 @@ impl Story {
             }
             Self::Revoke => {
                 let _ = mortal.revoke(prepared.lease.as_ref().unwrap()).await;
+            }
+            Self::Refused => {
+                let denied = Fault::Answer(403, "AccessDenied", "not now");
+                mortal.world.proxy.inject("CreateAccessKey", denied);
+                mortal.ask("user", &prepared.id).await;
+            }
+            Self::RunOut => {
+                let over = "UPDATE leases SET expires_at = 1, due_at = 1 WHERE state = 'active'";
+                mortal.world.broker.write_store(over).await;
+            }
+            Self::ShutOut => {
+                let revoke = ["revoke", "payments-api"];
+                mortal.world.broker.run(&revoke).await;
             }
             // The grace of the old key is long over, and so is its retirement.
             Self::Rotate => {
@@ -102,7 +134,7 @@ async fn die(story: Story, death: Death, mut mortal: Mortal) -> Mortal {
         let mut prepared = story.prepare(&mut mortal).await;
         mortal.world.broker.kill().await;
         mortal = mortal.start(Some(&format!("{moment}:{record}"))).await;
-        if matches!(story, Story::Issue(_)) {
+        if matches!(story, Story::Issue(_) | Story::Refused) {
             prepared = story.prepare(&mut mortal).await;
         }
         return end(story, death, mortal, prepared).await;
@@ -152,7 +184,11 @@ async fn calls_of(story: Story, mortal: &mut Mortal) -> usize {
 
 async fn die_everywhere(story: Story) {
     let mut mortal = story.world().await;
-    let calls = calls_of(story, &mut mortal).await;
+    let calls = if story.has_calls_of_its_own() {
+        calls_of(story, &mut mortal).await
+    } else {
+        0
+    };
     let mut deaths = Vec::new();
     for call in 0..calls {
         deaths.extend([Death::BeforeCall(call), Death::AfterCall(call)]);
@@ -174,4 +210,7 @@ stories! {
     a_broker_may_die_anywhere_in_a_repeated_issue_of_a_session: Story::Repeat("role");
     a_broker_may_die_anywhere_in_a_revocation: Story::Revoke;
     a_broker_may_die_anywhere_in_a_rotation_of_its_key: Story::Rotate;
+    a_broker_may_die_anywhere_in_an_issue_that_aws_refuses: Story::Refused;
+    a_broker_may_die_anywhere_in_the_end_of_a_user: Story::RunOut;
+    a_broker_may_die_anywhere_in_the_shutting_out_of_a_service: Story::ShutOut;
 }
