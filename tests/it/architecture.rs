@@ -36,6 +36,12 @@ const ROOMS: &[Room] = &[
             "thiserror",
         ],
     ),
+    // Hashing and encoding are computation, not I/O.
+    room(
+        "audit",
+        &["domain"],
+        &["aws_lc_rs", "jiff", "serde", "serde_json", "thiserror"],
+    ),
     room(
         "broker",
         &["domain"],
@@ -78,13 +84,14 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "store",
-        &["broker::ports", "domain"],
+        &["audit", "broker::ports", "domain"],
         &[
             "async_trait",
             "jiff",
             "serde_json",
             "sqlx",
             "thiserror",
+            "tokio",
             "tracing",
         ],
     ),

@@ -420,8 +420,8 @@ async fn the_store_itself_refuses_to_change_or_delete_a_record() {
 async fn the_store_itself_refuses_to_write_a_record_over_another() {
     let mut broker = Broker::start(&Account::new().await).await;
     assert!(broker.stop().await);
-    let forge = "REPLACE INTO audit (seq, time, event, outcome, actor)
-                 VALUES (1, 1, 'status.read', 'success', 'operator:ann')";
+    let forge = "REPLACE INTO audit (seq, leaf, time, event, outcome, actor)
+                 VALUES (1, x'', 1, 'status.read', 'success', 'operator:ann')";
     let refused = execute(&broker, forge)
         .await
         .expect_err("record 1 was replaced");
@@ -429,8 +429,8 @@ async fn the_store_itself_refuses_to_write_a_record_over_another() {
         refused.contains("the audit log is append-only"),
         "{refused}"
     );
-    let append = "INSERT INTO audit (time, event, outcome, actor)
-                  VALUES (1, 'status.read', 'success', 'operator:ann')";
+    let append = "INSERT INTO audit (leaf, time, event, outcome, actor)
+                  VALUES (x'', 1, 'status.read', 'success', 'operator:ann')";
     assert_eq!(execute(&broker, append).await, Ok(1));
 }
 

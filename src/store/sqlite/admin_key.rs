@@ -1,12 +1,11 @@
 use sqlx::{
-    Sqlite, SqlitePool,
+    Sqlite, SqliteConnection, SqlitePool,
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use super::{
-    Tx,
-    row::{count, exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional},
+use super::row::{
+    count, exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional,
 };
 use crate::{
     broker::ports::StoreError,
@@ -27,7 +26,7 @@ pub(super) async fn find(pool: &SqlitePool) -> Result<Option<AdminKey>, StoreErr
 }
 
 pub(super) async fn replace(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     from: Option<u64>,
     key: &AdminKey,
 ) -> Result<(), StoreError> {
@@ -49,7 +48,7 @@ pub(super) async fn replace(
         None => query,
         Some(from) => query.bind(from.cast_signed()),
     };
-    let done = query.execute(&mut **tx).await.map_err(store_error)?;
+    let done = query.execute(&mut *tx).await.map_err(store_error)?;
     exactly_one(&done)
 }
 

@@ -1,9 +1,6 @@
-use sqlx::SqlitePool;
+use sqlx::{SqliteConnection, SqlitePool};
 
-use super::{
-    Tx,
-    row::{exactly_one, inconsistent, store_error},
-};
+use super::row::{exactly_one, inconsistent, store_error};
 use crate::{broker::ports::StoreError, domain::arn::AccountId};
 
 pub(super) async fn id(pool: &SqlitePool) -> Result<String, StoreError> {
@@ -22,10 +19,13 @@ pub(super) async fn account(pool: &SqlitePool) -> Result<Option<AccountId>, Stor
     account.map_err(|_| inconsistent("deployment", "account"))
 }
 
-pub(super) async fn bind_account(tx: &mut Tx, account: &AccountId) -> Result<(), StoreError> {
+pub(super) async fn bind_account(
+    tx: &mut SqliteConnection,
+    account: &AccountId,
+) -> Result<(), StoreError> {
     let done = sqlx::query("UPDATE deployment SET account = ?1 WHERE account IS NULL")
         .bind(account.as_str())
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)

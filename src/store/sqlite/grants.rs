@@ -1,9 +1,8 @@
 use jiff::Timestamp;
-use sqlx::{SqlitePool, sqlite::SqliteRow};
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::{
-    Tx,
-    row::{count, exactly_one, get as column, inconsistent, micros, parse, store_error, time},
+use super::row::{
+    count, exactly_one, get as column, inconsistent, micros, parse, store_error, time,
 };
 use crate::{
     broker::ports::{Page, StoreError},
@@ -16,7 +15,7 @@ use crate::{
 
 const TABLE: &str = "grant_versions";
 
-pub(super) async fn insert(tx: &mut Tx, grant: &Grant) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut SqliteConnection, grant: &Grant) -> Result<(), StoreError> {
     let spec = serde_json::to_string(&grant.spec).map_err(|e| inconsistent(TABLE, e))?;
     let done = sqlx::query(
         "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
@@ -31,7 +30,7 @@ pub(super) async fn insert(tx: &mut Tx, grant: &Grant) -> Result<(), StoreError>
     .bind(spec)
     .bind(micros(grant.created_at))
     .bind(grant.created_by.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
@@ -85,7 +84,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     name: &GrantName,
     at: Timestamp,
     by: &Name,
@@ -99,14 +98,14 @@ pub(super) async fn delete(
     .bind(name.grant.as_str())
     .bind(micros(at))
     .bind(by.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
 }
 
 pub(super) async fn delete_all(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     service: &Name,
     audit: &AuditEvent,
 ) -> Result<(), StoreError> {
@@ -117,7 +116,7 @@ pub(super) async fn delete_all(
     .bind(service.as_str())
     .bind(micros(audit.time))
     .bind(audit.actor.to_string())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     Ok(())

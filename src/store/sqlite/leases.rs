@@ -5,12 +5,9 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use super::{
-    Tx,
-    row::{
-        count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
-        store_error, time, time_optional,
-    },
+use super::row::{
+    count, exactly_one, get as column, inconsistent, micros, parse, parse_optional, store_error,
+    time, time_optional,
 };
 use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
@@ -26,7 +23,7 @@ use crate::{
 const TABLE: &str = "leases";
 
 /// Only while its service may have leases and its grant is still of this version.
-pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut SqliteConnection, lease: &Lease) -> Result<(), StoreError> {
     let binding = &lease.binding;
     let query = sqlx::query(
         "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
@@ -48,7 +45,7 @@ pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError>
         .bind(binding.renews.as_ref().map(LeaseId::as_str))
         .bind(micros(lease.requested_at))
         .bind(lease.request.as_ref().map(|request| &request.digest[..]))
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)
@@ -56,7 +53,11 @@ pub(super) async fn insert(tx: &mut Tx, lease: &Lease) -> Result<(), StoreError>
 
 /// Only from the revision given, and with other credentials or a longer life only while
 /// its service is not shut out.
-pub(super) async fn update(tx: &mut Tx, from: u64, lease: &Lease) -> Result<(), StoreError> {
+pub(super) async fn update(
+    tx: &mut SqliteConnection,
+    from: u64,
+    lease: &Lease,
+) -> Result<(), StoreError> {
     let query = sqlx::query(
         "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
                            expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9, request_id = ?10,
@@ -69,7 +70,7 @@ pub(super) async fn update(tx: &mut Tx, from: u64, lease: &Lease) -> Result<(), 
     let done = bind_state(query, lease)
         .bind(lease.binding.lease_id.as_str())
         .bind(from.cast_signed())
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)
@@ -113,7 +114,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its
 /// service has `most` of the kind that count together with it.
 pub(super) async fn hindrance(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     lease: &Lease,
     most: u64,
 ) -> Result<Option<Begun>, StoreError> {
@@ -132,7 +133,7 @@ pub(super) async fn hindrance(
     .bind(service.as_str())
     .bind(binding.kind == Kind::IamUser)
     .bind(micros(lease.requested_at))
-    .fetch_one(&mut **tx)
+    .fetch_one(&mut *tx)
     .await
     .map_err(store_error)?;
     let next_end = time_optional(&row, TABLE, "next_end")?;
@@ -142,7 +143,7 @@ pub(super) async fn hindrance(
 /// A lease that cannot be read must not keep the others alive: it is passed over, and
 /// told.
 pub(super) async fn begin_revoking_all(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     service: &Name,
     suspension: &Suspension,
 ) -> Result<Vec<Lease>, StoreError> {
@@ -150,7 +151,7 @@ pub(super) async fn begin_revoking_all(
         "SELECT * FROM leases WHERE service = ? AND due_at IS NOT NULL ORDER BY lease_id",
     )
     .bind(service.as_str())
-    .fetch_all(&mut **tx)
+    .fetch_all(&mut *tx)
     .await
     .map_err(store_error)?;
     let mut revoking = Vec::with_capacity(rows.len());

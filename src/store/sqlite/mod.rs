@@ -1,37 +1,38 @@
 //! The embedded store: one SQLite file, one broker.
 //!
 //! WAL with `synchronous = FULL`, so that a commit is on disk when it returns
-//! (<https://sqlite.org/pragma.html#pragma_synchronous>). One connection writes, a few
-//! read.
+//! (<https://sqlite.org/pragma.html#pragma_synchronous>). One connection writes, for as
+//! many at a time as wait; a few read.
 
 mod admin_key;
-mod audit;
 mod deployment;
 mod grants;
 mod leases;
+mod log;
 mod operators;
 mod row;
 mod services;
 mod tokens;
+mod writer;
 
 use std::{
     fs::{File, OpenOptions, Permissions, TryLockError},
     io,
-    ops::{Deref, DerefMut},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool,
+    SqliteConnection, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
-    pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use self::writer::Writer;
 use crate::{
     broker::ports::{
         AuditFilter, Begun, Counts, LeaseChange, LeaseFilter, Page, Store, StoreError, TokenOwner,
@@ -50,20 +51,10 @@ use crate::{
     },
 };
 
-const MIGRATIONS: [(&str, &str); 3] = [
-    (
-        "initial",
-        include_str!("../migrations/sqlite/0001_initial.sql"),
-    ),
-    (
-        "lease_life",
-        include_str!("../migrations/sqlite/0002_lease_life.sql"),
-    ),
-    (
-        "admin_key",
-        include_str!("../migrations/sqlite/0003_admin_key.sql"),
-    ),
-];
+const MIGRATIONS: [(&str, &str); 1] = [(
+    "initial",
+    include_str!("../migrations/sqlite/0001_initial.sql"),
+)];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 
@@ -105,39 +96,11 @@ pub enum OpenError {
     },
 }
 
-/// A write transaction. Dropped before its end it closes its connection, which rolls it
-/// back whatever state a full or failing disk has left it in; the pool opens another.
-struct Tx {
-    connection: PoolConnection<Sqlite>,
-    ended: bool,
-}
-
-impl Deref for Tx {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Tx {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.connection
-    }
-}
-
-impl Drop for Tx {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.connection.close_on_drop();
-        }
-    }
-}
-
 /// The embedded store.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: SqlitePool,
+    writer: Writer,
+    writing: SqlitePool,
     readers: SqlitePool,
     /// Held for as long as the store is open.
     _lock: File,
@@ -168,7 +131,7 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let writer = SqlitePoolOptions::new()
+        let writing = SqlitePoolOptions::new()
             .max_connections(1)
             .min_connections(1)
             .idle_timeout(None)
@@ -177,7 +140,7 @@ impl SqliteStore {
             .await
             .map_err(database)?;
         migrator()
-            .run(&writer)
+            .run(&writing)
             .await
             .map_err(|source| OpenError::Migrate {
                 path: path.to_owned(),
@@ -189,7 +152,8 @@ impl SqliteStore {
             .await
             .map_err(database)?;
         Ok(Self {
-            writer,
+            writer: Writer::start(writing.clone()),
+            writing,
             readers,
             _lock: lock,
         })
@@ -198,69 +162,24 @@ impl SqliteStore {
     /// Closes it in good order.
     pub async fn close(&self) {
         self.readers.close().await;
-        self.writer.close().await;
+        self.writer.stop();
+        self.writing.close().await;
     }
 
-    async fn begin(&self) -> Result<Tx, StoreError> {
-        let mut tx = Tx {
-            connection: self.writer.acquire().await.map_err(row::store_error)?,
-            ended: false,
-        };
-        run(&mut tx, "BEGIN IMMEDIATE").await?;
-        Ok(tx)
+    /// A change whose record is `audit`.
+    async fn change<T, W>(&self, audit: AuditEvent, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Doing<'c, T> + Send + 'static,
+    {
+        self.writer
+            .write(move |tx| Box::pin(async move { Ok((work(tx).await?, vec![audit])) }))
+            .await
     }
 }
 
-/// Adds the audit record and makes the whole transaction durable.
-async fn commit(tx: Tx, event: &AuditEvent) -> Result<(), StoreError> {
-    commit_all(tx, &[event]).await
-}
-
-/// The same for a transaction of many records.
-async fn commit_all(mut tx: Tx, events: &[&AuditEvent]) -> Result<(), StoreError> {
-    for event in events {
-        audit::append(&mut tx, event).await?;
-    }
-    death::may_come("before", events);
-    run(&mut tx, "COMMIT").await?;
-    tx.ended = true;
-    death::may_come("after", events);
-    Ok(())
-}
-
-/// In builds with debug assertions, as the tests use, the process can be told to die
-/// before or after the commit of a record: `CREDBROKER_TEST_DEATH=before:lease.issued`.
-mod death {
-    use crate::domain::audit::AuditEvent;
-
-    #[cfg(debug_assertions)]
-    pub(super) fn may_come(moment: &str, events: &[&AuditEvent]) {
-        let told = std::env::var("CREDBROKER_TEST_DEATH").ok();
-        let told = told.as_deref().and_then(|told| told.split_once(':'));
-        let is_told = |event: &&AuditEvent| told == Some((moment, event.event.as_str()));
-        if events.iter().any(is_told) {
-            std::process::abort();
-        }
-    }
-
-    #[cfg(not(debug_assertions))]
-    pub(super) const fn may_come(_: &str, _: &[&AuditEvent]) {}
-}
-
-/// Leaves everything as it was.
-async fn roll_back(mut tx: Tx) -> Result<(), StoreError> {
-    run(&mut tx, "ROLLBACK").await?;
-    tx.ended = true;
-    Ok(())
-}
-
-async fn run(tx: &mut Tx, statement: &'static str) -> Result<(), StoreError> {
-    sqlx::query(statement)
-        .execute(&mut **tx)
-        .await
-        .map_err(row::store_error)?;
-    Ok(())
-}
+/// The work of a change that always has a record.
+type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'c>>;
 
 fn migrator() -> Migrator {
     let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
@@ -300,7 +219,8 @@ fn private_file(path: &Path) -> io::Result<File> {
 #[async_trait]
 impl Store for SqliteStore {
     async fn record(&self, audit: AuditEvent) -> Result<(), StoreError> {
-        commit(self.begin().await?, &audit).await
+        self.change(audit, |_| Box::pin(async move { Ok(()) }))
+            .await
     }
 
     async fn audit(
@@ -308,17 +228,19 @@ impl Store for SqliteStore {
         filter: &AuditFilter,
         page: &Page,
     ) -> Result<Vec<AuditRecord>, StoreError> {
-        audit::list(&self.readers, filter, page).await
+        log::list(&self.readers, filter, page).await
     }
 
     async fn audit_size(&self) -> Result<u64, StoreError> {
-        audit::size(&self.readers).await
+        log::size(&self.readers).await
     }
 
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        services::insert(&mut tx, service).await?;
-        commit(tx, &audit).await
+        let service = service.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { services::insert(tx, &service).await })
+        })
+        .await
     }
 
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
@@ -335,22 +257,30 @@ impl Store for SqliteStore {
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        services::suspend(&mut tx, name, suspension).await?;
-        commit(tx, &audit).await
+        let (name, suspension) = (name.clone(), suspension.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { services::suspend(tx, &name, &suspension).await })
+        })
+        .await
     }
 
     async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        services::reinstate(&mut tx, name).await?;
-        commit(tx, &audit).await
+        let name = name.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { services::reinstate(tx, &name).await })
+        })
+        .await
     }
 
     async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        services::delete(&mut tx, name).await?;
-        grants::delete_all(&mut tx, name, &audit).await?;
-        commit(tx, &audit).await
+        let (name, ending) = (name.clone(), audit.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                services::delete(tx, &name).await?;
+                grants::delete_all(tx, &name, &ending).await
+            })
+        })
+        .await
     }
 
     async fn revoke_service(
@@ -359,11 +289,15 @@ impl Store for SqliteStore {
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(Suspension, Vec<Lease>), StoreError> {
-        let mut tx = self.begin().await?;
-        let standing = services::ensure_suspended(&mut tx, name, suspension).await?;
-        let leases = leases::begin_revoking_all(&mut tx, name, suspension).await?;
-        commit(tx, &audit).await?;
-        Ok((standing, leases))
+        let (name, suspension) = (name.clone(), suspension.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                let standing = services::ensure_suspended(tx, &name, &suspension).await?;
+                let leases = leases::begin_revoking_all(tx, &name, &suspension).await?;
+                Ok((standing, leases))
+            })
+        })
+        .await
     }
 
     async fn create_token(
@@ -372,9 +306,11 @@ impl Store for SqliteStore {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        tokens::insert_for_service(&mut tx, service, token).await?;
-        commit(tx, &audit).await
+        let (service, token) = (service.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { tokens::insert_for_service(tx, &service, &token).await })
+        })
+        .await
     }
 
     async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
@@ -387,9 +323,11 @@ impl Store for SqliteStore {
         id: &TokenId,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        tokens::delete(&mut tx, service, id).await?;
-        commit(tx, &audit).await
+        let (service, id) = (service.clone(), id.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { tokens::delete(tx, &service, &id).await })
+        })
+        .await
     }
 
     async fn token_owner(
@@ -406,10 +344,14 @@ impl Store for SqliteStore {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        operators::insert(&mut tx, name, role, token.created_at).await?;
-        tokens::insert_for_operator(&mut tx, name, token).await?;
-        commit(tx, &audit).await
+        let (name, token) = (name.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                operators::insert(tx, &name, role, token.created_at).await?;
+                tokens::insert_for_operator(tx, &name, &token).await
+            })
+        })
+        .await
     }
 
     async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
@@ -417,9 +359,11 @@ impl Store for SqliteStore {
     }
 
     async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        operators::delete(&mut tx, name).await?;
-        commit(tx, &audit).await
+        let name = name.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { operators::delete(tx, &name).await })
+        })
+        .await
     }
 
     async fn replace_operator_token(
@@ -428,16 +372,22 @@ impl Store for SqliteStore {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        operators::ensure_admin(&mut tx, name, token.created_at).await?;
-        tokens::insert_for_operator(&mut tx, name, token).await?;
-        commit(tx, &audit).await
+        let (name, token) = (name.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                operators::ensure_admin(tx, &name, token.created_at).await?;
+                tokens::insert_for_operator(tx, &name, &token).await
+            })
+        })
+        .await
     }
 
     async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        grants::insert(&mut tx, grant).await?;
-        commit(tx, &audit).await
+        let grant = grant.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { grants::insert(tx, &grant).await })
+        })
+        .await
     }
 
     async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
@@ -459,9 +409,11 @@ impl Store for SqliteStore {
         by: &Name,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        grants::delete(&mut tx, name, at, by).await?;
-        commit(tx, &audit).await
+        let (name, by) = (name.clone(), by.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { grants::delete(tx, &name, at, &by).await })
+        })
+        .await
     }
 
     async fn begin_lease(
@@ -470,14 +422,18 @@ impl Store for SqliteStore {
         most: u64,
         audit: AuditEvent,
     ) -> Result<Begun, StoreError> {
-        let mut tx = self.begin().await?;
-        if let Some(hindrance) = leases::hindrance(&mut tx, lease, most).await? {
-            roll_back(tx).await?;
-            return Ok(hindrance);
-        }
-        leases::insert(&mut tx, lease).await?;
-        commit(tx, &audit).await?;
-        Ok(Begun::Recorded)
+        let lease = lease.clone();
+        self.writer
+            .write(move |tx| {
+                Box::pin(async move {
+                    if let Some(hindrance) = leases::hindrance(tx, &lease, most).await? {
+                        return Ok((hindrance, Vec::new()));
+                    }
+                    leases::insert(tx, &lease).await?;
+                    Ok((Begun::Recorded, vec![audit]))
+                })
+            })
+            .await
     }
 
     async fn update_lease(
@@ -486,23 +442,30 @@ impl Store for SqliteStore {
         lease: &Lease,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        leases::update(&mut tx, from, lease).await?;
-        commit(tx, &audit).await
+        let lease = lease.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { leases::update(tx, from, &lease).await })
+        })
+        .await
     }
 
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
-        let mut tx = self.begin().await?;
-        let mut done = Vec::with_capacity(changes.len());
-        for change in changes {
-            match leases::update(&mut tx, change.from, &change.lease).await {
-                Ok(()) => done.push(&change.audit),
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        commit_all(tx, &done).await?;
-        Ok(done.len())
+        let changes = changes.to_vec();
+        self.writer
+            .write(move |tx| {
+                Box::pin(async move {
+                    let mut done = Vec::with_capacity(changes.len());
+                    for change in changes {
+                        match leases::update(tx, change.from, &change.lease).await {
+                            Ok(()) => done.push(change.audit),
+                            Err(StoreError::Conflict) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Ok((done.len(), done))
+                })
+            })
+            .await
     }
 
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
@@ -544,9 +507,11 @@ impl Store for SqliteStore {
         key: &AdminKey,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        admin_key::replace(&mut tx, from, key).await?;
-        commit(tx, &audit).await
+        let key = key.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { admin_key::replace(tx, from, &key).await })
+        })
+        .await
     }
 
     async fn deployment(&self) -> Result<String, StoreError> {
@@ -558,9 +523,11 @@ impl Store for SqliteStore {
     }
 
     async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        deployment::bind_account(&mut tx, account).await?;
-        commit(tx, &audit).await
+        let account = account.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { deployment::bind_account(tx, &account).await })
+        })
+        .await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {

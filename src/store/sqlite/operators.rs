@@ -1,10 +1,7 @@
 use jiff::Timestamp;
-use sqlx::{SqlitePool, sqlite::SqliteRow};
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::{
-    Tx,
-    row::{exactly_one, micros, parse, store_error, time, token_id},
-};
+use super::row::{exactly_one, micros, parse, store_error, time, token_id};
 use crate::{
     broker::ports::StoreError,
     domain::{
@@ -16,7 +13,7 @@ use crate::{
 const TABLE: &str = "operators";
 
 pub(super) async fn insert(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     name: &Name,
     role: Role,
     at: Timestamp,
@@ -25,14 +22,14 @@ pub(super) async fn insert(
         .bind(name.as_str())
         .bind(role.as_str())
         .bind(micros(at))
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)
 }
 
 pub(super) async fn ensure_admin(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     name: &Name,
     at: Timestamp,
 ) -> Result<(), StoreError> {
@@ -43,7 +40,7 @@ pub(super) async fn ensure_admin(
     .bind(name.as_str())
     .bind(Role::Admin.as_str())
     .bind(micros(at))
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
@@ -60,13 +57,13 @@ pub(super) async fn list(pool: &SqlitePool) -> Result<Vec<Operator>, StoreError>
 }
 
 /// Its token goes with it, by foreign key.
-pub(super) async fn delete(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM operators WHERE name = ?1
          AND (role <> 'admin' OR EXISTS (SELECT 1 FROM operators WHERE role = 'admin' AND name <> ?1))",
     )
     .bind(name.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)

@@ -1,8 +1,7 @@
-use sqlx::{SqlitePool, sqlite::SqliteRow};
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::{
-    Tx,
-    row::{count, exactly_one, get as column, micros, parse, store_error, time, time_optional},
+use super::row::{
+    count, exactly_one, get as column, micros, parse, store_error, time, time_optional,
 };
 use crate::{
     broker::ports::{Page, StoreError},
@@ -14,11 +13,11 @@ use crate::{
 
 const TABLE: &str = "services";
 
-pub(super) async fn insert(tx: &mut Tx, service: &Service) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut SqliteConnection, service: &Service) -> Result<(), StoreError> {
     let done = sqlx::query("INSERT INTO services (name, created_at) VALUES (?, ?)")
         .bind(service.name.as_str())
         .bind(micros(service.created_at))
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)
@@ -50,7 +49,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn suspend(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<(), StoreError> {
@@ -60,7 +59,7 @@ pub(super) async fn suspend(
     .bind(micros(suspension.at))
     .bind(suspension.reason.as_deref())
     .bind(name.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
@@ -68,7 +67,7 @@ pub(super) async fn suspend(
 
 /// Suspends the service unless it is already; returns the suspension that stands.
 pub(super) async fn ensure_suspended(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<Suspension, StoreError> {
@@ -81,7 +80,7 @@ pub(super) async fn ensure_suspended(
     .bind(suspension.reason.as_deref())
     .bind(micros(suspension.at))
     .bind(name.as_str())
-    .fetch_optional(&mut **tx)
+    .fetch_optional(&mut *tx)
     .await
     .map_err(store_error)?;
     let standing = row.as_ref().map(service).transpose()?;
@@ -90,26 +89,26 @@ pub(super) async fn ensure_suspended(
         .ok_or(StoreError::Conflict)
 }
 
-pub(super) async fn reinstate(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn reinstate(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "UPDATE services SET suspended_at = NULL, suspend_reason = NULL
          WHERE name = ? AND suspended_at IS NOT NULL",
     )
     .bind(name.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
 }
 
 /// Its tokens go with it, by foreign key.
-pub(super) async fn delete(tx: &mut Tx, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM services WHERE name = ?1
          AND NOT EXISTS (SELECT 1 FROM leases WHERE service = ?1 AND due_at IS NOT NULL)",
     )
     .bind(name.as_str())
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)

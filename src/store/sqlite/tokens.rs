@@ -1,7 +1,7 @@
-use sqlx::{SqlitePool, sqlite::SqliteRow};
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
-    Tx, operators,
+    operators,
     row::{exactly_one, get, inconsistent, micros, store_error, time, time_optional, token_id},
     services,
 };
@@ -17,7 +17,7 @@ use crate::{
 const TABLE: &str = "tokens";
 
 pub(super) async fn insert_for_service(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     service: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
@@ -31,7 +31,7 @@ pub(super) async fn insert_for_service(
     .bind(micros(token.created_at))
     .bind(token.expires_at.map(micros))
     .bind(i64::try_from(TOKENS_MAX).unwrap_or(i64::MAX))
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
@@ -39,13 +39,13 @@ pub(super) async fn insert_for_service(
 
 /// An operator has one token: the one before goes.
 pub(super) async fn insert_for_operator(
-    tx: &mut Tx,
+    tx: &mut SqliteConnection,
     operator: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM tokens WHERE operator = ?")
         .bind(operator.as_str())
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     let done = sqlx::query(
@@ -56,7 +56,7 @@ pub(super) async fn insert_for_operator(
     .bind(token.digest.as_bytes())
     .bind(micros(token.created_at))
     .bind(token.expires_at.map(micros))
-    .execute(&mut **tx)
+    .execute(&mut *tx)
     .await
     .map_err(store_error)?;
     exactly_one(&done)
@@ -77,11 +77,15 @@ pub(super) async fn list(
     rows.iter().map(stored).collect()
 }
 
-pub(super) async fn delete(tx: &mut Tx, service: &Name, id: &TokenId) -> Result<(), StoreError> {
+pub(super) async fn delete(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    id: &TokenId,
+) -> Result<(), StoreError> {
     let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ?")
         .bind(id.as_str())
         .bind(service.as_str())
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     exactly_one(&done)

@@ -1,11 +1,20 @@
 //! Finding records again.
 
-use credbroker::proto::{AuditRecord, ListAuditRecordsRequest};
+use std::sync::Arc;
+
+use credbroker::{
+    broker::ports::Store,
+    domain::audit::{AuditEvent, Event},
+    proto::{AuditRecord, ListAuditRecordsRequest},
+    store::sqlite::SqliteStore,
+};
+use jiff::Timestamp;
 use serde_json::Value;
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use super::policy;
-use crate::harness::{Account, Broker};
+use crate::harness::{Account, Broker, emulator::emulator};
 
 /// A broker with something of everything in its log.
 async fn eventful() -> Broker {
@@ -125,13 +134,21 @@ async fn a_query_takes_records_from_one_time_until_before_another() {
 
 #[tokio::test]
 async fn a_long_log_is_read_past_the_largest_page() {
-    let broker = Broker::start(&Account::new().await).await;
-    broker
-        .write_store(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
-             INSERT INTO audit (time, event, outcome, actor) SELECT i, 'status.read', 'success', 'broker' FROM n",
-        )
-        .await;
+    let account = Account::new().await;
+    let mut broker = Broker::start(&account).await;
+    assert!(broker.stop().await);
+    let store = Arc::new(SqliteStore::open(&broker.database()).await.unwrap());
+    let mut writers = JoinSet::new();
+    for _ in 0..2500 {
+        let read = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH);
+        let store = Arc::clone(&store);
+        writers.spawn(async move { store.record(read).await.unwrap() });
+    }
+    writers.join_all().await;
+    store.close().await;
+    drop(store);
+    let endpoint = &emulator().endpoint;
+    let broker = broker.start_again(&account.admin, endpoint).await;
     assert_eq!(broker.audit().await.len(), 1000);
     let many = broker.json(&["audit", "query", "--limit", "2200"]).await;
     let many = many.as_array().unwrap();

@@ -7,6 +7,10 @@ use std::{
 };
 
 use aho_corasick::AhoCorasick;
+use credbroker::audit::{
+    leaf,
+    tree::{Edge, leaf_hash},
+};
 use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::harness::{Account, Key, aws::ADMIN_USER};
@@ -60,7 +64,7 @@ impl Checker<'_> {
             .await;
         self.the_admin_key_is_one(&mut store, &mut wrong).await;
         self.no_secret_is_kept(seen, &mut wrong);
-        the_log_has_no_gap(&mut store, &mut wrong).await;
+        the_log_is_its_tree(&mut store, &mut wrong).await;
         if !self.strays {
             nothing_had_to_be_found(&mut store, &mut wrong).await;
         }
@@ -228,13 +232,29 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
     }
 }
 
-async fn the_log_has_no_gap(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
-    let row = sqlx::query("SELECT count(*) AS records, coalesce(max(seq), 0) AS last FROM audit");
-    let row = row.fetch_one(store).await.unwrap();
-    let (records, last): (i64, i64) = (row.get("records"), row.get("last"));
-    if records != last {
+/// Every record is a leaf of the log's tree, and the tree has no other.
+async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+    let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
+    let mut tree = Edge::default();
+    for row in rows.await.unwrap() {
+        let (seq, bytes): (i64, Vec<u8>) = (row.get("seq"), row.get("leaf"));
+        tree.push(leaf_hash(&bytes));
+        let told = leaf::decode(&bytes).map(|record| record.seq).ok();
+        if [told, u64::try_from(seq).ok()] != [Some(tree.size()); 2] {
+            let at = tree.size();
+            wrong.push(format!(
+                "record {at} has the number {seq} and tells {told:?}"
+            ));
+        }
+    }
+    let edge = sqlx::query("SELECT size, subtrees FROM audit_edge").fetch_one(store);
+    let edge = edge.await.unwrap();
+    let (size, subtrees): (i64, Vec<u8>) = (edge.get("size"), edge.get("subtrees"));
+    let same = subtrees == tree.subtrees().as_flattened();
+    if u64::try_from(size) != Ok(tree.size()) || !same {
+        let records = tree.size();
         wrong.push(format!(
-            "the log has {records} records and ends with number {last}"
+            "the tree of {size} leaves is not that of {records} records"
         ));
     }
 }

@@ -1,16 +1,18 @@
 //! What SQLite promises beyond the port: one private file, one broker, nothing lost.
 
-use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use credbroker::{
-    broker::ports::Store,
-    domain::audit::Event,
+    audit::tree::{Edge, leaf_hash},
+    broker::ports::{AuditFilter, Store},
+    domain::{audit::Event, service::Service},
     store::sqlite::{OpenError, SqliteStore},
 };
 use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
-use super::{Engine, active, audit, granted};
+use super::{Engine, active, at as moment, audit, granted, name, page};
 
 pub(super) async fn open() -> Engine {
     let home = TempDir::new().unwrap();
@@ -115,4 +117,79 @@ async fn a_directory_that_is_not_there_is_told_by_name() {
         error.to_string().contains("missing/credbroker.db"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn changes_at_the_same_moment_are_each_done_or_refused_for_themselves() {
+    let home = TempDir::new().unwrap();
+    let store = Arc::new(at(home.path()).await.unwrap());
+    let mut tasks = JoinSet::new();
+    for number in 0..600 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            // Every third is for the same name, which is taken once.
+            if number % 3 > 0 {
+                return store.record(audit(Event::StatusRead)).await.is_ok();
+            }
+            let service = Service {
+                name: name("payments-api"),
+                created_at: moment(number),
+                suspension: None,
+            };
+            let created = store.create_service(&service, audit(Event::ServiceCreated));
+            created.await.is_ok()
+        });
+    }
+    let done = tasks.join_all().await.into_iter().filter(|done| *done);
+    let done = u64::try_from(done.count()).unwrap();
+    assert_eq!(done, 401);
+    assert_eq!(store.audit_size().await.unwrap(), done);
+    let created = AuditFilter {
+        event: Some("service.created".to_owned()),
+        ..AuditFilter::default()
+    };
+    let created = store.audit(&created, &page(None, 10)).await.unwrap();
+    assert_eq!(created.len(), 1);
+}
+
+#[tokio::test]
+async fn the_log_grows_as_a_merkle_tree_across_restarts() {
+    let home = TempDir::new().unwrap();
+    for _ in 0..3 {
+        let store = Arc::new(at(home.path()).await.unwrap());
+        let mut tasks = JoinSet::new();
+        for _ in 0..201 {
+            let store = Arc::clone(&store);
+            tasks.spawn(async move { store.record(audit(Event::StatusRead)).await.unwrap() });
+        }
+        tasks.join_all().await;
+        // Not closed: as after a crash.
+    }
+    let path = home.path().join("credbroker.db");
+    let options = SqliteConnectOptions::new().filename(path);
+    let mut reader = SqliteConnection::connect_with(&options).await.unwrap();
+    let leaves: Vec<Vec<u8>> = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq")
+        .fetch_all(&mut reader)
+        .await
+        .unwrap();
+    let (mut tree, mut tiles) = (Edge::default(), Vec::new());
+    for leaf in &leaves {
+        for (node, hash) in tree.push(leaf_hash(leaf)) {
+            if node.level == 8 {
+                tiles.push(hash.to_vec());
+            }
+        }
+    }
+    assert_eq!((leaves.len(), tiles.len()), (603, 2));
+    let kept: Vec<Vec<u8>> =
+        sqlx::query_scalar("SELECT hash FROM audit_tiles WHERE level = 1 ORDER BY idx")
+            .fetch_all(&mut reader)
+            .await
+            .unwrap();
+    assert_eq!(kept, tiles);
+    let edge: (i64, Vec<u8>) = sqlx::query_as("SELECT size, subtrees FROM audit_edge")
+        .fetch_one(&mut reader)
+        .await
+        .unwrap();
+    assert_eq!(edge, (603, tree.subtrees().as_flattened().to_vec()));
 }

@@ -60,10 +60,23 @@ CREATE TABLE leases (
     expires_at    INTEGER,
     cause         TEXT,
     attempts      INTEGER NOT NULL,
-    ended_at      INTEGER
+    ended_at      INTEGER,
+    -- A request that may be repeated, and what it asked for.
+    request_id     TEXT,
+    request_digest BLOB CHECK (length(request_digest) = 32),
+    renews         TEXT,
+    replacing_until INTEGER,
+    key_lost       INTEGER NOT NULL DEFAULT 0,
+    made_by        INTEGER,
+    left_to_issuer INTEGER NOT NULL DEFAULT 0,
+    failing_since  INTEGER
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX leases_due ON leases (due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX leases_live ON leases (service) WHERE due_at IS NOT NULL;
+-- A request has one lease.
+CREATE UNIQUE INDEX leases_by_request ON leases (service, request_id) WHERE request_id IS NOT NULL;
+-- Sessions end by themselves, users with AWS's help: one does not wait for the other.
+CREATE INDEX leases_due ON leases (kind = 'iam_user', due_at) WHERE due_at IS NOT NULL;
+-- Counted by service and kind at every issue.
+CREATE INDEX leases_live ON leases (service, kind = 'iam_user', expires_at) WHERE due_at IS NOT NULL;
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at);
 
@@ -73,23 +86,19 @@ CREATE VIEW service_overviews AS
            (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
     FROM services s;
 
+-- The audit log: each record as the bytes that are hashed and exported. The columns beside
+-- them serve the search alone and are never read back.
 CREATE TABLE audit (
-    seq            INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    time           INTEGER NOT NULL,
-    event          TEXT    NOT NULL,
-    outcome        TEXT    NOT NULL,
-    actor          TEXT    NOT NULL,
-    token_id       TEXT,
-    peer           TEXT,
-    method         TEXT,
-    service        TEXT,
-    grant_name     TEXT,
-    grant_version  INTEGER,
-    lease_id       TEXT,
-    access_key_id  TEXT,
-    aws_request_id TEXT,
-    reason         TEXT,
-    detail         TEXT
+    seq           INTEGER NOT NULL PRIMARY KEY,
+    leaf          BLOB    NOT NULL,
+    time          INTEGER NOT NULL,
+    event         TEXT    NOT NULL,
+    outcome       TEXT    NOT NULL,
+    actor         TEXT    NOT NULL,
+    service       TEXT,
+    grant_name    TEXT,
+    lease_id      TEXT,
+    access_key_id TEXT
 ) STRICT;
 CREATE INDEX audit_by_service ON audit (service, seq) WHERE service IS NOT NULL;
 CREATE INDEX audit_by_lease ON audit (lease_id, seq) WHERE lease_id IS NOT NULL;
@@ -103,3 +112,48 @@ BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_is_append_only_replace BEFORE INSERT ON audit
 WHEN EXISTS (SELECT 1 FROM audit WHERE seq = NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+
+-- The right edge of the log's Merkle tree: the hashes of its perfect subtrees, the largest
+-- first, 32 bytes each.
+CREATE TABLE audit_edge (
+    only     INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    size     INTEGER NOT NULL,
+    subtrees BLOB    NOT NULL CHECK (length(subtrees) % 32 = 0)
+) STRICT;
+INSERT INTO audit_edge (only, size, subtrees) VALUES (1, 0, x'');
+
+-- Roots of full tiles: of 256 leaves at level 1, of 256 such roots at level 2, and so on.
+CREATE TABLE audit_tiles (
+    level INTEGER NOT NULL,
+    idx   INTEGER NOT NULL,
+    hash  BLOB    NOT NULL CHECK (length(hash) = 32),
+    PRIMARY KEY (level, idx)
+) STRICT, WITHOUT ROWID;
+
+-- What tells this broker's users in AWS from another's.
+CREATE TABLE deployment (
+    only    INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    id      TEXT    NOT NULL,
+    -- The AWS account that its users and sessions are in, once AWS has told it.
+    account TEXT
+) STRICT;
+INSERT INTO deployment (only, id) VALUES (1, lower(hex(randomblob(5))));
+
+-- The broker's own key, sealed, and its replacement by another.
+CREATE TABLE admin_key (
+    only         INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    user         TEXT    NOT NULL,
+    key_id       TEXT    NOT NULL,
+    secret       BLOB    NOT NULL,
+    since        INTEGER NOT NULL,
+    phase        TEXT    NOT NULL,
+    -- The key that is not at work: not yet, with its secret, or no longer (one or two ids).
+    other_key_id TEXT,
+    other_secret BLOB,
+    other_since  INTEGER,
+    phase_since  INTEGER NOT NULL,
+    due_at       INTEGER,
+    attempts     INTEGER NOT NULL,
+    failure      TEXT,
+    revision     INTEGER NOT NULL
+) STRICT;

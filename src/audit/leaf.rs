@@ -1,0 +1,133 @@
+//! A record as bytes: what is hashed into the tree, stored and exported.
+//!
+//! One JSON object (RFC 8259) without white space, fields in the order of [`Leaf`], absent
+//! ones left out; times in RFC 3339 with six decimals, in UTC. Fields may be added at the
+//! end; those that are there keep their meaning.
+
+use std::{fmt::Display, net::SocketAddr, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    audit::{AuditEvent, AuditRecord},
+    token::TokenId,
+};
+
+/// Longest leaf, bytes: a length of 16 bits stands before each in a bundle.
+pub const LEAF_MAX: usize = u16::MAX as usize;
+
+/// Why bytes are not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum LeafError {
+    /// Not the JSON of a record.
+    #[error("it is not the JSON of a record: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A field holds what a broker never writes there.
+    #[error("its {0} is none")]
+    Field(&'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leaf {
+    seq: u64,
+    time: String,
+    event: String,
+    outcome: String,
+    actor: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aws_request_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// The record's bytes.
+///
+/// # Errors
+/// Never for a record that a broker makes.
+pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
+    let event = &record.event;
+    let leaf = Leaf {
+        seq: record.seq,
+        time: format!("{:.6}", event.time),
+        event: event.event.as_str().to_owned(),
+        outcome: event.outcome.as_str().to_owned(),
+        actor: event.actor.to_string(),
+        token_id: event.token_id.as_ref().map(|id| id.as_str().to_owned()),
+        peer: text(event.peer.as_ref()),
+        method: event.method.clone(),
+        service: text(event.service.as_ref()),
+        grant: text(event.grant.as_ref()),
+        grant_version: event.grant_version,
+        lease_id: text(event.lease_id.as_ref()),
+        access_key_id: event.access_key_id.clone(),
+        aws_request_id: event.aws_request_id.clone(),
+        reason: event.reason.clone(),
+        detail: event.detail.clone(),
+    };
+    Ok(serde_json::to_vec(&leaf)?)
+}
+
+fn text(value: Option<&impl Display>) -> Option<String> {
+    value.map(ToString::to_string)
+}
+
+/// The record of these bytes.
+///
+/// # Errors
+/// They are none.
+pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
+    let leaf: Leaf = serde_json::from_slice(bytes)?;
+    let token_id = leaf.token_id.as_deref().map(TokenId::parse);
+    Ok(AuditRecord {
+        seq: leaf.seq,
+        event: AuditEvent {
+            time: value::<Timestamp>(&leaf.time, "time")?,
+            event: value(&leaf.event, "event")?,
+            outcome: value(&leaf.outcome, "outcome")?,
+            actor: value(&leaf.actor, "actor")?,
+            token_id: match token_id {
+                Some(None) => return Err(LeafError::Field("token_id")),
+                Some(Some(id)) => Some(id),
+                None => None,
+            },
+            peer: optional::<SocketAddr>(leaf.peer.as_deref(), "peer")?,
+            method: leaf.method,
+            service: optional(leaf.service.as_deref(), "service")?,
+            grant: optional(leaf.grant.as_deref(), "grant")?,
+            grant_version: leaf.grant_version,
+            lease_id: optional(leaf.lease_id.as_deref(), "lease_id")?,
+            access_key_id: leaf.access_key_id,
+            aws_request_id: leaf.aws_request_id,
+            reason: leaf.reason,
+            detail: leaf.detail,
+        },
+    })
+}
+
+fn value<T: FromStr>(text: &str, field: &'static str) -> Result<T, LeafError> {
+    text.parse().map_err(|_| LeafError::Field(field))
+}
+
+fn optional<T: FromStr>(text: Option<&str>, field: &'static str) -> Result<Option<T>, LeafError> {
+    text.map(|text| value(text, field)).transpose()
+}

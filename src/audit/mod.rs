@@ -1,0 +1,10 @@
+//! The audit log as a Merkle tree in public formats: RFC 6962 for the tree, C2SP
+//! tlog-tiles for files, tlog-checkpoint and signed-note for what is signed.
+//! Pure but for the files that it reads and writes.
+
+pub mod leaf;
+pub mod tile;
+pub mod tree;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! The tree against RFC 6962's own words, spelled out as recursion, and against the test
+//! vectors of Certificate Transparency.
+
+use data_encoding::HEXLOWER;
+use proptest::prelude::*;
+
+use super::{
+    tile::{self, Tile, Tiles, WIDTH},
+    tree::{
+        EMPTY, Edge, Hash, Range, consistency_proof, extends, includes, inclusion_proof, leaf_hash,
+        node_hash,
+    },
+};
+
+/// MTH of RFC 6962, section 2.1.
+fn naive_root(leaves: &[Hash]) -> Hash {
+    match leaves {
+        [] => EMPTY,
+        [leaf] => *leaf,
+        _ => {
+            let split = 1 << (leaves.len() - 1).ilog2();
+            let (left, right) = leaves.split_at(split);
+            node_hash(&naive_root(left), &naive_root(right))
+        }
+    }
+}
+
+fn leaves(count: u64) -> Vec<Hash> {
+    (0..count).map(|n| leaf_hash(&n.to_be_bytes())).collect()
+}
+
+/// All tiles of a tree, made as a log makes them: as subtrees become perfect.
+fn grown(leaves: &[Hash]) -> (Edge, Tiles) {
+    let (mut edge, mut tiles) = (Edge::default(), Tiles::new());
+    for leaf in leaves {
+        for (node, hash) in edge.push(*leaf) {
+            if let Some(tile) = Tile::holding(node) {
+                tiles.entry(tile).or_default().push(hash);
+            }
+        }
+    }
+    (edge, tiles)
+}
+
+fn proof(ranges: Option<Vec<Range>>, tiles: &Tiles) -> Vec<Hash> {
+    tile::hashes(&ranges.unwrap(), tiles).unwrap()
+}
+
+#[test]
+fn roots_are_those_of_certificate_transparency() {
+    let inputs = [
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    ];
+    let roots = [
+        "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+        "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+        "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+        "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+        "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+        "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+        "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+    ];
+    let mut edge = Edge::default();
+    assert_eq!(edge.root(), EMPTY);
+    for (input, root) in inputs.iter().zip(roots) {
+        edge.push(leaf_hash(&HEXLOWER.decode(input.as_bytes()).unwrap()));
+        assert_eq!(HEXLOWER.encode(&edge.root()), root);
+    }
+}
+
+#[test]
+fn every_proof_of_every_small_tree_holds_and_no_other() {
+    let all = leaves(40);
+    for size in 0..=40 {
+        let tree = &all[..usize::try_from(size).unwrap()];
+        let (edge, tiles) = grown(tree);
+        let root = naive_root(tree);
+        assert_eq!((edge.root(), tile::root(size, &tiles)), (root, Some(root)));
+        for index in 0..size {
+            let proof = proof(inclusion_proof(index, size), &tiles);
+            for (other, leaf) in (0..).zip(tree) {
+                let included = includes(&root, size, index, leaf, &proof);
+                assert_eq!(included, other == index, "{other} for {index} of {size}");
+            }
+        }
+        assert_eq!(inclusion_proof(size, size), None);
+        for old in 0..=size {
+            let old_root = naive_root(&all[..usize::try_from(old).unwrap()]);
+            let proof = proof(consistency_proof(old, size), &tiles);
+            assert!(extends(&root, size, &old_root, old, &proof), "{old} {size}");
+            assert!(!extends(&root, size, &leaf_hash(b"x"), old, &proof));
+        }
+        assert_eq!(consistency_proof(size + 1, size), None);
+    }
+}
+
+#[test]
+fn the_edge_alone_makes_a_tree_grow() {
+    let (whole, _) = grown(&leaves(1000));
+    let (part, _) = grown(&leaves(777));
+    let mut edge = Edge::new(part.size(), part.subtrees().to_vec()).unwrap();
+    for leaf in &leaves(1000)[777..] {
+        edge.push(*leaf);
+    }
+    assert_eq!(edge, whole);
+    assert_eq!(Edge::new(5, vec![EMPTY]), None);
+}
+
+#[test]
+fn tiles_and_bundles_have_the_paths_of_the_specification() {
+    let tile = |level, index| Tile { level, index };
+    assert_eq!(tile(0, 0).path(256), "tile/0/000");
+    assert_eq!(tile(0, 1).path(300), "tile/0/001.p/44");
+    assert_eq!(tile(1, 0).path(70_000), "tile/1/000");
+    assert_eq!(tile(1, 1).path(70_000), "tile/1/001.p/17");
+    let size = (1_234_067 + 1) * WIDTH;
+    assert_eq!(tile(0, 1_234_067).path(size), "tile/0/x001/x234/067");
+    assert_eq!(tile::bundle_path(3, 1000), "tile/entries/003.p/232");
+    assert_eq!(tile(2, 0).width(65_535), 0);
+    assert_eq!(tile(2, 0).width(65_536), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_proof_of_a_large_tree_holds_until_a_bit_of_it_is_turned(
+        size in 1_u64..2000, at in 0_u64..2000, bit in 0_usize..256, which in 0_usize..64,
+    ) {
+        let (index, old) = (at % size, at % size + 1);
+        let tree = leaves(size);
+        let (edge, tiles) = grown(&tree);
+        let (root, leaf) = (edge.root(), tree[usize::try_from(index).unwrap()]);
+        let turn = |mut proof: Vec<Hash>| {
+            let turned = which % proof.len();
+            proof[turned][bit / 8] ^= 1 << (bit % 8);
+            proof
+        };
+
+        let inclusion = proof(inclusion_proof(index, size), &tiles);
+        prop_assert!(includes(&root, size, index, &leaf, &inclusion));
+        let mut longer = inclusion.clone();
+        longer.push(root);
+        prop_assert!(!includes(&root, size, index, &leaf, &longer));
+        if !inclusion.is_empty() {
+            prop_assert!(!includes(&root, size, index, &leaf, &inclusion[1..]));
+            prop_assert!(!includes(&root, size, index, &leaf, &turn(inclusion)));
+        }
+
+        let old_root = naive_root(&tree[..usize::try_from(old).unwrap()]);
+        let consistency = proof(consistency_proof(old, size), &tiles);
+        prop_assert!(extends(&root, size, &old_root, old, &consistency));
+        if !consistency.is_empty() {
+            prop_assert!(!extends(&root, size, &old_root, old, &consistency[1..]));
+            prop_assert!(!extends(&root, size, &old_root, old, &turn(consistency)));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Tiles: 256 neighbouring hashes of one level, as C2SP tlog-tiles lays a tree out in
+//! files. <https://c2sp.org/tlog-tiles>
+//!
+//! Tile level 0 holds leaves, each further level the roots of the full tiles below. Any
+//! perfect subtree's hash comes from one tile, so any proof from a handful.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::tree::{Hash, Node, Range, fold, perfect};
+
+/// Levels of the tree in a tile.
+pub const HEIGHT: u8 = 8;
+/// Hashes in a full tile, entries in a full bundle.
+pub const WIDTH: u64 = 1 << HEIGHT;
+
+/// Which tile: the hashes of the subtrees of `WIDTH`^`level` leaves, `WIDTH` of them
+/// from `index * WIDTH`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tile {
+    /// 0 for leaves.
+    pub level: u8,
+    /// How many tiles of its level lie before it.
+    pub index: u64,
+}
+
+impl Tile {
+    /// The tile that holds a subtree's hash; `None` for the levels in between, whose
+    /// hashes follow from the tile below.
+    #[must_use]
+    pub const fn holding(node: Node) -> Option<Self> {
+        if !node.level.is_multiple_of(HEIGHT) {
+            return None;
+        }
+        Some(Self {
+            level: node.level / HEIGHT,
+            index: node.index / WIDTH,
+        })
+    }
+
+    /// The tile that a subtree's hash comes from, and which of its hashes.
+    fn under(node: Node) -> (Self, std::ops::Range<usize>) {
+        let level = node.level / HEIGHT;
+        let above = node.level % HEIGHT;
+        let first = node.index << above;
+        let tile = Self {
+            level,
+            index: first / WIDTH,
+        };
+        let first = usize::try_from(first % WIDTH).unwrap_or(usize::MAX);
+        (tile, first..first + (1 << above))
+    }
+
+    /// How many hashes it has in a tree of `size` leaves, up to [`WIDTH`].
+    #[must_use]
+    pub fn width(self, size: u64) -> u64 {
+        let whole = size
+            .checked_shr(u32::from(self.level * HEIGHT))
+            .unwrap_or(0);
+        whole
+            .saturating_sub(self.index.saturating_mul(WIDTH))
+            .min(WIDTH)
+    }
+
+    /// Its path under the log's directory, in a tree of `size` leaves.
+    #[must_use]
+    pub fn path(self, size: u64) -> String {
+        let level = self.level;
+        format!(
+            "tile/{level}/{}{}",
+            number(self.index),
+            partial(self.width(size))
+        )
+    }
+}
+
+/// The path of the bundle of entries from `index * WIDTH`, in a log of `size` entries.
+#[must_use]
+pub fn bundle_path(index: u64, size: u64) -> String {
+    let width = Tile { level: 0, index }.width(size);
+    format!("tile/entries/{}{}", number(index), partial(width))
+}
+
+fn partial(width: u64) -> String {
+    if width == WIDTH {
+        String::new()
+    } else {
+        format!(".p/{width}")
+    }
+}
+
+/// In groups of three digits, `x` before each but the last: `x001/x234/067`.
+fn number(index: u64) -> String {
+    let mut text = format!("{:03}", index % 1000);
+    let mut rest = index / 1000;
+    while rest > 0 {
+        text = format!("x{:03}/{text}", rest % 1000);
+        rest /= 1000;
+    }
+    text
+}
+
+/// Hashes of tiles, or as many of each as are needed.
+pub type Tiles = BTreeMap<Tile, Vec<Hash>>;
+
+/// The tiles that the hashes of these ranges come from.
+#[must_use]
+pub fn tiles_of(ranges: &[Range]) -> BTreeSet<Tile> {
+    let nodes = ranges.iter().flat_map(|range| range.nodes());
+    nodes.map(|node| Tile::under(node).0).collect()
+}
+
+/// The hashes of these ranges; `None` unless all tiles are there that they come from.
+#[must_use]
+pub fn hashes(ranges: &[Range], tiles: &Tiles) -> Option<Vec<Hash>> {
+    ranges.iter().map(|range| hash(*range, tiles)).collect()
+}
+
+fn hash(range: Range, tiles: &Tiles) -> Option<Hash> {
+    let subtree = |node| {
+        let (tile, which) = Tile::under(node);
+        perfect(tiles.get(&tile)?.get(which)?)
+    };
+    let subtrees: Option<Vec<Hash>> = range.nodes().into_iter().map(subtree).collect();
+    fold(&subtrees?)
+}
+
+/// The root of a tree of `size` leaves.
+#[must_use]
+pub fn root(size: u64, tiles: &Tiles) -> Option<Hash> {
+    match size {
+        0 => Some(super::tree::EMPTY),
+        _ => hash(
+            Range {
+                start: 0,
+                end: size,
+            },
+            tiles,
+        ),
+    }
+}

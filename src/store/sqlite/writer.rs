@@ -1,0 +1,212 @@
+//! All that writes: changes from a queue, as many as wait, in one transaction each time,
+//! so that one wait for the disk serves them all. A change that is refused is undone
+//! alone; when the disk refuses, none has happened.
+
+use std::{future::Future, pin::Pin};
+
+use async_trait::async_trait;
+use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::{log::Log, row::store_error};
+use crate::{broker::ports::StoreError, domain::audit::AuditEvent};
+
+/// Most changes in one transaction.
+const BATCH: usize = 512;
+
+/// What a change comes to, and its records; none for one that has changed nothing.
+pub(super) type Outcome<T> = Result<(T, Vec<AuditEvent>), StoreError>;
+
+/// The work of a change, on the connection that writes.
+pub(super) type Working<'c, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send + 'c>>;
+
+#[async_trait]
+trait Change: Send {
+    /// Does the work. Returns its records, or why there are none.
+    async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError>;
+    /// Tells whoever waits what has come of it.
+    fn tell(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+struct Asked<T, W> {
+    work: Option<W>,
+    result: Result<T, StoreError>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+}
+
+#[async_trait]
+impl<T, W> Change for Asked<T, W>
+where
+    T: Send,
+    W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send,
+{
+    async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError> {
+        let Some(work) = self.work.take() else {
+            return Ok(Vec::new());
+        };
+        match work(tx).await {
+            Ok((value, records)) => {
+                self.result = Ok(value);
+                Ok(records)
+            }
+            Err(error) => {
+                self.result = Err(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn tell(self: Box<Self>, committed: Result<(), StoreError>) {
+        // Whoever asked may have gone.
+        let _ = self.answer.send(committed.and(self.result));
+    }
+}
+
+/// The queue. One task takes from it.
+#[derive(Debug)]
+pub(super) struct Writer {
+    queue: mpsc::Sender<Box<dyn Change>>,
+    task: JoinHandle<()>,
+}
+
+impl Writer {
+    pub(super) fn start(pool: SqlitePool) -> Self {
+        let (queue, changes) = mpsc::channel(BATCH);
+        let task = tokio::spawn(write_all(pool, changes));
+        Self { queue, task }
+    }
+
+    /// Does `work` and makes it durable with its records. It is done even when nobody
+    /// waits for it any more.
+    pub(super) async fn write<T, W>(&self, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked {
+            work: Some(work),
+            result: Err(closed()),
+            answer,
+        };
+        let queued = self.queue.send(Box::new(asked)).await;
+        queued.map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// What is under way is cut off; a transaction that has not ended has not happened.
+    pub(super) fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("it is closed".to_owned())
+}
+
+async fn write_all(pool: SqlitePool, mut changes: mpsc::Receiver<Box<dyn Change>>) {
+    let mut batch = Vec::new();
+    while changes.recv_many(&mut batch, BATCH).await > 0 {
+        let committed = commit(&pool, &mut batch).await;
+        for change in batch.drain(..) {
+            change.tell(committed.clone());
+        }
+    }
+}
+
+async fn commit(pool: &SqlitePool, batch: &mut [Box<dyn Change>]) -> Result<(), StoreError> {
+    let mut tx = Tx::begin(pool).await?;
+    let mut log = Log::open(&mut tx.connection).await?;
+    let mut written = Vec::new();
+    for change in batch {
+        if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
+            written.extend(records);
+        }
+    }
+    log.close(&mut tx.connection).await?;
+    death::may_come("before", &written);
+    tx.end("COMMIT").await?;
+    death::may_come("after", &written);
+    Ok(())
+}
+
+/// One change in a savepoint of its own.
+async fn apply(
+    tx: &mut Tx,
+    log: &mut Log,
+    change: &mut dyn Change,
+) -> Result<Option<Vec<AuditEvent>>, StoreError> {
+    tx.run("SAVEPOINT change").await?;
+    match change.work(&mut tx.connection).await {
+        Ok(records) => {
+            log.append(&mut tx.connection, &records).await?;
+            tx.run("RELEASE change").await?;
+            Ok(Some(records))
+        }
+        // When the disk has refused, there is no savepoint to go back to.
+        Err(refused) => {
+            tx.run("ROLLBACK TO change").await.map_err(|_| refused)?;
+            tx.run("RELEASE change").await?;
+            Ok(None)
+        }
+    }
+}
+
+/// A write transaction. Dropped before its end it closes its connection, which rolls it
+/// back whatever state a full or failing disk has left it in; the pool opens another.
+struct Tx {
+    connection: PoolConnection<Sqlite>,
+    ended: bool,
+}
+
+impl Tx {
+    async fn begin(pool: &SqlitePool) -> Result<Self, StoreError> {
+        let mut tx = Self {
+            connection: pool.acquire().await.map_err(store_error)?,
+            ended: false,
+        };
+        tx.run("BEGIN IMMEDIATE").await?;
+        Ok(tx)
+    }
+
+    async fn run(&mut self, statement: &'static str) -> Result<(), StoreError> {
+        let done = sqlx::query(statement).execute(&mut *self.connection).await;
+        done.map(drop).map_err(store_error)
+    }
+
+    async fn end(mut self, statement: &'static str) -> Result<(), StoreError> {
+        self.run(statement).await?;
+        self.ended = true;
+        Ok(())
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// In builds with debug assertions, as the tests use, the process can be told to die
+/// before or after the commit of a record: `CREDBROKER_TEST_DEATH=before:lease.issued`.
+mod death {
+    use crate::domain::audit::AuditEvent;
+
+    #[cfg(debug_assertions)]
+    pub(super) fn may_come(moment: &str, events: &[AuditEvent]) {
+        let told = std::env::var("CREDBROKER_TEST_DEATH").ok();
+        let told = told.as_deref().and_then(|told| told.split_once(':'));
+        let is_told = |event: &AuditEvent| told == Some((moment, event.event.as_str()));
+        if events.iter().any(is_told) {
+            std::process::abort();
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(super) const fn may_come(_: &str, _: &[AuditEvent]) {}
+}
