@@ -53,10 +53,10 @@ impl Log {
             let leaf = leaf::encode(&record).map_err(unreadable)?;
             for (node, hash) in self.edge.push(leaf_hash(&leaf)) {
                 if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
-                    keep(tx, tile, node, hash).await?;
+                    keep(tx, tile, node, hash).await.map_err(occupied)?;
                 }
             }
-            insert(tx, &record, &leaf).await?;
+            insert(tx, &record, &leaf).await.map_err(occupied)?;
         }
         Ok(())
     }
@@ -72,7 +72,7 @@ impl Log {
             .execute(tx)
             .await
             .map_err(store_error)?;
-        exactly_one(&done)
+        exactly_one(&done).map_err(occupied)
     }
 }
 
@@ -170,6 +170,16 @@ pub(super) async fn list(
 fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
     let leaf: Vec<u8> = get(row, "leaf")?;
     leaf::decode(&leaf).map_err(unreadable)
+}
+
+/// Somebody else has written there: no change of the caller's is in conflict.
+fn occupied(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Conflict => {
+            inconsistent(TABLE, "something stands where the next record belongs")
+        }
+        other => other,
+    }
 }
 
 fn unreadable(error: LeafError) -> StoreError {

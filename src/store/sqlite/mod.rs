@@ -162,7 +162,7 @@ impl SqliteStore {
     /// Closes it in good order.
     pub async fn close(&self) {
         self.readers.close().await;
-        self.writer.stop();
+        self.writer.end().await;
         self.writing.close().await;
     }
 

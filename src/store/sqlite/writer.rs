@@ -7,7 +7,7 @@ use std::{future::Future, pin::Pin};
 use async_trait::async_trait;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
 };
 
@@ -65,17 +65,24 @@ where
     }
 }
 
+/// What is in the queue.
+enum Next {
+    Change(Box<dyn Change>),
+    /// Nothing comes any more.
+    End,
+}
+
 /// The queue. One task takes from it.
 #[derive(Debug)]
 pub(super) struct Writer {
-    queue: mpsc::Sender<Box<dyn Change>>,
-    task: JoinHandle<()>,
+    queue: mpsc::Sender<Next>,
+    task: Mutex<JoinHandle<()>>,
 }
 
 impl Writer {
     pub(super) fn start(pool: SqlitePool) -> Self {
         let (queue, changes) = mpsc::channel(BATCH);
-        let task = tokio::spawn(write_all(pool, changes));
+        let task = Mutex::new(tokio::spawn(write_all(pool, changes)));
         Self { queue, task }
     }
 
@@ -92,14 +99,19 @@ impl Writer {
             result: Err(closed()),
             answer,
         };
-        let queued = self.queue.send(Box::new(asked)).await;
+        let queued = self.queue.send(Next::Change(Box::new(asked))).await;
         queued.map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// What is under way is cut off; a transaction that has not ended has not happened.
-    pub(super) fn stop(&self) {
-        self.task.abort();
+    /// Ends when everything that waits has been done.
+    pub(super) async fn end(&self) {
+        // It may have ended already.
+        let _ = self.queue.send(Next::End).await;
+        let mut task = self.task.lock().await;
+        if !task.is_finished() {
+            let _ = (&mut *task).await;
+        }
     }
 }
 
@@ -107,11 +119,18 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-async fn write_all(pool: SqlitePool, mut changes: mpsc::Receiver<Box<dyn Change>>) {
-    let mut batch = Vec::new();
-    while changes.recv_many(&mut batch, BATCH).await > 0 {
+async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>) {
+    let (mut taken, mut ended) = (Vec::new(), false);
+    while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
+        let mut batch = Vec::with_capacity(taken.len());
+        for next in taken.drain(..) {
+            match next {
+                Next::Change(change) => batch.push(change),
+                Next::End => ended = true,
+            }
+        }
         let committed = commit(&pool, &mut batch).await;
-        for change in batch.drain(..) {
+        for change in batch {
             change.tell(committed.clone());
         }
     }
@@ -140,19 +159,15 @@ async fn apply(
     change: &mut dyn Change,
 ) -> Result<Option<Vec<AuditEvent>>, StoreError> {
     tx.run("SAVEPOINT change").await?;
-    match change.work(&mut tx.connection).await {
-        Ok(records) => {
-            log.append(&mut tx.connection, &records).await?;
-            tx.run("RELEASE change").await?;
-            Ok(Some(records))
-        }
+    let Ok(records) = change.work(&mut tx.connection).await else {
         // When the disk has refused, there is no savepoint to go back to.
-        Err(refused) => {
-            tx.run("ROLLBACK TO change").await.map_err(|_| refused)?;
-            tx.run("RELEASE change").await?;
-            Ok(None)
-        }
-    }
+        tx.run("ROLLBACK TO change").await?;
+        tx.run("RELEASE change").await?;
+        return Ok(None);
+    };
+    log.append(&mut tx.connection, &records).await?;
+    tx.run("RELEASE change").await?;
+    Ok(Some(records))
 }
 
 /// A write transaction. Dropped before its end it closes its connection, which rolls it
