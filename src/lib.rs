@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod audit;
 pub mod domain;
 pub mod proto;
 
@@ -15,6 +14,8 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 
+#[cfg(feature = "server")]
+pub mod audit;
 #[cfg(feature = "server")]
 pub mod authn;
 #[cfg(feature = "server")]
