@@ -1,7 +1,7 @@
 //! A record as bytes: what is hashed into the tree, stored and exported.
 //!
-//! One JSON object (RFC 8259) without white space, fields in the order of [`Leaf`], absent
-//! ones left out; times in RFC 3339 with six decimals, in UTC. Fields may be added at the
+//! One JSON object (RFC 8259) without white space, fields always in the same order,
+//! absent ones left out; times in RFC 3339 with six decimals, in UTC. Fields may be added at the
 //! end; those that are there keep their meaning.
 
 use std::{fmt::Display, net::SocketAddr, str::FromStr};

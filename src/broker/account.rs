@@ -23,10 +23,10 @@ impl Broker {
         self.bind_account(By::Broker, &admin).await
     }
 
-    /// The same, asked until it has held once.
+    /// Whether the key at work is of the store's account, asked until it has held once.
     ///
     /// # Errors
-    /// As [`Self::verify_account`].
+    /// It is of another account; AWS or the store does not tell.
     pub async fn account_is_ours(&self) -> Result<(), Error> {
         let verified = self.account.get_or_try_init(|| self.verify_account());
         verified.await.copied()
