@@ -34,6 +34,8 @@ pub struct Config {
     pub limits: Limits,
     /// How the broker's own key is kept.
     pub admin_key: AdminKey,
+    /// The audit log.
+    pub audit: Audit,
     /// The first operator.
     pub operators: Operators,
     /// What to log.
@@ -75,6 +77,13 @@ pub struct AdminKey {
     pub sealing_kms_region: Option<String>,
     /// How old it may become before it is rotated by itself.
     pub rotate_every: Option<Duration>,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// File of the newest checkpoint; `None` when it is kept in the store alone.
+    pub checkpoint_file: Option<PathBuf>,
 }
 
 /// The first operator.
@@ -167,6 +176,9 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let sts_calls_per_second = reader.number("aws", "sts_calls_per_second");
     let limits = limits(reader);
     let admin_key = admin_key(reader);
+    let audit = Audit {
+        checkpoint_file: reader.optional("audit", "checkpoint_file"),
+    };
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
     let level = reader
         .optional("log", "level")
@@ -215,6 +227,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         },
         limits,
         admin_key,
+        audit,
         operators: Operators {
             bootstrap_token_file: bootstrap_token_file?,
         },
@@ -357,7 +370,15 @@ impl Reader {
     }
 
     fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<String>> {
-        let sections = ["listen", "aws", "limits", "admin_key", "operators", "log"];
+        let sections = [
+            "listen",
+            "aws",
+            "limits",
+            "admin_key",
+            "audit",
+            "operators",
+            "log",
+        ];
         for (key, value) in std::mem::take(&mut self.table) {
             match value {
                 Value::Table(rest) if sections.contains(&key.as_str()) => {

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod domain;
 pub mod proto;
 
@@ -14,8 +15,6 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 
-#[cfg(feature = "server")]
-pub mod audit;
 #[cfg(feature = "server")]
 pub mod authn;
 #[cfg(feature = "server")]

@@ -2,7 +2,9 @@
 //! tlog-tiles for files, tlog-checkpoint and signed-note for what is signed.
 //! Pure but for the files that it reads and writes.
 
+pub mod checkpoint;
 pub mod leaf;
+pub mod note;
 pub mod tile;
 pub mod tree;
 

@@ -1,10 +1,12 @@
 //! The tree against RFC 6962's own words, spelled out as recursion, and against the test
 //! vectors of Certificate Transparency.
 
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use proptest::prelude::*;
 
 use super::{
+    checkpoint::{Checkpoint, CheckpointError},
+    note::{self, NoteError, Signer, Verifier, VerifierError},
     tile::{self, Tile, Tiles, WIDTH},
     tree::{
         EMPTY, Edge, Hash, Range, consistency_proof, extends, includes, inclusion_proof, leaf_hash,
@@ -162,5 +164,96 @@ proptest! {
             prop_assert!(!extends(&root, size, &old_root, old, &consistency[1..]));
             prop_assert!(!extends(&root, size, &old_root, old, &turn(consistency)));
         }
+    }
+}
+
+/// The example of Go's package golang.org/x/mod/sumdb/note, an implementation that is not
+/// ours.
+const PETER: &str = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+const PETERS_SEED: &str = "gQoUAtUUbI2E8kQzMPVAgOv5juF9nHT2JS/F1ccoMXM=";
+const PETERS_TEXT: &str = "If you think cryptography is the answer to your problem,\n\
+                           then you don't know what your problem is.\n";
+const PETERS_NOTE: &str = "If you think cryptography is the answer to your problem,\n\
+    then you don't know what your problem is.\n\n\
+    \u{2014} PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n";
+
+fn peter() -> Signer {
+    let seed = BASE64.decode(PETERS_SEED.as_bytes()).unwrap();
+    Signer::new("PeterNeumann", &seed.into()).unwrap()
+}
+
+#[test]
+fn notes_are_signed_and_read_as_others_do() {
+    let peter_reads: Verifier = PETER.parse().unwrap();
+    assert_eq!(peter_reads.to_string(), PETER);
+    assert_eq!(peter().verifier(), &peter_reads);
+    assert_eq!(peter().sign(PETERS_TEXT).unwrap(), PETERS_NOTE);
+    assert_eq!(note::open(PETERS_NOTE, &[peter_reads]), Ok(PETERS_TEXT));
+}
+
+#[test]
+fn a_note_is_believed_by_a_known_key_alone() {
+    let (ours, other) = (peter(), Signer::new("other", &vec![9; 32].into()).unwrap());
+    let signed = ours.sign("a\nb\n").unwrap();
+    let keys = [ours.verifier().clone()];
+    // Who else has signed, and what, says nothing.
+    let line = other.sign("x\n").unwrap();
+    let both = format!("{signed}{}\n", line.lines().last().unwrap());
+    assert_eq!(note::open(&both, &keys), Ok("a\nb\n"));
+    let others = [other.verifier().clone()];
+    assert_eq!(note::open(&signed, &others), Err(NoteError::Unsigned));
+    let forged = signed.replacen('a', "c", 1);
+    assert_eq!(note::open(&forged, &keys), Err(NoteError::Forged));
+    for broken in [
+        "",
+        "a\n",
+        "a\n\n",
+        "a\n\nb\n",
+        "\u{7}a\n\n",
+        &signed[1..signed.len() - 1],
+    ] {
+        assert_eq!(
+            note::open(broken, &keys),
+            Err(NoteError::Shape),
+            "{broken:?}"
+        );
+    }
+    for broken in [
+        "",
+        "a+b",
+        "PeterNeumann+c74f20a4+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
+    ] {
+        assert_eq!(broken.parse::<Verifier>(), Err(VerifierError), "{broken:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_reads_back_and_has_one_spelling() {
+    let checkpoint = Checkpoint {
+        origin: "credbroker/00ff".to_owned(),
+        size: 7,
+        root: leaf_hash(b"x"),
+    };
+    let text = checkpoint.text();
+    assert_eq!(text.lines().count(), 3);
+    assert_eq!(Checkpoint::parse(&text), Ok(checkpoint.clone()));
+    assert_eq!(
+        Checkpoint::parse(&format!("{text}extension\n")),
+        Ok(checkpoint)
+    );
+    for broken in [
+        text.replace("\n7\n", "\n07\n"),
+        text.replace("\n7\n", "\n+7\n"),
+        text.replace("\n7\n", "\n\n"),
+        text.replace("credbroker/00ff", ""),
+        text.replace('=', ""),
+        format!("{text}\n"),
+        text.trim_end().to_owned(),
+    ] {
+        assert_eq!(
+            Checkpoint::parse(&broken),
+            Err(CheckpointError),
+            "{broken:?}"
+        );
     }
 }

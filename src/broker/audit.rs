@@ -8,6 +8,7 @@ use crate::{
     domain::{
         access::{AccessError, Caller},
         audit::{AuditEvent, AuditRecord, Event},
+        grant::check::Violation,
         lease::Lease,
         name::{LeaseId, Name},
         principal::{Identity, Origin, Principal},
@@ -44,6 +45,22 @@ impl Broker {
             .record(self.caller_event(caller, Event::AuditRead))
             .await?;
         Ok((size.saturating_sub(lines), size))
+    }
+
+    /// Begins to export the log up to record `end`.
+    ///
+    /// # Errors
+    /// The log has fewer records; the store's.
+    pub async fn audit_export(&self, caller: &Caller, start: u64, end: u64) -> Result<(), Error> {
+        let size = self.store().audit_size().await?;
+        self.store()
+            .record(self.caller_event(caller, Event::AuditRead))
+            .await?;
+        if end > size || start > end {
+            let wrong = format!("the log has {size} records");
+            return Err(Error::Invalid(vec![Violation::new("end", wrong)]));
+        }
+        Ok(())
     }
 
     /// Whether a caller who was let in before would be let in now, for calls that last.

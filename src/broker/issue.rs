@@ -206,12 +206,15 @@ impl Broker {
         caller: &Caller,
         issue: &Authorized<Issue>,
     ) -> Result<(), Error> {
-        let ready = match self.account_is_ours().await {
-            Ok(()) => self.parts.issuer.ready(issue).map_err(Error::from),
-            unverified => unverified,
+        let ready = async {
+            self.log_is_whole()?;
+            self.account_is_ours().await?;
+            self.parts.issuer.ready(issue).map_err(Error::from)
         };
-        match ready {
+        match ready.await {
             Ok(()) => Ok(()),
+            // Recorded like every call that the state of things forbids.
+            Err(error @ Error::WrongState { .. }) => Err(error),
             Err(error) => self.refuse(caller, &issue.get().grant.name, error).await,
         }
     }

@@ -6,6 +6,7 @@ pub mod ports;
 mod account;
 mod admin_key;
 mod audit;
+mod checkpoints;
 mod end;
 mod grants;
 mod issue;
@@ -21,13 +22,14 @@ mod under_way;
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     admin_key::{AdminKeyStatus, Custody},
+    checkpoints::SignedCheckpoint,
     end::{RevokedLease, ServiceRevocation, TakenAway},
     error::Error,
     issue::IssuedLease,
@@ -38,9 +40,10 @@ pub use self::{
     status::Status,
 };
 use crate::{
+    audit::note::Signer,
     broker::{
         paces::Paces,
-        ports::{Inventory, Issuer, Keyring, Store, StoreError},
+        ports::{Anchor, Inventory, Issuer, Keyring, Store, StoreError},
         reap::Busy,
         under_way::UnderWay,
     },
@@ -76,6 +79,8 @@ pub struct Parts {
     pub limits: Limits,
     /// How its own key is kept.
     pub custody: Custody,
+    /// Where the newest checkpoint of the log is kept beside the store.
+    pub anchor: Option<Arc<dyn Anchor>>,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
     pub stop: CancellationToken,
 }
@@ -94,6 +99,12 @@ pub struct Broker {
     last_checked: Mutex<String>,
     /// Set once the key at work has been seen to be of the store's account.
     account: tokio::sync::OnceCell<()>,
+    /// Signs the log; `None` where there is nothing to seal its key with.
+    signer: tokio::sync::OnceCell<Option<Signer>>,
+    /// How much of the log this process has signed.
+    signed: tokio::sync::Mutex<u64>,
+    /// Why nothing is issued: what the checkpoint beside the store says against the log.
+    log_doubt: OnceLock<Error>,
     /// Held while a step of the admin key's replacement is taken.
     rotating: tokio::sync::Mutex<()>,
 }
@@ -121,6 +132,9 @@ impl Broker {
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),
             account: tokio::sync::OnceCell::new(),
+            signer: tokio::sync::OnceCell::new(),
+            signed: tokio::sync::Mutex::default(),
+            log_doubt: OnceLock::new(),
             rotating: tokio::sync::Mutex::default(),
         })
     }

@@ -5,19 +5,23 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::domain::{
-    admin_key::AdminKey,
-    arn::AccountId,
-    audit::{AuditEvent, AuditRecord},
-    credential::{AccessKey, Credentials},
-    decide::{Authorized, Issue},
-    grant::Grant,
-    lease::{Binding, Lease},
-    name::{GrantName, LeaseId, Name},
-    operator::{Operator, Role},
-    request::RequestId,
-    service::{Service, ServiceOverview, Suspension},
-    token::{StoredToken, TokenId},
+use crate::{
+    audit::tree::Hash,
+    domain::{
+        admin_key::AdminKey,
+        arn::AccountId,
+        audit::{AuditEvent, AuditRecord},
+        credential::{AccessKey, Credentials},
+        decide::{Authorized, Issue},
+        grant::Grant,
+        lease::{Binding, Lease},
+        name::{GrantName, LeaseId, Name},
+        operator::{Operator, Role},
+        request::RequestId,
+        seal::Sealed,
+        service::{Service, ServiceOverview, Suspension},
+        token::{StoredToken, TokenId},
+    },
 };
 
 /// Why the store did not do as told.
@@ -134,6 +138,44 @@ pub struct LeaseChange {
     pub audit: AuditEvent,
 }
 
+/// How much is in the log, and the root of the tree over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogHead {
+    /// Records.
+    pub size: u64,
+    /// RFC 6962's Merkle tree hash.
+    pub root: Hash,
+}
+
+/// What a reading of the whole log has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogCheck {
+    /// The root when it had as many records as was asked; `None` if it has fewer.
+    pub root: Option<Hash>,
+    /// What does not fit together, in words.
+    pub fault: Option<String>,
+}
+
+/// A checkpoint in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptCheckpoint {
+    /// The signed note.
+    pub note: String,
+    /// Whether it, or an earlier one, is beside the store as well.
+    pub anchored: bool,
+}
+
+/// A key that signs the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogKey {
+    /// Its public half, as [`crate::audit::note::Verifier`] writes it.
+    pub verifier: String,
+    /// What it grows from, sealed.
+    pub seed: Sealed,
+    /// Since when it signs.
+    pub since: Timestamp,
+}
+
 /// Memory that outlives the process.
 ///
 /// One method is one transaction, its audit record included: both are durable when it
@@ -152,6 +194,23 @@ pub trait Store: Send + Sync {
     ) -> Result<Vec<AuditRecord>, StoreError>;
     /// The sequence number of the newest record; 0 for an empty log.
     async fn audit_size(&self) -> Result<u64, StoreError>;
+
+    /// The log as it is.
+    async fn log_head(&self) -> Result<LogHead, StoreError>;
+    /// Reads the whole log and compares it with itself; takes some seconds for each
+    /// million records.
+    async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError>;
+    /// The bytes of the records after the first `start`, `limit` of them at most.
+    async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// All keys that have signed the log, the newest last.
+    async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError>;
+    /// Adds a newer one. Conflict when it is known.
+    async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError>;
+    /// The newest signed checkpoint.
+    async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError>;
+    /// Keeps a signed checkpoint, without a record: it tells of records. One that is
+    /// older than the kept one changes nothing.
+    async fn keep_checkpoint(&self, size: u64, kept: &KeptCheckpoint) -> Result<(), StoreError>;
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
@@ -303,6 +362,15 @@ pub trait Store: Send + Sync {
     async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError>;
     /// How much there is of what.
     async fn counts(&self) -> Result<Counts, StoreError>;
+}
+
+/// Where the newest checkpoint is kept beside the store.
+#[async_trait]
+pub trait Anchor: Send + Sync {
+    /// The note that was kept last; `None` for none yet.
+    async fn read(&self) -> Result<Option<String>, StoreError>;
+    /// Keeps this one in its place, durably and in one step.
+    async fn write(&self, note: &str) -> Result<(), StoreError>;
 }
 
 /// What became of a call to AWS that did not succeed.

@@ -57,12 +57,18 @@ pub struct Reconciliation {
 
 impl Broker {
     /// Cleans up and reconciles until the broker ends, as soon as AWS has told whose key
-    /// is at work: before that the clock may be wrong, or the account.
+    /// is at work: before that the clock may be wrong, or the account. Not at all while
+    /// the log is in doubt.
     ///
     /// # Errors
     /// The key is of another account than the store; the broker has been told to end.
     pub async fn maintain(self: Arc<Self>) -> Result<(), Error> {
         let stop = self.parts.stop.clone();
+        if self.log_is_whole().is_err() {
+            // What an older copy of the store does not know would be taken for forgotten.
+            stop.cancelled().await;
+            return Ok(());
+        }
         if let Some(Err(error)) = stop.run_until_cancelled(self.account_is_verified()).await {
             stop.cancel();
             return Err(error);

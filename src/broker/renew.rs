@@ -51,6 +51,7 @@ impl Broker {
             return Err(no_lease(&request.lease_id));
         }
         self.admit_pace(caller, grant).await?;
+        self.log_is_whole()?;
         let current = self.store().grant(grant).await?;
         if self.is_known(grant, request).await? {
             // A repetition is answered whatever has become of the lease that it renewed.

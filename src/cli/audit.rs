@@ -5,13 +5,14 @@ use jiff::Timestamp;
 use prost_types::Timestamp as ProtoTimestamp;
 
 use super::{
+    export::{Export, Verify},
     failure::Failure,
     output::{Format, Output},
     pages, view,
 };
 use crate::{
     client::Client,
-    proto::{AuditRecord, ListAuditRecordsRequest, TailAuditRecordsRequest},
+    proto::{AuditRecord, GetCheckpointRequest, ListAuditRecordsRequest, TailAuditRecordsRequest},
 };
 
 #[derive(Debug, Subcommand)]
@@ -27,6 +28,13 @@ pub(super) enum Audit {
     },
     /// Records that match, oldest first.
     Query(Box<Query>),
+    /// The log as it is now, signed: a note to keep elsewhere. With -o json the key too.
+    Checkpoint,
+    /// The whole log as plain files (C2SP tlog-tiles), gone on with where it was.
+    Export(Export),
+    /// Whether an export is complete and unchanged; needs no broker. Exit status 8 tells
+    /// what is not.
+    Verify(Verify),
 }
 
 #[derive(Args, Debug)]
@@ -70,6 +78,18 @@ impl Audit {
                 tail(client, TailAuditRecordsRequest { lines, follow }, out).await
             }
             Self::Query(query) => query.run(client, out).await,
+            Self::Export(export) => export.run(client, out).await,
+            Self::Verify(verify) => verify.run(out),
+            Self::Checkpoint => {
+                let mut audit = client.audit();
+                let signed = audit.get_checkpoint(GetCheckpointRequest {}).await?;
+                let signed = signed.into_inner();
+                match out.format() {
+                    Format::Json => out.show(&view::Checkpoint::from(signed))?,
+                    _ => out.line(signed.note.trim_end())?,
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ enum Exit {
     NotFound = 5,
     Conflict = 6,
     Unavailable = 7,
+    Verification = 8,
     /// What a shell tells of a process that wrote to a closed pipe; said to nobody.
     NobodyReads = 141,
 }
@@ -64,6 +65,11 @@ impl Failure {
 
     pub(super) fn usage(what: impl Into<String>) -> Self {
         Self::new(Exit::Usage, what)
+    }
+
+    /// A copy of the audit log that is not what it should be.
+    pub(super) fn verification(what: impl Into<String>) -> Self {
+        Self::new(Exit::Verification, what)
     }
 
     pub(super) fn not_found(what: impl Into<String>) -> Self {

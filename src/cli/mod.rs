@@ -4,6 +4,7 @@ mod admin_key;
 mod audit;
 #[cfg(feature = "server")]
 mod broker;
+mod export;
 mod failure;
 mod grant;
 mod issue;
@@ -179,6 +180,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Audit(audit::Audit::Verify(verify)) => verify.run(&mut out),
         Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::AdminKey(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,

@@ -307,6 +307,22 @@ pub(super) struct Credentials {
     pub(super) redelivered: bool,
 }
 
+/// `audit checkpoint -o json`.
+#[derive(Serialize)]
+pub(super) struct Checkpoint {
+    checkpoint: String,
+    verifier_key: String,
+}
+
+impl From<proto::Checkpoint> for Checkpoint {
+    fn from(signed: proto::Checkpoint) -> Self {
+        Self {
+            checkpoint: signed.note,
+            verifier_key: signed.verifier_key,
+        }
+    }
+}
+
 /// What `-o env` exports: the key only where there is a new one.
 pub(super) struct Exports<'a> {
     /// Id and secret.

@@ -32,6 +32,8 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.AdminService/ImportAdminKey", ADMINISTER),
     ("credbroker.v1.AdminService/ListOperators", ADMINISTER),
     ("credbroker.v1.AdminService/RotateAdminKey", ADMINISTER),
+    ("credbroker.v1.AuditService/ExportEntries", READ_AUDIT),
+    ("credbroker.v1.AuditService/GetCheckpoint", READ_AUDIT),
     ("credbroker.v1.AuditService/ListAuditRecords", READ_AUDIT),
     ("credbroker.v1.AuditService/TailAuditRecords", READ_AUDIT),
     (
@@ -189,7 +191,7 @@ mod tests {
             methods.map(|(m, _)| *m).collect::<Vec<_>>()
         };
         let changes = |m: &&str| {
-            !["/Get", "/List", "/Tail", "/Render"]
+            !["/Export", "/Get", "/List", "/Tail", "/Render"]
                 .iter()
                 .any(|v| m.contains(v))
         };

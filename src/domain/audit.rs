@@ -137,6 +137,10 @@ events! {
     OperatorRead => "operator.read",
     /// An operator was removed.
     OperatorDeleted => "operator.deleted",
+    /// A key was made that signs the log from now on.
+    LogKeyMade => "log.key_made",
+    /// Nothing happened for a minute but this.
+    LogHeartbeat => "log.heartbeat",
     /// The audit log was looked at.
     AuditRead => "audit.read",
     /// The broker's state was looked at.
@@ -230,6 +234,8 @@ pub enum Subject {
     Operator(Name),
     /// The broker's own key.
     AdminKey,
+    /// The audit log.
+    AuditLog,
 }
 
 impl fmt::Display for Subject {
@@ -241,6 +247,7 @@ impl fmt::Display for Subject {
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Operator(name) => write!(f, "operator {name}"),
             Self::AdminKey => f.write_str("admin key"),
+            Self::AuditLog => f.write_str("audit log"),
         }
     }
 }
@@ -403,7 +410,7 @@ impl AuditEvent {
                 lease_id: Some(id.clone()),
                 ..self
             },
-            Subject::Operator(_) | Subject::AdminKey => self,
+            Subject::Operator(_) | Subject::AdminKey | Subject::AuditLog => self,
         }
     }
 

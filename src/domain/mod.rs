@@ -6,7 +6,6 @@ pub mod access;
 #[cfg(feature = "server")]
 pub mod admin_key;
 pub mod arn;
-#[cfg(feature = "server")]
 pub mod audit;
 #[cfg(feature = "server")]
 pub mod bucket;
@@ -21,7 +20,6 @@ pub mod lease;
 pub mod name;
 pub mod operator;
 pub mod policy;
-#[cfg(feature = "server")]
 pub mod principal;
 pub mod random;
 pub mod request;

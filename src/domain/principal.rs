@@ -32,6 +32,7 @@ pub struct Principal {
 
 impl Principal {
     /// For `authn` alone, after it has checked the evidence.
+    #[cfg(feature = "server")]
     pub(crate) const fn proven(identity: Identity, token_id: TokenId, origin: Origin) -> Self {
         Self {
             identity,

@@ -1,4 +1,4 @@
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tonic::{
@@ -18,7 +18,8 @@ use crate::{
     },
     domain::{access::Caller, grant::check::Violation},
     proto::{
-        AuditRecord, ListAuditRecordsRequest, ListAuditRecordsResponse, TailAuditRecordsRequest,
+        AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
+        ListAuditRecordsRequest, ListAuditRecordsResponse, TailAuditRecordsRequest,
         audit_service_server::AuditService,
     },
 };
@@ -26,6 +27,9 @@ use crate::{
 /// How often a follower looks for new records; the question costs one indexed read.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LINES_MAX: i32 = 1000;
+/// Entries in a bundle, and how many bundles wait for a slow reader.
+const BUNDLE: u64 = 256;
+const BUNDLES: usize = 4;
 /// How many records wait for a slow follower.
 const BUFFER: usize = 64;
 
@@ -43,6 +47,42 @@ impl AuditService for Api {
                 next_page_token: next_page(&page, &records, |record| record.seq.to_string()),
                 records: records.iter().map(to_record).collect(),
             })
+        })
+        .await
+    }
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<GetCheckpointRequest>,
+    ) -> Result<Response<Checkpoint>, Status> {
+        self.call(request, async |broker, caller, _| {
+            let signed = broker.checkpoint(&caller).await?;
+            Ok(Checkpoint {
+                note: signed.note,
+                verifier_key: signed.verifier,
+            })
+        })
+        .await
+    }
+
+    type ExportEntriesStream = Pin<Box<dyn Stream<Item = Result<EntryBundle, Status>> + Send>>;
+
+    async fn export_entries(
+        &self,
+        request: Request<ExportEntriesRequest>,
+    ) -> Result<Response<Self::ExportEntriesStream>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let (start, end) = (message.start, message.end);
+            broker.audit_export(&caller, start, end).await?;
+            let (sender, receiver) = mpsc::channel(BUNDLES);
+            tokio::spawn(async move {
+                if let Err(error) = export(&broker, &caller, start..end, &sender).await {
+                    // A reader who has left needs no error.
+                    let _ = sender.send(Err(status(&error))).await;
+                }
+            });
+            let stream: Self::ExportEntriesStream = Box::pin(ReceiverStream::new(receiver));
+            Ok(stream)
         })
         .await
     }
@@ -73,6 +113,29 @@ impl AuditService for Api {
         })
         .await
     }
+}
+
+/// Sends the entries of `range`, bundle by bundle, until the reader leaves or may no longer
+/// read.
+async fn export(
+    broker: &Broker,
+    caller: &Caller,
+    range: Range<u64>,
+    sender: &mpsc::Sender<Result<EntryBundle, Status>>,
+) -> Result<(), Error> {
+    let mut start = range.start;
+    while start < range.end {
+        if !broker.is_still_admitted(caller).await? {
+            return Err(Error::Unauthenticated);
+        }
+        let limit = (range.end - start).min(BUNDLE);
+        let entries = broker.store().log_leaves(start, limit).await?;
+        start += limit;
+        if sender.send(Ok(EntryBundle { entries })).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// One reader of the log's end.

@@ -23,8 +23,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, private_file, run, sealing_key,
-    tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, run, sealing_key, tolerate_silence,
 };
 use crate::{
     authn::token,
@@ -38,6 +37,7 @@ use crate::{
         service::Limits,
     },
     http::tls,
+    store::anchor::replace_file,
 };
 
 /// Where the SDK's own chain names no region.
@@ -83,7 +83,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         users_per_minute: CALLS_PER_SECOND,
         ..Limits::default()
     };
-    let assembled = assemble(&store, aws, limits, custody).await?;
+    let assembled = assemble(&store, aws, limits, custody, Some(dir.join("checkpoint"))).await?;
     tolerate_silence(
         assembled.issuer.ensure_boundary().await,
         assembled.keeps_key,
@@ -111,7 +111,7 @@ fn own_sealing_key(path: &Path) -> Result<SealingKey, StartError> {
         let mut bytes = [0; 32];
         SystemRandom.fill(&mut bytes);
         let text = SecretString::from(BASE64.encode(&bytes));
-        private_file(path, text.expose_secret().as_bytes()).map_err(file_error(path))?;
+        replace_file(path, text.expose_secret().as_bytes()).map_err(file_error(path))?;
     }
     sealing_key(path)
 }
@@ -196,7 +196,7 @@ impl Env {
             quoted(ca_file),
             self.token.expose_secret(),
         );
-        private_file(path, text.as_bytes())
+        replace_file(path, text.as_bytes())
     }
 }
 
@@ -217,7 +217,7 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
         Ok(pem) => KeyPair::from_pem(&pem).map_err(|e| damaged(&e))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = KeyPair::generate().map_err(|e| damaged(&e))?;
-            private_file(&key_file, key.serialize_pem().as_bytes())
+            replace_file(&key_file, key.serialize_pem().as_bytes())
                 .map_err(file_error(&key_file))?;
             key
         }
@@ -226,7 +226,7 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
     let ca = ca_params(&ca_key);
     if !ca_file.exists() {
         let pem = ca.self_signed(&ca_key).map_err(|e| damaged(&e))?.pem();
-        private_file(&ca_file, pem.as_bytes()).map_err(file_error(&ca_file))?;
+        replace_file(&ca_file, pem.as_bytes()).map_err(file_error(&ca_file))?;
     }
     let leaf_key = KeyPair::generate().map_err(|e| damaged(&e))?;
     let leaf = leaf_params()

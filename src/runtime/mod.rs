@@ -4,10 +4,8 @@ pub mod dev;
 pub mod serve;
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,7 +23,7 @@ use crate::{
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, Parts,
-        ports::{AwsFailure, FailureClass, Issuer, Store, StoreError},
+        ports::{Anchor, AwsFailure, FailureClass, Issuer, Store, StoreError},
     },
     config::ConfigError,
     domain::{
@@ -37,7 +35,10 @@ use crate::{
         service::Limits,
     },
     http::{self, listener, tls::TlsError},
-    store::sqlite::{OpenError, SqliteStore},
+    store::{
+        anchor::FileAnchor,
+        sqlite::{OpenError, SqliteStore},
+    },
 };
 
 /// How long operations that were begun may take to end.
@@ -181,6 +182,7 @@ async fn assemble(
     aws: Aws,
     limits: Limits,
     custody: Custody,
+    anchor: Option<PathBuf>,
 ) -> Result<Assembled, StartError> {
     let store = Arc::new(SqliteStore::open(store).await?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
@@ -198,8 +200,10 @@ async fn assemble(
         region,
         limits,
         custody,
+        anchor: anchor.map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
         stop: stop.clone(),
     });
+    broker.check_log().await?;
     take_up_admin_key(&broker, &issuer).await?;
     match broker.account_is_ours().await {
         // What AWS does not say now is found out later.
@@ -241,27 +245,6 @@ fn sealing_key(path: &Path) -> Result<SealingKey, StartError> {
 fn not_sealing(path: &Path) -> impl FnOnce(SealError) -> StartError {
     let path = path.to_owned();
     move |source| StartError::Sealing { path, source }
-}
-
-/// Replaces `path` by a file of mode 0600, durably and in one step.
-fn private_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    match path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// What AWS refuses must be mended before the start; what it does not answer may come
@@ -309,6 +292,8 @@ async fn run(
     broker.lifecycle(Event::BrokerStarted).await?;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
+    let signing = Arc::clone(&broker);
+    let signing = tokio::spawn(async move { signing.keep_signing().await });
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
@@ -320,7 +305,12 @@ async fn run(
     let stopped_by_itself = upkeep.is_finished();
     upkeep.abort();
     counting.abort();
+    // It ends by itself, with the file that it may be writing.
+    let _ = signing.await;
     broker.lifecycle(Event::BrokerStopped).await?;
+    if let Err(error) = broker.sign_log().await {
+        tracing::warn!(%error, "the last records are not signed yet; the next start does it");
+    }
     store.close().await;
     match upkeep.await {
         Ok(ended) if stopped_by_itself => Ok(ended?),

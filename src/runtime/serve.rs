@@ -6,8 +6,8 @@ use data_encoding::BASE64;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, not_sealing, private_file, run,
-    sealing_key, tolerate_silence,
+    Assembled, StartError, assemble, aws, bind, file_error, not_sealing, run, sealing_key,
+    tolerate_silence,
 };
 use crate::{
     aws::{AwsSettings, kms},
@@ -15,6 +15,7 @@ use crate::{
     config::{self, Config},
     domain::seal::{SealError, SealingKey},
     http::tls,
+    store::anchor::replace_file,
 };
 
 /// Serves until told to stop.
@@ -26,7 +27,14 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let custody = custody(&config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let may_be_imported = custody.sealing.is_some();
-    let assembled = assemble(&config.store, aws, config.limits, custody).await?;
+    let assembled = assemble(
+        &config.store,
+        aws,
+        config.limits,
+        custody,
+        config.audit.checkpoint_file,
+    )
+    .await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
@@ -85,7 +93,7 @@ async fn first_operator(assembled: &Assembled, path: &Path) -> Result<(), StartE
     }
     let new = broker.new_admin_token()?;
     let text = new.token.text().expose_secret();
-    private_file(path, text.as_bytes()).map_err(file_error(path))?;
+    replace_file(path, text.as_bytes()).map_err(file_error(path))?;
     broker.install_admin(&new).await?;
     tracing::warn!(path = %path.display(), "made operator admin; move its token to a safe place");
     Ok(())

@@ -1,3 +1,5 @@
-//! Where the broker remembers: adapters of [`crate::broker::ports::Store`].
+//! Where the broker remembers: adapters of [`crate::broker::ports::Store`] and
+//! [`crate::broker::ports::Anchor`].
 
+pub mod anchor;
 pub mod sqlite;

@@ -40,13 +40,22 @@ const ROOMS: &[Room] = &[
     room(
         "audit",
         &["domain"],
-        &["aws_lc_rs", "jiff", "serde", "serde_json", "thiserror"],
+        &[
+            "aws_lc_rs",
+            "data_encoding",
+            "jiff",
+            "secrecy",
+            "serde",
+            "serde_json",
+            "thiserror",
+        ],
     ),
     room(
         "broker",
-        &["domain"],
+        &["audit", "domain"],
         &[
             "async_trait",
+            "data_encoding",
             "jiff",
             "metrics",
             "secrecy",
@@ -138,7 +147,7 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "cli",
-        &["client", "config", "domain", "proto", "runtime"],
+        &["audit", "client", "config", "domain", "proto", "runtime"],
         &[
             "clap",
             "clap_complete",

@@ -1,15 +1,28 @@
 //! The audit log: everything leaves a record, in order and without gaps, and nobody
 //! changes one.
 
+mod checkpoints;
+mod export;
 mod query;
 mod secrets;
 
-use std::{collections::BTreeSet, process::Stdio};
+use std::{collections::BTreeSet, process::Stdio, sync::Arc};
 
-use credbroker::domain::access::TABLE;
+use credbroker::{
+    broker::ports::Store,
+    domain::{
+        access::TABLE,
+        audit::{AuditEvent, Event},
+    },
+    store::sqlite::SqliteStore,
+};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    task::JoinSet,
+};
 
 use crate::harness::{Account, Broker, Key, broker::credbroker};
 
@@ -170,9 +183,30 @@ impl Script<'_> {
             .await;
         self.admin("AuditService/ListAuditRecords", &["audit", "query"])
             .await;
+        let export = self.broker.state.join("export").display().to_string();
+        // It asks for a checkpoint first.
+        let asked = "credbroker.v1.AuditService/GetCheckpoint";
+        self.called.push(asked.to_owned());
+        self.admin("AuditService/ExportEntries", &["audit", "export", &export])
+            .await;
+        self.admin("AuditService/GetCheckpoint", &["audit", "checkpoint"])
+            .await;
         self.admin("AuditService/TailAuditRecords", &["audit", "tail"])
             .await;
     }
+}
+
+/// Adds so many records to the log of a broker that has stopped.
+async fn fill(broker: &Broker, count: usize) {
+    let store = Arc::new(SqliteStore::open(&broker.database()).await.unwrap());
+    let mut writers = JoinSet::new();
+    for _ in 0..count {
+        let read = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH);
+        let store = Arc::clone(&store);
+        writers.spawn(async move { store.record(read).await.unwrap() });
+    }
+    writers.join_all().await;
+    store.close().await;
 }
 
 #[tokio::test]

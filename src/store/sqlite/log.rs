@@ -2,41 +2,49 @@
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::row::{exactly_one, get, inconsistent, micros, store_error};
+use super::row::{exactly_one, get, inconsistent, micros, store_error, time};
 use crate::{
     audit::{
         leaf::{self, LeafError},
         tile::Tile,
-        tree::{Edge, HASH_LENGTH, Hash, Node, leaf_hash},
+        tree::{EMPTY, Edge, HASH_LENGTH, Hash, Node, leaf_hash},
     },
-    broker::ports::{AuditFilter, Page, StoreError},
-    domain::audit::{AuditEvent, AuditRecord},
+    broker::ports::{AuditFilter, KeptCheckpoint, LogCheck, LogKey, Page, StoreError},
+    domain::{
+        audit::{AuditEvent, AuditRecord},
+        seal::Sealed,
+    },
 };
 
 const TABLE: &str = "audit";
 
-/// The log in a write transaction.
+/// The log in a write transaction. Its edge is read once, when the store is opened: what
+/// somebody changes in the table afterwards is written over.
 pub(super) struct Log {
     /// Its size before.
     from: u64,
-    edge: Edge,
+    pub(super) edge: Edge,
+}
+
+/// The edge as it is stored.
+pub(super) async fn stored_edge(pool: &SqlitePool) -> Result<Edge, StoreError> {
+    let row = sqlx::query("SELECT size, subtrees FROM audit_edge")
+        .fetch_one(pool)
+        .await
+        .map_err(store_error)?;
+    let (size, bytes): (i64, Vec<u8>) = (get(&row, "size")?, get(&row, "subtrees")?);
+    let (subtrees, rest) = bytes.as_chunks::<HASH_LENGTH>();
+    let size = u64::try_from(size).ok().filter(|_| rest.is_empty());
+    let edge = size.and_then(|size| Edge::new(size, subtrees.to_vec()));
+    edge.ok_or_else(|| inconsistent("audit_edge", "its size and hashes differ"))
 }
 
 impl Log {
-    pub(super) async fn open(tx: &mut SqliteConnection) -> Result<Self, StoreError> {
-        let row = sqlx::query("SELECT size, subtrees FROM audit_edge")
-            .fetch_one(tx)
-            .await
-            .map_err(store_error)?;
-        let (size, bytes): (i64, Vec<u8>) = (get(&row, "size")?, get(&row, "subtrees")?);
-        let (subtrees, rest) = bytes.as_chunks::<HASH_LENGTH>();
-        let size = u64::try_from(size).ok().filter(|_| rest.is_empty());
-        let edge = size.and_then(|size| Edge::new(size, subtrees.to_vec()));
-        let edge = edge.ok_or_else(|| inconsistent("audit_edge", "its size and hashes differ"))?;
-        Ok(Self {
+    pub(super) const fn new(edge: Edge) -> Self {
+        Self {
             from: edge.size(),
             edge,
-        })
+        }
     }
 
     /// Adds records in their order.
@@ -61,14 +69,13 @@ impl Log {
         Ok(())
     }
 
-    pub(super) async fn close(self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+    pub(super) async fn close(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
         if self.edge.size() == self.from {
             return Ok(());
         }
-        let done = sqlx::query("UPDATE audit_edge SET size = ?1, subtrees = ?2 WHERE size = ?3")
+        let done = sqlx::query("UPDATE audit_edge SET size = ?, subtrees = ?")
             .bind(self.edge.size().cast_signed())
             .bind(self.edge.subtrees().as_flattened())
-            .bind(self.from.cast_signed())
             .execute(tx)
             .await
             .map_err(store_error)?;
@@ -118,12 +125,161 @@ async fn keep(
     Ok(())
 }
 
-pub(super) async fn size(pool: &SqlitePool) -> Result<u64, StoreError> {
-    let size: i64 = sqlx::query_scalar("SELECT size FROM audit_edge")
-        .fetch_one(pool)
+/// Reads the whole log: what it holds against itself, and its root when it had `size`
+/// records.
+pub(super) async fn check(
+    pool: &SqlitePool,
+    size: u64,
+    head: &Edge,
+) -> Result<LogCheck, StoreError> {
+    let mut tree = Edge::default();
+    let (mut root, mut tiles) = ((size == 0).then_some(EMPTY), Vec::new());
+    loop {
+        let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(tree.size().cast_signed())
+            .bind(CHECKED_AT_ONCE)
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
+        if rows.is_empty() {
+            break;
+        }
+        for row in &rows {
+            let number = tree.size() + 1;
+            if !is_record(row, number) {
+                let fault = format!("record {number} of the audit log is missing or was changed");
+                return Ok(LogCheck {
+                    root: None,
+                    fault: Some(fault),
+                });
+            }
+            let leaf: Vec<u8> = get(row, "leaf")?;
+            for (node, hash) in tree.push(leaf_hash(&leaf)) {
+                if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
+                    tiles.push((tile.level, node.index, hash.to_vec()));
+                }
+            }
+            if tree.size() == size {
+                root = Some(tree.root());
+            }
+        }
+    }
+    tiles.sort_unstable();
+    let same = tree == *head && stored_tiles(pool).await? == tiles;
+    let fault = "the audit log and its Merkle tree differ";
+    Ok(LogCheck {
+        root,
+        fault: (!same).then(|| fault.to_owned()),
+    })
+}
+
+/// Records that are read at once when the log is checked.
+const CHECKED_AT_ONCE: i64 = 4096;
+
+async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, StoreError> {
+    let rows = sqlx::query("SELECT level, idx, hash FROM audit_tiles ORDER BY level, idx")
+        .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    Ok(u64::try_from(size).unwrap_or(0))
+    let tile = |row: &SqliteRow| {
+        let (level, index): (i64, i64) = (get(row, "level")?, get(row, "idx")?);
+        let level = u8::try_from(level).unwrap_or(u8::MAX);
+        Ok((level, index.cast_unsigned(), get(row, "hash")?))
+    };
+    rows.iter().map(tile).collect()
+}
+
+/// Whether a row holds the record of this number, and beside it nothing but what the
+/// record says.
+fn is_record(row: &SqliteRow, number: u64) -> bool {
+    let text = |column| get::<Option<String>>(row, column).ok().flatten();
+    let (Ok(seq), Ok(time), Ok(record)) =
+        (get::<i64>(row, "seq"), get::<i64>(row, "time"), record(row))
+    else {
+        return false;
+    };
+    let event = &record.event;
+    seq.cast_unsigned() == number
+        && record.seq == number
+        && time == micros(event.time)
+        && text("event").as_deref() == Some(event.event.as_str())
+        && text("outcome").as_deref() == Some(event.outcome.as_str())
+        && text("actor") == Some(event.actor.to_string())
+        && text("service") == event.service.as_ref().map(ToString::to_string)
+        && text("grant_name") == event.grant.as_ref().map(ToString::to_string)
+        && text("lease_id") == event.lease_id.as_ref().map(ToString::to_string)
+        && text("access_key_id") == event.access_key_id
+}
+
+pub(super) async fn leaves(
+    pool: &SqlitePool,
+    start: u64,
+    limit: u64,
+) -> Result<Vec<Vec<u8>>, StoreError> {
+    sqlx::query_scalar("SELECT leaf FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+        .bind(start.cast_signed())
+        .bind(limit.cast_signed())
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)
+}
+
+pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<LogKey>, StoreError> {
+    let rows = sqlx::query("SELECT verifier, seed, since FROM audit_keys ORDER BY number")
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    let key = |row: &SqliteRow| {
+        Ok(LogKey {
+            verifier: get(row, "verifier")?,
+            seed: Sealed::from_bytes(get(row, "seed")?),
+            since: time(row, "audit_keys", "since")?,
+        })
+    };
+    rows.iter().map(key).collect()
+}
+
+pub(super) async fn add_key(tx: &mut SqliteConnection, key: &LogKey) -> Result<(), StoreError> {
+    let done = sqlx::query("INSERT INTO audit_keys (verifier, seed, since) VALUES (?, ?, ?)")
+        .bind(key.verifier.as_str())
+        .bind(key.seed.as_bytes())
+        .bind(micros(key.since))
+        .execute(tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn checkpoint(pool: &SqlitePool) -> Result<Option<KeptCheckpoint>, StoreError> {
+    let row = sqlx::query("SELECT note, anchored FROM audit_checkpoint")
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    let kept = |row: &SqliteRow| {
+        Ok(KeptCheckpoint {
+            note: get(row, "note")?,
+            anchored: get(row, "anchored")?,
+        })
+    };
+    row.as_ref().map(kept).transpose()
+}
+
+pub(super) async fn keep_checkpoint(
+    tx: &mut SqliteConnection,
+    size: u64,
+    kept: &KeptCheckpoint,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_checkpoint (only, size, note, anchored) VALUES (1, ?1, ?2, ?3)
+         ON CONFLICT (only) DO UPDATE SET size = ?1, note = ?2, anchored = ?3 WHERE size <= ?1",
+    )
+    .bind(size.cast_signed())
+    .bind(kept.note.as_str())
+    .bind(kept.anchored)
+    .execute(tx)
+    .await
+    .map_err(store_error)?;
+    Ok(())
 }
 
 pub(super) async fn list(

@@ -35,7 +35,8 @@ use sqlx::{
 use self::writer::Writer;
 use crate::{
     broker::ports::{
-        AuditFilter, Begun, Counts, LeaseChange, LeaseFilter, Page, Store, StoreError, TokenOwner,
+        AuditFilter, Begun, Counts, KeptCheckpoint, LeaseChange, LeaseFilter, LogCheck, LogHead,
+        LogKey, Page, Store, StoreError, TokenOwner,
     },
     domain::{
         admin_key::AdminKey,
@@ -76,6 +77,14 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// It holds what no broker writes.
+    #[error("the store {path} is damaged: {detail}; put a good copy in its place")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
     /// SQLite refuses.
     #[error("cannot open the store {path}: {source}")]
     Database {
@@ -86,7 +95,7 @@ pub enum OpenError {
     },
     /// Its tables cannot be brought to this version.
     #[error(
-        "cannot bring the store {path} to this version: {source}; was it written by a newer broker?"
+        "cannot bring the store {path} to this version: {source}; was it written by another version?"
     )]
     Migrate {
         /// Which file.
@@ -151,8 +160,13 @@ impl SqliteStore {
             .connect_with(options.read_only(true))
             .await
             .map_err(database)?;
+        let edge = log::stored_edge(&writing).await;
+        let edge = edge.map_err(|error| OpenError::Damaged {
+            path: path.to_owned(),
+            detail: error.to_string(),
+        })?;
         Ok(Self {
-            writer: Writer::start(writing.clone()),
+            writer: Writer::start(writing.clone(), edge),
             writing,
             readers,
             _lock: lock,
@@ -232,7 +246,51 @@ impl Store for SqliteStore {
     }
 
     async fn audit_size(&self) -> Result<u64, StoreError> {
-        log::size(&self.readers).await
+        Ok(self.writer.head().size())
+    }
+
+    async fn log_head(&self) -> Result<LogHead, StoreError> {
+        let head = self.writer.head();
+        Ok(LogHead {
+            size: head.size(),
+            root: head.root(),
+        })
+    }
+
+    async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError> {
+        log::check(&self.readers, size, &self.writer.head()).await
+    }
+
+    async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        log::leaves(&self.readers, start, limit).await
+    }
+
+    async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError> {
+        log::keys(&self.readers).await
+    }
+
+    async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError> {
+        let key = key.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { log::add_key(tx, &key).await })
+        })
+        .await
+    }
+
+    async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError> {
+        log::checkpoint(&self.readers).await
+    }
+
+    async fn keep_checkpoint(&self, size: u64, kept: &KeptCheckpoint) -> Result<(), StoreError> {
+        let kept = kept.clone();
+        self.writer
+            .write(move |tx| {
+                Box::pin(async move {
+                    log::keep_checkpoint(tx, size, &kept).await?;
+                    Ok(((), Vec::new()))
+                })
+            })
+            .await
     }
 
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {

@@ -2,7 +2,11 @@
 //! so that one wait for the disk serves them all. A change that is refused is undone
 //! alone; when the disk refuses, none has happened.
 
-use std::{future::Future, pin::Pin};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
@@ -12,7 +16,7 @@ use tokio::{
 };
 
 use super::{log::Log, row::store_error};
-use crate::{broker::ports::StoreError, domain::audit::AuditEvent};
+use crate::{audit::tree::Edge, broker::ports::StoreError, domain::audit::AuditEvent};
 
 /// Most changes in one transaction.
 const BATCH: usize = 512;
@@ -77,13 +81,23 @@ enum Next {
 pub(super) struct Writer {
     queue: mpsc::Sender<Next>,
     task: Mutex<JoinHandle<()>>,
+    head: Head,
 }
 
+/// The edge of the log as it was last committed.
+type Head = Arc<RwLock<Edge>>;
+
 impl Writer {
-    pub(super) fn start(pool: SqlitePool) -> Self {
-        let (queue, changes) = mpsc::channel(BATCH);
-        let task = Mutex::new(tokio::spawn(write_all(pool, changes)));
-        Self { queue, task }
+    pub(super) fn start(pool: SqlitePool, edge: Edge) -> Self {
+        let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
+        let task = Mutex::new(tokio::spawn(write_all(pool, changes, Arc::clone(&head))));
+        Self { queue, task, head }
+    }
+
+    /// The edge of the log as it was last committed.
+    pub(super) fn head(&self) -> Edge {
+        let head = self.head.read().unwrap_or_else(PoisonError::into_inner);
+        head.clone()
     }
 
     /// Does `work` and makes it durable with its records. It is done even when nobody
@@ -119,7 +133,7 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>) {
+async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>, head: Head) {
     let (mut taken, mut ended) = (Vec::new(), false);
     while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
         let mut batch = Vec::with_capacity(taken.len());
@@ -129,16 +143,21 @@ async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>) {
                 Next::End => ended = true,
             }
         }
-        let committed = commit(&pool, &mut batch).await;
+        let committed = commit(&pool, &head, &mut batch).await;
         for change in batch {
             change.tell(committed.clone());
         }
     }
 }
 
-async fn commit(pool: &SqlitePool, batch: &mut [Box<dyn Change>]) -> Result<(), StoreError> {
+async fn commit(
+    pool: &SqlitePool,
+    head: &Head,
+    batch: &mut [Box<dyn Change>],
+) -> Result<(), StoreError> {
     let mut tx = Tx::begin(pool).await?;
-    let mut log = Log::open(&mut tx.connection).await?;
+    let edge = head.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut log = Log::new(edge);
     let mut written = Vec::new();
     for change in batch {
         if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
@@ -148,6 +167,7 @@ async fn commit(pool: &SqlitePool, batch: &mut [Box<dyn Change>]) -> Result<(), 
     log.close(&mut tx.connection).await?;
     death::may_come("before", &written);
     tx.end("COMMIT").await?;
+    *head.write().unwrap_or_else(PoisonError::into_inner) = log.edge;
     death::may_come("after", &written);
     Ok(())
 }

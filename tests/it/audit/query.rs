@@ -1,19 +1,10 @@
 //! Finding records again.
 
-use std::sync::Arc;
-
-use credbroker::{
-    broker::ports::Store,
-    domain::audit::{AuditEvent, Event},
-    proto::{AuditRecord, ListAuditRecordsRequest},
-    store::sqlite::SqliteStore,
-};
-use jiff::Timestamp;
+use credbroker::proto::{AuditRecord, ListAuditRecordsRequest};
 use serde_json::Value;
-use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::policy;
+use super::{fill, policy};
 use crate::harness::{Account, Broker, emulator::emulator};
 
 /// A broker with something of everything in its log.
@@ -137,16 +128,7 @@ async fn a_long_log_is_read_past_the_largest_page() {
     let account = Account::new().await;
     let mut broker = Broker::start(&account).await;
     assert!(broker.stop().await);
-    let store = Arc::new(SqliteStore::open(&broker.database()).await.unwrap());
-    let mut writers = JoinSet::new();
-    for _ in 0..2500 {
-        let read = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH);
-        let store = Arc::clone(&store);
-        writers.spawn(async move { store.record(read).await.unwrap() });
-    }
-    writers.join_all().await;
-    store.close().await;
-    drop(store);
+    fill(&broker, 2500).await;
     let endpoint = &emulator().endpoint;
     let broker = broker.start_again(&account.admin, endpoint).await;
     assert_eq!(broker.audit().await.len(), 1000);

@@ -376,6 +376,7 @@ async fn broker(
             sealing: Some(sealing),
             rotate_every: ways.rotate_every,
         },
+        anchor: None,
         stop: CancellationToken::new(),
     })
 }

@@ -130,6 +130,23 @@ CREATE TABLE audit_tiles (
     PRIMARY KEY (level, idx)
 ) STRICT, WITHOUT ROWID;
 
+-- Keys that sign the log, each from its number on; the seeds are sealed.
+CREATE TABLE audit_keys (
+    number   INTEGER NOT NULL PRIMARY KEY,
+    verifier TEXT    NOT NULL UNIQUE,
+    seed     BLOB    NOT NULL,
+    since    INTEGER NOT NULL
+) STRICT;
+
+-- The newest checkpoint, a signed note.
+CREATE TABLE audit_checkpoint (
+    only     INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    size     INTEGER NOT NULL,
+    note     TEXT    NOT NULL,
+    -- Whether one has been written beside the store.
+    anchored INTEGER NOT NULL
+) STRICT;
+
 -- What tells this broker's users in AWS from another's.
 CREATE TABLE deployment (
     only    INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),

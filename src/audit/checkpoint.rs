@@ -1,0 +1,62 @@
+//! Checkpoints: how large the log's tree is and what its root, to be signed as a note.
+//! <https://c2sp.org/tlog-checkpoint>
+
+use data_encoding::BASE64;
+
+use super::tree::Hash;
+
+/// A tree head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The log's own name in the world, and its key's.
+    pub origin: String,
+    /// How many records there are.
+    pub size: u64,
+    /// The root of the tree over them.
+    pub root: Hash,
+}
+
+/// A text is no checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no checkpoint: three lines with origin, size and root")]
+pub struct CheckpointError;
+
+impl Checkpoint {
+    /// The text that is signed.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "{}\n{}\n{}\n",
+            self.origin,
+            self.size,
+            BASE64.encode(&self.root)
+        )
+    }
+
+    /// Reads a signed text; lines after the third are extensions and say nothing here.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, CheckpointError> {
+        let mut lines = text.strip_suffix('\n').ok_or(CheckpointError)?.split('\n');
+        let mut line = || lines.next().filter(|line| !line.is_empty());
+        let (Some(origin), Some(size), Some(root)) = (line(), line(), line()) else {
+            return Err(CheckpointError);
+        };
+        let checkpoint = Self {
+            origin: origin.to_owned(),
+            size: size.parse().map_err(|_| CheckpointError)?,
+            root: BASE64
+                .decode(root.as_bytes())
+                .ok()
+                .and_then(|root| root.try_into().ok())
+                .ok_or(CheckpointError)?,
+        };
+        // One number has one spelling.
+        let spelled = checkpoint.size.to_string() == size;
+        let empty_lines = lines.any(str::is_empty);
+        (spelled && !empty_lines)
+            .then_some(checkpoint)
+            .ok_or(CheckpointError)
+    }
+}

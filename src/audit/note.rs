@@ -1,0 +1,186 @@
+//! Signed notes: a text and below it who signed it. <https://c2sp.org/signed-note>
+//!
+//! Keys are Ed25519 (RFC 8032), the note's signature type 0x01.
+
+use std::{fmt, str::FromStr};
+
+use aws_lc_rs::{
+    error::{KeyRejected, Unspecified},
+    signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
+};
+use data_encoding::{BASE64, HEXLOWER};
+use secrecy::{ExposeSecret, SecretSlice};
+
+use super::tree::sha256;
+
+/// Signature type of Ed25519.
+const ED25519_TYPE: u8 = 0x01;
+const KEY_LENGTH: usize = 32;
+const SIGNATURE_LENGTH: usize = 64;
+const ID_LENGTH: usize = 4;
+/// Stands before each signature.
+const DASH: &str = "\u{2014} ";
+/// Longest note that is read, bytes.
+pub const NOTE_MAX: usize = 1 << 20;
+
+/// Why a note is not what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoteError {
+    /// Not a text with signatures below it.
+    #[error("it is no signed note")]
+    Shape,
+    /// Nobody who is trusted has signed it.
+    #[error("none of the known keys has signed it")]
+    Unsigned,
+    /// A known key's signature is not of this text.
+    #[error("its signature is not of this text")]
+    Forged,
+}
+
+/// A public key and whose it is, written `NAME+ID+KEY`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verifier {
+    name: String,
+    key: [u8; KEY_LENGTH],
+}
+
+/// A text is no [`Verifier`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no key of a log: it has the form NAME+ID+KEY, as `credbroker audit key` prints it")]
+pub struct VerifierError;
+
+impl Verifier {
+    /// Whose key it is.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The first four bytes of SHA-256 over name, line feed, type and key.
+    fn id(&self) -> [u8; ID_LENGTH] {
+        let parts = [self.name.as_bytes(), b"\n", &[ED25519_TYPE], &self.key];
+        let hash = sha256(&parts);
+        [hash[0], hash[1], hash[2], hash[3]]
+    }
+
+    fn has_signed(&self, text: &str, signature: &[u8]) -> bool {
+        let key = UnparsedPublicKey::new(&ED25519, &self.key);
+        key.verify(text.as_bytes(), signature).is_ok()
+    }
+}
+
+impl fmt::Display for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, mut key) = (HEXLOWER.encode(&self.id()), vec![ED25519_TYPE]);
+        key.extend_from_slice(&self.key);
+        write!(f, "{}+{id}+{}", self.name, BASE64.encode(&key))
+    }
+}
+
+impl FromStr for Verifier {
+    type Err = VerifierError;
+
+    fn from_str(text: &str) -> Result<Self, VerifierError> {
+        // A key's own text may have a plus sign, a name and an id may not.
+        let mut parts = text.splitn(3, '+');
+        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(VerifierError);
+        };
+        let key = BASE64.decode(key.as_bytes()).map_err(|_| VerifierError)?;
+        let Some((&ED25519_TYPE, key)) = key.split_first() else {
+            return Err(VerifierError);
+        };
+        let verifier = Self {
+            name: name.to_owned(),
+            key: key.try_into().map_err(|_| VerifierError)?,
+        };
+        let same = is_name(name) && HEXLOWER.encode(&verifier.id()) == id;
+        same.then_some(verifier).ok_or(VerifierError)
+    }
+}
+
+/// Not empty, without white space and plus signs.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '+')
+}
+
+/// Signs notes.
+#[derive(Debug)]
+pub struct Signer {
+    pair: Ed25519KeyPair,
+    verifier: Verifier,
+}
+
+impl Signer {
+    /// The signer of this name whose key grows from `seed`, 32 bytes.
+    ///
+    /// # Errors
+    /// The seed is of another length.
+    pub fn new(name: &str, seed: &SecretSlice<u8>) -> Result<Self, KeyRejected> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose_secret())?;
+        let mut key = [0; KEY_LENGTH];
+        key.copy_from_slice(pair.public_key().as_ref());
+        let name = name.to_owned();
+        Ok(Self {
+            pair,
+            verifier: Verifier { name, key },
+        })
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub const fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// The note of this text, which ends with a line feed.
+    ///
+    /// # Errors
+    /// The key does not sign.
+    pub fn sign(&self, text: &str) -> Result<String, Unspecified> {
+        let mut signature = self.verifier.id().to_vec();
+        signature.extend_from_slice(self.pair.try_sign(text.as_bytes())?.as_ref());
+        let (name, signature) = (&self.verifier.name, BASE64.encode(&signature));
+        Ok(format!("{text}\n{DASH}{name} {signature}\n"))
+    }
+}
+
+/// The text of a note that one of these has signed. Signatures by others say nothing.
+///
+/// # Errors
+/// None of them has, or one has signed something else, or it is no note.
+pub fn open<'a>(note: &'a str, trusted: &[Verifier]) -> Result<&'a str, NoteError> {
+    let plain = |c: char| c == '\n' || !c.is_control();
+    if note.len() > NOTE_MAX || !note.chars().all(plain) {
+        return Err(NoteError::Shape);
+    }
+    let end = note.rfind("\n\n").ok_or(NoteError::Shape)?;
+    let (text, below) = (&note[..=end], &note[end + 2..]);
+    let below = below.strip_suffix('\n').ok_or(NoteError::Shape)?;
+    let mut signed = false;
+    for line in below.split('\n') {
+        let (name, bytes) = signature(line).ok_or(NoteError::Shape)?;
+        let (id, signature) = bytes.split_at(ID_LENGTH);
+        let known = trusted
+            .iter()
+            .find(|key| key.name == name && key.id() == id);
+        let Some(known) = known else {
+            continue;
+        };
+        if !known.has_signed(text, signature) {
+            return Err(NoteError::Forged);
+        }
+        signed = true;
+    }
+    signed.then_some(text).ok_or(NoteError::Unsigned)
+}
+
+/// Name and bytes of a signature: its key's id before it.
+fn signature(line: &str) -> Option<(&str, Vec<u8>)> {
+    let (name, encoded) = line.strip_prefix(DASH)?.split_once(' ')?;
+    let bytes = BASE64.decode(encoded.as_bytes()).ok()?;
+    (is_name(name) && bytes.len() > ID_LENGTH).then_some((name, bytes))
+}
+
+/// Length of what an Ed25519 key signs with, its id before it.
+pub const SIGNED_LENGTH: usize = ID_LENGTH + SIGNATURE_LENGTH;

@@ -1,0 +1,291 @@
+//! Checkpoints: what the log was at a moment, signed, so that nobody can rewrite it
+//! afterwards unnoticed.
+
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+
+use crate::{
+    audit::{
+        checkpoint::Checkpoint,
+        note::{self, Signer, Verifier},
+    },
+    broker::{
+        Broker, By, Error,
+        ports::{Anchor, KeptCheckpoint, LogKey, StoreError},
+    },
+    domain::{
+        access::Caller,
+        audit::{Event, Subject},
+        seal::SealingKey,
+    },
+};
+
+/// How often the log is signed while it grows.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often it grows by itself, so that silence is visible.
+const HEARTBEAT: Duration = Duration::from_mins(1);
+/// Longest time that the place beside the store may take.
+const ANCHOR_LIMIT: Duration = Duration::from_secs(10);
+/// What the seed of a log's key is sealed for.
+const PLACE: &str = "audit_keys/seed/1";
+/// Length of a seed, bytes (RFC 8032).
+const SEED_LENGTH: usize = 32;
+
+/// The log at a moment, signed.
+#[derive(Debug)]
+pub struct SignedCheckpoint {
+    /// The note.
+    pub note: String,
+    /// The key that it is checked with, as text.
+    pub verifier: String,
+}
+
+impl Broker {
+    /// Signs the log each second in which it has grown, and lets it grow each minute,
+    /// until the broker ends.
+    pub async fn keep_signing(&self) {
+        let mut ticks = interval(EVERY);
+        let mut beats = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // What has begun is brought to its end: a file must not be written twice.
+            let done = tokio::select! {
+                () = self.parts.stop.cancelled() => return,
+                _ = ticks.tick() => self.sign_log().await,
+                _ = beats.tick() => self.lifecycle(Event::LogHeartbeat).await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, "the audit log could not be signed and is tried again");
+            }
+        }
+    }
+
+    /// Signs the log, if it has grown since. One at a time, so that no older checkpoint
+    /// comes after a newer one.
+    ///
+    /// # Errors
+    /// The store's, or the key does not sign.
+    pub async fn sign_log(&self) -> Result<(), Error> {
+        // A log that another checkpoint contradicts must not get one of its own.
+        let signer = match self.log_is_whole() {
+            Ok(()) => self.log_signer().await?,
+            Err(_) => None,
+        };
+        let Some(signer) = signer else {
+            return Ok(());
+        };
+        let mut last = self.signed.lock().await;
+        let head = self.store().log_head().await?;
+        if *last >= head.size {
+            return Ok(());
+        }
+        let checkpoint = Checkpoint {
+            origin: signer.verifier().name().to_owned(),
+            size: head.size,
+            root: head.root,
+        };
+        let note = signer.sign(&checkpoint.text()).map_err(refused)?;
+        let before = self.store().checkpoint().await?;
+        let mut kept = KeptCheckpoint {
+            note,
+            anchored: before.is_some_and(|before| before.anchored),
+        };
+        self.store().keep_checkpoint(head.size, &kept).await?;
+        if let Some(anchor) = &self.parts.anchor {
+            if let Err(error) = anchored(anchor.as_ref(), &kept.note).await {
+                tracing::warn!(%error, "the checkpoint beside the store stays as it was, and is tried again");
+                return Ok(());
+            }
+            if !kept.anchored {
+                kept.anchored = true;
+                self.store().keep_checkpoint(head.size, &kept).await?;
+            }
+        }
+        *last = head.size;
+        Ok(())
+    }
+
+    /// For the start: reads the whole log and compares it with itself and with the
+    /// checkpoints in the store and beside it. When they part, nothing is issued, nothing
+    /// is cleaned up and nothing is signed; what somebody asks to be taken away is.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn check_log(&self) -> Result<(), Error> {
+        if let Some(doubt) = self.contradiction().await? {
+            tracing::error!(%doubt, "nothing is issued");
+            // Set here alone, at the start.
+            let _ = self.log_doubt.set(doubt);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing speaks against the log: else nobody is given anything.
+    pub(super) fn log_is_whole(&self) -> Result<(), Error> {
+        self.log_doubt
+            .get()
+            .map_or(Ok(()), |doubt| Err(doubt.clone()))
+    }
+
+    async fn contradiction(&self) -> Result<Option<Error>, Error> {
+        let kept = self.store().checkpoint().await?;
+        let beside = match &self.parts.anchor {
+            None => None,
+            Some(anchor) => match in_time(anchor.read()).await {
+                Ok(note) => note,
+                Err(error) => return Ok(Some(doubt(error.to_string()))),
+            },
+        };
+        let was_beside = kept.as_ref().is_some_and(|kept| kept.anchored);
+        if self.parts.anchor.is_some() && beside.is_none() && was_beside {
+            let message = "the checkpoint beside the store is not there any more";
+            return Ok(Some(doubt(message.to_owned())));
+        }
+        // Emptied by somebody who has decided to begin anew.
+        let beside = beside.filter(|note| !note.is_empty());
+        let kept = kept.map(|kept| kept.note);
+        for (place, note) in [("in the store", kept), ("beside the store", beside)] {
+            let contradicted = match note {
+                Some(note) => self.contradicts(&note).await?,
+                None => None,
+            };
+            if let Some(message) = contradicted {
+                return Ok(Some(doubt(format!("{message} (the checkpoint {place})"))));
+            }
+        }
+        let fault = self.store().check_log(0).await?.fault;
+        Ok(fault.map(doubt))
+    }
+
+    /// What a checkpoint says that the log does not.
+    async fn contradicts(&self, note: &str) -> Result<Option<String>, Error> {
+        let keys = self.store().log_keys().await?;
+        let keys: Vec<Verifier> = keys
+            .iter()
+            .filter_map(|key| key.verifier.parse().ok())
+            .collect();
+        let text = match note::open(note, &keys) {
+            Ok(text) => text,
+            Err(error) => {
+                let of = "it is of another log, or of a later state of this one";
+                return Ok(Some(format!("{of}: {error}")));
+            }
+        };
+        let Ok(checkpoint) = Checkpoint::parse(text) else {
+            return Ok(Some("it cannot be read".to_owned()));
+        };
+        let (head, size) = (self.store().log_head().await?, checkpoint.size);
+        if head.size < size {
+            let last = head.size;
+            return Ok(Some(format!(
+                "the audit log ends with record {last} and was signed with {size}: the store is an older copy"
+            )));
+        }
+        let check = self.store().check_log(size).await?;
+        let same = check.root == Some(checkpoint.root);
+        Ok((!same).then(|| format!("the first {size} records are not those that were signed")))
+    }
+
+    /// The log as it is now, signed.
+    ///
+    /// # Errors
+    /// The store's, the log is in doubt, or there is nothing to seal the log's key with,
+    /// so it has none.
+    pub async fn checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
+        self.store()
+            .record(self.caller_event(caller, Event::AuditRead))
+            .await?;
+        self.log_is_whole()?;
+        self.sign_log().await?;
+        let kept = self.store().checkpoint().await?;
+        match kept.zip(self.log_signer().await?) {
+            Some((kept, signer)) => Ok(SignedCheckpoint {
+                note: kept.note,
+                verifier: signer.verifier().to_string(),
+            }),
+            None => Err(Error::WrongState {
+                subject: Subject::AuditLog,
+                reason: "LOG_NOT_SIGNED",
+                message: "the audit log is not signed: there is nothing to seal its key with"
+                    .to_owned(),
+                next: "set admin_key.sealing_key_file in the broker's configuration and restart it"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    async fn log_signer(&self) -> Result<Option<&Signer>, Error> {
+        let signer = self.signer.get_or_try_init(|| self.take_up_log_key());
+        Ok(signer.await?.as_ref())
+    }
+
+    /// The log's key, made at the first start. One that cannot be opened, since its
+    /// sealing key was lost, is followed by another; the log says so before its use.
+    async fn take_up_log_key(&self) -> Result<Option<Signer>, Error> {
+        let Some(sealing) = &self.parts.custody.sealing else {
+            tracing::warn!("the audit log is not signed: set admin_key.sealing_key_file");
+            return Ok(None);
+        };
+        let name = format!("credbroker/{}", self.store().deployment().await?);
+        if let Some(kept) = self.store().log_keys().await?.pop() {
+            if let Some(signer) = opened(sealing, &name, &kept) {
+                return Ok(Some(signer));
+            }
+            tracing::error!("the key of the audit log cannot be opened; another follows it");
+        }
+        let mut seed = vec![0; SEED_LENGTH];
+        self.parts.random.fill(&mut seed);
+        let seed = SecretSlice::from(seed);
+        let text = SecretString::from(BASE64.encode(seed.expose_secret()));
+        let signer = Signer::new(&name, &seed).map_err(refused)?;
+        let made = LogKey {
+            verifier: signer.verifier().to_string(),
+            seed: sealing.seal(PLACE, &text).map_err(refused)?,
+            since: self.now(),
+        };
+        let audit = self.event(By::Broker, Event::LogKeyMade);
+        self.store()
+            .add_log_key(&made, audit.detail(&made.verifier))
+            .await?;
+        Ok(Some(signer))
+    }
+}
+
+/// Writes a checkpoint beside the store.
+async fn anchored(anchor: &dyn Anchor, note: &str) -> Result<(), StoreError> {
+    in_time(anchor.write(note)).await
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let late = || StoreError::Unavailable("the place of the checkpoint does not answer".to_owned());
+    timeout(ANCHOR_LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
+}
+
+fn doubt(message: String) -> Error {
+    Error::WrongState {
+        subject: Subject::AuditLog,
+        reason: "LOG_CONTRADICTED",
+        message,
+        next: "put the newest copy of the store in its place, see that the checkpoint's volume is there, or find \
+               out who changed what; revocation works meanwhile. Only then, to go on with this log as it is, empty \
+               the checkpoint file and restart the broker"
+            .to_owned(),
+    }
+}
+
+fn opened(sealing: &SealingKey, name: &str, kept: &LogKey) -> Option<Signer> {
+    let text = sealing.open(PLACE, &kept.seed).ok()?;
+    let seed = BASE64.decode(text.expose_secret().as_bytes()).ok()?;
+    let signer = Signer::new(name, &SecretSlice::from(seed)).ok()?;
+    (signer.verifier().to_string() == kept.verifier).then_some(signer)
+}
+
+fn refused(error: impl std::fmt::Display) -> Error {
+    Error::Internal(format!("the log's key: {error}"))
+}

@@ -1,0 +1,79 @@
+//! The newest checkpoint in a file, which can lie on another volume than the store.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use tokio::task::spawn_blocking;
+
+use crate::broker::ports::{Anchor, StoreError};
+
+/// A file that holds the newest checkpoint and nothing else.
+#[derive(Clone, Debug)]
+pub struct FileAnchor(PathBuf);
+
+impl FileAnchor {
+    /// In this file; it need not be there yet.
+    #[must_use]
+    pub const fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let path = self.0.clone();
+        let unavailable = |error| StoreError::Unavailable(format!("{}: {error}", self.0.display()));
+        let done = spawn_blocking(move || work(&path)).await;
+        done.map_err(io::Error::other)
+            .flatten()
+            .map_err(unavailable)
+    }
+}
+
+#[async_trait]
+impl Anchor for FileAnchor {
+    async fn read(&self) -> Result<Option<String>, StoreError> {
+        self.run(|path| match fs::read_to_string(path) {
+            Ok(note) => Ok(Some(note)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    async fn write(&self, note: &str) -> Result<(), StoreError> {
+        let note = note.to_owned();
+        self.run(move |path| replace_file(path, note.as_bytes()))
+            .await
+    }
+}
+
+/// Replaces `path` by a file of mode 0600, durably and in one step.
+///
+/// # Errors
+/// The file system's; the file is as it was.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)?;
+    match path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}

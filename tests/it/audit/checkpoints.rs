@@ -1,0 +1,222 @@
+//! The log, signed: what a checkpoint says, and what it holds against a changed log.
+
+use credbroker::audit::{
+    checkpoint::Checkpoint,
+    note::{self, Verifier},
+    tree::{Edge, leaf_hash},
+};
+use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+
+use super::fill;
+use crate::harness::{Account, Broker, Key, emulator::emulator, eventually, stepped::policy};
+
+async fn leaves(broker: &Broker) -> Vec<Vec<u8>> {
+    let options = SqliteConnectOptions::new().filename(broker.database());
+    let mut store = options.read_only(true).connect().await.unwrap();
+    let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
+    leaves.fetch_all(&mut store).await.unwrap()
+}
+
+fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
+    let mut tree = Edge::default();
+    for leaf in leaves {
+        tree.push(leaf_hash(leaf));
+    }
+    tree.root()
+}
+
+/// The checkpoint that the broker gives, and the key that signed it.
+async fn checkpoint(broker: &Broker) -> (Checkpoint, Verifier) {
+    let told = broker.json(&["audit", "checkpoint"]).await;
+    let verifier: Verifier = told["verifier_key"].as_str().unwrap().parse().unwrap();
+    let note = told["checkpoint"].as_str().unwrap();
+    let text = note::open(note, std::slice::from_ref(&verifier)).unwrap();
+    let checkpoint = Checkpoint::parse(text).unwrap();
+    assert_eq!(checkpoint.origin, verifier.name());
+    (checkpoint, verifier)
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_signed_and_stands_for_every_record() {
+    let broker = Broker::start(&Account::new().await).await;
+    broker.service("payments-api").await;
+    let (first, key) = checkpoint(&broker).await;
+    let all = leaves(&broker).await;
+    let size = usize::try_from(first.size).unwrap();
+    assert_eq!(first.root, root(&all[..size]));
+    // The very call that asked for it stands in it.
+    let last = String::from_utf8(all[size - 1].clone()).unwrap();
+    assert!(last.contains("AuditService/GetCheckpoint"), "{last}");
+
+    broker.service("billing").await;
+    let (second, same) = checkpoint(&broker).await;
+    assert_eq!(key, same);
+    assert!(second.size > first.size);
+    // A record changed, left out or put elsewhere is another tree.
+    let all = leaves(&broker).await;
+    let all = &all[..usize::try_from(second.size).unwrap()];
+    assert_eq!(second.root, root(all));
+    let mut changed = all.to_vec();
+    changed[3][20] ^= 1;
+    let mut without = all.to_vec();
+    without.remove(3);
+    let mut exchanged = all.to_vec();
+    exchanged.swap(2, 3);
+    for other in [changed, without, exchanged] {
+        assert_ne!(second.root, root(&other));
+    }
+    let note = broker.run(&["audit", "checkpoint"]).await.ok().stdout;
+    assert!(note.starts_with("credbroker/"), "{note}");
+    note::open(&note, &[key]).unwrap();
+}
+
+#[tokio::test]
+async fn the_log_is_signed_by_itself_while_it_grows_and_when_the_broker_ends() {
+    let account = Account::new().await;
+    let mut broker = Broker::start(&account).await;
+    broker.service("payments-api").await;
+    let all_signed = "SELECT (SELECT size FROM audit_checkpoint) = (SELECT size FROM audit_edge)";
+    let signed = async || (broker.count(all_signed).await == 1).then_some(());
+    eventually("a checkpoint", signed).await;
+    assert!(broker.stop().await);
+    assert_eq!(broker.count(all_signed).await, 1);
+    let endpoint = &emulator().endpoint;
+    let before = broker.count("SELECT count(*) FROM audit_keys").await;
+    let broker = broker.start_again(&account.admin, endpoint).await;
+    checkpoint(&broker).await;
+    let keys = broker.count("SELECT count(*) FROM audit_keys").await;
+    assert_eq!((before, keys), (1, 1));
+}
+
+#[tokio::test]
+async fn a_log_whose_key_is_lost_goes_on_with_another_that_it_names_first() {
+    let account = Account::new().await;
+    let mut broker = Broker::start(&account).await;
+    let (_, lost) = checkpoint(&broker).await;
+    assert!(broker.stop().await);
+    std::fs::remove_file(broker.state.join("seal.key")).unwrap();
+    let endpoint = &emulator().endpoint;
+    let broker = broker.start_again(&account.admin, endpoint).await;
+    let (_, next) = checkpoint(&broker).await;
+    assert_ne!(lost, next);
+    let made = ["audit", "query", "--event", "log.key_made"];
+    let made = broker.json(&made).await;
+    let named: Vec<&str> = made
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|record| record["detail"].as_str())
+        .collect();
+    assert_eq!(named, [lost.to_string(), next.to_string()]);
+}
+
+/// A broker that has issued, stopped; its token, its lease, and its store at that moment.
+async fn stopped(account: &Account) -> (Broker, String, String, Vec<u8>) {
+    let mut broker = Broker::start(account).await;
+    let token = broker.service("payments-api").await;
+    let flags = ["--kind", "iam_user"];
+    broker.grant("payments-api/user", &flags, &policy()).await;
+    let issued = broker.issue(&token, "user").await;
+    assert!(broker.stop().await);
+    let store = std::fs::read(broker.database()).unwrap();
+    let lease = issued["lease_id"].as_str().unwrap().to_owned();
+    (broker, token, lease, store)
+}
+
+/// Nothing is issued, everything can be taken away, and the error says what to do.
+async fn assert_issues_nothing(broker: &Broker, token: &str, lease: &str, words: &str) {
+    let issue = broker.run_as(Some(token), &["issue", "user"]).await;
+    let expected = [
+        words,
+        "reason: LOG_CONTRADICTED",
+        "next: put the newest copy",
+    ];
+    issue.fails(6, &expected);
+    let renew = broker.run_as(Some(token), &["lease", "renew", lease]).await;
+    renew.fails(6, &["reason: LOG_CONTRADICTED"]);
+    let checkpoint = broker.run(&["audit", "checkpoint"]).await;
+    checkpoint.fails(6, &[words]);
+    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    let reinstate = ["service", "reinstate", "payments-api"];
+    broker.run(&reinstate).await.ok();
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
+    let (account, endpoint) = (Account::new().await, &emulator().endpoint);
+    let (broker, token, lease, older) = stopped(&account).await;
+    let mut broker = broker.start_again(&account.admin, endpoint).await;
+    let later = broker.issue(&token, "user").await;
+    assert!(broker.stop().await);
+    std::fs::write(broker.database(), older).unwrap();
+    let mut broker = broker.start_again(&account.admin, endpoint).await;
+    assert_issues_nothing(&broker, &token, &lease, "the store is an older copy").await;
+    // What the copy does not know of is not taken for forgotten.
+    let status = broker.json(&["status"]).await;
+    assert_eq!(status["reconciled_at"], serde_json::Value::Null);
+    assert!(Key::issued(&later).works().await);
+    // Nor is the checkpoint that says so written over, however the log grows.
+    assert!(broker.stop().await);
+    let mut broker = broker.start_again(&account.admin, endpoint).await;
+    let issue = ["issue", "user"];
+    let refused = broker.run_as(Some(&token), &issue).await;
+    refused.fails(6, &["reason: LOG_CONTRADICTED"]);
+    assert!(broker.stop().await);
+    let file = broker.state.join("checkpoint");
+    // Taking it away is no decision: its volume may be missing.
+    std::fs::remove_file(&file).unwrap();
+    let mut broker = broker.start_again(&account.admin, endpoint).await;
+    let refused = broker.run_as(Some(&token), &issue).await;
+    refused.fails(6, &["is not there any more"]);
+    assert!(broker.stop().await);
+    std::fs::write(&file, "").unwrap();
+    let broker = broker.start_again(&account.admin, endpoint).await;
+    broker.issue(&token, "user").await;
+}
+
+#[tokio::test]
+async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
+    let (account, endpoint) = (Account::new().await, &emulator().endpoint);
+    for tampering in [
+        "UPDATE audit SET leaf = cast(replace(leaf, 'payments-api', 'payments-app') AS BLOB) WHERE seq = 5",
+        "UPDATE audit SET seq = -seq WHERE seq IN (4, 5);
+         UPDATE audit SET seq = 9 + seq WHERE seq < 0",
+        "DELETE FROM audit WHERE seq = 5; UPDATE audit SET seq = seq - 1 WHERE seq > 5",
+        // Of which no column beside the record tells.
+        "UPDATE audit SET leaf = cast(replace(leaf, 'Registry', 'registry') AS BLOB) WHERE seq = 5",
+        // So that no search finds it.
+        "UPDATE audit SET service = NULL WHERE seq = 5",
+        "INSERT INTO audit SELECT seq + 1000, leaf, time, event, outcome, actor, service, grant_name,
+                                  lease_id, access_key_id FROM audit WHERE seq = 5",
+        "UPDATE audit_edge SET subtrees = zeroblob(length(subtrees))",
+        "UPDATE audit_tiles SET hash = zeroblob(32) WHERE idx = 1",
+    ] {
+        let (broker, token, lease, _) = stopped(&account).await;
+        fill(&broker, 600).await;
+        for trigger in ["update", "delete", "replace"] {
+            let drop = format!("DROP TRIGGER audit_is_append_only_{trigger}");
+            broker.write_store(drop.leak()).await;
+        }
+        for statement in tampering.split(';') {
+            broker.write_store(statement).await;
+        }
+        let broker = broker.start_again(&account.admin, endpoint).await;
+        assert_issues_nothing(&broker, &token, &lease, "LOG_CONTRADICTED").await;
+    }
+}
+
+#[tokio::test]
+async fn the_checkpoint_of_another_log_is_no_witness() {
+    let (account, endpoint) = (Account::new().await, &emulator().endpoint);
+    let (broker, token, lease, _) = stopped(&account).await;
+    let (other, ..) = stopped(&Account::new().await).await;
+    let (from, to) = (
+        other.state.join("checkpoint"),
+        broker.state.join("checkpoint"),
+    );
+    std::fs::copy(from, to).unwrap();
+    let broker = broker.start_again(&account.admin, endpoint).await;
+    let words = "it is of another log, or of a later state of this one";
+    assert_issues_nothing(&broker, &token, &lease, words).await;
+}

@@ -1,0 +1,213 @@
+//! The log as plain files, and the check of a copy without a broker.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use fastrand::Rng;
+use tempfile::TempDir;
+
+use super::fill;
+use crate::harness::{Account, Broker, Run, broker::credbroker, emulator::emulator};
+
+/// A broker whose log has so many records and some more.
+async fn with_records(account: &Account, count: usize) -> Broker {
+    let mut broker = Broker::start(account).await;
+    assert!(broker.stop().await);
+    fill(&broker, count).await;
+    broker
+        .start_again(&account.admin, &emulator().endpoint)
+        .await
+}
+
+async fn export(broker: &Broker, dir: &Path) -> String {
+    let args = ["audit", "export", dir.to_str().unwrap()];
+    broker.run(&args).await.ok().stdout
+}
+
+/// By a client that knows no broker.
+async fn verify(dir: &Path, more: &[&str]) -> Run {
+    let args = [&["audit", "verify", dir.to_str().unwrap()], more].concat();
+    Run::of(credbroker(&args), "").await
+}
+
+fn copied(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copied(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn an_export_is_verified_without_a_broker_and_gone_on_with() {
+    let home = TempDir::new().unwrap();
+    let (dir, early) = (home.path().join("log"), home.path().join("early"));
+    let broker = with_records(&Account::new().await, 300).await;
+    let told = export(&broker, &dir).await;
+    assert!(told.contains(" records, "), "{told}");
+    let verified = verify(&dir, &[]).await.ok().stdout;
+    assert!(
+        verified.contains("records, as signed by credbroker/"),
+        "{verified}"
+    );
+    for file in ["tile/entries/000", "tile/0/000", "checkpoint", "key"] {
+        assert!(dir.join(file).exists(), "{file}");
+    }
+    copied(&dir, &early);
+    for name in ["one", "two", "three"] {
+        broker.run(&["service", "create", name]).await.ok();
+    }
+    let again = export(&broker, &dir).await;
+    let new = again.split(" records, ").nth(1).unwrap();
+    let new: u64 = new.split(' ').next().unwrap().parse().unwrap();
+    assert!(new < 256, "{again}");
+    let key = fs::read_to_string(dir.join("key")).unwrap();
+    let since = early.join("checkpoint").display().to_string();
+    verify(&dir, &["--key", &key, "--since", &since]).await.ok();
+    // What was there before goes not on from what came later.
+    let later = dir.join("checkpoint").display().to_string();
+    let back = verify(&early, &["--since", &later]).await;
+    back.fails(
+        8,
+        &["truncated: the copy ends before the earlier checkpoint"],
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_copy_is_named() {
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("log");
+    let broker = with_records(&Account::new().await, 600).await;
+    export(&broker, &dir).await;
+    let key = fs::read_to_string(dir.join("key")).unwrap();
+    let damage = async |deed: &dyn Fn(&Path), words: &str| {
+        let copy = home.path().join("copy");
+        let _ = fs::remove_dir_all(&copy);
+        copied(&dir, &copy);
+        deed(&copy);
+        verify(&copy, &["--key", &key]).await.fails(8, &[words]);
+    };
+    let bundle = |copy: &Path| copy.join("tile/entries/001");
+    let rewrite = |path: &Path, change: &dyn Fn(String) -> String| {
+        let bytes: String = fs::read(path)
+            .unwrap()
+            .into_iter()
+            .map(char::from)
+            .collect();
+        let changed: Vec<u8> = change(bytes)
+            .chars()
+            .map(|c| u8::try_from(c).unwrap())
+            .collect();
+        fs::write(path, changed).unwrap();
+    };
+    let other = |text: String| text.replacen("status.read", "lease.read_", 1);
+    damage(
+        &|copy| rewrite(&bundle(copy), &other),
+        "changed: record 257",
+    )
+    .await;
+    let actor = |text: String| text.replacen("broker", "uroker", 1);
+    damage(
+        &|copy| rewrite(&bundle(copy), &actor),
+        "changed: record 257",
+    )
+    .await;
+    let time = |text: String| text.replacen("1970", "1971", 1);
+    damage(&|copy| rewrite(&bundle(copy), &time), "changed: record 257").await;
+    let exchanged = |text: String| {
+        let text = text.replacen("\"seq\":300", "\"seq\":xxx", 1);
+        let text = text.replacen("\"seq\":301", "\"seq\":300", 1);
+        text.replacen("\"seq\":xxx", "\"seq\":301", 1)
+    };
+    damage(
+        &|copy| rewrite(&bundle(copy), &exchanged),
+        "reordered: record 301 in the place of 300",
+    )
+    .await;
+    let first_left_out = |text: String| {
+        let length = usize::from(text.as_bytes()[1]);
+        text.chars().skip(2 + length).collect()
+    };
+    damage(
+        &|copy| rewrite(&bundle(copy), &first_left_out),
+        "missing: record 257",
+    )
+    .await;
+    damage(
+        &|copy| fs::remove_file(bundle(copy)).unwrap(),
+        "missing: record 257",
+    )
+    .await;
+    let last = |copy: &Path| files(&copy.join("tile/entries/002.p")).remove(0);
+    damage(
+        &|copy| fs::remove_file(last(copy)).unwrap(),
+        "truncated: the copy ends before record 513",
+    )
+    .await;
+    damage(
+        &|copy| fs::remove_file(copy.join("tile/1/000.p/2")).unwrap(),
+        "changed: tile/1/000.p/2",
+    )
+    .await;
+    let size = |text: String| text.replacen('6', "5", 1);
+    damage(
+        &|copy| rewrite(&copy.join("checkpoint"), &size),
+        "its signature is not of this text",
+    )
+    .await;
+
+    // Another log, of one piece in itself.
+    let stranger = Broker::start(&Account::new().await).await;
+    let theirs = home.path().join("theirs");
+    export(&stranger, &theirs).await;
+    verify(&theirs, &[]).await.ok();
+    let foreign = verify(&theirs, &["--key", &key]).await;
+    foreign.fails(8, &["none of the known keys has signed it"]);
+}
+
+#[tokio::test]
+async fn no_flipped_bit_of_an_export_goes_unnoticed() {
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("log");
+    let broker = with_records(&Account::new().await, 300).await;
+    export(&broker, &dir).await;
+    let key = fs::read_to_string(dir.join("key")).unwrap();
+    let files: Vec<PathBuf> = files(&dir)
+        .into_iter()
+        .filter(|file| !file.ends_with("key"))
+        .collect();
+    let mut chance = Rng::with_seed(3);
+    for _ in 0..100 {
+        let file = &files[chance.usize(0..files.len())];
+        let whole = fs::read(file).unwrap();
+        let mut flipped = whole.clone();
+        let at = chance.usize(0..flipped.len());
+        flipped[at] ^= 1 << chance.u8(0..8);
+        fs::write(file, &flipped).unwrap();
+        let run = verify(&dir, &["--key", &key]).await;
+        assert_eq!(run.code, 8, "byte {at} of {}: {run:?}", file.display());
+        fs::write(file, whole).unwrap();
+    }
+    verify(&dir, &["--key", &key]).await.ok();
+}
