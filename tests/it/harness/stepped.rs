@@ -252,8 +252,16 @@ impl Stepped {
         self.broker.admin_key_status(&caller).await.unwrap()
     }
 
+    /// Again until AWS answers, as a broker that runs: a busy machine may be slower than
+    /// it is patient.
     pub async fn reconcile(&self) -> Reconciliation {
-        self.broker.reconcile_once().await.unwrap()
+        for _ in 0..20 {
+            match self.broker.reconcile_once().await {
+                Err(Error::Aws(_)) => {}
+                reconciled => return reconciled.unwrap(),
+            }
+        }
+        panic!("AWS does not come back");
     }
 
     pub fn wait(&self, seconds: i64) {
@@ -272,8 +280,11 @@ impl Stepped {
         self.proxy.heal();
         for _ in 0..15 {
             self.step(61).await;
-            let tended = self.broker.tend_admin_key_once().await;
-            tended.unwrap();
+            match self.broker.tend_admin_key_once().await {
+                // Due again in the next minute.
+                Err(Error::Aws(_)) => {}
+                tended => tended.unwrap(),
+            }
         }
         self.reconcile().await;
         self.step(1).await;
