@@ -146,8 +146,9 @@ impl Broker {
             return Ok(Some(doubt(message.to_owned())));
         }
         // Emptied by somebody who has decided to begin anew.
-        let beside = beside.filter(|note| !note.is_empty());
         let kept = kept.map(|kept| kept.note);
+        // The same note need not be held against the whole log twice.
+        let beside = beside.filter(|note| !note.is_empty() && Some(note) != kept.as_ref());
         for (place, note) in [("in the store", kept), ("beside the store", beside)] {
             let contradicted = match note {
                 Some(note) => self.contradicts(&note).await?,
@@ -273,8 +274,8 @@ fn doubt(message: String) -> Error {
         reason: "LOG_CONTRADICTED",
         message,
         next: "put the newest copy of the store in its place, see that the checkpoint's volume is there, or find \
-               out who changed what; revocation works meanwhile. Only then, to go on with this log as it is, empty \
-               the checkpoint file and restart the broker"
+               out who changed what; revocation works meanwhile. Only then, to go on with an older copy, empty the \
+               checkpoint file and restart the broker"
             .to_owned(),
     }
 }
