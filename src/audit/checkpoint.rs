@@ -1,6 +1,8 @@
 //! Checkpoints: how large the log's tree is and what its root, to be signed as a note.
 //! <https://c2sp.org/tlog-checkpoint>
 
+use std::{fmt, str::FromStr};
+
 use data_encoding::BASE64;
 
 use super::tree::Hash;
@@ -46,11 +48,7 @@ impl Checkpoint {
         let checkpoint = Self {
             origin: origin.to_owned(),
             size: size.parse().map_err(|_| CheckpointError)?,
-            root: BASE64
-                .decode(root.as_bytes())
-                .ok()
-                .and_then(|root| root.try_into().ok())
-                .ok_or(CheckpointError)?,
+            root: hash(root).ok_or(CheckpointError)?,
         };
         // One number has one spelling.
         let spelled = checkpoint.size.to_string() == size;
@@ -58,5 +56,53 @@ impl Checkpoint {
         (spelled && !empty_lines)
             .then_some(checkpoint)
             .ok_or(CheckpointError)
+    }
+}
+
+fn hash(text: &str) -> Option<Hash> {
+    BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
+}
+
+/// That a record is in the log: what whoever is given it may hold against a later log,
+/// which begins with these records and no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The record's sequence number.
+    pub seq: u64,
+    /// How many records there were when this one was durable.
+    pub size: u64,
+    /// The root of the tree over them.
+    pub root: Hash,
+}
+
+/// A text is no receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a receipt is SEQ:SIZE:ROOT, as `issue` and `revoke` tell it")]
+pub struct ReceiptError;
+
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seq, size, root } = self;
+        write!(f, "{seq}:{size}:{}", BASE64.encode(root))
+    }
+}
+
+impl FromStr for Receipt {
+    type Err = ReceiptError;
+
+    fn from_str(text: &str) -> Result<Self, ReceiptError> {
+        let mut parts = text.split(':');
+        let (Some(seq), Some(size), Some(root), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(ReceiptError);
+        };
+        let receipt = Self {
+            seq: seq.parse().map_err(|_| ReceiptError)?,
+            size: size.parse().map_err(|_| ReceiptError)?,
+            root: hash(root).ok_or(ReceiptError)?,
+        };
+        let possible = (1..=receipt.size).contains(&receipt.seq);
+        possible.then_some(receipt).ok_or(ReceiptError)
     }
 }

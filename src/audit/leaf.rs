@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    audit::{AuditEvent, AuditRecord},
+    audit::{AuditEvent, AuditRecord, Permissions},
     token::TokenId,
 };
 
@@ -58,6 +58,55 @@ struct Leaf {
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aws_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    permissions: Option<Permits>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    late: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Permits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    managed_policy_arns: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role_arn: Option<String>,
+}
+
+impl From<&Permissions> for Permits {
+    fn from(permissions: &Permissions) -> Self {
+        Self {
+            policy: permissions.policy.clone(),
+            policy_sha256: permissions.policy_sha256.clone(),
+            managed_policy_arns: permissions.managed_policies.clone(),
+            role_arn: permissions.role.clone(),
+        }
+    }
+}
+
+impl From<Permits> for Permissions {
+    fn from(permits: Permits) -> Self {
+        Self {
+            policy: permits.policy,
+            policy_sha256: permits.policy_sha256,
+            managed_policies: permits.managed_policy_arns,
+            role: permits.role_arn,
+        }
+    }
 }
 
 /// The record's bytes.
@@ -68,7 +117,7 @@ pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
     let event = &record.event;
     let leaf = Leaf {
         seq: record.seq,
-        time: format!("{:.6}", event.time),
+        time: precise(event.time),
         event: event.event.as_str().to_owned(),
         outcome: event.outcome.as_str().to_owned(),
         actor: event.actor.to_string(),
@@ -83,8 +132,19 @@ pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
         aws_request_id: event.aws_request_id.clone(),
         reason: event.reason.clone(),
         detail: event.detail.clone(),
+        instance: event.instance.clone(),
+        request_id: event.request_id.as_ref().map(|id| id.as_str().to_owned()),
+        kind: text(event.kind.as_ref()),
+        aws_name: event.aws_name.clone(),
+        expires_at: event.expires_at.map(precise),
+        permissions: event.permissions.as_ref().map(Permits::from),
+        late: event.late,
     };
     Ok(serde_json::to_vec(&leaf)?)
+}
+
+fn precise(time: Timestamp) -> String {
+    format!("{time:.6}")
 }
 
 fn text(value: Option<&impl Display>) -> Option<String> {
@@ -120,6 +180,13 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
             aws_request_id: leaf.aws_request_id,
             reason: leaf.reason,
             detail: leaf.detail,
+            instance: leaf.instance,
+            request_id: optional(leaf.request_id.as_deref(), "request_id")?,
+            kind: optional(leaf.kind.as_deref(), "kind")?,
+            aws_name: leaf.aws_name,
+            expires_at: optional(leaf.expires_at.as_deref(), "expires_at")?,
+            permissions: leaf.permissions.map(Permissions::from),
+            late: leaf.late,
         },
     })
 }

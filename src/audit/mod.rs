@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod leaf;
 pub mod note;
+pub mod proof;
 pub mod tile;
 pub mod tree;
 

@@ -46,7 +46,9 @@ pub struct Verifier {
 
 /// A text is no [`Verifier`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is no key of a log: it has the form NAME+ID+KEY, as `credbroker audit key` prints it")]
+#[error(
+    "it is no key of a log: it has the form NAME+ID+KEY, as `credbroker audit checkpoint -o json` tells it"
+)]
 pub struct VerifierError;
 
 impl Verifier {

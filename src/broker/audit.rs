@@ -101,6 +101,7 @@ impl Broker {
         service: Option<&Name>,
     ) -> Result<(), Error> {
         let audit = AuditEvent::failed_login(origin, reason, token_id, self.now());
+        let audit = audit.instance(&self.instance);
         self.store()
             .record(service.into_iter().fold(audit, AuditEvent::service))
             .await?;
@@ -117,6 +118,7 @@ impl Broker {
         error: &AccessError,
     ) -> Result<(), Error> {
         let audit = AuditEvent::by(principal, Event::RequestDenied, self.now());
+        let audit = audit.instance(&self.instance);
         self.store()
             .record(audit.denied("NOT_PERMITTED").detail(&error.to_string()))
             .await?;

@@ -11,14 +11,19 @@ use crate::{
     audit::{
         checkpoint::Checkpoint,
         note::{self, Signer, Verifier},
+        proof::InclusionProof,
+        tile,
+        tree::{self, Range},
     },
     broker::{
         Broker, By, Error,
-        ports::{Anchor, KeptCheckpoint, LogKey, StoreError},
+        end::no_lease,
+        ports::{Anchor, AuditFilter, KeptCheckpoint, LogKey, Page, StoreError},
     },
     domain::{
         access::Caller,
         audit::{Event, Subject},
+        name::LeaseId,
         seal::SealingKey,
     },
 };
@@ -31,6 +36,8 @@ const HEARTBEAT: Duration = Duration::from_mins(1);
 const ANCHOR_LIMIT: Duration = Duration::from_secs(10);
 /// What the seed of a log's key is sealed for.
 const PLACE: &str = "audit_keys/seed/1";
+/// Most records of one lease that are proven at once.
+const PROVEN_AT_ONCE: u32 = 1000;
 /// Length of a seed, bytes (RFC 8032).
 const SEED_LENGTH: usize = 32;
 
@@ -39,6 +46,8 @@ const SEED_LENGTH: usize = 32;
 pub struct SignedCheckpoint {
     /// The note.
     pub note: String,
+    /// How many records it stands for.
+    pub size: u64,
     /// The key that it is checked with, as text.
     pub verifier: String,
 }
@@ -91,10 +100,11 @@ impl Broker {
         let note = signer.sign(&checkpoint.text()).map_err(refused)?;
         let before = self.store().checkpoint().await?;
         let mut kept = KeptCheckpoint {
+            size: head.size,
             note,
             anchored: before.is_some_and(|before| before.anchored),
         };
-        self.store().keep_checkpoint(head.size, &kept).await?;
+        self.store().keep_checkpoint(&kept).await?;
         if let Some(anchor) = &self.parts.anchor {
             if let Err(error) = anchored(anchor.as_ref(), &kept.note).await {
                 tracing::warn!(%error, "the checkpoint beside the store stays as it was, and is tried again");
@@ -102,7 +112,7 @@ impl Broker {
             }
             if !kept.anchored {
                 kept.anchored = true;
-                self.store().keep_checkpoint(head.size, &kept).await?;
+                self.store().keep_checkpoint(&kept).await?;
             }
         }
         *last = head.size;
@@ -205,6 +215,7 @@ impl Broker {
         let kept = self.store().checkpoint().await?;
         match kept.zip(self.log_signer().await?) {
             Some((kept, signer)) => Ok(SignedCheckpoint {
+                size: kept.size,
                 note: kept.note,
                 verifier: signer.verifier().to_string(),
             }),
@@ -217,6 +228,58 @@ impl Broker {
                     .to_owned(),
             }),
         }
+    }
+
+    /// The records of a lease, with the proof of each that it is in the log.
+    ///
+    /// # Errors
+    /// There are none; those of [`Self::checkpoint`].
+    pub async fn prove(
+        &self,
+        caller: &Caller,
+        id: &LeaseId,
+    ) -> Result<(SignedCheckpoint, Vec<InclusionProof>), Error> {
+        let signed = self.checkpoint(caller).await?;
+        let filter = AuditFilter {
+            lease_id: Some(id.to_string()),
+            ..AuditFilter::default()
+        };
+        let page = Page {
+            after: None,
+            limit: PROVEN_AT_ONCE,
+        };
+        let mut proofs = Vec::new();
+        for record in self.store().audit(&filter, &page).await? {
+            let index = record.seq - 1;
+            if let Some(path) = tree::inclusion_proof(index, signed.size) {
+                proofs.push(self.proof(index, &path, &signed).await?);
+            }
+        }
+        if proofs.is_empty() {
+            return Err(no_lease(id));
+        }
+        Ok((signed, proofs))
+    }
+
+    async fn proof(
+        &self,
+        index: u64,
+        path: &[Range],
+        signed: &SignedCheckpoint,
+    ) -> Result<InclusionProof, Error> {
+        let tiles = tile::tiles_of(path);
+        let tiles = self.store().log_tiles(&tiles, signed.size).await?;
+        let hashes = tile::hashes(path, &tiles);
+        let leaf = self.store().log_leaves(index, 1).await?.pop();
+        let (leaf, hashes) = leaf
+            .zip(hashes)
+            .ok_or_else(|| Error::Internal("the log and its tiles differ".to_owned()))?;
+        Ok(InclusionProof {
+            leaf,
+            index,
+            hashes,
+            checkpoint: signed.note.clone(),
+        })
     }
 
     async fn log_signer(&self) -> Result<Option<&Signer>, Error> {

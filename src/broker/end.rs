@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error, on_conflict,
-        ports::{AwsFailure, FailureClass, StoreError, Urgency, Withdrawn},
+        ports::{AwsFailure, FailureClass, Receipt, StoreError, Urgency, Withdrawn},
     },
     domain::{
         access::Caller,
@@ -66,6 +66,8 @@ pub struct ServiceRevocation {
     pub suspension: Suspension,
     /// Each lease that had not ended.
     pub leases: Vec<RevokedLease>,
+    /// That it is in the log.
+    pub receipt: Receipt,
 }
 
 impl ServiceRevocation {
@@ -87,7 +89,7 @@ impl Broker {
         self: &Arc<Self>,
         caller: Caller,
         id: LeaseId,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<(TakenAway, Receipt), Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
             let lease = broker.known_lease(&id).await?;
@@ -111,18 +113,23 @@ impl Broker {
     }
 
     /// It is being taken away, and a service cannot make that faster.
-    async fn released_already(&self, caller: &Caller, lease: Lease) -> Result<TakenAway, Error> {
+    async fn released_already(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+    ) -> Result<(TakenAway, Receipt), Error> {
         let notice = match still_honoured(&lease, self.now()) {
             Some(notice) => notice,
             None => "it is being taken away already".to_owned(),
         };
         let audit = self.caller_event(caller, Event::LeaseReleased);
         let audit = audit.lease(&lease).detail(&notice);
-        self.store().record(audit).await?;
-        Ok(TakenAway {
+        let receipt = self.store().record(audit).await?;
+        let taken = TakenAway {
             lease,
             notice: Some(notice),
-        })
+        };
+        Ok((taken, receipt))
     }
 
     /// Ends one lease, as an operator.
@@ -134,7 +141,7 @@ impl Broker {
         caller: Caller,
         id: LeaseId,
         words: String,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<(TakenAway, Receipt), Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
             let lease = broker.known_lease(&id).await?;
@@ -176,10 +183,14 @@ impl Broker {
                 .store()
                 .revoke_service(&name, &suspension, audit)
                 .await;
-            let (suspension, leases) =
+            let ((suspension, leases), receipt) =
                 on_conflict(written, || Error::NotFound(Subject::Service(name.clone())))?;
             let leases = broker.take_all_away(leases, began).await;
-            Ok(ServiceRevocation { suspension, leases })
+            Ok(ServiceRevocation {
+                suspension,
+                leases,
+                receipt,
+            })
         })
         .await
     }
@@ -227,13 +238,14 @@ impl Broker {
         lease: Lease,
         cause: Cause,
         event: Event,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<(TakenAway, Receipt), Error> {
         let audit = self
             .event(by, event)
             .lease(&lease)
             .detail(&cause.to_string());
-        let revoking = self.begin_revocation(lease, cause, audit).await?;
-        self.take_away_unless_in_flight(by, revoking).await
+        let (revoking, receipt) = self.begin_revocation(lease, cause, audit).await?;
+        let taken = self.take_away_unless_in_flight(by, revoking).await?;
+        Ok((taken, receipt))
     }
 
     /// For its issuer: records that nothing is handed out, then takes away what may
@@ -245,7 +257,7 @@ impl Broker {
         cause: Cause,
         audit: AuditEvent,
     ) -> Result<TakenAway, Error> {
-        let revoking = self.begin_revocation(lease, cause, audit).await?;
+        let (revoking, _) = self.begin_revocation(lease, cause, audit).await?;
         self.take_away(by, revoking).await
     }
 
@@ -254,7 +266,7 @@ impl Broker {
         lease: Lease,
         cause: Cause,
         audit: AuditEvent,
-    ) -> Result<Lease, Error> {
+    ) -> Result<(Lease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         let revoking = lease
             .begin_revocation(cause, self.now())
@@ -265,8 +277,8 @@ impl Broker {
                 next: "nothing is left to take away".to_owned(),
             })?;
         let written = self.store().update_lease(from, &revoking, audit).await;
-        on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
-        Ok(revoking)
+        let receipt = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
+        Ok((revoking, receipt))
     }
 
     /// What is still being issued is taken away by its issuer, before it is handed out.
@@ -432,7 +444,7 @@ impl Broker {
     /// Stores `lease`, or returns what somebody else has stored who takes it away too.
     async fn replace(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
         match self.store().update_lease(from, &lease, audit).await {
-            Ok(()) => Ok(lease),
+            Ok(_) => Ok(lease),
             Err(StoreError::Conflict) => self.known_lease(&lease.binding.lease_id).await,
             Err(error) => Err(error.into()),
         }

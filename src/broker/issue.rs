@@ -10,7 +10,7 @@ use crate::{
     broker::{
         Broker, By, Error, on_conflict,
         paces::Pace,
-        ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, StoreError},
+        ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, Receipt, StoreError},
     },
     domain::{
         access::Caller,
@@ -40,6 +40,8 @@ pub struct IssuedLease {
     pub credentials: Credentials,
     /// Whether the request had been answered, or was being, before.
     pub redelivered: bool,
+    /// That it is in the log.
+    pub receipt: Receipt,
 }
 
 /// When it is worth asking again where nothing tells.
@@ -91,9 +93,10 @@ impl Broker {
         let audit = self
             .caller_event(caller, Event::LeaseRedelivered)
             .lease(&issued.lease);
-        self.store().record(audit).await?;
+        let receipt = self.store().record(audit).await?;
         Ok(IssuedLease {
             redelivered: true,
+            receipt,
             ..issued
         })
     }
@@ -183,7 +186,8 @@ impl Broker {
         let lease = Lease::request(binding, named.cloned(), now);
         let audit = self
             .caller_event(caller, Event::LeaseRequested)
-            .lease(&lease);
+            .lease(&lease)
+            .permits(grant);
         let most = self.parts.limits.live(lease.binding.kind);
         let begun = self.store().begin_lease(&lease, most, audit).await;
         match on_conflict(begun, || {
@@ -229,8 +233,7 @@ impl Broker {
         let asked = self.parts.issuer.issue(issue, &lease.binding);
         match self.in_time(&lease, asked).await {
             Ok(credentials) => {
-                let ttl = issue.get().ttl;
-                self.hand_out(caller, lease, Event::LeaseIssued, ttl, credentials)
+                self.hand_out(caller, issue, lease, Event::LeaseIssued, credentials)
                     .await
             }
             Err(failure) => self.give_up(caller, lease, failure).await,
@@ -259,9 +262,9 @@ impl Broker {
     pub(super) async fn hand_out(
         &self,
         caller: &Caller,
+        issue: &Authorized<Issue>,
         lease: Lease,
         event: Event,
-        ttl: Duration,
         credentials: Credentials,
     ) -> Result<IssuedLease, Error> {
         let at = self.now();
@@ -273,7 +276,7 @@ impl Broker {
             expires_at: credentials
                 .expires_at
                 .max(before)
-                .unwrap_or_else(|| at.saturating_add(ttl).unwrap_or(at)),
+                .unwrap_or_else(|| at.saturating_add(issue.get().ttl).unwrap_or(at)),
         };
         let active = lease
             .clone()
@@ -282,21 +285,24 @@ impl Broker {
         let audit = self
             .caller_event(caller, event)
             .lease(&active)
+            .permits(&issue.get().grant)
             .aws_request(credentials.aws_request_id.as_deref());
         let audit = told_of_acceptance(audit, &credentials);
         let written = self
             .store()
             .update_lease(lease.revision, &active, audit)
             .await;
-        if let Err(error) = written {
-            return Err(self.withhold(lease, error).await);
-        }
+        let receipt = match written {
+            Ok(receipt) => receipt,
+            Err(error) => return Err(self.withhold(lease, error).await),
+        };
         let kind = active.binding.kind.as_str();
         counter!("credbroker_leases_issued_total", "kind" => kind).increment(1);
         Ok(IssuedLease {
             lease: active,
             credentials,
             redelivered: event == Event::LeaseRedelivered,
+            receipt,
         })
     }
 
@@ -412,7 +418,7 @@ impl Broker {
             .abandon(reason.to_owned(), self.now())
             .map_err(|e| Error::Internal(e.to_string()))?;
         let written = self.store().update_lease(from, &ended, audit).await;
-        on_conflict(written, || Error::Conflict(Subject::Lease(id)))
+        on_conflict(written, || Error::Conflict(Subject::Lease(id))).map(drop)
     }
 
     /// What AWS did instead of issuing.

@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+use data_encoding::HEXLOWER;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
@@ -89,6 +90,8 @@ pub struct Parts {
 pub struct Broker {
     parts: Parts,
     started_at: jiff::Timestamp,
+    /// Tells this run from others in the log: 8 characters `[0-9a-f]`.
+    instance: String,
     sagas: TaskTracker,
     under_way: UnderWay,
     paces: Paces,
@@ -121,9 +124,12 @@ impl Broker {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         let started_at = parts.clock.now();
+        let mut instance = [0; 4];
+        parts.random.fill(&mut instance);
         Arc::new(Self {
             parts,
             started_at,
+            instance: HEXLOWER.encode(&instance),
             sagas: TaskTracker::new(),
             under_way: UnderWay::default(),
             paces: Paces::default(),
@@ -178,10 +184,11 @@ impl Broker {
     }
 
     fn event(&self, by: By<'_>, event: Event) -> AuditEvent {
-        match by {
+        let event = match by {
             By::Caller(caller) => AuditEvent::by(caller.principal(), event, self.now()),
             By::Broker => AuditEvent::by_broker(event, self.now()),
-        }
+        };
+        event.instance(&self.instance)
     }
 
     fn caller_event(&self, caller: &Caller, event: Event) -> AuditEvent {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    broker::{Broker, Error, end::no_lease, on_conflict},
+    broker::{Broker, Error, end::no_lease, on_conflict, ports::Receipt},
     domain::{
         access::Caller,
         audit::{Event, Subject},
@@ -22,6 +22,8 @@ pub struct RenewedLease {
     pub lease: Lease,
     /// The new session's; a user keeps its key.
     pub credentials: Option<Credentials>,
+    /// That it is in the log.
+    pub receipt: Receipt,
 }
 
 impl Broker {
@@ -62,13 +64,7 @@ impl Broker {
         }
         match decide_renewal(caller, request, &lease, current, self.now()) {
             Err(denial) => self.refuse(caller, grant, denial.into()).await,
-            Ok(Renewal::LivesUntil(until)) => {
-                let lease = self.prolong(caller, lease, until).await?;
-                Ok(RenewedLease {
-                    lease,
-                    credentials: None,
-                })
-            }
+            Ok(Renewal::LivesUntil(until)) => self.prolong(caller, lease, until).await,
             Ok(Renewal::NewSession(issue)) => self.new_session(caller, request, &issue).await,
         }
     }
@@ -95,6 +91,7 @@ impl Broker {
         Ok(RenewedLease {
             lease: issued.lease,
             credentials: Some(issued.credentials),
+            receipt: issued.receipt,
         })
     }
 
@@ -103,20 +100,25 @@ impl Broker {
         caller: &Caller,
         lease: Lease,
         until: Option<jiff::Timestamp>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<RenewedLease, Error> {
         let audit = self.caller_event(caller, Event::LeaseRenewed);
+        let renewed = |lease, receipt| RenewedLease {
+            lease,
+            credentials: None,
+            receipt,
+        };
         let Some(until) = until else {
-            self.store().record(audit.lease(&lease)).await?;
-            return Ok(lease);
+            let receipt = self.store().record(audit.lease(&lease)).await?;
+            return Ok(renewed(lease, receipt));
         };
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         // Its key is being replaced; that is over soon.
-        let Ok(renewed) = lease.extend(until, self.now()) else {
+        let Ok(longer) = lease.extend(until, self.now()) else {
             return Err(Error::Conflict(Subject::Lease(id)));
         };
-        let audit = audit.lease(&renewed).detail(&format!("until {until:.0}"));
-        let written = self.store().update_lease(from, &renewed, audit).await;
-        on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
-        Ok(renewed)
+        let audit = audit.lease(&longer).detail(&format!("until {until:.0}"));
+        let written = self.store().update_lease(from, &longer, audit).await;
+        let receipt = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
+        Ok(renewed(longer, receipt))
     }
 }

@@ -97,7 +97,7 @@ impl Broker {
         match self.replacement(issue, &replacing, left).await {
             Ok(credentials) => {
                 let event = Event::LeaseRedelivered;
-                self.hand_out(caller, replacing, event, left, credentials)
+                self.hand_out(caller, issue, replacing, event, credentials)
                     .await
             }
             Err(failed) => self.not_replaced(caller, replacing, key_lost, failed).await,
@@ -182,7 +182,7 @@ impl Broker {
         let audit = self.event(By::Broker, Event::LeaseKept).lease(&kept);
         let written = self.store().update_lease(from, &kept, audit).await;
         let id = || Subject::Lease(kept.binding.lease_id.clone());
-        on_conflict(written, || Error::Conflict(id()))
+        on_conflict(written, || Error::Conflict(id())).map(drop)
     }
 
     /// Removes every key of a lease's user but the recorded one, unless the lease has

@@ -8,7 +8,9 @@ use super::{
     export::{Export, Verify},
     failure::Failure,
     output::{Format, Output},
-    pages, view,
+    pages,
+    proof::Prove,
+    view,
 };
 use crate::{
     client::Client,
@@ -32,8 +34,11 @@ pub(super) enum Audit {
     Checkpoint,
     /// The whole log as plain files (C2SP tlog-tiles), gone on with where it was.
     Export(Export),
-    /// Whether an export is complete and unchanged; needs no broker. Exit status 8 tells
-    /// what is not.
+    /// The records of a lease, each in a file of its own with the proof that it is in the
+    /// log (C2SP tlog-proof): whoever has the log's key can check it.
+    Prove(Prove),
+    /// Whether an export is complete and unchanged, or a proof holds; needs no broker. Exit
+    /// status 8 tells what is not.
     Verify(Verify),
 }
 
@@ -79,6 +84,7 @@ impl Audit {
             }
             Self::Query(query) => query.run(client, out).await,
             Self::Export(export) => export.run(client, out).await,
+            Self::Prove(prove) => prove.run(client, out).await,
             Self::Verify(verify) => verify.run(out),
             Self::Checkpoint => {
                 let mut audit = client.audit();

@@ -8,10 +8,10 @@ use std::{
 
 use clap::Args;
 
-use super::{failure::Failure, output::Output};
+use super::{failure::Failure, output::Output, proof};
 use crate::{
     audit::{
-        checkpoint::Checkpoint,
+        checkpoint::{Checkpoint, Receipt},
         leaf,
         note::{self, Verifier},
         tile::{self, Tile, Tiles, WIDTH},
@@ -33,12 +33,16 @@ pub(super) struct Export {
 
 #[derive(Args, Debug)]
 pub(super) struct Verify {
-    /// An export, or a copy of one.
-    dir: PathBuf,
+    /// An export or a copy of one, or a file that `audit prove` wrote.
+    path: PathBuf,
     /// The log's key, as `audit checkpoint -o json` told it; the copy's own if not given,
-    /// which shows that the copy is of one piece, not whose it is.
+    /// which shows that the copy is of one piece, not whose it is. A proof needs it.
     #[arg(long)]
     key: Option<Verifier>,
+    /// What `issue` or `revoke` answered, SEQ:SIZE:ROOT: the copy must hold it. May be
+    /// given several times.
+    #[arg(long, value_name = "RECEIPT")]
+    receipt: Vec<Receipt>,
     /// A checkpoint from earlier: the copy must go on from it.
     #[arg(long, value_name = "FILE")]
     since: Option<PathBuf>,
@@ -142,19 +146,21 @@ impl Export {
 
 impl Verify {
     pub(super) fn run(self, out: &mut Output) -> Result<(), Failure> {
-        let note = text(&self.dir.join(CHECKPOINT))?;
+        if self.path.is_file() {
+            let key = self.key.as_ref().ok_or_else(|| {
+                Failure::usage("a proof is checked with the log's key: give --key")
+            })?;
+            return proof::verify(&text(&self.path)?, key, out);
+        }
+        let note = text(&self.path.join(CHECKPOINT))?;
         let key = match &self.key {
             Some(key) => key.clone(),
-            None => text(&self.dir.join(KEY))?
+            None => text(&self.path.join(KEY))?
                 .parse()
                 .map_err(|error| Failure::verification(format!("{KEY}: {error}")))?,
         };
         let checkpoint = opened(&note, &key)?;
-        let since = match &self.since {
-            None => None,
-            Some(path) => Some(opened(&text(path)?, &key)?),
-        };
-        let copy = self.read_all(&checkpoint, since.as_ref())?;
+        let copy = self.read_all(&checkpoint, &self.known(&key)?)?;
         if copy.tree.edge.root() != checkpoint.root {
             let what = match copy.suspect {
                 Some(number) => format!("changed: record {number}"),
@@ -170,16 +176,30 @@ impl Verify {
         Ok(out.line(&format!("{size} records, as signed by {}", key.name()))?)
     }
 
+    /// What the copy must go on from.
+    fn known(&self, key: &Verifier) -> Result<Vec<Known>, Failure> {
+        let mut known = Vec::new();
+        if let Some(path) = &self.since {
+            let Checkpoint { size, root, .. } = opened(&text(path)?, key)?;
+            let what = "the earlier checkpoint".to_owned();
+            known.push(Known { size, root, what });
+        }
+        for Receipt { seq, size, root } in self.receipt.iter().copied() {
+            let what = format!("the receipt of record {seq}");
+            known.push(Known { size, root, what });
+        }
+        Ok(known)
+    }
+
     /// The tree over the copy's records, each looked at.
-    fn read_all(&self, head: &Checkpoint, since: Option<&Checkpoint>) -> Result<Copy, Failure> {
-        if since.is_some_and(|since| since.size > head.size) {
-            return Err(Failure::verification(
-                "truncated: the copy ends before the earlier checkpoint",
-            ));
+    fn read_all(&self, head: &Checkpoint, known: &[Known]) -> Result<Copy, Failure> {
+        if let Some(later) = known.iter().find(|known| known.size > head.size) {
+            let what = format!("truncated: the copy ends before {}", later.what);
+            return Err(Failure::verification(what));
         }
         let mut copy = Copy::default();
         for index in 0..head.size.div_ceil(WIDTH) {
-            let bytes = read(&self.dir.join(tile::bundle_path(index, head.size)))?;
+            let bytes = read(&self.path.join(tile::bundle_path(index, head.size)))?;
             let number = copy.tree.edge.size() + 1;
             let absent = if index + 1 == head.size.div_ceil(WIDTH) {
                 truncated
@@ -189,8 +209,8 @@ impl Verify {
             let bytes = bytes.ok_or_else(|| absent(number))?;
             let entries = entries(&bytes).ok_or_else(|| changed(number))?;
             let tile = Tile { level: 0, index };
-            let hashes = read(&self.dir.join(tile.path(head.size)))?.unwrap_or_default();
-            copy.take(&entries, hashes.as_chunks().0, since)?;
+            let hashes = read(&self.path.join(tile.path(head.size)))?.unwrap_or_default();
+            copy.take(&entries, hashes.as_chunks().0, known)?;
             let width = usize::try_from(tile.width(head.size)).unwrap_or(usize::MAX);
             let number = copy.tree.edge.size() + 1;
             match entries.len() {
@@ -205,13 +225,20 @@ impl Verify {
     fn compare_tiles(&self, tree: &Growing, size: u64) -> Result<(), Failure> {
         for (tile, hashes) in &tree.tiles {
             let name = tile.path(size);
-            let bytes = read(&self.dir.join(&name))?;
+            let bytes = read(&self.path.join(&name))?;
             if bytes.as_deref() != Some(hashes.as_flattened()) {
                 return Err(Failure::verification(format!("changed: {name}")));
             }
         }
         Ok(())
     }
+}
+
+/// What is known of the log from elsewhere: that its first records had this root.
+struct Known {
+    size: u64,
+    root: Hash,
+    what: String,
 }
 
 /// What has been read of a copy.
@@ -224,12 +251,7 @@ struct Copy {
 
 impl Copy {
     /// The entries of the next bundle, with the hashes that their tile tells.
-    fn take(
-        &mut self,
-        entries: &[&[u8]],
-        hashes: &[Hash],
-        since: Option<&Checkpoint>,
-    ) -> Result<(), Failure> {
+    fn take(&mut self, entries: &[&[u8]], hashes: &[Hash], known: &[Known]) -> Result<(), Failure> {
         let told = |entry: &&[u8]| leaf::decode(entry).ok().map(|record| record.seq);
         let numbers: Vec<Option<u64>> = entries.iter().map(told).collect();
         for (at, entry) in entries.iter().enumerate() {
@@ -247,11 +269,11 @@ impl Copy {
                 self.suspect.get_or_insert(number);
             }
             self.tree.push(entry);
-            let same_size = since.filter(|since| since.size == number);
-            if same_size.is_some_and(|since| since.root != self.tree.edge.root()) {
-                return Err(Failure::verification(
-                    "split view: the copy is another log than the earlier checkpoint's",
-                ));
+            let mut same_size = known.iter().filter(|known| known.size == number);
+            let root = || self.tree.edge.root();
+            if let Some(other) = same_size.find(|known| known.root != root()) {
+                let what = format!("split view: the copy is another log than {}", other.what);
+                return Err(Failure::verification(what));
             }
         }
         Ok(())
@@ -308,6 +330,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
     }
 }
 
-fn unusable(path: &Path, error: &io::Error) -> Failure {
+pub(super) fn unusable(path: &Path, error: &io::Error) -> Failure {
     Failure::unexpected(format!("{}: {error}", path.display()))
 }

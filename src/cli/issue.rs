@@ -70,7 +70,7 @@ impl Release {
             .await?
             .into_inner();
         let lease = view::Lease::from(released.lease.unwrap_or_default());
-        Ok(out.show(&lease.with_notice(released.notice))?)
+        Ok(out.show(&lease.taken_away(released.notice, released.receipt))?)
     }
 }
 
@@ -122,6 +122,7 @@ mod tests {
             expiration: Some("2026-01-01T00:00:00Z".to_owned()),
             usable_after_seconds: None,
             redelivered: false,
+            receipt: None,
         }
     }
 

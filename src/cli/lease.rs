@@ -120,7 +120,7 @@ impl Lease {
                     .await?
                     .into_inner();
                 let lease = view::Lease::from(done.lease.unwrap_or_default());
-                Ok(out.show(&lease.with_notice(done.notice))?)
+                Ok(out.show(&lease.taken_away(done.notice, done.receipt))?)
             }
         }
     }

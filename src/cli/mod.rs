@@ -13,6 +13,7 @@ mod operator;
 mod output;
 mod pages;
 mod policy;
+mod proof;
 mod revoke;
 mod service;
 mod status;

@@ -30,15 +30,20 @@ impl Revoke {
             .await?
             .into_inner();
         let (service, confirmed) = (answer.service.clone(), answer.confirmed);
+        let revocation = Revocation::from(answer);
         if out.format() == Format::Json {
-            out.show(&Revocation::from(answer))?;
+            out.show(&revocation)?;
         } else {
+            let leases = &revocation.leases;
             out.line(&format!(
                 "{service} is suspended; live leases: {}",
-                answer.leases.len()
+                leases.len()
             ))?;
-            for lease in answer.leases.into_iter().map(RevokedLease::from) {
-                out.line(&line(&lease))?;
+            for lease in leases {
+                out.line(&line(lease))?;
+            }
+            if let Some(receipt) = &revocation.receipt {
+                out.line(&format!("receipt  {receipt}"))?;
             }
         }
         if !confirmed {

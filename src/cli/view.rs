@@ -7,7 +7,7 @@ use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::proto;
+use crate::{audit::checkpoint::Receipt, proto};
 
 /// RFC 3339 in UTC, to the millisecond.
 pub(super) fn time(time: Option<&ProtoTimestamp>) -> Option<String> {
@@ -257,11 +257,22 @@ pub(super) struct Lease {
     request_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<String>,
+}
+
+/// `SEQ:SIZE:ROOT`, as `audit verify --receipt` takes it.
+fn receipt(receipt: Option<proto::Receipt>) -> Option<String> {
+    let proto::Receipt { seq, size, root } = receipt?;
+    let root = root.try_into().ok()?;
+    Some(Receipt { seq, size, root }.to_string())
 }
 
 impl Lease {
-    pub(super) fn with_notice(self, notice: String) -> Self {
+    /// As its end is answered.
+    pub(super) fn taken_away(self, notice: String, attested: Option<proto::Receipt>) -> Self {
         Self {
+            receipt: receipt(attested),
             notice: (!notice.is_empty()).then_some(notice),
             ..self
         }
@@ -287,6 +298,7 @@ impl From<proto::Lease> for Lease {
             renews_lease_id: lease.renews_lease_id,
             request_id: lease.request_id,
             notice: None,
+            receipt: None,
         }
     }
 }
@@ -305,6 +317,8 @@ pub(super) struct Credentials {
     /// How long AWS took to accept a new key.
     pub(super) usable_after_seconds: Option<f64>,
     pub(super) redelivered: bool,
+    /// That it is in the audit log.
+    pub(super) receipt: Option<String>,
 }
 
 /// `audit checkpoint -o json`.
@@ -367,6 +381,7 @@ pub(super) struct Renewal {
     secret_access_key: Option<String>,
     session_token: Option<String>,
     expiration: Option<String>,
+    receipt: Option<String>,
 }
 
 impl From<proto::RenewLeaseResponse> for Renewal {
@@ -382,6 +397,7 @@ impl From<proto::RenewLeaseResponse> for Renewal {
             secret_access_key: renewed.secret_access_key,
             session_token: renewed.session_token,
             expiration: time(renewed.expiration.as_ref()),
+            receipt: receipt(renewed.receipt),
         }
     }
 }
@@ -400,6 +416,7 @@ impl From<proto::IssueCredentialsResponse> for Credentials {
             expiration: time(issued.expiration.as_ref()),
             usable_after_seconds: issued.usable_after.as_ref().map(fractional),
             redelivered: issued.redelivered,
+            receipt: receipt(issued.receipt),
         }
     }
 }
@@ -414,8 +431,9 @@ fn fractional(duration: &ProtoDuration) -> f64 {
 pub(super) struct Revocation {
     service: String,
     suspended_at: Option<String>,
-    leases: Vec<RevokedLease>,
+    pub(super) leases: Vec<RevokedLease>,
     confirmed: bool,
+    pub(super) receipt: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -438,6 +456,7 @@ impl From<proto::RevokeServiceResponse> for Revocation {
                 .map(RevokedLease::from)
                 .collect(),
             confirmed: revocation.confirmed,
+            receipt: receipt(revocation.receipt),
         }
     }
 }
@@ -472,6 +491,32 @@ pub(super) struct AuditRecord {
     aws_request_id: Option<String>,
     reason: Option<String>,
     detail: Option<String>,
+    instance: Option<String>,
+    request_id: Option<String>,
+    kind: Option<String>,
+    aws_name: Option<String>,
+    expires_at: Option<String>,
+    permissions: Option<Permissions>,
+    late: bool,
+}
+
+#[derive(Serialize)]
+struct Permissions {
+    policy: Option<String>,
+    policy_sha256: Option<String>,
+    managed_policy_arns: Vec<String>,
+    role_arn: Option<String>,
+}
+
+impl From<proto::Permissions> for Permissions {
+    fn from(permissions: proto::Permissions) -> Self {
+        Self {
+            policy: permissions.policy,
+            policy_sha256: permissions.policy_sha256,
+            managed_policy_arns: permissions.managed_policy_arns,
+            role_arn: permissions.role_arn,
+        }
+    }
 }
 
 impl From<proto::AuditRecord> for AuditRecord {
@@ -493,6 +538,13 @@ impl From<proto::AuditRecord> for AuditRecord {
             aws_request_id: record.aws_request_id,
             reason: record.reason,
             detail: record.detail,
+            instance: record.instance,
+            request_id: record.request_id,
+            kind: record.kind,
+            aws_name: record.aws_name,
+            expires_at: time(record.expires_at.as_ref()),
+            permissions: record.permissions.map(Permissions::from),
+            late: record.late,
         }
     }
 }

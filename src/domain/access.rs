@@ -35,6 +35,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.AuditService/ExportEntries", READ_AUDIT),
     ("credbroker.v1.AuditService/GetCheckpoint", READ_AUDIT),
     ("credbroker.v1.AuditService/ListAuditRecords", READ_AUDIT),
+    ("credbroker.v1.AuditService/ProveLease", READ_AUDIT),
     ("credbroker.v1.AuditService/TailAuditRecords", READ_AUDIT),
     (
         "credbroker.v1.CredentialService/IssueCredentials",
@@ -191,7 +192,7 @@ mod tests {
             methods.map(|(m, _)| *m).collect::<Vec<_>>()
         };
         let changes = |m: &&str| {
-            !["/Export", "/Get", "/List", "/Tail", "/Render"]
+            !["/Export", "/Get", "/List", "/Prove", "/Tail", "/Render"]
                 .iter()
                 .any(|v| m.contains(v))
         };

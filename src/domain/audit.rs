@@ -3,13 +3,16 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
 use crate::domain::{
-    grant::Grant,
+    grant::{Grant, InlinePolicy, Kind, KindSpec},
     lease::Lease,
     name::{GrantName, LeaseId, Name},
     principal::{Identity, Origin, Principal},
+    request::RequestId,
     token::TokenId,
 };
 
@@ -252,6 +255,47 @@ impl fmt::Display for Subject {
     }
 }
 
+/// What credentials may do, as the log tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    /// The catalogue entry that the inline policy was made from, or `inline`; `None`
+    /// without one.
+    pub policy: Option<String>,
+    /// SHA-256, in lower-case hexadecimal, of the inline policy as it is sent to AWS.
+    pub policy_sha256: Option<String>,
+    /// Managed policies.
+    pub managed_policies: Vec<String>,
+    /// The role that is assumed.
+    pub role: Option<String>,
+}
+
+impl Permissions {
+    /// What credentials of this grant may do.
+    #[must_use]
+    pub fn of(grant: &Grant) -> Self {
+        let spec = &grant.spec;
+        let template = |inline: &InlinePolicy| {
+            let template = inline.template.as_ref();
+            template.map_or_else(|| "inline".to_owned(), |used| used.name.clone())
+        };
+        let sent = spec.effective_policy();
+        Self {
+            policy: spec.policy.as_ref().map(template),
+            policy_sha256: sent
+                .map(|sent| HEXLOWER.encode(digest(&SHA256, sent.to_string().as_bytes()).as_ref())),
+            managed_policies: spec
+                .managed_policies
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            role: match &spec.kind {
+                KindSpec::AssumeRole { role_arn, .. } => Some(role_arn.to_string()),
+                _ => None,
+            },
+        }
+    }
+}
+
 /// One thing that happened, not yet in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {
@@ -285,6 +329,20 @@ pub struct AuditEvent {
     pub reason: Option<String>,
     /// More, in words, up to [`DETAIL_MAX`] characters.
     pub detail: Option<String>,
+    /// Which run of the broker wrote it.
+    pub instance: Option<String>,
+    /// The id that the caller gave the request that the lease answers.
+    pub request_id: Option<RequestId>,
+    /// How the lease's credentials are made.
+    pub kind: Option<Kind>,
+    /// Role session name, federated user name or IAM user name.
+    pub aws_name: Option<String>,
+    /// When the credentials end.
+    pub expires_at: Option<Timestamp>,
+    /// What they may do.
+    pub permissions: Option<Permissions>,
+    /// Written when the store took records again, not at its time.
+    pub late: bool,
 }
 
 /// A record as it stands in the log.
@@ -317,6 +375,13 @@ impl AuditEvent {
             aws_request_id: None,
             reason: None,
             detail: None,
+            instance: None,
+            request_id: None,
+            kind: None,
+            aws_name: None,
+            expires_at: None,
+            permissions: None,
+            late: false,
         }
     }
 
@@ -414,24 +479,47 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this version of a grant, and its service.
+    /// Concerns this version of a grant, with what it permits, and its service.
     #[must_use]
     pub fn grant(self, grant: &Grant) -> Self {
         Self {
             grant_version: Some(grant.version),
-            ..self.grant_name(&grant.name)
+            kind: Some(grant.spec.kind()),
+            ..self.grant_name(&grant.name).permits(grant)
+        }
+    }
+
+    /// Concerns credentials that may do what this grant permits.
+    #[must_use]
+    pub fn permits(self, grant: &Grant) -> Self {
+        Self {
+            permissions: Some(Permissions::of(grant)),
+            ..self
         }
     }
 
     /// Concerns this lease, and its grant and service.
     #[must_use]
     pub fn lease(self, lease: &Lease) -> Self {
-        let binding = &lease.binding;
+        let (binding, issued) = (&lease.binding, lease.issued());
         Self {
             grant_version: Some(binding.grant_version),
             lease_id: Some(binding.lease_id.clone()),
-            access_key_id: lease.issued().map(|issued| issued.access_key_id.clone()),
+            access_key_id: issued.map(|issued| issued.access_key_id.clone()),
+            request_id: lease.request.as_ref().map(|named| named.id.clone()),
+            kind: Some(binding.kind),
+            aws_name: Some(binding.aws_name.clone()),
+            expires_at: issued.map(|issued| issued.expires_at),
             ..self.grant_name(&binding.grant)
+        }
+    }
+
+    /// Written by this run of the broker.
+    #[must_use]
+    pub fn instance(self, instance: &str) -> Self {
+        Self {
+            instance: Some(instance.to_owned()),
+            ..self
         }
     }
 

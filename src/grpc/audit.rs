@@ -8,7 +8,8 @@ use tonic::{
 
 use super::{
     Api,
-    convert::{next_page, parse_audit_filter, parse_page, to_record},
+    convert::{next_page, parse, parse_page},
+    records::{parse_audit_filter, to_checkpoint, to_proof, to_record},
     status::status,
 };
 use crate::{
@@ -19,8 +20,8 @@ use crate::{
     domain::{access::Caller, grant::check::Violation},
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
-        ListAuditRecordsRequest, ListAuditRecordsResponse, TailAuditRecordsRequest,
-        audit_service_server::AuditService,
+        ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,
+        TailAuditRecordsRequest, audit_service_server::AuditService,
     },
 };
 
@@ -56,10 +57,21 @@ impl AuditService for Api {
         request: Request<GetCheckpointRequest>,
     ) -> Result<Response<Checkpoint>, Status> {
         self.call(request, async |broker, caller, _| {
-            let signed = broker.checkpoint(&caller).await?;
-            Ok(Checkpoint {
-                note: signed.note,
-                verifier_key: signed.verifier,
+            Ok(to_checkpoint(broker.checkpoint(&caller).await?))
+        })
+        .await
+    }
+
+    async fn prove_lease(
+        &self,
+        request: Request<ProveLeaseRequest>,
+    ) -> Result<Response<ProveLeaseResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let lease = parse("lease_id", &message.lease_id)?;
+            let (signed, proofs) = broker.prove(&caller, &lease).await?;
+            Ok(ProveLeaseResponse {
+                checkpoint: Some(to_checkpoint(signed)),
+                proofs: proofs.into_iter().map(to_proof).collect(),
             })
         })
         .await

@@ -7,20 +7,16 @@ use jiff::Timestamp;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
 use crate::{
-    broker::{
-        Error,
-        ports::{AuditFilter, Page},
-    },
+    broker::{Error, ports::Page},
     domain::{
         arn::Partition,
-        audit::{Actor, AuditRecord, Event, Outcome},
         catalogue,
         duration::HOUR,
         grant::{
             Grant, GrantSpec, InlinePolicy, Kind, KindSpec, Tag, TemplateUse, check::Violation,
         },
         lease::{Lease, LeaseState},
-        name::{GrantName, LeaseId, Name},
+        name::GrantName,
         operator::{Operator, Role},
         policy::Document,
         service::ServiceOverview,
@@ -285,59 +281,6 @@ fn tag(tag: proto::Tag) -> Tag {
     }
 }
 
-/// The filter of an audit query. A value that no record can have is a mistake, not an
-/// empty answer.
-pub(super) fn parse_audit_filter(
-    asked: &proto::ListAuditRecordsRequest,
-) -> Result<AuditFilter, Error> {
-    fn known<T: FromStr>(
-        fields: &mut Fields,
-        field: &str,
-        text: &str,
-        like: &str,
-    ) -> Option<String> {
-        if !text.is_empty() && text.parse::<T>().is_err() {
-            fields.wrong(field, format!("no record has this: write it like {like}"));
-        }
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-    let mut fields = Fields::default();
-    let filter = AuditFilter {
-        service: known::<Name>(&mut fields, "service", &asked.service, "payments-api"),
-        grant: known::<GrantName>(&mut fields, "grant", &asked.grant, "payments-api/uploads"),
-        lease_id: known::<LeaseId>(
-            &mut fields,
-            "lease_id",
-            &asked.lease_id,
-            "an id of `credbroker lease list`",
-        ),
-        access_key_id: known::<String>(&mut fields, "access_key_id", &asked.access_key_id, ""),
-        actor: known::<Actor>(
-            &mut fields,
-            "actor",
-            &asked.actor,
-            "operator:ann, service:payments-api, broker or unknown",
-        ),
-        event: known::<Event>(&mut fields, "event", &asked.event, &Event::NAMES.join(", ")),
-        outcome: known::<Outcome>(
-            &mut fields,
-            "outcome",
-            &asked.outcome,
-            "success, denied or failure",
-        ),
-        since: parse_time("since", asked.since.as_ref())?,
-        until: parse_time("until", asked.until.as_ref())?,
-    };
-    if filter
-        .since
-        .zip(filter.until)
-        .is_some_and(|(since, until)| since >= until)
-    {
-        fields.wrong("until", "it is not after since");
-    }
-    fields.done(Some(filter))
-}
-
 pub(super) fn parse_role(role: i32) -> Result<Role, Error> {
     match proto::Role::try_from(role) {
         Ok(proto::Role::Viewer) => Ok(Role::Viewer),
@@ -553,27 +496,5 @@ pub(super) fn to_operator(operator: &Operator) -> proto::Operator {
         role: role.into(),
         token_id: operator.token_id.to_string(),
         created_at: Some(to_time(operator.created_at)),
-    }
-}
-
-pub(super) fn to_record(record: &AuditRecord) -> proto::AuditRecord {
-    let event = &record.event;
-    proto::AuditRecord {
-        seq: record.seq,
-        time: Some(to_time(event.time)),
-        event: event.event.as_str().to_owned(),
-        outcome: event.outcome.as_str().to_owned(),
-        actor: event.actor.to_string(),
-        token_id: event.token_id.as_ref().map(ToString::to_string),
-        peer: event.peer.map(|peer| peer.to_string()),
-        method: event.method.clone(),
-        service: event.service.as_ref().map(ToString::to_string),
-        grant: event.grant.as_ref().map(ToString::to_string),
-        grant_version: event.grant_version,
-        lease_id: event.lease_id.as_ref().map(ToString::to_string),
-        access_key_id: event.access_key_id.clone(),
-        aws_request_id: event.aws_request_id.clone(),
-        reason: event.reason.clone(),
-        detail: event.detail.clone(),
     }
 }

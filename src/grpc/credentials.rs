@@ -4,6 +4,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{Fields, parse, parse_optional, parse_ttl, to_duration, to_lease, to_time},
+    records::to_receipt,
 };
 use crate::{
     broker::Error,
@@ -50,6 +51,7 @@ impl CredentialService for Api {
                     .map(to_time),
                 redelivered: issued.redelivered,
                 usable_after: credentials.usable_after.map(to_duration),
+                receipt: Some(to_receipt(&issued.receipt)),
             })
         })
         .await
@@ -76,6 +78,7 @@ impl CredentialService for Api {
                     .lease
                     .issued()
                     .map(|issued| to_time(issued.expires_at)),
+                receipt: Some(to_receipt(&renewed.receipt)),
             })
         })
         .await
@@ -86,12 +89,13 @@ impl CredentialService for Api {
         request: Request<ReleaseLeaseRequest>,
     ) -> Result<Response<ReleaseLeaseResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let taken = broker
+            let (taken, receipt) = broker
                 .release(caller, parse("lease_id", &message.lease_id)?)
                 .await?;
             Ok(ReleaseLeaseResponse {
                 lease: Some(to_lease(&taken.lease)),
                 notice: taken.notice.unwrap_or_default(),
+                receipt: Some(to_receipt(&receipt)),
             })
         })
         .await

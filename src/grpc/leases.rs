@@ -3,6 +3,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{next_page, parse, parse_optional, parse_page, parse_reason, parse_state, to_lease},
+    records::to_receipt,
 };
 use crate::{
     broker::ports::LeaseFilter,
@@ -56,12 +57,13 @@ impl LeaseService for Api {
     ) -> Result<Response<RevokeLeaseResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let reason = parse_reason(&message.reason)?;
-            let taken = broker
+            let (taken, receipt) = broker
                 .revoke_lease(caller, parse("lease_id", &message.lease_id)?, reason)
                 .await?;
             Ok(RevokeLeaseResponse {
                 lease: Some(to_lease(&taken.lease)),
                 notice: taken.notice.unwrap_or_default(),
+                receipt: Some(to_receipt(&receipt)),
             })
         })
         .await

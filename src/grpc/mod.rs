@@ -8,6 +8,7 @@ mod credentials;
 pub mod gate;
 mod grants;
 mod leases;
+mod records;
 mod registry;
 mod revocation;
 pub mod status;

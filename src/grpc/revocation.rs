@@ -3,6 +3,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{parse, parse_reason, to_kind, to_state, to_time},
+    records::to_receipt,
 };
 use crate::{
     broker,
@@ -29,6 +30,7 @@ impl RevocationService for Api {
                 service: service.to_string(),
                 suspended_at: Some(to_time(revocation.suspension.at)),
                 confirmed: revocation.confirmed(),
+                receipt: Some(to_receipt(&revocation.receipt)),
                 leases: revocation.leases.iter().map(to_revoked).collect(),
             })
         })

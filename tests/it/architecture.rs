@@ -106,7 +106,7 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "grpc",
-        &["broker", "authn", "domain", "proto"],
+        &["audit", "broker", "authn", "domain", "proto"],
         &[
             "axum",
             "jiff",
@@ -401,7 +401,7 @@ fn a_commit_is_asked_to_be_on_disk_when_it_returns() {
     // The pragma belongs to the broker's own connection: nobody outside can ask for it.
     let store = include_str!(concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/src/store/sqlite/mod.rs"
+        "/src/store/sqlite/open.rs"
     ));
     assert!(store.contains(".synchronous(SqliteSynchronous::Full)"));
     assert!(store.contains(".foreign_keys(true)"));

@@ -3,11 +3,13 @@
 
 mod checkpoints;
 mod export;
+mod proofs;
 mod query;
 mod secrets;
 
 use std::{collections::BTreeSet, process::Stdio, sync::Arc};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use credbroker::{
     broker::ports::Store,
     domain::{
@@ -16,6 +18,7 @@ use credbroker::{
     },
     store::sqlite::SqliteStore,
 };
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
@@ -35,6 +38,7 @@ struct Script<'a> {
     account: &'a Account,
     broker: &'a Broker,
     called: Vec<String>,
+    lease: String,
 }
 
 impl Script<'_> {
@@ -136,6 +140,7 @@ impl Script<'_> {
         )
         .await;
         let id = lease(self).await;
+        self.lease.clone_from(&id);
         self.admin("LeaseService/RevokeLease", &["lease", "revoke", &id])
             .await;
         lease(self).await;
@@ -191,6 +196,9 @@ impl Script<'_> {
             .await;
         self.admin("AuditService/GetCheckpoint", &["audit", "checkpoint"])
             .await;
+        let lease = self.lease.clone();
+        let prove = ["audit", "prove", &lease, &export];
+        self.admin("AuditService/ProveLease", &prove).await;
         self.admin("AuditService/TailAuditRecords", &["audit", "tail"])
             .await;
     }
@@ -217,6 +225,7 @@ async fn every_rpc_leaves_a_record_when_it_succeeds() {
         account: &account,
         broker: &broker,
         called: Vec::new(),
+        lease: String::new(),
     };
     let token = script.registry().await;
     script.grants().await;
@@ -386,12 +395,17 @@ async fn a_lease_is_followed_from_request_to_end() {
     broker
         .grant("pay/work", &["--kind", "iam_user"], &policy())
         .await;
-    let issued = broker.issue(&service, "work").await;
+    let request = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
+    let issue = ["issue", "work", "--request-id", request, "-o", "json"];
+    let issued = broker.run_as(Some(&service), &issue).await.ok().json();
     let lease = issued["lease_id"].as_str().unwrap();
     broker
         .run_as(Some(&service), &["release", lease])
         .await
         .ok();
+    let grant = broker.json(&["grant", "show", "pay/work"]).await;
+    let sent = grant["effective_policy"].to_string();
+    let sent = HEXLOWER.encode(digest(&SHA256, sent.as_bytes()).as_ref());
     let records = broker.json(&["audit", "query", "--lease", lease]).await;
     let records = records.as_array().unwrap();
     let events: Vec<_> = records
@@ -412,7 +426,19 @@ async fn a_lease_is_followed_from_request_to_end() {
         assert_eq!(record["grant_version"], 1);
         assert_eq!(record["token_id"], json!(service[4..20]));
         assert!(record["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert_eq!(record["request_id"], request);
+        assert_eq!(record["kind"], "iam_user");
+        assert_eq!(record["aws_name"], json!(format!("pay.{lease}")));
+        assert_eq!(record["instance"].as_str().unwrap().len(), 8);
+        assert_eq!(record["late"], false);
     }
+    for record in &records[..2] {
+        let permissions = json!({
+            "policy": "inline", "policy_sha256": sent, "managed_policy_arns": [], "role_arn": null
+        });
+        assert_eq!(record["permissions"], permissions);
+    }
+    assert_eq!(records[1]["expires_at"], issued["expiration"]);
     assert_eq!(records[0]["access_key_id"], Value::Null);
     assert_eq!(records[1]["access_key_id"], issued["access_key_id"]);
     assert!(records[1]["aws_request_id"].is_string());

@@ -199,7 +199,8 @@ async fn begin_of(store: &dyn Store, lease: &Lease, most: u64) -> Result<Begun, 
 /// Stores `to` in the place of `from`.
 async fn update(store: &dyn Store, from: &Lease, to: &Lease) -> Result<(), StoreError> {
     let event = audit(Event::LeaseIssued).lease(to);
-    store.update_lease(from.revision, to, event).await
+    let updated = store.update_lease(from.revision, to, event).await;
+    updated.map(drop)
 }
 
 async fn pending(store: &dyn Store, grant: &Grant, second: i64) -> Lease {

@@ -5,7 +5,7 @@
 
 pub mod check;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,17 @@ impl Kind {
             Self::IamUser => (1, 90 * 86_400),
         };
         (Duration::from_secs(shortest), Duration::from_secs(longest))
+    }
+}
+
+impl FromStr for Kind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::AssumeRole, Self::FederationToken, Self::IamUser]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or(())
     }
 }
 

@@ -277,10 +277,7 @@ fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
 
 fn kind(row: &SqliteRow) -> Result<Kind, StoreError> {
     let text: String = column(row, "kind")?;
-    [Kind::AssumeRole, Kind::FederationToken, Kind::IamUser]
-        .into_iter()
-        .find(|kind| kind.as_str() == text)
-        .ok_or_else(|| inconsistent(TABLE, "kind"))
+    text.parse().map_err(|()| inconsistent(TABLE, "kind"))
 }
 
 fn request(row: &SqliteRow) -> Result<Option<NamedRequest>, StoreError> {

@@ -1,12 +1,14 @@
 //! The audit log: leaves, the edge of their Merkle tree, and the roots of full tiles.
 
+use std::collections::BTreeSet;
+
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::row::{exactly_one, get, inconsistent, micros, store_error, time};
+use super::row::{count, exactly_one, get, inconsistent, micros, store_error, time};
 use crate::{
     audit::{
         leaf::{self, LeafError},
-        tile::Tile,
+        tile::{Tile, Tiles, WIDTH},
         tree::{EMPTY, Edge, HASH_LENGTH, Hash, Node, leaf_hash},
     },
     broker::ports::{AuditFilter, KeptCheckpoint, LogCheck, LogKey, Page, StoreError},
@@ -224,6 +226,47 @@ pub(super) async fn leaves(
         .map_err(store_error)
 }
 
+pub(super) async fn tiles(
+    pool: &SqlitePool,
+    tiles: &BTreeSet<Tile>,
+    size: u64,
+) -> Result<Tiles, StoreError> {
+    let mut found = Tiles::new();
+    for tile in tiles {
+        let (first, width) = (tile.index * WIDTH, tile.width(size));
+        let hashes = if tile.level == 0 {
+            let leaves = leaves(pool, first, width).await?;
+            leaves.iter().map(|leaf| leaf_hash(leaf)).collect()
+        } else {
+            roots(pool, tile.level, first, width).await?
+        };
+        found.insert(*tile, hashes);
+    }
+    Ok(found)
+}
+
+async fn roots(
+    pool: &SqlitePool,
+    level: u8,
+    first: u64,
+    limit: u64,
+) -> Result<Vec<Hash>, StoreError> {
+    let hashes: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT hash FROM audit_tiles WHERE level = ? AND idx >= ? ORDER BY idx LIMIT ?",
+    )
+    .bind(level)
+    .bind(first.cast_signed())
+    .bind(limit.cast_signed())
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    let hash = |hash: Vec<u8>| {
+        hash.try_into()
+            .map_err(|_| inconsistent("audit_tiles", "hash"))
+    };
+    hashes.into_iter().map(hash).collect()
+}
+
 pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<LogKey>, StoreError> {
     let rows = sqlx::query("SELECT verifier, seed, since FROM audit_keys ORDER BY number")
         .fetch_all(pool)
@@ -251,12 +294,13 @@ pub(super) async fn add_key(tx: &mut SqliteConnection, key: &LogKey) -> Result<(
 }
 
 pub(super) async fn checkpoint(pool: &SqlitePool) -> Result<Option<KeptCheckpoint>, StoreError> {
-    let row = sqlx::query("SELECT note, anchored FROM audit_checkpoint")
+    let row = sqlx::query("SELECT size, note, anchored FROM audit_checkpoint")
         .fetch_optional(pool)
         .await
         .map_err(store_error)?;
     let kept = |row: &SqliteRow| {
         Ok(KeptCheckpoint {
+            size: count(row, "size")?,
             note: get(row, "note")?,
             anchored: get(row, "anchored")?,
         })
@@ -266,14 +310,13 @@ pub(super) async fn checkpoint(pool: &SqlitePool) -> Result<Option<KeptCheckpoin
 
 pub(super) async fn keep_checkpoint(
     tx: &mut SqliteConnection,
-    size: u64,
     kept: &KeptCheckpoint,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit_checkpoint (only, size, note, anchored) VALUES (1, ?1, ?2, ?3)
          ON CONFLICT (only) DO UPDATE SET size = ?1, note = ?2, anchored = ?3 WHERE size <= ?1",
     )
-    .bind(size.cast_signed())
+    .bind(kept.size.cast_signed())
     .bind(kept.note.as_str())
     .bind(kept.anchored)
     .execute(tx)

@@ -9,34 +9,26 @@ mod deployment;
 mod grants;
 mod leases;
 mod log;
+mod open;
 mod operators;
 mod row;
 mod services;
 mod tokens;
 mod writer;
 
-use std::{
-    fs::{File, OpenOptions, Permissions, TryLockError},
-    io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
-    path::{Path, PathBuf},
-    pin::Pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs::File, pin::Pin};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{
-    SqliteConnection, SqlitePool,
-    migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use sqlx::{SqliteConnection, SqlitePool};
 
+pub use self::open::OpenError;
 use self::writer::Writer;
 use crate::{
+    audit::tile::{Tile, Tiles},
     broker::ports::{
         AuditFilter, Begun, Counts, KeptCheckpoint, LeaseChange, LeaseFilter, LogCheck, LogHead,
-        LogKey, Page, Store, StoreError, TokenOwner,
+        LogKey, Page, Receipt, Store, StoreError, TokenOwner,
     },
     domain::{
         admin_key::AdminKey,
@@ -52,59 +44,6 @@ use crate::{
     },
 };
 
-const MIGRATIONS: [(&str, &str); 1] = [(
-    "initial",
-    include_str!("../migrations/sqlite/0001_initial.sql"),
-)];
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-const READERS: u32 = 4;
-
-/// Why the store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another broker has it.
-    #[error(
-        "another broker is using {0}; one file serves one broker: stop the other, or give this one its own store"
-    )]
-    InUse(PathBuf),
-    /// The file system refuses.
-    #[error(
-        "cannot open the store {path}: {source}; check that the directory exists and may be written"
-    )]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It holds what no broker writes.
-    #[error("the store {path} is damaged: {detail}; put a good copy in its place")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// SQLite refuses.
-    #[error("cannot open the store {path}: {source}")]
-    Database {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: sqlx::Error,
-    },
-    /// Its tables cannot be brought to this version.
-    #[error(
-        "cannot bring the store {path} to this version: {source}; was it written by another version?"
-    )]
-    Migrate {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: sqlx::migrate::MigrateError,
-    },
-}
-
 /// The embedded store.
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -116,63 +55,6 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens `path`, creating it with mode 0600 if it is not there, and brings its
-    /// tables to this version.
-    ///
-    /// # Errors
-    /// Another broker has it open, or it cannot be read or written.
-    pub async fn open(path: &Path) -> Result<Self, OpenError> {
-        let io = |source| OpenError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        private_file(path).map_err(io)?;
-        // One lock per file, by whatever name it is reached.
-        let path = &path.canonicalize().map_err(io)?;
-        let lock = lock(path)?;
-        let database = |source| OpenError::Database {
-            path: path.to_owned(),
-            source,
-        };
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
-        let writing = SqlitePoolOptions::new()
-            .max_connections(1)
-            .min_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await
-            .map_err(database)?;
-        migrator()
-            .run(&writing)
-            .await
-            .map_err(|source| OpenError::Migrate {
-                path: path.to_owned(),
-                source,
-            })?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(database)?;
-        let edge = log::stored_edge(&writing).await;
-        let edge = edge.map_err(|error| OpenError::Damaged {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        })?;
-        Ok(Self {
-            writer: Writer::start(writing.clone(), edge),
-            writing,
-            readers,
-            _lock: lock,
-        })
-    }
-
     /// Closes it in good order.
     pub async fn close(&self) {
         self.readers.close().await;
@@ -186,6 +68,16 @@ impl SqliteStore {
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut SqliteConnection) -> Doing<'c, T> + Send + 'static,
     {
+        let (value, _) = self.attested(audit, work).await?;
+        Ok(value)
+    }
+
+    /// The same, with the receipt of the record.
+    async fn attested<T, W>(&self, audit: AuditEvent, work: W) -> Result<(T, Receipt), StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Doing<'c, T> + Send + 'static,
+    {
         self.writer
             .write(move |tx| Box::pin(async move { Ok((work(tx).await?, vec![audit])) }))
             .await
@@ -195,46 +87,12 @@ impl SqliteStore {
 /// The work of a change that always has a record.
 type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'c>>;
 
-fn migrator() -> Migrator {
-    let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
-        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
-        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
-    });
-    Migrator::with_migrations(migrations.collect())
-}
-
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let io = |source| OpenError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = private_file(Path::new(&name)).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(io(source)),
-    }
-}
-
-fn private_file(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    Ok(file)
-}
-
 #[async_trait]
 impl Store for SqliteStore {
-    async fn record(&self, audit: AuditEvent) -> Result<(), StoreError> {
-        self.change(audit, |_| Box::pin(async move { Ok(()) }))
-            .await
+    async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
+        let nothing = self.attested(audit, |_| Box::pin(async move { Ok(()) }));
+        let ((), receipt) = nothing.await?;
+        Ok(receipt)
     }
 
     async fn audit(
@@ -250,11 +108,7 @@ impl Store for SqliteStore {
     }
 
     async fn log_head(&self) -> Result<LogHead, StoreError> {
-        let head = self.writer.head();
-        Ok(LogHead {
-            size: head.size(),
-            root: head.root(),
-        })
+        Ok(LogHead::of(&self.writer.head()))
     }
 
     async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError> {
@@ -263,6 +117,10 @@ impl Store for SqliteStore {
 
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         log::leaves(&self.readers, start, limit).await
+    }
+
+    async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError> {
+        log::tiles(&self.readers, tiles, size).await
     }
 
     async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError> {
@@ -281,16 +139,15 @@ impl Store for SqliteStore {
         log::checkpoint(&self.readers).await
     }
 
-    async fn keep_checkpoint(&self, size: u64, kept: &KeptCheckpoint) -> Result<(), StoreError> {
+    async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError> {
         let kept = kept.clone();
-        self.writer
-            .write(move |tx| {
-                Box::pin(async move {
-                    log::keep_checkpoint(tx, size, &kept).await?;
-                    Ok(((), Vec::new()))
-                })
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                log::keep_checkpoint(tx, &kept).await?;
+                Ok(((), Vec::new()))
             })
-            .await
+        });
+        keeping.await.map(drop)
     }
 
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {
@@ -346,9 +203,9 @@ impl Store for SqliteStore {
         name: &Name,
         suspension: &Suspension,
         audit: AuditEvent,
-    ) -> Result<(Suspension, Vec<Lease>), StoreError> {
+    ) -> Result<((Suspension, Vec<Lease>), Receipt), StoreError> {
         let (name, suspension) = (name.clone(), suspension.clone());
-        self.change(audit, move |tx| {
+        self.attested(audit, move |tx| {
             Box::pin(async move {
                 let standing = services::ensure_suspended(tx, &name, &suspension).await?;
                 let leases = leases::begin_revoking_all(tx, &name, &suspension).await?;
@@ -481,17 +338,16 @@ impl Store for SqliteStore {
         audit: AuditEvent,
     ) -> Result<Begun, StoreError> {
         let lease = lease.clone();
-        self.writer
-            .write(move |tx| {
-                Box::pin(async move {
-                    if let Some(hindrance) = leases::hindrance(tx, &lease, most).await? {
-                        return Ok((hindrance, Vec::new()));
-                    }
-                    leases::insert(tx, &lease).await?;
-                    Ok((Begun::Recorded, vec![audit]))
-                })
+        let beginning = self.writer.write(move |tx| {
+            Box::pin(async move {
+                if let Some(hindrance) = leases::hindrance(tx, &lease, most).await? {
+                    return Ok((hindrance, Vec::new()));
+                }
+                leases::insert(tx, &lease).await?;
+                Ok((Begun::Recorded, vec![audit]))
             })
-            .await
+        });
+        beginning.await.map(|(begun, _)| begun)
     }
 
     async fn update_lease(
@@ -499,31 +355,31 @@ impl Store for SqliteStore {
         from: u64,
         lease: &Lease,
         audit: AuditEvent,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Receipt, StoreError> {
         let lease = lease.clone();
-        self.change(audit, move |tx| {
+        let updating = self.attested(audit, move |tx| {
             Box::pin(async move { leases::update(tx, from, &lease).await })
-        })
-        .await
+        });
+        let ((), receipt) = updating.await?;
+        Ok(receipt)
     }
 
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
         let changes = changes.to_vec();
-        self.writer
-            .write(move |tx| {
-                Box::pin(async move {
-                    let mut done = Vec::with_capacity(changes.len());
-                    for change in changes {
-                        match leases::update(tx, change.from, &change.lease).await {
-                            Ok(()) => done.push(change.audit),
-                            Err(StoreError::Conflict) => {}
-                            Err(error) => return Err(error),
-                        }
+        let updating = self.writer.write(move |tx| {
+            Box::pin(async move {
+                let mut done = Vec::with_capacity(changes.len());
+                for change in changes {
+                    match leases::update(tx, change.from, &change.lease).await {
+                        Ok(()) => done.push(change.audit),
+                        Err(StoreError::Conflict) => {}
+                        Err(error) => return Err(error),
                     }
-                    Ok((done.len(), done))
-                })
+                }
+                Ok((done.len(), done))
             })
-            .await
+        });
+        updating.await.map(|(done, _)| done)
     }
 
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {

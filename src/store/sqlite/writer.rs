@@ -16,7 +16,11 @@ use tokio::{
 };
 
 use super::{log::Log, row::store_error};
-use crate::{audit::tree::Edge, broker::ports::StoreError, domain::audit::AuditEvent};
+use crate::{
+    audit::tree::Edge,
+    broker::ports::{LogHead, Receipt, StoreError},
+    domain::audit::AuditEvent,
+};
 
 /// Most changes in one transaction.
 const BATCH: usize = 512;
@@ -32,13 +36,13 @@ trait Change: Send {
     /// Does the work. Returns its records, or why there are none.
     async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError>;
     /// Tells whoever waits what has come of it.
-    fn tell(self: Box<Self>, committed: Result<(), StoreError>);
+    fn tell(self: Box<Self>, committed: Result<Receipt, StoreError>);
 }
 
 struct Asked<T, W> {
     work: Option<W>,
     result: Result<T, StoreError>,
-    answer: oneshot::Sender<Result<T, StoreError>>,
+    answer: oneshot::Sender<Result<(T, Receipt), StoreError>>,
 }
 
 #[async_trait]
@@ -63,9 +67,10 @@ where
         }
     }
 
-    fn tell(self: Box<Self>, committed: Result<(), StoreError>) {
+    fn tell(self: Box<Self>, committed: Result<Receipt, StoreError>) {
+        let Self { result, answer, .. } = *self;
         // Whoever asked may have gone.
-        let _ = self.answer.send(committed.and(self.result));
+        let _ = answer.send(committed.and_then(|receipt| Ok((result?, receipt))));
     }
 }
 
@@ -101,8 +106,8 @@ impl Writer {
     }
 
     /// Does `work` and makes it durable with its records. It is done even when nobody
-    /// waits for it any more.
-    pub(super) async fn write<T, W>(&self, work: W) -> Result<T, StoreError>
+    /// waits for it any more. The receipt is of the last record.
+    pub(super) async fn write<T, W>(&self, work: W) -> Result<(T, Receipt), StoreError>
     where
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
@@ -143,33 +148,49 @@ async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>, head: Head
                 Next::End => ended = true,
             }
         }
-        let committed = commit(&pool, &head, &mut batch).await;
-        for change in batch {
-            change.tell(committed.clone());
+        match commit(&pool, &head, &mut batch).await {
+            Ok(receipts) => {
+                for (change, receipt) in batch.into_iter().zip(receipts) {
+                    change.tell(Ok(receipt));
+                }
+            }
+            Err(error) => {
+                for change in batch {
+                    change.tell(Err(error.clone()));
+                }
+            }
         }
     }
 }
 
+/// Makes all that waits durable. Returns a receipt for each.
 async fn commit(
     pool: &SqlitePool,
     head: &Head,
     batch: &mut [Box<dyn Change>],
-) -> Result<(), StoreError> {
+) -> Result<Vec<Receipt>, StoreError> {
     let mut tx = Tx::begin(pool).await?;
     let edge = head.read().unwrap_or_else(PoisonError::into_inner).clone();
     let mut log = Log::new(edge);
-    let mut written = Vec::new();
+    let (mut written, mut last) = (Vec::new(), Vec::with_capacity(batch.len()));
     for change in batch {
         if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
             written.extend(records);
         }
+        last.push(log.edge.size());
     }
     log.close(&mut tx.connection).await?;
     death::may_come("before", &written);
     tx.end("COMMIT").await?;
+    let committed = LogHead::of(&log.edge);
     *head.write().unwrap_or_else(PoisonError::into_inner) = log.edge;
     death::may_come("after", &written);
-    Ok(())
+    let receipt = |seq| Receipt {
+        seq,
+        size: committed.size,
+        root: committed.root,
+    };
+    Ok(last.into_iter().map(receipt).collect())
 }
 
 /// One change in a savepoint of its own.

@@ -21,13 +21,13 @@ async fn with_records(account: &Account, count: usize) -> Broker {
         .await
 }
 
-async fn export(broker: &Broker, dir: &Path) -> String {
+pub(super) async fn export(broker: &Broker, dir: &Path) -> String {
     let args = ["audit", "export", dir.to_str().unwrap()];
     broker.run(&args).await.ok().stdout
 }
 
 /// By a client that knows no broker.
-async fn verify(dir: &Path, more: &[&str]) -> Run {
+pub(super) async fn verify(dir: &Path, more: &[&str]) -> Run {
     let args = [&["audit", "verify", dir.to_str().unwrap()], more].concat();
     Run::of(credbroker(&args), "").await
 }

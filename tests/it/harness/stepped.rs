@@ -225,15 +225,16 @@ impl Stepped {
     pub async fn release(&self, lease: &Lease) -> Result<TakenAway, Error> {
         let caller = self.service("ReleaseLease").await;
         let id = lease.binding.lease_id.clone();
-        self.broker.release(caller, id).await
+        let (taken, _) = self.broker.release(caller, id).await?;
+        Ok(taken)
     }
 
     pub async fn revoke(&self, lease: &Lease) -> Result<TakenAway, Error> {
         let caller = self.operator("LeaseService/RevokeLease").await;
         let id = lease.binding.lease_id.clone();
-        self.broker
-            .revoke_lease(caller, id, "leaked".to_owned())
-            .await
+        let revoking = self.broker.revoke_lease(caller, id, "leaked".to_owned());
+        let (taken, _) = revoking.await?;
+        Ok(taken)
     }
 
     pub async fn import(&self, key: &Key) -> Result<AdminKeyStatus, Error> {

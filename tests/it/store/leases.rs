@@ -30,10 +30,10 @@ async fn suspend(store: &dyn Store, service: &str) {
 
 async fn revoke(store: &dyn Store, service: &str, second: i64) -> (Suspension, Vec<Lease>) {
     let event = audit(Event::ServiceRevoked);
-    store
-        .revoke_service(&name(service), &suspension(second, "leaked"), event)
-        .await
-        .unwrap()
+    let (service, standing) = (name(service), suspension(second, "leaked"));
+    let revoked = store.revoke_service(&service, &standing, event);
+    let (revoked, _) = revoked.await.unwrap();
+    revoked
 }
 
 async fn stored(store: &dyn Store, lease: &Lease) -> Lease {

@@ -1,27 +1,26 @@
 //! What the use cases need from the outside, in words of the domain.
 
-use std::time::Duration;
+mod aws;
+mod log;
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::{
-    audit::tree::Hash,
-    domain::{
-        admin_key::AdminKey,
-        arn::AccountId,
-        audit::{AuditEvent, AuditRecord},
-        credential::{AccessKey, Credentials},
-        decide::{Authorized, Issue},
-        grant::Grant,
-        lease::{Binding, Lease},
-        name::{GrantName, LeaseId, Name},
-        operator::{Operator, Role},
-        request::RequestId,
-        seal::Sealed,
-        service::{Service, ServiceOverview, Suspension},
-        token::{StoredToken, TokenId},
-    },
+pub use self::{aws::*, log::*};
+use crate::audit::tile::{Tile, Tiles};
+use crate::domain::{
+    admin_key::AdminKey,
+    arn::AccountId,
+    audit::{AuditEvent, AuditRecord},
+    grant::Grant,
+    lease::Lease,
+    name::{GrantName, LeaseId, Name},
+    operator::{Operator, Role},
+    request::RequestId,
+    service::{Service, ServiceOverview, Suspension},
+    token::{StoredToken, TokenId},
 };
 
 /// Why the store did not do as told.
@@ -60,29 +59,6 @@ pub struct LeaseFilter {
     pub service: Option<Name>,
     /// In the state of this name only.
     pub state: Option<&'static str>,
-}
-
-/// Which audit records to list; `None` matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AuditFilter {
-    /// The service concerned.
-    pub service: Option<String>,
-    /// The grant concerned.
-    pub grant: Option<String>,
-    /// The lease concerned.
-    pub lease_id: Option<String>,
-    /// The access key concerned.
-    pub access_key_id: Option<String>,
-    /// Who did it.
-    pub actor: Option<String>,
-    /// What happened.
-    pub event: Option<String>,
-    /// How it went.
-    pub outcome: Option<String>,
-    /// Not before.
-    pub since: Option<Timestamp>,
-    /// Before.
-    pub until: Option<Timestamp>,
 }
 
 /// Whose token it is, as it stands now.
@@ -138,44 +114,6 @@ pub struct LeaseChange {
     pub audit: AuditEvent,
 }
 
-/// How much is in the log, and the root of the tree over it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogHead {
-    /// Records.
-    pub size: u64,
-    /// RFC 6962's Merkle tree hash.
-    pub root: Hash,
-}
-
-/// What a reading of the whole log has found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogCheck {
-    /// The root when it had as many records as was asked; `None` if it has fewer.
-    pub root: Option<Hash>,
-    /// What does not fit together, in words.
-    pub fault: Option<String>,
-}
-
-/// A checkpoint in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeptCheckpoint {
-    /// The signed note.
-    pub note: String,
-    /// Whether it, or an earlier one, is beside the store as well.
-    pub anchored: bool,
-}
-
-/// A key that signs the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogKey {
-    /// Its public half, as [`crate::audit::note::Verifier`] writes it.
-    pub verifier: String,
-    /// What it grows from, sealed.
-    pub seed: Sealed,
-    /// Since when it signs.
-    pub since: Timestamp,
-}
-
 /// Memory that outlives the process.
 ///
 /// One method is one transaction, its audit record included: both are durable when it
@@ -185,7 +123,7 @@ pub struct LogKey {
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Adds a record that belongs to no change.
-    async fn record(&self, audit: AuditEvent) -> Result<(), StoreError>;
+    async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError>;
     /// Records after the sequence number `page.after`, oldest first.
     async fn audit(
         &self,
@@ -202,6 +140,8 @@ pub trait Store: Send + Sync {
     async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError>;
     /// The bytes of the records after the first `start`, `limit` of them at most.
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// What the log holds of these tiles when it has `size` records, which it has.
+    async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError>;
     /// All keys that have signed the log, the newest last.
     async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError>;
     /// Adds a newer one. Conflict when it is known.
@@ -210,7 +150,7 @@ pub trait Store: Send + Sync {
     async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError>;
     /// Keeps a signed checkpoint, without a record: it tells of records. One that is
     /// older than the kept one changes nothing.
-    async fn keep_checkpoint(&self, size: u64, kept: &KeptCheckpoint) -> Result<(), StoreError>;
+    async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError>;
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
@@ -238,7 +178,7 @@ pub trait Store: Send + Sync {
         name: &Name,
         suspension: &Suspension,
         audit: AuditEvent,
-    ) -> Result<(Suspension, Vec<Lease>), StoreError>;
+    ) -> Result<((Suspension, Vec<Lease>), Receipt), StoreError>;
 
     /// Adds a service token. Conflict when the service is unknown or has
     /// [`crate::domain::service::TOKENS_MAX`] already.
@@ -318,7 +258,7 @@ pub trait Store: Send + Sync {
         from: u64,
         lease: &Lease,
         audit: AuditEvent,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Receipt, StoreError>;
     /// [`Self::update_lease`] for many at once, in one transaction. Returns how many were
     /// replaced; one of another revision than expected is left as it is.
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError>;
@@ -362,213 +302,4 @@ pub trait Store: Send + Sync {
     async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError>;
     /// How much there is of what.
     async fn counts(&self) -> Result<Counts, StoreError>;
-}
-
-/// Where the newest checkpoint is kept beside the store.
-#[async_trait]
-pub trait Anchor: Send + Sync {
-    /// The note that was kept last; `None` for none yet.
-    async fn read(&self) -> Result<Option<String>, StoreError>;
-    /// Keeps this one in its place, durably and in one step.
-    async fn write(&self, note: &str) -> Result<(), StoreError>;
-}
-
-/// What became of a call to AWS that did not succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureClass {
-    /// AWS refused, and will again until somebody mends something.
-    Refused,
-    /// Too many calls; later it may work.
-    Throttled,
-    /// The broker itself held the call back, to stay within what AWS takes.
-    HeldBack,
-    /// AWS answered that it cannot do it now; nothing has happened.
-    Busy,
-    /// AWS could not be reached, and nothing has happened there.
-    Unavailable,
-    /// No answer came: it may have happened or not.
-    Uncertain,
-}
-
-/// A call to AWS that did not succeed, in words a person can act on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct AwsFailure {
-    /// What to make of it.
-    pub class: FailureClass,
-    /// Machine reason.
-    pub reason: &'static str,
-    /// What happened and why.
-    pub message: String,
-    /// What to do next.
-    pub next: String,
-    /// When to try again, where that can help.
-    pub retry_after: Option<Duration>,
-    /// AWS's own code and words, for the audit log.
-    pub aws_said: String,
-    /// AWS's id of the request.
-    pub aws_request_id: Option<String>,
-}
-
-impl AwsFailure {
-    /// The broker did not ask, or not all, and will after `wait`.
-    #[must_use]
-    pub const fn held_back(reason: &'static str, message: String, wait: Duration) -> Self {
-        Self {
-            class: FailureClass::HeldBack,
-            reason,
-            message,
-            next: String::new(),
-            retry_after: Some(wait),
-            aws_said: String::new(),
-            aws_request_id: None,
-        }
-    }
-
-    /// Each call was answered, but so many had to wait for their turn that all of them
-    /// took more than `limit`.
-    #[must_use]
-    pub fn too_slow(limit: Duration) -> Self {
-        let seconds = limit.as_secs();
-        let message = format!("the calls to AWS that it takes were not done after {seconds} s");
-        Self {
-            next: "the broker goes on; if this lasts, raise aws.iam_calls_per_second".to_owned(),
-            ..Self::held_back("AWS_BUDGET", message, Duration::from_secs(5))
-        }
-    }
-
-    /// AWS took more than `limit`.
-    #[must_use]
-    pub fn no_answer(limit: Duration) -> Self {
-        Self {
-            class: FailureClass::Uncertain,
-            reason: "AWS_NO_ANSWER",
-            message: format!("AWS did not answer within {} s", limit.as_secs()),
-            next: UNCERTAIN_NEXT.to_owned(),
-            retry_after: Some(Duration::from_secs(5)),
-            aws_said: String::new(),
-            aws_request_id: None,
-        }
-    }
-}
-
-/// What to do when nobody knows what has happened.
-pub const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken over by the same request id, or found and removed by the broker";
-
-/// Why no credentials came of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IssueFailure {
-    /// What AWS did.
-    pub failure: AwsFailure,
-    /// What this attempt has left there.
-    pub left: Left,
-}
-
-/// What an attempt to issue has left in AWS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// Nothing; an earlier attempt may have left something.
-    Nothing,
-    /// Perhaps something of the lease's.
-    Something,
-    /// Something of the lease's name that is somebody else's: not to be touched.
-    NotOurs,
-}
-
-/// Whom an access key belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdminIdentity {
-    /// ARN of the user, or of a role's session.
-    pub arn: String,
-    /// Its account.
-    pub account: AccountId,
-}
-
-/// What a removal found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withdrawn {
-    /// The user was there and is gone.
-    Removed,
-    /// AWS knows no such user: gone, not there yet, or never made.
-    NotFound,
-}
-
-/// How soon something is to be taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Urgency {
-    /// In its turn.
-    Ordinary,
-    /// Somebody has shut it out: it waits for nobody else's calls.
-    Revocation,
-}
-
-/// Makes and takes away credentials in AWS.
-///
-/// Every call is bounded in time and keeps within AWS's rates, where taking away goes
-/// before making. `issue` and `replace_key` may be repeated: what an earlier attempt
-/// made for the same lease is taken over, and no second key is left.
-#[async_trait]
-pub trait Issuer: Send + Sync {
-    /// Whether AWS is to be asked to issue at all.
-    ///
-    /// # Errors
-    /// Not while it has been failing, or while too many calls wait already.
-    fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure>;
-    /// How many removals may go on side by side, so that each comes to its end in some
-    /// 20 s: at least 1.
-    fn removals_at_once(&self) -> usize;
-    /// Makes the credentials of one lease, everything named and tagged after it. A
-    /// user's key is handed over once AWS accepts it.
-    async fn issue(
-        &self,
-        issue: &Authorized<Issue>,
-        lease: &Binding,
-    ) -> Result<Credentials, IssueFailure>;
-    /// Takes every key of an `iam_user` lease's user away, the recorded one among them,
-    /// and makes another. `settled`: AWS must know the user by now, so one that it does
-    /// not show is gone.
-    async fn replace_key(
-        &self,
-        lease: &Binding,
-        recorded: &str,
-        settled: bool,
-    ) -> Result<Credentials, IssueFailure>;
-    /// Removes whatever `issue` made for an `iam_user` lease: access first, then what
-    /// is left of the user, the user last. Returns once AWS no longer knows the user;
-    /// safe to repeat, and when nothing was made.
-    async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
-    /// Whom the admin key belongs to, asked of AWS.
-    async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
-}
-
-/// What AWS holds of this broker's, for reconciliation.
-#[async_trait]
-pub trait Inventory: Send + Sync {
-    /// Names of all users under this broker's path.
-    async fn users(&self) -> Result<Vec<String>, AwsFailure>;
-    /// Whether a user is under this broker's path and its tags say what its name says;
-    /// `None` when AWS knows no such user.
-    async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure>;
-    /// Ids of the keys of a user; none when AWS knows no such user.
-    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
-    /// Removes one key of a user.
-    async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
-}
-
-/// The broker's own key in AWS.
-#[async_trait]
-pub trait Keyring: Send + Sync {
-    /// From now on works with this key. What has been begun with another goes on.
-    fn adopt(&self, key: &AccessKey);
-    /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns whom
-    /// it belongs to.
-    async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure>;
-    /// Ids of the keys of the user of this ARN, by the key at work.
-    async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
-    /// Makes a key of this user, by the key at work. Never repeated by itself.
-    async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure>;
-    /// Switches a key of this user off. Safe to repeat.
-    async fn deactivate(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
-    /// Deletes a key of this user. Safe to repeat.
-    async fn delete(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
 }

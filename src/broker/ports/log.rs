@@ -1,0 +1,94 @@
+//! What the use cases need of the audit log.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::StoreError;
+pub use crate::audit::checkpoint::Receipt;
+use crate::{
+    audit::tree::{Edge, Hash},
+    domain::seal::Sealed,
+};
+
+/// Which audit records to list; `None` matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// The service concerned.
+    pub service: Option<String>,
+    /// The grant concerned.
+    pub grant: Option<String>,
+    /// The lease concerned.
+    pub lease_id: Option<String>,
+    /// The access key concerned.
+    pub access_key_id: Option<String>,
+    /// Who did it.
+    pub actor: Option<String>,
+    /// What happened.
+    pub event: Option<String>,
+    /// How it went.
+    pub outcome: Option<String>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+}
+
+/// How much is in the log, and the root of the tree over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogHead {
+    /// Records.
+    pub size: u64,
+    /// RFC 6962's Merkle tree hash.
+    pub root: Hash,
+}
+
+impl LogHead {
+    /// The head of a log with this edge.
+    #[must_use]
+    pub fn of(edge: &Edge) -> Self {
+        Self {
+            size: edge.size(),
+            root: edge.root(),
+        }
+    }
+}
+
+/// What a reading of the whole log has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogCheck {
+    /// The root when it had as many records as was asked; `None` if it has fewer.
+    pub root: Option<Hash>,
+    /// What does not fit together, in words.
+    pub fault: Option<String>,
+}
+
+/// A checkpoint in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptCheckpoint {
+    /// How many records it stands for.
+    pub size: u64,
+    /// The signed note.
+    pub note: String,
+    /// Whether it, or an earlier one, is beside the store as well.
+    pub anchored: bool,
+}
+
+/// A key that signs the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogKey {
+    /// Its public half, as [`crate::audit::note::Verifier`] writes it.
+    pub verifier: String,
+    /// What it grows from, sealed.
+    pub seed: Sealed,
+    /// Since when it signs.
+    pub since: Timestamp,
+}
+
+/// Where the newest checkpoint is kept beside the store.
+#[async_trait]
+pub trait Anchor: Send + Sync {
+    /// The note that was kept last; `None` for none yet.
+    async fn read(&self) -> Result<Option<String>, StoreError>;
+    /// Keeps this one in its place, durably and in one step.
+    async fn write(&self, note: &str) -> Result<(), StoreError>;
+}

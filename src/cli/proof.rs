@@ -1,0 +1,86 @@
+//! `credbroker audit prove`, and the check of what it writes without any broker.
+
+use std::{fs, path::PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{
+    export::unusable,
+    failure::Failure,
+    output::{Format, Output},
+};
+use crate::{
+    audit::{leaf, note::Verifier, proof::InclusionProof},
+    client::Client,
+    proto::{self, ProveLeaseRequest},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Prove {
+    /// Whose records.
+    lease_id: String,
+    /// Where to write a file LEASE.SEQ.tlog-proof for each.
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+}
+
+impl Prove {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let request = ProveLeaseRequest {
+            lease_id: self.lease_id.clone(),
+        };
+        let proven = client.audit().prove_lease(request).await?.into_inner();
+        let signed = proven.checkpoint.unwrap_or_default();
+        let key: Verifier = signed.verifier_key.parse().map_err(|error| {
+            Failure::unexpected(format!("the broker's key of the log: {error}"))
+        })?;
+        fs::create_dir_all(&self.dir).map_err(|error| unusable(&self.dir, &error))?;
+        for proof in proven.proofs {
+            let proof = taken(proof, &signed.note)?;
+            let checked = proof.verify(std::slice::from_ref(&key));
+            checked.map_err(|error| Failure::verification(error.to_string()))?;
+            let name = format!("{}.{}.tlog-proof", self.lease_id, proof.index + 1);
+            let path = self.dir.join(name);
+            fs::write(&path, proof.text()).map_err(|error| unusable(&path, &error))?;
+            out.entry(&json!({ "file": path }), &path.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn taken(proof: proto::InclusionProof, note: &str) -> Result<InclusionProof, Failure> {
+    let hashes = proof.hashes.into_iter().map(TryInto::try_into);
+    let hashes: Result<Vec<_>, _> = hashes.collect();
+    Ok(InclusionProof {
+        leaf: proof.leaf,
+        index: proof.index,
+        hashes: hashes.map_err(|_| Failure::unexpected("the broker sent a proof that is none"))?,
+        checkpoint: note.to_owned(),
+    })
+}
+
+/// Checks a proof and shows its record.
+pub(super) fn verify(text: &str, key: &Verifier, out: &mut Output) -> Result<(), Failure> {
+    let failed = |what: String| Failure::verification(what);
+    let proof = InclusionProof::parse(text).map_err(|error| failed(error.to_string()))?;
+    let checkpoint = proof
+        .verify(std::slice::from_ref(key))
+        .map_err(|error| failed(error.to_string()))?;
+    let record = leaf::decode(&proof.leaf).map_err(|error| failed(error.to_string()))?;
+    if checkpoint.origin != key.name() || record.seq != proof.index + 1 {
+        return Err(failed("the proof is of another log".to_owned()));
+    }
+    let record: Value = serde_json::from_slice(&proof.leaf)
+        .map_err(|error| Failure::unexpected(error.to_string()))?;
+    if out.format() == Format::Json {
+        let size = checkpoint.size;
+        return Ok(out.show(&json!({ "record": record, "size": size, "log": key.name() }))?);
+    }
+    out.line(&record.to_string())?;
+    let (number, size) = (proof.index + 1, checkpoint.size);
+    Ok(out.line(&format!(
+        "record {number} of {size}, as signed by {}",
+        key.name()
+    ))?)
+}

@@ -1,0 +1,163 @@
+//! Opening the file: its lock, its mode, its tables.
+
+use std::{
+    fs::{File, OpenOptions, Permissions, TryLockError},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sqlx::{
+    migrate::{Migration, MigrationType, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{SqliteStore, log, writer::Writer};
+
+const MIGRATIONS: [(&str, &str); 1] = [(
+    "initial",
+    include_str!("../migrations/sqlite/0001_initial.sql"),
+)];
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const READERS: u32 = 4;
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another broker has it.
+    #[error(
+        "another broker is using {0}; one file serves one broker: stop the other, or give this one its own store"
+    )]
+    InUse(PathBuf),
+    /// The file system refuses.
+    #[error(
+        "cannot open the store {path}: {source}; check that the directory exists and may be written"
+    )]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds what no broker writes.
+    #[error("the store {path} is damaged: {detail}; put a good copy in its place")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// SQLite refuses.
+    #[error("cannot open the store {path}: {source}")]
+    Database {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// Its tables cannot be brought to this version.
+    #[error(
+        "cannot bring the store {path} to this version: {source}; was it written by another version?"
+    )]
+    Migrate {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::migrate::MigrateError,
+    },
+}
+
+impl SqliteStore {
+    /// Opens `path`, creating it with mode 0600 if it is not there, and brings its
+    /// tables to this version.
+    ///
+    /// # Errors
+    /// Another broker has it open, or it cannot be read or written.
+    pub async fn open(path: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        private_file(path).map_err(io)?;
+        // One lock per file, by whatever name it is reached.
+        let path = &path.canonicalize().map_err(io)?;
+        let lock = lock(path)?;
+        let database = |source| OpenError::Database {
+            path: path.to_owned(),
+            source,
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writing = SqlitePoolOptions::new()
+            .max_connections(1)
+            .min_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .map_err(database)?;
+        migrator()
+            .run(&writing)
+            .await
+            .map_err(|source| OpenError::Migrate {
+                path: path.to_owned(),
+                source,
+            })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(database)?;
+        let edge = log::stored_edge(&writing).await;
+        let edge = edge.map_err(|error| OpenError::Damaged {
+            path: path.to_owned(),
+            detail: error.to_string(),
+        })?;
+        Ok(Self {
+            writer: Writer::start(writing.clone(), edge),
+            writing,
+            readers,
+            _lock: lock,
+        })
+    }
+}
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
+        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
+        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let io = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = private_file(Path::new(&name)).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
