@@ -64,13 +64,18 @@ impl Broker {
             // What has begun is brought to its end: a file must not be written twice.
             let done = tokio::select! {
                 () = self.parts.stop.cancelled() => return,
-                _ = ticks.tick() => self.sign_log().await,
+                _ = ticks.tick() => self.tend_log().await,
                 _ = beats.tick() => self.lifecycle(Event::LogHeartbeat).await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, "the audit log could not be signed and is tried again");
             }
         }
+    }
+
+    async fn tend_log(&self) -> Result<(), Error> {
+        self.fold_in().await?;
+        self.sign_log().await
     }
 
     /// Signs the log, if it has grown since. One at a time, so that no older checkpoint

@@ -66,8 +66,17 @@ pub struct ServiceRevocation {
     pub suspension: Suspension,
     /// Each lease that had not ended.
     pub leases: Vec<RevokedLease>,
-    /// That it is in the log.
-    pub receipt: Receipt,
+    /// That it is in the log; `None` while the store takes no records.
+    pub receipt: Option<Receipt>,
+    /// What is still open, in words.
+    pub notice: Option<String>,
+}
+
+/// Whether what is done is recorded as it is done.
+#[derive(Clone, Copy)]
+pub(super) enum Recording {
+    Now,
+    Later,
 }
 
 impl ServiceRevocation {
@@ -141,18 +150,21 @@ impl Broker {
         caller: Caller,
         id: LeaseId,
         words: String,
-    ) -> Result<(TakenAway, Receipt), Error> {
+    ) -> Result<(TakenAway, Option<Receipt>), Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
             let lease = broker.known_lease(&id).await?;
-            broker
-                .end(
-                    By::Caller(&caller),
-                    lease,
-                    Cause::Revoked(words),
-                    Event::LeaseRevoking,
-                )
-                .await
+            let (by, cause) = (By::Caller(&caller), Cause::Revoked(words.clone()));
+            let event = Event::LeaseRevoking;
+            match broker.end(by, lease.clone(), cause.clone(), event).await {
+                Err(Error::Store(StoreError::Unavailable(_))) => {
+                    let audit = broker.caller_event(&caller, event).lease(&lease);
+                    let audit = audit.detail(&cause.to_string());
+                    let taken = broker.revoke_lease_unrecorded(lease, &words, audit).await;
+                    Ok((taken, None))
+                }
+                ended => ended.map(|(taken, receipt)| (taken, Some(receipt))),
+            }
         })
         .await
     }
@@ -181,24 +193,31 @@ impl Broker {
                 .detail(&words);
             let written = broker
                 .store()
-                .revoke_service(&name, &suspension, audit)
+                .revoke_service(&name, &suspension, audit.clone())
                 .await;
+            if let Err(StoreError::Unavailable(_)) = written {
+                return broker
+                    .revoke_service_unrecorded(&name, suspension, audit, began)
+                    .await;
+            }
             let ((suspension, leases), receipt) =
                 on_conflict(written, || Error::NotFound(Subject::Service(name.clone())))?;
-            let leases = broker.take_all_away(leases, began).await;
+            let leases = broker.end_all(leases, began, Recording::Now).await;
             Ok(ServiceRevocation {
                 suspension,
                 leases,
-                receipt,
+                receipt: Some(receipt),
+                notice: None,
             })
         })
         .await
     }
 
-    async fn take_all_away(
+    pub(super) async fn end_all(
         self: &Arc<Self>,
         mut leases: Vec<Lease>,
         began: Instant,
+        recording: Recording,
     ) -> Vec<RevokedLease> {
         // Nothing can be done about a session: users first.
         leases.sort_by_key(|lease| lease.binding.kind.is_session());
@@ -209,7 +228,11 @@ impl Broker {
             tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
                 let before = lease.clone();
-                match broker.take_away_unless_in_flight(By::Broker, lease).await {
+                let taken = match recording {
+                    Recording::Now => broker.take_away_unless_in_flight(By::Broker, lease).await,
+                    Recording::Later => Ok(broker.take_away_unrecorded(lease).await),
+                };
+                match taken {
                     Ok(taken) => RevokedLease {
                         refused_after_seconds: taken
                             .notice
@@ -456,7 +479,7 @@ impl Broker {
 }
 
 /// What is told of a session that AWS cannot end before its time, while that lasts.
-fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
+pub(super) fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
     let kind = lease.binding.kind;
     let ends = lease.issued().map(|issued| issued.expires_at);
     let ends = ends.filter(|ends| kind.is_session() && *ends > now)?;

@@ -288,10 +288,12 @@ impl Broker {
             .permits(&issue.get().grant)
             .aws_request(credentials.aws_request_id.as_deref());
         let audit = told_of_acceptance(audit, &credentials);
-        let written = self
-            .store()
-            .update_lease(lease.revision, &active, audit)
-            .await;
+        let written = if self.is_shut_out(&active.binding.grant.service) {
+            Err(StoreError::Conflict)
+        } else {
+            let update = self.store().update_lease(lease.revision, &active, audit);
+            update.await
+        };
         let receipt = match written {
             Ok(receipt) => receipt,
             Err(error) => return Err(self.withhold(lease, error).await),

@@ -7,6 +7,7 @@ mod account;
 mod admin_key;
 mod audit;
 mod checkpoints;
+mod emergency;
 mod end;
 mod grants;
 mod issue;
@@ -43,8 +44,9 @@ pub use self::{
 use crate::{
     audit::note::Signer,
     broker::{
+        emergency::Unrecorded,
         paces::Paces,
-        ports::{Anchor, Inventory, Issuer, Keyring, Store, StoreError},
+        ports::{Anchor, Inventory, Issuer, Keyring, Spool, Store, StoreError},
         reap::Busy,
         under_way::UnderWay,
     },
@@ -82,6 +84,8 @@ pub struct Parts {
     pub custody: Custody,
     /// Where the newest checkpoint of the log is kept beside the store.
     pub anchor: Option<Arc<dyn Anchor>>,
+    /// Where revocations are kept while the store takes no records.
+    pub spool: Arc<dyn Spool>,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
     pub stop: CancellationToken,
 }
@@ -108,6 +112,8 @@ pub struct Broker {
     signed: tokio::sync::Mutex<u64>,
     /// Why nothing is issued: what the checkpoint beside the store says against the log.
     log_doubt: OnceLock<Error>,
+    /// Revocations that the store could not take yet.
+    unrecorded: Unrecorded,
     /// Held while a step of the admin key's replacement is taken.
     rotating: tokio::sync::Mutex<()>,
 }
@@ -141,6 +147,7 @@ impl Broker {
             signer: tokio::sync::OnceCell::new(),
             signed: tokio::sync::Mutex::default(),
             log_doubt: OnceLock::new(),
+            unrecorded: Unrecorded::default(),
             rotating: tokio::sync::Mutex::default(),
         })
     }

@@ -46,6 +46,9 @@ impl Revoke {
                 out.line(&format!("receipt  {receipt}"))?;
             }
         }
+        if let Some(notice) = &revocation.notice {
+            eprintln!("warning: {notice}");
+        }
         if !confirmed {
             eprintln!(
                 "warning: not everything is gone yet; `credbroker lease list --service {service} --state revoking` shows what is left"

@@ -434,6 +434,8 @@ pub(super) struct Revocation {
     pub(super) leases: Vec<RevokedLease>,
     confirmed: bool,
     pub(super) receipt: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) notice: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -457,6 +459,7 @@ impl From<proto::RevokeServiceResponse> for Revocation {
                 .collect(),
             confirmed: revocation.confirmed,
             receipt: receipt(revocation.receipt),
+            notice: (!revocation.notice.is_empty()).then_some(revocation.notice),
         }
     }
 }

@@ -523,6 +523,12 @@ impl AuditEvent {
         }
     }
 
+    /// Written only when the store took records again.
+    #[must_use]
+    pub fn late(self) -> Self {
+        Self { late: true, ..self }
+    }
+
     /// Concerns this access key.
     #[must_use]
     pub fn access_key(self, id: &str) -> Self {

@@ -23,7 +23,7 @@ use crate::{
     broker::{Broker, Error},
     domain::{
         access::{Caller, admit},
-        principal::Origin,
+        principal::{Identity, Origin},
     },
 };
 
@@ -115,6 +115,11 @@ async fn let_in(broker: &Broker, origin: Origin, header: Option<&str>) -> Result
         }
         Err(LoginError::Store(error)) => return Err(error.into()),
     };
+    if let Identity::Service(service) = principal.identity()
+        && broker.is_shut_out(service)
+    {
+        return Err(Error::Suspended(service.clone()));
+    }
     match admit(principal.clone()) {
         Ok(caller) => Ok(caller),
         Err(error) => {

@@ -63,7 +63,7 @@ impl LeaseService for Api {
             Ok(RevokeLeaseResponse {
                 lease: Some(to_lease(&taken.lease)),
                 notice: taken.notice.unwrap_or_default(),
-                receipt: Some(to_receipt(&receipt)),
+                receipt: receipt.as_ref().map(to_receipt),
             })
         })
         .await

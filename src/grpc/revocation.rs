@@ -30,7 +30,8 @@ impl RevocationService for Api {
                 service: service.to_string(),
                 suspended_at: Some(to_time(revocation.suspension.at)),
                 confirmed: revocation.confirmed(),
-                receipt: Some(to_receipt(&revocation.receipt)),
+                receipt: revocation.receipt.as_ref().map(to_receipt),
+                notice: revocation.notice.clone().unwrap_or_default(),
                 leases: revocation.leases.iter().map(to_revoked).collect(),
             })
         })

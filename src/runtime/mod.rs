@@ -37,6 +37,7 @@ use crate::{
     http::{self, listener, tls::TlsError},
     store::{
         anchor::FileAnchor,
+        spool::FileSpool,
         sqlite::{OpenError, SqliteStore},
     },
 };
@@ -184,7 +185,7 @@ async fn assemble(
     custody: Custody,
     anchor: Option<PathBuf>,
 ) -> Result<Assembled, StartError> {
-    let store = Arc::new(SqliteStore::open(store).await?);
+    let (store, spool) = (Arc::new(SqliteStore::open(store).await?), spool(store)?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
     let region = aws.clients.region().unwrap_or_default().to_owned();
     let issuer = Arc::new(AwsAccount::new(aws.clients, aws.partition, &deployment));
@@ -200,10 +201,12 @@ async fn assemble(
         region,
         limits,
         custody,
+        spool,
         anchor: anchor.map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
         stop: stop.clone(),
     });
     broker.check_log().await?;
+    broker.take_up_spool().await?;
     take_up_admin_key(&broker, &issuer).await?;
     match broker.account_is_ours().await {
         // What AWS does not say now is found out later.
@@ -218,6 +221,15 @@ async fn assemble(
         issuer,
         stop,
     })
+}
+
+/// The emergency file beside a store.
+fn spool(store: &Path) -> Result<Arc<FileSpool>, StartError> {
+    let mut path = store.as_os_str().to_owned();
+    path.push(".emergency");
+    let path = PathBuf::from(path);
+    let spool = FileSpool::open(path.clone()).map_err(file_error(&path))?;
+    Ok(Arc::new(spool))
 }
 
 /// A kept key that cannot be opened is told at start, unless the standard AWS chain has

@@ -3,6 +3,7 @@
 //! is mended.
 
 mod aws;
+mod emergency;
 mod store;
 
 use serde_json::{Value, json};

@@ -92,3 +92,14 @@ pub trait Anchor: Send + Sync {
     /// Keeps this one in its place, durably and in one step.
     async fn write(&self, note: &str) -> Result<(), StoreError>;
 }
+
+/// The emergency file: what must not be lost while the store takes no records.
+#[async_trait]
+pub trait Spool: Send + Sync {
+    /// Adds an entry, durably.
+    async fn add(&self, entry: &[u8]) -> Result<(), StoreError>;
+    /// All entries, oldest first.
+    async fn entries(&self) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// Forgets them.
+    async fn clear(&self) -> Result<(), StoreError>;
+}

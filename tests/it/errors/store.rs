@@ -92,8 +92,6 @@ async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
         let run = world.broker.run_as(Some(&world.token), &args).await;
         assert_told(run, 7, "STORE_UNAVAILABLE", &words);
     }
-    let run = world.broker.run(&["revoke", "payments-api"]).await;
-    assert_told(run, 7, "STORE_UNAVAILABLE", &words);
     assert_eq!(world.proxy.calls("CreateUser").len(), made);
 
     // There is room again.

@@ -30,7 +30,7 @@ use credbroker::{
         seal::SealingKey,
         service::Limits,
     },
-    store::sqlite::SqliteStore,
+    store::{spool::FileSpool, sqlite::SqliteStore},
 };
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
@@ -359,6 +359,7 @@ async fn broker(
 ) -> Arc<Broker> {
     let store = SqliteStore::open(&database(directory)).await;
     let store = Arc::new(store.unwrap());
+    let spool = FileSpool::open(directory.join("emergency"));
     let settings = AwsSettings {
         region: Some(REGION.to_owned()),
         endpoint_url: Some(proxy.endpoint.clone()),
@@ -388,6 +389,7 @@ async fn broker(
             sealing: Some(sealing),
             rotate_every: ways.rotate_every,
         },
+        spool: Arc::new(spool.unwrap()),
         anchor: None,
         stop: CancellationToken::new(),
     })

@@ -1,0 +1,247 @@
+//! Revocation while the store takes no records: issuing stops, shutting out goes on. The
+//! record goes to the emergency file, and into the log once it can be written again.
+
+use std::{
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    audit::leaf,
+    broker::{
+        Broker, Error, ServiceRevocation, TakenAway,
+        end::{Recording, still_honoured},
+        ports::{LeaseFilter, Page, StoreError, Withdrawn},
+    },
+    domain::{
+        audit::{AuditEvent, AuditRecord, Event},
+        lease::{Cause, Lease},
+        name::{LeaseId, Name},
+        service::Suspension,
+    },
+};
+
+/// What the answer to such a revocation says.
+pub(super) const NOTICE: &str = "the broker's store takes no records: the revocation is in the emergency file and \
+                                 enters the log, marked late, when the store works again";
+/// States of leases that have not ended.
+const LIVE: [&str; 4] = ["pending", "active", "revoking", "quarantined"];
+
+/// Revocations that are not in the log yet, oldest first.
+#[derive(Default)]
+pub(super) struct Unrecorded(Mutex<Vec<AuditEvent>>);
+
+impl Unrecorded {
+    fn list(&self) -> MutexGuard<'_, Vec<AuditEvent>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Broker {
+    /// Whether a service was shut out and the store does not know it yet.
+    #[must_use]
+    pub fn is_shut_out(&self, service: &Name) -> bool {
+        let shut_out = |event: &AuditEvent| {
+            event.event == Event::ServiceRevoked && event.service.as_ref() == Some(service)
+        };
+        self.unrecorded.list().iter().any(shut_out)
+    }
+
+    /// Shuts a service out in memory and in AWS.
+    pub(super) async fn revoke_service_unrecorded(
+        self: &Arc<Self>,
+        name: &Name,
+        suspension: Suspension,
+        audit: AuditEvent,
+        began: Instant,
+    ) -> Result<ServiceRevocation, Error> {
+        self.known_service(name).await?;
+        self.spool(audit).await;
+        let mut leases = Vec::new();
+        for lease in self.live_leases(name).await? {
+            leases.push(self.as_revoked(lease, suspension.reason.as_deref()));
+        }
+        let leases = self.end_all(leases, began, Recording::Later).await;
+        Ok(ServiceRevocation {
+            suspension,
+            leases,
+            receipt: None,
+            notice: Some(NOTICE.to_owned()),
+        })
+    }
+
+    /// Takes one lease away in AWS.
+    pub(super) async fn revoke_lease_unrecorded(
+        &self,
+        lease: Lease,
+        words: &str,
+        audit: AuditEvent,
+    ) -> TakenAway {
+        self.spool(audit).await;
+        let taken = self
+            .take_away_unrecorded(self.as_revoked(lease, Some(words)))
+            .await;
+        let notice = match taken.notice {
+            Some(notice) => format!("{notice}; {NOTICE}"),
+            None => NOTICE.to_owned(),
+        };
+        TakenAway {
+            notice: Some(notice),
+            ..taken
+        }
+    }
+
+    fn as_revoked(&self, lease: Lease, words: Option<&str>) -> Lease {
+        let cause = Cause::Revoked(words.unwrap_or_default().to_owned());
+        let revoking = lease.clone().begin_revocation(cause, self.now());
+        revoking.unwrap_or(lease)
+    }
+
+    async fn live_leases(&self, service: &Name) -> Result<Vec<Lease>, Error> {
+        let mut found: Vec<Lease> = Vec::new();
+        for state in LIVE {
+            let filter = LeaseFilter {
+                service: Some(service.clone()),
+                state: Some(state),
+            };
+            let mut page = Page {
+                after: None,
+                limit: 1000,
+            };
+            loop {
+                let leases = self.store().leases(&filter, &page).await?;
+                let Some(last) = leases.last() else { break };
+                page.after = Some(last.binding.lease_id.to_string());
+                found.extend(leases);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes away what a revoking lease stands for; nothing of it is recorded.
+    pub(super) async fn take_away_unrecorded(&self, lease: Lease) -> TakenAway {
+        let now = self.now();
+        let open = if lease.is_in_flight(now) {
+            Some("it was being issued, and is not handed out".to_owned())
+        } else if let Some(notice) = still_honoured(&lease, now) {
+            Some(notice)
+        } else {
+            match (self.withdraw(&lease).await, lease.may_appear_until(now)) {
+                (Ok(Withdrawn::NotFound), Some(_)) => {
+                    Some("AWS shows no such user; the broker looks again".to_owned())
+                }
+                (Ok(_), _) => None,
+                (Err(failure), _) => Some(format!("{failure}; the credential may still work")),
+            }
+        };
+        if open.is_some() {
+            return TakenAway {
+                lease,
+                notice: open,
+            };
+        }
+        TakenAway {
+            lease: lease.clone().finish(now).unwrap_or(lease),
+            notice: None,
+        }
+    }
+
+    /// Keeps the record of a revocation outside the store. It goes on even where that
+    /// fails: then the record is in memory and in the process's log.
+    async fn spool(&self, audit: AuditEvent) {
+        let late = audit.late();
+        let record = AuditRecord {
+            seq: 0,
+            event: late.clone(),
+        };
+        self.unrecorded.list().push(late);
+        let added = match leaf::encode(&record) {
+            Ok(entry) => self.parts.spool.add(&entry).await,
+            Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        };
+        if let Err(error) = added {
+            let event = &record.event;
+            tracing::error!(%error, event = event.event.as_str(), actor = %event.actor, service = ?event.service,
+                lease = ?event.lease_id, "a revocation is recorded nowhere but here until the store works again");
+        }
+    }
+
+    /// For the start: takes up what an earlier run could not record.
+    ///
+    /// # Errors
+    /// The emergency file cannot be read.
+    pub async fn take_up_spool(&self) -> Result<(), Error> {
+        for entry in self.parts.spool.entries().await? {
+            match leaf::decode(&entry) {
+                Ok(record) => self.unrecorded.list().push(record.event),
+                Err(error) => tracing::error!(%error, "an entry of the emergency file is none"),
+            }
+        }
+        self.fold_in().await
+    }
+
+    /// Records what could not be recorded at its time.
+    ///
+    /// # Errors
+    /// The store's: what is left is tried again.
+    pub(super) async fn fold_in(&self) -> Result<(), Error> {
+        let waiting = self.unrecorded.list().clone();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        for event in &waiting {
+            self.record_late(event.clone()).await?;
+        }
+        self.parts.spool.clear().await?;
+        self.unrecorded.list().drain(..waiting.len());
+        tracing::info!(
+            count = waiting.len(),
+            "revocations of the emergency file are in the log"
+        );
+        Ok(())
+    }
+
+    async fn record_late(&self, event: AuditEvent) -> Result<(), StoreError> {
+        let written = match (event.event, &event.service, &event.lease_id) {
+            (Event::ServiceRevoked, Some(service), _) => {
+                let suspension = Suspension {
+                    at: event.time,
+                    reason: event.detail.clone(),
+                };
+                let revoked = self
+                    .store()
+                    .revoke_service(service, &suspension, event.clone());
+                revoked.await.map(drop)
+            }
+            (Event::LeaseRevoking, _, Some(lease)) => self.revoke_late(lease, &event).await,
+            _ => Err(StoreError::Conflict),
+        };
+        match written {
+            // There is nothing left to take away: the record alone.
+            Err(StoreError::Conflict) => self.store().record(event).await.map(drop),
+            written => written,
+        }
+    }
+
+    /// Conflict when the lease is gone, or has come to its end meanwhile.
+    async fn revoke_late(&self, id: &LeaseId, event: &AuditEvent) -> Result<(), StoreError> {
+        let words = event.detail.as_deref().unwrap_or_default();
+        let cause = Cause::from_str(words).unwrap_or(Cause::Revoked(String::new()));
+        loop {
+            let lease = self.store().lease(id).await?.ok_or(StoreError::Conflict)?;
+            let from = lease.revision;
+            let revoking = lease.begin_revocation(cause.clone(), self.now());
+            let revoking = revoking.map_err(|_| StoreError::Conflict)?;
+            let updated = self
+                .store()
+                .update_lease(from, &revoking, event.clone())
+                .await;
+            // Somebody else has moved it on: look again.
+            if !matches!(updated, Err(StoreError::Conflict)) {
+                return updated.map(drop);
+            }
+        }
+    }
+}

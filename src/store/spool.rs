@@ -1,0 +1,128 @@
+//! The emergency file: room taken in advance, so that a full disk does not refuse it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::task::spawn_blocking;
+
+use crate::broker::ports::{Spool, StoreError};
+
+/// Room that is taken, bytes: some 500 entries.
+const ROOM: usize = 256 * 1024;
+
+/// Entries in lines, zeros after them. Written over in place, never made longer unless
+/// the room is used up.
+#[derive(Clone, Debug)]
+pub struct FileSpool {
+    path: PathBuf,
+    file: Arc<Mutex<Entries>>,
+}
+
+#[derive(Debug)]
+struct Entries {
+    file: File,
+    /// Where the next entry belongs.
+    end: u64,
+}
+
+impl FileSpool {
+    /// Opens the file, made with mode 0600 and its room if it is not there.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
+        let length = file.metadata()?.len();
+        if let Some(missing) = (ROOM as u64).checked_sub(length) {
+            let zeros = vec![0; usize::try_from(missing).unwrap_or(ROOM)];
+            file.write_all_at(&zeros, length)?;
+            file.sync_all()?;
+        }
+        let mut entries = Entries { file, end: 0 };
+        entries.end = entries.read()?.len() as u64;
+        Ok(Self {
+            path,
+            file: Arc::new(Mutex::new(entries)),
+        })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Entries) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let file = Arc::clone(&self.file);
+        let done = spawn_blocking(move || {
+            let mut entries = file.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut entries)
+        });
+        let done = done.await.map_err(io::Error::other).flatten();
+        done.map_err(|error| unavailable(&self.path, &error))
+    }
+}
+
+fn unavailable(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{}: {error}", path.display()))
+}
+
+impl Entries {
+    /// Whole lines; what a crash has cut off was never acknowledged.
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(self.file.metadata()?.len());
+        let mut bytes = vec![0; length.map_err(|_| ErrorKind::FileTooLarge)?];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let written = bytes.iter().position(|byte| *byte == 0);
+        bytes.truncate(written.unwrap_or(bytes.len()));
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+        bytes.truncate(whole.map_or(0, |last| last + 1));
+        Ok(bytes)
+    }
+
+    fn add(&mut self, entry: &[u8]) -> io::Result<()> {
+        let line = [entry, b"\n"].concat();
+        self.file.write_all_at(&line, self.end)?;
+        self.file.sync_data()?;
+        self.end += line.len() as u64;
+        Ok(())
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        let zeros = vec![0; self.read()?.len()];
+        self.file.write_all_at(&zeros, 0)?;
+        self.file.sync_data()?;
+        self.end = 0;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Spool for FileSpool {
+    async fn add(&self, entry: &[u8]) -> Result<(), StoreError> {
+        let entry = entry.to_vec();
+        self.run(move |entries| entries.add(&entry)).await
+    }
+
+    async fn entries(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let bytes = self.run(|entries| entries.read()).await?;
+        let lines = bytes.split(|byte| *byte == b'\n');
+        Ok(lines
+            .filter(|line| !line.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect())
+    }
+
+    async fn clear(&self) -> Result<(), StoreError> {
+        self.run(Entries::clear).await
+    }
+}

@@ -1,0 +1,211 @@
+//! The disk of the store fails: nothing is issued, and whoever must be shut out is.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command as Compiler,
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::{World, assert_told};
+use crate::harness::{Account, Broker, Key, broker::dev, eventually, proxy::Proxy};
+
+/// "No space left on device" and "Input/output error".
+const ERRNOS: [&str; 2] = ["28", "5"];
+
+/// The library that lets the store's disk fail.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = LIBRARY.get_or_init(|| {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("failing_disk.so");
+        let source = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/errors/failing_disk.c"
+        );
+        let mut compiler = Compiler::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O1", "-o"]);
+        let built = compiler.arg(&path).args([source, "-ldl"]).status();
+        assert!(built.unwrap().success());
+        (directory, path)
+    });
+    path
+}
+
+fn switch(state: &Path) -> PathBuf {
+    state.join("failing")
+}
+
+/// A broker whose disk fails when told to.
+fn frail(state: &Path, admin: &Key, endpoint: &str) -> Command {
+    let mut command = dev(state, admin, endpoint);
+    command.env("LD_PRELOAD", library());
+    command.env("FAILING_DISK", switch(state));
+    command
+}
+
+struct Frail {
+    world: World,
+    /// Issued under grant `user` before the disk fails.
+    key: Key,
+    lease: String,
+}
+
+impl Frail {
+    async fn new() -> Self {
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let (admin, endpoint) = (account.admin.clone(), proxy.endpoint.clone());
+        let broker = Broker::start_by(|state| frail(state, &admin, &endpoint)).await;
+        let world = World::with(account, proxy, broker).await;
+        let issued = world.issued(&["user"]).await;
+        Self {
+            key: Key::issued(&issued),
+            lease: issued["lease_id"].as_str().unwrap().to_owned(),
+            world,
+        }
+    }
+
+    fn fail(&self, errno: &str) {
+        fs::write(switch(&self.world.broker.state), errno).unwrap();
+    }
+
+    fn heal(&self) {
+        fs::remove_file(switch(&self.world.broker.state)).unwrap();
+    }
+
+    async fn assert_issues_nothing(&self) {
+        for args in [["issue", "user"], ["issue", "role"]] {
+            let run = self
+                .world
+                .broker
+                .run_as(Some(&self.world.token), &args)
+                .await;
+            let words = ["the broker cannot record what it does", "its disk"];
+            assert_told(run, 7, "STORE_UNAVAILABLE", &words);
+        }
+    }
+
+    /// The record of this event, once it is there.
+    async fn late(&self, event: &str) -> Value {
+        let broker = &self.world.broker;
+        let found = async || {
+            let query = ["audit", "query", "--event", event, "-o", "json"];
+            let run = broker.run(&query).await;
+            let records = (run.code == 0).then(|| run.json());
+            records?.as_array()?.last().cloned()
+        };
+        eventually("the late record", found).await
+    }
+
+    /// Its end is recorded once AWS must know that the user is gone.
+    async fn assert_is_ending(&self) {
+        let shown = self
+            .world
+            .broker
+            .json(&["lease", "show", &self.lease])
+            .await;
+        assert_eq!(shown["state"], "revoking");
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
+    for errno in ERRNOS {
+        let frail = Frail::new().await;
+        let broker = &frail.world.broker;
+        let other = broker.service("billing").await;
+        broker
+            .grant("billing/work", &["--kind", "iam_user"], &super::policy())
+            .await;
+        let others = Key::issued(&broker.issue(&other, "work").await);
+        frail.fail(errno);
+        frail.assert_issues_nothing().await;
+
+        let revoke = ["revoke", "payments-api", "--reason", "leaked"];
+        let revoked = broker.json(&revoke).await;
+        assert_eq!(revoked["confirmed"], true, "{revoked}");
+        assert_eq!(revoked["receipt"], Value::Null);
+        let notice = revoked["notice"].as_str().unwrap();
+        assert!(notice.contains("emergency file"), "{notice}");
+        assert_eq!(revoked["leases"][0]["state"], "revoked");
+        assert!(!frail.key.works().await);
+        assert!(others.works().await);
+        let refused = broker.run_as(Some(&other), &["issue", "work"]).await;
+        assert_told(refused, 7, "STORE_UNAVAILABLE", &["its disk"]);
+
+        frail.heal();
+        // From the first moment on, before the record is there.
+        let shut_out = broker
+            .run_as(Some(&frail.world.token), &["issue", "role"])
+            .await;
+        shut_out.fails(4, &["is suspended"]);
+        let record = frail.late("service.revoked").await;
+        assert_eq!(record["late"], true);
+        assert_eq!(record["actor"], "operator:admin");
+        assert_eq!(record["detail"], "leaked");
+        let shown = broker.json(&["service", "show", "payments-api"]).await;
+        assert_eq!(shown["suspend_reason"], "leaked");
+        frail.assert_is_ending().await;
+        broker.run_as(Some(&other), &["issue", "work"]).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn one_lease_is_revoked_while_the_disk_fails() {
+    let frail = Frail::new().await;
+    frail.fail("5");
+    let revoke = ["lease", "revoke", &frail.lease, "--reason", "leaked"];
+    let revoked = frail.world.broker.json(&revoke).await;
+    let notice = revoked["notice"].as_str().unwrap();
+    assert!(notice.contains("emergency file"), "{notice}");
+    assert!(!frail.key.works().await);
+    frail.heal();
+    let record = frail.late("lease.revoking").await;
+    assert_eq!(record["late"], true);
+    assert_eq!(record["lease_id"], frail.lease);
+    frail.assert_is_ending().await;
+    frail.world.assert_issues("role").await;
+}
+
+#[tokio::test]
+async fn a_revocation_outlives_a_broker_that_dies_before_it_can_record_it() {
+    let mut frail = Frail::new().await;
+    frail.fail("28");
+    frail
+        .world
+        .broker
+        .run(&["revoke", "payments-api"])
+        .await
+        .ok();
+    frail.world.broker.kill().await;
+    frail.heal();
+    let (admin, endpoint) = (
+        frail.world.account.admin.clone(),
+        frail.world.proxy.endpoint.clone(),
+    );
+    frail.world.broker = frail.world.broker.start_again(&admin, &endpoint).await;
+    let record = frail.late("service.revoked").await;
+    assert_eq!(record["late"], true);
+    let token = frail.world.token.clone();
+    let refused = frail
+        .world
+        .broker
+        .run_as(Some(&token), &["issue", "role"])
+        .await;
+    refused.fails(4, &["is suspended"]);
+    frail.assert_is_ending().await;
+    // Once is enough.
+    frail
+        .world
+        .broker
+        .run(&["service", "reinstate", "payments-api"])
+        .await
+        .ok();
+    assert!(frail.world.broker.stop().await);
+    frail.world.broker = frail.world.broker.start_again(&admin, &endpoint).await;
+    frail.world.assert_issues("role").await;
+}
