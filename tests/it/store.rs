@@ -49,6 +49,7 @@ macro_rules! over {
         suite! { $engine:
             audit::records_are_counted_from_one_without_gaps_and_read_back_as_written
             audit::each_filter_picks_its_records
+            audit::a_time_finds_its_records_wherever_a_clock_that_was_set_has_put_them
             audit::a_page_goes_on_after_the_last_record_of_the_page_before
             audit::a_change_that_is_refused_leaves_no_record
             audit::everything_there_is_is_counted

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::row::{count, exactly_one, get, inconsistent, micros, store_error, time};
+use super::{
+    row::{count, exactly_one, get, inconsistent, micros, store_error, time},
+    search::{self, keep_span},
+};
 use crate::{
     audit::{
         leaf::{self, LeafError},
         tile::{Tile, Tiles, WIDTH},
         tree::{EMPTY, Edge, HASH_LENGTH, Hash, Node, leaf_hash},
     },
-    broker::ports::{AuditFilter, KeptCheckpoint, LogCheck, LogKey, Page, StoreError},
+    broker::ports::{KeptCheckpoint, LogCheck, LogKey, StoreError},
     domain::{
         audit::{AuditEvent, AuditRecord},
         seal::Sealed,
@@ -67,6 +70,8 @@ impl Log {
                 }
             }
             insert(tx, &record, &leaf).await.map_err(occupied)?;
+            let kept = keep_span(tx, self.edge.size()).await;
+            kept.map_err(occupied)?;
         }
         Ok(())
     }
@@ -136,6 +141,7 @@ pub(super) async fn check(
 ) -> Result<LogCheck, StoreError> {
     let mut tree = Edge::default();
     let (mut root, mut tiles) = ((size == 0).then_some(EMPTY), Vec::new());
+    let (mut spans, mut times) = (Vec::new(), Vec::new());
     loop {
         let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
             .bind(tree.size().cast_signed())
@@ -164,10 +170,16 @@ pub(super) async fn check(
             if tree.size() == size {
                 root = Some(tree.root());
             }
+            times.push(get::<i64>(row, "time")?);
+            if times.len() as u64 == WIDTH {
+                spans.extend(times.iter().min().copied().zip(times.iter().max().copied()));
+                times.clear();
+            }
         }
     }
     tiles.sort_unstable();
-    let same = tree == *head && stored_tiles(pool).await? == tiles;
+    let same =
+        tree == *head && stored_tiles(pool).await? == tiles && search::spans(pool).await? == spans;
     let fault = "the audit log and its Merkle tree differ";
     Ok(LogCheck {
         root,
@@ -325,48 +337,7 @@ pub(super) async fn keep_checkpoint(
     Ok(())
 }
 
-pub(super) async fn list(
-    pool: &SqlitePool,
-    filter: &AuditFilter,
-    page: &Page,
-) -> Result<Vec<AuditRecord>, StoreError> {
-    let after: i64 = page
-        .after
-        .as_deref()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT leaf FROM audit WHERE seq > ");
-    query.push_bind(after);
-    let equals = [
-        (" AND service = ", &filter.service),
-        (" AND grant_name = ", &filter.grant),
-        (" AND lease_id = ", &filter.lease_id),
-        (" AND access_key_id = ", &filter.access_key_id),
-        (" AND actor = ", &filter.actor),
-        (" AND event = ", &filter.event),
-        (" AND outcome = ", &filter.outcome),
-    ];
-    for (condition, value) in equals {
-        if let Some(value) = value {
-            query.push(condition).push_bind(value.as_str());
-        }
-    }
-    for (condition, bound) in [
-        (" AND time >= ", filter.since),
-        (" AND time < ", filter.until),
-    ] {
-        if let Some(bound) = bound {
-            query.push(condition).push_bind(micros(bound));
-        }
-    }
-    query
-        .push(" ORDER BY seq LIMIT ")
-        .push_bind(i64::from(page.limit));
-    let rows = query.build().fetch_all(pool).await.map_err(store_error)?;
-    rows.iter().map(record).collect()
-}
-
-fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
+pub(super) fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
     let leaf: Vec<u8> = get(row, "leaf")?;
     leaf::decode(&leaf).map_err(unreadable)
 }

@@ -12,6 +12,7 @@ mod log;
 mod open;
 mod operators;
 mod row;
+mod search;
 mod services;
 mod tokens;
 mod writer;
@@ -100,7 +101,7 @@ impl Store for SqliteStore {
         filter: &AuditFilter,
         page: &Page,
     ) -> Result<Vec<AuditRecord>, StoreError> {
-        log::list(&self.readers, filter, page).await
+        search::list(&self.readers, filter, page).await
     }
 
     async fn audit_size(&self) -> Result<u64, StoreError> {

@@ -9,6 +9,7 @@ use credbroker::{
     },
 };
 
+use fastrand::Rng;
 use jiff::SignedDuration;
 
 use super::{active, at, audit, granted, page, register, requested, token};
@@ -28,7 +29,12 @@ fn full(grant: &str, second: i64) -> AuditEvent {
         aws_request_id: Some("0000-1111".to_owned()),
         reason: Some("AWS_THROTTLED".to_owned()),
         detail: Some("Throttling: Rate exceeded".to_owned()),
-        ..audit(Event::LeaseDenied).lease(&lease)
+        request_id: Some("6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10".parse().unwrap()),
+        late: true,
+        ..audit(Event::LeaseDenied)
+            .instance("0123abcd")
+            .lease(&lease)
+            .permits(&grant)
     }
 }
 
@@ -119,6 +125,48 @@ pub(super) async fn each_filter_picks_its_records(store: &dyn Store) {
         ..any()
     };
     assert!(matching(store, none).await.is_empty());
+}
+
+pub(super) async fn a_time_finds_its_records_wherever_a_clock_that_was_set_has_put_them(
+    store: &dyn Store,
+) {
+    let mut rng = Rng::with_seed(11);
+    let mut times = Vec::new();
+    let mut clock = 10_000;
+    for number in 0..900 {
+        clock = match number {
+            // Set back by more than a bundle's worth, then by little, then far ahead.
+            300 => clock - 400,
+            500 => clock - 3,
+            700 => clock + 5_000,
+            _ => clock + rng.i64(-1..3),
+        };
+        times.push(clock);
+    }
+    let record = |time: &i64| AuditEvent {
+        time: at(*time),
+        ..audit(Event::StatusRead)
+    };
+    let written = times.iter().map(|time| store.record(record(time)));
+    for written in written {
+        written.await.unwrap();
+    }
+    let (first, last) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+    for _ in 0..200 {
+        let since = rng.bool().then(|| rng.i64(first - 5..last + 5));
+        let until = rng.bool().then(|| rng.i64(first - 5..last + 5));
+        let within = |time: &i64| {
+            since.is_none_or(|since| *time >= since) && until.is_none_or(|until| *time < until)
+        };
+        let expected = (1..).zip(&times).filter(|(_, time)| within(time));
+        let filter = AuditFilter {
+            since: since.map(at),
+            until: until.map(at),
+            ..AuditFilter::default()
+        };
+        let found = matching(store, filter).await;
+        assert_eq!(found, expected.map(|(seq, _)| seq).collect::<Vec<u64>>());
+    }
 }
 
 pub(super) async fn a_page_goes_on_after_the_last_record_of_the_page_before(store: &dyn Store) {

@@ -101,8 +101,21 @@ CREATE TABLE audit (
     access_key_id TEXT
 ) STRICT;
 CREATE INDEX audit_by_service ON audit (service, seq) WHERE service IS NOT NULL;
+CREATE INDEX audit_by_grant ON audit (grant_name, seq) WHERE grant_name IS NOT NULL;
 CREATE INDEX audit_by_lease ON audit (lease_id, seq) WHERE lease_id IS NOT NULL;
 CREATE INDEX audit_by_access_key ON audit (access_key_id, seq) WHERE access_key_id IS NOT NULL;
+CREATE INDEX audit_by_actor ON audit (actor, seq);
+CREATE INDEX audit_by_event ON audit (event, seq);
+-- Nearly all that happens succeeds.
+CREATE INDEX audit_by_outcome ON audit (outcome, seq) WHERE outcome <> 'success';
+
+-- When the records of each full bundle of 256 were made, the earliest and the latest: a
+-- search by time reads a few of them, since times follow the numbers but for moments.
+CREATE TABLE audit_spans (
+    idx      INTEGER NOT NULL PRIMARY KEY,
+    earliest INTEGER NOT NULL,
+    latest   INTEGER NOT NULL
+) STRICT;
 
 CREATE TRIGGER audit_is_append_only_update BEFORE UPDATE ON audit
 BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;

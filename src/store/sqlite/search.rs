@@ -1,0 +1,128 @@
+//! Finding records again. Each equality has an index that is in the order of the log; a
+//! time is first turned into numbers, by the spans of full bundles.
+
+use jiff::Timestamp;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool};
+
+use super::{
+    log::record,
+    row::{micros, store_error},
+};
+use crate::{
+    audit::tile::WIDTH,
+    broker::ports::{AuditFilter, Page, StoreError},
+    domain::audit::{AuditRecord, Outcome},
+};
+
+/// Records of these numbers: after the first, up to the second.
+type Numbers = (i64, i64);
+
+/// Keeps when the records of a bundle were made, once it is full.
+pub(super) async fn keep_span(tx: &mut SqliteConnection, size: u64) -> Result<(), StoreError> {
+    if !size.is_multiple_of(WIDTH) {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO audit_spans (idx, earliest, latest)
+         SELECT ?1 - 1, min(time), max(time) FROM audit WHERE seq > (?1 - 1) * ?2 AND seq <= ?1 * ?2",
+    )
+    .bind((size / WIDTH).cast_signed())
+    .bind(WIDTH.cast_signed())
+    .execute(tx)
+    .await
+    .map_err(store_error)?;
+    Ok(())
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    filter: &AuditFilter,
+    page: &Page,
+) -> Result<Vec<AuditRecord>, StoreError> {
+    let after = page.after.as_deref().and_then(|text| text.parse().ok());
+    let (start, end) = numbers(pool, filter).await?;
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT leaf FROM audit WHERE seq > ");
+    query.push_bind(start.max(after.unwrap_or(0)));
+    query.push(" AND seq <= ").push_bind(end);
+    let failed = filter.outcome.clone().filter(|outcome| outcome != SUCCESS);
+    let equals = [
+        (" AND service = ", &filter.service),
+        (" AND grant_name = ", &filter.grant),
+        (" AND lease_id = ", &filter.lease_id),
+        (" AND access_key_id = ", &filter.access_key_id),
+        (" AND actor = ", &filter.actor),
+        (" AND event = ", &filter.event),
+        (FAILED, &failed),
+        (" AND outcome = ", &filter.outcome),
+    ];
+    for (condition, value) in equals {
+        if let Some(value) = value {
+            query.push(condition).push_bind(value.as_str());
+        }
+    }
+    for (condition, bound) in [
+        (" AND time >= ", filter.since),
+        (" AND time < ", filter.until),
+    ] {
+        if let Some(bound) = bound {
+            query.push(condition).push_bind(micros(bound));
+        }
+    }
+    query
+        .push(" ORDER BY seq LIMIT ")
+        .push_bind(i64::from(page.limit));
+    let rows = query.build().fetch_all(pool).await.map_err(store_error)?;
+    rows.iter().map(record).collect()
+}
+
+/// Said so that the index of what has not succeeded is found to be enough.
+const FAILED: &str = " AND outcome <> 'success' AND outcome = ";
+const SUCCESS: &str = Outcome::Success.as_str();
+
+/// Numbers outside of which no record is of the times that are asked for.
+async fn numbers(pool: &SqlitePool, filter: &AuditFilter) -> Result<Numbers, StoreError> {
+    let start = match filter.since {
+        Some(since) => start(pool, since).await?,
+        None => 0,
+    };
+    let end = match filter.until {
+        Some(until) => end(pool, until).await?,
+        None => i64::MAX,
+    };
+    Ok((start, end))
+}
+
+async fn start(pool: &SqlitePool, since: Timestamp) -> Result<i64, StoreError> {
+    sqlx::query_scalar(
+        "SELECT ?2 * coalesce((SELECT idx FROM audit_spans WHERE latest >= ?1 ORDER BY idx LIMIT 1),
+                              (SELECT max(idx) + 1 FROM audit_spans), 0)",
+    )
+    .bind(micros(since))
+    .bind(WIDTH.cast_signed())
+    .fetch_one(pool)
+    .await
+    .map_err(store_error)
+}
+
+async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
+    let last: Option<i64> = sqlx::query_scalar(
+        "SELECT CASE WHEN EXISTS (SELECT 1 FROM audit WHERE time < ?1
+                     AND seq > ?2 * coalesce((SELECT max(idx) + 1 FROM audit_spans), 0)) THEN NULL
+                ELSE ?2 * coalesce((SELECT idx + 1 FROM audit_spans WHERE earliest < ?1
+                                    ORDER BY idx DESC LIMIT 1), 0) END",
+    )
+    .bind(micros(until))
+    .bind(WIDTH.cast_signed())
+    .fetch_one(pool)
+    .await
+    .map_err(store_error)?;
+    Ok(last.unwrap_or(i64::MAX))
+}
+
+/// The earliest and the latest time of each full bundle.
+pub(super) async fn spans(pool: &SqlitePool) -> Result<Vec<(i64, i64)>, StoreError> {
+    sqlx::query_as("SELECT earliest, latest FROM audit_spans ORDER BY idx")
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)
+}
