@@ -3,28 +3,26 @@
 
 use std::time::Duration;
 
-use data_encoding::BASE64;
-use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 
 use crate::{
     audit::{
         checkpoint::Checkpoint,
-        note::{self, Signer, Verifier},
+        note::{self, Verifier},
         proof::InclusionProof,
         tile,
         tree::{self, Range},
     },
     broker::{
-        Broker, By, Error,
+        Broker, Error,
         end::no_lease,
+        log_key::{Signing, not_signed, signed},
         ports::{Anchor, AuditFilter, KeptCheckpoint, LogKey, Page, StoreError},
     },
     domain::{
         access::Caller,
         audit::{Event, Subject},
         name::LeaseId,
-        seal::SealingKey,
     },
 };
 
@@ -34,12 +32,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Longest time that the place beside the store may take.
 const ANCHOR_LIMIT: Duration = Duration::from_secs(10);
-/// What the seed of a log's key is sealed for.
-const PLACE: &str = "audit_keys/seed/1";
 /// Most records of one lease that are proven at once.
 const PROVEN_AT_ONCE: u32 = 1000;
-/// Length of a seed, bytes (RFC 8032).
-const SEED_LENGTH: usize = 32;
 
 /// The log at a moment, signed.
 #[derive(Debug)]
@@ -50,12 +44,17 @@ pub struct SignedCheckpoint {
     pub size: u64,
     /// The key that it is checked with, as text.
     pub verifier: String,
+    /// All keys that have signed the log, the newest last.
+    pub keys: Vec<LogKey>,
 }
 
 impl Broker {
     /// Signs the log each second in which it has grown, and lets it grow each minute,
     /// until the broker ends.
     pub async fn keep_signing(&self) {
+        if self.parts.custody.sealing.is_none() {
+            tracing::warn!("the audit log is not signed: set admin_key.sealing_key_file");
+        }
         let mut ticks = interval(EVERY);
         let mut beats = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -79,30 +78,27 @@ impl Broker {
     }
 
     /// Signs the log, if it has grown since. One at a time, so that no older checkpoint
-    /// comes after a newer one.
+    /// comes after a newer one. A log that another checkpoint contradicts does not get
+    /// one of its own.
     ///
     /// # Errors
     /// The store's, or the key does not sign.
     pub async fn sign_log(&self) -> Result<(), Error> {
-        // A log that another checkpoint contradicts must not get one of its own.
-        let signer = match self.log_is_whole() {
-            Ok(()) => self.log_signer().await?,
-            Err(_) => None,
-        };
-        let Some(signer) = signer else {
-            return Ok(());
-        };
-        let mut last = self.signed.lock().await;
-        let head = self.store().log_head().await?;
-        if *last >= head.size {
+        if self.log_is_whole().is_err() {
             return Ok(());
         }
-        let checkpoint = Checkpoint {
-            origin: signer.verifier().name().to_owned(),
-            size: head.size,
-            root: head.root,
+        self.sign(&mut *self.signing.lock().await).await
+    }
+
+    pub(super) async fn sign(&self, signing: &mut Signing) -> Result<(), Error> {
+        let head = self.store().log_head().await?;
+        if signing.size >= head.size {
+            return Ok(());
+        }
+        let Some(signer) = self.log_signer(signing).await? else {
+            return Ok(());
         };
-        let note = signer.sign(&checkpoint.text()).map_err(refused)?;
+        let note = signed(signer, &head)?;
         let before = self.store().checkpoint().await?;
         let mut kept = KeptCheckpoint {
             size: head.size,
@@ -120,7 +116,7 @@ impl Broker {
                 self.store().keep_checkpoint(&kept).await?;
             }
         }
-        *last = head.size;
+        signing.size = head.size;
         Ok(())
     }
 
@@ -216,22 +212,24 @@ impl Broker {
             .record(self.caller_event(caller, Event::AuditRead))
             .await?;
         self.log_is_whole()?;
-        self.sign_log().await?;
+        self.signed_now(&mut *self.signing.lock().await).await
+    }
+
+    pub(super) async fn signed_now(
+        &self,
+        signing: &mut Signing,
+    ) -> Result<SignedCheckpoint, Error> {
+        self.sign(signing).await?;
         let kept = self.store().checkpoint().await?;
-        match kept.zip(self.log_signer().await?) {
+        let keys = self.store().log_keys().await?;
+        match kept.zip(self.log_signer(signing).await?) {
             Some((kept, signer)) => Ok(SignedCheckpoint {
                 size: kept.size,
                 note: kept.note,
                 verifier: signer.verifier().to_string(),
+                keys,
             }),
-            None => Err(Error::WrongState {
-                subject: Subject::AuditLog,
-                reason: "LOG_NOT_SIGNED",
-                message: "the audit log is not signed: there is nothing to seal its key with"
-                    .to_owned(),
-                next: "set admin_key.sealing_key_file in the broker's configuration and restart it"
-                    .to_owned(),
-            }),
+            None => Err(not_signed()),
         }
     }
 
@@ -286,42 +284,6 @@ impl Broker {
             checkpoint: signed.note.clone(),
         })
     }
-
-    async fn log_signer(&self) -> Result<Option<&Signer>, Error> {
-        let signer = self.signer.get_or_try_init(|| self.take_up_log_key());
-        Ok(signer.await?.as_ref())
-    }
-
-    /// The log's key, made at the first start. One that cannot be opened, since its
-    /// sealing key was lost, is followed by another; the log says so before its use.
-    async fn take_up_log_key(&self) -> Result<Option<Signer>, Error> {
-        let Some(sealing) = &self.parts.custody.sealing else {
-            tracing::warn!("the audit log is not signed: set admin_key.sealing_key_file");
-            return Ok(None);
-        };
-        let name = format!("credbroker/{}", self.store().deployment().await?);
-        if let Some(kept) = self.store().log_keys().await?.pop() {
-            if let Some(signer) = opened(sealing, &name, &kept) {
-                return Ok(Some(signer));
-            }
-            tracing::error!("the key of the audit log cannot be opened; another follows it");
-        }
-        let mut seed = vec![0; SEED_LENGTH];
-        self.parts.random.fill(&mut seed);
-        let seed = SecretSlice::from(seed);
-        let text = SecretString::from(BASE64.encode(seed.expose_secret()));
-        let signer = Signer::new(&name, &seed).map_err(refused)?;
-        let made = LogKey {
-            verifier: signer.verifier().to_string(),
-            seed: sealing.seal(PLACE, &text).map_err(refused)?,
-            since: self.now(),
-        };
-        let audit = self.event(By::Broker, Event::LogKeyMade);
-        self.store()
-            .add_log_key(&made, audit.detail(&made.verifier))
-            .await?;
-        Ok(Some(signer))
-    }
 }
 
 /// Writes a checkpoint beside the store.
@@ -346,15 +308,4 @@ fn doubt(message: String) -> Error {
                checkpoint file and restart the broker"
             .to_owned(),
     }
-}
-
-fn opened(sealing: &SealingKey, name: &str, kept: &LogKey) -> Option<Signer> {
-    let text = sealing.open(PLACE, &kept.seed).ok()?;
-    let seed = BASE64.decode(text.expose_secret().as_bytes()).ok()?;
-    let signer = Signer::new(name, &SecretSlice::from(seed)).ok()?;
-    (signer.verifier().to_string() == kept.verifier).then_some(signer)
-}
-
-fn refused(error: impl std::fmt::Display) -> Error {
-    Error::Internal(format!("the log's key: {error}"))
 }

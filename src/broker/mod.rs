@@ -11,6 +11,7 @@ mod emergency;
 mod end;
 mod grants;
 mod issue;
+mod log_key;
 mod operators;
 mod paces;
 mod reap;
@@ -42,9 +43,9 @@ pub use self::{
     status::Status,
 };
 use crate::{
-    audit::note::Signer,
     broker::{
         emergency::Unrecorded,
+        log_key::Signing,
         paces::Paces,
         ports::{Anchor, Inventory, Issuer, Keyring, Spool, Store, StoreError},
         reap::Busy,
@@ -106,10 +107,7 @@ pub struct Broker {
     last_checked: Mutex<String>,
     /// Set once the key at work has been seen to be of the store's account.
     account: tokio::sync::OnceCell<()>,
-    /// Signs the log; `None` where there is nothing to seal its key with.
-    signer: tokio::sync::OnceCell<Option<Signer>>,
-    /// How much of the log this process has signed.
-    signed: tokio::sync::Mutex<u64>,
+    signing: tokio::sync::Mutex<Signing>,
     /// Why nothing is issued: what the checkpoint beside the store says against the log.
     log_doubt: OnceLock<Error>,
     /// Revocations that the store could not take yet.
@@ -144,8 +142,7 @@ impl Broker {
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),
             account: tokio::sync::OnceCell::new(),
-            signer: tokio::sync::OnceCell::new(),
-            signed: tokio::sync::Mutex::default(),
+            signing: tokio::sync::Mutex::default(),
             log_doubt: OnceLock::new(),
             unrecorded: Unrecorded::default(),
             rotating: tokio::sync::Mutex::default(),

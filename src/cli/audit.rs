@@ -5,16 +5,20 @@ use jiff::Timestamp;
 use prost_types::Timestamp as ProtoTimestamp;
 
 use super::{
-    export::{Export, Verify},
+    export::Export,
     failure::Failure,
     output::{Format, Output},
     pages,
     proof::Prove,
+    verify::Verify,
     view,
 };
 use crate::{
     client::Client,
-    proto::{AuditRecord, GetCheckpointRequest, ListAuditRecordsRequest, TailAuditRecordsRequest},
+    proto::{
+        AuditRecord, GetCheckpointRequest, ListAuditRecordsRequest, RotateLogKeyRequest,
+        TailAuditRecordsRequest,
+    },
 };
 
 #[derive(Debug, Subcommand)]
@@ -32,6 +36,9 @@ pub(super) enum Audit {
     Query(Box<Query>),
     /// The log as it is now, signed: a note to keep elsewhere. With -o json the key too.
     Checkpoint,
+    /// Lets another key sign the log from now on. The log announces it; whoever has an
+    /// earlier key goes on with that.
+    RotateKey,
     /// The whole log as plain files (C2SP tlog-tiles), gone on with where it was.
     Export(Export),
     /// The records of a lease, each in a file of its own with the proof that it is in the
@@ -86,6 +93,16 @@ impl Audit {
             Self::Export(export) => export.run(client, out).await,
             Self::Prove(prove) => prove.run(client, out).await,
             Self::Verify(verify) => verify.run(out),
+            Self::RotateKey => {
+                let mut audit = client.audit();
+                let signed = audit.rotate_log_key(RotateLogKeyRequest {}).await?;
+                let signed = signed.into_inner();
+                match out.format() {
+                    Format::Json => out.show(&view::Checkpoint::from(signed))?,
+                    _ => out.line(&signed.verifier_key)?,
+                }
+                Ok(())
+            }
             Self::Checkpoint => {
                 let mut audit = client.audit();
                 let signed = audit.get_checkpoint(GetCheckpointRequest {}).await?;

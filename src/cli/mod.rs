@@ -17,6 +17,7 @@ mod proof;
 mod revoke;
 mod service;
 mod status;
+mod verify;
 mod view;
 
 use std::{

@@ -326,6 +326,24 @@ pub(super) struct Credentials {
 pub(super) struct Checkpoint {
     checkpoint: String,
     verifier_key: String,
+    keys: Vec<LogKey>,
+}
+
+#[derive(Serialize)]
+struct LogKey {
+    verifier_key: String,
+    since: Option<String>,
+    handover: Option<String>,
+}
+
+impl From<proto::LogKey> for LogKey {
+    fn from(key: proto::LogKey) -> Self {
+        Self {
+            verifier_key: key.verifier_key,
+            since: time(key.since.as_ref()),
+            handover: key.handover,
+        }
+    }
 }
 
 impl From<proto::Checkpoint> for Checkpoint {
@@ -333,6 +351,7 @@ impl From<proto::Checkpoint> for Checkpoint {
         Self {
             checkpoint: signed.note,
             verifier_key: signed.verifier_key,
+            keys: signed.keys.into_iter().map(LogKey::from).collect(),
         }
     }
 }

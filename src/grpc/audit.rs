@@ -21,7 +21,7 @@ use crate::{
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
         ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,
-        TailAuditRecordsRequest, audit_service_server::AuditService,
+        RotateLogKeyRequest, TailAuditRecordsRequest, audit_service_server::AuditService,
     },
 };
 
@@ -58,6 +58,16 @@ impl AuditService for Api {
     ) -> Result<Response<Checkpoint>, Status> {
         self.call(request, async |broker, caller, _| {
             Ok(to_checkpoint(broker.checkpoint(&caller).await?))
+        })
+        .await
+    }
+
+    async fn rotate_log_key(
+        &self,
+        request: Request<RotateLogKeyRequest>,
+    ) -> Result<Response<Checkpoint>, Status> {
+        self.call(request, async |broker, caller, _| {
+            Ok(to_checkpoint(broker.rotate_log_key(&caller).await?))
         })
         .await
     }

@@ -7,7 +7,7 @@ use crate::{
     audit::proof::InclusionProof,
     broker::{
         Error, SignedCheckpoint,
-        ports::{AuditFilter, Receipt},
+        ports::{AuditFilter, LogKey, Receipt},
     },
     domain::{
         audit::{Actor, AuditRecord, Event, Outcome, Permissions},
@@ -119,6 +119,15 @@ pub(super) fn to_checkpoint(signed: SignedCheckpoint) -> proto::Checkpoint {
     proto::Checkpoint {
         note: signed.note,
         verifier_key: signed.verifier,
+        keys: signed.keys.into_iter().map(to_log_key).collect(),
+    }
+}
+
+fn to_log_key(key: LogKey) -> proto::LogKey {
+    proto::LogKey {
+        verifier_key: key.verifier,
+        since: Some(to_time(key.since)),
+        handover: key.handover,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod export;
+mod keys;
 mod proofs;
 mod query;
 mod secrets;
@@ -195,6 +196,8 @@ impl Script<'_> {
         self.admin("AuditService/ExportEntries", &["audit", "export", &export])
             .await;
         self.admin("AuditService/GetCheckpoint", &["audit", "checkpoint"])
+            .await;
+        self.admin("AuditService/RotateLogKey", &["audit", "rotate-key"])
             .await;
         let lease = self.lease.clone();
         let prove = ["audit", "prove", &lease, &export];

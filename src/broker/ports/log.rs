@@ -82,6 +82,8 @@ pub struct LogKey {
     pub seed: Sealed,
     /// Since when it signs.
     pub since: Timestamp,
+    /// The checkpoint, signed by the key before, of the log that announces this one.
+    pub handover: Option<String>,
 }
 
 /// Where the newest checkpoint is kept beside the store.

@@ -146,6 +146,9 @@ pub trait Store: Send + Sync {
     async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError>;
     /// Adds a newer one. Conflict when it is known.
     async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Keeps how a key was announced, without a record: it tells of one. Conflict when
+    /// the key is unknown.
+    async fn hand_over_log_key(&self, verifier: &str, note: &str) -> Result<(), StoreError>;
     /// The newest signed checkpoint.
     async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError>;
     /// Keeps a signed checkpoint, without a record: it tells of records. One that is

@@ -280,15 +280,17 @@ async fn roots(
 }
 
 pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<LogKey>, StoreError> {
-    let rows = sqlx::query("SELECT verifier, seed, since FROM audit_keys ORDER BY number")
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
+    let rows =
+        sqlx::query("SELECT verifier, seed, since, handover FROM audit_keys ORDER BY number")
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
     let key = |row: &SqliteRow| {
         Ok(LogKey {
             verifier: get(row, "verifier")?,
             seed: Sealed::from_bytes(get(row, "seed")?),
             since: time(row, "audit_keys", "since")?,
+            handover: get(row, "handover")?,
         })
     };
     rows.iter().map(key).collect()
@@ -299,6 +301,20 @@ pub(super) async fn add_key(tx: &mut SqliteConnection, key: &LogKey) -> Result<(
         .bind(key.verifier.as_str())
         .bind(key.seed.as_bytes())
         .bind(micros(key.since))
+        .execute(tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn hand_over_key(
+    tx: &mut SqliteConnection,
+    verifier: &str,
+    note: &str,
+) -> Result<(), StoreError> {
+    let done = sqlx::query("UPDATE audit_keys SET handover = ? WHERE verifier = ?")
+        .bind(note)
+        .bind(verifier)
         .execute(tx)
         .await
         .map_err(store_error)?;

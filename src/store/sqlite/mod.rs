@@ -136,6 +136,17 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn hand_over_log_key(&self, verifier: &str, note: &str) -> Result<(), StoreError> {
+        let (verifier, note) = (verifier.to_owned(), note.to_owned());
+        let handing = self.writer.write(move |tx| {
+            Box::pin(async move {
+                log::hand_over_key(tx, &verifier, &note).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        handing.await.map(drop)
+    }
+
     async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError> {
         log::checkpoint(&self.readers).await
     }

@@ -148,7 +148,9 @@ CREATE TABLE audit_keys (
     number   INTEGER NOT NULL PRIMARY KEY,
     verifier TEXT    NOT NULL UNIQUE,
     seed     BLOB    NOT NULL,
-    since    INTEGER NOT NULL
+    since    INTEGER NOT NULL,
+    -- The checkpoint of the key before, over the log that announces this one.
+    handover TEXT
 ) STRICT;
 
 -- The newest checkpoint, a signed note.

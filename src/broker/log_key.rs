@@ -1,0 +1,161 @@
+//! The key that signs the log: made at the first start, followed by another when somebody
+//! asks. A later key is announced by a record of the log, and the key before signs the log
+//! with that record in it, so that whoever has any of the keys can find the next.
+
+use data_encoding::BASE64;
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+
+use crate::{
+    audit::{checkpoint::Checkpoint, note::Signer},
+    broker::{
+        Broker, By, Error, SignedCheckpoint,
+        ports::{LogHead, LogKey},
+    },
+    domain::{
+        access::Caller,
+        audit::{AuditEvent, Event, Subject},
+        seal::SealingKey,
+    },
+};
+
+/// Length of a seed, bytes (RFC 8032).
+const SEED_LENGTH: usize = 32;
+
+/// The signing of the log, one at a time.
+#[derive(Default)]
+pub(super) struct Signing {
+    /// The key at work, once it has been taken up.
+    signer: Option<Signer>,
+    /// How much of the log this process has signed with it.
+    pub(super) size: u64,
+}
+
+/// What the seed of a log's key is sealed for.
+fn place(number: usize) -> String {
+    format!("audit_keys/seed/{number}")
+}
+
+impl Broker {
+    /// Lets another key sign the log from now on.
+    ///
+    /// # Errors
+    /// The store's, the log is in doubt, or it is not signed.
+    pub async fn rotate_log_key(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
+        self.log_is_whole()?;
+        let mut signing = self.signing.lock().await;
+        self.log_signer(&mut signing)
+            .await?
+            .ok_or_else(not_signed)?;
+        let audit = self.caller_event(caller, Event::LogKeyMade);
+        let next = self.make_log_key(audit).await?;
+        if let Some(before) = &signing.signer {
+            self.hand_over(before, &next).await?;
+        }
+        *signing = Signing {
+            signer: Some(next),
+            size: 0,
+        };
+        self.signed_now(&mut signing).await
+    }
+
+    /// The key at work; `None` where there is nothing to seal it with.
+    pub(super) async fn log_signer<'a>(
+        &self,
+        signing: &'a mut Signing,
+    ) -> Result<Option<&'a Signer>, Error> {
+        if let (None, Some(sealing)) = (&signing.signer, &self.parts.custody.sealing) {
+            signing.signer = Some(self.take_up_log_key(sealing).await?);
+        }
+        Ok(signing.signer.as_ref())
+    }
+
+    /// The newest key, or a first one. One that cannot be opened, since its sealing key
+    /// was lost, is followed by another; the log says so before its use.
+    async fn take_up_log_key(&self, sealing: &SealingKey) -> Result<Signer, Error> {
+        let keys = self.store().log_keys().await?;
+        let name = self.log_name().await?;
+        let open = |number: usize| opened(sealing, &name, number, keys.get(number - 1)?);
+        let Some(newest) = keys.last() else {
+            return self.make_first_log_key().await;
+        };
+        let Some(signer) = open(keys.len()) else {
+            tracing::error!("the key of the audit log cannot be opened; another follows it");
+            return self.make_first_log_key().await;
+        };
+        // The process may have died before the key before could say so.
+        if newest.handover.is_none()
+            && keys.len() > 1
+            && let Some(before) = open(keys.len() - 1)
+        {
+            self.hand_over(&before, &signer).await?;
+        }
+        Ok(signer)
+    }
+
+    async fn make_first_log_key(&self) -> Result<Signer, Error> {
+        self.make_log_key(self.event(By::Broker, Event::LogKeyMade))
+            .await
+    }
+
+    async fn make_log_key(&self, audit: AuditEvent) -> Result<Signer, Error> {
+        let sealing = self.parts.custody.sealing.as_ref().ok_or_else(not_signed)?;
+        let number = self.store().log_keys().await?.len() + 1;
+        let mut seed = vec![0; SEED_LENGTH];
+        self.parts.random.fill(&mut seed);
+        let seed = SecretSlice::from(seed);
+        let text = SecretString::from(BASE64.encode(seed.expose_secret()));
+        let signer = Signer::new(&self.log_name().await?, &seed).map_err(refused)?;
+        let made = LogKey {
+            verifier: signer.verifier().to_string(),
+            seed: sealing.seal(&place(number), &text).map_err(refused)?,
+            since: self.now(),
+            handover: None,
+        };
+        let audit = audit.detail(&made.verifier);
+        self.store().add_log_key(&made, audit).await?;
+        Ok(signer)
+    }
+
+    /// The key before signs the log, which announces the next.
+    async fn hand_over(&self, before: &Signer, next: &Signer) -> Result<(), Error> {
+        let note = signed(before, &self.store().log_head().await?)?;
+        let next = next.verifier().to_string();
+        Ok(self.store().hand_over_log_key(&next, &note).await?)
+    }
+
+    /// The log's own name in the world.
+    async fn log_name(&self) -> Result<String, Error> {
+        Ok(format!("credbroker/{}", self.store().deployment().await?))
+    }
+}
+
+/// The checkpoint of this head, signed.
+pub(super) fn signed(signer: &Signer, head: &LogHead) -> Result<String, Error> {
+    let checkpoint = Checkpoint {
+        origin: signer.verifier().name().to_owned(),
+        size: head.size,
+        root: head.root,
+    };
+    signer.sign(&checkpoint.text()).map_err(refused)
+}
+
+fn opened(sealing: &SealingKey, name: &str, number: usize, kept: &LogKey) -> Option<Signer> {
+    let text = sealing.open(&place(number), &kept.seed).ok()?;
+    let seed = BASE64.decode(text.expose_secret().as_bytes()).ok()?;
+    let signer = Signer::new(name, &SecretSlice::from(seed)).ok()?;
+    (signer.verifier().to_string() == kept.verifier).then_some(signer)
+}
+
+pub(super) fn not_signed() -> Error {
+    Error::WrongState {
+        subject: Subject::AuditLog,
+        reason: "LOG_NOT_SIGNED",
+        message: "the audit log is not signed: there is nothing to seal its key with".to_owned(),
+        next: "set admin_key.sealing_key_file in the broker's configuration and restart it"
+            .to_owned(),
+    }
+}
+
+fn refused(error: impl std::fmt::Display) -> Error {
+    Error::Internal(format!("the log's key: {error}"))
+}
