@@ -3,11 +3,13 @@
 //! Pure but for the files that it reads and writes.
 
 pub mod checkpoint;
+pub mod files;
 pub mod leaf;
 pub mod note;
 pub mod proof;
 pub mod tile;
 pub mod tree;
+pub mod verify;
 
 #[cfg(test)]
 mod tests;

@@ -10,46 +10,19 @@ use clap::Args;
 use super::{failure::Failure, output::Output};
 use crate::{
     audit::{
-        checkpoint::Checkpoint,
-        note::{self, Verifier},
-        tile::{self, Tile, Tiles, WIDTH},
-        tree::{Edge, leaf_hash},
+        files::{self, CHECKPOINT, Growing, KEYS},
+        note::Verifier,
+        tile::{self, WIDTH},
+        verify::{opened, read},
     },
     client::Client,
     proto::{ExportEntriesRequest, GetCheckpointRequest},
 };
 
-/// Where the signed checkpoint lies in an export.
-pub(super) const CHECKPOINT: &str = "checkpoint";
-/// The keys that have signed the log, a line each, the newest last.
-pub(super) const KEYS: &str = "keys";
-
-/// The checkpoint of the key before, over the log that announces key `number`, from 2.
-pub(super) fn handover_path(number: usize) -> String {
-    format!("handover/{number}")
-}
-
 #[derive(Args, Debug)]
 pub(super) struct Export {
     /// Where to write; what an earlier export has left there is gone on from.
     dir: PathBuf,
-}
-
-/// A tree over entries that come one by one, with all its tiles.
-#[derive(Default)]
-pub(super) struct Growing {
-    pub(super) edge: Edge,
-    pub(super) tiles: Tiles,
-}
-
-impl Growing {
-    pub(super) fn push(&mut self, entry: &[u8]) {
-        for (node, hash) in self.edge.push(leaf_hash(entry)) {
-            if let Some(tile) = Tile::holding(node) {
-                self.tiles.entry(tile).or_default().push(hash);
-            }
-        }
-    }
 }
 
 impl Export {
@@ -71,15 +44,9 @@ impl Export {
         let mut bundles = audit.export_entries(request).await?.into_inner();
         while let Some(bundle) = bundles.message().await? {
             let index = tree.edge.size() / WIDTH;
-            let mut bytes = Vec::new();
-            for entry in &bundle.entries {
-                let length = u16::try_from(entry.len()).map_err(|_| {
-                    Failure::unexpected("the broker sent a record that is too long")
-                })?;
-                bytes.extend(length.to_be_bytes());
-                bytes.extend(entry);
-                tree.push(entry);
-            }
+            let bytes = files::bundle(&bundle.entries)
+                .ok_or_else(|| Failure::unexpected("the broker sent a record that is too long"))?;
+            bundle.entries.iter().for_each(|entry| tree.push(entry));
             self.write(&tile::bundle_path(index, checkpoint.size), &bytes)?;
         }
         if (tree.edge.size(), tree.edge.root()) != (checkpoint.size, checkpoint.root) {
@@ -94,7 +61,7 @@ impl Export {
         for (key, number) in signed.keys.iter().zip(1..) {
             keys = keys + &key.verifier_key + "\n";
             if let Some(note) = &key.handover {
-                self.write(&handover_path(number), note.as_bytes())?;
+                self.write(&files::handover_path(number), note.as_bytes())?;
             }
         }
         self.write(KEYS, keys.as_bytes())?;
@@ -113,10 +80,10 @@ impl Export {
             let Some(bytes) = read(&path)? else {
                 return Ok(());
             };
-            let entries = entries(&bytes).filter(|entries| entries.len() as u64 == WIDTH);
-            let Some(entries) = entries else {
+            let (entries, rest) = files::entries(&bytes);
+            if entries.len() as u64 != WIDTH || !rest.is_empty() {
                 return Ok(());
-            };
+            }
             for entry in entries {
                 tree.push(entry);
             }
@@ -135,38 +102,6 @@ impl Export {
                 fs::rename(&partial, &path)
             });
         written.map_err(|error| unusable(&path, &error))
-    }
-}
-
-/// The checkpoint of a note that one of `keys` has signed.
-pub(super) fn opened(note: &str, keys: &[Verifier]) -> Result<Checkpoint, Failure> {
-    let text = note::open(note, keys)
-        .map_err(|error| Failure::verification(format!("the checkpoint: {error}")))?;
-    let checkpoint = Checkpoint::parse(text)
-        .map_err(|error| Failure::verification(format!("the checkpoint: {error}")))?;
-    if keys.iter().all(|key| key.name() != checkpoint.origin) {
-        return Err(Failure::verification("the checkpoint is of another log"));
-    }
-    Ok(checkpoint)
-}
-
-/// The entries of a bundle: a length of 16 bits, big endian, before each.
-pub(super) fn entries(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
-    let mut entries = Vec::new();
-    while !bytes.is_empty() {
-        let (length, rest) = bytes.split_first_chunk()?;
-        let (entry, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
-        entries.push(entry);
-        bytes = rest;
-    }
-    Some(entries)
-}
-
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unusable(path, &error)),
     }
 }
 

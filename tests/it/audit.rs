@@ -7,6 +7,7 @@ mod keys;
 mod proofs;
 mod query;
 mod secrets;
+mod tampering;
 
 use std::{collections::BTreeSet, process::Stdio, sync::Arc};
 

@@ -141,7 +141,7 @@ pub(super) async fn check(
 ) -> Result<LogCheck, StoreError> {
     let mut tree = Edge::default();
     let (mut root, mut tiles) = ((size == 0).then_some(EMPTY), Vec::new());
-    let (mut spans, mut times) = (Vec::new(), Vec::new());
+    let (mut spans, mut span) = (Vec::new(), Vec::new());
     loop {
         let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
             .bind(tree.size().cast_signed())
@@ -170,10 +170,10 @@ pub(super) async fn check(
             if tree.size() == size {
                 root = Some(tree.root());
             }
-            times.push(get::<i64>(row, "time")?);
-            if times.len() as u64 == WIDTH {
-                spans.extend(times.iter().min().copied().zip(times.iter().max().copied()));
-                times.clear();
+            span.push(get::<i64>(row, "time")?);
+            if span.len() as u64 == WIDTH {
+                spans.extend(span.iter().min().copied().zip(span.iter().max().copied()));
+                span.clear();
             }
         }
     }

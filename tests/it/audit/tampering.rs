@@ -1,0 +1,367 @@
+//! Ten thousand ways to change a log, in its export and in the store itself: none goes
+//! unnoticed, and each is told for what it is. Seeds are printed.
+
+use std::{collections::BTreeMap, fs, path::Path, thread};
+
+use credbroker::{
+    audit::{
+        checkpoint::{Checkpoint, Receipt},
+        files::{CHECKPOINT, Growing, KEYS, bundle, handover_path},
+        leaf,
+        note::Signer,
+        tile::bundle_path,
+        verify::{Demands, Fault, verify},
+    },
+    domain::audit::{AuditEvent, AuditRecord, Event},
+};
+use fastrand::Rng;
+use jiff::Timestamp;
+use tempfile::TempDir;
+
+const MUTATIONS: u32 = 8_500;
+const THREADS: u64 = 2;
+const RECORDS: u64 = 300;
+/// Of the record that announces the second key.
+const SECOND_KEY: u64 = 280;
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn signer(seed: u8) -> Signer {
+    Signer::new("credbroker/0123456789", &vec![seed; 32].into()).unwrap()
+}
+
+fn record(seq: u64, words: &str) -> Vec<u8> {
+    let key = match seq {
+        1 => Some(signer(1)),
+        SECOND_KEY => Some(signer(2)),
+        _ => None,
+    };
+    let event = match key {
+        Some(_) => Event::LogKeyMade,
+        None => Event::LeaseIssued,
+    };
+    let words = key.map_or(words.to_owned(), |key| key.verifier().to_string());
+    let time = Timestamp::from_second(1_700_000_000 + seq.cast_signed()).unwrap();
+    let event = AuditEvent::by_broker(event, time)
+        .service(&"payments-api".parse().unwrap())
+        .access_key(&format!("AKIA{seq:016}"))
+        .detail(&words);
+    leaf::encode(&AuditRecord { seq, event }).unwrap()
+}
+
+fn records() -> Vec<Vec<u8>> {
+    (1..=RECORDS).map(|seq| record(seq, "as usual")).collect()
+}
+
+fn head(records: &[Vec<u8>]) -> Checkpoint {
+    let mut tree = Growing::default();
+    records.iter().for_each(|entry| tree.push(entry));
+    Checkpoint {
+        origin: signer(1).verifier().name().to_owned(),
+        size: tree.edge.size(),
+        root: tree.edge.root(),
+    }
+}
+
+fn signed(records: &[Vec<u8>], signer: &Signer) -> String {
+    signer.sign(&head(records).text()).unwrap()
+}
+
+/// An export of these records, signed by the second key.
+fn export(records: &[Vec<u8>], keys: [&Signer; 2]) -> Files {
+    let mut files = Files::new();
+    let (mut tree, size) = (Growing::default(), records.len() as u64);
+    for (entries, index) in records.chunks(256).zip(0..) {
+        files.insert(bundle_path(index, size), bundle(entries).unwrap());
+        entries.iter().for_each(|entry| tree.push(entry));
+    }
+    for (tile, hashes) in &tree.tiles {
+        files.insert(tile.path(size), hashes.as_flattened().to_vec());
+    }
+    let names = keys.map(|key| format!("{}\n", key.verifier()));
+    files.insert(KEYS.to_owned(), names.concat().into_bytes());
+    let announcing = &records[..SECOND_KEY.try_into().unwrap()];
+    let handover = signed(announcing, keys[0]).into_bytes();
+    files.insert(handover_path(2), handover);
+    files.insert(CHECKPOINT.to_owned(), signed(records, keys[1]).into_bytes());
+    files
+}
+
+/// What of a fault counts as the right word for it.
+fn word(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::MissingFile(_) | Fault::Missing(_) => "missing",
+        Fault::ChangedFile(_) | Fault::Changed(_) | Fault::ChangedSomewhere => "changed",
+        Fault::Truncated(_) => "truncated",
+        Fault::Reordered { .. } => "reordered",
+        Fault::Checkpoint(_) => "signature",
+        Fault::WrongKey(_) => "wrong key",
+        Fault::SplitView(_) => "split view",
+        Fault::Unreadable { .. } => "unreadable",
+    }
+}
+
+/// One way to change an export: the files it has now, and the words that tell it.
+struct Mutation {
+    name: &'static str,
+    files: Files,
+    words: Vec<&'static str>,
+}
+
+fn mutation(name: &'static str, files: Files, words: &[&'static str]) -> Mutation {
+    Mutation {
+        name,
+        files,
+        words: words.to_vec(),
+    }
+}
+
+/// An export with its bundles made of other entries, all else as it was.
+fn with_entries(of: &Files, entries: &[Vec<u8>]) -> Files {
+    let mut files = of.clone();
+    files.retain(|name, _| !name.starts_with("tile/entries/"));
+    // The last bundle has whatever is left over, by the name of the true one.
+    let (first, last) = entries.split_at(entries.len().min(256));
+    files.insert(bundle_path(0, RECORDS), bundle(first).unwrap());
+    files.insert(bundle_path(1, RECORDS), bundle(last).unwrap());
+    files
+}
+
+struct Chance {
+    rng: Rng,
+    whole: Files,
+    records: Vec<Vec<u8>>,
+}
+
+impl Chance {
+    fn name(&mut self) -> String {
+        let names: Vec<&String> = self.whole.keys().collect();
+        names[self.rng.usize(0..names.len())].clone()
+    }
+
+    fn place(&mut self) -> usize {
+        self.rng.usize(0..self.records.len())
+    }
+
+    fn mutation(&mut self) -> Mutation {
+        match self.rng.u8(0..10) {
+            0 | 1 => self.flip(),
+            2 => self.delete_file(),
+            3 => self.delete_records(),
+            4 => self.insert(),
+            5 => self.exchange(),
+            6 => self.cut_file(),
+            7 => self.rewrite(),
+            8 => self.roll_back(),
+            _ => self.swap_key(),
+        }
+    }
+
+    /// A bit of any file.
+    fn flip(&mut self) -> Mutation {
+        let (name, mut files) = (self.name(), self.whole.clone());
+        let bytes = files.get_mut(&name).unwrap();
+        let at = self.rng.usize(0..bytes.len());
+        bytes[at] ^= 1 << self.rng.u8(0..8);
+        let words: &[&str] = match name.as_str() {
+            CHECKPOINT => &["signature", "changed"],
+            KEYS => &["changed", "wrong key"],
+            // A length that reaches further leaves too few entries.
+            name if name.starts_with("tile/entries/") => &["changed", "missing", "truncated"],
+            _ => &["changed"],
+        };
+        mutation("flip", files, words)
+    }
+
+    fn delete_file(&mut self) -> Mutation {
+        let (name, mut files) = (self.name(), self.whole.clone());
+        files.remove(&name);
+        let words: &[&str] = if name == bundle_path(1, RECORDS) {
+            &["truncated"]
+        } else if name == handover_path(2) {
+            // Nothing leads from the first key to the second any more.
+            &["signature"]
+        } else {
+            &["missing"]
+        };
+        mutation("delete file", files, words)
+    }
+
+    fn delete_records(&mut self) -> Mutation {
+        let (mut records, at) = (self.records.clone(), self.place());
+        let count = self.rng.usize(1..4).min(records.len() - at);
+        records.drain(at..at + count);
+        let words: &[&str] = if at == records.len() {
+            &["truncated"]
+        } else {
+            &["missing"]
+        };
+        mutation("delete", with_entries(&self.whole, &records), words)
+    }
+
+    /// A forged record, or a true one again.
+    fn insert(&mut self) -> Mutation {
+        let (mut records, at) = (self.records.clone(), self.place());
+        let (entry, word) = if self.rng.bool() {
+            let seq = self.rng.u64(1..RECORDS + 2);
+            (record(seq, "never happened"), "changed")
+        } else {
+            let mut other = self.place();
+            while other == at {
+                other = self.place();
+            }
+            (records[other].clone(), "reordered")
+        };
+        records.insert(at, entry);
+        // The key's own record is what it is, forged or not.
+        mutation(
+            "insert",
+            with_entries(&self.whole, &records),
+            &[word, "reordered"],
+        )
+    }
+
+    fn exchange(&mut self) -> Mutation {
+        let (mut records, at) = (self.records.clone(), self.place());
+        let mut other = self.place();
+        while other == at {
+            other = self.place();
+        }
+        records.swap(at, other);
+        mutation(
+            "exchange",
+            with_entries(&self.whole, &records),
+            &["reordered"],
+        )
+    }
+
+    fn cut_file(&mut self) -> Mutation {
+        let (name, mut files) = (self.name(), self.whole.clone());
+        let bytes = files.get_mut(&name).unwrap();
+        bytes.truncate(self.rng.usize(0..bytes.len()));
+        let words: &[&str] = match name.as_str() {
+            CHECKPOINT => &["signature", "changed"],
+            // Without its second line the second key is a stranger.
+            KEYS => &["changed", "wrong key", "signature"],
+            name if name == bundle_path(1, RECORDS) => &["truncated"],
+            name if name.starts_with("tile/entries/") => &["missing"],
+            _ => &["changed"],
+        };
+        mutation("cut file", files, words)
+    }
+
+    /// A record changed, and all that follows from it, as far as there is no key for it.
+    fn rewrite(&mut self) -> Mutation {
+        let (mut records, at) = (self.records.clone(), self.place());
+        let seq = at as u64 + 1;
+        if seq == 1 || seq == SECOND_KEY {
+            return self.exchange();
+        }
+        records[at] = record(seq, "nothing to see here");
+        let forged = export(&records, [&signer(1), &signer(2)]);
+        let mut files = self.whole.clone();
+        for (name, bytes) in forged {
+            if name.starts_with("tile/entries/") || self.rng.bool() && name.starts_with("tile/") {
+                files.insert(name, bytes);
+            }
+        }
+        // A record before the second key is announced contradicts the first one's word.
+        mutation("rewrite", files, &["changed", "split view"])
+    }
+
+    /// The whole of an older copy.
+    fn roll_back(&mut self) -> Mutation {
+        let size = self
+            .rng
+            .usize(usize::try_from(SECOND_KEY).unwrap()..self.records.len());
+        let files = export(&self.records[..size], [&signer(1), &signer(2)]);
+        mutation("roll back", files, &["truncated"])
+    }
+
+    /// A whole log of somebody else's, or this one signed by theirs, or with the true keys
+    /// another than was shown before.
+    fn swap_key(&mut self) -> Mutation {
+        let (ours, theirs) = ([&signer(1), &signer(2)], [&signer(3), &signer(4)]);
+        let mut records = self.records.clone();
+        let at = self.rng.usize(1..usize::try_from(SECOND_KEY).unwrap() - 1);
+        records[at] = record(at as u64 + 1, "nothing to see here");
+        match self.rng.u8(0..3) {
+            0 => mutation("foreign log", export(&records, theirs), &["wrong key"]),
+            1 => {
+                let mut files = self.whole.clone();
+                let note = signed(&self.records, theirs[1]).into_bytes();
+                files.insert(CHECKPOINT.to_owned(), note);
+                mutation("foreign signature", files, &["signature"])
+            }
+            _ => mutation("split view", export(&records, ours), &["split view"]),
+        }
+    }
+}
+
+fn write(files: &Files, directory: &Path, before: &Files) {
+    for name in before.keys().filter(|name| !files.contains_key(*name)) {
+        fs::remove_file(directory.join(name)).unwrap();
+    }
+    for (name, bytes) in files {
+        if before.get(name) != Some(bytes) {
+            let path = directory.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+/// How often each way was taken.
+fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
+    let (home, records) = (TempDir::new().unwrap(), records());
+    let whole = export(&records, [&signer(1), &signer(2)]);
+    let dir = home.path();
+    write(&whole, dir, &Files::new());
+    let Checkpoint { size, root, .. } = head(&records[..200]);
+    let demands = Demands {
+        key: Some(signer(1).verifier().clone()),
+        since: Some(signed(&records, &signer(2))),
+        receipts: vec![Receipt {
+            seq: 150,
+            size,
+            root,
+        }],
+    };
+    verify(dir, &demands).unwrap();
+    let mut chance = Chance {
+        rng: Rng::with_seed(seed),
+        whole: whole.clone(),
+        records,
+    };
+    let mut done = BTreeMap::new();
+    for number in 0..count {
+        let Mutation { name, files, words } = chance.mutation();
+        if files == whole {
+            continue;
+        }
+        write(&files, dir, &whole);
+        let fault = match verify(dir, &demands) {
+            Err(fault) => fault,
+            Ok(_) => panic!("seed {seed}, {number}: {name} goes unnoticed"),
+        };
+        let told = word(&fault);
+        assert!(
+            words.contains(&told),
+            "seed {seed}, {number}: {name}: {fault}"
+        );
+        write(&whole, dir, &files);
+        *done.entry(name).or_default() += 1;
+    }
+    verify(dir, &demands).unwrap();
+    done
+}
+
+#[test]
+fn no_change_of_an_export_goes_unnoticed_and_each_is_told_for_what_it_is() {
+    let seeds = 1..=THREADS;
+    let workers = seeds.map(|seed| thread::spawn(move || tamper(seed, MUTATIONS / 2)));
+    let workers: Vec<_> = workers.collect();
+    for worker in workers {
+        println!("{:?}", worker.join().unwrap());
+    }
+}
