@@ -96,10 +96,8 @@ pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
     let trusted = trusted(&keys, &known, demands.key.as_ref())?;
     let checkpoint = opened(&files.text(CHECKPOINT)?, trusted)?;
     if let Some(note) = &demands.since {
-        known.push(Known::elsewhere(
-            opened(note, trusted)?,
-            "the earlier checkpoint",
-        ));
+        let earlier = opened(note, trusted)?;
+        known.push(Known::elsewhere(&earlier, "the earlier checkpoint"));
     }
     known.extend(demands.receipts.iter().map(Known::of_receipt));
     let copy = files.read_all(&checkpoint, &known)?;
@@ -198,7 +196,7 @@ impl Files<'_> {
             let what = format!("the checkpoint that announces key {}", at + 2);
             known.push(Known {
                 announces: Some(at + 1),
-                ..Known::elsewhere(checkpoint, &what)
+                ..Known::elsewhere(&checkpoint, &what)
             });
         }
         Ok(known)
@@ -333,7 +331,7 @@ struct Known {
 }
 
 impl Known {
-    fn elsewhere(checkpoint: Checkpoint, what: &str) -> Self {
+    fn elsewhere(checkpoint: &Checkpoint, what: &str) -> Self {
         Self {
             size: checkpoint.size,
             root: checkpoint.root,

@@ -136,7 +136,10 @@ impl Broker {
     }
 
     /// Whether nothing speaks against the log: else nobody is given anything.
-    pub(super) fn log_is_whole(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub fn log_is_whole(&self) -> Result<(), Error> {
         self.log_doubt
             .get()
             .map_or(Ok(()), |doubt| Err(doubt.clone()))
@@ -160,21 +163,30 @@ impl Broker {
         let kept = kept.map(|kept| kept.note);
         // The same note need not be held against the whole log twice.
         let beside = beside.filter(|note| !note.is_empty() && Some(note) != kept.as_ref());
+        let mut told = Vec::new();
         for (place, note) in [("in the store", kept), ("beside the store", beside)] {
-            let contradicted = match note {
-                Some(note) => self.contradicts(&note).await?,
-                None => None,
-            };
-            if let Some(message) = contradicted {
-                return Ok(Some(doubt(format!("{message} (the checkpoint {place})"))));
+            let Some(note) = note else { continue };
+            match self.read_checkpoint(&note).await? {
+                Ok(checkpoint) => told.push((place, checkpoint)),
+                Err(wrong) => return Ok(Some(doubt(format!("{wrong} (the checkpoint {place})")))),
             }
         }
-        let fault = self.store().check_log(0).await?.fault;
-        Ok(fault.map(doubt))
+        let sizes: Vec<u64> = told.iter().map(|(_, checkpoint)| checkpoint.size).collect();
+        let check = self.store().check_log(&sizes).await?;
+        if let Some(fault) = check.fault {
+            return Ok(Some(doubt(fault)));
+        }
+        let other = told
+            .into_iter()
+            .find(|(_, checkpoint)| check.roots.get(&checkpoint.size) != Some(&checkpoint.root));
+        Ok(other.map(|(place, Checkpoint { size, .. })| {
+            let what = format!("the first {size} records are not those that were signed");
+            doubt(format!("{what} (the checkpoint {place})"))
+        }))
     }
 
-    /// What a checkpoint says that the log does not.
-    async fn contradicts(&self, note: &str) -> Result<Option<String>, Error> {
+    /// A checkpoint of this log that it has reached, or what it is instead.
+    async fn read_checkpoint(&self, note: &str) -> Result<Result<Checkpoint, String>, Error> {
         let keys = self.store().log_keys().await?;
         let keys: Vec<Verifier> = keys
             .iter()
@@ -184,22 +196,19 @@ impl Broker {
             Ok(text) => text,
             Err(error) => {
                 let of = "it is of another log, or of a later state of this one";
-                return Ok(Some(format!("{of}: {error}")));
+                return Ok(Err(format!("{of}: {error}")));
             }
         };
         let Ok(checkpoint) = Checkpoint::parse(text) else {
-            return Ok(Some("it cannot be read".to_owned()));
+            return Ok(Err("it cannot be read".to_owned()));
         };
-        let (head, size) = (self.store().log_head().await?, checkpoint.size);
-        if head.size < size {
-            let last = head.size;
-            return Ok(Some(format!(
+        let (last, size) = (self.store().log_head().await?.size, checkpoint.size);
+        if last < size {
+            return Ok(Err(format!(
                 "the audit log ends with record {last} and was signed with {size}: the store is an older copy"
             )));
         }
-        let check = self.store().check_log(size).await?;
-        let same = check.root == Some(checkpoint.root);
-        Ok((!same).then(|| format!("the first {size} records are not those that were signed")))
+        Ok(Ok(checkpoint))
     }
 
     /// The log as it is now, signed.

@@ -6,6 +6,7 @@ mod export;
 mod keys;
 mod proofs;
 mod query;
+mod rewriting;
 mod secrets;
 mod tampering;
 

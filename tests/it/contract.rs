@@ -170,6 +170,7 @@ async fn issued_credentials_have_the_fields_of_the_contract() {
             "expiration",
             "usable_after_seconds",
             "redelivered",
+            "receipt",
         ];
         assert_keys(&issued, &keys);
         assert_eq!(issued["usable_after_seconds"].is_null(), session, "{kind}");
@@ -282,7 +283,7 @@ async fn a_revocation_tells_each_lease_and_whether_aws_showed_it_gone() {
         .await;
     assert_keys(
         &revoked,
-        &["service", "suspended_at", "leases", "confirmed"],
+        &["service", "suspended_at", "leases", "confirmed", "receipt"],
     );
     assert_time(&revoked["suspended_at"]);
     // AWS goes on honouring the session, and nobody says otherwise.

@@ -1,5 +1,7 @@
 //! What the use cases need of the audit log.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
@@ -56,8 +58,8 @@ impl LogHead {
 /// What a reading of the whole log has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogCheck {
-    /// The root when it had as many records as was asked; `None` if it has fewer.
-    pub root: Option<Hash>,
+    /// The roots when it had as many records as was asked; of those that it has had.
+    pub roots: BTreeMap<u64, Hash>,
     /// What does not fit together, in words.
     pub fault: Option<String>,
 }

@@ -137,7 +137,7 @@ pub trait Store: Send + Sync {
     async fn log_head(&self) -> Result<LogHead, StoreError>;
     /// Reads the whole log and compares it with itself; takes some seconds for each
     /// million records.
-    async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError>;
+    async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError>;
     /// The bytes of the records after the first `start`, `limit` of them at most.
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
     /// What the log holds of these tiles when it has `size` records, which it has.

@@ -1,6 +1,6 @@
 //! The audit log: leaves, the edge of their Merkle tree, and the roots of full tiles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
@@ -132,16 +132,23 @@ async fn keep(
     Ok(())
 }
 
-/// Reads the whole log: what it holds against itself, and its root when it had `size`
-/// records.
+/// Reads the whole log: what it holds against itself, and its roots when it had as many
+/// records as `sizes` say.
 pub(super) async fn check(
     pool: &SqlitePool,
-    size: u64,
+    sizes: &[u64],
     head: &Edge,
 ) -> Result<LogCheck, StoreError> {
-    let mut tree = Edge::default();
-    let (mut root, mut tiles) = ((size == 0).then_some(EMPTY), Vec::new());
+    let (mut tree, mut tiles) = (Edge::default(), Vec::new());
     let (mut spans, mut span) = (Vec::new(), Vec::new());
+    let mut roots = BTreeMap::from([(0, EMPTY)]);
+    let damaged = |number: u64, what: &str| {
+        let fault = format!("record {number} of the audit log {what}");
+        Ok(LogCheck {
+            roots: BTreeMap::new(),
+            fault: Some(fault),
+        })
+    };
     loop {
         let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
             .bind(tree.size().cast_signed())
@@ -154,12 +161,11 @@ pub(super) async fn check(
         }
         for row in &rows {
             let number = tree.size() + 1;
+            if number > head.size() {
+                return damaged(number, "is not the broker's");
+            }
             if !is_record(row, number) {
-                let fault = format!("record {number} of the audit log is missing or was changed");
-                return Ok(LogCheck {
-                    root: None,
-                    fault: Some(fault),
-                });
+                return damaged(number, "is missing or was changed");
             }
             let leaf: Vec<u8> = get(row, "leaf")?;
             for (node, hash) in tree.push(leaf_hash(&leaf)) {
@@ -167,8 +173,8 @@ pub(super) async fn check(
                     tiles.push((tile.level, node.index, hash.to_vec()));
                 }
             }
-            if tree.size() == size {
-                root = Some(tree.root());
+            if sizes.contains(&tree.size()) {
+                roots.insert(tree.size(), tree.root());
             }
             span.push(get::<i64>(row, "time")?);
             if span.len() as u64 == WIDTH {
@@ -177,12 +183,15 @@ pub(super) async fn check(
             }
         }
     }
+    if tree.size() < head.size() {
+        return damaged(tree.size() + 1, "is missing");
+    }
     tiles.sort_unstable();
     let same =
         tree == *head && stored_tiles(pool).await? == tiles && search::spans(pool).await? == spans;
     let fault = "the audit log and its Merkle tree differ";
     Ok(LogCheck {
-        root,
+        roots,
         fault: (!same).then(|| fault.to_owned()),
     })
 }

@@ -112,8 +112,8 @@ impl Store for SqliteStore {
         Ok(LogHead::of(&self.writer.head()))
     }
 
-    async fn check_log(&self, size: u64) -> Result<LogCheck, StoreError> {
-        log::check(&self.readers, size, &self.writer.head()).await
+    async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError> {
+        log::check(&self.readers, sizes, &self.writer.head()).await
     }
 
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError> {

@@ -172,7 +172,7 @@ async fn what_is_wrong_with_a_copy_is_named() {
     .await;
     damage(
         &|copy| fs::remove_file(copy.join("tile/1/000.p/2")).unwrap(),
-        "changed: tile/1/000.p/2",
+        "missing: tile/1/000.p/2",
     )
     .await;
     let size = |text: String| text.replacen('6', "5", 1);
