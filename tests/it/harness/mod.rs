@@ -6,6 +6,7 @@ pub mod broker;
 pub mod emulator;
 pub mod form;
 pub mod proxy;
+pub mod site;
 pub mod stepped;
 pub mod wire;
 mod world;
