@@ -30,4 +30,6 @@ pub mod http;
 #[cfg(feature = "server")]
 pub mod runtime;
 #[cfg(feature = "server")]
+pub mod sink;
+#[cfg(feature = "server")]
 pub mod store;

@@ -19,6 +19,7 @@ mod reconcile;
 mod renew;
 mod repeat;
 mod services;
+mod sinks;
 mod status;
 mod under_way;
 

@@ -1,5 +1,5 @@
 //! `GET /metrics`, in Prometheus' text format. Anybody may ask: no label names a
-//! service, a grant or a key.
+//! service, a grant or a key; those of the audit log's sinks are named.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -136,6 +136,7 @@ fn describe() {
         "credbroker_unknown_keys_removed_total",
         "Access keys removed because no lease knew them"
     );
+    describe_sinks();
     describe_histogram!(
         "credbroker_aws_call_seconds",
         Unit::Seconds,
@@ -145,5 +146,20 @@ fn describe() {
         "credbroker_key_acceptance_seconds",
         Unit::Seconds,
         "How long AWS took to accept a new access key"
+    );
+}
+
+fn describe_sinks() {
+    describe_gauge!(
+        "credbroker_audit_sink_lag_records",
+        "Audit records that a sink has not taken yet"
+    );
+    describe_counter!(
+        "credbroker_audit_sink_delivered_total",
+        "Audit records that a sink has taken"
+    );
+    describe_counter!(
+        "credbroker_audit_sink_failures_total",
+        "Times that a sink did not take audit records, or that this could not be kept"
     );
 }

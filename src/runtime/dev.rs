@@ -98,7 +98,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     Env { address, token }
         .write(&env_file, &ca_file)
         .map_err(file_error(&env_file))?;
-    run(assembled, listener, tls, move || {
+    run(assembled, listener, tls, Vec::new(), move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
         println!("ready");
     })

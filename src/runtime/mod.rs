@@ -14,6 +14,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::rustls::ServerConfig;
@@ -23,18 +24,20 @@ use crate::{
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, Parts,
-        ports::{Anchor, AwsFailure, FailureClass, Issuer, Store, StoreError},
+        ports::{Anchor, AwsFailure, FailureClass, Issuer, Sink, Store, StoreError},
     },
     config::ConfigError,
     domain::{
         arn::Partition,
         audit::Event,
         clock::{SteadyClock, wall_time},
+        name::Name,
         random::SystemRandom,
         seal::{SealError, SealingKey},
         service::Limits,
     },
     http::{self, listener, tls::TlsError},
+    sink,
     store::{
         anchor::FileAnchor,
         spool::FileSpool,
@@ -92,6 +95,14 @@ pub enum StartError {
         /// Why.
         source: SealError,
     },
+    /// A sink of the audit log cannot be set up.
+    #[error("the audit sink {name} cannot be set up: {source}")]
+    Sink {
+        /// Which.
+        name: Name,
+        /// Why.
+        source: sink::SetupError,
+    },
     /// KMS does not open the sealing key.
     #[error("the sealing key cannot be opened: {0}")]
     Kms(AwsFailure),
@@ -124,7 +135,9 @@ impl StartError {
     #[must_use]
     pub const fn problem(&self) -> StartProblem {
         match self {
-            Self::Config(_) | Self::Tls(_) | Self::Sealing { .. } => StartProblem::Told,
+            Self::Config(_) | Self::Tls(_) | Self::Sealing { .. } | Self::Sink { .. } => {
+                StartProblem::Told
+            }
             Self::Store(OpenError::InUse(_))
             | Self::Account(_)
             | Self::Kms(AwsFailure {
@@ -293,6 +306,7 @@ async fn run(
     assembled: Assembled,
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    sinks: Vec<Arc<dyn Sink>>,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let Assembled {
@@ -301,15 +315,18 @@ async fn run(
         stop,
         ..
     } = assembled;
+    // From here on is counted.
+    let router = http::router(&broker);
     broker.lifecycle(Event::BrokerStarted).await?;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
+    let mut feeding = feed(&broker, sinks).await?;
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
     let signing = Arc::clone(&broker);
     let signing = tokio::spawn(async move { signing.keep_signing().await });
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
-    listener::serve(listener, tls, http::router(&broker), stop).await;
+    listener::serve(listener, tls, router, stop).await;
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
     if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
@@ -319,6 +336,8 @@ async fn run(
     counting.abort();
     // It ends by itself, with the file that it may be writing.
     let _ = signing.await;
+    // What is written from now on is streamed after the next start.
+    while feeding.join_next().await.is_some() {}
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
@@ -328,6 +347,17 @@ async fn run(
         Ok(ended) if stopped_by_itself => Ok(ended?),
         _ => Ok(()),
     }
+}
+
+/// Streams the audit log to each sink, in a task of its own.
+async fn feed(broker: &Arc<Broker>, sinks: Vec<Arc<dyn Sink>>) -> Result<JoinSet<()>, StartError> {
+    let mut feeding = JoinSet::new();
+    for sink in sinks {
+        let taken = broker.store().sink_cursor(sink.name()).await;
+        let taken = taken.map_err(broker::Error::from)?;
+        feeding.spawn(Arc::clone(broker).feed(sink, taken));
+    }
+    Ok(feeding)
 }
 
 /// The first signal cancels `stop`, a second one ends the process at once.

@@ -1,6 +1,6 @@
 //! `credbroker serve`: production, from a configuration file.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use data_encoding::BASE64;
 use secrecy::ExposeSecret;
@@ -11,10 +11,11 @@ use super::{
 };
 use crate::{
     aws::{AwsSettings, kms},
-    broker::{Custody, Error},
-    config::{self, Config},
+    broker::{Custody, Error, ports::Sink},
+    config::{self, Config, Destination},
     domain::seal::{SealError, SealingKey},
     http::tls,
+    sink::{FileSink, Server, SetupError, SyslogSink, WebhookSink},
     store::anchor::replace_file,
 };
 
@@ -24,6 +25,7 @@ use crate::{
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
+    let sinks = sinks(&config.audit.sinks)?;
     let custody = custody(&config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let may_be_imported = custody.sealing.is_some();
@@ -43,9 +45,45 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         assembled,
         listener,
         tls,
+        sinks,
         move || tracing::info!(%address, "serving"),
     )
     .await
+}
+
+fn sinks(configured: &[config::Sink]) -> Result<Vec<Arc<dyn Sink>>, StartError> {
+    let set_up = |configured: &config::Sink| {
+        sink(configured).map_err(|source| StartError::Sink {
+            name: configured.name.clone(),
+            source,
+        })
+    };
+    configured.iter().map(set_up).collect()
+}
+
+fn sink(configured: &config::Sink) -> Result<Arc<dyn Sink>, SetupError> {
+    let name = configured.name.clone();
+    let server = |to: &config::Server| Server::new(&to.host, to.port, to.ca_file.as_deref());
+    Ok(match &configured.to {
+        Destination::File {
+            path,
+            rotate_mib,
+            keep,
+        } => {
+            let rotate_at = u64::from(*rotate_mib) << 20;
+            Arc::new(FileSink::new(name, path.clone(), rotate_at, *keep))
+        }
+        Destination::Syslog { server: to } => Arc::new(SyslogSink::new(name, server(to)?)),
+        Destination::Webhook {
+            server: to,
+            path,
+            token_file,
+        } => {
+            let (server, path) = (server(to)?, path.clone());
+            let sink = WebhookSink::new(name, server, path, token_file.as_deref());
+            Arc::new(sink?)
+        }
+    })
 }
 
 async fn custody(config: &Config) -> Result<Custody, StartError> {

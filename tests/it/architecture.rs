@@ -105,6 +105,22 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room(
+        "sink",
+        &["audit", "broker::ports", "domain"],
+        &[
+            "async_trait",
+            // rustls calls its module so.
+            "aws_lc_rs",
+            "hyper",
+            "hyper_util",
+            "rustls_native_certs",
+            "secrecy",
+            "thiserror",
+            "tokio",
+            "tokio_rustls",
+        ],
+    ),
+    room(
         "grpc",
         &["audit", "broker", "authn", "domain", "proto"],
         &[
@@ -167,7 +183,7 @@ const ROOMS: &[Room] = &[
     room(
         "runtime",
         &[
-            "authn", "aws", "broker", "config", "domain", "grpc", "http", "store",
+            "authn", "aws", "broker", "config", "domain", "grpc", "http", "sink", "store",
         ],
         &[
             "aws_lc_rs",

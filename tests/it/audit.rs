@@ -8,6 +8,7 @@ mod proofs;
 mod query;
 mod rewriting;
 mod secrets;
+mod sinks;
 mod tampering;
 
 use std::{collections::BTreeSet, process::Stdio, sync::Arc};

@@ -9,7 +9,7 @@ use super::StoreError;
 pub use crate::audit::checkpoint::Receipt;
 use crate::{
     audit::tree::{Edge, Hash},
-    domain::seal::Sealed,
+    domain::{name::Name, seal::Sealed},
 };
 
 /// Which audit records to list; `None` matches everything.
@@ -106,4 +106,20 @@ pub trait Spool: Send + Sync {
     async fn entries(&self) -> Result<Vec<Vec<u8>>, StoreError>;
     /// Forgets them.
     async fn clear(&self) -> Result<(), StoreError>;
+}
+
+/// Why a sink did not take records, in words without a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SinkError(pub String);
+
+/// Somewhere else that the log is streamed to.
+#[async_trait]
+pub trait Sink: Send + Sync {
+    /// Its name, under which it is remembered how far it is.
+    fn name(&self) -> &Name;
+    /// Hands it these leaves, which follow each other in the log. It has taken them when
+    /// this returns. May be cut off at any moment; what it has not taken, and perhaps
+    /// some of what it has, is handed to it again.
+    async fn deliver(&self, leaves: &[Vec<u8>]) -> Result<(), SinkError>;
 }

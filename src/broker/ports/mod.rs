@@ -154,6 +154,11 @@ pub trait Store: Send + Sync {
     /// Keeps a signed checkpoint, without a record: it tells of records. One that is
     /// older than the kept one changes nothing.
     async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError>;
+    /// Sequence number of the last record that the sink of this name has taken; 0 for
+    /// none.
+    async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError>;
+    /// Keeps it, without a record: else the log would grow for ever.
+    async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError>;
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;

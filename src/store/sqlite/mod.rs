@@ -14,6 +14,7 @@ mod operators;
 mod row;
 mod search;
 mod services;
+mod sinks;
 mod tokens;
 mod writer;
 
@@ -156,6 +157,21 @@ impl Store for SqliteStore {
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
                 log::keep_checkpoint(tx, &kept).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        keeping.await.map(drop)
+    }
+
+    async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError> {
+        sinks::cursor(&self.readers, name).await
+    }
+
+    async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError> {
+        let name = name.clone();
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                sinks::keep_cursor(tx, &name, seq).await?;
                 Ok(((), Vec::new()))
             })
         });

@@ -162,6 +162,12 @@ CREATE TABLE audit_checkpoint (
     anchored INTEGER NOT NULL
 ) STRICT;
 
+-- The last record that each sink has taken.
+CREATE TABLE audit_sinks (
+    name TEXT    NOT NULL PRIMARY KEY,
+    seq  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- What tells this broker's users in AWS from another's.
 CREATE TABLE deployment (
     only    INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),

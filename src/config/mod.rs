@@ -2,6 +2,8 @@
 //!
 //! `deploy/credbroker.example.toml` documents each setting.
 
+mod audit;
+
 use std::{
     fmt, fs, io,
     net::SocketAddr,
@@ -12,6 +14,7 @@ use std::{
 
 use toml::{Table, Value};
 
+pub use self::audit::{Audit, Destination, Server, Sink};
 use crate::domain::{
     arn::Partition,
     duration::{self, DurationError, HOUR},
@@ -19,6 +22,15 @@ use crate::domain::{
     service::Limits,
 };
 
+const SECTIONS: [&str; 7] = [
+    "listen",
+    "aws",
+    "limits",
+    "admin_key",
+    "audit",
+    "operators",
+    "log",
+];
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Everything `serve` is told.
@@ -77,13 +89,6 @@ pub struct AdminKey {
     pub sealing_kms_region: Option<String>,
     /// How old it may become before it is rotated by itself.
     pub rotate_every: Option<Duration>,
-}
-
-/// The audit log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Audit {
-    /// File of the newest checkpoint; `None` when it is kept in the store alone.
-    pub checkpoint_file: Option<PathBuf>,
 }
 
 /// The first operator.
@@ -155,12 +160,9 @@ impl Config {
         let table: Table = text
             .parse()
             .map_err(|error: toml::de::Error| vec![error.to_string()])?;
-        let mut reader = Reader {
-            table,
-            mistakes: Vec::new(),
-        };
+        let mut reader = Reader::of(table);
         let config = read(&mut reader);
-        reader.finish(config)
+        reader.finish(config, &SECTIONS)
     }
 }
 
@@ -176,9 +178,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let sts_calls_per_second = reader.number("aws", "sts_calls_per_second");
     let limits = limits(reader);
     let admin_key = admin_key(reader);
-    let audit = Audit {
-        checkpoint_file: reader.optional("audit", "checkpoint_file"),
-    };
+    let audit = audit::read(reader);
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
     let level = reader
         .optional("log", "level")
@@ -313,6 +313,13 @@ struct Reader {
 }
 
 impl Reader {
+    const fn of(table: Table) -> Self {
+        Self {
+            table,
+            mistakes: Vec::new(),
+        }
+    }
+
     fn wrong(&mut self, setting: &str, message: impl fmt::Display) {
         self.mistakes.push(format!("{setting}: {message}"));
     }
@@ -369,16 +376,7 @@ impl Reader {
         table?.remove(key)
     }
 
-    fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<String>> {
-        let sections = [
-            "listen",
-            "aws",
-            "limits",
-            "admin_key",
-            "audit",
-            "operators",
-            "log",
-        ];
+    fn finish<T>(mut self, value: Option<T>, sections: &[&str]) -> Result<T, Vec<String>> {
         for (key, value) in std::mem::take(&mut self.table) {
             match value {
                 Value::Table(rest) if sections.contains(&key.as_str()) => {
@@ -408,7 +406,7 @@ fn path(section: &str, key: &str) -> String {
 mod tests {
     use super::*;
 
-    const EXAMPLE: &str = include_str!("../deploy/credbroker.example.toml");
+    const EXAMPLE: &str = include_str!("../../deploy/credbroker.example.toml");
 
     #[test]
     fn the_example_is_a_valid_configuration() {

@@ -1,0 +1,151 @@
+//! Sinks: the audit log, streamed to where others keep it. Each goes its own way at its
+//! own pace; one that takes nothing holds up nobody.
+
+use std::{
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::{Label, counter, gauge};
+use tokio::time::{interval, sleep, timeout};
+
+use crate::{
+    broker::{
+        Broker,
+        ports::{Sink, SinkError},
+    },
+    domain::random::back_off,
+};
+
+/// Most records that are handed over at once.
+const BATCH: u64 = 256;
+/// Most bytes of them, unless a single one has more: servers commonly take a megabyte.
+const BATCH_BYTES: usize = 512 * 1024;
+/// Longest time that a sink may take for them.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How soon it is looked for more records.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// How often it is told how far a sink is behind.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// A sink and the last record that it has taken.
+struct Feed {
+    broker: Arc<Broker>,
+    sink: Arc<dyn Sink>,
+    taken: AtomicU64,
+}
+
+impl Broker {
+    /// Streams the audit log to `sink`, from the record after `taken` on, until the broker
+    /// ends.
+    pub async fn feed(self: Arc<Self>, sink: Arc<dyn Sink>, taken: u64) {
+        let stop = self.parts.stop.clone();
+        let feed = Feed {
+            broker: self,
+            sink,
+            taken: AtomicU64::new(taken),
+        };
+        let both = async { tokio::join!(feed.deliver_all(), feed.tell_lag()) };
+        stop.run_until_cancelled(both).await;
+    }
+}
+
+impl Feed {
+    async fn deliver_all(&self) {
+        let delivered = counter!("credbroker_audit_sink_delivered_total", self.label());
+        let failed = counter!("credbroker_audit_sink_failures_total", self.label());
+        // Both are shown from the start.
+        delivered.increment(0);
+        failed.increment(0);
+        let mut failures = 0;
+        loop {
+            match self.deliver_next().await {
+                Ok(count) => {
+                    delivered.increment(count);
+                    failures = 0;
+                    if count < BATCH {
+                        sleep(PAUSE).await;
+                    }
+                }
+                Err(error) => {
+                    failed.increment(1);
+                    let name = self.sink.name();
+                    tracing::warn!(sink = %name, %error, "the audit sink is behind and is tried again");
+                    let random = self.broker.parts.random.as_ref();
+                    sleep(back_off(failures, LONGEST_PAUSE, random)).await;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// Hands the next records over. Returns how many there were.
+    async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
+        let store = self.broker.store();
+        let taken = self.taken.load(Ordering::Relaxed);
+        let leaves = store.log_leaves(taken, BATCH).await?;
+        if leaves.is_empty() {
+            return Ok(0);
+        }
+        let leaves = &leaves[..at_once(&leaves)];
+        let delivered = timeout(LIMIT, self.sink.deliver(leaves)).await;
+        delivered.unwrap_or_else(|_| Err(late()))?;
+        let count = leaves.len() as u64;
+        let taken = taken + count;
+        self.taken.store(taken, Ordering::Relaxed);
+        store.keep_sink_cursor(self.sink.name(), taken).await?;
+        Ok(count)
+    }
+
+    /// Goes on while the sink is waited for.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    async fn tell_lag(&self) {
+        let lag = gauge!("credbroker_audit_sink_lag_records", self.label());
+        let mut ticks = interval(TOLD_EVERY);
+        loop {
+            ticks.tick().await;
+            if let Ok(size) = self.broker.store().audit_size().await {
+                let taken = self.taken.load(Ordering::Relaxed);
+                lag.set(size.saturating_sub(taken) as f64);
+            }
+        }
+    }
+
+    fn label(&self) -> Vec<Label> {
+        vec![Label::new("sink", self.sink.name().to_string())]
+    }
+}
+
+/// How many of them are handed over at once: one at least.
+fn at_once(leaves: &[Vec<u8>]) -> usize {
+    let mut bytes = 0;
+    let fits = |leaf: &&Vec<u8>| {
+        bytes += leaf.len();
+        bytes <= BATCH_BYTES
+    };
+    leaves.iter().take_while(fits).count().max(1)
+}
+
+fn late() -> SinkError {
+    SinkError(format!("it did not answer within {} s", LIMIT.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_bounded_and_never_empty() {
+        let leaves = |count, bytes| vec![vec![0; bytes]; count];
+        assert_eq!(at_once(&leaves(256, 2048)), 256);
+        assert_eq!(at_once(&leaves(256, 2049)), 255);
+        assert_eq!(at_once(&leaves(2, BATCH_BYTES)), 1);
+        assert_eq!(at_once(&leaves(2, BATCH_BYTES + 1)), 1);
+    }
+}

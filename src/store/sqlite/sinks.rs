@@ -1,0 +1,32 @@
+//! How far each sink of the audit log is.
+
+use sqlx::{SqliteConnection, SqlitePool};
+
+use super::row::store_error;
+use crate::{broker::ports::StoreError, domain::name::Name};
+
+pub(super) async fn cursor(pool: &SqlitePool, name: &Name) -> Result<u64, StoreError> {
+    let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sinks WHERE name = ?")
+        .bind(name.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    Ok(seq.unwrap_or(0).cast_unsigned())
+}
+
+pub(super) async fn keep_cursor(
+    tx: &mut SqliteConnection,
+    name: &Name,
+    seq: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit_sinks (name, seq) VALUES (?1, ?2)
+         ON CONFLICT (name) DO UPDATE SET seq = ?2",
+    )
+    .bind(name.as_str())
+    .bind(seq.cast_signed())
+    .execute(tx)
+    .await
+    .map_err(store_error)?;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! An HTTPS server that takes records, or does not.
+
+use std::sync::{Arc, Mutex};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    routing::post,
+};
+use credbroker::http::{listener::serve, tls};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::site::Site;
+
+/// What it does with what it is given.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mood {
+    /// It acknowledges it.
+    #[default]
+    Taking,
+    /// It refuses.
+    Refusing,
+    /// It does not answer.
+    Silent,
+}
+
+#[derive(Clone, Default)]
+pub struct Collector {
+    mood: watch::Sender<Mood>,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Collector {
+    pub async fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.unwrap()
+    }
+
+    /// Serves with the certificate of `site`.
+    pub fn start(listener: TcpListener, site: &Site) -> Self {
+        let tls = tls::from_files(&site.path("tls.pem"), &site.path("tls.key")).unwrap();
+        let collector = Self::default();
+        let router = Router::new()
+            .route("/audit", post(take))
+            .with_state(collector.clone());
+        tokio::spawn(serve(listener, tls, router, CancellationToken::new()));
+        collector
+    }
+
+    pub fn be(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+
+    /// The lines of all that it has acknowledged.
+    pub fn taken(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+}
+
+async fn take(
+    State(collector): State<Collector>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: String,
+) -> StatusCode {
+    assert_eq!(uri.query(), Some("from=here"));
+    assert_eq!(headers["content-type"], "application/x-ndjson");
+    assert_eq!(
+        headers["authorization"],
+        "Bearer a-token-that-nobody-may-see"
+    );
+    let mut mood = collector.mood.subscribe();
+    let answering = mood.wait_for(|mood| *mood != Mood::Silent).await;
+    if *answering.unwrap() == Mood::Refusing {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
+    assert!(body.ends_with('\n'));
+    let lines = body.lines().map(ToOwned::to_owned);
+    collector.lines.lock().unwrap().extend(lines);
+    StatusCode::NO_CONTENT
+}
