@@ -226,7 +226,7 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
             swap_key(&mut raw).await,
             vec!["it is of another log".to_owned()],
         ),
-        _ => ("older or other copy", take_copy(home, rng).await),
+        _ => ("older or other copy", take_copy(home, rng)),
     };
     raw.close().await.unwrap();
     (name, words)
@@ -236,7 +236,7 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
 async fn swap_key(raw: &mut SqliteConnection) -> &'static str {
     let note = "SELECT note FROM audit_checkpoint";
     let note: String = sqlx::query_scalar(note).fetch_one(&mut *raw).await.unwrap();
-    let checkpoint = Checkpoint::parse(&note[..note.find("\n\n").unwrap() + 1]).unwrap();
+    let checkpoint = Checkpoint::parse(&note[..=note.find("\n\n").unwrap()]).unwrap();
     let theirs = Signer::new(&checkpoint.origin, &vec![9; 32].into()).unwrap();
     let verifier = "UPDATE audit_keys SET verifier = ?";
     let verifier = sqlx::query(verifier).bind(theirs.verifier().to_string());
@@ -248,7 +248,7 @@ async fn swap_key(raw: &mut SqliteConnection) -> &'static str {
 }
 
 /// An older copy, or one that goes on from it in another way.
-async fn take_copy(home: &Path, rng: &mut Rng) -> Vec<String> {
+fn take_copy(home: &Path, rng: &mut Rng) -> Vec<String> {
     let name = ["older.db", "other.db"][rng.usize(0..2)];
     fs::copy(home.join(name), database(home)).unwrap();
     vec![match name {

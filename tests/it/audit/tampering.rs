@@ -55,7 +55,9 @@ fn records() -> Vec<Vec<u8>> {
 
 fn head(records: &[Vec<u8>]) -> Checkpoint {
     let mut tree = Growing::default();
-    records.iter().for_each(|entry| tree.push(entry));
+    for entry in records {
+        tree.push(entry);
+    }
     Checkpoint {
         origin: signer(1).verifier().name().to_owned(),
         size: tree.edge.size(),
@@ -73,7 +75,9 @@ fn export(records: &[Vec<u8>], keys: [&Signer; 2]) -> Files {
     let (mut tree, size) = (Growing::default(), records.len() as u64);
     for (entries, index) in records.chunks(256).zip(0..) {
         files.insert(bundle_path(index, size), bundle(entries).unwrap());
-        entries.iter().for_each(|entry| tree.push(entry));
+        for entry in entries {
+            tree.push(entry);
+        }
     }
     for (tile, hashes) in &tree.tiles {
         files.insert(tile.path(size), hashes.as_flattened().to_vec());
@@ -340,9 +344,8 @@ fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
             continue;
         }
         write(&files, dir, &whole);
-        let fault = match verify(dir, &demands) {
-            Err(fault) => fault,
-            Ok(_) => panic!("seed {seed}, {number}: {name} goes unnoticed"),
+        let Err(fault) = verify(dir, &demands) else {
+            panic!("seed {seed}, {number}: {name} goes unnoticed");
         };
         let told = word(&fault);
         assert!(
