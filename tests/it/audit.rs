@@ -1,6 +1,7 @@
 //! The audit log: everything leaves a record, in order and without gaps, and nobody
 //! changes one.
 
+mod agreement;
 mod checkpoints;
 mod export;
 mod keys;
