@@ -3,7 +3,7 @@
 
 use super::{
     tile::{Tile, Tiles},
-    tree::{Edge, leaf_hash},
+    tree::{Edge, Hash, Node, leaf_hash},
 };
 
 /// Where the signed checkpoint lies.
@@ -57,7 +57,18 @@ pub struct Growing {
 impl Growing {
     /// Adds an entry.
     pub fn push(&mut self, entry: &[u8]) {
-        for (node, hash) in self.edge.push(leaf_hash(entry)) {
+        let made = self.edge.push(leaf_hash(entry));
+        self.keep(made);
+    }
+
+    /// Adds a full bundle of entries that are not there any more, by its root.
+    pub fn push_pruned(&mut self, root: Hash) {
+        let made = self.edge.push_bundle(root);
+        self.keep(made);
+    }
+
+    fn keep(&mut self, made: Vec<(Node, Hash)>) {
+        for (node, hash) in made {
             if let Some(tile) = Tile::holding(node) {
                 self.tiles.entry(tile).or_default().push(hash);
             }

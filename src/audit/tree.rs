@@ -7,6 +7,8 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use super::tile::HEIGHT;
+
 /// Length of a hash, bytes.
 pub const HASH_LENGTH: usize = 32;
 /// A SHA-256 hash.
@@ -98,15 +100,19 @@ impl Edge {
 
     /// Adds a leaf. Returns every subtree that it makes perfect, itself first.
     pub fn push(&mut self, leaf: Hash) -> Vec<(Node, Hash)> {
-        let (mut node, mut hash) = (
-            Node {
-                level: 0,
-                index: self.size,
-            },
-            leaf,
-        );
+        self.push_subtree(0, leaf)
+    }
+
+    /// Adds a perfect subtree of 256 leaves, to a tree of whole ones.
+    pub(crate) fn push_bundle(&mut self, root: Hash) -> Vec<(Node, Hash)> {
+        self.push_subtree(HEIGHT, root)
+    }
+
+    fn push_subtree(&mut self, level: u8, root: Hash) -> Vec<(Node, Hash)> {
+        let index = self.size >> level;
+        let (mut node, mut hash) = (Node { level, index }, root);
         let mut made = vec![(node, hash)];
-        for _ in 0..self.size.trailing_ones() {
+        for _ in 0..index.trailing_ones() {
             let Some(left) = self.subtrees.pop() else {
                 break;
             };
@@ -118,7 +124,7 @@ impl Edge {
             made.push((node, hash));
         }
         self.subtrees.push(hash);
-        self.size += 1;
+        self.size += 1 << level;
         made
     }
 

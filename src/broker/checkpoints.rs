@@ -186,7 +186,10 @@ impl Broker {
     }
 
     /// A checkpoint of this log that it has reached, or what it is instead.
-    async fn read_checkpoint(&self, note: &str) -> Result<Result<Checkpoint, String>, Error> {
+    pub(super) async fn read_checkpoint(
+        &self,
+        note: &str,
+    ) -> Result<Result<Checkpoint, String>, Error> {
         let keys = self.store().log_keys().await?;
         let keys: Vec<Verifier> = keys
             .iter()

@@ -18,6 +18,7 @@ mod reap;
 mod reconcile;
 mod renew;
 mod repeat;
+mod retention;
 mod services;
 mod sinks;
 mod status;
@@ -57,6 +58,7 @@ use crate::{
         arn::Partition,
         audit::{AuditEvent, Event},
         clock::Clock,
+        name::Name,
         random::Random,
         service::Limits,
     },
@@ -113,6 +115,8 @@ pub struct Broker {
     log_doubt: OnceLock<Error>,
     /// Revocations that the store could not take yet.
     unrecorded: Unrecorded,
+    /// Sinks that are fed.
+    fed: Mutex<Vec<Name>>,
     /// Held while a step of the admin key's replacement is taken.
     rotating: tokio::sync::Mutex<()>,
 }
@@ -146,6 +150,7 @@ impl Broker {
             signing: tokio::sync::Mutex::default(),
             log_doubt: OnceLock::new(),
             unrecorded: Unrecorded::default(),
+            fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })
     }

@@ -4,7 +4,7 @@
 use std::{
     error::Error,
     sync::{
-        Arc,
+        Arc, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use crate::{
         Broker,
         ports::{Sink, SinkError},
     },
-    domain::random::back_off,
+    domain::{name::Name, random::back_off},
 };
 
 /// Most records that are handed over at once.
@@ -46,6 +46,7 @@ impl Broker {
     /// ends.
     pub async fn feed(self: Arc<Self>, sink: Arc<dyn Sink>, taken: u64) {
         let stop = self.parts.stop.clone();
+        self.fed().push(sink.name().clone());
         let feed = Feed {
             broker: self,
             sink,
@@ -53,6 +54,11 @@ impl Broker {
         };
         let both = async { tokio::join!(feed.deliver_all(), feed.tell_lag()) };
         stop.run_until_cancelled(both).await;
+    }
+
+    /// Sinks that are fed.
+    pub(super) fn fed(&self) -> MutexGuard<'_, Vec<Name>> {
+        self.fed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,7 +94,11 @@ impl Feed {
     /// Hands the next records over. Returns how many there were.
     async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
         let store = self.broker.store();
-        let taken = self.taken.load(Ordering::Relaxed);
+        // What was pruned before the sink was set up is not its to have.
+        let taken = self
+            .taken
+            .load(Ordering::Relaxed)
+            .max(store.log_start().await?);
         let leaves = store.log_leaves(taken, BATCH).await?;
         if leaves.is_empty() {
             return Ok(0);

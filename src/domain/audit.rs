@@ -142,6 +142,8 @@ events! {
     OperatorDeleted => "operator.deleted",
     /// A key was made that signs the log from now on.
     LogKeyMade => "log.key_made",
+    /// The log's first records were given up; an export has them.
+    LogPruned => "log.pruned",
     /// Nothing happened for a minute but this.
     LogHeartbeat => "log.heartbeat",
     /// The audit log was looked at.

@@ -140,6 +140,16 @@ pub trait Store: Send + Sync {
     async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError>;
     /// The bytes of the records after the first `start`, `limit` of them at most.
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// How many of the first records have been pruned: whole bundles of 256.
+    async fn log_start(&self) -> Result<u64, StoreError>;
+    /// How many of the first records are in full bundles, each of which ends before a time.
+    async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError>;
+    /// Gives the first `count` records up; what proves the others stays. Conflict when as
+    /// many have been given up already.
+    async fn prune_log(&self, count: u64, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Deletes records that were given up, `limit` at most, without a record. Returns how
+    /// many.
+    async fn delete_pruned(&self, limit: u64) -> Result<u64, StoreError>;
     /// What the log holds of these tiles when it has `size` records, which it has.
     async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError>;
     /// All keys that have signed the log, the newest last.

@@ -1,20 +1,20 @@
 //! The audit log: leaves, the edge of their Merkle tree, and the roots of full tiles.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
     row::{count, exactly_one, get, inconsistent, micros, store_error, time},
-    search::{self, keep_span},
+    search::keep_span,
 };
 use crate::{
     audit::{
         leaf::{self, LeafError},
         tile::{Tile, Tiles, WIDTH},
-        tree::{EMPTY, Edge, HASH_LENGTH, Hash, Node, leaf_hash},
+        tree::{Edge, HASH_LENGTH, Hash, Node, leaf_hash},
     },
-    broker::ports::{KeptCheckpoint, LogCheck, LogKey, StoreError},
+    broker::ports::{KeptCheckpoint, LogKey, StoreError},
     domain::{
         audit::{AuditEvent, AuditRecord},
         seal::Sealed,
@@ -132,106 +132,39 @@ async fn keep(
     Ok(())
 }
 
-/// Reads the whole log: what it holds against itself, and its roots when it had as many
-/// records as `sizes` say.
-pub(super) async fn check(
-    pool: &SqlitePool,
-    sizes: &[u64],
-    head: &Edge,
-) -> Result<LogCheck, StoreError> {
-    let (mut tree, mut tiles) = (Edge::default(), Vec::new());
-    let (mut spans, mut span) = (Vec::new(), Vec::new());
-    let mut roots = BTreeMap::from([(0, EMPTY)]);
-    let damaged = |number: u64, what: &str| {
-        let fault = format!("record {number} of the audit log {what}");
-        Ok(LogCheck {
-            roots: BTreeMap::new(),
-            fault: Some(fault),
-        })
-    };
-    loop {
-        let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
-            .bind(tree.size().cast_signed())
-            .bind(CHECKED_AT_ONCE)
-            .fetch_all(pool)
-            .await
-            .map_err(store_error)?;
-        if rows.is_empty() {
-            break;
-        }
-        for row in &rows {
-            let number = tree.size() + 1;
-            if number > head.size() {
-                return damaged(number, "is not the broker's");
-            }
-            if !is_record(row, number) {
-                return damaged(number, "is missing or was changed");
-            }
-            let leaf: Vec<u8> = get(row, "leaf")?;
-            for (node, hash) in tree.push(leaf_hash(&leaf)) {
-                if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
-                    tiles.push((tile.level, node.index, hash.to_vec()));
-                }
-            }
-            if sizes.contains(&tree.size()) {
-                roots.insert(tree.size(), tree.root());
-            }
-            span.push(get::<i64>(row, "time")?);
-            if span.len() as u64 == WIDTH {
-                spans.extend(span.iter().min().copied().zip(span.iter().max().copied()));
-                span.clear();
-            }
-        }
-    }
-    if tree.size() < head.size() {
-        return damaged(tree.size() + 1, "is missing");
-    }
-    tiles.sort_unstable();
-    let same =
-        tree == *head && stored_tiles(pool).await? == tiles && search::spans(pool).await? == spans;
-    let fault = "the audit log and its Merkle tree differ";
-    Ok(LogCheck {
-        roots,
-        fault: (!same).then(|| fault.to_owned()),
-    })
-}
-
-/// Records that are read at once when the log is checked.
-const CHECKED_AT_ONCE: i64 = 4096;
-
-async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, StoreError> {
-    let rows = sqlx::query("SELECT level, idx, hash FROM audit_tiles ORDER BY level, idx")
-        .fetch_all(pool)
+/// How many of the first records have been pruned: whole bundles.
+pub(super) async fn pruned(pool: &SqlitePool) -> Result<u64, StoreError> {
+    let pruned: i64 = sqlx::query_scalar("SELECT pruned FROM audit_edge")
+        .fetch_one(pool)
         .await
         .map_err(store_error)?;
-    let tile = |row: &SqliteRow| {
-        let (level, index): (i64, i64) = (get(row, "level")?, get(row, "idx")?);
-        let level = u8::try_from(level).unwrap_or(u8::MAX);
-        Ok((level, index.cast_unsigned(), get(row, "hash")?))
-    };
-    rows.iter().map(tile).collect()
+    Ok(pruned.cast_unsigned())
 }
 
-/// Whether a row holds the record of this number, and beside it nothing but what the
-/// record says.
-fn is_record(row: &SqliteRow, number: u64) -> bool {
-    let text = |column| get::<Option<String>>(row, column).ok().flatten();
-    let (Ok(seq), Ok(time), Ok(record)) =
-        (get::<i64>(row, "seq"), get::<i64>(row, "time"), record(row))
-    else {
-        return false;
-    };
-    let event = &record.event;
-    seq.cast_unsigned() == number
-        && record.seq == number
-        && time == micros(event.time)
-        && text("event").as_deref() == Some(event.event.as_str())
-        && text("outcome").as_deref() == Some(event.outcome.as_str())
-        && text("actor") == Some(event.actor.to_string())
-        && text("service") == event.service.as_ref().map(ToString::to_string)
-        && text("grant_name") == event.grant.as_ref().map(ToString::to_string)
-        && text("lease_id") == event.lease_id.as_ref().map(ToString::to_string)
-        && text("access_key_id") == event.access_key_id
+/// Says that the first `count` records are to be deleted.
+pub(super) async fn prune(tx: &mut SqliteConnection, count: u64) -> Result<(), StoreError> {
+    let done = sqlx::query("UPDATE audit_edge SET pruned = ?1 WHERE pruned < ?1 AND size >= ?1")
+        .bind(count.cast_signed())
+        .execute(tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Deletes up to `limit` of those; returns how many.
+pub(super) async fn delete_pruned(
+    tx: &mut SqliteConnection,
+    limit: u64,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "DELETE FROM audit WHERE seq IN
+         (SELECT seq FROM audit WHERE seq <= (SELECT pruned FROM audit_edge) ORDER BY seq LIMIT ?)",
+    )
+    .bind(limit.cast_signed())
+    .execute(tx)
+    .await
+    .map_err(store_error)?;
+    Ok(done.rows_affected())
 }
 
 pub(super) async fn leaves(
@@ -266,7 +199,8 @@ pub(super) async fn tiles(
     Ok(found)
 }
 
-async fn roots(
+/// Roots of full tiles, as the tiles of `level` hold them.
+pub(super) async fn roots(
     pool: &SqlitePool,
     level: u8,
     first: u64,

@@ -5,6 +5,7 @@
 //! many at a time as wait; a few read.
 
 mod admin_key;
+mod check;
 mod deployment;
 mod grants;
 mod leases;
@@ -114,11 +115,33 @@ impl Store for SqliteStore {
     }
 
     async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError> {
-        log::check(&self.readers, sizes, &self.writer.head()).await
+        check::check(&self.readers, sizes, &self.writer.head()).await
     }
 
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         log::leaves(&self.readers, start, limit).await
+    }
+
+    async fn log_start(&self) -> Result<u64, StoreError> {
+        log::pruned(&self.readers).await
+    }
+
+    async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError> {
+        search::older(&self.readers, before).await
+    }
+
+    async fn prune_log(&self, count: u64, audit: AuditEvent) -> Result<(), StoreError> {
+        self.change(audit, move |tx| {
+            Box::pin(async move { log::prune(tx, count).await })
+        })
+        .await
+    }
+
+    async fn delete_pruned(&self, limit: u64) -> Result<u64, StoreError> {
+        let deleting = self.writer.write(move |tx| {
+            Box::pin(async move { Ok((log::delete_pruned(tx, limit).await?, Vec::new())) })
+        });
+        deleting.await.map(|(count, _)| count)
     }
 
     async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError> {

@@ -82,7 +82,7 @@ const SUCCESS: &str = Outcome::Success.as_str();
 /// Numbers outside of which no record is of the times that are asked for.
 async fn numbers(pool: &SqlitePool, filter: &AuditFilter) -> Result<Numbers, StoreError> {
     let start = match filter.since {
-        Some(since) => start(pool, since).await?,
+        Some(since) => older(pool, since).await?.cast_signed(),
         None => 0,
     };
     let end = match filter.until {
@@ -92,16 +92,18 @@ async fn numbers(pool: &SqlitePool, filter: &AuditFilter) -> Result<Numbers, Sto
     Ok((start, end))
 }
 
-async fn start(pool: &SqlitePool, since: Timestamp) -> Result<i64, StoreError> {
-    sqlx::query_scalar(
+/// How many of the first records are in full bundles, each of which ends before a time.
+pub(super) async fn older(pool: &SqlitePool, before: Timestamp) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(
         "SELECT ?2 * coalesce((SELECT idx FROM audit_spans WHERE latest >= ?1 ORDER BY idx LIMIT 1),
                               (SELECT max(idx) + 1 FROM audit_spans), 0)",
     )
-    .bind(micros(since))
+    .bind(micros(before))
     .bind(WIDTH.cast_signed())
     .fetch_one(pool)
     .await
-    .map_err(store_error)
+    .map_err(store_error)?;
+    Ok(count.cast_unsigned())
 }
 
 async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
@@ -119,9 +121,10 @@ async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
     Ok(last.unwrap_or(i64::MAX))
 }
 
-/// The earliest and the latest time of each full bundle.
-pub(super) async fn spans(pool: &SqlitePool) -> Result<Vec<(i64, i64)>, StoreError> {
-    sqlx::query_as("SELECT earliest, latest FROM audit_spans ORDER BY idx")
+/// The earliest and the latest time of each full bundle, after the first `skipped`.
+pub(super) async fn spans(pool: &SqlitePool, skipped: u64) -> Result<Vec<(i64, i64)>, StoreError> {
+    sqlx::query_as("SELECT earliest, latest FROM audit_spans WHERE idx >= ? ORDER BY idx")
+        .bind(skipped.cast_signed())
         .fetch_all(pool)
         .await
         .map_err(store_error)

@@ -120,6 +120,7 @@ CREATE TABLE audit_spans (
 CREATE TRIGGER audit_is_append_only_update BEFORE UPDATE ON audit
 BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_is_append_only_delete BEFORE DELETE ON audit
+WHEN OLD.seq > (SELECT pruned FROM audit_edge)
 BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 -- INSERT OR REPLACE deletes without the trigger above.
 CREATE TRIGGER audit_is_append_only_replace BEFORE INSERT ON audit
@@ -131,7 +132,10 @@ BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TABLE audit_edge (
     only     INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
     size     INTEGER NOT NULL,
-    subtrees BLOB    NOT NULL CHECK (length(subtrees) % 32 = 0)
+    subtrees BLOB    NOT NULL CHECK (length(subtrees) % 32 = 0),
+    -- How many of the first records have been, or are being, deleted: whole bundles, whose
+    -- roots stay.
+    pruned   INTEGER NOT NULL DEFAULT 0 CHECK (pruned % 256 = 0)
 ) STRICT;
 INSERT INTO audit_edge (only, size, subtrees) VALUES (1, 0, x'');
 

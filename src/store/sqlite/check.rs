@@ -1,0 +1,173 @@
+//! The log against itself: records, columns, tiles, spans and edge.
+
+use std::collections::BTreeMap;
+
+use sqlx::{SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    log::{self, record},
+    row::{get, micros, store_error},
+    search,
+};
+use crate::{
+    audit::{
+        tile::{Tile, WIDTH},
+        tree::{EMPTY, Edge, Hash, Node, leaf_hash},
+    },
+    broker::ports::{LogCheck, StoreError},
+};
+
+/// Records that are read at once.
+const AT_ONCE: i64 = 4096;
+
+/// Reads the whole log: what it holds against itself, and its roots when it had as many
+/// records as `sizes` say. What was pruned is as the roots of its bundles tell.
+pub(super) async fn check(
+    pool: &SqlitePool,
+    sizes: &[u64],
+    head: &Edge,
+) -> Result<LogCheck, StoreError> {
+    let pruned = log::pruned(pool).await?;
+    let roots = log::roots(pool, 1, 0, pruned / WIDTH).await?;
+    if roots.len() as u64 != pruned / WIDTH {
+        return Ok(damaged(
+            pruned,
+            "was pruned, and the root of its bundle is missing",
+        ));
+    }
+    let mut reading = Reading::over(&roots, sizes);
+    loop {
+        let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+            .bind(reading.tree.size().cast_signed())
+            .bind(AT_ONCE)
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
+        if rows.is_empty() {
+            break;
+        }
+        for row in &rows {
+            let number = reading.tree.size() + 1;
+            if number > head.size() {
+                return Ok(damaged(number, "is not the broker's"));
+            }
+            if !is_record(row, number) {
+                return Ok(damaged(number, "is missing or was changed"));
+            }
+            reading.take(&get::<Vec<u8>>(row, "leaf")?, get(row, "time")?);
+        }
+    }
+    let Reading {
+        tree,
+        mut tiles,
+        spans,
+        roots,
+        ..
+    } = reading;
+    if tree.size() < head.size() {
+        return Ok(damaged(tree.size() + 1, "is missing"));
+    }
+    tiles.sort_unstable();
+    let same = tree == *head
+        && stored_tiles(pool).await? == tiles
+        && search::spans(pool, pruned / WIDTH).await? == spans;
+    let fault = "the audit log and its Merkle tree differ";
+    Ok(LogCheck {
+        roots,
+        fault: (!same).then(|| fault.to_owned()),
+    })
+}
+
+fn damaged(number: u64, what: &str) -> LogCheck {
+    LogCheck {
+        roots: BTreeMap::new(),
+        fault: Some(format!("record {number} of the audit log {what}")),
+    }
+}
+
+/// What has been read, and what follows from it.
+struct Reading<'s> {
+    sizes: &'s [u64],
+    tree: Edge,
+    tiles: Vec<(u8, u64, Vec<u8>)>,
+    roots: BTreeMap<u64, Hash>,
+    spans: Vec<(i64, i64)>,
+    /// Times of the bundle that is not full yet.
+    times: Vec<i64>,
+}
+
+impl<'s> Reading<'s> {
+    fn over(bundles: &[Hash], sizes: &'s [u64]) -> Self {
+        let mut reading = Self {
+            sizes,
+            tree: Edge::default(),
+            tiles: Vec::new(),
+            roots: BTreeMap::from([(0, EMPTY)]),
+            spans: Vec::new(),
+            times: Vec::new(),
+        };
+        for bundle in bundles {
+            let made = reading.tree.push_bundle(*bundle);
+            reading.keep(made);
+        }
+        reading
+    }
+
+    fn take(&mut self, leaf: &[u8], time: i64) {
+        let made = self.tree.push(leaf_hash(leaf));
+        self.keep(made);
+        self.times.push(time);
+        if self.times.len() as u64 == WIDTH {
+            let (earliest, latest) = (self.times.iter().min(), self.times.iter().max());
+            self.spans.extend(earliest.copied().zip(latest.copied()));
+            self.times.clear();
+        }
+    }
+
+    fn keep(&mut self, made: Vec<(Node, Hash)>) {
+        for (node, hash) in made {
+            if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
+                self.tiles.push((tile.level, node.index, hash.to_vec()));
+            }
+        }
+        let size = self.tree.size();
+        if self.sizes.contains(&size) {
+            self.roots.insert(size, self.tree.root());
+        }
+    }
+}
+
+async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, StoreError> {
+    let rows = sqlx::query("SELECT level, idx, hash FROM audit_tiles ORDER BY level, idx")
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    let tile = |row: &SqliteRow| {
+        let (level, index): (i64, i64) = (get(row, "level")?, get(row, "idx")?);
+        let level = u8::try_from(level).unwrap_or(u8::MAX);
+        Ok((level, index.cast_unsigned(), get(row, "hash")?))
+    };
+    rows.iter().map(tile).collect()
+}
+
+/// Whether a row holds the record of this number, and beside it nothing but what the
+/// record says.
+fn is_record(row: &SqliteRow, number: u64) -> bool {
+    let text = |column| get::<Option<String>>(row, column).ok().flatten();
+    let (Ok(seq), Ok(time), Ok(record)) =
+        (get::<i64>(row, "seq"), get::<i64>(row, "time"), record(row))
+    else {
+        return false;
+    };
+    let event = &record.event;
+    seq.cast_unsigned() == number
+        && record.seq == number
+        && time == micros(event.time)
+        && text("event").as_deref() == Some(event.event.as_str())
+        && text("outcome").as_deref() == Some(event.outcome.as_str())
+        && text("actor") == Some(event.actor.to_string())
+        && text("service") == event.service.as_ref().map(ToString::to_string)
+        && text("grant_name") == event.grant.as_ref().map(ToString::to_string)
+        && text("lease_id") == event.lease_id.as_ref().map(ToString::to_string)
+        && text("access_key_id") == event.access_key_id
+}
