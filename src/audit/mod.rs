@@ -3,10 +3,12 @@
 //! Pure but for the files that it reads and writes.
 
 pub mod checkpoint;
+pub mod cloudtrail;
 pub mod files;
 pub mod leaf;
 pub mod note;
 pub mod proof;
+pub mod reconcile;
 pub mod tile;
 pub mod tree;
 pub mod verify;

@@ -10,6 +10,7 @@ use super::{
     output::{Format, Output},
     pages,
     proof::Prove,
+    trail::Reconcile,
     verify::Verify,
     view,
 };
@@ -47,6 +48,10 @@ pub(super) enum Audit {
     /// Whether an export is complete and unchanged, or a proof holds; needs no broker. Exit
     /// status 8 tells what is not.
     Verify(Verify),
+    /// Whether CloudTrail shows what the log says was made, and nothing else by the
+    /// broker's principal. Exit status 8 tells that something does not match: an admin
+    /// key that is used beside the broker, or a log that somebody changed.
+    Reconcile(Reconcile),
 }
 
 #[derive(Args, Debug)]
@@ -103,6 +108,7 @@ impl Audit {
                 }
                 Ok(())
             }
+            Self::Reconcile(reconcile) => reconcile.run(client, out).await,
             Self::Checkpoint => {
                 let mut audit = client.audit();
                 let signed = audit.get_checkpoint(GetCheckpointRequest {}).await?;
@@ -138,7 +144,7 @@ fn entry(record: AuditRecord, out: &mut Output) -> Result<(), Failure> {
     Ok(out.entry(&record, &record.line())?)
 }
 
-fn proto_time(time: Timestamp) -> ProtoTimestamp {
+pub(super) fn proto_time(time: Timestamp) -> ProtoTimestamp {
     ProtoTimestamp {
         seconds: time.as_second(),
         nanos: time.subsec_nanosecond(),

@@ -17,6 +17,7 @@ mod proof;
 mod revoke;
 mod service;
 mod status;
+mod trail;
 mod verify;
 mod view;
 
@@ -186,6 +187,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Audit(audit::Audit::Verify(verify)) => verify.run(&mut out),
+        Command::Audit(audit::Audit::Reconcile(reconcile)) if reconcile.is_offline() => {
+            reconcile.run_offline(&mut out)
+        }
         Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::AdminKey(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,

@@ -167,6 +167,7 @@ const ROOMS: &[Room] = &[
         &[
             "clap",
             "clap_complete",
+            "flate2",
             "jiff",
             "prost_types",
             "secrecy",

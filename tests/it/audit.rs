@@ -11,6 +11,7 @@ mod rewriting;
 mod secrets;
 mod sinks;
 mod tampering;
+mod trail;
 
 use std::{collections::BTreeSet, process::Stdio, sync::Arc};
 

@@ -1,0 +1,526 @@
+//! The log against CloudTrail: what the broker's own principal had AWS make must be in
+//! the log, and what the log says was made must be in CloudTrail. What does not match
+//! exposes an admin key that is used beside the broker, or a log that somebody changed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    str::FromStr,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::cloudtrail::{Call, Trail};
+use crate::domain::{
+    audit::{AuditRecord, Event, Outcome},
+    lease::CONSISTENCY_WINDOW,
+};
+
+/// How late CloudTrail may deliver an event, and how far the log is looked at beyond
+/// both ends of the trail.
+/// <https://docs.aws.amazon.com/awscloudtrail/latest/userguide/get-and-view-cloudtrail-log-files.html>
+pub const SLACK: SignedDuration = SignedDuration::from_mins(15);
+
+/// Whose calls: an IAM user, or a role by whatever session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Principal(String);
+
+/// A text is no [`Principal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it is no ARN of an IAM user or role, like arn:aws:iam::111122223333:user/credbroker-admin"
+)]
+pub struct PrincipalError;
+
+impl FromStr for Principal {
+    type Err = PrincipalError;
+
+    /// The ARN of a user, a role, or a session on a role.
+    fn from_str(arn: &str) -> Result<Self, PrincipalError> {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let [
+            "arn",
+            partition,
+            service @ ("iam" | "sts"),
+            "",
+            account,
+            name,
+        ] = parts[..]
+        else {
+            return Err(PrincipalError);
+        };
+        let role = match name.split_once('/') {
+            Some(("role", role)) => role.rsplit('/').next(),
+            Some(("assumed-role", session)) => session.split('/').next(),
+            Some(("user", _)) => None,
+            _ if name == "root" => None,
+            _ => return Err(PrincipalError),
+        };
+        Ok(Self(match role {
+            Some(role) => format!("arn:{partition}:sts::{account}:assumed-role/{role}"),
+            None => format!("arn:{partition}:{service}::{account}:{name}"),
+        }))
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A record, as far as the comparison needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its sequence number.
+    pub seq: u64,
+    /// When, by the broker's clock.
+    pub time: Timestamp,
+    /// What.
+    pub event: Event,
+    /// Whether it went as asked.
+    pub succeeded: bool,
+    /// The access key concerned.
+    pub access_key_id: Option<String>,
+    /// AWS's id of the request.
+    pub aws_request_id: Option<String>,
+    /// Name of the user or session.
+    pub aws_name: Option<String>,
+    /// More, in words.
+    pub detail: Option<String>,
+}
+
+impl Entry {
+    /// Whether the comparison looks at it.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.aws_request_id.is_some() || self.asks() || self.hands_out() || self.is_of_admin_key()
+    }
+
+    /// AWS is about to be asked to make something of the lease's name.
+    const fn asks(&self) -> bool {
+        let event = self.event;
+        matches!(
+            event,
+            Event::LeaseRequested | Event::LeaseResumed | Event::LeaseReplacing
+        )
+    }
+
+    /// AWS has made the access key of a lease.
+    const fn hands_out(&self) -> bool {
+        self.succeeded && matches!(self.event, Event::LeaseIssued | Event::LeaseRedelivered)
+    }
+
+    /// The access key is the broker's own from here on.
+    const fn is_of_admin_key(&self) -> bool {
+        let event = self.event;
+        self.succeeded
+            && matches!(
+                event,
+                Event::AdminKeyImported | Event::AdminKeyCreated | Event::AdminKeySwitched
+            )
+    }
+
+    /// Ids of access keys that AWS has made for the broker by this record.
+    fn made_keys(&self) -> Vec<&str> {
+        match (self.event, &self.detail) {
+            _ if self.hands_out() => self.access_key_id.as_deref().into_iter().collect(),
+            // Its access key is the one before; the words tell the new one.
+            (Event::AdminKeyCreated, Some(words)) => words.split([' ', ',']).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl From<AuditRecord> for Entry {
+    fn from(record: AuditRecord) -> Self {
+        let event = record.event;
+        Self {
+            seq: record.seq,
+            time: event.time,
+            event: event.event,
+            succeeded: event.outcome == Outcome::Success,
+            access_key_id: event.access_key_id,
+            aws_request_id: event.aws_request_id,
+            aws_name: event.aws_name,
+            detail: event.detail,
+        }
+    }
+}
+
+/// What does not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A call by the broker's principal that no record tells of.
+    UnrecordedCall(Call),
+    /// A record of something made that CloudTrail has not seen.
+    UnseenRecord(Entry),
+}
+
+/// What the comparison came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// How many calls are the broker's principal's.
+    pub checked_calls: usize,
+    /// How many records were looked for in CloudTrail.
+    pub checked_records: usize,
+    /// What does not match, by time.
+    pub findings: Vec<Finding>,
+}
+
+/// Nothing tells which calls are the broker's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nothing tells which calls in CloudTrail are the broker's")]
+pub struct NobodyKnown;
+
+/// Compares a trail with the records of its time and [`SLACK`] more. The broker's
+/// principals are those given, whoever signs with an admin key that a record names, and
+/// whoever made a key that a record says was issued.
+///
+/// # Errors
+/// None of that is there.
+pub fn reconcile(
+    trail: &Trail,
+    entries: &[Entry],
+    given: &[Principal],
+) -> Result<Reconciled, NobodyKnown> {
+    let known = Known::new(entries);
+    let own = Own::new(trail, &known, entries, given)?;
+    let calls: Vec<&Call> = trail.calls.iter().filter(|call| own.made(call)).collect();
+    let sought = sought(trail, entries);
+    let seen = Seen::new(trail);
+    let unrecorded = calls.iter().filter(|call| !known.tells_of(call));
+    let unseen = sought.iter().filter(|entry| !seen.shows(entry));
+    let mut findings: Vec<Finding> = unrecorded
+        .map(|call| Finding::UnrecordedCall((*call).clone()))
+        .chain(unseen.map(|entry| Finding::UnseenRecord((*entry).clone())))
+        .collect();
+    findings.sort_by_key(|finding| match finding {
+        Finding::UnrecordedCall(call) => call.time,
+        Finding::UnseenRecord(entry) => entry.time,
+    });
+    Ok(Reconciled {
+        checked_calls: calls.len(),
+        checked_records: sought.len(),
+        findings,
+    })
+}
+
+/// Records of what CloudTrail must have seen: not too near the ends of the trail.
+fn sought<'a>(trail: &Trail, entries: &'a [Entry]) -> Vec<&'a Entry> {
+    let Some((first, last)) = trail.span else {
+        return Vec::new();
+    };
+    let within =
+        |time: Timestamp| time.duration_since(first) >= SLACK && last.duration_since(time) >= SLACK;
+    let sought = |entry: &&Entry| entry.hands_out() && within(entry.time);
+    entries.iter().filter(sought).collect()
+}
+
+/// What the log tells that AWS was asked.
+struct Known<'a> {
+    keys: HashSet<&'a str>,
+    requests: HashSet<&'a str>,
+    /// When something of a name was about to be made.
+    asked: HashMap<&'a str, Vec<Timestamp>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(entries: &'a [Entry]) -> Self {
+        let mut asked: HashMap<&str, Vec<Timestamp>> = HashMap::new();
+        for entry in entries.iter().filter(|entry| entry.asks()) {
+            if let Some(name) = &entry.aws_name {
+                asked.entry(name).or_default().push(entry.time);
+            }
+        }
+        let requests = entries.iter().filter_map(|e| e.aws_request_id.as_deref());
+        Self {
+            keys: entries.iter().flat_map(Entry::made_keys).collect(),
+            requests: requests.collect(),
+            asked,
+        }
+    }
+
+    fn tells_of(&self, call: &Call) -> bool {
+        let is_in = |set: &HashSet<&str>, id: &Option<String>| {
+            id.as_deref().is_some_and(|id| set.contains(id))
+        };
+        is_in(&self.keys, &call.made_key)
+            || is_in(&self.requests, &call.request_id)
+            || self.may_be_lost(call)
+    }
+
+    /// A call whose answer was lost leaves its name alone in the log; it is the broker's
+    /// only while the broker was asking.
+    fn may_be_lost(&self, call: &Call) -> bool {
+        let name = call.name.as_deref();
+        let asked = name.and_then(|name| self.asked.get(name));
+        asked.is_some_and(|times| {
+            let near = |at: &Timestamp| call.time.duration_since(*at).abs() <= CONSISTENCY_WINDOW;
+            times.iter().any(near)
+        })
+    }
+}
+
+/// What CloudTrail has seen, whoever did it.
+struct Seen<'a> {
+    keys: HashSet<&'a str>,
+    requests: HashSet<&'a str>,
+}
+
+impl<'a> Seen<'a> {
+    fn new(trail: &'a Trail) -> Self {
+        let calls = || trail.calls.iter();
+        Self {
+            keys: calls().filter_map(|c| c.made_key.as_deref()).collect(),
+            requests: calls().filter_map(|c| c.request_id.as_deref()).collect(),
+        }
+    }
+
+    fn shows(&self, entry: &Entry) -> bool {
+        let key = entry.access_key_id.as_deref();
+        let request = entry.aws_request_id.as_deref();
+        key.is_some_and(|id| self.keys.contains(id))
+            || request.is_some_and(|id| self.requests.contains(id))
+    }
+}
+
+/// Who the broker is in CloudTrail.
+struct Own<'a> {
+    principals: HashSet<Principal>,
+    keys: HashSet<&'a str>,
+}
+
+impl<'a> Own<'a> {
+    fn new(
+        trail: &Trail,
+        known: &Known<'_>,
+        entries: &'a [Entry],
+        given: &[Principal],
+    ) -> Result<Self, NobodyKnown> {
+        let admin = entries.iter().filter(|entry| entry.is_of_admin_key());
+        let mut own = Self {
+            principals: given.iter().cloned().collect(),
+            keys: admin.filter_map(|e| e.access_key_id.as_deref()).collect(),
+        };
+        let made = |call: &&Call| {
+            let made = call.made_key.as_deref();
+            own.signed(call) || made.is_some_and(|id| known.keys.contains(id))
+        };
+        let makers = trail.calls.iter().filter(made).filter_map(principal);
+        let makers: Vec<Principal> = makers.collect();
+        own.principals.extend(makers);
+        let nobody = own.principals.is_empty() && own.keys.is_empty();
+        (!nobody).then_some(own).ok_or(NobodyKnown)
+    }
+
+    fn signed(&self, call: &Call) -> bool {
+        let signer = call.caller_key.as_deref();
+        signer.is_some_and(|id| self.keys.contains(id))
+    }
+
+    fn made(&self, call: &Call) -> bool {
+        self.signed(call) || principal(call).is_some_and(|who| self.principals.contains(&who))
+    }
+}
+
+fn principal(call: &Call) -> Option<Principal> {
+    call.caller.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::cloudtrail::Operation, *};
+
+    const ADMIN: &str = "arn:aws:iam::111122223333:user/admin";
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes)
+    }
+
+    fn call(operation: Operation, name: &str, key: &str, minutes: i64) -> Call {
+        Call {
+            event_id: format!("{name}/{key}"),
+            time: at(minutes),
+            operation,
+            caller: Some(ADMIN.to_owned()),
+            caller_key: Some("AKIAADMIN".to_owned()),
+            request_id: None,
+            name: Some(name.to_owned()),
+            made_key: (!key.is_empty()).then(|| key.to_owned()),
+        }
+    }
+
+    fn entry(event: Event, name: &str, key: &str, minutes: i64) -> Entry {
+        Entry {
+            seq: 1,
+            time: at(minutes),
+            event,
+            succeeded: true,
+            access_key_id: (!key.is_empty()).then(|| key.to_owned()),
+            aws_request_id: None,
+            aws_name: (!name.is_empty()).then(|| name.to_owned()),
+            detail: None,
+        }
+    }
+
+    /// From minute 0 to minute 120.
+    fn trail(calls: Vec<Call>) -> Trail {
+        let mut trail = Trail::default();
+        trail.calls = calls;
+        trail.span = Some((at(0), at(120)));
+        trail
+    }
+
+    fn given() -> [Principal; 1] {
+        [ADMIN.parse().unwrap()]
+    }
+
+    fn found(calls: Vec<Call>, entries: &[Entry]) -> Vec<String> {
+        let reconciled = reconcile(&trail(calls), entries, &given()).unwrap();
+        let told = |finding: &Finding| match finding {
+            Finding::UnrecordedCall(call) => format!("call {}", call.event_id),
+            Finding::UnseenRecord(entry) => format!("record {:?}", entry.access_key_id),
+        };
+        reconciled.findings.iter().map(told).collect()
+    }
+
+    #[test]
+    fn an_issued_user_matches_its_two_calls_in_both_directions() {
+        let calls = vec![
+            call(Operation::CreateUser, "pay.1", "", 60),
+            call(Operation::CreateAccessKey, "pay.1", "AKIA1", 60),
+        ];
+        let entries = [
+            entry(Event::LeaseRequested, "pay.1", "", 60),
+            entry(Event::LeaseIssued, "pay.1", "AKIA1", 60),
+        ];
+        let reconciled = reconcile(&trail(calls.clone()), &entries, &given()).unwrap();
+        let expected = Reconciled {
+            checked_calls: 2,
+            checked_records: 1,
+            findings: Vec::new(),
+        };
+        assert_eq!(reconciled, expected);
+        assert_eq!(
+            found(calls, &entries[1..]),
+            ["call pay.1/"],
+            "without its intent"
+        );
+        assert_eq!(found(vec![], &entries), ["record Some(\"AKIA1\")"]);
+    }
+
+    #[test]
+    fn a_name_vouches_for_a_call_only_while_the_broker_was_asking() {
+        let entries = [
+            entry(Event::LeaseRequested, "pay.1", "", 60),
+            entry(Event::LeaseIssued, "pay.1", "ASIA1", 60),
+        ];
+        let issued = call(Operation::AssumeRole, "pay.1", "ASIA1", 60);
+        let lost = call(Operation::AssumeRole, "pay.1", "ASIA2", 62);
+        let beside = call(Operation::AssumeRole, "pay.1", "ASIA3", 70);
+        assert_eq!(
+            found(vec![issued, lost, beside], &entries),
+            ["call pay.1/ASIA3"]
+        );
+    }
+
+    #[test]
+    fn a_request_id_vouches_for_a_call() {
+        let mut asked = call(Operation::GetFederationToken, "other", "ASIA1", 60);
+        asked.request_id = Some("r-1".to_owned());
+        let mut uncertain = entry(Event::LeaseUncertain, "pay.1", "", 60);
+        uncertain.aws_request_id = Some("r-1".to_owned());
+        assert!(uncertain.counts());
+        assert_eq!(
+            found(vec![asked.clone()], &[uncertain]),
+            Vec::<String>::new()
+        );
+        assert_eq!(found(vec![asked], &[]), ["call other/ASIA1"]);
+    }
+
+    #[test]
+    fn the_admin_keys_own_rotation_matches_by_the_key_that_it_made() {
+        let mut created = entry(Event::AdminKeyCreated, "", "AKIAADMIN", 60);
+        created.detail = Some("proving; other key: AKIANEW".to_owned());
+        let rotated = call(Operation::CreateAccessKey, "admin", "AKIANEW", 60);
+        let beside = call(Operation::CreateAccessKey, "admin", "AKIATHIRD", 61);
+        // That somebody imported it, or that it was taken away, does not say who made it.
+        let imported = entry(Event::AdminKeyImported, "", "AKIATHIRD", 62);
+        let mut removed = entry(Event::KeyRemoved, "pay.1", "AKIA1", 62);
+        removed.detail = Some("key AKIATHIRD of user admin: no lease knows it".to_owned());
+        assert!(!removed.counts());
+        assert_eq!(
+            found(vec![rotated, beside], &[created, imported, removed]),
+            ["call admin/AKIATHIRD"]
+        );
+    }
+
+    #[test]
+    fn records_near_the_ends_of_the_trail_are_not_sought() {
+        let issued =
+            [14, 15, 105, 106].map(|minutes| entry(Event::LeaseIssued, "pay.1", "ASIA1", minutes));
+        let reconciled = reconcile(&trail(vec![]), &issued, &given()).unwrap();
+        assert_eq!(reconciled.checked_records, 2);
+        assert_eq!(reconciled.findings.len(), 2);
+        let failed = Entry {
+            succeeded: false,
+            ..issued[1].clone()
+        };
+        assert_eq!(found(vec![], &[failed]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn others_calls_are_not_the_brokers() {
+        let mut foreign = call(Operation::AssumeRole, "ci", "ASIA9", 60);
+        foreign.caller = Some("arn:aws:iam::111122223333:user/ci".to_owned());
+        foreign.caller_key = Some("AKIACI".to_owned());
+        let mut unnamed = foreign.clone();
+        unnamed.caller = None;
+        let reconciled = reconcile(&trail(vec![foreign, unnamed]), &[], &given()).unwrap();
+        assert_eq!(reconciled, Reconciled::default());
+    }
+
+    #[test]
+    fn who_the_broker_is_follows_from_what_the_log_says_was_made() {
+        let issued = call(Operation::AssumeRole, "pay.1", "ASIA1", 60);
+        let mut beside = call(Operation::CreateUser, "mallory", "", 61);
+        beside.caller_key = Some("AKIASECOND".to_owned());
+        let entries = [entry(Event::LeaseIssued, "pay.1", "ASIA1", 60)];
+        let both = trail(vec![issued.clone(), beside.clone()]);
+        let reconciled = reconcile(&both, &entries, &[]).unwrap();
+        assert_eq!(
+            reconciled.findings,
+            [Finding::UnrecordedCall(beside.clone())]
+        );
+        // Or from the admin key that it names.
+        let named = [entry(Event::AdminKeySwitched, "", "AKIASECOND", 0)];
+        let reconciled = reconcile(&trail(vec![beside.clone()]), &named, &[]).unwrap();
+        assert_eq!(
+            reconciled.findings,
+            [Finding::UnrecordedCall(beside.clone())]
+        );
+        assert_eq!(reconcile(&both, &[], &[]), Err(NobodyKnown));
+    }
+
+    #[test]
+    fn a_role_is_the_same_by_every_session_and_spelling() {
+        let role = "arn:aws:sts::111122223333:assumed-role/broker";
+        for arn in [
+            role,
+            "arn:aws:sts::111122223333:assumed-role/broker/i-0abc",
+            "arn:aws:iam::111122223333:role/path/broker",
+        ] {
+            assert_eq!(arn.parse::<Principal>().unwrap().to_string(), role);
+        }
+        assert_eq!(ADMIN.parse::<Principal>().unwrap().to_string(), ADMIN);
+        for arn in [
+            "",
+            "admin",
+            "arn:aws:s3:::bucket",
+            "arn:aws:iam::1:group/admins",
+        ] {
+            assert_eq!(arn.parse::<Principal>(), Err(PrincipalError), "{arn}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! `credbroker audit reconcile`: the log against CloudTrail.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use flate2::read::MultiGzDecoder;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    audit::proto_time,
+    export::unusable,
+    failure::Failure,
+    output::{Format, Output},
+    pages,
+};
+use crate::{
+    audit::{
+        cloudtrail::{Call, Trail},
+        files, leaf,
+        note::Verifier,
+        reconcile::{Entry, Finding, Principal, Reconciled, SLACK, reconcile},
+        tile::{self, WIDTH},
+        verify::{Demands, Fault, read, verify},
+    },
+    client::Client,
+    domain::audit::{AuditRecord as Record, Event},
+    proto::{AuditRecord, GetStatusRequest, ListAuditRecordsRequest},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Reconcile {
+    /// CloudTrail's log files, *.json and *.json.gz, in this directory and below it.
+    #[arg(long, value_name = "DIR")]
+    cloudtrail: PathBuf,
+    /// Take the records from an export, verified first, instead of the broker.
+    #[arg(long, value_name = "DIR")]
+    log: Option<PathBuf>,
+    /// The log's key, for --log; the export's own if not given.
+    #[arg(long, requires = "log")]
+    key: Option<Verifier>,
+    /// ARN of a user or role that the broker works as, beside the one that it tells and
+    /// those that the log leads to. May be given several times.
+    #[arg(long, value_name = "ARN")]
+    principal: Vec<Principal>,
+}
+
+/// Events that name a key of the broker's own, whenever that was.
+const ADMIN_KEYS: [Event; 2] = [Event::AdminKeyImported, Event::AdminKeySwitched];
+
+impl Reconcile {
+    pub(super) const fn is_offline(&self) -> bool {
+        self.log.is_some()
+    }
+
+    pub(super) fn run_offline(self, out: &mut Output) -> Result<(), Failure> {
+        let (trail, (_, last)) = read_trail(&self.cloudtrail)?;
+        let (mut entries, mut end) = (Vec::new(), Timestamp::MIN);
+        read_log(&self.log.unwrap_or_default(), self.key, |record| {
+            end = end.max(record.event.time);
+            entries.extend(Some(Entry::from(record)).filter(Entry::counts));
+        })?;
+        if end < last {
+            eprintln!(
+                "the export ends at {end:.0}, CloudTrail at {last}: what was called between is in no record"
+            );
+        }
+        compare(&trail, &entries, &self.principal, out)
+    }
+
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let (trail, (first, last)) = read_trail(&self.cloudtrail)?;
+        let during = ListAuditRecordsRequest {
+            since: first.checked_sub(SLACK).ok().map(proto_time),
+            until: last.checked_add(SLACK).ok().map(proto_time),
+            ..ListAuditRecordsRequest::default()
+        };
+        let mut entries = entries(client, during).await?;
+        for event in ADMIN_KEYS {
+            let ever = ListAuditRecordsRequest {
+                event: event.as_str().to_owned(),
+                ..ListAuditRecordsRequest::default()
+            };
+            entries.extend(self::entries(client, ever).await?);
+        }
+        let mut principals = self.principal;
+        let status = client.admin().get_status(GetStatusRequest {}).await?;
+        let arn = status.into_inner().admin_arn;
+        principals.extend(arn.and_then(|arn| arn.parse().ok()));
+        compare(&trail, &entries, &principals, out)
+    }
+}
+
+/// Each record of an export, once it is known to be whole.
+fn read_log(
+    dir: &Path,
+    key: Option<Verifier>,
+    mut each: impl FnMut(Record),
+) -> Result<(), Failure> {
+    let demands = Demands {
+        key,
+        ..Demands::default()
+    };
+    let size = verify(dir, &demands)?.checkpoint.size;
+    for index in 0..size.div_ceil(WIDTH) {
+        let number = index * WIDTH + 1;
+        let bytes = read(&dir.join(tile::bundle_path(index, size)))?;
+        let bytes = bytes.ok_or(Fault::Missing(number))?;
+        for entry in files::entries(&bytes).0 {
+            each(leaf::decode(entry).map_err(|_| Fault::Changed(number))?);
+        }
+    }
+    Ok(())
+}
+
+/// The records asked for, as far as they count.
+async fn entries(client: &Client, asked: ListAuditRecordsRequest) -> Result<Vec<Entry>, Failure> {
+    pages::all(u32::MAX, async |page_size, page_token| {
+        let request = ListAuditRecordsRequest {
+            page_size,
+            page_token,
+            ..asked.clone()
+        };
+        let answer = client.audit().list_audit_records(request).await?;
+        let page = answer.into_inner();
+        let entries = page.records.into_iter().filter_map(entry);
+        Ok((
+            entries.filter(Entry::counts).collect(),
+            page.next_page_token,
+        ))
+    })
+    .await
+}
+
+/// `None` for an event of a later broker's, which is none of those that count.
+fn entry(record: AuditRecord) -> Option<Entry> {
+    let time = record.time?;
+    Some(Entry {
+        seq: record.seq,
+        time: Timestamp::new(time.seconds, time.nanos).ok()?,
+        event: record.event.parse().ok()?,
+        succeeded: record.outcome == "success",
+        access_key_id: record.access_key_id,
+        aws_request_id: record.aws_request_id,
+        aws_name: record.aws_name,
+        detail: record.detail,
+    })
+}
+
+/// What CloudTrail's log files tell, and from when until when.
+fn read_trail(dir: &Path) -> Result<(Trail, (Timestamp, Timestamp)), Failure> {
+    let mut trail = Trail::default();
+    read_dir(dir, &mut trail)?;
+    let span = trail.span.ok_or_else(|| {
+        Failure::usage(format!(
+            "{}: no event of CloudTrail's is there",
+            dir.display()
+        ))
+        .next("copy CloudTrail's log files there: *.json.gz, as CloudTrail leaves them in S3")
+    })?;
+    Ok((trail, span))
+}
+
+fn read_dir(dir: &Path, trail: &mut Trail) -> Result<(), Failure> {
+    let failed = |error: io::Error| unusable(dir, &error);
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        if entry.file_type().map_err(failed)?.is_dir() {
+            read_dir(&path, trail)?;
+        } else {
+            let file = read_file(&path)?;
+            trail
+                .read(&file)
+                .map_err(|error| foreign(&path, &error.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The contents of a log file, unpacked.
+fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: io::Error| unusable(path, &error);
+    let name = path.to_string_lossy();
+    if name.ends_with(".json") {
+        return fs::read(path).map_err(failed);
+    }
+    if !name.ends_with(".json.gz") {
+        return Err(foreign(
+            path,
+            "its name ends neither in .json nor in .json.gz",
+        ));
+    }
+    let (packed, mut file) = (fs::File::open(path).map_err(failed)?, Vec::new());
+    let unpacked = MultiGzDecoder::new(packed).read_to_end(&mut file);
+    unpacked.map_err(|error| foreign(path, &format!("it cannot be unpacked: {error}")))?;
+    Ok(file)
+}
+
+fn foreign(path: &Path, why: &str) -> Failure {
+    Failure::usage(format!("{}: {why}", path.display())).next(
+        "leave nothing in the directory but CloudTrail's log files, whole: digests (CloudTrail-Digest) are none",
+    )
+}
+
+fn compare(
+    trail: &Trail,
+    entries: &[Entry],
+    principals: &[Principal],
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let reconciled = reconcile(trail, entries, principals).map_err(|error| {
+        Failure::usage(error.to_string())
+            .next("give the ARN of the broker's user or role: --principal")
+    })?;
+    show(&reconciled, out)?;
+    match reconciled.findings.len() {
+        0 => Ok(()),
+        count => Err(Failure::verification(format!(
+            "CloudTrail and the log differ in {count}: an admin key is used beside the broker, or \
+             somebody has changed the log or the trail"
+        ))
+        .next(
+            "find out who made each call; check the log by `credbroker audit verify`, and replace the \
+             admin key if it is known to others",
+        )),
+    }
+}
+
+fn show(reconciled: &Reconciled, out: &mut Output) -> Result<(), Failure> {
+    let findings = reconciled.findings.iter().map(Told::from);
+    let (checked_events, checked_records) = (reconciled.checked_calls, reconciled.checked_records);
+    if out.format() == Format::Json {
+        let told = Document {
+            checked_events,
+            checked_records,
+            findings: findings.collect(),
+        };
+        return Ok(out.show(&told)?);
+    }
+    for finding in findings {
+        out.line(&finding.line())?;
+    }
+    Ok(out.line(&format!(
+        "{checked_events} calls in CloudTrail and {checked_records} records compared, {} do not match",
+        reconciled.findings.len()
+    ))?)
+}
+
+/// `-o json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    checked_events: usize,
+    checked_records: usize,
+    findings: Vec<Told<'a>>,
+}
+
+/// What does not match, as it is shown.
+#[derive(Serialize)]
+struct Told<'a> {
+    kind: &'static str,
+    time: String,
+    /// The call, or the record's event.
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    aws_name: Option<&'a str>,
+    access_key_id: Option<&'a str>,
+    aws_request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller_arn: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller_access_key_id: Option<&'a str>,
+}
+
+impl<'a> From<&'a Finding> for Told<'a> {
+    fn from(finding: &'a Finding) -> Self {
+        match finding {
+            Finding::UnrecordedCall(call) => Self::of_call(call),
+            Finding::UnseenRecord(entry) => Self::of_record(entry),
+        }
+    }
+}
+
+impl<'a> Told<'a> {
+    fn of_call(call: &'a Call) -> Self {
+        Self {
+            kind: "unrecorded_call",
+            time: call.time.to_string(),
+            event: call.operation.as_str(),
+            event_id: Some(&call.event_id),
+            seq: None,
+            aws_name: call.name.as_deref(),
+            access_key_id: call.made_key.as_deref(),
+            aws_request_id: call.request_id.as_deref(),
+            caller_arn: call.caller.as_deref(),
+            caller_access_key_id: call.caller_key.as_deref(),
+        }
+    }
+
+    fn of_record(entry: &'a Entry) -> Self {
+        Self {
+            kind: "unseen_record",
+            time: format!("{:.3}", entry.time),
+            event: entry.event.as_str(),
+            event_id: None,
+            seq: Some(entry.seq),
+            aws_name: entry.aws_name.as_deref(),
+            access_key_id: entry.access_key_id.as_deref(),
+            aws_request_id: entry.aws_request_id.as_deref(),
+            caller_arn: None,
+            caller_access_key_id: None,
+        }
+    }
+
+    fn line(&self) -> String {
+        let number = self.seq.map(|seq| seq.to_string());
+        let mut line = format!("{:15}  {:24}  {}", self.kind, self.time, self.event);
+        for (name, value) in [
+            ("record=", number.as_deref()),
+            ("name=", self.aws_name),
+            ("key=", self.access_key_id),
+            ("by=", self.caller_arn),
+            ("with=", self.caller_access_key_id),
+            ("event=", self.event_id),
+            ("request=", self.aws_request_id),
+        ] {
+            if let Some(value) = value {
+                line = line + "  " + name + value;
+            }
+        }
+        line
+    }
+}
