@@ -7,6 +7,7 @@ pub mod cloudtrail;
 pub mod files;
 pub mod leaf;
 pub mod note;
+pub mod ocsf;
 pub mod proof;
 pub mod reconcile;
 pub mod tile;

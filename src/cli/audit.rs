@@ -40,7 +40,8 @@ pub(super) enum Audit {
     /// Lets another key sign the log from now on. The log announces it; whoever has an
     /// earlier key goes on with that.
     RotateKey,
-    /// The whole log as plain files (C2SP tlog-tiles), gone on with where it was.
+    /// The whole log: as plain files (C2SP tlog-tiles), gone on with where it was, or as
+    /// lines of JSON. Each form is checked against the broker's signed checkpoint.
     Export(Export),
     /// The records of a lease, each in a file of its own with the proof that it is in the
     /// log (C2SP tlog-proof): whoever has the log's key can check it.

@@ -1,82 +1,164 @@
 //! `credbroker audit export`: the log as plain files in the layout of C2SP tlog-tiles.
+//! Exports as lines are in `lines`.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
 
-use super::{failure::Failure, output::Output};
+use super::{
+    failure::Failure,
+    lines::{self, Line},
+    output::Output,
+};
 use crate::{
     audit::{
+        checkpoint::Checkpoint,
         files::{self, CHECKPOINT, Growing, KEYS},
         note::Verifier,
         tile::{self, WIDTH},
+        tree::Edge,
         verify::{opened, read},
     },
     client::Client,
-    proto::{ExportEntriesRequest, GetCheckpointRequest},
+    proto::{self, ExportEntriesRequest, GetCheckpointRequest},
 };
 
 #[derive(Args, Debug)]
 pub(super) struct Export {
-    /// Where to write; what an earlier export has left there is gone on from.
-    dir: PathBuf,
+    /// Where to write: with tiles a directory, where what an earlier export has left is
+    /// gone on from; else a file, or - for standard output.
+    #[arg(value_name = "DIR|FILE")]
+    to: PathBuf,
+    /// In which form.
+    #[arg(long, value_enum, default_value_t = Form::Tiles)]
+    format: Form,
 }
 
-impl Export {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let mut audit = client.audit();
-        let signed = audit.get_checkpoint(GetCheckpointRequest {}).await?;
+/// Forms of an export.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Form {
+    /// A directory of plain files (C2SP tlog-tiles), which `audit verify` checks.
+    Tiles,
+    /// A line per record, the JSON as it is in the log.
+    Jsonl,
+    /// A line per record, an event of OCSF 1.3.0 in JSON.
+    Ocsf,
+}
+
+/// The record as it is in the log: JSON, and so without a line feed of its own.
+const AS_IT_IS: Line = |entry, _| Ok(entry.to_vec());
+
+/// What an export goes up to, and who says so.
+pub(super) struct Head {
+    pub(super) checkpoint: Checkpoint,
+    signed: proto::Checkpoint,
+}
+
+impl Head {
+    async fn ask(client: &Client) -> Result<Self, Failure> {
+        let signed = client
+            .audit()
+            .get_checkpoint(GetCheckpointRequest {})
+            .await?;
         let signed = signed.into_inner();
         let key: Verifier = signed.verifier_key.parse().map_err(|error| {
             Failure::unexpected(format!("the broker's key of the log: {error}"))
         })?;
         let checkpoint = opened(&signed.note, std::slice::from_ref(&key))?;
-        let mut tree = Growing::default();
-        self.take_up(&mut tree, checkpoint.size)?;
-        let taken_up = tree.edge.size();
-        let request = ExportEntriesRequest {
-            start: taken_up,
-            end: checkpoint.size,
-        };
-        let mut bundles = audit.export_entries(request).await?.into_inner();
+        Ok(Self { checkpoint, signed })
+    }
+
+    /// Takes every bundle from record `start`, a multiple of 256, to the checkpoint.
+    pub(super) async fn fetch(
+        &self,
+        client: &Client,
+        start: u64,
+        bar: &ProgressBar,
+        mut take: impl FnMut(&[Vec<u8>]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let end = self.checkpoint.size;
+        bar.set_length(end);
+        bar.set_position(start);
+        let request = ExportEntriesRequest { start, end };
+        let mut bundles = client.audit().export_entries(request).await?.into_inner();
         while let Some(bundle) = bundles.message().await? {
+            take(&bundle.entries)?;
+            bar.inc(bundle.entries.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Whether what was taken is what the checkpoint stands for.
+    pub(super) fn confirm(&self, taken: &Edge, next: &str) -> Result<(), Failure> {
+        let Checkpoint { size, root, .. } = self.checkpoint;
+        if (taken.size(), taken.root()) == (size, root) {
+            return Ok(());
+        }
+        let what = "what was exported is not what the broker's checkpoint stands for";
+        let next = format!("{next}; if that fails too, the log was changed");
+        Err(Failure::verification(what).next(next))
+    }
+}
+
+impl Export {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let head = Head::ask(client).await?;
+        match self.format {
+            Form::Tiles => self.tiles(client, &head, out).await,
+            Form::Jsonl => lines::write(client, &head, &self.to, AS_IT_IS, out).await,
+            Form::Ocsf => lines::write(client, &head, &self.to, lines::ocsf, out).await,
+        }
+    }
+
+    async fn tiles(self, client: &Client, head: &Head, out: &mut Output) -> Result<(), Failure> {
+        if self.to.as_os_str() == lines::STANDARD_OUTPUT {
+            let what = "tiles are files in a directory, and cannot go to standard output";
+            return Err(Failure::usage(what).next("give a directory, or --format jsonl"));
+        }
+        let size = head.checkpoint.size;
+        let mut tree = Growing::default();
+        self.take_up(&mut tree, size)?;
+        let taken_up = tree.edge.size();
+        let bar = ProgressBar::no_length();
+        head.fetch(client, taken_up, &bar, |entries| {
             let index = tree.edge.size() / WIDTH;
-            let bytes = files::bundle(&bundle.entries)
+            let bytes = files::bundle(entries)
                 .ok_or_else(|| Failure::unexpected("the broker sent a record that is too long"))?;
-            bundle.entries.iter().for_each(|entry| tree.push(entry));
-            self.write(&tile::bundle_path(index, checkpoint.size), &bytes)?;
-        }
-        if (tree.edge.size(), tree.edge.root()) != (checkpoint.size, checkpoint.root) {
-            let what = "what was exported is not what the broker's checkpoint stands for";
-            return Err(Failure::verification(what)
-                .next("export into an empty directory; if that fails too, the log was changed"));
-        }
+            for entry in entries {
+                tree.push(entry);
+            }
+            self.write(&tile::bundle_path(index, size), &bytes)
+        })
+        .await?;
+        head.confirm(&tree.edge, "export into an empty directory")?;
         for (tile, hashes) in &tree.tiles {
-            self.write(&tile.path(checkpoint.size), hashes.as_flattened())?;
+            self.write(&tile.path(size), hashes.as_flattened())?;
         }
         let mut keys = String::new();
-        for (key, number) in signed.keys.iter().zip(1..) {
+        for (key, number) in head.signed.keys.iter().zip(1..) {
             keys = keys + &key.verifier_key + "\n";
             if let Some(note) = &key.handover {
                 self.write(&files::handover_path(number), note.as_bytes())?;
             }
         }
         self.write(KEYS, keys.as_bytes())?;
-        self.write(CHECKPOINT, signed.note.as_bytes())?;
-        let (size, new) = (checkpoint.size, checkpoint.size - taken_up);
+        self.write(CHECKPOINT, head.signed.note.as_bytes())?;
+        bar.finish_and_clear();
+        let new = size - taken_up;
         Ok(out.line(&format!(
             "{size} records, {new} of them new, in {}",
-            self.dir.display()
+            self.to.display()
         ))?)
     }
 
     /// The full bundles of an earlier export.
     fn take_up(&self, tree: &mut Growing, size: u64) -> Result<(), Failure> {
         for index in 0..size / WIDTH {
-            let path = self.dir.join(tile::bundle_path(index, size));
+            let path = self.to.join(tile::bundle_path(index, size));
             let Some(bytes) = read(&path)? else {
                 return Ok(());
             };
@@ -92,7 +174,7 @@ impl Export {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
-        let path = self.dir.join(name);
+        let path = self.to.join(name);
         let written = path
             .parent()
             .map_or(Ok(()), fs::create_dir_all)

@@ -9,6 +9,7 @@ mod failure;
 mod grant;
 mod issue;
 mod lease;
+mod lines;
 mod operator;
 mod output;
 mod pages;

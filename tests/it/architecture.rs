@@ -168,6 +168,7 @@ const ROOMS: &[Room] = &[
             "clap",
             "clap_complete",
             "flate2",
+            "indicatif",
             "jiff",
             "prost_types",
             "secrecy",

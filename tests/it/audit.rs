@@ -5,6 +5,7 @@ mod agreement;
 mod checkpoints;
 mod export;
 mod keys;
+mod lines;
 mod proofs;
 mod query;
 mod rewriting;
