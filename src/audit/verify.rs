@@ -35,6 +35,8 @@ pub struct Verified {
     pub checkpoint: Checkpoint,
     /// The newest key that may have signed it.
     pub key: Verifier,
+    /// How many of the first records it does not hold, since they were pruned.
+    pub start: u64,
 }
 
 /// What is wrong with a copy, the first that is found.
@@ -80,6 +82,14 @@ pub enum Fault {
     /// It is of another log, or signed by a key that nothing leads to.
     #[error("wrong key: {0}")]
     WrongKey(String),
+    /// Records were pruned that alone could show it.
+    #[error("not to be told: the copy begins with record {first}, after {what}")]
+    Pruned {
+        /// The first that is there.
+        first: u64,
+        /// What cannot be told.
+        what: String,
+    },
     /// Somebody was shown another log.
     #[error("split view: the copy is another log than {0}")]
     SplitView(String),
@@ -107,7 +117,11 @@ pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
     copy.must_announce(&keys, &known)?;
     files.compare_tiles(&copy.tree, checkpoint.size)?;
     let key = trusted.last().unwrap_or(&keys[0]).clone();
-    Ok(Verified { checkpoint, key })
+    Ok(Verified {
+        checkpoint,
+        key,
+        start: copy.start,
+    })
 }
 
 /// The checkpoint of a note that one of `keys` has signed.
@@ -208,10 +222,53 @@ impl Files<'_> {
             return Err(Fault::Truncated(later.what.clone()));
         }
         let mut copy = Copy::default();
-        for index in 0..head.size.div_ceil(WIDTH) {
+        let first = self.first_bundle(head.size);
+        self.skip_pruned(first, head.size, known, &mut copy)?;
+        for index in first..head.size.div_ceil(WIDTH) {
             self.read_bundle(index, head.size, known, &mut copy)?;
         }
-        Ok(copy)
+        if copy.pruned < copy.start {
+            return Err(Fault::Missing(1));
+        }
+        let mut before = known.iter().filter(|known| known.size < copy.start);
+        match before.find(|known| !known.size.is_multiple_of(WIDTH)) {
+            None => Ok(copy),
+            Some(untold) => Err(Fault::Pruned {
+                first: copy.start + 1,
+                what: untold.what.clone(),
+            }),
+        }
+    }
+
+    /// The first bundle that is there; 0 for none.
+    fn first_bundle(&self, size: u64) -> u64 {
+        let is_there = |index: &u64| self.0.join(tile::bundle_path(*index, size)).exists();
+        (0..size.div_ceil(WIDTH)).find(is_there).unwrap_or(0)
+    }
+
+    /// What was pruned is in the tree by the roots of its bundles.
+    fn skip_pruned(
+        &self,
+        first: u64,
+        size: u64,
+        known: &[Known],
+        copy: &mut Copy,
+    ) -> Result<(), Fault> {
+        for index in 0..first.div_ceil(WIDTH) {
+            let tile = Tile { level: 1, index };
+            let bytes = self.read(&tile.path(size))?.ok_or(Fault::Missing(1))?;
+            let roots = bytes.as_chunks().0.iter();
+            let count = usize::try_from(first - index * WIDTH).unwrap_or(usize::MAX);
+            for root in roots.take(count) {
+                copy.tree.push_pruned(*root);
+                copy.must_agree(known)?;
+            }
+        }
+        copy.start = copy.tree.edge.size();
+        if copy.start != first * WIDTH {
+            return Err(Fault::Missing(1));
+        }
+        Ok(())
     }
 
     fn read_bundle(
@@ -358,12 +415,21 @@ struct Copy {
     suspect: Option<u64>,
     /// Keys that records announce, with their numbers.
     announced: Vec<(u64, String)>,
+    /// How many of the first records are not there.
+    start: u64,
+    /// How many a record says were pruned.
+    pruned: u64,
 }
 
 impl Copy {
     /// Each key must be named by a record, and before the key before has said so.
     fn must_announce(&self, keys: &[Verifier], known: &[Known]) -> Result<(), Fault> {
-        for (at, key) in keys.iter().enumerate() {
+        // What announced the first keys may have been pruned.
+        let pruned = |at: usize| {
+            let next = known.iter().find(|known| known.announces == Some(at + 1));
+            self.start > 0 && (at == 0 || next.is_some_and(|next| next.size <= self.start))
+        };
+        for (at, key) in keys.iter().enumerate().filter(|(at, _)| !pruned(*at)) {
             let handover = known.iter().find(|known| known.announces == Some(at));
             let until = handover.map_or(u64::MAX, |known| known.size);
             let told = key.to_string();
@@ -380,9 +446,18 @@ impl Copy {
         if record.event.event == Event::LogKeyMade {
             let key = record.event.detail.unwrap_or_default();
             self.announced.push((record.seq, key));
+        } else if record.event.event == Event::LogPruned {
+            let told = record.event.detail.as_deref().and_then(pruned_until);
+            self.pruned = self.pruned.max(told.unwrap_or(0));
         }
         self.tree.push(entry);
-        let mut same_size = known.iter().filter(|known| known.size == record.seq);
+        self.must_agree(known)
+    }
+
+    /// What is known of the log at this size.
+    fn must_agree(&self, known: &[Known]) -> Result<(), Fault> {
+        let size = self.tree.edge.size();
+        let mut same_size = known.iter().filter(|known| known.size == size);
         let root = || self.tree.edge.root();
         if let Some(other) = same_size.find(|known| known.root != root()) {
             let split = || Fault::SplitView(other.what.clone());
@@ -390,4 +465,9 @@ impl Copy {
         }
         Ok(())
     }
+}
+
+/// What a record `log.pruned` tells.
+fn pruned_until(detail: &str) -> Option<u64> {
+    detail.strip_prefix("records 1 to ")?.parse().ok()
 }

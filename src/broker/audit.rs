@@ -56,6 +56,10 @@ impl Broker {
         self.store()
             .record(self.caller_event(caller, Event::AuditRead))
             .await?;
+        if !start.is_multiple_of(256) {
+            let wrong = "a multiple of 256 records".to_owned();
+            return Err(Error::Invalid(vec![Violation::new("start", wrong)]));
+        }
         if end > size || start > end {
             let wrong = format!("the log has {size} records");
             return Err(Error::Invalid(vec![Violation::new("end", wrong)]));

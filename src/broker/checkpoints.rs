@@ -46,6 +46,8 @@ pub struct SignedCheckpoint {
     pub verifier: String,
     /// All keys that have signed the log, the newest last.
     pub keys: Vec<LogKey>,
+    /// How many of the first records have been pruned.
+    pub start: u64,
 }
 
 impl Broker {
@@ -240,6 +242,7 @@ impl Broker {
                 note: kept.note,
                 verifier: signer.verifier().to_string(),
                 keys,
+                start: self.store().log_start().await?,
             }),
             None => Err(not_signed()),
         }

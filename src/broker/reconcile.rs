@@ -73,6 +73,9 @@ impl Broker {
             stop.cancel();
             return Err(error);
         }
+        if let Err(error) = self.delete_pruned().await {
+            tracing::warn!(%error, "pruned records are left to the next start");
+        }
         tokio::join!(
             Arc::clone(&self).reap(),
             self.reconcile(),

@@ -75,15 +75,15 @@ impl Broker {
 
     /// How many records a checkpoint of this log stands for.
     async fn own_checkpoint(&self, note: &str) -> Result<u64, Error> {
-        let none = |why: String| Error::Invalid(vec![Violation::new("checkpoint", why)]);
-        let checkpoint = self.read_checkpoint(note).await?.map_err(none)?;
+        let refused = |why: String| Error::Invalid(vec![Violation::new("checkpoint", why)]);
+        let checkpoint = self.read_checkpoint(note).await?.map_err(refused)?;
         let size = checkpoint.size;
         let whole = [Range {
             start: 0,
             end: size,
         }];
         if size == 0 || size < self.store().log_start().await? {
-            return Err(none(
+            return Err(refused(
                 "the export ends before what was pruned already".to_owned(),
             ));
         }
@@ -92,7 +92,7 @@ impl Broker {
             .log_tiles(&tile::tiles_of(&whole), size)
             .await?;
         if tile::root(size, &tiles) != Some(checkpoint.root) {
-            return Err(none("it is of another log".to_owned()));
+            return Err(refused("it is of another log".to_owned()));
         }
         Ok(size)
     }

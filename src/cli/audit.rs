@@ -10,6 +10,7 @@ use super::{
     output::{Format, Output},
     pages,
     proof::Prove,
+    prune::Prune,
     trail::Reconcile,
     verify::Verify,
     view,
@@ -37,6 +38,8 @@ pub(super) enum Audit {
     Query(Box<Query>),
     /// The log as it is now, signed: a note to keep elsewhere. With -o json the key too.
     Checkpoint,
+    /// Gives up the broker's old records that an export holds. What proves the others stays.
+    Prune(Prune),
     /// Lets another key sign the log from now on. The log announces it; whoever has an
     /// earlier key goes on with that.
     RotateKey,
@@ -99,6 +102,7 @@ impl Audit {
             Self::Export(export) => export.run(client, out).await,
             Self::Prove(prove) => prove.run(client, out).await,
             Self::Verify(verify) => verify.run(out),
+            Self::Prune(prune) => prune.run(client, out).await,
             Self::RotateKey => {
                 let mut audit = client.audit();
                 let signed = audit.rotate_log_key(RotateLogKeyRequest {}).await?;

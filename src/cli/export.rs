@@ -20,7 +20,7 @@ use crate::{
         files::{self, CHECKPOINT, Growing, KEYS},
         note::Verifier,
         tile::{self, WIDTH},
-        tree::Edge,
+        tree::{Edge, Hash},
         verify::{opened, read},
     },
     client::Client,
@@ -52,14 +52,21 @@ enum Form {
 /// The record as it is in the log: JSON, and so without a line feed of its own.
 const AS_IT_IS: Line = |entry, _| Ok(entry.to_vec());
 
+/// 256 neighbouring records, or fewer at the end.
+pub(super) enum Bundle<'e> {
+    Entries(&'e [Vec<u8>]),
+    /// They were pruned; their root is still there.
+    Pruned(Hash),
+}
+
 /// What an export goes up to, and who says so.
 pub(super) struct Head {
     pub(super) checkpoint: Checkpoint,
-    signed: proto::Checkpoint,
+    pub(super) signed: proto::Checkpoint,
 }
 
 impl Head {
-    async fn ask(client: &Client) -> Result<Self, Failure> {
+    pub(super) async fn ask(client: &Client) -> Result<Self, Failure> {
         let signed = client
             .audit()
             .get_checkpoint(GetCheckpointRequest {})
@@ -78,7 +85,7 @@ impl Head {
         client: &Client,
         start: u64,
         bar: &ProgressBar,
-        mut take: impl FnMut(&[Vec<u8>]) -> Result<(), Failure>,
+        mut take: impl FnMut(Bundle<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let end = self.checkpoint.size;
         bar.set_length(end);
@@ -86,8 +93,17 @@ impl Head {
         let request = ExportEntriesRequest { start, end };
         let mut bundles = client.audit().export_entries(request).await?.into_inner();
         while let Some(bundle) = bundles.message().await? {
-            take(&bundle.entries)?;
-            bar.inc(bundle.entries.len() as u64);
+            for root in bundle.pruned_roots {
+                let root = root
+                    .try_into()
+                    .map_err(|_| Failure::unexpected("the broker sent a root that is none"))?;
+                take(Bundle::Pruned(root))?;
+                bar.inc(WIDTH);
+            }
+            if !bundle.entries.is_empty() {
+                take(Bundle::Entries(&bundle.entries))?;
+                bar.inc(bundle.entries.len() as u64);
+            }
         }
         Ok(())
     }
@@ -124,7 +140,14 @@ impl Export {
         self.take_up(&mut tree, size)?;
         let taken_up = tree.edge.size();
         let bar = ProgressBar::no_length();
-        head.fetch(client, taken_up, &bar, |entries| {
+        head.fetch(client, taken_up, &bar, |bundle| {
+            let entries = match bundle {
+                Bundle::Entries(entries) => entries,
+                Bundle::Pruned(root) => {
+                    tree.push_pruned(root);
+                    return Ok(());
+                }
+            };
             let index = tree.edge.size() / WIDTH;
             let bytes = files::bundle(entries)
                 .ok_or_else(|| Failure::unexpected("the broker sent a record that is too long"))?;

@@ -9,7 +9,7 @@ use std::{
 use indicatif::ProgressBar;
 
 use super::{
-    export::{Head, unusable},
+    export::{Bundle, Head, unusable},
     failure::Failure,
     output::Output,
 };
@@ -83,7 +83,14 @@ async fn pour(
 ) -> Result<(), Failure> {
     let (mut sink, mut taken) = (BufWriter::new(sink), Edge::default());
     let log = &head.checkpoint.origin;
-    head.fetch(client, 0, bar, |entries| {
+    head.fetch(client, 0, bar, |bundle| {
+        let entries = match bundle {
+            Bundle::Entries(entries) => entries,
+            Bundle::Pruned(root) => {
+                taken.push_bundle(root);
+                return Ok(());
+            }
+        };
         for entry in entries {
             taken.push(leaf_hash(entry));
             let mut line = line(entry, log)?;

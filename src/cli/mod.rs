@@ -15,6 +15,7 @@ mod output;
 mod pages;
 mod policy;
 mod proof;
+mod prune;
 mod revoke;
 mod service;
 mod status;

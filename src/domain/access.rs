@@ -36,6 +36,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.AuditService/GetCheckpoint", READ_AUDIT),
     ("credbroker.v1.AuditService/ListAuditRecords", READ_AUDIT),
     ("credbroker.v1.AuditService/ProveLease", READ_AUDIT),
+    ("credbroker.v1.AuditService/PruneRecords", ADMINISTER),
     ("credbroker.v1.AuditService/RotateLogKey", ADMINISTER),
     ("credbroker.v1.AuditService/TailAuditRecords", READ_AUDIT),
     (

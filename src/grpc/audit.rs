@@ -1,4 +1,4 @@
-use std::{ops::Range, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tonic::{
@@ -8,11 +8,12 @@ use tonic::{
 
 use super::{
     Api,
-    convert::{next_page, parse, parse_page},
+    convert::{next_page, parse, parse_page, parse_time},
     records::{parse_audit_filter, to_checkpoint, to_proof, to_record},
     status::status,
 };
 use crate::{
+    audit::tile::Tile,
     broker::{
         Broker, Error,
         ports::{AuditFilter, Page},
@@ -21,7 +22,8 @@ use crate::{
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
         ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,
-        RotateLogKeyRequest, TailAuditRecordsRequest, audit_service_server::AuditService,
+        PruneRecordsRequest, PruneRecordsResponse, RotateLogKeyRequest, TailAuditRecordsRequest,
+        audit_service_server::AuditService,
     },
 };
 
@@ -68,6 +70,23 @@ impl AuditService for Api {
     ) -> Result<Response<Checkpoint>, Status> {
         self.call(request, async |broker, caller, _| {
             Ok(to_checkpoint(broker.rotate_log_key(&caller).await?))
+        })
+        .await
+    }
+
+    async fn prune_records(
+        &self,
+        request: Request<PruneRecordsRequest>,
+    ) -> Result<Response<PruneRecordsResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let before = parse_time("before", message.before.as_ref())?;
+            let before = before.ok_or_else(|| {
+                Error::Invalid(vec![Violation::new("before", "a point in time is needed")])
+            })?;
+            let start = broker.prune_log(&caller, before, &message.checkpoint);
+            Ok(PruneRecordsResponse {
+                start: start.await?,
+            })
         })
         .await
     }
@@ -150,14 +169,54 @@ async fn export(
         if !broker.is_still_admitted(caller).await? {
             return Err(Error::Unauthenticated);
         }
-        let limit = (range.end - start).min(BUNDLE);
-        let entries = broker.store().log_leaves(start, limit).await?;
-        start += limit;
-        if sender.send(Ok(EntryBundle { entries })).await.is_err() {
+        let bundle = if start < broker.store().log_start().await? {
+            let roots = pruned_roots(broker, start, range.end).await?;
+            start += roots.len() as u64 * BUNDLE;
+            EntryBundle {
+                entries: Vec::new(),
+                pruned_roots: roots,
+            }
+        } else {
+            let limit = (range.end - start).min(BUNDLE);
+            let entries = broker.store().log_leaves(start, limit).await?;
+            start += limit;
+            EntryBundle {
+                entries,
+                pruned_roots: Vec::new(),
+            }
+        };
+        if sender.send(Ok(bundle)).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Roots of the bundles from record `start` on that are in its tile and were pruned.
+async fn pruned_roots(broker: &Broker, start: u64, size: u64) -> Result<Vec<Vec<u8>>, Error> {
+    let (first, end) = (start / BUNDLE, broker.store().log_start().await? / BUNDLE);
+    let tile = Tile {
+        level: 1,
+        index: first / BUNDLE,
+    };
+    let mut tiles = broker
+        .store()
+        .log_tiles(&BTreeSet::from([tile]), size)
+        .await?;
+    let roots = tiles.remove(&tile).unwrap_or_default().into_iter();
+    let skipped = usize::try_from(first % BUNDLE).unwrap_or(usize::MAX);
+    let count = usize::try_from(end - first).unwrap_or(usize::MAX);
+    let roots: Vec<_> = roots
+        .skip(skipped)
+        .take(count)
+        .map(|root| root.to_vec())
+        .collect();
+    if roots.is_empty() {
+        return Err(Error::Internal(
+            "the roots of pruned records are missing".to_owned(),
+        ));
+    }
+    Ok(roots)
 }
 
 /// One reader of the log's end.

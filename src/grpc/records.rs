@@ -120,6 +120,7 @@ pub(super) fn to_checkpoint(signed: SignedCheckpoint) -> proto::Checkpoint {
         note: signed.note,
         verifier_key: signed.verifier,
         keys: signed.keys.into_iter().map(to_log_key).collect(),
+        start: signed.start,
     }
 }
 

@@ -8,6 +8,7 @@ mod keys;
 mod lines;
 mod proofs;
 mod query;
+mod retention;
 mod rewriting;
 mod secrets;
 mod sinks;
@@ -203,6 +204,8 @@ impl Script<'_> {
             .await;
         self.admin("AuditService/GetCheckpoint", &["audit", "checkpoint"])
             .await;
+        let prune = ["audit", "prune", &export, "--older-than", "1d"];
+        self.admin("AuditService/PruneRecords", &prune).await;
         self.admin("AuditService/RotateLogKey", &["audit", "rotate-key"])
             .await;
         let lease = self.lease.clone();

@@ -101,6 +101,7 @@ fn word(fault: &Fault) -> &'static str {
         Fault::Checkpoint(_) => "signature",
         Fault::WrongKey(_) => "wrong key",
         Fault::SplitView(_) => "split view",
+        Fault::Pruned { .. } => "pruned",
         Fault::Unreadable { .. } => "unreadable",
     }
 }

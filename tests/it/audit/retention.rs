@@ -1,0 +1,163 @@
+//! Old records go once an export holds them; what proves the others stays.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    export::{copied, export, key_of, verify, with_records},
+    policy,
+};
+use crate::harness::{Account, Broker, Run, broker::credbroker, emulator::emulator, eventually};
+
+/// Prunes what is older than a second, once something is. Returns where the log begins.
+async fn prune(broker: &Broker, dir: &Path) -> u64 {
+    let args = [
+        "audit",
+        "prune",
+        dir.to_str().unwrap(),
+        "--older-than",
+        "1s",
+    ];
+    let pruned = async || {
+        let pruned = broker.json(&args).await;
+        (pruned["pruned"] != 0).then(|| pruned["start"].as_u64().unwrap())
+    };
+    eventually("there is something to prune", pruned).await
+}
+
+async fn prove(broker: &Broker, lease: &Value, dir: &Path) -> Vec<String> {
+    let args = [
+        "audit",
+        "prove",
+        lease.as_str().unwrap(),
+        dir.to_str().unwrap(),
+    ];
+    let told = broker.run(&args).await.ok().stdout;
+    told.lines().map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_proves_later_records_outlives_the_earlier_ones() {
+    let (home, account) = (TempDir::new().unwrap(), Account::new().await);
+    let path = |name: &str| home.path().join(name);
+    let broker = with_records(&account, 800).await;
+    let token = broker.service("pay").await;
+    broker
+        .grant("pay/work", &["--kind", "iam_user"], &policy())
+        .await;
+    let issued = broker.issue(&token, "work").await;
+    export(&broker, &path("archive")).await;
+    copied(&path("archive"), &path("early"));
+    let old = prove(&broker, &issued["lease_id"], &path("proofs")).await;
+
+    let start = prune(&broker, &path("archive")).await;
+    assert_eq!(start, 768);
+    let records = broker.audit().await;
+    assert_eq!(records[0]["seq"], 769);
+    let told = records.iter().find(|r| r["event"] == "log.pruned").unwrap();
+    assert_eq!(told["detail"], "records 1 to 768");
+    // It is over with, and cannot be had again.
+    let args = [
+        "audit",
+        "prune",
+        path("archive").to_str().unwrap(),
+        "--older-than",
+        "1s",
+    ]
+    .map(ToOwned::to_owned);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    assert_eq!(broker.json(&args).await["pruned"], 0);
+
+    // The start compares what is left, and the broker goes on.
+    let broker = broker
+        .start_again(&account.admin, &emulator().endpoint)
+        .await;
+    broker.issue(&token, "work").await;
+    assert_eq!(
+        broker
+            .count("SELECT count(*) FROM audit WHERE seq <= 768")
+            .await,
+        0
+    );
+    let key = key_of(&path("early"));
+    let new = prove(&broker, &issued["lease_id"], &path("new-proofs")).await;
+    for file in old.iter().chain(&new) {
+        let verify = ["audit", "verify", file, "--key", &key];
+        Run::of(credbroker(&verify), "").await.ok();
+    }
+
+    // An archive is gone on with, and one that begins later says so where it must.
+    let since = path("early").join("checkpoint").display().to_string();
+    let receipt = issued["receipt"].as_str().unwrap();
+    let demands = ["--key", &key, "--since", &since, "--receipt", receipt];
+    export(&broker, &path("archive")).await;
+    verify(&path("archive"), &demands).await.ok();
+    export(&broker, &path("late")).await;
+    verify(&path("late"), &demands).await.ok();
+    assert!(!path("late").join("tile/entries/000").exists());
+    let size: u64 = receipt.split(':').nth(1).unwrap().parse().unwrap();
+    assert!(size > start);
+    let before =
+        receipt
+            .replacen(&format!(":{size}:"), ":700:", 1)
+            .replacen(&size.to_string(), "700", 1);
+    let before = verify(&path("late"), &["--receipt", &before]).await;
+    before.fails(8, &["not to be told: the copy begins with record 769"]);
+}
+
+#[tokio::test]
+async fn records_that_nobody_has_given_up_are_missed() {
+    let home = TempDir::new().unwrap();
+    let (dir, copy) = (home.path().join("log"), home.path().join("copy"));
+    let broker = with_records(&Account::new().await, 800).await;
+    export(&broker, &dir).await;
+    copied(&dir, &copy);
+    fs::remove_file(copy.join("tile/entries/000")).unwrap();
+    verify(&copy, &[]).await.fails(8, &["missing: record 1"]);
+    prune(&broker, &dir).await;
+    export(&broker, &dir).await;
+    copied(&dir, &copy);
+    for bundle in ["000", "001", "002"] {
+        fs::remove_file(copy.join("tile/entries").join(bundle)).unwrap();
+    }
+    verify(&copy, &[]).await.ok();
+    // One more than was given up.
+    let last = copy.join("tile/entries/003.p");
+    fs::remove_dir_all(last).unwrap();
+    verify(&copy, &[]).await.fails(8, &["missing: record 1"]);
+}
+
+#[tokio::test]
+async fn nothing_goes_that_no_export_of_this_log_holds() {
+    let home = TempDir::new().unwrap();
+    let dir = |name: &str| home.path().join(name).display().to_string();
+    let broker = with_records(&Account::new().await, 600).await;
+    let other = with_records(&Account::new().await, 600).await;
+    export(&other, &home.path().join("other")).await;
+    let prune = async |dir: &str| {
+        broker
+            .run(&["audit", "prune", dir, "--older-than", "1s"])
+            .await
+    };
+    prune(&dir("other"))
+        .await
+        .fails(8, &["of another broker's log"]);
+    prune(&dir("none")).await.fails(8, &["missing: keys"]);
+    export(&broker, &home.path().join("log")).await;
+    fs::remove_file(home.path().join("log/tile/entries/001")).unwrap();
+    prune(&dir("log")).await.fails(8, &["missing: record 257"]);
+    let token = broker
+        .json(&["operator", "create", "ann", "--role", "auditor"])
+        .await;
+    let token = token["token"].as_str().unwrap();
+    export(&broker, &home.path().join("whole")).await;
+    let whole = dir("whole");
+    let args = ["audit", "prune", &whole, "--older-than", "1s"];
+    broker
+        .run_as(Some(token), &args)
+        .await
+        .fails(4, &["it takes admin"]);
+    assert_eq!(broker.audit().await[0]["seq"], 1);
+}
