@@ -2,7 +2,7 @@
 //! it beside. <https://c2sp.org/tlog-tiles>
 
 use super::{
-    tile::{Tile, Tiles},
+    tile::{HEIGHT, Tile, Tiles},
     tree::{Edge, Hash, Node, leaf_hash},
 };
 
@@ -63,7 +63,7 @@ impl Growing {
 
     /// Adds a full bundle of entries that are not there any more, by its root.
     pub fn push_pruned(&mut self, root: Hash) {
-        let made = self.edge.push_bundle(root);
+        let made = self.edge.push_subtree(HEIGHT, root);
         self.keep(made);
     }
 

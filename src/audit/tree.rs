@@ -7,8 +7,6 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
-use super::tile::HEIGHT;
-
 /// Length of a hash, bytes.
 pub const HASH_LENGTH: usize = 32;
 /// A SHA-256 hash.
@@ -103,12 +101,8 @@ impl Edge {
         self.push_subtree(0, leaf)
     }
 
-    /// Adds a perfect subtree of 256 leaves, to a tree of whole ones.
-    pub(crate) fn push_bundle(&mut self, root: Hash) -> Vec<(Node, Hash)> {
-        self.push_subtree(HEIGHT, root)
-    }
-
-    fn push_subtree(&mut self, level: u8, root: Hash) -> Vec<(Node, Hash)> {
+    /// Adds a perfect subtree of this level, to a tree of whole ones.
+    pub(crate) fn push_subtree(&mut self, level: u8, root: Hash) -> Vec<(Node, Hash)> {
         let index = self.size >> level;
         let (mut node, mut hash) = (Node { level, index }, root);
         let mut made = vec![(node, hash)];

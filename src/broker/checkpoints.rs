@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use crate::{
     audit::{
@@ -16,6 +16,7 @@ use crate::{
     broker::{
         Broker, Error,
         end::no_lease,
+        in_time,
         log_key::{Signing, not_signed, signed},
         ports::{Anchor, AuditFilter, KeptCheckpoint, LogKey, Page, StoreError},
     },
@@ -30,8 +31,8 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(1);
 /// How often it grows by itself, so that silence is visible.
 const HEARTBEAT: Duration = Duration::from_mins(1);
-/// Longest time that the place beside the store may take.
-const ANCHOR_LIMIT: Duration = Duration::from_secs(10);
+/// What is waited for when the anchor is.
+const ANCHOR: &str = "the place of the checkpoint";
 /// Most records of one lease that are proven at once.
 const PROVEN_AT_ONCE: u32 = 1000;
 
@@ -151,7 +152,7 @@ impl Broker {
         let kept = self.store().checkpoint().await?;
         let beside = match &self.parts.anchor {
             None => None,
-            Some(anchor) => match in_time(anchor.read()).await {
+            Some(anchor) => match in_time(ANCHOR, anchor.read()).await {
                 Ok(note) => note,
                 Err(error) => return Ok(Some(doubt(error.to_string()))),
             },
@@ -303,14 +304,7 @@ impl Broker {
 
 /// Writes a checkpoint beside the store.
 async fn anchored(anchor: &dyn Anchor, note: &str) -> Result<(), StoreError> {
-    in_time(anchor.write(note)).await
-}
-
-async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let late = || StoreError::Unavailable("the place of the checkpoint does not answer".to_owned());
-    timeout(ANCHOR_LIMIT, work)
-        .await
-        .unwrap_or_else(|_| Err(late()))
+    in_time(ANCHOR, anchor.write(note)).await
 }
 
 fn doubt(message: String) -> Error {

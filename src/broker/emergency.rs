@@ -13,6 +13,7 @@ use crate::{
     broker::{
         Broker, Error, ServiceRevocation, TakenAway,
         end::{Recording, still_honoured},
+        in_time,
         ports::{LeaseFilter, Page, StoreError, Withdrawn},
     },
     domain::{
@@ -29,13 +30,18 @@ pub(super) const NOTICE: &str = "the broker's store takes no records: the revoca
 /// States of leases that have not ended.
 const LIVE: [&str; 4] = ["pending", "active", "revoking", "quarantined"];
 
-/// Revocations that are not in the log yet, oldest first.
+/// Revocations that are not in the log yet.
 #[derive(Default)]
-pub(super) struct Unrecorded(Mutex<Vec<AuditEvent>>);
+pub(super) struct Unrecorded {
+    /// Oldest first.
+    events: Mutex<Vec<AuditEvent>>,
+    /// Whether the emergency file has entries; held while it is written.
+    in_file: tokio::sync::Mutex<bool>,
+}
 
 impl Unrecorded {
     fn list(&self) -> MutexGuard<'_, Vec<AuditEvent>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -156,9 +162,11 @@ impl Broker {
             seq: 0,
             event: late.clone(),
         };
+        let mut in_file = self.unrecorded.in_file.lock().await;
+        *in_file = true;
         self.unrecorded.list().push(late);
         let added = match leaf::encode(&record) {
-            Ok(entry) => self.parts.spool.add(&entry).await,
+            Ok(entry) => in_time("the emergency file", self.parts.spool.add(&entry)).await,
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         };
         if let Err(error) = added {
@@ -174,6 +182,7 @@ impl Broker {
     /// The emergency file cannot be read.
     pub async fn take_up_spool(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
+            *self.unrecorded.in_file.lock().await = true;
             match leaf::decode(&entry) {
                 Ok(record) => self.unrecorded.list().push(record.event),
                 Err(error) => tracing::error!(%error, "an entry of the emergency file is none"),
@@ -187,19 +196,18 @@ impl Broker {
     /// # Errors
     /// The store's: what is left is tried again.
     pub(super) async fn fold_in(&self) -> Result<(), Error> {
-        let waiting = self.unrecorded.list().clone();
-        if waiting.is_empty() {
-            return Ok(());
+        let first = || self.unrecorded.list().first().cloned();
+        while let Some(event) = first() {
+            self.record_late(event).await?;
+            self.unrecorded.list().remove(0);
         }
-        for event in &waiting {
-            self.record_late(event.clone()).await?;
+        let mut in_file = self.unrecorded.in_file.lock().await;
+        // Another may have come meanwhile.
+        if *in_file && self.unrecorded.list().is_empty() {
+            self.parts.spool.clear().await?;
+            *in_file = false;
+            tracing::info!("the revocations of the emergency file are in the log");
         }
-        self.parts.spool.clear().await?;
-        self.unrecorded.list().drain(..waiting.len());
-        tracing::info!(
-            count = waiting.len(),
-            "revocations of the emergency file are in the log"
-        );
         Ok(())
     }
 

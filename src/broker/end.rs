@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     broker::{
-        Broker, By, Error, on_conflict,
+        Broker, By, Error, in_time, on_conflict,
         ports::{AwsFailure, FailureClass, Receipt, StoreError, Urgency, Withdrawn},
     },
     domain::{
@@ -157,7 +157,7 @@ impl Broker {
             let (by, cause) = (By::Caller(&caller), Cause::Revoked(words.clone()));
             let event = Event::LeaseRevoking;
             match broker.end(by, lease.clone(), cause.clone(), event).await {
-                Err(Error::Store(StoreError::Unavailable(_))) => {
+                Err(Error::Store(_)) => {
                     let audit = broker.caller_event(&caller, event).lease(&lease);
                     let audit = audit.detail(&cause.to_string());
                     let taken = broker.revoke_lease_unrecorded(lease, &words, audit).await;
@@ -191,11 +191,11 @@ impl Broker {
                 .caller_event(&caller, Event::ServiceRevoked)
                 .service(&name)
                 .detail(&words);
-            let written = broker
+            let revoking = broker
                 .store()
-                .revoke_service(&name, &suspension, audit.clone())
-                .await;
-            if let Err(StoreError::Unavailable(_)) = written {
+                .revoke_service(&name, &suspension, audit.clone());
+            let written = in_time("the store", revoking).await;
+            if let Err(StoreError::Unavailable(_) | StoreError::Inconsistent { .. }) = written {
                 return broker
                     .revoke_service_unrecorded(&name, suspension, audit, began)
                     .await;

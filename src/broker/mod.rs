@@ -27,9 +27,11 @@ mod under_way;
 use std::{
     future::Future,
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use data_encoding::HEXLOWER;
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
@@ -204,6 +206,20 @@ impl Broker {
     fn caller_event(&self, caller: &Caller, event: Event) -> AuditEvent {
         self.event(By::Caller(caller), event)
     }
+}
+
+/// Longest time that a disk may take where somebody waits who must not.
+const DISK_LIMIT: Duration = Duration::from_secs(10);
+
+/// A disk that does not answer holds nobody up.
+async fn in_time<T>(
+    what: &str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = || StoreError::Unavailable(format!("{what} does not answer"));
+    timeout(DISK_LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
 }
 
 /// Turns the store's Conflict into what it means here.

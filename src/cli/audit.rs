@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use prost_types::Timestamp as ProtoTimestamp;
 
 use super::{
+    convert::proto_time,
     export::Export,
     failure::Failure,
     output::{Format, Output},
@@ -147,13 +147,6 @@ async fn tail(
 fn entry(record: AuditRecord, out: &mut Output) -> Result<(), Failure> {
     let record = view::AuditRecord::from(record);
     Ok(out.entry(&record, &record.line())?)
-}
-
-pub(super) fn proto_time(time: Timestamp) -> ProtoTimestamp {
-    ProtoTimestamp {
-        seconds: time.as_second(),
-        nanos: time.subsec_nanosecond(),
-    }
 }
 
 impl Query {

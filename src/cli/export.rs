@@ -1,30 +1,24 @@
 //! `credbroker audit export`: the log as plain files in the layout of C2SP tlog-tiles.
 //! Exports as lines are in `lines`.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
 use super::{
     failure::Failure,
+    fetch::{Bundle, Head, unusable},
     lines::{self, Line},
     output::Output,
 };
 use crate::{
     audit::{
-        checkpoint::Checkpoint,
         files::{self, CHECKPOINT, Growing, KEYS},
-        note::Verifier,
         tile::{self, WIDTH},
-        tree::{Edge, Hash},
-        verify::{opened, read},
+        verify::read,
     },
     client::Client,
-    proto::{self, ExportEntriesRequest, GetCheckpointRequest},
 };
 
 #[derive(Args, Debug)]
@@ -51,74 +45,6 @@ enum Form {
 
 /// The record as it is in the log: JSON, and so without a line feed of its own.
 const AS_IT_IS: Line = |entry, _| Ok(entry.to_vec());
-
-/// 256 neighbouring records, or fewer at the end.
-pub(super) enum Bundle<'e> {
-    Entries(&'e [Vec<u8>]),
-    /// They were pruned; their root is still there.
-    Pruned(Hash),
-}
-
-/// What an export goes up to, and who says so.
-pub(super) struct Head {
-    pub(super) checkpoint: Checkpoint,
-    pub(super) signed: proto::Checkpoint,
-}
-
-impl Head {
-    pub(super) async fn ask(client: &Client) -> Result<Self, Failure> {
-        let signed = client
-            .audit()
-            .get_checkpoint(GetCheckpointRequest {})
-            .await?;
-        let signed = signed.into_inner();
-        let key: Verifier = signed.verifier_key.parse().map_err(|error| {
-            Failure::unexpected(format!("the broker's key of the log: {error}"))
-        })?;
-        let checkpoint = opened(&signed.note, std::slice::from_ref(&key))?;
-        Ok(Self { checkpoint, signed })
-    }
-
-    /// Takes every bundle from record `start`, a multiple of 256, to the checkpoint.
-    pub(super) async fn fetch(
-        &self,
-        client: &Client,
-        start: u64,
-        bar: &ProgressBar,
-        mut take: impl FnMut(Bundle<'_>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let end = self.checkpoint.size;
-        bar.set_length(end);
-        bar.set_position(start);
-        let request = ExportEntriesRequest { start, end };
-        let mut bundles = client.audit().export_entries(request).await?.into_inner();
-        while let Some(bundle) = bundles.message().await? {
-            for root in bundle.pruned_roots {
-                let root = root
-                    .try_into()
-                    .map_err(|_| Failure::unexpected("the broker sent a root that is none"))?;
-                take(Bundle::Pruned(root))?;
-                bar.inc(WIDTH);
-            }
-            if !bundle.entries.is_empty() {
-                take(Bundle::Entries(&bundle.entries))?;
-                bar.inc(bundle.entries.len() as u64);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether what was taken is what the checkpoint stands for.
-    pub(super) fn confirm(&self, taken: &Edge, next: &str) -> Result<(), Failure> {
-        let Checkpoint { size, root, .. } = self.checkpoint;
-        if (taken.size(), taken.root()) == (size, root) {
-            return Ok(());
-        }
-        let what = "what was exported is not what the broker's checkpoint stands for";
-        let next = format!("{next}; if that fails too, the log was changed");
-        Err(Failure::verification(what).next(next))
-    }
-}
 
 impl Export {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
@@ -208,8 +134,4 @@ impl Export {
             });
         written.map_err(|error| unusable(&path, &error))
     }
-}
-
-pub(super) fn unusable(path: &Path, error: &io::Error) -> Failure {
-    Failure::unexpected(format!("{}: {error}", path.display()))
 }

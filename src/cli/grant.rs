@@ -9,9 +9,8 @@ use std::{
 };
 
 use clap::{Args, Subcommand, ValueEnum};
-use prost_types::Duration as ProtoDuration;
 
-use super::{failure::Failure, output::Output, pages, view};
+use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::duration,
@@ -150,13 +149,6 @@ fn read_text(path: &Path) -> Result<String, Failure> {
             "cannot read {}: {error}",
             path.display()
         ))),
-    }
-}
-
-pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
-    ProtoDuration {
-        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        nanos: 0,
     }
 }
 

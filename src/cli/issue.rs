@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
+    convert::proto_duration,
     failure::Failure,
-    grant::proto_duration,
     output::{Format, Output},
     view::{self, Credentials, Exports},
 };

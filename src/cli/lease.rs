@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 
 use super::{
+    convert::proto_duration,
     failure::Failure,
-    grant::proto_duration,
     issue,
     output::{Format, Output},
     pages, view,

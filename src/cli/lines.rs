@@ -9,13 +9,14 @@ use std::{
 use indicatif::ProgressBar;
 
 use super::{
-    export::{Bundle, Head, unusable},
     failure::Failure,
+    fetch::{Bundle, Head, unusable},
     output::Output,
 };
 use crate::{
     audit::{
         ocsf,
+        tile::HEIGHT,
         tree::{Edge, leaf_hash},
     },
     client::Client,
@@ -87,7 +88,7 @@ async fn pour(
         let entries = match bundle {
             Bundle::Entries(entries) => entries,
             Bundle::Pruned(root) => {
-                taken.push_bundle(root);
+                taken.push_subtree(HEIGHT, root);
                 return Ok(());
             }
         };

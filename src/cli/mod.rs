@@ -4,8 +4,10 @@ mod admin_key;
 mod audit;
 #[cfg(feature = "server")]
 mod broker;
+mod convert;
 mod export;
 mod failure;
+mod fetch;
 mod grant;
 mod issue;
 mod lease;

@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    export::unusable,
     failure::Failure,
+    fetch::unusable,
     output::{Format, Output},
 };
 use crate::{

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
-    audit::proto_time,
-    export::{Head, unusable},
+    convert::proto_time,
     failure::Failure,
+    fetch::{Head, unusable},
     output::{Format, Output},
 };
 use crate::{

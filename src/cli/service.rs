@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::{failure::Failure, grant::proto_duration, output::Output, pages, view};
+use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::duration,

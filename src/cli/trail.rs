@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    audit::proto_time,
-    export::unusable,
+    convert::proto_time,
     failure::Failure,
+    fetch::unusable,
     output::{Format, Output},
     pages,
 };

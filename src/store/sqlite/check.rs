@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use sqlx::{SqlitePool, sqlite::SqliteRow};
 
 use super::{
-    log::{self, record},
-    row::{get, micros, store_error},
+    log,
+    row::{get, micros, record, store_error},
     search,
 };
 use crate::{
     audit::{
-        tile::{Tile, WIDTH},
+        tile::{HEIGHT, Tile, WIDTH},
         tree::{EMPTY, Edge, Hash, Node, leaf_hash},
     },
     broker::ports::{LogCheck, StoreError},
@@ -107,7 +107,7 @@ impl<'s> Reading<'s> {
             times: Vec::new(),
         };
         for bundle in bundles {
-            let made = reading.tree.push_bundle(*bundle);
+            let made = reading.tree.push_subtree(HEIGHT, *bundle);
             reading.keep(made);
         }
         reading

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     audit::{
-        leaf::{self, LeafError},
+        leaf,
         tile::{Tile, Tiles, WIDTH},
         tree::{Edge, HASH_LENGTH, Hash, Node, leaf_hash},
     },
@@ -63,7 +63,7 @@ impl Log {
                 seq: self.edge.size() + 1,
                 event: event.clone(),
             };
-            let leaf = leaf::encode(&record).map_err(unreadable)?;
+            let leaf = leaf::encode(&record).map_err(|error| inconsistent(TABLE, error))?;
             for (node, hash) in self.edge.push(leaf_hash(&leaf)) {
                 if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
                     keep(tx, tile, node, hash).await.map_err(occupied)?;
@@ -296,11 +296,6 @@ pub(super) async fn keep_checkpoint(
     Ok(())
 }
 
-pub(super) fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
-    let leaf: Vec<u8> = get(row, "leaf")?;
-    leaf::decode(&leaf).map_err(unreadable)
-}
-
 /// Somebody else has written there: no change of the caller's is in conflict.
 fn occupied(error: StoreError) -> StoreError {
     match error {
@@ -309,8 +304,4 @@ fn occupied(error: StoreError) -> StoreError {
         }
         other => other,
     }
-}
-
-fn unreadable(error: LeafError) -> StoreError {
-    inconsistent(TABLE, error)
 }

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use sqlx::{ColumnIndex, Decode, Row, SqlitePool, Type, sqlite::SqliteRow};
 
 use crate::{
+    audit::leaf,
     broker::ports::{Counts, StoreError},
-    domain::token::TokenId,
+    domain::{audit::AuditRecord, token::TokenId},
 };
 
 /// SQLite's primary result codes: <https://sqlite.org/rescode.html>.
@@ -113,6 +114,12 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
         table,
         detail: what.to_string(),
     }
+}
+
+/// The audit record of a row with its leaf.
+pub(super) fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
+    let leaf: Vec<u8> = get(row, "leaf")?;
+    leaf::decode(&leaf).map_err(|error| inconsistent("audit", error))
 }
 
 pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {

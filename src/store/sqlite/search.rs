@@ -4,10 +4,7 @@
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool};
 
-use super::{
-    log::record,
-    row::{micros, store_error},
-};
+use super::row::{micros, record, store_error};
 use crate::{
     audit::tile::WIDTH,
     broker::ports::{AuditFilter, Page, StoreError},

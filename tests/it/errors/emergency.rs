@@ -209,3 +209,19 @@ async fn a_revocation_outlives_a_broker_that_dies_before_it_can_record_it() {
     frail.world.broker = frail.world.broker.start_again(&admin, &endpoint).await;
     frail.world.assert_issues("role").await;
 }
+
+#[tokio::test]
+async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
+    let frail = Frail::new().await;
+    let broker = &frail.world.broker;
+    let slip = "INSERT INTO audit (seq, leaf, time, event, outcome, actor)
+                SELECT seq + 1, leaf, time, event, outcome, actor FROM audit ORDER BY seq DESC LIMIT 1";
+    broker.write_store(slip).await;
+    let issue = broker
+        .run_as(Some(&frail.world.token), &["issue", "role"])
+        .await;
+    assert_ne!(issue.code, 0, "{issue:?}");
+    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    assert!(!frail.key.works().await);
+}

@@ -1,5 +1,7 @@
 //! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
 
+mod audit;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,6 +9,7 @@ use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+pub(super) use self::audit::{AuditRecord, Checkpoint};
 use crate::{audit::checkpoint::Receipt, proto};
 
 /// RFC 3339 in UTC, to the millisecond.
@@ -321,41 +324,6 @@ pub(super) struct Credentials {
     pub(super) receipt: Option<String>,
 }
 
-/// `audit checkpoint -o json`.
-#[derive(Serialize)]
-pub(super) struct Checkpoint {
-    checkpoint: String,
-    verifier_key: String,
-    keys: Vec<LogKey>,
-}
-
-#[derive(Serialize)]
-struct LogKey {
-    verifier_key: String,
-    since: Option<String>,
-    handover: Option<String>,
-}
-
-impl From<proto::LogKey> for LogKey {
-    fn from(key: proto::LogKey) -> Self {
-        Self {
-            verifier_key: key.verifier_key,
-            since: time(key.since.as_ref()),
-            handover: key.handover,
-        }
-    }
-}
-
-impl From<proto::Checkpoint> for Checkpoint {
-    fn from(signed: proto::Checkpoint) -> Self {
-        Self {
-            checkpoint: signed.note,
-            verifier_key: signed.verifier_key,
-            keys: signed.keys.into_iter().map(LogKey::from).collect(),
-        }
-    }
-}
-
 /// What `-o env` exports: the key only where there is a new one.
 pub(super) struct Exports<'a> {
     /// Id and secret.
@@ -492,105 +460,5 @@ impl From<proto::RevokedLease> for RevokedLease {
             refused_after_seconds: lease.refused_after_seconds,
             notice: (!lease.notice.is_empty()).then_some(lease.notice),
         }
-    }
-}
-
-#[derive(Serialize)]
-pub(super) struct AuditRecord {
-    seq: u64,
-    time: Option<String>,
-    event: String,
-    outcome: String,
-    actor: String,
-    token_id: Option<String>,
-    peer: Option<String>,
-    method: Option<String>,
-    service: Option<String>,
-    grant: Option<String>,
-    grant_version: Option<u64>,
-    lease_id: Option<String>,
-    access_key_id: Option<String>,
-    aws_request_id: Option<String>,
-    reason: Option<String>,
-    detail: Option<String>,
-    instance: Option<String>,
-    request_id: Option<String>,
-    kind: Option<String>,
-    aws_name: Option<String>,
-    expires_at: Option<String>,
-    permissions: Option<Permissions>,
-    late: bool,
-}
-
-#[derive(Serialize)]
-struct Permissions {
-    policy: Option<String>,
-    policy_sha256: Option<String>,
-    managed_policy_arns: Vec<String>,
-    role_arn: Option<String>,
-}
-
-impl From<proto::Permissions> for Permissions {
-    fn from(permissions: proto::Permissions) -> Self {
-        Self {
-            policy: permissions.policy,
-            policy_sha256: permissions.policy_sha256,
-            managed_policy_arns: permissions.managed_policy_arns,
-            role_arn: permissions.role_arn,
-        }
-    }
-}
-
-impl From<proto::AuditRecord> for AuditRecord {
-    fn from(record: proto::AuditRecord) -> Self {
-        Self {
-            seq: record.seq,
-            time: time(record.time.as_ref()),
-            event: record.event,
-            outcome: record.outcome,
-            actor: record.actor,
-            token_id: record.token_id,
-            peer: record.peer,
-            method: record.method,
-            service: record.service,
-            grant: record.grant,
-            grant_version: record.grant_version,
-            lease_id: record.lease_id,
-            access_key_id: record.access_key_id,
-            aws_request_id: record.aws_request_id,
-            reason: record.reason,
-            detail: record.detail,
-            instance: record.instance,
-            request_id: record.request_id,
-            kind: record.kind,
-            aws_name: record.aws_name,
-            expires_at: time(record.expires_at.as_ref()),
-            permissions: record.permissions.map(Permissions::from),
-            late: record.late,
-        }
-    }
-}
-
-impl AuditRecord {
-    /// One line for people.
-    pub(super) fn line(&self) -> String {
-        let time = self.time.as_deref().unwrap_or("-");
-        let mut line = format!(
-            "{:>5}  {time:24}  {:18}  {:7}  {}",
-            self.seq, self.event, self.outcome, self.actor
-        );
-        let about = self.grant.as_deref().or(self.service.as_deref());
-        for (name, value) in [
-            ("", about),
-            ("lease=", self.lease_id.as_deref()),
-            ("key=", self.access_key_id.as_deref()),
-            ("reason=", self.reason.as_deref()),
-            ("", self.detail.as_deref()),
-        ] {
-            if let Some(value) = value {
-                line = line + "  " + name + value;
-            }
-        }
-        line
     }
 }

@@ -1,0 +1,20 @@
+//! Values of the command line as the proto has them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
+
+pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
+    ProtoDuration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: 0,
+    }
+}
+
+pub(super) fn proto_time(time: Timestamp) -> ProtoTimestamp {
+    ProtoTimestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    }
+}

@@ -1,0 +1,139 @@
+//! Everything that is recorded.
+
+use std::str::FromStr;
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $variant:ident => $text:literal,)*) => {
+        /// Everything that is recorded, `noun.verb` in the past.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Event { $($(#[$doc])* $variant,)* }
+
+        impl Event {
+            /// All names.
+            pub const NAMES: &[&str] = &[$($text,)*];
+
+            /// The event's name in the log.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl FromStr for Event {
+            type Err = ();
+
+            fn from_str(text: &str) -> Result<Self, ()> {
+                match text { $($text => Ok(Self::$variant),)* _ => Err(()) }
+            }
+        }
+    };
+}
+
+events! {
+    /// The broker began to serve.
+    BrokerStarted => "broker.started",
+    /// The broker ended in good order.
+    BrokerStopped => "broker.stopped",
+    /// A proof of identity was refused.
+    LoginFailed => "login.failed",
+    /// A proven caller called what its role does not permit.
+    RequestDenied => "request.denied",
+    /// A service was registered.
+    ServiceCreated => "service.created",
+    /// Services were looked at.
+    ServiceRead => "service.read",
+    /// A service was suspended.
+    ServiceSuspended => "service.suspended",
+    /// A suspension was lifted.
+    ServiceReinstated => "service.reinstated",
+    /// A service was removed.
+    ServiceDeleted => "service.deleted",
+    /// A service was shut out with all it holds.
+    ServiceRevoked => "service.revoked",
+    /// A service token was made.
+    TokenCreated => "token.created",
+    /// Tokens were looked at.
+    TokenRead => "token.read",
+    /// A token was ended.
+    TokenDeleted => "token.deleted",
+    /// A grant got a new version.
+    GrantPut => "grant.put",
+    /// Grants were looked at.
+    GrantRead => "grant.read",
+    /// A grant was ended.
+    GrantDeleted => "grant.deleted",
+    /// The policy catalogue was looked at.
+    PolicyRead => "policy.read",
+    /// Credentials were asked for; AWS has not been called yet.
+    LeaseRequested => "lease.requested",
+    /// Credentials were issued.
+    LeaseIssued => "lease.issued",
+    /// Credentials were refused, by the broker or by AWS.
+    LeaseDenied => "lease.denied",
+    /// AWS's answer never came; what exists is found out later.
+    LeaseUncertain => "lease.uncertain",
+    /// An issue that its first issuer did not bring to its end was taken over.
+    LeaseResumed => "lease.resumed",
+    /// A repeated request is to get another key or session under its lease.
+    LeaseReplacing => "lease.replacing",
+    /// A repeated request got another key or session under its lease.
+    LeaseRedelivered => "lease.redelivered",
+    /// A replacement came to nothing; the lease stays as it was.
+    LeaseKept => "lease.kept",
+    /// A lease's life was prolonged.
+    LeaseRenewed => "lease.renewed",
+    /// Leases were looked at.
+    LeaseRead => "lease.read",
+    /// A service handed a lease back.
+    LeaseReleased => "lease.released",
+    /// A lease is being taken away.
+    LeaseRevoking => "lease.revoking",
+    /// A lease has been taken away.
+    LeaseRevoked => "lease.revoked",
+    /// A lease's time ran out and nothing of it is left.
+    LeaseExpired => "lease.expired",
+    /// AWS could not be brought to take a lease away; tried again later.
+    LeasePostponed => "lease.postponed",
+    /// AWS keeps refusing to take a lease away; tried for ever.
+    LeaseQuarantined => "lease.quarantined",
+    /// A live lease's user or key is no longer in AWS, and not by the broker's doing.
+    LeaseVanished => "lease.vanished",
+    /// A user under the broker's path without a live lease was removed.
+    OrphanRemoved => "orphan.removed",
+    /// A key that no lease knows was removed from a user.
+    KeyRemoved => "key.removed",
+    /// The account that everything is in was learnt of AWS.
+    AccountBound => "account.bound",
+    /// The admin key was looked at.
+    AdminKeyRead => "admin_key.read",
+    /// A key was imported and is at work.
+    AdminKeyImported => "admin_key.imported",
+    /// The admin key is to be replaced.
+    AdminKeyRotating => "admin_key.rotating",
+    /// AWS has made the key that is to replace it.
+    AdminKeyCreated => "admin_key.created",
+    /// AWS accepts the new key; it is at work.
+    AdminKeySwitched => "admin_key.switched",
+    /// The old key is switched off.
+    AdminKeyDeactivated => "admin_key.deactivated",
+    /// The old key is deleted: the admin key has been replaced.
+    AdminKeyRotated => "admin_key.rotated",
+    /// A step of its replacement failed; tried again later.
+    AdminKeyPostponed => "admin_key.postponed",
+    /// An operator was added.
+    OperatorCreated => "operator.created",
+    /// Operators were looked at.
+    OperatorRead => "operator.read",
+    /// An operator was removed.
+    OperatorDeleted => "operator.deleted",
+    /// A key was made that signs the log from now on.
+    LogKeyMade => "log.key_made",
+    /// The log's first records were given up; an export has them.
+    LogPruned => "log.pruned",
+    /// Nothing happened for a minute but this.
+    LogHeartbeat => "log.heartbeat",
+    /// The audit log was looked at.
+    AuditRead => "audit.read",
+    /// The broker's state was looked at.
+    StatusRead => "status.read",
+}
