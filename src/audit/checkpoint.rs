@@ -5,7 +5,10 @@ use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64;
 
-use super::tree::Hash;
+use super::{note::Verifier, tree::Hash};
+
+/// Begins the line of a handover that names the next key.
+const SUCCESSOR: &str = "successor ";
 
 /// A tree head.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,19 @@ impl Checkpoint {
             self.size,
             BASE64.encode(&self.root)
         )
+    }
+
+    /// The text by which a key hands the log over to the next: the checkpoint of the log
+    /// that announces it, and a line that names it.
+    #[must_use]
+    pub fn handover_text(&self, next: &Verifier) -> String {
+        format!("{}{SUCCESSOR}{next}\n", self.text())
+    }
+
+    /// Whom a signed text hands the log over to.
+    #[must_use]
+    pub fn successor(text: &str) -> Option<Verifier> {
+        text.lines().nth(3)?.strip_prefix(SUCCESSOR)?.parse().ok()
     }
 
     /// Reads a signed text; lines after the third are extensions and say nothing here.

@@ -26,6 +26,8 @@ pub struct Demands {
     pub since: Option<String>,
     /// It holds these records.
     pub receipts: Vec<Receipt>,
+    /// It begins with the first record.
+    pub whole: bool,
 }
 
 /// A copy that is as it should be.
@@ -115,6 +117,9 @@ pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
         return Err(copy.suspect.map_or(Fault::ChangedSomewhere, Fault::Changed));
     }
     copy.must_announce(&keys, &known)?;
+    if demands.whole && copy.start > 0 {
+        return Err(Fault::Missing(1));
+    }
     files.compare_tiles(&copy.tree, checkpoint.size)?;
     let key = trusted.last().unwrap_or(&keys[0]).clone();
     Ok(Verified {
@@ -136,6 +141,14 @@ pub fn opened(note: &str, keys: &[Verifier]) -> Result<Checkpoint, Fault> {
         return Err(Fault::Checkpoint("it is of another log".to_owned()));
     }
     Ok(checkpoint)
+}
+
+/// The checkpoint by which a key hands the log over to the next.
+fn handover(note: &str, before: &Verifier, next: &Verifier) -> Option<Checkpoint> {
+    let text = note::open(note, std::slice::from_ref(before)).ok()?;
+    let named = Checkpoint::successor(text)?;
+    let checkpoint = Checkpoint::parse(text).ok()?;
+    (named == *next && checkpoint.origin == before.name()).then_some(checkpoint)
 }
 
 /// Keys that may have signed the copy: the one that is trusted, by default the newest, and
@@ -205,8 +218,9 @@ impl Files<'_> {
             if self.read(&name)?.is_none() {
                 continue;
             }
-            let checkpoint = opened(&self.text(&name)?, std::slice::from_ref(before));
-            let checkpoint = checkpoint.map_err(|_| Fault::ChangedFile(name))?;
+            let note = self.text(&name)?;
+            let checkpoint = handover(&note, before, &keys[at + 1]);
+            let checkpoint = checkpoint.ok_or(Fault::ChangedFile(name))?;
             let what = format!("the checkpoint that announces key {}", at + 2);
             known.push(Known {
                 announces: Some(at + 1),
@@ -231,7 +245,8 @@ impl Files<'_> {
             return Err(Fault::Missing(1));
         }
         let mut before = known.iter().filter(|known| known.size < copy.start);
-        match before.find(|known| !known.size.is_multiple_of(WIDTH)) {
+        let told = |known: &Known| known.announces.is_some() || known.size.is_multiple_of(WIDTH);
+        match before.find(|known| !told(known)) {
             None => Ok(copy),
             Some(untold) => Err(Fault::Pruned {
                 first: copy.start + 1,
@@ -424,17 +439,14 @@ struct Copy {
 impl Copy {
     /// Each key must be named by a record, and before the key before has said so.
     fn must_announce(&self, keys: &[Verifier], known: &[Known]) -> Result<(), Fault> {
-        // What announced the first keys may have been pruned.
-        let pruned = |at: usize| {
-            let next = known.iter().find(|known| known.announces == Some(at + 1));
-            self.start > 0 && (at == 0 || next.is_some_and(|next| next.size <= self.start))
-        };
-        for (at, key) in keys.iter().enumerate().filter(|(at, _)| !pruned(*at)) {
+        for (at, key) in keys.iter().enumerate() {
             let handover = known.iter().find(|known| known.announces == Some(at));
             let until = handover.map_or(u64::MAX, |known| known.size);
+            // What announced it may have been pruned; the key before has named it.
+            let pruned = self.start > 0 && handover.is_none_or(|known| known.size <= self.start);
             let told = key.to_string();
             let mut announced = self.announced.iter();
-            if !announced.any(|(seq, key)| *seq <= until && *key == told) {
+            if !announced.any(|(seq, key)| *seq <= until && *key == told) && !pruned {
                 return Err(Fault::WrongKey(format!("no record announces {told}")));
             }
         }
@@ -443,12 +455,10 @@ impl Copy {
 
     /// The next record.
     fn take(&mut self, record: AuditRecord, entry: &[u8], known: &[Known]) -> Result<(), Fault> {
+        self.pruned = self.pruned.max(record.event.pruned_until().unwrap_or(0));
         if record.event.event == Event::LogKeyMade {
             let key = record.event.detail.unwrap_or_default();
             self.announced.push((record.seq, key));
-        } else if record.event.event == Event::LogPruned {
-            let told = record.event.detail.as_deref().and_then(pruned_until);
-            self.pruned = self.pruned.max(told.unwrap_or(0));
         }
         self.tree.push(entry);
         self.must_agree(known)
@@ -465,9 +475,4 @@ impl Copy {
         }
         Ok(())
     }
-}
-
-/// What a record `log.pruned` tells.
-fn pruned_until(detail: &str) -> Option<u64> {
-    detail.strip_prefix("records 1 to ")?.parse().ok()
 }

@@ -1,7 +1,7 @@
 //! Checkpoints: what the log was at a moment, signed, so that nobody can rewrite it
 //! afterwards unnoticed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
@@ -33,8 +33,6 @@ const EVERY: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_mins(1);
 /// What is waited for when the anchor is.
 const ANCHOR: &str = "the place of the checkpoint";
-/// Most records of one lease that are proven at once.
-const PROVEN_AT_ONCE: u32 = 1000;
 
 /// The log at a moment, signed.
 #[derive(Debug)]
@@ -76,8 +74,9 @@ impl Broker {
     }
 
     async fn tend_log(&self) -> Result<(), Error> {
-        self.fold_in().await?;
-        self.sign_log().await
+        let recorded = self.fold_in().await;
+        self.sign_log().await?;
+        recorded
     }
 
     /// Signs the log, if it has grown since. One at a time, so that no older checkpoint
@@ -222,12 +221,13 @@ impl Broker {
     /// # Errors
     /// The store's, the log is in doubt, or there is nothing to seal the log's key with,
     /// so it has none.
-    pub async fn checkpoint(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
-        self.store()
-            .record(self.caller_event(caller, Event::AuditRead))
-            .await?;
+    pub async fn checkpoint(self: &Arc<Self>, caller: Caller) -> Result<SignedCheckpoint, Error> {
+        let read = self.caller_event(&caller, Event::AuditRead);
+        self.store().record(read).await?;
         self.log_is_whole()?;
-        self.signed_now(&mut *self.signing.lock().await).await
+        let broker = Arc::clone(self);
+        let signing = async move { broker.signed_now(&mut *broker.signing.lock().await).await };
+        self.detached(signing).await
     }
 
     pub(super) async fn signed_now(
@@ -249,32 +249,29 @@ impl Broker {
         }
     }
 
-    /// The records of a lease, with the proof of each that it is in the log.
+    /// A page of the records of a lease, with the proof of each that it is in the log.
     ///
     /// # Errors
     /// There are none; those of [`Self::checkpoint`].
     pub async fn prove(
-        &self,
-        caller: &Caller,
+        self: &Arc<Self>,
+        caller: Caller,
         id: &LeaseId,
+        page: &Page,
     ) -> Result<(SignedCheckpoint, Vec<InclusionProof>), Error> {
         let signed = self.checkpoint(caller).await?;
         let filter = AuditFilter {
             lease_id: Some(id.to_string()),
             ..AuditFilter::default()
         };
-        let page = Page {
-            after: None,
-            limit: PROVEN_AT_ONCE,
-        };
         let mut proofs = Vec::new();
-        for record in self.store().audit(&filter, &page).await? {
+        for record in self.store().audit(&filter, page).await? {
             let index = record.seq - 1;
             if let Some(path) = tree::inclusion_proof(index, signed.size) {
                 proofs.push(self.proof(index, &path, &signed).await?);
             }
         }
-        if proofs.is_empty() {
+        if proofs.is_empty() && page.after.is_none() {
             return Err(no_lease(id));
         }
         Ok((signed, proofs))

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use data_encoding::BASE64;
+use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
 use crate::{
@@ -20,13 +22,19 @@ use crate::{
         audit::{AuditEvent, AuditRecord, Event},
         lease::{Cause, Lease},
         name::{LeaseId, Name},
+        seal::Sealed,
         service::Suspension,
     },
 };
 
 /// What the answer to such a revocation says.
-pub(super) const NOTICE: &str = "the broker's store takes no records: the revocation is in the emergency file and \
-                                 enters the log, marked late, when the store works again";
+const SPOOLED: &str = "the broker's store takes no records: the revocation is in the emergency file and enters the \
+                       log, marked late, when the store works again";
+/// What it says when there is no such file either.
+const IN_MEMORY: &str = "the broker's store takes no records, and neither does the emergency file: the revocation is \
+                         in the broker's memory alone; repeat it if the broker restarts before the store works again";
+/// What an entry of the emergency file is sealed for.
+const PLACE: &str = "emergency";
 /// States of leases that have not ended.
 const LIVE: [&str; 4] = ["pending", "active", "revoking", "quarantined"];
 
@@ -49,10 +57,24 @@ impl Broker {
     /// Whether a service was shut out and the store does not know it yet.
     #[must_use]
     pub fn is_shut_out(&self, service: &Name) -> bool {
-        let shut_out = |event: &AuditEvent| {
-            event.event == Event::ServiceRevoked && event.service.as_ref() == Some(service)
+        let events = self.unrecorded.list();
+        events.iter().any(|event| shuts_out(event, service))
+    }
+
+    /// Whether a lease, or the one that it renews, was revoked, with its service or alone,
+    /// and the store does not know it yet.
+    pub(super) fn is_withdrawn(&self, lease: &Lease) -> bool {
+        let binding = &lease.binding;
+        let ids = [Some(&binding.lease_id), binding.renews.as_ref()];
+        let withdraws = |event: &AuditEvent| {
+            shuts_out(event, &binding.grant.service)
+                || event.event == Event::LeaseRevoking
+                    && ids
+                        .into_iter()
+                        .flatten()
+                        .any(|id| event.lease_id.as_ref() == Some(id))
         };
-        self.unrecorded.list().iter().any(shut_out)
+        self.unrecorded.list().iter().any(withdraws)
     }
 
     /// Shuts a service out in memory and in AWS.
@@ -64,7 +86,7 @@ impl Broker {
         began: Instant,
     ) -> Result<ServiceRevocation, Error> {
         self.known_service(name).await?;
-        self.spool(audit).await;
+        let notice = self.spool(audit).await;
         let mut leases = Vec::new();
         for lease in self.live_leases(name).await? {
             leases.push(self.as_revoked(lease, suspension.reason.as_deref()));
@@ -74,7 +96,7 @@ impl Broker {
             suspension,
             leases,
             receipt: None,
-            notice: Some(NOTICE.to_owned()),
+            notice: Some(notice.to_owned()),
         })
     }
 
@@ -85,13 +107,13 @@ impl Broker {
         words: &str,
         audit: AuditEvent,
     ) -> TakenAway {
-        self.spool(audit).await;
+        let told = self.spool(audit).await;
         let taken = self
             .take_away_unrecorded(self.as_revoked(lease, Some(words)))
             .await;
         let notice = match taken.notice {
-            Some(notice) => format!("{notice}; {NOTICE}"),
-            None => NOTICE.to_owned(),
+            Some(notice) => format!("{notice}; {told}"),
+            None => told.to_owned(),
         };
         TakenAway {
             notice: Some(notice),
@@ -155,40 +177,76 @@ impl Broker {
     }
 
     /// Keeps the record of a revocation outside the store. It goes on even where that
-    /// fails: then the record is in memory and in the process's log.
-    async fn spool(&self, audit: AuditEvent) {
+    /// fails: then the record is in memory and in the process's log. Returns what to say.
+    async fn spool(&self, audit: AuditEvent) -> &'static str {
         let late = audit.late();
-        let record = AuditRecord {
-            seq: 0,
-            event: late.clone(),
-        };
         let mut in_file = self.unrecorded.in_file.lock().await;
-        *in_file = true;
-        self.unrecorded.list().push(late);
-        let added = match leaf::encode(&record) {
+        self.unrecorded.list().push(late.clone());
+        let added = match self.entry(&late) {
             Ok(entry) => in_time("the emergency file", self.parts.spool.add(&entry)).await,
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         };
-        if let Err(error) = added {
-            let event = &record.event;
-            tracing::error!(%error, event = event.event.as_str(), actor = %event.actor, service = ?event.service,
-                lease = ?event.lease_id, "a revocation is recorded nowhere but here until the store works again");
-        }
+        let Err(error) = added else {
+            *in_file = true;
+            return SPOOLED;
+        };
+        tracing::error!(%error, event = late.event.as_str(), actor = %late.actor, service = ?late.service,
+            lease = ?late.lease_id, "a revocation is recorded nowhere but here until the store works again");
+        IN_MEMORY
     }
 
-    /// For the start: takes up what an earlier run could not record.
+    /// A record as the emergency file has it: sealed, where there is a key for it, so that
+    /// nobody else writes one.
+    fn entry(&self, event: &AuditEvent) -> Result<Vec<u8>, Error> {
+        let internal = |error: &dyn std::fmt::Display| Error::Internal(error.to_string());
+        let record = AuditRecord {
+            seq: 0,
+            event: event.clone(),
+        };
+        let leaf = leaf::encode(&record).map_err(|error| internal(&error))?;
+        let Some(sealing) = &self.parts.custody.sealing else {
+            return Ok(leaf);
+        };
+        let text = String::from_utf8(leaf).map_err(|error| internal(&error))?;
+        let sealed = sealing.seal(PLACE, &text.into());
+        let sealed = sealed.map_err(|error| internal(&error))?;
+        Ok(BASE64.encode(sealed.as_bytes()).into_bytes())
+    }
+
+    /// The record of an entry that this broker has written; nothing but revocations are.
+    fn read_entry(&self, entry: &[u8]) -> Option<AuditEvent> {
+        let leaf = match &self.parts.custody.sealing {
+            None => entry.to_vec(),
+            Some(sealing) => {
+                let sealed = Sealed::from_bytes(BASE64.decode(entry).ok()?);
+                let leaf = sealing.open(PLACE, &sealed).ok()?;
+                leaf.expose_secret().as_bytes().to_vec()
+            }
+        };
+        let event = leaf::decode(&leaf).ok()?.event;
+        let revocation = [Event::ServiceRevoked, Event::LeaseRevoking].contains(&event.event);
+        revocation.then(|| event.late())
+    }
+
+    /// For the start: takes up what an earlier run could not record, and records it if the
+    /// store works.
     ///
     /// # Errors
     /// The emergency file cannot be read.
     pub async fn take_up_spool(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
             *self.unrecorded.in_file.lock().await = true;
-            match leaf::decode(&entry) {
-                Ok(record) => self.unrecorded.list().push(record.event),
-                Err(error) => tracing::error!(%error, "an entry of the emergency file is none"),
+            match self.read_entry(&entry) {
+                Some(event) => self.unrecorded.list().push(event),
+                None => tracing::error!(
+                    "an entry of the emergency file is not the broker's, and is passed over"
+                ),
             }
         }
-        self.fold_in().await
+        if let Err(error) = self.fold_in().await {
+            tracing::error!(%error, "the revocations of the emergency file are not in the log yet");
+        }
+        Ok(())
     }
 
     /// Records what could not be recorded at its time.
@@ -252,4 +310,8 @@ impl Broker {
             }
         }
     }
+}
+
+fn shuts_out(event: &AuditEvent, service: &Name) -> bool {
+    event.event == Event::ServiceRevoked && event.service.as_ref() == Some(service)
 }

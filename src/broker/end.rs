@@ -299,7 +299,11 @@ impl Broker {
                 message: refused.to_string(),
                 next: "nothing is left to take away".to_owned(),
             })?;
-        let written = self.store().update_lease(from, &revoking, audit).await;
+        let written = in_time(
+            "the store",
+            self.store().update_lease(from, &revoking, audit),
+        )
+        .await;
         let receipt = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
         Ok((revoking, receipt))
     }

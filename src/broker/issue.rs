@@ -288,7 +288,7 @@ impl Broker {
             .permits(&issue.get().grant)
             .aws_request(credentials.aws_request_id.as_deref());
         let audit = told_of_acceptance(audit, &credentials);
-        let written = if self.is_shut_out(&active.binding.grant.service) {
+        let written = if self.is_withdrawn(&active) {
             Err(StoreError::Conflict)
         } else {
             let update = self.store().update_lease(lease.revision, &active, audit);
@@ -298,6 +298,10 @@ impl Broker {
             Ok(receipt) => receipt,
             Err(error) => return Err(self.withhold(lease, error).await),
         };
+        if self.is_withdrawn(&active) {
+            // Somebody has taken it away while it was written: its end is recorded soon.
+            return Err(revoked_meanwhile(&active.binding.lease_id));
+        }
         let kind = active.binding.kind.as_str();
         counter!("credbroker_leases_issued_total", "kind" => kind).increment(1);
         Ok(IssuedLease {
@@ -312,8 +316,8 @@ impl Broker {
     /// made for them is taken away: the lease was revoked meanwhile, or the store cannot
     /// be written.
     async fn withhold(&self, lease: Lease, error: StoreError) -> Error {
-        let revoked_meanwhile = matches!(error, StoreError::Conflict);
-        let cleaned = if revoked_meanwhile {
+        let moved_on = matches!(error, StoreError::Conflict);
+        let cleaned = if moved_on {
             self.clean_up_after_conflict(&lease).await
         } else if lease.issued().is_none() {
             self.withdraw(&lease).await.map(drop).map_err(Error::from)
@@ -324,19 +328,14 @@ impl Broker {
         if let Err(error) = cleaned {
             tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
         }
-        if revoked_meanwhile {
+        if moved_on {
             let service = &lease.binding.grant.service;
             if let Ok(Some(now)) = self.store().service(service).await
                 && now.service.suspension.is_some()
             {
                 return Error::Suspended(service.clone());
             }
-            Error::WrongState {
-                subject: Subject::Lease(lease.binding.lease_id.clone()),
-                reason: "REVOKED_MEANWHILE",
-                message: "the lease was revoked while it was being issued".to_owned(),
-                next: "ask whoever revoked it".to_owned(),
-            }
+            revoked_meanwhile(&lease.binding.lease_id)
         } else {
             error.into()
         }
@@ -438,6 +437,16 @@ impl Broker {
             .failed(failure.reason)
             .aws_request(failure.aws_request_id.as_deref())
             .detail(&failure.aws_said)
+    }
+}
+
+/// Somebody has revoked a lease while it was being handed out.
+pub(super) fn revoked_meanwhile(id: &LeaseId) -> Error {
+    Error::WrongState {
+        subject: Subject::Lease(id.clone()),
+        reason: "REVOKED_MEANWHILE",
+        message: "the lease was revoked while it was being issued".to_owned(),
+        next: "ask whoever revoked it".to_owned(),
     }
 }
 

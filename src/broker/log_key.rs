@@ -2,6 +2,8 @@
 //! asks. A later key is announced by a record of the log, and the key before signs the log
 //! with that record in it, so that whoever has any of the keys can find the next.
 
+use std::sync::Arc;
+
 use data_encoding::BASE64;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 
@@ -40,21 +42,31 @@ impl Broker {
     ///
     /// # Errors
     /// The store's, the log is in doubt, or it is not signed.
-    pub async fn rotate_log_key(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
+    pub async fn rotate_log_key(
+        self: &Arc<Self>,
+        caller: Caller,
+    ) -> Result<SignedCheckpoint, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move { broker.rotate(&caller).await })
+            .await
+    }
+
+    async fn rotate(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
         self.log_is_whole()?;
         let mut signing = self.signing.lock().await;
-        self.log_signer(&mut signing)
-            .await?
-            .ok_or_else(not_signed)?;
-        let audit = self.caller_event(caller, Event::LogKeyMade);
-        let next = self.make_log_key(audit).await?;
-        if let Some(before) = &signing.signer {
-            self.hand_over(before, &next).await?;
+        let before = self.log_signer(&mut signing).await?;
+        let before = before.ok_or_else(not_signed)?.verifier().clone();
+        // An earlier rotation may have been cut off: then it is brought to its end.
+        *signing = Signing::default();
+        let newest = self.log_signer(&mut signing).await?;
+        if newest.is_none_or(|newest| *newest.verifier() == before) {
+            let audit = self.caller_event(caller, Event::LogKeyMade);
+            let next = self.make_log_key(audit).await?;
+            if let Some(newest) = &signing.signer {
+                self.hand_over(newest, &next).await?;
+            }
+            signing.signer = Some(next);
         }
-        *signing = Signing {
-            signer: Some(next),
-            size: 0,
-        };
         self.signed_now(&mut signing).await
     }
 
@@ -118,7 +130,10 @@ impl Broker {
 
     /// The key before signs the log, which announces the next.
     async fn hand_over(&self, before: &Signer, next: &Signer) -> Result<(), Error> {
-        let note = signed(before, &self.store().log_head().await?)?;
+        let head = checkpoint(before, &self.store().log_head().await?);
+        let note = before
+            .sign(&head.handover_text(next.verifier()))
+            .map_err(refused)?;
         let next = next.verifier().to_string();
         Ok(self.store().hand_over_log_key(&next, &note).await?)
     }
@@ -131,12 +146,16 @@ impl Broker {
 
 /// The checkpoint of this head, signed.
 pub(super) fn signed(signer: &Signer, head: &LogHead) -> Result<String, Error> {
-    let checkpoint = Checkpoint {
+    let text = checkpoint(signer, head).text();
+    signer.sign(&text).map_err(refused)
+}
+
+fn checkpoint(signer: &Signer, head: &LogHead) -> Checkpoint {
+    Checkpoint {
         origin: signer.verifier().name().to_owned(),
         size: head.size,
         root: head.root,
-    };
-    signer.sign(&checkpoint.text()).map_err(refused)
+    }
 }
 
 fn opened(sealing: &SealingKey, name: &str, number: usize, kept: &LogKey) -> Option<Signer> {

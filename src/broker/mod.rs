@@ -90,6 +90,8 @@ pub struct Parts {
     pub custody: Custody,
     /// Where the newest checkpoint of the log is kept beside the store.
     pub anchor: Option<Arc<dyn Anchor>>,
+    /// How long the log's records stay at least.
+    pub keep: Duration,
     /// Where revocations are kept while the store takes no records.
     pub spool: Arc<dyn Spool>,
     /// Cancelled when the broker is to end: what would go on for ever, ends.

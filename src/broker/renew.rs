@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
-    broker::{Broker, Error, end::no_lease, on_conflict, ports::Receipt},
+    broker::{Broker, Error, end::no_lease, issue::revoked_meanwhile, on_conflict, ports::Receipt},
     domain::{
         access::Caller,
         audit::{Event, Subject},
@@ -101,6 +101,9 @@ impl Broker {
         lease: Lease,
         until: Option<jiff::Timestamp>,
     ) -> Result<RenewedLease, Error> {
+        if self.is_withdrawn(&lease) {
+            return Err(revoked_meanwhile(&lease.binding.lease_id));
+        }
         let audit = self.caller_event(caller, Event::LeaseRenewed);
         let renewed = |lease, receipt| RenewedLease {
             lease,

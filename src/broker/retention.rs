@@ -14,6 +14,7 @@ use crate::{
     domain::{
         access::Caller,
         audit::{Event, Subject},
+        duration::humanize,
         grant::check::Violation,
     },
 };
@@ -34,6 +35,18 @@ impl Broker {
         exported: &str,
     ) -> Result<u64, Error> {
         self.log_is_whole()?;
+        let keep = self.parts.keep;
+        if self
+            .now()
+            .checked_sub(keep)
+            .is_ok_and(|youngest| before > youngest)
+        {
+            let kept = format!(
+                "records stay for {} at least, as audit.keep says",
+                humanize(keep)
+            );
+            return Err(Error::Invalid(vec![Violation::new("before", kept)]));
+        }
         let exported = self.own_checkpoint(exported).await?;
         let mut count = self.store().log_older(before).await?.min(exported);
         let fed = self
@@ -54,7 +67,7 @@ impl Broker {
             return Ok(pruned);
         }
         let audit = self.caller_event(caller, Event::LogPruned);
-        let audit = audit.detail(&format!("records 1 to {count}"));
+        let audit = audit.pruned(count);
         on_conflict(self.store().prune_log(count, audit).await, || {
             Error::Conflict(Subject::AuditLog)
         })?;

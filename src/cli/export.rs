@@ -11,6 +11,7 @@ use super::{
     fetch::{Bundle, Head, unusable},
     lines::{self, Line},
     output::Output,
+    verify::records,
 };
 use crate::{
     audit::{
@@ -64,12 +65,14 @@ impl Export {
         let size = head.checkpoint.size;
         let mut tree = Growing::default();
         self.take_up(&mut tree, size)?;
-        let taken_up = tree.edge.size();
+        let (taken_up, mut given_up) = (tree.edge.size(), 0);
+        self.must_not_tear(taken_up, head.signed.start)?;
         let bar = ProgressBar::no_length();
         head.fetch(client, taken_up, &bar, |bundle| {
             let entries = match bundle {
                 Bundle::Entries(entries) => entries,
                 Bundle::Pruned(root) => {
+                    given_up += WIDTH;
                     tree.push_pruned(root);
                     return Ok(());
                 }
@@ -97,11 +100,25 @@ impl Export {
         self.write(KEYS, keys.as_bytes())?;
         self.write(CHECKPOINT, head.signed.note.as_bytes())?;
         bar.finish_and_clear();
-        let new = size - taken_up;
+        let new = size - taken_up - given_up;
         Ok(out.line(&format!(
-            "{size} records, {new} of them new, in {}",
+            "{}, {new} of them new, in {}",
+            records(size, given_up),
             self.to.display()
         ))?)
+    }
+
+    /// What the broker has given up must not become a hole in an earlier export.
+    fn must_not_tear(&self, taken_up: u64, start: u64) -> Result<(), Failure> {
+        let holds = |index| self.to.join(tile::bundle_path(index, start)).exists();
+        if taken_up >= start || !(0..start / WIDTH).any(holds) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} holds records that the broker has given up since, and not all of them",
+            self.to.display()
+        );
+        Err(Failure::usage(what).next("keep it, and export into an empty directory"))
     }
 
     /// The full bundles of an earlier export.

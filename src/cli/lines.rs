@@ -12,6 +12,7 @@ use super::{
     failure::Failure,
     fetch::{Bundle, Head, unusable},
     output::Output,
+    verify::records,
 };
 use crate::{
     audit::{
@@ -70,8 +71,8 @@ pub(super) async fn write(
         let _ = fs::remove_file(&partial);
     }
     kept?;
-    let size = head.checkpoint.size;
-    Ok(out.line(&format!("{size} records in {}", to.display()))?)
+    let records = records(head.checkpoint.size, head.signed.start);
+    Ok(out.line(&format!("{records}, in {}", to.display()))?)
 }
 
 async fn pour(

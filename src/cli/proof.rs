@@ -13,7 +13,7 @@ use super::{
 use crate::{
     audit::{leaf, note::Verifier, proof::InclusionProof},
     client::Client,
-    proto::{self, ProveLeaseRequest},
+    proto::{self, ProveLeaseRequest, ProveLeaseResponse},
 };
 
 #[derive(Args, Debug)]
@@ -27,15 +27,28 @@ pub(super) struct Prove {
 
 impl Prove {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let request = ProveLeaseRequest {
-            lease_id: self.lease_id.clone(),
-        };
-        let proven = client.audit().prove_lease(request).await?.into_inner();
+        fs::create_dir_all(&self.dir).map_err(|error| unusable(&self.dir, &error))?;
+        let mut page_token = String::new();
+        loop {
+            let request = ProveLeaseRequest {
+                lease_id: self.lease_id.clone(),
+                page_size: 0,
+                page_token,
+            };
+            let proven = client.audit().prove_lease(request).await?.into_inner();
+            page_token = proven.next_page_token.clone();
+            self.write(proven, out)?;
+            if page_token.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write(&self, proven: ProveLeaseResponse, out: &mut Output) -> Result<(), Failure> {
         let signed = proven.checkpoint.unwrap_or_default();
         let key: Verifier = signed.verifier_key.parse().map_err(|error| {
             Failure::unexpected(format!("the broker's key of the log: {error}"))
         })?;
-        fs::create_dir_all(&self.dir).map_err(|error| unusable(&self.dir, &error))?;
         for proof in proven.proofs {
             let proof = taken(proof, &signed.note)?;
             let checked = proof.verify(std::slice::from_ref(&key));

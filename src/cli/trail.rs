@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     convert::proto_time,
     failure::Failure,
-    fetch::unusable,
+    fetch::{Head, unusable},
     output::{Format, Output},
     pages,
 };
@@ -58,12 +58,17 @@ impl Reconcile {
     }
 
     pub(super) fn run_offline(self, out: &mut Output) -> Result<(), Failure> {
-        let (trail, (_, last)) = read_trail(&self.cloudtrail)?;
+        let (mut trail, (_, last)) = read_trail(&self.cloudtrail)?;
         let (mut entries, mut end) = (Vec::new(), Timestamp::MIN);
-        read_log(&self.log.unwrap_or_default(), self.key, |record| {
+        let mut begin = None;
+        let start = read_log(&self.log.unwrap_or_default(), self.key, |record| {
+            begin.get_or_insert(record.event.time);
             end = end.max(record.event.time);
             entries.extend(Some(Entry::from(record)).filter(Entry::counts));
         })?;
+        if start > 0 {
+            leave_out(&mut trail, begin);
+        }
         if end < last {
             eprintln!(
                 "the export ends at {end:.0}, CloudTrail at {last}: what was called between is in no record"
@@ -73,7 +78,10 @@ impl Reconcile {
     }
 
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let (trail, (first, last)) = read_trail(&self.cloudtrail)?;
+        let (mut trail, (first, last)) = read_trail(&self.cloudtrail)?;
+        if Head::ask(client).await?.signed.start > 0 {
+            leave_out(&mut trail, first_record(client).await?);
+        }
         let during = ListAuditRecordsRequest {
             since: first.checked_sub(SLACK).ok().map(proto_time),
             until: last.checked_add(SLACK).ok().map(proto_time),
@@ -100,13 +108,14 @@ fn read_log(
     dir: &Path,
     key: Option<Verifier>,
     mut each: impl FnMut(Record),
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let demands = Demands {
         key,
         ..Demands::default()
     };
-    let size = verify(dir, &demands)?.checkpoint.size;
-    for index in 0..size.div_ceil(WIDTH) {
+    let verified = verify(dir, &demands)?;
+    let (size, start) = (verified.checkpoint.size, verified.start);
+    for index in start / WIDTH..size.div_ceil(WIDTH) {
         let number = index * WIDTH + 1;
         let bytes = read(&dir.join(tile::bundle_path(index, size)))?;
         let bytes = bytes.ok_or(Fault::Missing(number))?;
@@ -114,7 +123,30 @@ fn read_log(
             each(leaf::decode(entry).map_err(|_| Fault::Changed(number))?);
         }
     }
-    Ok(())
+    Ok(start)
+}
+
+/// What was called before the log's first record is in none of those that are left.
+fn leave_out(trail: &mut Trail, begin: Option<Timestamp>) {
+    let Some(begin) = begin else { return };
+    let begin = begin.checked_add(SLACK).unwrap_or(begin);
+    eprintln!("older records were given up: what was called before {begin:.0} is not compared");
+    trail.calls.retain(|call| call.time >= begin);
+}
+
+/// When the first record was made that the broker still has.
+async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
+    let request = ListAuditRecordsRequest {
+        page_size: 1,
+        ..ListAuditRecordsRequest::default()
+    };
+    let page = client
+        .audit()
+        .list_audit_records(request)
+        .await?
+        .into_inner();
+    let time = page.records.first().and_then(|record| record.time);
+    Ok(time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok()))
 }
 
 /// The records asked for, as far as they count.

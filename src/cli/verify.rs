@@ -27,6 +27,9 @@ pub(super) struct Verify {
     /// A checkpoint from earlier: the copy must go on from it.
     #[arg(long, value_name = "FILE")]
     since: Option<PathBuf>,
+    /// It begins with the first record: none were given up.
+    #[arg(long)]
+    whole: bool,
 }
 
 impl Verify {
@@ -41,13 +44,22 @@ impl Verify {
             since: self.since.as_ref().map(text).transpose()?,
             receipts: self.receipt,
             key: self.key,
+            whole: self.whole,
         };
         let verified = verify(&self.path, &demands)?;
         let checkpoint = verified.checkpoint;
-        Ok(out.line(&format!(
-            "{} records, as signed by {}",
-            checkpoint.size, checkpoint.origin
-        ))?)
+        let records = records(checkpoint.size, verified.start);
+        Ok(out.line(&format!("{records}, as signed by {}", checkpoint.origin))?)
+    }
+}
+
+/// How many records there are, and which of them were given up.
+pub(super) fn records(size: u64, start: u64) -> String {
+    match start {
+        0 => format!("{size} records"),
+        start => {
+            format!("{size} records, of which the first {start} were given up and are not here")
+        }
     }
 }
 

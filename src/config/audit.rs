@@ -1,10 +1,10 @@
 //! The audit log's settings: its checkpoint file and its sinks.
 
-use std::{net::Ipv6Addr, path::PathBuf, str::FromStr};
+use std::{net::Ipv6Addr, path::PathBuf, str::FromStr, time::Duration};
 
 use toml::{Table, Value};
 
-use super::{Reader, path};
+use super::{Lifetime, Reader, path};
 use crate::domain::name::Name;
 
 /// Size that a sink's file may have, MiB, where the configuration does not say.
@@ -12,12 +12,16 @@ const ROTATE_MIB: u32 = 100;
 /// Older files that a sink keeps, where the configuration does not say.
 const KEEP: u32 = 10;
 const HTTPS: u16 = 443;
+/// How long records stay at least, where the configuration does not say: 400 days.
+const KEEP_RECORDS: Duration = Duration::from_hours(400 * 24);
 
 /// The audit log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audit {
     /// File of the newest checkpoint; `None` when it is kept in the store alone.
     pub checkpoint_file: Option<PathBuf>,
+    /// How long records stay at least.
+    pub keep: Duration,
     /// Where its records are streamed to.
     pub sinks: Vec<Sink>,
 }
@@ -73,6 +77,9 @@ pub struct Server {
 pub(super) fn read(reader: &mut Reader) -> Audit {
     Audit {
         checkpoint_file: reader.optional("audit", "checkpoint_file"),
+        keep: reader
+            .optional("audit", "keep")
+            .map_or(KEEP_RECORDS, |Lifetime(keep)| keep),
         sinks: sinks(reader),
     }
 }

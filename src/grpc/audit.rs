@@ -18,7 +18,7 @@ use crate::{
         Broker, Error,
         ports::{AuditFilter, Page},
     },
-    domain::{access::Caller, grant::check::Violation},
+    domain::{access::Caller, audit::Subject, grant::check::Violation},
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
         ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,
@@ -59,7 +59,7 @@ impl AuditService for Api {
         request: Request<GetCheckpointRequest>,
     ) -> Result<Response<Checkpoint>, Status> {
         self.call(request, async |broker, caller, _| {
-            Ok(to_checkpoint(broker.checkpoint(&caller).await?))
+            Ok(to_checkpoint(broker.checkpoint(caller).await?))
         })
         .await
     }
@@ -69,7 +69,7 @@ impl AuditService for Api {
         request: Request<RotateLogKeyRequest>,
     ) -> Result<Response<Checkpoint>, Status> {
         self.call(request, async |broker, caller, _| {
-            Ok(to_checkpoint(broker.rotate_log_key(&caller).await?))
+            Ok(to_checkpoint(broker.rotate_log_key(caller).await?))
         })
         .await
     }
@@ -97,8 +97,10 @@ impl AuditService for Api {
     ) -> Result<Response<ProveLeaseResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let lease = parse("lease_id", &message.lease_id)?;
-            let (signed, proofs) = broker.prove(&caller, &lease).await?;
+            let page = parse_page::<u64>(message.page_size, message.page_token)?;
+            let (signed, proofs) = broker.prove(caller, &lease, &page).await?;
             Ok(ProveLeaseResponse {
+                next_page_token: next_page(&page, &proofs, |proof| (proof.index + 1).to_string()),
                 checkpoint: Some(to_checkpoint(signed)),
                 proofs: proofs.into_iter().map(to_proof).collect(),
             })
@@ -179,6 +181,9 @@ async fn export(
         } else {
             let limit = (range.end - start).min(BUNDLE);
             let entries = broker.store().log_leaves(start, limit).await?;
+            if entries.len() as u64 != limit {
+                return Err(pruned_meanwhile());
+            }
             start += limit;
             EntryBundle {
                 entries,
@@ -190,6 +195,15 @@ async fn export(
         }
     }
     Ok(())
+}
+
+fn pruned_meanwhile() -> Error {
+    Error::WrongState {
+        subject: Subject::AuditLog,
+        reason: "PRUNED_MEANWHILE",
+        message: "records were given up while they were being exported".to_owned(),
+        next: "export again, into an empty directory".to_owned(),
+    }
 }
 
 /// Roots of the bundles from record `start` on that are in its tile and were pruned.

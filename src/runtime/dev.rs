@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -23,7 +24,8 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, run, sealing_key, tolerate_silence,
+    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, run, sealing_key,
+    tolerate_silence,
 };
 use crate::{
     authn::token,
@@ -83,7 +85,11 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         users_per_minute: CALLS_PER_SECOND,
         ..Limits::default()
     };
-    let assembled = assemble(&store, aws, limits, custody, Some(dir.join("checkpoint"))).await?;
+    let log = LogKeeping {
+        anchor: Some(dir.join("checkpoint")),
+        keep: Duration::ZERO,
+    };
+    let assembled = assemble(&store, aws, limits, custody, log).await?;
     tolerate_silence(
         assembled.issuer.ensure_boundary().await,
         assembled.keeps_key,

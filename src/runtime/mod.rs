@@ -191,12 +191,20 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
     }
 }
 
+/// How the audit log is kept.
+struct LogKeeping {
+    /// The file of the newest checkpoint.
+    anchor: Option<PathBuf>,
+    /// How long its records stay at least.
+    keep: Duration,
+}
+
 async fn assemble(
     store: &Path,
     aws: Aws,
     limits: Limits,
     custody: Custody,
-    anchor: Option<PathBuf>,
+    log: LogKeeping,
 ) -> Result<Assembled, StartError> {
     let (store, spool) = (Arc::new(SqliteStore::open(store).await?), spool(store)?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
@@ -215,7 +223,10 @@ async fn assemble(
         limits,
         custody,
         spool,
-        anchor: anchor.map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
+        anchor: log
+            .anchor
+            .map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
+        keep: log.keep,
         stop: stop.clone(),
     });
     broker.check_log().await?;
@@ -317,7 +328,10 @@ async fn run(
     } = assembled;
     // From here on is counted.
     let router = http::router(&broker);
-    broker.lifecycle(Event::BrokerStarted).await?;
+    if let Err(error) = broker.lifecycle(Event::BrokerStarted).await {
+        // Whoever must be shut out still can be.
+        tracing::error!(%error, "nothing can be recorded: nothing is issued, revocation works");
+    }
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());

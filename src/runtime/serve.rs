@@ -6,8 +6,8 @@ use data_encoding::BASE64;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, StartError, assemble, aws, bind, file_error, not_sealing, run, sealing_key,
-    tolerate_silence,
+    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, not_sealing, run,
+    sealing_key, tolerate_silence,
 };
 use crate::{
     aws::{AwsSettings, kms},
@@ -29,14 +29,11 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let custody = custody(&config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let may_be_imported = custody.sealing.is_some();
-    let assembled = assemble(
-        &config.store,
-        aws,
-        config.limits,
-        custody,
-        config.audit.checkpoint_file,
-    )
-    .await?;
+    let log = LogKeeping {
+        anchor: config.audit.checkpoint_file,
+        keep: config.audit.keep,
+    };
+    let assembled = assemble(&config.store, aws, config.limits, custody, log).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -14,22 +15,34 @@ use crate::broker::ports::{Anchor, StoreError};
 
 /// A file that holds the newest checkpoint and nothing else.
 #[derive(Clone, Debug)]
-pub struct FileAnchor(PathBuf);
+pub struct FileAnchor {
+    path: PathBuf,
+    /// Held by whoever writes, even when nobody waits for it any more.
+    writing: Arc<Mutex<()>>,
+}
 
 impl FileAnchor {
     /// In this file; it need not be there yet.
     #[must_use]
-    pub const fn new(path: PathBuf) -> Self {
-        Self(path)
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            writing: Arc::default(),
+        }
     }
 
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let path = self.0.clone();
-        let unavailable = |error| StoreError::Unavailable(format!("{}: {error}", self.0.display()));
-        let done = spawn_blocking(move || work(&path)).await;
+        let (path, writing) = (self.path.clone(), Arc::clone(&self.writing));
+        let unavailable =
+            |error| StoreError::Unavailable(format!("{}: {error}", self.path.display()));
+        let done = spawn_blocking(move || {
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&path)
+        });
+        let done = done.await;
         done.map_err(io::Error::other)
             .flatten()
             .map_err(unavailable)

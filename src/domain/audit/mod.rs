@@ -181,6 +181,9 @@ pub struct AuditRecord {
     pub event: AuditEvent,
 }
 
+/// How the detail of a record `log.pruned` begins.
+const PRUNED: &str = "records 1 to ";
+
 /// Longest detail that is kept.
 pub const DETAIL_MAX: usize = 512;
 
@@ -372,6 +375,22 @@ impl AuditEvent {
             aws_request_id: id.map(ToOwned::to_owned),
             ..self
         }
+    }
+
+    /// That the log's first records up to this number were given up.
+    #[must_use]
+    pub fn pruned(self, until: u64) -> Self {
+        self.detail(&format!("{PRUNED}{until}"))
+    }
+
+    /// What a record `log.pruned` says.
+    #[must_use]
+    pub fn pruned_until(&self) -> Option<u64> {
+        let told = self
+            .detail
+            .as_deref()
+            .filter(|_| self.event == Event::LogPruned);
+        told?.strip_prefix(PRUNED)?.parse().ok()
     }
 
     /// More, in words; cut at [`DETAIL_MAX`] characters, control characters escaped.

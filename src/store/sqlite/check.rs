@@ -7,7 +7,7 @@ use sqlx::{SqlitePool, sqlite::SqliteRow};
 use super::{
     log,
     row::{get, micros, record, store_error},
-    search,
+    search::{self, Span},
 };
 use crate::{
     audit::{
@@ -15,6 +15,7 @@ use crate::{
         tree::{EMPTY, Edge, Hash, Node, leaf_hash},
     },
     broker::ports::{LogCheck, StoreError},
+    domain::audit::AuditRecord,
 };
 
 /// Records that are read at once.
@@ -51,9 +52,10 @@ pub(super) async fn check(
             if number > head.size() {
                 return Ok(damaged(number, "is not the broker's"));
             }
-            if !is_record(row, number) {
+            let Some(record) = read(row, number) else {
                 return Ok(damaged(number, "is missing or was changed"));
-            }
+            };
+            reading.pruned = reading.pruned.max(record.event.pruned_until().unwrap_or(0));
             reading.take(&get::<Vec<u8>>(row, "leaf")?, get(row, "time")?);
         }
     }
@@ -62,12 +64,17 @@ pub(super) async fn check(
         mut tiles,
         spans,
         roots,
+        pruned: told,
         ..
     } = reading;
     if tree.size() < head.size() {
         return Ok(damaged(tree.size() + 1, "is missing"));
     }
+    if told < pruned {
+        return Ok(damaged(1, "is missing, and nobody has given it up"));
+    }
     tiles.sort_unstable();
+    let spans: Vec<Span> = (pruned / WIDTH..).zip(spans).collect();
     let same = tree == *head
         && stored_tiles(pool).await? == tiles
         && search::spans(pool, pruned / WIDTH).await? == spans;
@@ -92,6 +99,8 @@ struct Reading<'s> {
     tiles: Vec<(u8, u64, Vec<u8>)>,
     roots: BTreeMap<u64, Hash>,
     spans: Vec<(i64, i64)>,
+    /// How many records one of them says were pruned.
+    pruned: u64,
     /// Times of the bundle that is not full yet.
     times: Vec<i64>,
 }
@@ -104,6 +113,7 @@ impl<'s> Reading<'s> {
             tiles: Vec::new(),
             roots: BTreeMap::from([(0, EMPTY)]),
             spans: Vec::new(),
+            pruned: 0,
             times: Vec::new(),
         };
         for bundle in bundles {
@@ -150,17 +160,14 @@ async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, Stor
     rows.iter().map(tile).collect()
 }
 
-/// Whether a row holds the record of this number, and beside it nothing but what the
+/// The record of this number, if the row holds it, and beside it nothing but what the
 /// record says.
-fn is_record(row: &SqliteRow, number: u64) -> bool {
+fn read(row: &SqliteRow, number: u64) -> Option<AuditRecord> {
     let text = |column| get::<Option<String>>(row, column).ok().flatten();
-    let (Ok(seq), Ok(time), Ok(record)) =
-        (get::<i64>(row, "seq"), get::<i64>(row, "time"), record(row))
-    else {
-        return false;
-    };
+    let (seq, time) = (get::<i64>(row, "seq").ok()?, get::<i64>(row, "time").ok()?);
+    let record = record(row).ok()?;
     let event = &record.event;
-    seq.cast_unsigned() == number
+    let same = seq.cast_unsigned() == number
         && record.seq == number
         && time == micros(event.time)
         && text("event").as_deref() == Some(event.event.as_str())
@@ -169,5 +176,6 @@ fn is_record(row: &SqliteRow, number: u64) -> bool {
         && text("service") == event.service.as_ref().map(ToString::to_string)
         && text("grant_name") == event.grant.as_ref().map(ToString::to_string)
         && text("lease_id") == event.lease_id.as_ref().map(ToString::to_string)
-        && text("access_key_id") == event.access_key_id
+        && text("access_key_id") == event.access_key_id;
+    same.then_some(record)
 }

@@ -172,9 +172,9 @@ pub(super) async fn leaves(
     start: u64,
     limit: u64,
 ) -> Result<Vec<Vec<u8>>, StoreError> {
-    sqlx::query_scalar("SELECT leaf FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+    sqlx::query_scalar("SELECT leaf FROM audit WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")
         .bind(start.cast_signed())
-        .bind(limit.cast_signed())
+        .bind(start.saturating_add(limit).cast_signed())
         .fetch_all(pool)
         .await
         .map_err(store_error)

@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool};
 
-use super::row::{micros, record, store_error};
+use super::{
+    log,
+    row::{micros, record, store_error},
+};
 use crate::{
     audit::tile::WIDTH,
     broker::ports::{AuditFilter, Page, StoreError},
@@ -38,8 +41,9 @@ pub(super) async fn list(
 ) -> Result<Vec<AuditRecord>, StoreError> {
     let after = page.after.as_deref().and_then(|text| text.parse().ok());
     let (start, end) = numbers(pool, filter).await?;
+    let pruned = log::pruned(pool).await?.cast_signed();
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT leaf FROM audit WHERE seq > ");
-    query.push_bind(start.max(after.unwrap_or(0)));
+    query.push_bind(start.max(after.unwrap_or(0)).max(pruned));
     query.push(" AND seq <= ").push_bind(end);
     let failed = filter.outcome.clone().filter(|outcome| outcome != SUCCESS);
     let equals = [
@@ -118,11 +122,18 @@ async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
     Ok(last.unwrap_or(i64::MAX))
 }
 
-/// The earliest and the latest time of each full bundle, after the first `skipped`.
-pub(super) async fn spans(pool: &SqlitePool, skipped: u64) -> Result<Vec<(i64, i64)>, StoreError> {
-    sqlx::query_as("SELECT earliest, latest FROM audit_spans WHERE idx >= ? ORDER BY idx")
-        .bind(skipped.cast_signed())
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)
+/// Which bundle, and when the earliest and the latest of its records were made.
+pub(super) type Span = (u64, (i64, i64));
+
+/// The spans of all full bundles after the first `skipped`.
+pub(super) async fn spans(pool: &SqlitePool, skipped: u64) -> Result<Vec<Span>, StoreError> {
+    let spans: Vec<(i64, i64, i64)> =
+        sqlx::query_as("SELECT idx, earliest, latest FROM audit_spans WHERE idx >= ? ORDER BY idx")
+            .bind(skipped.cast_signed())
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
+    let span =
+        |(index, earliest, latest): (i64, i64, i64)| (index.cast_unsigned(), (earliest, latest));
+    Ok(spans.into_iter().map(span).collect())
 }

@@ -1,12 +1,12 @@
 //! The key that signs the log, and the next.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::export::{copied, export, key_of, verify};
-use crate::harness::{Account, Broker, emulator::emulator};
+use crate::harness::{Account, Broker, broker::dev, emulator::emulator};
 
 async fn rotated(broker: &Broker) -> String {
     let key = broker.run(&["audit", "rotate-key"]).await.ok().stdout;
@@ -60,10 +60,11 @@ async fn whoever_has_a_key_of_the_log_verifies_what_later_keys_have_signed() {
 #[tokio::test]
 async fn a_key_that_no_key_before_has_announced_is_not_believed() {
     let home = TempDir::new().unwrap();
-    let (dir, copy) = (home.path().join("log"), home.path().join("copy"));
+    let [dir, copy, early] = ["log", "copy", "early"].map(|name| home.path().join(name));
     let broker = Broker::start(&Account::new().await).await;
     export(&broker, &dir).await;
     let first = key_of(&dir);
+    export(&broker, &early).await;
     rotated(&broker).await;
     export(&broker, &dir).await;
     verify(&dir, &["--key", &first]).await.ok();
@@ -71,10 +72,59 @@ async fn a_key_that_no_key_before_has_announced_is_not_believed() {
     fs::remove_file(copy.join("handover/2")).unwrap();
     let unannounced = verify(&copy, &["--key", &first]).await;
     unannounced.fails(8, &["none of the known keys has signed it"]);
-    // A checkpoint of its own is no announcement.
+    // A checkpoint is no announcement, whoever has signed it.
     fs::copy(copy.join("checkpoint"), copy.join("handover/2")).unwrap();
     let forged = verify(&copy, &["--key", &first]).await;
     forged.fails(8, &["changed: ", "handover/2"]);
+    fs::copy(early.join("checkpoint"), copy.join("handover/2")).unwrap();
+    let forged = verify(&copy, &["--key", &first]).await;
+    forged.fails(8, &["changed: ", "handover/2"]);
+}
+
+#[tokio::test]
+async fn a_key_that_was_followed_by_another_is_not_trusted_again() {
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("log");
+    let broker = Broker::start(&Account::new().await).await;
+    export(&broker, &dir).await;
+    let first = key_of(&dir);
+    let second = rotated(&broker).await;
+    export(&broker, &dir).await;
+    // Whoever has the first key says that the second is followed by it, by what the
+    // second has signed; a record announces both.
+    fs::write(dir.join("keys"), format!("{second}\n{first}\n")).unwrap();
+    fs::copy(dir.join("checkpoint"), dir.join("handover/2")).unwrap();
+    let again = verify(&dir, &["--key", &second]).await;
+    again.fails(8, &["changed: ", "handover/2"]);
+}
+
+#[tokio::test]
+async fn a_rotation_that_was_cut_off_is_brought_to_its_end() {
+    let home = TempDir::new().unwrap();
+    let (dir, account) = (home.path().join("log"), Account::new().await);
+    let mut broker = Broker::start(&account).await;
+    export(&broker, &dir).await;
+    let first = key_of(&dir);
+    assert!(broker.stop().await);
+    let endpoint = &emulator().endpoint;
+    let mortal = |state: &Path| {
+        let mut command = dev(state, &account.admin, endpoint);
+        command.env("CREDBROKER_TEST_DEATH", "after:log.key_made");
+        command
+    };
+    let broker = broker.start_again_by(mortal).await;
+    let died = broker.run(&["audit", "rotate-key"]).await;
+    assert_ne!(died.code, 0, "{died:?}");
+    let broker = broker.start_again(&account.admin, endpoint).await;
+    export(&broker, &dir).await;
+    let second = key_of(&dir);
+    assert_ne!(first, second);
+    verify(&dir, &["--key", &first]).await.ok();
+    rotated(&broker).await;
+    export(&broker, &dir).await;
+    for key in [&first, &second] {
+        verify(&dir, &["--key", key]).await.ok();
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     export::{copied, export, key_of, verify, with_records},
-    policy,
+    fill, policy,
 };
 use crate::harness::{Account, Broker, Run, broker::credbroker, emulator::emulator, eventually};
 
@@ -160,4 +160,46 @@ async fn nothing_goes_that_no_export_of_this_log_holds() {
         .await
         .fails(4, &["it takes admin"]);
     assert_eq!(broker.audit().await[0]["seq"], 1);
+}
+
+#[tokio::test]
+async fn a_copy_that_begins_after_a_rotation_is_verified_by_every_key() {
+    let home = TempDir::new().unwrap();
+    let path = |name: &str| home.path().join(name);
+    let account = Account::new().await;
+    let mut broker = with_records(&account, 300).await;
+    export(&broker, &path("early")).await;
+    let first = key_of(&path("early"));
+    broker.run(&["audit", "rotate-key"]).await.ok();
+    assert!(broker.stop().await);
+    fill(&broker, 600).await;
+    let broker = broker
+        .start_again(&account.admin, &emulator().endpoint)
+        .await;
+    export(&broker, &path("archive")).await;
+    assert_eq!(prune(&broker, &path("archive")).await, 768);
+    export(&broker, &path("late")).await;
+    let second = key_of(&path("late"));
+    for demands in [vec![], vec!["--key", &first], vec!["--key", &second]] {
+        let told = verify(&path("late"), &demands).await.ok().stdout;
+        assert!(told.contains("the first 768 were given up"), "{told}");
+    }
+    let whole = verify(&path("late"), &["--whole"]).await;
+    whole.fails(8, &["missing: record 1"]);
+    verify(&path("archive"), &["--whole", "--key", &first])
+        .await
+        .ok();
+
+    // An export that ends in what was given up is kept as it is.
+    let tear = broker
+        .run(&["audit", "export", path("early").to_str().unwrap()])
+        .await;
+    tear.fails(
+        2,
+        &[
+            "that the broker has given up since",
+            "export into an empty directory",
+        ],
+    );
+    verify(&path("early"), &["--whole"]).await.ok();
 }

@@ -60,6 +60,7 @@ fn broker(home: &Path, store: &Arc<SqliteStore>, issuer: &Arc<AwsAccount>) -> Ar
         },
         spool: Arc::new(FileSpool::open(home.join("emergency")).unwrap()),
         anchor: Some(anchor),
+        keep: std::time::Duration::ZERO,
         stop: CancellationToken::new(),
     })
 }
@@ -160,7 +161,7 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
     let (at, other) = (at.min(other), at.max(other));
     let record = format!("record {at} of the audit log is missing or was changed");
     let differ = "the audit log and its Merkle tree differ".to_owned();
-    let (name, words) = match rng.u8(0..12) {
+    let (name, words) = match rng.u8(0..14) {
         0 => {
             flip(&mut raw, rng, LEAF, at).await;
             ("flip", vec![record, differ])
@@ -221,6 +222,17 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
                     .map(ToOwned::to_owned)
                     .to_vec(),
             )
+        }
+        12 => {
+            run(&mut raw, "UPDATE audit_edge SET pruned = 256 * ?", 1).await;
+            (
+                "pruned",
+                vec!["record 1 of the audit log is missing, and nobody has given it up".to_owned()],
+            )
+        }
+        13 => {
+            run(&mut raw, "UPDATE audit_spans SET idx = idx + ?", at).await;
+            ("moved span", vec![differ])
         }
         10 => (
             swap_key(&mut raw).await,

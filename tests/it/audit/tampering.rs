@@ -85,7 +85,8 @@ fn export(records: &[Vec<u8>], keys: [&Signer; 2]) -> Files {
     let names = keys.map(|key| format!("{}\n", key.verifier()));
     files.insert(KEYS.to_owned(), names.concat().into_bytes());
     let announcing = &records[..SECOND_KEY.try_into().unwrap()];
-    let handover = signed(announcing, keys[0]).into_bytes();
+    let handover = head(announcing).handover_text(keys[1].verifier());
+    let handover = keys[0].sign(&handover).unwrap().into_bytes();
     files.insert(handover_path(2), handover);
     files.insert(CHECKPOINT.to_owned(), signed(records, keys[1]).into_bytes());
     files
@@ -326,6 +327,7 @@ fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
     let demands = Demands {
         key: Some(signer(1).verifier().clone()),
         since: Some(signed(&records, &signer(2))),
+        whole: true,
         receipts: vec![Receipt {
             seq: 150,
             size,

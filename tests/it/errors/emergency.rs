@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -224,4 +224,61 @@ async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
     let revoked = broker.json(&["revoke", "payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     assert!(!frail.key.works().await);
+}
+
+#[tokio::test]
+async fn nobody_else_writes_into_the_log_by_way_of_the_emergency_file() {
+    let mut frail = Frail::new().await;
+    let broker = &mut frail.world.broker;
+    let shown = broker
+        .json(&["audit", "query", "--event", "log.key_made"])
+        .await;
+    let made = shown[0].as_object().unwrap().clone();
+    assert!(broker.stop().await);
+    let file = broker.state.join("credbroker.db.emergency");
+    let mut bytes = fs::read(&file).unwrap();
+    let time = "2026-01-01T00:00:00.000000Z";
+    let forged = [
+        json!({"seq": 0, "time": time, "event": "log.key_made", "outcome": "success", "actor": "broker", "detail": made["detail"]}),
+        json!({"seq": 0, "time": time, "event": "service.revoked", "outcome": "success", "actor": "operator:ann", "service": "payments-api"}),
+    ];
+    let lines: String = forged.iter().map(|line| format!("{line}\n")).collect();
+    bytes[..lines.len()].copy_from_slice(lines.as_bytes());
+    fs::write(&file, bytes).unwrap();
+    let (admin, endpoint) = (
+        frail.world.account.admin.clone(),
+        frail.world.proxy.endpoint.clone(),
+    );
+    frail.world.broker = frail.world.broker.start_again(&admin, &endpoint).await;
+    frail.world.assert_issues("role").await;
+    let records = frail.world.broker.audit().await;
+    assert!(records.iter().all(|record| record["late"] == false));
+    assert_eq!(
+        records
+            .iter()
+            .filter(|r| r["event"] == "log.key_made")
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_broker_that_starts_on_a_failing_disk_issues_nothing_and_revokes() {
+    let mut frail = Frail::new().await;
+    assert!(frail.world.broker.stop().await);
+    frail.fail("28");
+    let (admin, endpoint) = (
+        frail.world.account.admin.clone(),
+        frail.world.proxy.endpoint.clone(),
+    );
+    let broker = frail.world.broker;
+    frail.world.broker = broker
+        .start_again_by(|state| self::frail(state, &admin, &endpoint))
+        .await;
+    frail.assert_issues_nothing().await;
+    let revoked = frail.world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    assert!(!frail.key.works().await);
+    frail.heal();
+    assert_eq!(frail.late("service.revoked").await["late"], true);
 }

@@ -255,14 +255,23 @@ impl Stepped {
 
     /// Again until AWS answers, as a broker that runs: a busy machine may be slower than
     /// it is patient.
+    /// Reconciles as often as it takes: an impatient broker on a busy machine takes AWS for
+    /// silent now and then.
     pub async fn reconcile(&self) -> Reconciliation {
+        let mut last = None;
         for _ in 0..20 {
             match self.broker.reconcile_once().await {
                 Err(Error::Aws(_)) => {}
-                reconciled => return reconciled.unwrap(),
+                reconciled => {
+                    let reconciled = reconciled.unwrap();
+                    if reconciled.failed == 0 {
+                        return reconciled;
+                    }
+                    last = Some(reconciled);
+                }
             }
         }
-        panic!("AWS does not come back");
+        last.expect("AWS does not come back")
     }
 
     pub fn wait(&self, seconds: i64) {
@@ -391,6 +400,7 @@ async fn broker(
         },
         spool: Arc::new(spool.unwrap()),
         anchor: None,
+        keep: Duration::ZERO,
         stop: CancellationToken::new(),
     })
 }
