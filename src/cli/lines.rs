@@ -72,7 +72,7 @@ pub(super) async fn write(
     }
     kept?;
     let records = records(head.checkpoint.size, head.signed.start);
-    Ok(out.line(&format!("{records}, in {}", to.display()))?)
+    Ok(out.line(&format!("{records} in {}", to.display()))?)
 }
 
 async fn pour(

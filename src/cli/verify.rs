@@ -57,9 +57,7 @@ impl Verify {
 pub(super) fn records(size: u64, start: u64) -> String {
     match start {
         0 => format!("{size} records"),
-        start => {
-            format!("{size} records, of which the first {start} were given up and are not here")
-        }
+        start => format!("{size} records (the first {start} were given up and are not here)"),
     }
 }
 

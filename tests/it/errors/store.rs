@@ -8,10 +8,10 @@ use credbroker::{
 };
 use tokio::process::Command;
 
-use super::{World, assert_told, not_started};
+use super::{World, assert_told};
 use crate::harness::{
     Account, Broker, Key,
-    broker::{BINARY, aws_env, dev},
+    broker::{BINARY, aws_env},
     eventually,
     proxy::{Fault, Proxy},
 };
@@ -112,20 +112,21 @@ fn set_write_version(database: &Path, version: u8) {
 }
 
 #[tokio::test]
-async fn a_broker_whose_store_is_read_only_does_not_start() {
+async fn a_broker_whose_store_is_read_only_issues_nothing_and_revokes() {
     let mut world = World::new().await;
+    let key = Key::issued(&world.issued(&["user"]).await);
     let (admin, endpoint) = (world.account.admin.clone(), world.proxy.endpoint.clone());
     assert!(world.broker.stop().await);
     let database = world.broker.database();
     set_write_version(&database, 3);
-    let run = not_started(dev(&world.broker.state, &admin, &endpoint)).await;
-    let words = [
-        "error: the store is not available: it is read-only",
-        "next: ",
-        "file permissions",
-    ];
-    run.fails(7, &words);
+    world.broker = world.broker.start_again(&admin, &endpoint).await;
+    let words = ["it is read-only", "file permissions"];
+    assert_told(world.issue(&["role"]).await, 7, "STORE_UNAVAILABLE", &words);
+    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    assert!(!key.works().await);
+    world.broker.kill().await;
     set_write_version(&database, 2);
     world.broker = world.broker.start_again(&admin, &endpoint).await;
-    world.assert_issues("role").await;
+    world.issue(&["role"]).await.fails(4, &["is suspended"]);
 }
