@@ -1,8 +1,9 @@
 //! Signed notes: a text and below it who signed it. <https://c2sp.org/signed-note>
 //!
-//! Keys are Ed25519 (RFC 8032), the note's signature type 0x01.
+//! Keys are Ed25519 (RFC 8032): a log's own, the note's signature type 0x01, and those of
+//! witnesses, type 0x04. <https://c2sp.org/tlog-cosignature>
 
-use std::{fmt, str::FromStr};
+use std::{fmt, slice, str::FromStr};
 
 use aws_lc_rs::{
     error::{KeyRejected, Unspecified},
@@ -15,6 +16,10 @@ use super::tree::sha256;
 
 /// Signature type of Ed25519.
 const ED25519_TYPE: u8 = 0x01;
+/// Signature type of cosignature/v1: Ed25519 over a time and the text.
+const COSIGNATURE_TYPE: u8 = 0x04;
+/// Length of the time before such a signature.
+const TIME_LENGTH: usize = 8;
 const KEY_LENGTH: usize = 32;
 const SIGNATURE_LENGTH: usize = 64;
 const ID_LENGTH: usize = 4;
@@ -41,6 +46,8 @@ pub enum NoteError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifier {
     name: String,
+    /// Its signature type.
+    kind: u8,
     key: [u8; KEY_LENGTH],
 }
 
@@ -60,20 +67,44 @@ impl Verifier {
 
     /// The first four bytes of SHA-256 over name, line feed, type and key.
     fn id(&self) -> [u8; ID_LENGTH] {
-        let parts = [self.name.as_bytes(), b"\n", &[ED25519_TYPE], &self.key];
+        let parts = [self.name.as_bytes(), b"\n", &[self.kind], &self.key];
         let hash = sha256(&parts);
         [hash[0], hash[1], hash[2], hash[3]]
     }
 
     fn has_signed(&self, text: &str, signature: &[u8]) -> bool {
         let key = UnparsedPublicKey::new(&ED25519, &self.key);
-        key.verify(text.as_bytes(), signature).is_ok()
+        if self.kind == ED25519_TYPE {
+            return key.verify(text.as_bytes(), signature).is_ok();
+        }
+        let Some((time, signature)) = signature.split_first_chunk::<TIME_LENGTH>() else {
+            return false;
+        };
+        let time = u64::from_be_bytes(*time);
+        let message = format!("cosignature/v1\ntime {time}\n{text}");
+        i64::try_from(time).is_ok() && key.verify(message.as_bytes(), signature).is_ok()
+    }
+
+    /// Reads a key of this signature type.
+    fn read(text: &str, kind: u8) -> Option<Self> {
+        // A key's own text may have a plus sign, a name and an id may not.
+        let mut parts = text.splitn(3, '+');
+        let (name, id, key) = (parts.next()?, parts.next()?, parts.next()?);
+        let key = BASE64.decode(key.as_bytes()).ok()?;
+        let key = key.strip_prefix(&[kind])?;
+        let verifier = Self {
+            name: name.to_owned(),
+            kind,
+            key: key.try_into().ok()?,
+        };
+        let same = is_name(name) && HEXLOWER.encode(&verifier.id()) == id;
+        same.then_some(verifier)
     }
 }
 
 impl fmt::Display for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (id, mut key) = (HEXLOWER.encode(&self.id()), vec![ED25519_TYPE]);
+        let (id, mut key) = (HEXLOWER.encode(&self.id()), vec![self.kind]);
         key.extend_from_slice(&self.key);
         write!(f, "{}+{id}+{}", self.name, BASE64.encode(&key))
     }
@@ -83,21 +114,50 @@ impl FromStr for Verifier {
     type Err = VerifierError;
 
     fn from_str(text: &str) -> Result<Self, VerifierError> {
-        // A key's own text may have a plus sign, a name and an id may not.
-        let mut parts = text.splitn(3, '+');
-        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(VerifierError);
-        };
-        let key = BASE64.decode(key.as_bytes()).map_err(|_| VerifierError)?;
-        let Some((&ED25519_TYPE, key)) = key.split_first() else {
-            return Err(VerifierError);
-        };
-        let verifier = Self {
-            name: name.to_owned(),
-            key: key.try_into().map_err(|_| VerifierError)?,
-        };
-        let same = is_name(name) && HEXLOWER.encode(&verifier.id()) == id;
-        same.then_some(verifier).ok_or(VerifierError)
+        Self::read(text, ED25519_TYPE).ok_or(VerifierError)
+    }
+}
+
+/// The public key of a witness, which signs with the time at which it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WitnessKey(Verifier);
+
+/// A text is no [`WitnessKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it is no key of a witness: it has the form NAME+ID+KEY, for cosignatures by Ed25519 (type 0x04)"
+)]
+pub struct WitnessKeyError;
+
+impl WitnessKey {
+    /// The witness's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The note with what the witness has answered below it: lines of signatures, among
+    /// them its own.
+    ///
+    /// # Errors
+    /// Its own is not among them, or of something else, or they are no such lines.
+    pub fn cosigned(&self, note: &str, lines: &str) -> Result<String, NoteError> {
+        let cosigned = format!("{note}{lines}");
+        let text = open(&cosigned, slice::from_ref(&self.0))?;
+        // An empty line among them would have made the text another.
+        let same = note
+            .strip_prefix(text)
+            .is_some_and(|rest| rest.starts_with('\n'));
+        same.then_some(cosigned).ok_or(NoteError::Shape)
+    }
+}
+
+impl FromStr for WitnessKey {
+    type Err = WitnessKeyError;
+
+    fn from_str(text: &str) -> Result<Self, WitnessKeyError> {
+        let key = Verifier::read(text, COSIGNATURE_TYPE).map(Self);
+        key.ok_or(WitnessKeyError)
     }
 }
 
@@ -125,7 +185,11 @@ impl Signer {
         let name = name.to_owned();
         Ok(Self {
             pair,
-            verifier: Verifier { name, key },
+            verifier: Verifier {
+                name,
+                kind: ED25519_TYPE,
+                key,
+            },
         })
     }
 

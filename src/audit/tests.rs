@@ -1,16 +1,17 @@
 //! The tree against RFC 6962's own words, spelled out as recursion, and against the test
 //! vectors of Certificate Transparency.
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use data_encoding::{BASE64, HEXLOWER};
 use proptest::prelude::*;
 
 use super::{
     checkpoint::{Checkpoint, CheckpointError},
-    note::{self, NoteError, Signer, Verifier, VerifierError},
+    note::{self, NoteError, Signer, Verifier, VerifierError, WitnessKey, WitnessKeyError},
     tile::{self, Tile, Tiles, WIDTH},
     tree::{
         EMPTY, Edge, Hash, Range, consistency_proof, extends, includes, inclusion_proof, leaf_hash,
-        node_hash,
+        node_hash, sha256,
     },
 };
 
@@ -225,6 +226,72 @@ fn a_note_is_believed_by_a_known_key_alone() {
     ] {
         assert_eq!(broken.parse::<Verifier>(), Err(VerifierError), "{broken:?}");
     }
+}
+
+/// A checkpoint of a public log, as that log and a public witness have signed it.
+const PUBLIC_NOTE: &str = "coachandhorses2026h1.staging.certificate.transparency.goog
+185550722
+YXAM0VmnrfvLaBCOOYSJhCaE5F10oGBOo+hkbDa1kng=
+
+\u{2014} coachandhorses2026h1.staging.certificate.transparency.goog MpXgsHy8ZwxXnO+WjtVrPxAzL49Rs1gWTkNVNeEa//5peAzaocRCB3qt3EaibjzY5GILLtGgBP7dBhgcSHy+JQh0OAc=
+";
+const PUBLIC_COSIGNATURE: &str = "\u{2014} witness.navigli.sunlight.geomys.org o+AP4gAAAABqb7DzNrGFRJnQ9vrJ8xpnwZytnr/ZYczDIsvwvouiSjwOjn7a72ccxBk+lKnZ7dKqkYKER1s/KxLTaVwQD7lJZTC/CQ==
+";
+const PUBLIC_WITNESS: &str =
+    "witness.navigli.sunlight.geomys.org+a3e00fe2+BNy/co4C1Hn1p+INwJrfUlgz7W55dSZReusH/GhUhJ/G";
+
+#[test]
+fn a_cosignature_counts_for_the_note_that_was_cosigned_alone() {
+    let witness: WitnessKey = PUBLIC_WITNESS.parse().unwrap();
+    assert_eq!(witness.name(), "witness.navigli.sunlight.geomys.org");
+    let (note, lines) = (PUBLIC_NOTE, PUBLIC_COSIGNATURE);
+    let both = format!("{note}{lines}");
+    assert_eq!(witness.cosigned(note, lines), Ok(both));
+    let others = peter().sign("x\n").unwrap();
+    let others = format!("{}\n{lines}", others.lines().last().unwrap());
+    witness.cosigned(note, &others).unwrap();
+
+    let larger = note.replace("185550722", "185550723");
+    let later = lines.replace("Bqb7DzN", "BqbwDzN");
+    let own = note.rsplit_once("\n\n").unwrap().1;
+    for (note, lines, wrong) in [
+        (&*larger, lines, NoteError::Forged),
+        (note, &later, NoteError::Forged),
+        (note, own, NoteError::Unsigned),
+        (note, "", NoteError::Unsigned),
+        (note, "nothing\n", NoteError::Shape),
+        (note, lines.trim_end(), NoteError::Shape),
+    ] {
+        assert_eq!(witness.cosigned(note, lines), Err(wrong), "{note}{lines}");
+    }
+}
+
+#[test]
+fn a_witness_cannot_make_the_note_another_by_an_empty_line() {
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let typed = [&[4], pair.public_key().as_ref()].concat();
+    let id = &sha256(&[b"w\n", &typed])[..4];
+    let key = format!("w+{}+{}", HEXLOWER.encode(id), BASE64.encode(&typed));
+    let witness: WitnessKey = key.parse().unwrap();
+    let cosign = |text: &str| {
+        let signature = pair.sign(format!("cosignature/v1\ntime 7\n{text}").as_bytes());
+        let bytes = [id, &7_u64.to_be_bytes(), signature.as_ref()].concat();
+        format!("\u{2014} w {}\n", BASE64.encode(&bytes))
+    };
+    let (text, _) = PUBLIC_NOTE.split_once("\n\n").unwrap();
+    let cosignature = cosign(&format!("{text}\n"));
+    witness.cosigned(PUBLIC_NOTE, &cosignature).unwrap();
+    let other = format!("\n{}", cosign(PUBLIC_NOTE));
+    let refused = witness.cosigned(PUBLIC_NOTE, &other);
+    assert_eq!(refused, Err(NoteError::Shape));
+}
+
+#[test]
+fn a_key_of_a_log_is_none_of_a_witness_nor_the_other_way_round() {
+    assert_eq!(PETER.parse::<WitnessKey>(), Err(WitnessKeyError));
+    assert_eq!(PUBLIC_WITNESS.parse::<Verifier>(), Err(VerifierError));
+    let of_another_id = PUBLIC_WITNESS.replace("a3e00fe2", "a3e00fe3");
+    assert_eq!(of_another_id.parse::<WitnessKey>(), Err(WitnessKeyError));
 }
 
 #[test]
