@@ -18,7 +18,6 @@ use credbroker::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::task::JoinSet;
 
 use self::{
@@ -26,56 +25,30 @@ use self::{
     syslogd::Syslogd,
 };
 use crate::harness::{
-    Account, Key, Run,
-    broker::credbroker,
-    eventually,
+    Account, Run, eventually,
     site::{Site, stop},
-    stepped::policy,
-    wire::tls_get,
 };
 
 /// Most records that a sink is given at once.
 const BATCH: usize = 256;
 
-/// A site whose configuration has these sinks.
-fn site(sinks: impl FnOnce(&Site) -> String) -> Site {
-    let site = Site::new();
-    let sinks = sinks(&site);
-    let config = site
-        .config()
-        .replace("\n[limits]", &format!("\n{sinks}\n[limits]"));
-    fs::write(site.path("config.toml"), config).unwrap();
-    site
-}
-
 impl Site {
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
     /// Its log as it is now.
     async fn leaves(&self) -> Vec<Vec<u8>> {
         let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
         leaves.fetch_all(&mut self.store().await).await.unwrap()
     }
 
-    async fn store(&self) -> SqliteConnection {
-        let store = SqliteConnectOptions::new().filename(self.path("credbroker.db"));
-        store.read_only(true).connect().await.unwrap()
-    }
-
     /// A metric of a sink.
-    async fn metric(&self, name: &str, sink: &str) -> Option<f64> {
-        let metrics = tls_get(&self.address, &self.path("tls.pem"), "/metrics").await;
-        let begin = format!("credbroker_audit_sink_{name}{{sink=\"{sink}\"}} ");
-        let line = metrics.lines().find_map(|line| line.strip_prefix(&begin));
-        line.map(|value| value.parse().unwrap())
+    async fn sink_metric(&self, name: &str, sink: &str) -> Option<f64> {
+        let name = format!("credbroker_audit_sink_{name}{{sink=\"{sink}\"}}");
+        self.metric(&name).await
     }
 
     /// Waits until a sink has failed so often since the start.
     async fn fails(&self, sink: &str, times: f64) {
         let failed = async || {
-            let failures = self.metric("failures_total", sink).await;
+            let failures = self.sink_metric("failures_total", sink).await;
             failures.filter(|failures| *failures >= times)
         };
         eventually("failures of the sink", failed).await;
@@ -93,16 +66,12 @@ impl Site {
         };
         eventually("the sink has the records", delivered).await;
         let caught_up = async || {
-            self.metric("lag_records", sink)
+            self.sink_metric("lag_records", sink)
                 .await
                 .filter(|lag| *lag == 0.0)
         };
         eventually("no lag of the sink", caught_up).await;
         size
-    }
-
-    async fn create(&self, service: &str) {
-        self.run(&["service", "create", service]).await.ok();
     }
 }
 
@@ -154,7 +123,7 @@ fn lines(files: &[PathBuf]) -> Vec<String> {
 #[tokio::test]
 async fn a_file_holds_every_record_over_rotations_and_deaths() {
     let account = Account::new().await;
-    let site = site(|site| {
+    let site = Site::with_audit(|site| {
         let path = site.text("audit.jsonl");
         format!(
             "[[audit.sinks]]\nname = \"archive\"\nkind = \"file\"\npath = {path:?}\nrotate_mib = 1\nkeep = 9"
@@ -205,12 +174,13 @@ fn webhook(site: &Site, port: u16) -> String {
 async fn a_webhook_that_fails_loses_nothing_and_one_that_hangs_delays_nobody() {
     let (account, listener) = (Account::new().await, Collector::listener().await);
     let port = listener.local_addr().unwrap().port();
-    let site = site(|site| webhook(site, port));
+    let site = Site::with_audit(|site| webhook(site, port));
     let collector = Collector::start(listener, &site);
     collector.be(Mood::Silent);
     let child = site.serving(&account.admin).await;
-    assert_issues(&site).await;
-    let lag = site.metric("lag_records", "collector").await.unwrap();
+    let token = site.payments_api().await;
+    site.assert_issues(&token).await;
+    let lag = site.sink_metric("lag_records", "collector").await.unwrap();
     assert!(lag > 0.0, "{lag}");
     site.fails("collector", 1.0).await;
     assert_eq!(collector.taken(), Vec::<String>::new());
@@ -240,29 +210,6 @@ async fn a_webhook_that_fails_loses_nothing_and_one_that_hangs_delays_nobody() {
     assert!(assert_streamed(&collector.taken(), &site.leaves().await) >= all);
 }
 
-/// A service gets credentials.
-async fn assert_issues(site: &Site) {
-    site.create("payments-api").await;
-    let create = ["service", "token", "create", "payments-api", "-o", "json"];
-    let token = site.run(&create).await.ok().json();
-    let mut put = credbroker(&[
-        "grant",
-        "put",
-        "payments-api/user",
-        "--kind",
-        "iam_user",
-        "--policy-file",
-        "-",
-    ]);
-    put.envs(site.env());
-    Run::of(put, &policy().to_string()).await.ok();
-    let mut issue = credbroker(&["issue", "user", "-o", "json"]);
-    issue.envs(site.env()).env_remove("CREDBROKER_TOKEN_FILE");
-    issue.env("CREDBROKER_TOKEN", token["token"].as_str().unwrap());
-    let issued = Run::of(issue, "").await.ok().json();
-    assert!(Key::issued(&issued).works().await);
-}
-
 fn syslog(site: &Site, address: &str) -> String {
     let ca = site.text("tls.pem");
     format!(
@@ -274,7 +221,7 @@ fn syslog(site: &Site, address: &str) -> String {
 async fn a_syslog_server_gets_every_record_over_connections_that_break() {
     let account = Account::new().await;
     let mut server = Syslogd::new();
-    let site = site(|site| syslog(site, &server.address()));
+    let site = Site::with_audit(|site| syslog(site, &server.address()));
     server.start(&site).await;
     let child = site.serving(&account.admin).await;
     site.catches_up("siem").await;
@@ -303,7 +250,7 @@ async fn a_syslog_server_gets_every_record_over_connections_that_break() {
 async fn what_is_wrong_with_a_sink_is_told_before_anything_is_made() {
     let account = Account::new().await;
     let fails = async |sinks: &dyn Fn(&Site) -> String, words: &[&str]| {
-        let site = site(sinks);
+        let site = Site::with_audit(sinks);
         Run::of(site.serve(&account.admin), "")
             .await
             .fails(2, words);
@@ -345,7 +292,7 @@ async fn what_is_wrong_with_a_sink_is_told_before_anything_is_made() {
     )
     .await;
 
-    let fine = site(|site| syslog(site, "localhost:1"));
+    let fine = Site::with_audit(|site| syslog(site, "localhost:1"));
     let child = fine.serving(&account.admin).await;
     fine.fails("siem", 1.0).await;
     stop(child).await;

@@ -20,7 +20,16 @@ pub use self::{
 /// Waits until `look` sees what it wants, for ten seconds at most. For what happens in
 /// another process, where there is nothing to await.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    eventually_within(10, what, look).await
+}
+
+/// The same, for so many seconds at most: where the other process takes its time.
+pub async fn eventually_within<T, F: Future<Output = Option<T>>>(
+    seconds: u64,
+    what: &str,
+    look: impl Fn() -> F,
+) -> T {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(seconds);
     loop {
         if let Some(seen) = look().await {
             return seen;

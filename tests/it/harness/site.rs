@@ -3,6 +3,7 @@
 use std::{fs::File, net::TcpListener, path::PathBuf, process::Stdio};
 
 use rcgen::{CertificateParams, KeyPair};
+use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -11,6 +12,8 @@ use super::{
     broker::{aws_env, credbroker},
     emulator::emulator,
     eventually,
+    stepped::policy,
+    wire::tls_get,
 };
 
 const EXAMPLE: &str = include_str!("../../../deploy/credbroker.example.toml");
@@ -36,8 +39,23 @@ impl Site {
         site
     }
 
+    /// With more settings of the audit log.
+    pub fn with_audit(settings: impl FnOnce(&Self) -> String) -> Self {
+        let site = Self::new();
+        let settings = settings(&site);
+        let config = site
+            .config()
+            .replace("\n[limits]", &format!("\n{settings}\n[limits]"));
+        std::fs::write(site.path("config.toml"), config).unwrap();
+        site
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
     }
 
     /// The shipped configuration, moved here.
@@ -93,6 +111,52 @@ impl Site {
         let mut command = credbroker(args);
         command.envs(self.env());
         Run::of(command, "").await
+    }
+
+    /// Runs it as the service whose token it is.
+    pub async fn run_as(&self, token: &str, args: &[&str]) -> Run {
+        let mut command = credbroker(args);
+        command.envs(self.env()).env_remove("CREDBROKER_TOKEN_FILE");
+        command.env("CREDBROKER_TOKEN", token);
+        Run::of(command, "").await
+    }
+
+    pub async fn create(&self, service: &str) {
+        self.run(&["service", "create", service]).await.ok();
+    }
+
+    /// Registers `payments-api` with the grant `user`. Returns its token.
+    pub async fn payments_api(&self) -> String {
+        self.create("payments-api").await;
+        let create = ["service", "token", "create", "payments-api", "-o", "json"];
+        let token = self.run(&create).await.ok().json();
+        let put = ["grant", "put", "payments-api/user", "--kind", "iam_user"];
+        let mut put = credbroker(&[&put[..], &["--policy-file", "-"]].concat());
+        put.envs(self.env());
+        Run::of(put, &policy().to_string()).await.ok();
+        token["token"].as_str().unwrap().to_owned()
+    }
+
+    /// It issues, as the service whose token it is. Returns the lease.
+    pub async fn assert_issues(&self, token: &str) -> String {
+        let issue = self.run_as(token, &["issue", "user", "-o", "json"]).await;
+        let issued = issue.ok().json();
+        assert!(Key::issued(&issued).works().await);
+        issued["lease_id"].as_str().unwrap().to_owned()
+    }
+
+    /// What is stored, to be read.
+    pub async fn store(&self) -> SqliteConnection {
+        let store = SqliteConnectOptions::new().filename(self.path("credbroker.db"));
+        store.read_only(true).connect().await.unwrap()
+    }
+
+    /// A metric, its labels included in the name.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = tls_get(&self.address, &self.path("tls.pem"), "/metrics").await;
+        let begin = format!("{name} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&begin));
+        line.map(|value| value.parse().unwrap())
     }
 }
 
