@@ -122,19 +122,27 @@ impl Broker {
         Ok(())
     }
 
-    /// For the start: reads the whole log and compares it with itself and with the
-    /// checkpoints in the store and beside it. When they part, nothing is issued, nothing
-    /// is cleaned up and nothing is signed; what somebody asks to be taken away is.
+    /// For the start: reads the whole log and compares it with itself, with the checkpoints
+    /// in the store and beside it, and with what the witness has cosigned. When they part,
+    /// nothing is issued, nothing is cleaned up and nothing is signed; what somebody asks to
+    /// be taken away is.
     ///
     /// # Errors
     /// The store's.
     pub async fn check_log(&self) -> Result<(), Error> {
-        if let Some(doubt) = self.contradiction().await? {
-            tracing::error!(%doubt, "nothing is issued");
-            // Set here alone, at the start.
-            let _ = self.log_doubt.set(doubt);
+        match self.contradiction().await? {
+            Some(doubt) => {
+                self.doubt_log(doubt);
+                Ok(())
+            }
+            None => self.ask_witness().await,
         }
-        Ok(())
+    }
+
+    /// From now on nothing is issued; the first doubt stands.
+    pub(super) fn doubt_log(&self, doubt: Error) {
+        tracing::error!(%doubt, "nothing is issued");
+        let _ = self.log_doubt.set(doubt);
     }
 
     /// Whether nothing speaks against the log: else nobody is given anything.

@@ -23,6 +23,7 @@ mod services;
 mod sinks;
 mod status;
 mod under_way;
+mod witness;
 
 use std::{
     future::Future,
@@ -51,7 +52,7 @@ use crate::{
         emergency::Unrecorded,
         log_key::Signing,
         paces::Paces,
-        ports::{Anchor, Inventory, Issuer, Keyring, Spool, Store, StoreError},
+        ports::{Anchor, Inventory, Issuer, Keyring, Spool, Store, StoreError, Witness},
         reap::Busy,
         under_way::UnderWay,
     },
@@ -92,6 +93,8 @@ pub struct Parts {
     pub anchor: Option<Arc<dyn Anchor>>,
     /// How long the log's records stay at least.
     pub keep: Duration,
+    /// Who else signs the log.
+    pub witness: Option<Arc<dyn Witness>>,
     /// Where revocations are kept while the store takes no records.
     pub spool: Arc<dyn Spool>,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
@@ -115,7 +118,7 @@ pub struct Broker {
     /// Set once the key at work has been seen to be of the store's account.
     account: tokio::sync::OnceCell<()>,
     signing: tokio::sync::Mutex<Signing>,
-    /// Why nothing is issued: what the checkpoint beside the store says against the log.
+    /// Why nothing is issued: what a checkpoint or the witness says against the log.
     log_doubt: OnceLock<Error>,
     /// Revocations that the store could not take yet.
     unrecorded: Unrecorded,

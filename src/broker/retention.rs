@@ -57,6 +57,10 @@ impl Broker {
         for sink in &fed {
             count = count.min(self.store().sink_cursor(sink).await?);
         }
+        // What the witness has cosigned is gone on from there.
+        if self.parts.witness.is_some() {
+            count = count.min(self.size_cosigned().await?);
+        }
         count -= count % WIDTH;
         let pruned = self.store().log_start().await?;
         if count <= pruned {

@@ -1,11 +1,11 @@
-//! The audit log's settings: its checkpoint file and its sinks.
+//! The audit log's settings: its checkpoint file, its witness and its sinks.
 
 use std::{net::Ipv6Addr, path::PathBuf, str::FromStr, time::Duration};
 
 use toml::{Table, Value};
 
 use super::{Lifetime, Reader, path};
-use crate::domain::name::Name;
+use crate::{audit::note::WitnessKey, domain::name::Name};
 
 /// Size that a sink's file may have, MiB, where the configuration does not say.
 const ROTATE_MIB: u32 = 100;
@@ -22,8 +22,21 @@ pub struct Audit {
     pub checkpoint_file: Option<PathBuf>,
     /// How long records stay at least.
     pub keep: Duration,
+    /// Who else signs its checkpoints.
+    pub witness: Option<Witness>,
     /// Where its records are streamed to.
     pub sinks: Vec<Sink>,
+}
+
+/// Who else signs the log's checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Witness {
+    /// Its server.
+    pub server: Server,
+    /// The path of its submission prefix, without a slash at its end.
+    pub prefix: String,
+    /// What its signatures are checked with.
+    pub key: WitnessKey,
 }
 
 /// Where the log's records are streamed to.
@@ -80,8 +93,29 @@ pub(super) fn read(reader: &mut Reader) -> Audit {
         keep: reader
             .optional("audit", "keep")
             .map_or(KEEP_RECORDS, |Lifetime(keep)| keep),
+        witness: witness(reader),
         sinks: sinks(reader),
     }
+}
+
+fn witness(reader: &mut Reader) -> Option<Witness> {
+    let section = "audit.witness";
+    let Value::Table(table) = reader.take("audit", "witness")? else {
+        reader.wrong(section, "begin it with [audit.witness]");
+        return None;
+    };
+    let mut own = Reader::of(Table::from_iter([(section.to_owned(), table.into())]));
+    let url: Option<Prefix> = own.required(section, "url");
+    let key = own.required(section, "key");
+    let ca_file = own.optional(section, "ca_file");
+    let witness = url.zip(key).map(|(url, key)| Witness {
+        server: url.address.with(ca_file),
+        prefix: url.path,
+        key,
+    });
+    let read = own.finish(witness, &[section]);
+    read.map_err(|mistakes| reader.mistakes.extend(mistakes))
+        .ok()
 }
 
 fn sinks(reader: &mut Reader) -> Vec<Sink> {
@@ -271,9 +305,28 @@ impl FromStr for Url {
     }
 }
 
+/// `https://host:port/path`, to which a path is added.
+struct Prefix {
+    address: Address,
+    path: String,
+}
+
+impl FromStr for Prefix {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let url = text.parse().ok();
+        let Url { address, path } = url
+            .filter(|url: &Url| !url.path.contains('?'))
+            .ok_or("write it like https://witness.example/prefix")?;
+        let path = path.trim_end_matches('/').to_owned();
+        Ok(Self { address, path })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, Destination, Server, Sink};
+    use crate::config::{Config, Destination, Server, Sink, Witness};
 
     const EXAMPLE: &str = include_str!("../../deploy/credbroker.example.toml");
 
@@ -377,5 +430,72 @@ mod tests {
         assert_eq!(told, expected, "{mistakes:#?}");
         let mistakes = with("sinks = ['archive']").unwrap_err();
         assert_eq!(mistakes, ["audit.sinks: begin each with [[audit.sinks]]"]);
+    }
+
+    fn witness(settings: &str) -> Result<Option<Witness>, Vec<String>> {
+        let text = EXAMPLE.replace("\n[limits]", &format!("\n{settings}\n[limits]"));
+        Config::parse(&text).map(|config| config.audit.witness)
+    }
+
+    const KEY: &str = "witness.example+d2bd90f1+BNy/co4C1Hn1p+INwJrfUlgz7W55dSZReusH/GhUhJ/G";
+
+    #[test]
+    fn the_witness_of_the_example_is_valid_and_optional() {
+        assert_eq!(witness("").unwrap(), None);
+        let (before, rest) = EXAMPLE.split_once("# [audit.witness]").unwrap();
+        let (settings, after) = rest.split_once("\n\n").unwrap();
+        let is_setting = |line: &&str| line.contains(" = ");
+        let settings: Vec<&str> = settings.lines().filter(is_setting).collect();
+        let settings = settings.join("\n").replace("# ", "");
+        let config = Config::parse(&format!("{before}[audit.witness]\n{settings}\n\n{after}"));
+        let witness = config.unwrap().audit.witness.unwrap();
+        assert_eq!(witness.key.name(), "witness.example");
+    }
+
+    #[test]
+    fn the_url_of_a_witness_is_what_a_path_is_added_to() {
+        for (url, host, port, prefix) in [
+            ("https://w.example", "w.example", 443, ""),
+            ("https://w.example/", "w.example", 443, ""),
+            ("https://w.example:8443/a/b/", "w.example", 8443, "/a/b"),
+        ] {
+            let settings =
+                format!("[audit.witness]\nurl = '{url}'\nkey = '{KEY}'\nca_file = '/ca'");
+            let witness = witness(&settings).unwrap().unwrap();
+            let server = Server {
+                host: host.to_owned(),
+                port,
+                ca_file: Some("/ca".into()),
+            };
+            assert_eq!((witness.server, &*witness.prefix), (server, prefix));
+        }
+    }
+
+    #[test]
+    fn every_mistake_of_the_witness_is_told_at_once() {
+        let of_a_log = KEY.replace("BNy", "ANy");
+        for (settings, expected) in [
+            (
+                "[audit.witness]",
+                &["url: is missing", "key: is missing"][..],
+            ),
+            (
+                "[audit.witness]\nurl = 'http://w.example'\nkey = 'mine'\ncolour = 'red'",
+                &["url: write it like", "key: it is no key", "colour: is not"],
+            ),
+            (
+                &format!("[audit.witness]\nurl = 'https://w.example/?a=b'\nkey = '{of_a_log}'"),
+                &["url: write it like", "key: it is no key"],
+            ),
+        ] {
+            let mistakes = witness(settings).unwrap_err();
+            assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+            for (mistake, begin) in mistakes.iter().zip(expected) {
+                let begin = format!("audit.witness.{begin}");
+                assert!(mistake.starts_with(&begin), "{mistake}");
+            }
+        }
+        let mistakes = witness("witness = 'https://w.example'").unwrap_err();
+        assert_eq!(mistakes, ["audit.witness: begin it with [audit.witness]"]);
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use toml::{Table, Value};
 
-pub use self::audit::{Audit, Destination, Server, Sink};
+pub use self::audit::{Audit, Destination, Server, Sink, Witness};
 use crate::domain::{
     arn::Partition,
     duration::{self, DurationError, HOUR},

@@ -137,6 +137,7 @@ fn describe() {
         "Access keys removed because no lease knew them"
     );
     describe_sinks();
+    describe_witness();
     describe_histogram!(
         "credbroker_aws_call_seconds",
         Unit::Seconds,
@@ -161,5 +162,16 @@ fn describe_sinks() {
     describe_counter!(
         "credbroker_audit_sink_failures_total",
         "Times that a sink did not take audit records, or that this could not be kept"
+    );
+}
+
+fn describe_witness() {
+    describe_gauge!(
+        "credbroker_audit_witnessed_size",
+        "Audit records that the witness has cosigned"
+    );
+    describe_counter!(
+        "credbroker_audit_witness_failures_total",
+        "Times that the witness did not cosign the audit log, or that this could not be kept"
     );
 }

@@ -88,6 +88,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let log = LogKeeping {
         anchor: Some(dir.join("checkpoint")),
         keep: Duration::ZERO,
+        witness: None,
     };
     let assembled = assemble(&store, aws, limits, custody, log).await?;
     tolerate_silence(

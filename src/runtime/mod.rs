@@ -24,7 +24,7 @@ use crate::{
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, Parts,
-        ports::{Anchor, AwsFailure, FailureClass, Issuer, Sink, Store, StoreError},
+        ports::{Anchor, AwsFailure, FailureClass, Issuer, Sink, Store, StoreError, Witness},
     },
     config::ConfigError,
     domain::{
@@ -103,6 +103,9 @@ pub enum StartError {
         /// Why.
         source: sink::SetupError,
     },
+    /// The witness of the audit log cannot be set up.
+    #[error("the witness of the audit log cannot be set up: {0}")]
+    Witness(sink::SetupError),
     /// KMS does not open the sealing key.
     #[error("the sealing key cannot be opened: {0}")]
     Kms(AwsFailure),
@@ -135,9 +138,11 @@ impl StartError {
     #[must_use]
     pub const fn problem(&self) -> StartProblem {
         match self {
-            Self::Config(_) | Self::Tls(_) | Self::Sealing { .. } | Self::Sink { .. } => {
-                StartProblem::Told
-            }
+            Self::Config(_)
+            | Self::Tls(_)
+            | Self::Sealing { .. }
+            | Self::Sink { .. }
+            | Self::Witness(_) => StartProblem::Told,
             Self::Store(OpenError::InUse(_))
             | Self::Account(_)
             | Self::Kms(AwsFailure {
@@ -197,6 +202,8 @@ struct LogKeeping {
     anchor: Option<PathBuf>,
     /// How long its records stay at least.
     keep: Duration,
+    /// Who else signs it.
+    witness: Option<Arc<dyn Witness>>,
 }
 
 async fn assemble(
@@ -227,6 +234,7 @@ async fn assemble(
             .anchor
             .map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
         keep: log.keep,
+        witness: log.witness,
         stop: stop.clone(),
     });
     broker.check_log().await?;
@@ -334,6 +342,8 @@ async fn run(
     }
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
+    let witnessed = Arc::clone(&broker);
+    feeding.spawn(async move { witnessed.keep_witnessed().await });
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
     let signing = Arc::clone(&broker);
     let signing = tokio::spawn(async move { signing.keep_signing().await });
@@ -350,7 +360,7 @@ async fn run(
     counting.abort();
     // It ends by itself, with the file that it may be writing.
     let _ = signing.await;
-    // What is written from now on is streamed after the next start.
+    // What is written from now on is streamed, and witnessed, after the next start.
     while feeding.join_next().await.is_some() {}
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {

@@ -11,11 +11,14 @@ use super::{
 };
 use crate::{
     aws::{AwsSettings, kms},
-    broker::{Custody, Error, ports::Sink},
+    broker::{
+        Custody, Error,
+        ports::{Sink, Witness},
+    },
     config::{self, Config, Destination},
     domain::seal::{SealError, SealingKey},
     http::tls,
-    sink::{FileSink, Server, SetupError, SyslogSink, WebhookSink},
+    sink::{FileSink, HttpsWitness, Server, SetupError, SyslogSink, WebhookSink},
     store::anchor::replace_file,
 };
 
@@ -26,12 +29,14 @@ use crate::{
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
     let sinks = sinks(&config.audit.sinks)?;
+    let witness = config.audit.witness.as_ref().map(witness).transpose()?;
     let custody = custody(&config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let may_be_imported = custody.sealing.is_some();
     let log = LogKeeping {
         anchor: config.audit.checkpoint_file,
         keep: config.audit.keep,
+        witness,
     };
     let assembled = assemble(&config.store, aws, config.limits, custody, log).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
@@ -60,7 +65,6 @@ fn sinks(configured: &[config::Sink]) -> Result<Vec<Arc<dyn Sink>>, StartError> 
 
 fn sink(configured: &config::Sink) -> Result<Arc<dyn Sink>, SetupError> {
     let name = configured.name.clone();
-    let server = |to: &config::Server| Server::new(&to.host, to.port, to.ca_file.as_deref());
     Ok(match &configured.to {
         Destination::File {
             path,
@@ -81,6 +85,16 @@ fn sink(configured: &config::Sink) -> Result<Arc<dyn Sink>, SetupError> {
             Arc::new(sink?)
         }
     })
+}
+
+fn server(to: &config::Server) -> Result<Server, SetupError> {
+    Server::new(&to.host, to.port, to.ca_file.as_deref())
+}
+
+fn witness(configured: &config::Witness) -> Result<Arc<dyn Witness>, StartError> {
+    let server = server(&configured.server).map_err(StartError::Witness)?;
+    let witness = HttpsWitness::new(configured.key.clone(), server, &configured.prefix);
+    Ok(Arc::new(witness))
 }
 
 async fn custody(config: &Config) -> Result<Custody, StartError> {

@@ -1,15 +1,20 @@
-//! Sinks: the audit log, as lines in a file, as syslog messages or by a webhook.
+//! Sinks: the audit log, as lines in a file, as syslog messages or by a webhook. And its
+//! witness.
 
 mod file;
+mod post;
 mod syslog;
 mod tls;
 mod webhook;
+mod witness;
 
 use std::{io, path::PathBuf};
 
 use tokio_rustls::rustls;
 
-pub use self::{file::FileSink, syslog::SyslogSink, tls::Server, webhook::WebhookSink};
+pub use self::{
+    file::FileSink, syslog::SyslogSink, tls::Server, webhook::WebhookSink, witness::HttpsWitness,
+};
 
 /// Why a sink cannot be set up.
 #[derive(Debug, thiserror::Error)]

@@ -1,19 +1,16 @@
 //! The audit log by a webhook: a POST of one JSON object per line, which any 2xx
-//! acknowledges. A connection for each, so that none is found dead.
+//! acknowledges.
 
 use std::{fs, path::Path};
 
 use async_trait::async_trait;
-use hyper::{
-    Request, StatusCode,
-    client::conn::http1,
-    header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
-};
-use hyper_util::rt::TokioIo;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::task::JoinSet;
 
-use super::{Server, SetupError};
+use super::{
+    Server, SetupError,
+    post::{refused, unsent},
+};
 use crate::{
     broker::ports::{Sink, SinkError},
     domain::name::Name,
@@ -46,20 +43,6 @@ impl WebhookSink {
             token: token_file.map(token_in).transpose()?,
         })
     }
-
-    fn request(&self, leaves: &[Vec<u8>]) -> Result<Request<String>, SinkError> {
-        let mut lines = leaves.join(&b'\n');
-        lines.push(b'\n');
-        let lines = String::from_utf8(lines).map_err(unsent)?;
-        let mut request = Request::post(self.path.as_str())
-            .header(HOST, self.server.authority())
-            .header(CONNECTION, "close")
-            .header(CONTENT_TYPE, "application/x-ndjson");
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, bearer(token).map_err(unsent)?);
-        }
-        request.body(lines).map_err(unsent)
-    }
 }
 
 #[async_trait]
@@ -69,13 +52,15 @@ impl Sink for WebhookSink {
     }
 
     async fn deliver(&self, leaves: &[Vec<u8>]) -> Result<(), SinkError> {
-        let request = self.request(leaves)?;
-        let stream = TokioIo::new(self.server.connect().await?);
-        let (mut sender, connection) = http1::handshake(stream).await.map_err(unsent)?;
-        // Cut off when it is dropped, like this call.
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
-        let answer = sender.send_request(request).await.map_err(unsent)?;
+        let mut lines = leaves.join(&b'\n');
+        lines.push(b'\n');
+        let lines = String::from_utf8(lines).map_err(unsent)?;
+        let ndjson = HeaderValue::from_static("application/x-ndjson");
+        let mut headers = vec![(CONTENT_TYPE, ndjson)];
+        if let Some(token) = &self.token {
+            headers.push((AUTHORIZATION, bearer(token).map_err(unsent)?));
+        }
+        let answer = self.server.post(&self.path, &headers, lines).await?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(refused(status)),
@@ -101,12 +86,4 @@ fn bearer(token: &SecretString) -> Result<HeaderValue, hyper::header::InvalidHea
     let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-fn unsent(error: impl std::fmt::Display) -> SinkError {
-    SinkError(format!("the records could not be posted: {error}"))
-}
-
-fn refused(status: StatusCode) -> SinkError {
-    SinkError(format!("it answered {status}"))
 }

@@ -111,6 +111,7 @@ const ROOMS: &[Room] = &[
             "async_trait",
             // rustls calls its module so.
             "aws_lc_rs",
+            "http_body_util",
             "hyper",
             "hyper_util",
             "rustls_native_certs",
@@ -181,7 +182,7 @@ const ROOMS: &[Room] = &[
             "tracing_subscriber",
         ],
     ),
-    room("config", &["domain"], &["thiserror", "toml"]),
+    room("config", &["audit", "domain"], &["thiserror", "toml"]),
     room(
         "runtime",
         &[

@@ -14,8 +14,9 @@ mod secrets;
 mod sinks;
 mod tampering;
 mod trail;
+mod witness;
 
-use std::{collections::BTreeSet, process::Stdio, sync::Arc};
+use std::{collections::BTreeSet, path::Path, process::Stdio, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use credbroker::{
@@ -218,7 +219,11 @@ impl Script<'_> {
 
 /// Adds so many records to the log of a broker that has stopped.
 async fn fill(broker: &Broker, count: usize) {
-    let store = Arc::new(SqliteStore::open(&broker.database()).await.unwrap());
+    fill_store(&broker.database(), count).await;
+}
+
+async fn fill_store(database: &Path, count: usize) {
+    let store = Arc::new(SqliteStore::open(database).await.unwrap());
     let mut writers = JoinSet::new();
     for _ in 0..count {
         let read = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH);

@@ -8,7 +8,10 @@ use jiff::Timestamp;
 use super::StoreError;
 pub use crate::audit::checkpoint::Receipt;
 use crate::{
-    audit::tree::{Edge, Hash},
+    audit::{
+        note::WitnessKey,
+        tree::{Edge, Hash},
+    },
     domain::{name::Name, seal::Sealed},
 };
 
@@ -75,6 +78,15 @@ pub struct KeptCheckpoint {
     pub anchored: bool,
 }
 
+/// The newest checkpoint that the witness has cosigned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CosignedCheckpoint {
+    /// How many records it stands for.
+    pub size: u64,
+    /// The note, with both signatures.
+    pub note: String,
+}
+
 /// A key that signs the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogKey {
@@ -108,7 +120,7 @@ pub trait Spool: Send + Sync {
     async fn clear(&self) -> Result<(), StoreError>;
 }
 
-/// Why a sink did not take records, in words without a secret.
+/// Why a sink or the witness did not take what it was sent, in words without a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SinkError(pub String);
@@ -122,4 +134,26 @@ pub trait Sink: Send + Sync {
     /// this returns. May be cut off at any moment; what it has not taken, and perhaps
     /// some of what it has, is handed to it again.
     async fn deliver(&self, leaves: &[Vec<u8>]) -> Result<(), SinkError>;
+}
+
+/// What a witness answers to a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WitnessAnswer {
+    /// Lines of signatures, its own among them.
+    Cosigned(String),
+    /// It goes on from another checkpoint, of this size if it tells one.
+    Conflict(Option<u64>),
+    /// The checkpoint does not go on from the one that it knows.
+    Inconsistent,
+    /// Anything else: the HTTP status.
+    Refused(u16),
+}
+
+/// Somebody else who signs each checkpoint, and only ones that go on from those before.
+#[async_trait]
+pub trait Witness: Send + Sync {
+    /// What its signatures are checked with.
+    fn key(&self) -> &WitnessKey;
+    /// Sends it the body of an `add-checkpoint`. May be cut off at any moment.
+    async fn add_checkpoint(&self, body: String) -> Result<WitnessAnswer, SinkError>;
 }

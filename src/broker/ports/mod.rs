@@ -164,6 +164,10 @@ pub trait Store: Send + Sync {
     /// Keeps a signed checkpoint, without a record: it tells of records. One that is
     /// older than the kept one changes nothing.
     async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError>;
+    /// The newest checkpoint that the witness has cosigned.
+    async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError>;
+    /// Keeps another in its place, without a record: it tells of records.
+    async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError>;
     /// Sequence number of the last record that the sink of this name has taken; 0 for
     /// none.
     async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError>;

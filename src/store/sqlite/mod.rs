@@ -17,6 +17,7 @@ mod search;
 mod services;
 mod sinks;
 mod tokens;
+mod witness;
 mod writer;
 
 use std::{collections::BTreeSet, fs::File, pin::Pin};
@@ -30,8 +31,8 @@ use self::writer::Writer;
 use crate::{
     audit::tile::{Tile, Tiles},
     broker::ports::{
-        AuditFilter, Begun, Counts, KeptCheckpoint, LeaseChange, LeaseFilter, LogCheck, LogHead,
-        LogKey, Page, Receipt, Store, StoreError, TokenOwner,
+        AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
+        LogCheck, LogHead, LogKey, Page, Receipt, Store, StoreError, TokenOwner,
     },
     domain::{
         admin_key::AdminKey,
@@ -180,6 +181,21 @@ impl Store for SqliteStore {
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
                 log::keep_checkpoint(tx, &kept).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        keeping.await.map(drop)
+    }
+
+    async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError> {
+        witness::cosigned(&self.readers).await
+    }
+
+    async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError> {
+        let cosigned = cosigned.clone();
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                witness::keep_cosigned(tx, &cosigned).await?;
                 Ok(((), Vec::new()))
             })
         });

@@ -61,6 +61,7 @@ fn broker(home: &Path, store: &Arc<SqliteStore>, issuer: &Arc<AwsAccount>) -> Ar
         spool: Arc::new(FileSpool::open(home.join("emergency")).unwrap()),
         anchor: Some(anchor),
         keep: std::time::Duration::ZERO,
+        witness: None,
         stop: CancellationToken::new(),
     })
 }

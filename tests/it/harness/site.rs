@@ -11,7 +11,7 @@ use super::{
     Key, Run,
     broker::{aws_env, credbroker},
     emulator::emulator,
-    eventually,
+    eventually_within,
     stepped::policy,
     wire::tls_get,
 };
@@ -92,7 +92,8 @@ impl Site {
         let quiet = command.stdin(Stdio::null()).stderr(log.unwrap());
         let child = quiet.spawn().unwrap();
         let answers = async || (self.run(&["status"]).await.code == 0).then_some(());
-        eventually("it serves", answers).await;
+        // A witness that says nothing is waited for.
+        eventually_within(30, "it serves", answers).await;
         child
     }
 

@@ -401,6 +401,7 @@ async fn broker(
         spool: Arc::new(spool.unwrap()),
         anchor: None,
         keep: Duration::ZERO,
+        witness: None,
         stop: CancellationToken::new(),
     })
 }

@@ -166,6 +166,13 @@ CREATE TABLE audit_checkpoint (
     anchored INTEGER NOT NULL
 ) STRICT;
 
+-- The newest checkpoint that the witness has cosigned, a note with both signatures.
+CREATE TABLE audit_witness (
+    only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    size INTEGER NOT NULL,
+    note TEXT    NOT NULL
+) STRICT;
+
 -- The last record that each sink has taken.
 CREATE TABLE audit_sinks (
     name TEXT    NOT NULL PRIMARY KEY,

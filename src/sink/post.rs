@@ -1,0 +1,80 @@
+//! A POST to a sink's server or to the witness: a connection for each, so that none is
+//! found dead.
+
+use http_body_util::{BodyExt, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinSet;
+
+use super::Server;
+use crate::broker::ports::SinkError;
+
+/// Longest answer that is read, bytes.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// What was answered, as far as it has arrived.
+pub(super) struct Answer {
+    response: Response<Incoming>,
+    /// Cut off when it is dropped.
+    _connection: JoinSet<hyper::Result<()>>,
+}
+
+impl Server {
+    /// Posts this body. May be cut off at any moment.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        headers: &[(HeaderName, HeaderValue)],
+        body: String,
+    ) -> Result<Answer, SinkError> {
+        let mut request = Request::post(path)
+            .header(HOST, self.authority())
+            .header(CONNECTION, "close");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(body).map_err(unsent)?;
+        let stream = TokioIo::new(self.connect().await?);
+        let (mut sender, connection) = http1::handshake(stream).await.map_err(unsent)?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Answer {
+            response: sender.send_request(request).await.map_err(unsent)?,
+            _connection: driver,
+        })
+    }
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// All of it, as text.
+    pub(super) async fn text(self) -> Result<String, SinkError> {
+        let body = Limited::new(self.response.into_body(), ANSWER_MAX);
+        let body = body.collect().await.map_err(unread)?;
+        String::from_utf8(body.to_bytes().into()).map_err(unread)
+    }
+}
+
+pub(super) fn unsent(error: impl std::fmt::Display) -> SinkError {
+    SinkError(format!("the request could not be sent: {error}"))
+}
+
+fn unread(error: impl std::fmt::Display) -> SinkError {
+    SinkError(format!("its answer cannot be read: {error}"))
+}
+
+pub(super) fn refused(status: StatusCode) -> SinkError {
+    SinkError(format!("it answered {status}"))
+}
