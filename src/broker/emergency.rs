@@ -236,12 +236,11 @@ impl Broker {
     pub async fn take_up_spool(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
             *self.unrecorded.in_file.lock().await = true;
-            match self.read_entry(&entry) {
-                Some(event) => self.unrecorded.list().push(event),
-                None => tracing::error!(
-                    "an entry of the emergency file is not the broker's, and is passed over"
-                ),
-            }
+            let Some(event) = self.read_entry(&entry) else {
+                tracing::error!("an entry of the emergency file is not the broker's: passed over");
+                continue;
+            };
+            self.unrecorded.list().push(event);
         }
         if let Err(error) = self.fold_in().await {
             tracing::error!(%error, "the revocations of the emergency file are not in the log yet");

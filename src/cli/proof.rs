@@ -13,7 +13,7 @@ use super::{
 use crate::{
     audit::{leaf, note::Verifier, proof::InclusionProof},
     client::Client,
-    proto::{self, ProveLeaseRequest, ProveLeaseResponse},
+    proto::{self, ProveLeaseRequest},
 };
 
 #[derive(Args, Debug)]
@@ -30,21 +30,26 @@ impl Prove {
         fs::create_dir_all(&self.dir).map_err(|error| unusable(&self.dir, &error))?;
         let mut page_token = String::new();
         loop {
-            let request = ProveLeaseRequest {
-                lease_id: self.lease_id.clone(),
-                page_size: 0,
-                page_token,
-            };
-            let proven = client.audit().prove_lease(request).await?.into_inner();
-            page_token = proven.next_page_token.clone();
-            self.write(proven, out)?;
+            page_token = self.page(client, page_token, out).await?;
             if page_token.is_empty() {
                 return Ok(());
             }
         }
     }
 
-    fn write(&self, proven: ProveLeaseResponse, out: &mut Output) -> Result<(), Failure> {
+    /// Writes a page of proofs. Returns the token of the next.
+    async fn page(
+        &self,
+        client: &Client,
+        page_token: String,
+        out: &mut Output,
+    ) -> Result<String, Failure> {
+        let request = ProveLeaseRequest {
+            lease_id: self.lease_id.clone(),
+            page_size: 0,
+            page_token,
+        };
+        let proven = client.audit().prove_lease(request).await?.into_inner();
         let signed = proven.checkpoint.unwrap_or_default();
         let key: Verifier = signed.verifier_key.parse().map_err(|error| {
             Failure::unexpected(format!("the broker's key of the log: {error}"))
@@ -58,7 +63,7 @@ impl Prove {
             fs::write(&path, proof.text()).map_err(|error| unusable(&path, &error))?;
             out.entry(&json!({ "file": path }), &path.display().to_string())?;
         }
-        Ok(())
+        Ok(proven.next_page_token)
     }
 }
 

@@ -244,7 +244,7 @@ async fn nobody_else_writes_into_the_log_by_way_of_the_emergency_file() {
         json!({"seq": 0, "time": time, "event": "log.key_made", "outcome": "success", "actor": "broker", "detail": made["detail"]}),
         json!({"seq": 0, "time": time, "event": "service.revoked", "outcome": "success", "actor": "operator:ann", "service": "payments-api"}),
     ];
-    let lines: String = forged.iter().map(|line| format!("{line}\n")).collect();
+    let lines = forged.map(|line| line.to_string()).join("\n") + "\n";
     bytes[..lines.len()].copy_from_slice(lines.as_bytes());
     fs::write(&file, bytes).unwrap();
     let (admin, endpoint) = (
