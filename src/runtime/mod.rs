@@ -48,6 +48,9 @@ use crate::{
 /// How long operations that were begun may take to end.
 const FINISH_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long the upkeep may take to notice that the broker ends; it may be why.
+const UPKEEP_LIMIT: Duration = Duration::from_secs(1);
+
 /// Why the broker does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -355,8 +358,9 @@ async fn run(
     if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
     }
-    let stopped_by_itself = upkeep.is_finished();
-    upkeep.abort();
+    let cut_off = upkeep.abort_handle();
+    let kept_up = timeout(UPKEEP_LIMIT, upkeep).await;
+    cut_off.abort();
     counting.abort();
     // It ends by itself, with the file that it may be writing.
     let _ = signing.await;
@@ -367,8 +371,8 @@ async fn run(
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
     }
     store.close().await;
-    match upkeep.await {
-        Ok(ended) if stopped_by_itself => Ok(ended?),
+    match kept_up {
+        Ok(Ok(ended)) => Ok(ended?),
         _ => Ok(()),
     }
 }

@@ -9,7 +9,13 @@ use super::{
     export::{copied, export, key_of, verify, with_records},
     fill, policy,
 };
-use crate::harness::{Account, Broker, Run, broker::credbroker, emulator::emulator, eventually};
+use crate::harness::{
+    Account, Broker, Run,
+    broker::credbroker,
+    emulator::emulator,
+    eventually,
+    site::{Site, stop},
+};
 
 /// Prunes what is older than a second, until the first so many records are.
 async fn prune(broker: &Broker, dir: &Path, start: u64) {
@@ -202,4 +208,26 @@ async fn a_copy_that_begins_after_a_rotation_is_verified_by_every_key() {
         ],
     );
     verify(&path("early"), &["--whole"]).await.ok();
+}
+
+#[tokio::test]
+async fn a_record_stays_for_as_long_as_the_configuration_says() {
+    let account = Account::new().await;
+    // 400 days, unless it says so.
+    for (settings, kept) in [("", "400d"), ("keep = \"30d\"", "30d")] {
+        let site = Site::sealed(|_| settings.to_owned());
+        let serving = site.serving(&account.admin).await;
+        let dir = site.path("export").display().to_string();
+        site.run(&["audit", "export", &dir]).await.ok();
+        let early = site
+            .run(&["audit", "prune", &dir, "--older-than", "29d"])
+            .await;
+        early.fails(
+            2,
+            &[&format!("records stay for {kept} at least"), "audit.keep"],
+        );
+        let late = ["audit", "prune", &dir, "--older-than", "401d"];
+        site.run(&late).await.ok();
+        stop(serving).await;
+    }
 }

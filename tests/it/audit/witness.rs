@@ -5,7 +5,6 @@ mod server;
 use std::fs;
 
 use credbroker::audit::note::Verifier;
-use data_encoding::BASE64;
 
 use self::server::Witness;
 use super::fill_store;
@@ -16,13 +15,7 @@ use crate::harness::{
 
 /// A site whose log is signed and has this witness.
 fn site(witness: &Witness) -> Site {
-    let site = Site::with_audit(|site| witness.settings(site));
-    fs::write(site.path("seal.key"), BASE64.encode(&[7; 32])).unwrap();
-    let config = fs::read_to_string(site.path("config.toml")).unwrap();
-    let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
-    let sealed = format!("sealing_key_file = {:?}", site.text("seal.key"));
-    fs::write(site.path("config.toml"), config.replace(setting, &sealed)).unwrap();
-    site
+    Site::sealed(|site| format!("keep = \"1s\"\n{}", witness.settings(site)))
 }
 
 impl Site {

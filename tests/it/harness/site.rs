@@ -2,6 +2,7 @@
 
 use std::{fs::File, net::TcpListener, path::PathBuf, process::Stdio};
 
+use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
 use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
@@ -36,6 +37,17 @@ impl Site {
         std::fs::write(site.path("tls.pem"), certificate.unwrap().pem()).unwrap();
         std::fs::write(site.path("tls.key"), key.serialize_pem()).unwrap();
         std::fs::write(site.path("config.toml"), site.config()).unwrap();
+        site
+    }
+
+    /// The same with a sealing key, so that the log is signed.
+    pub fn sealed(settings: impl FnOnce(&Self) -> String) -> Self {
+        let site = Self::with_audit(settings);
+        std::fs::write(site.path("seal.key"), BASE64.encode(&[7; 32])).unwrap();
+        let config = std::fs::read_to_string(site.path("config.toml")).unwrap();
+        let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
+        let sealed = format!("sealing_key_file = {:?}", site.text("seal.key"));
+        std::fs::write(site.path("config.toml"), config.replace(setting, &sealed)).unwrap();
         site
     }
 
