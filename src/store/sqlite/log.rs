@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
     row::{count, exactly_one, get, inconsistent, micros, store_error, time},
@@ -29,7 +29,14 @@ pub(super) struct Log {
     /// Its size before.
     from: u64,
     pub(super) edge: Edge,
+    /// Records that are to be written, with their leaves.
+    rows: Vec<(AuditRecord, Vec<u8>)>,
+    /// Roots of tiles that they have made full.
+    roots: Vec<(Tile, Node, Hash)>,
 }
+
+/// Records that are written by one statement.
+const AT_ONCE: usize = 64;
 
 /// The edge as it is stored.
 pub(super) async fn stored_edge(pool: &SqlitePool) -> Result<Edge, StoreError> {
@@ -49,15 +56,13 @@ impl Log {
         Self {
             from: edge.size(),
             edge,
+            rows: Vec::new(),
+            roots: Vec::new(),
         }
     }
 
-    /// Adds records in their order.
-    pub(super) async fn append(
-        &mut self,
-        tx: &mut SqliteConnection,
-        events: &[AuditEvent],
-    ) -> Result<(), StoreError> {
+    /// Adds records in their order; they are written when it is closed.
+    pub(super) fn append(&mut self, events: &[AuditEvent]) -> Result<(), StoreError> {
         for event in events {
             let record = AuditRecord {
                 seq: self.edge.size() + 1,
@@ -66,20 +71,19 @@ impl Log {
             let leaf = leaf::encode(&record).map_err(|error| inconsistent(TABLE, error))?;
             for (node, hash) in self.edge.push(leaf_hash(&leaf)) {
                 if let Some(tile) = Tile::holding(node).filter(|tile| tile.level > 0) {
-                    keep(tx, tile, node, hash).await.map_err(occupied)?;
+                    self.roots.push((tile, node, hash));
                 }
             }
-            insert(tx, &record, &leaf).await.map_err(occupied)?;
-            let kept = keep_span(tx, self.edge.size()).await;
-            kept.map_err(occupied)?;
+            self.rows.push((record, leaf));
         }
         Ok(())
     }
 
     pub(super) async fn close(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
-        if self.edge.size() == self.from {
+        if self.rows.is_empty() {
             return Ok(());
         }
+        self.write(tx).await.map_err(occupied)?;
         let done = sqlx::query("UPDATE audit_edge SET size = ?, subtrees = ?")
             .bind(self.edge.size().cast_signed())
             .bind(self.edge.subtrees().as_flattened())
@@ -88,32 +92,43 @@ impl Log {
             .map_err(store_error)?;
         exactly_one(&done).map_err(occupied)
     }
+
+    async fn write(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        for rows in self.rows.chunks(AT_ONCE) {
+            insert(tx, rows).await?;
+        }
+        for (tile, node, hash) in &self.roots {
+            keep(tx, *tile, *node, *hash).await?;
+        }
+        for bundle in self.from / WIDTH..self.edge.size() / WIDTH {
+            keep_span(tx, bundle).await?;
+        }
+        Ok(())
+    }
 }
 
 async fn insert(
     tx: &mut SqliteConnection,
-    record: &AuditRecord,
-    leaf: &[u8],
+    rows: &[(AuditRecord, Vec<u8>)],
 ) -> Result<(), StoreError> {
-    let event = &record.event;
-    sqlx::query(
-        "INSERT INTO audit (seq, leaf, time, event, outcome, actor, service, grant_name, lease_id, access_key_id)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(record.seq.cast_signed())
-    .bind(leaf)
-    .bind(micros(event.time))
-    .bind(event.event.as_str())
-    .bind(event.outcome.as_str())
-    .bind(event.actor.to_string())
-    .bind(event.service.as_ref().map(ToString::to_string))
-    .bind(event.grant.as_ref().map(ToString::to_string))
-    .bind(event.lease_id.as_ref().map(ToString::to_string))
-    .bind(event.access_key_id.as_deref())
-    .execute(tx)
-    .await
-    .map_err(store_error)?;
-    Ok(())
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+        "INSERT INTO audit (seq, leaf, time, event, outcome, actor, service, grant_name, lease_id, access_key_id) ",
+    );
+    query.push_values(rows, |mut row, (record, leaf)| {
+        let event = &record.event;
+        row.push_bind(record.seq.cast_signed())
+            .push_bind(leaf.as_slice())
+            .push_bind(micros(event.time))
+            .push_bind(event.event.as_str())
+            .push_bind(event.outcome.as_str())
+            .push_bind(event.actor.to_string())
+            .push_bind(event.service.as_ref().map(ToString::to_string))
+            .push_bind(event.grant.as_ref().map(ToString::to_string))
+            .push_bind(event.lease_id.as_ref().map(ToString::to_string))
+            .push_bind(event.access_key_id.as_deref());
+    });
+    let done = query.build().execute(tx).await;
+    done.map(drop).map_err(store_error)
 }
 
 async fn keep(

@@ -94,9 +94,7 @@ type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 
 #[async_trait]
 impl Store for SqliteStore {
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
-        let nothing = self.attested(audit, |_| Box::pin(async move { Ok(()) }));
-        let ((), receipt) = nothing.await?;
-        Ok(receipt)
+        self.writer.record(audit).await
     }
 
     async fn audit(

@@ -17,16 +17,13 @@ use crate::{
 /// Records of these numbers: after the first, up to the second.
 type Numbers = (i64, i64);
 
-/// Keeps when the records of a bundle were made, once it is full.
-pub(super) async fn keep_span(tx: &mut SqliteConnection, size: u64) -> Result<(), StoreError> {
-    if !size.is_multiple_of(WIDTH) {
-        return Ok(());
-    }
+/// Keeps when the records of a full bundle were made.
+pub(super) async fn keep_span(tx: &mut SqliteConnection, bundle: u64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit_spans (idx, earliest, latest)
-         SELECT ?1 - 1, min(time), max(time) FROM audit WHERE seq > (?1 - 1) * ?2 AND seq <= ?1 * ?2",
+         SELECT ?1, min(time), max(time) FROM audit WHERE seq > ?1 * ?2 AND seq <= (?1 + 1) * ?2",
     )
-    .bind((size / WIDTH).cast_signed())
+    .bind(bundle.cast_signed())
     .bind(WIDTH.cast_signed())
     .execute(tx)
     .await

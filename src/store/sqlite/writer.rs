@@ -33,6 +33,8 @@ pub(super) type Working<'c, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send 
 
 #[async_trait]
 trait Change: Send {
+    /// Whether it comes to a record and nothing else, so that nothing could be undone.
+    fn is_record_alone(&self) -> bool;
     /// Does the work. Returns its records, or why there are none.
     async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError>;
     /// Tells whoever waits what has come of it.
@@ -40,6 +42,7 @@ trait Change: Send {
 }
 
 struct Asked<T, W> {
+    is_record_alone: bool,
     work: Option<W>,
     result: Result<T, StoreError>,
     answer: oneshot::Sender<Result<(T, Receipt), StoreError>>,
@@ -51,6 +54,10 @@ where
     T: Send,
     W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send,
 {
+    fn is_record_alone(&self) -> bool {
+        self.is_record_alone
+    }
+
     async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError> {
         let Some(work) = self.work.take() else {
             return Ok(Vec::new());
@@ -112,8 +119,27 @@ impl Writer {
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
     {
+        self.ask(work, false).await
+    }
+
+    /// Makes a record durable that belongs to no change.
+    pub(super) async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
+        let alone = self.ask(
+            move |_| Box::pin(async move { Ok(((), vec![audit])) }),
+            true,
+        );
+        let ((), receipt) = alone.await?;
+        Ok(receipt)
+    }
+
+    async fn ask<T, W>(&self, work: W, is_record_alone: bool) -> Result<(T, Receipt), StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let asked = Asked {
+            is_record_alone,
             work: Some(work),
             result: Err(closed()),
             answer,
@@ -199,6 +225,11 @@ async fn apply(
     log: &mut Log,
     change: &mut dyn Change,
 ) -> Result<Option<Vec<AuditEvent>>, StoreError> {
+    if change.is_record_alone() {
+        let records = change.work(&mut tx.connection).await?;
+        log.append(&records)?;
+        return Ok(Some(records));
+    }
     tx.run("SAVEPOINT change").await?;
     let Ok(records) = change.work(&mut tx.connection).await else {
         // When the disk has refused, there is no savepoint to go back to.
@@ -206,7 +237,7 @@ async fn apply(
         tx.run("RELEASE change").await?;
         return Ok(None);
     };
-    log.append(&mut tx.connection, &records).await?;
+    log.append(&records)?;
     tx.run("RELEASE change").await?;
     Ok(Some(records))
 }
