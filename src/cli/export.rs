@@ -5,12 +5,13 @@ use std::{fs, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use serde_json::json;
 
 use super::{
     failure::Failure,
     fetch::{Bundle, Head, unusable},
     lines::{self, Line},
-    output::Output,
+    output::{Format, Output},
     verify::records,
 };
 use crate::{
@@ -101,6 +102,10 @@ impl Export {
         self.write(CHECKPOINT, head.signed.note.as_bytes())?;
         bar.finish_and_clear();
         let new = size - taken_up - given_up;
+        if out.format() == Format::Json {
+            let told = json!({ "size": size, "start": given_up, "new": new, "dir": self.to });
+            return Ok(out.show(&told)?);
+        }
         Ok(out.line(&format!(
             "{}, {new} of them new, in {}",
             records(size, given_up),

@@ -7,11 +7,12 @@ use std::{
 };
 
 use indicatif::ProgressBar;
+use serde_json::json;
 
 use super::{
     failure::Failure,
     fetch::{Bundle, Head, unusable},
-    output::Output,
+    output::{Format, Output},
     verify::records,
 };
 use crate::{
@@ -71,7 +72,11 @@ pub(super) async fn write(
         let _ = fs::remove_file(&partial);
     }
     kept?;
-    let records = records(head.checkpoint.size, head.signed.start);
+    let (size, start) = (head.checkpoint.size, head.signed.start);
+    if out.format() == Format::Json {
+        return Ok(out.show(&json!({ "size": size, "start": start, "file": to }))?);
+    }
+    let records = records(size, start);
     Ok(out.line(&format!("{records} in {}", to.display()))?)
 }
 

@@ -3,8 +3,13 @@
 use std::{fs, path::PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
-use super::{failure::Failure, output::Output, proof};
+use super::{
+    failure::Failure,
+    output::{Format, Output},
+    proof,
+};
 use crate::audit::{
     checkpoint::Receipt,
     note::Verifier,
@@ -48,6 +53,12 @@ impl Verify {
         };
         let verified = verify(&self.path, &demands)?;
         let checkpoint = verified.checkpoint;
+        if out.format() == Format::Json {
+            return Ok(out.show(&json!({
+                "size": checkpoint.size, "start": verified.start, "log": checkpoint.origin,
+                "verifier_key": verified.key.to_string(),
+            }))?);
+        }
         let records = records(checkpoint.size, verified.start);
         Ok(out.line(&format!("{records}, as signed by {}", checkpoint.origin))?)
     }

@@ -141,3 +141,27 @@ async fn only_an_admin_lets_another_key_sign() {
     }
     rotated(&broker).await;
 }
+
+#[tokio::test]
+async fn export_and_verify_tell_scripts_what_they_did() {
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("log");
+    let broker = Broker::start(&Account::new().await).await;
+    let exported = broker
+        .json(&["audit", "export", dir.to_str().unwrap()])
+        .await;
+    assert_eq!(exported["start"], 0);
+    assert_eq!(exported["new"], exported["size"]);
+    let verified = verify(&dir, &["-o", "json"]).await.ok().json();
+    assert_eq!(verified["size"], exported["size"]);
+    assert_eq!(verified["verifier_key"], key_of(&dir));
+    let lines = home.path().join("log.jsonl");
+    let lines = [
+        "audit",
+        "export",
+        lines.to_str().unwrap(),
+        "--format",
+        "jsonl",
+    ];
+    assert_eq!(broker.json(&lines).await["start"], 0);
+}
