@@ -313,13 +313,20 @@ async fn anchored(anchor: &dyn Anchor, note: &str) -> Result<(), StoreError> {
 }
 
 fn doubt(message: String) -> Error {
+    contradicted(
+        message,
+        "put the newest copy of the store in its place, see that the checkpoint's volume is there, or find \
+               out who changed what; revocation works meanwhile. Only then, to go on with an older copy, empty the \
+               checkpoint file and restart the broker",
+    )
+}
+
+/// Why nothing is issued while something speaks against the log.
+pub(super) fn contradicted(message: String, next: &str) -> Error {
     Error::WrongState {
         subject: Subject::AuditLog,
         reason: "LOG_CONTRADICTED",
         message,
-        next: "put the newest copy of the store in its place, see that the checkpoint's volume is there, or find \
-               out who changed what; revocation works meanwhile. Only then, to go on with an older copy, empty the \
-               checkpoint file and restart the broker"
-            .to_owned(),
+        next: next.to_owned(),
     }
 }

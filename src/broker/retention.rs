@@ -1,7 +1,7 @@
 //! Giving up the log's oldest records, once somebody has an export of them. The tree stays,
 //! so what proves the others stays valid.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -49,11 +49,7 @@ impl Broker {
         }
         let exported = self.own_checkpoint(exported).await?;
         let mut count = self.store().log_older(before).await?.min(exported);
-        let fed = self
-            .fed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let fed = self.fed().clone();
         for sink in &fed {
             count = count.min(self.store().sink_cursor(sink).await?);
         }

@@ -105,7 +105,7 @@ impl Feed {
         }
         let leaves = &leaves[..at_once(&leaves)];
         let delivered = timeout(LIMIT, self.sink.deliver(leaves)).await;
-        delivered.unwrap_or_else(|_| Err(late()))?;
+        delivered.unwrap_or_else(|_| Err(SinkError::late(LIMIT)))?;
         let count = leaves.len() as u64;
         let taken = taken + count;
         self.taken.store(taken, Ordering::Relaxed);
@@ -140,10 +140,6 @@ fn at_once(leaves: &[Vec<u8>]) -> usize {
         bytes <= BATCH_BYTES
     };
     leaves.iter().take_while(fits).count().max(1)
-}
-
-fn late() -> SinkError {
-    SinkError(format!("it did not answer within {} s", LIMIT.as_secs()))
 }
 
 #[cfg(test)]

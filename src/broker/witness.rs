@@ -17,9 +17,10 @@ use crate::{
     },
     broker::{
         Broker, Error,
+        checkpoints::contradicted,
         ports::{CosignedCheckpoint, SinkError, StoreError, Witness, WitnessAnswer},
     },
-    domain::{audit::Subject, random::back_off},
+    domain::random::back_off,
 };
 
 /// Shortest time between two checkpoints that are sent.
@@ -111,7 +112,7 @@ impl Broker {
     /// as the store knows. When it speaks against the log, nothing is issued any more.
     async fn ask(&self, witness: &dyn Witness, note: &str, known: u64) -> Result<(), Failure> {
         let answered = timeout(LIMIT, self.cosign(witness, note, known)).await;
-        if let Some(doubt) = answered.unwrap_or_else(|_| Err(late().into()))? {
+        if let Some(doubt) = answered.unwrap_or_else(|_| Err(SinkError::late(LIMIT).into()))? {
             self.doubt_log(doubt);
         }
         Ok(())
@@ -206,10 +207,6 @@ fn against(answer: &WitnessAnswer, key: &WitnessKey, old: u64, size: u64) -> Res
     }
 }
 
-fn late() -> SinkError {
-    SinkError(format!("it did not answer within {} s", LIMIT.as_secs()))
-}
-
 fn not_by(key: &WitnessKey) -> impl FnOnce(NoteError) -> String {
     move |error| {
         let name = key.name();
@@ -247,15 +244,12 @@ fn beside(key: &WitnessKey, cosigned: u64) -> Error {
 }
 
 fn doubt(message: String) -> Error {
-    Error::WrongState {
-        subject: Subject::AuditLog,
-        reason: "LOG_CONTRADICTED",
+    contradicted(
         message,
-        next: "put the newest copy of the store in its place, or find out who changed what; revocation works \
+        "put the newest copy of the store in its place, or find out who changed what; revocation works \
                meanwhile. A witness takes nothing back: only then, to go on with this log, take audit.witness out of \
-               the configuration and restart the broker"
-            .to_owned(),
-    }
+               the configuration and restart the broker",
+    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Values of the command line as the proto has them.
+//! Values of the command line as the proto has them, and back.
 
 use std::time::Duration;
 
@@ -10,6 +10,11 @@ pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: 0,
     }
+}
+
+/// `None` for what is no point in time.
+pub(super) fn time(proto: ProtoTimestamp) -> Option<Timestamp> {
+    Timestamp::new(proto.seconds, proto.nanos).ok()
 }
 
 pub(super) fn proto_time(time: Timestamp) -> ProtoTimestamp {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    convert::proto_time,
+    convert::{self, proto_time},
     failure::Failure,
     fetch::{Head, unusable},
     output::{Format, Output},
@@ -146,7 +146,7 @@ async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
         .await?
         .into_inner();
     let time = page.records.first().and_then(|record| record.time);
-    Ok(time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok()))
+    Ok(time.and_then(convert::time))
 }
 
 /// The records asked for, as far as they count.
@@ -173,7 +173,7 @@ fn entry(record: AuditRecord) -> Option<Entry> {
     let time = record.time?;
     Some(Entry {
         seq: record.seq,
-        time: Timestamp::new(time.seconds, time.nanos).ok()?,
+        time: convert::time(time)?,
         event: record.event.parse().ok()?,
         succeeded: record.outcome == "success",
         access_key_id: record.access_key_id,

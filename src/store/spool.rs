@@ -1,9 +1,9 @@
 //! The emergency file: room taken in advance, so that a full disk does not refuse it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -11,6 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
+use super::private_file;
 use crate::broker::ports::{Spool, StoreError};
 
 /// Room that is taken, bytes: some 500 entries.
@@ -37,13 +38,7 @@ impl FileSpool {
     /// # Errors
     /// The file system's.
     pub fn open(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)?;
+        let file = private_file(&path)?;
         let length = file.metadata()?.len();
         if let Some(missing) = (ROOM as u64).checked_sub(length) {
             let zeros = vec![0; usize::try_from(missing).unwrap_or(ROOM)];

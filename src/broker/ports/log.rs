@@ -1,6 +1,6 @@
 //! What the use cases need of the audit log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -124,6 +124,14 @@ pub trait Spool: Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SinkError(pub String);
+
+impl SinkError {
+    /// It took longer than it may.
+    #[must_use]
+    pub fn late(limit: Duration) -> Self {
+        Self(format!("it did not answer within {} s", limit.as_secs()))
+    }
+}
 
 /// Somewhere else that the log is streamed to.
 #[async_trait]

@@ -4,18 +4,17 @@ mod audit;
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 pub(super) use self::audit::{AuditRecord, Checkpoint};
+use super::convert;
 use crate::{audit::checkpoint::Receipt, proto};
 
 /// RFC 3339 in UTC, to the millisecond.
 pub(super) fn time(time: Option<&ProtoTimestamp>) -> Option<String> {
-    let time = time?;
-    let time = Timestamp::new(time.seconds, time.nanos).ok()?;
+    let time = convert::time(*time?)?;
     Some(format!("{time:.3}"))
 }
 

@@ -1,13 +1,21 @@
 //! The log, signed: what a checkpoint says, and what it holds against a changed log.
 
-use credbroker::audit::{
-    checkpoint::Checkpoint,
-    note::{self, Verifier},
-    tree::{Edge, leaf_hash},
+use std::{sync::Arc, time::Duration};
+
+use credbroker::{
+    audit::{
+        checkpoint::Checkpoint,
+        note::{self, Verifier},
+        tree::{Edge, leaf_hash},
+    },
+    broker::ports::{AuditFilter, Page, Store},
+    store::sqlite::SqliteStore,
 };
 use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
+use tempfile::TempDir;
+use tokio::time::Instant;
 
-use super::fill;
+use super::{fill, rewriting};
 use crate::harness::{Account, Broker, Key, emulator::emulator, eventually, stepped::policy};
 
 async fn leaves(broker: &Broker) -> Vec<Vec<u8>> {
@@ -219,4 +227,39 @@ async fn the_checkpoint_of_another_log_is_no_witness() {
     let broker = broker.start_again(&account.admin, endpoint).await;
     let words = "it is of another log, or of a later state of this one";
     assert_issues_nothing(&broker, &token, &lease, words).await;
+}
+
+#[tokio::test]
+async fn silence_is_visible_since_the_log_grows_each_minute_by_itself() {
+    let home = TempDir::new().unwrap();
+    let store = SqliteStore::open(&rewriting::database(home.path())).await;
+    let store = Arc::new(store.unwrap());
+    let broker = rewriting::broker(home.path(), &store, &rewriting::issuer().await);
+    // Time passes in steps from here on, and not by itself: somebody is always at work.
+    tokio::time::pause();
+    let work = tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    let signing = tokio::spawn(async move { broker.keep_signing().await });
+    let filter = AuditFilter {
+        event: Some("log.heartbeat".to_owned()),
+        ..AuditFilter::default()
+    };
+    let page = Page {
+        after: None,
+        limit: 10,
+    };
+    let began = Instant::now();
+    for beats in 1..=3 {
+        while store.audit(&filter, &page).await.unwrap().len() < beats {
+            tokio::time::advance(Duration::from_millis(100)).await;
+            assert!(began.elapsed() < Duration::from_mins(5));
+        }
+        let minutes = u32::try_from(beats).unwrap();
+        assert!(began.elapsed() >= Duration::from_mins(1) * minutes);
+    }
+    signing.abort();
+    work.abort();
 }

@@ -36,12 +36,16 @@ const SEED: u64 = 5;
 const OLDER: i64 = 270;
 const RECORDS: i64 = 300;
 
-fn database(home: &Path) -> PathBuf {
+pub(super) fn database(home: &Path) -> PathBuf {
     home.join("credbroker.db")
 }
 
 /// A broker that has nothing to do with AWS.
-fn broker(home: &Path, store: &Arc<SqliteStore>, issuer: &Arc<AwsAccount>) -> Arc<Broker> {
+pub(super) fn broker(
+    home: &Path,
+    store: &Arc<SqliteStore>,
+    issuer: &Arc<AwsAccount>,
+) -> Arc<Broker> {
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
     let anchor: Arc<dyn Anchor> = Arc::new(FileAnchor::new(home.join("checkpoint")));
     Broker::new(Parts {
@@ -66,7 +70,7 @@ fn broker(home: &Path, store: &Arc<SqliteStore>, issuer: &Arc<AwsAccount>) -> Ar
     })
 }
 
-async fn issuer() -> Arc<AwsAccount> {
+pub(super) async fn issuer() -> Arc<AwsAccount> {
     let clock = Arc::new(SteadyClock::starting_at(wall_time()));
     let clients = Clients::new(&AwsSettings::default(), &clock).await;
     Arc::new(AwsAccount::new(clients, Partition::Aws, "0123456789"))

@@ -31,21 +31,23 @@ fn signer(seed: u8) -> Signer {
 }
 
 fn record(seq: u64, words: &str) -> Vec<u8> {
-    let key = match seq {
-        1 => Some(signer(1)),
-        SECOND_KEY => Some(signer(2)),
-        _ => None,
-    };
-    let event = match key {
-        Some(_) => Event::LogKeyMade,
-        None => Event::LeaseIssued,
-    };
-    let words = key.map_or(words.to_owned(), |key| key.verifier().to_string());
+    match seq {
+        1 => announcement(seq, &signer(1)),
+        SECOND_KEY => announcement(seq, &signer(2)),
+        _ => record_of(seq, Event::LeaseIssued, words),
+    }
+}
+
+fn announcement(seq: u64, key: &Signer) -> Vec<u8> {
+    record_of(seq, Event::LogKeyMade, &key.verifier().to_string())
+}
+
+fn record_of(seq: u64, event: Event, words: &str) -> Vec<u8> {
     let time = Timestamp::from_second(1_700_000_000 + seq.cast_signed()).unwrap();
     let event = AuditEvent::by_broker(event, time)
         .service(&"payments-api".parse().unwrap())
         .access_key(&format!("AKIA{seq:016}"))
-        .detail(&words);
+        .detail(words);
     leaf::encode(&AuditRecord { seq, event }).unwrap()
 }
 
@@ -370,4 +372,35 @@ fn no_change_of_an_export_goes_unnoticed_and_each_is_told_for_what_it_is() {
     for worker in workers {
         println!("{:?}", worker.join().unwrap());
     }
+}
+
+#[test]
+fn a_copy_may_begin_between_the_record_of_a_key_and_what_the_key_before_says_of_it() {
+    let (home, [first, second]) = (TempDir::new().unwrap(), [1, 2].map(signer));
+    let mut records = records();
+    let mut put = |seq: usize, leaf| records[seq - 1] = leaf;
+    put(256, announcement(256, &second));
+    put(280, record_of(280, Event::LeaseIssued, "as usual"));
+    put(290, record_of(290, Event::LogPruned, "records 1 to 256"));
+    let mut files = export(&records, [&first, &second]);
+    let handover = head(&records[..258]).handover_text(second.verifier());
+    let handover = first.sign(&handover).unwrap().into_bytes();
+    files.insert(handover_path(2), handover);
+    for pruned in ["tile/entries/000", "tile/0/000"] {
+        files.remove(pruned).unwrap();
+    }
+    write(&files, home.path(), &Files::new());
+    for key in [&first, &second] {
+        let demands = Demands {
+            key: Some(key.verifier().clone()),
+            ..Demands::default()
+        };
+        assert_eq!(verify(home.path(), &demands).unwrap().start, 256);
+    }
+    let stranger = Demands {
+        key: Some(signer(3).verifier().clone()),
+        ..Demands::default()
+    };
+    let fault = verify(home.path(), &stranger).unwrap_err();
+    assert_eq!(word(&fault), "wrong key");
 }
