@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
 use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
-    domain::duration,
+    domain::{duration, probe::Probe},
     proto::{
         self, DeleteGrantRequest, GetGrantRequest, InlinePolicy, ListGrantsRequest,
         PutGrantRequest, Tag, TemplateUse, inline_policy::Source,
@@ -103,6 +103,10 @@ pub(super) struct Put {
     /// STS kinds: region of the STS endpoint, if not the broker's.
     #[arg(long)]
     region: Option<String>,
+    /// STS kinds: harmless call that shows that a revoked session is refused; sqs:ListQueues
+    /// unless given.
+    #[arg(long, value_name = "ACTION", value_parser = PossibleValuesParser::new(Probe::ALL.map(Probe::as_str)))]
+    probe: Option<String>,
     /// iam_user: group the user joins; may be repeated, up to 10.
     #[arg(long)]
     group: Vec<String>,
@@ -245,6 +249,7 @@ impl Put {
             default_ttl: self.ttl.map(proto_duration),
             max_ttl: self.max_ttl.map(proto_duration),
             allow_broad: self.allow_broad,
+            probe: self.probe,
             ..proto::Grant::default()
         })
     }
@@ -262,6 +267,7 @@ impl Put {
             ("--source-identity", self.source_identity, role),
             ("--transitive-tag", !self.transitive_tag.is_empty(), role),
             ("--region", self.region.is_some(), role || federation),
+            ("--probe", self.probe.is_some(), role || federation),
             ("--group", !self.group.is_empty(), user),
             ("--path", self.path.is_some(), user),
             (

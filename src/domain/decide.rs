@@ -326,6 +326,7 @@ mod tests {
                 default_ttl: Duration::from_secs(3600),
                 max_ttl: Duration::from_secs(7200),
                 allow_broad: false,
+                probe: None,
             },
             created_at: Timestamp::UNIX_EPOCH,
             created_by: "ann".parse().unwrap(),

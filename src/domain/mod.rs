@@ -21,6 +21,7 @@ pub mod name;
 pub mod operator;
 pub mod policy;
 pub mod principal;
+pub mod probe;
 pub mod random;
 pub mod request;
 #[cfg(feature = "server")]

@@ -154,6 +154,8 @@ pub(super) fn parse_grant(
         .collect();
     let (default_ttl, max_ttl) = parse_ttls(&mut fields, grant.default_ttl, grant.max_ttl);
     let kind = parse_kind(&mut fields, grant.kind);
+    let probe = grant.probe.as_deref();
+    let probe = probe.and_then(|probe| fields.parse("grant.probe", probe));
     let allow_broad = grant.allow_broad;
     let spec = kind.map(|kind| GrantSpec {
         kind,
@@ -162,6 +164,7 @@ pub(super) fn parse_grant(
         default_ttl,
         max_ttl,
         allow_broad,
+        probe,
     });
     fields.done(name.zip(spec))
 }
@@ -400,6 +403,7 @@ pub(super) fn to_grant(grant: &Grant) -> proto::Grant {
             .unwrap_or_default(),
         created_at: Some(to_time(grant.created_at)),
         created_by: grant.created_by.to_string(),
+        probe: spec.probe.map(|probe| probe.to_string()),
     }
 }
 

@@ -3,7 +3,13 @@
 mod limits;
 mod sent;
 
+use credbroker::{
+    domain::probe::Probe,
+    proto::{self, grant::Kind, inline_policy::Source},
+};
 use serde_json::{Value, json};
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::harness::{Account, Broker, Run};
 
@@ -155,6 +161,8 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
         "20m",
         "--max-ttl",
         "2h",
+        "--probe",
+        "kms:ListKeys",
     ];
     put(&broker, &flags, Some(&narrow())).await.ok();
     let mut shown = broker.json(&["grant", "show", GRANT]).await;
@@ -168,7 +176,7 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
             {"key": "project", "value": "atlas", "transitive": true},
         ],
         "managed_policy_arns": [managed], "default_ttl_seconds": 1200, "max_ttl_seconds": 7200,
-        "allow_broad": false, "breadth": [], "created_by": "admin",
+        "allow_broad": false, "breadth": [], "probe": "kms:ListKeys", "created_by": "admin",
         "policy": {"Version": "2012-10-17", "Statement": [narrow()["Statement"][0]]},
         "effective_policy": null, "created_at": null,
     });
@@ -221,6 +229,7 @@ async fn a_flag_of_another_kind_is_refused() {
         ("iam_user", vec!["--source-identity"]),
         ("iam_user", vec!["--transitive-tag", "a=b"]),
         ("iam_user", vec!["--region", "eu-central-1"]),
+        ("iam_user", vec!["--probe", "sqs:ListQueues"]),
         ("federation_token", vec!["--role-arn", role]),
         ("federation_token", vec!["--group", "readers"]),
         ("federation_token", vec!["--transitive-tag", "a=b"]),
@@ -257,6 +266,54 @@ async fn a_flag_of_another_kind_is_refused() {
     )
     .await
     .ok();
+}
+
+#[tokio::test]
+async fn a_session_grant_says_by_which_call_its_sessions_are_probed() {
+    let (broker, _) = broker().await;
+    let federation = ["--kind", "federation_token"];
+    put(&broker, &federation, Some(&narrow())).await.ok();
+    let probe = async || broker.json(&["grant", "show", GRANT]).await["probe"].clone();
+    assert_eq!(probe().await, Value::Null);
+    for probed in Probe::ALL {
+        let flags = [&federation[..], &["--probe", probed.as_str()]].concat();
+        put(&broker, &flags, Some(&narrow())).await.ok();
+        assert_eq!(probe().await, probed.as_str());
+    }
+    // It cannot be denied.
+    let flags = [&federation[..], &["--probe", "sts:GetCallerIdentity"]].concat();
+    let refused = put(&broker, &flags, Some(&narrow())).await;
+    refused.fails(2, &["--probe", "sqs:ListQueues", "ssm:DescribeParameters"]);
+    assert_eq!(version(&broker).await, 7);
+}
+
+#[tokio::test]
+async fn the_broker_itself_refuses_a_probe_that_does_not_fit() {
+    let (broker, _) = broker().await;
+    let client = broker.client(broker.admin_token()).await;
+    let session = Kind::FederationToken(proto::FederationToken::default());
+    let user = Kind::IamUser(proto::IamUser::default());
+    for (kind, probe, words) in [
+        (session, "sts:GetCallerIdentity", "choose sqs:ListQueues, "),
+        (user, "sqs:ListQueues", "deleted, not probed"),
+    ] {
+        let grant = proto::Grant {
+            name: GRANT.to_owned(),
+            kind: Some(kind),
+            policy: Some(proto::InlinePolicy {
+                source: Some(Source::Document(narrow().to_string())),
+            }),
+            probe: Some(probe.to_owned()),
+            ..proto::Grant::default()
+        };
+        let request = proto::PutGrantRequest { grant: Some(grant) };
+        let refused = client.grants().put_grant(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let details = refused.get_details_bad_request().unwrap();
+        let violation = &details.field_violations[0];
+        assert_eq!(violation.field, "grant.probe");
+        assert!(violation.description.contains(words), "{violation:?}");
+    }
 }
 
 #[tokio::test]

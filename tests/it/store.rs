@@ -144,6 +144,7 @@ fn grant(grant: &str, version: u64) -> Grant {
             default_ttl: Duration::from_secs(60),
             max_ttl: Duration::from_secs(60 * version),
             allow_broad: false,
+            probe: None,
         },
         created_at: at(1),
         created_by: name("ann"),

@@ -42,6 +42,7 @@ pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
     found.tags(spec.tags(), spec.kind());
     found.kind(spec, partition);
     found.breadth(spec);
+    found.probe(spec);
     found.0
 }
 
@@ -282,6 +283,13 @@ impl Found {
         });
     }
 
+    fn probe(&mut self, spec: &GrantSpec) {
+        let fits = spec.probe.is_none() || spec.kind().is_session();
+        self.refuse_unless(fits, "probe", || {
+            format!("{} credentials are deleted, not probed", spec.kind())
+        });
+    }
+
     fn breadth(&mut self, spec: &GrantSpec) {
         if !spec.allow_broad {
             for reason in spec.breadth() {
@@ -342,7 +350,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{grant::InlinePolicy, policy::Document};
+    use crate::domain::{grant::InlinePolicy, policy::Document, probe::Probe};
 
     fn role_grant() -> GrantSpec {
         GrantSpec {
@@ -362,6 +370,7 @@ mod tests {
             default_ttl: Duration::from_secs(3600),
             max_ttl: Duration::from_secs(7200),
             allow_broad: false,
+            probe: None,
         }
     }
 
@@ -553,6 +562,18 @@ mod tests {
             };
             assert_eq!(fields(&spec).is_empty(), good, "{region}");
         }
+    }
+
+    #[test]
+    fn sessions_alone_are_probed() {
+        let probed = |spec| {
+            fields(&GrantSpec {
+                probe: Some(Probe::KmsListKeys),
+                ..spec
+            })
+        };
+        assert_eq!(probed(role_grant()), [""; 0]);
+        assert_eq!(probed(user_grant()), ["grant.probe"]);
     }
 
     #[test]

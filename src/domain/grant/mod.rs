@@ -15,6 +15,7 @@ use crate::domain::{
     duration::seconds,
     name::{GrantName, Name},
     policy::{self, Document},
+    probe::Probe,
 };
 
 /// How a grant's credentials are made.
@@ -93,6 +94,9 @@ pub struct GrantSpec {
     pub max_ttl: Duration,
     /// The operator said that the grant may be broad.
     pub allow_broad: bool,
+    /// Shows that a revoked session is refused; `None` for the usual one. Sessions alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
 }
 
 /// What each kind needs.

@@ -9,6 +9,8 @@ use std::fmt;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::domain::probe::Probe;
+
 mod breadth;
 mod check;
 mod condition;
@@ -338,6 +340,21 @@ pub fn deny_all() -> Document {
     Document {
         id: None,
         statements: vec![deny],
+    }
+}
+
+/// The session policy of a canary: the call of its probe and nothing else.
+#[must_use]
+pub fn canary(probe: Probe) -> Document {
+    let allow = Statement::plain(
+        Effect::Allow,
+        "",
+        Texts::of([probe.as_str()]),
+        Texts::of(["*"]),
+    );
+    Document {
+        id: None,
+        statements: vec![allow],
     }
 }
 

@@ -402,6 +402,20 @@ fn the_guard_and_the_boundary_are_what_parsing_would_accept() {
 }
 
 #[test]
+fn a_canary_may_make_the_call_of_its_probe_alone() {
+    for probe in Probe::ALL {
+        let document = canary(probe);
+        assert_eq!(
+            document.to_json(),
+            format!(
+                r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Action":"{probe}","Resource":"*"}}]}}"#
+            )
+        );
+        assert_eq!(Document::parse(&document.to_json()), Ok(document));
+    }
+}
+
+#[test]
 fn an_added_statement_replaces_none_and_keeps_every_sid_unique() {
     let document = allow(&["s3:GetObject"], &["*"])
         .with_statement(minting_guard())
