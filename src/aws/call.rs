@@ -138,7 +138,7 @@ impl Line {
     }
 }
 
-fn count(operation: &Operation<'_>, failed: Option<&AwsFailure>, took: Duration) {
+pub(super) fn count(operation: &Operation<'_>, failed: Option<&AwsFailure>, took: Duration) {
     let outcome = failed.map_or("OK", |failure| failure.reason);
     counter!("credbroker_aws_calls_total", "operation" => operation.name, "outcome" => outcome)
         .increment(1);

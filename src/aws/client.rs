@@ -17,10 +17,11 @@ use super::{
     budget::Purpose,
     call::{BrokerTime, Line, SdkCall, Watch},
     error::{MISSING, Operation, UNKNOWN_CALL},
+    probe::{self, Wire},
 };
 use crate::{
     broker::ports::AwsFailure,
-    domain::{clock::SteadyClock, credential::AccessKey},
+    domain::{clock::SteadyClock, credential::AccessKey, probe::Probe},
 };
 
 /// How AWS is reached.
@@ -28,7 +29,7 @@ use crate::{
 pub struct AwsSettings {
     /// Region of the STS endpoint; `None` for the SDK's own chain.
     pub region: Option<String>,
-    /// Another endpoint for STS and IAM, e.g. an emulator or a VPC endpoint.
+    /// Another endpoint for STS, IAM and the services of probes, e.g. an emulator.
     pub endpoint_url: Option<String>,
     /// Calls per second that IAM takes from the account.
     pub iam_calls_per_second: u32,
@@ -88,6 +89,7 @@ pub struct Clients {
     iam: Api<aws_sdk_iam::Client>,
     sts: Mutex<HashMap<String, Api<aws_sdk_sts::Client>>>,
     sts_lines: Arc<StsLines>,
+    probes: Mutex<HashMap<(Probe, String), Wire>>,
     /// Longest time that AWS may take to accept a new key.
     pub(super) acceptance: Duration,
 }
@@ -170,6 +172,7 @@ impl Clients {
             },
             sts: Mutex::default(),
             sts_lines,
+            probes: Mutex::default(),
             acceptance,
         }
     }
@@ -207,6 +210,21 @@ impl Clients {
             .entry(region.to_owned())
             .or_insert_with(|| self.sts_lines.connect(&self.config, region));
         sts.calls(purpose)
+    }
+
+    /// The way to the service of a probe, in the broker's region or another.
+    pub(super) fn probe(&self, probe: Probe, region: Option<&str>) -> Wire {
+        let region = region.or(self.region()).unwrap_or_default();
+        let mut known = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        let wire = known
+            .entry((probe, region.to_owned()))
+            .or_insert_with(|| probe::connect(&self.config, &self.iam.line, probe, region));
+        wire.clone()
+    }
+
+    /// What to sign by.
+    pub(super) fn time(&self) -> BrokerTime {
+        BrokerTime(Arc::clone(&self.sts_lines.clock))
     }
 
     /// STS of the broker's region, as the owner of a key that was just made sees it.

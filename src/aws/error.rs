@@ -52,6 +52,26 @@ pub(super) const CLOCK_SKEWED: &str = "CLOCK_SKEWED";
 /// Whoever answers does not know the call: no AWS, but an emulator of a part of it.
 pub(super) const UNKNOWN_CALL: &str = "AWS_CALL_UNKNOWN";
 
+/// AWS knows whoever calls, and denies the call.
+pub(super) const DENIED: [&str; 4] = [
+    "AccessDenied",
+    "AccessDeniedException",
+    "AuthorizationError",
+    "UnauthorizedOperation",
+];
+
+/// AWS does not accept the key or the token. Codes: "Common Errors" of each service, and
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
+pub(super) const DEAD: [&str; 7] = [
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
+];
+
 struct Meaning {
     class: FailureClass,
     reason: &'static str,

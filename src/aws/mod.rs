@@ -8,6 +8,7 @@ mod error;
 mod iam;
 mod keyring;
 pub mod kms;
+mod probe;
 mod setup;
 mod sts;
 
@@ -26,7 +27,8 @@ pub use self::{
 };
 use crate::{
     broker::ports::{
-        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Urgency, Withdrawn,
+        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Prober, Urgency, Verdict,
+        Withdrawn,
     },
     domain::{
         arn::Partition,
@@ -34,6 +36,7 @@ use crate::{
         decide::{Authorized, Issue},
         grant::KindSpec,
         lease::Binding,
+        probe::Probe,
     },
 };
 
@@ -214,6 +217,18 @@ impl Inventory for AwsAccount {
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
         let session = self.session();
         iam::remove_key(&session.clients.iam(Purpose::Complete), user, access_key_id).await
+    }
+}
+
+#[async_trait]
+impl Prober for AwsAccount {
+    async fn probe(
+        &self,
+        credentials: &Credentials,
+        probe: Probe,
+        region: Option<&str>,
+    ) -> Result<Verdict, AwsFailure> {
+        probe::probe(&self.session().clients, credentials, probe, region).await
     }
 }
 

@@ -72,7 +72,7 @@ pub struct Aws {
     pub region: String,
     /// Partition; by default the region's.
     pub partition: Partition,
-    /// Another endpoint for STS and IAM.
+    /// Another endpoint for STS, IAM and the services of probes.
     pub endpoint_url: Option<String>,
     /// Calls per second that IAM takes; `None` for what the broker assumes.
     pub iam_calls_per_second: Option<u32>,

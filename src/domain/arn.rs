@@ -100,6 +100,17 @@ impl Partition {
         }
     }
 
+    /// What the host names of its services end with:
+    /// <https://docs.aws.amazon.com/general/latest/gr/rande.html>,
+    /// <https://docs.amazonaws.cn/en_us/aws/latest/userguide/endpoints-arns.html>.
+    #[must_use]
+    pub const fn dns_suffix(self) -> &'static str {
+        match self {
+            Self::Aws | Self::AwsUsGov => "amazonaws.com",
+            Self::AwsCn => "amazonaws.com.cn",
+        }
+    }
+
     /// The partition of a region by its prefix: `cn-…`, `us-gov-…`, else the commercial one.
     #[must_use]
     pub fn for_region(region: &str) -> Self {

@@ -560,20 +560,25 @@ async fn revoking_one_service_leaves_its_neighbours_working() {
 /// A suite that stays green where nothing is enforced proves nothing.
 #[tokio::test]
 async fn without_enforcement_every_refusal_test_fails() {
+    let refusals = REFUSALS.map(|name| format!("enforcement::{name}"));
+    assert_each_fails_unenforced(&refusals).await;
+}
+
+/// Runs these tests against an emulator that enforces nothing: each must fail, for want of
+/// a refusal.
+pub async fn assert_each_fails_unenforced(refusals: &[String]) {
     if std::env::var_os(ENFORCEMENT).is_some() {
         return;
     }
     let mut control = Command::new(std::env::current_exe().unwrap());
-    for name in REFUSALS {
-        control.arg(format!("enforcement::{name}"));
-    }
+    control.args(refusals);
     control
         .args(["--exact", "--test-threads", "2"])
         .env(ENFORCEMENT, "off");
     let output = control.stdin(Stdio::null()).output().await.unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
-    for name in REFUSALS {
-        let failed = format!("test enforcement::{name} ... FAILED");
+    for name in refusals {
+        let failed = format!("test {name} ... FAILED");
         assert!(
             told.contains(&failed),
             "{name} does not fail without enforcement:\n{told}"
@@ -581,7 +586,7 @@ async fn without_enforcement_every_refusal_test_fails() {
     }
     assert_eq!(
         told.matches("REFUSAL EXPECTED").count(),
-        REFUSALS.len(),
+        refusals.len(),
         "{told}"
     );
 }

@@ -24,6 +24,7 @@ mod harness;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod probes;
 mod reaping;
 mod reconciliation;
 mod removal;

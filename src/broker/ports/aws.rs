@@ -9,6 +9,7 @@ use crate::domain::{
     credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
     lease::Binding,
+    probe::Probe,
 };
 
 /// What became of a call to AWS that did not succeed.
@@ -177,6 +178,40 @@ pub trait Issuer: Send + Sync {
     async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
     /// Whom the admin key belongs to, asked of AWS.
     async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
+}
+
+/// What AWS says to a session that tries something harmless.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Allowed,
+    /// AWS knows the session, and denies it the call.
+    Refused {
+        /// For the sake of a deny statement, by AWS's own words; otherwise it is merely not
+        /// allowed, or AWS does not tell.
+        explicit: bool,
+        /// AWS's code and words, up to 512 characters.
+        said: String,
+    },
+    /// The credentials are no longer accepted: expired, or unknown to AWS.
+    Dead,
+}
+
+/// Shows by a harmless call whether AWS serves a session.
+#[async_trait]
+pub trait Prober: Send + Sync {
+    /// Makes the call once, with `credentials` and nothing of the broker's own, in
+    /// `region` or the broker's. Changes nothing; may be repeated, and side by side.
+    ///
+    /// # Errors
+    /// Whatever is no verdict: no answer within the time of one attempt, throttling, a
+    /// fault of AWS, an answer that is not AWS's, a signature that AWS does not accept.
+    async fn probe(
+        &self,
+        credentials: &Credentials,
+        probe: Probe,
+        region: Option<&str>,
+    ) -> Result<Verdict, AwsFailure>;
 }
 
 /// What AWS holds of this broker's, for reconciliation.

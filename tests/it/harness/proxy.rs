@@ -181,11 +181,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
     let (parts, body) = request.into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let action = text
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("Action="))
-        .unwrap_or("")
-        .to_owned();
+    let action = action(&parts, &text);
     let (fault, healed) = {
         let mut state = proxy.state.lock().unwrap();
         // Waits from now on, before anybody can heal.
@@ -231,6 +227,18 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
             cut()
         }
     }
+}
+
+/// The action's name, without its service; S3 names none.
+fn action(parts: &Parts, body: &str) -> String {
+    let target = parts.headers.get("x-amz-target");
+    let target = target.and_then(|target| target.to_str().unwrap().split_once('.'));
+    let query = || {
+        body.split('&')
+            .find_map(|pair| pair.strip_prefix("Action="))
+    };
+    let action = target.map(|(_, action)| action).or_else(query);
+    action.unwrap_or_default().to_owned()
 }
 
 /// Ends the task of this connection without a word, and so the connection.

@@ -1,0 +1,460 @@
+//! One harmless call with the credentials of a session, sent as the SDK sends every other:
+//! the same connector, time-outs and proxies. Only the request and its answer are read
+//! here, so that six calls need no crate of the SDK each.
+//!
+//! Signature: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
+//! Protocols: <https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html> and
+//! <https://smithy.io/2.0/aws/protocols/aws-restxml-protocol.html>.
+
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
+
+use aws_config::SdkConfig;
+use aws_sdk_sts::{
+    config::Credentials as SdkCredentials,
+    error::{ErrorMetadata, ProvideErrorMetadata, SdkError},
+};
+use aws_sigv4::{
+    http_request::{
+        PayloadChecksumKind, SignableBody, SignableRequest, SigningParams, SigningSettings, sign,
+    },
+    sign::v4,
+};
+use aws_smithy_async::time::TimeSource;
+use aws_smithy_runtime::client::orchestrator::operation::Operation as SdkOperation;
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        identity::Identity,
+        orchestrator::{HttpRequest, HttpResponse, OrchestratorError},
+    },
+};
+use aws_smithy_types::{body::SdkBody, timeout::TimeoutConfig};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{
+    Clients,
+    call::{Line, Watch, count},
+    error::{DEAD, DENIED, Operation, failure, on},
+};
+use crate::{
+    broker::ports::{AwsFailure, FailureClass, Verdict},
+    domain::{arn::Partition, credential::Credentials, probe::Probe},
+};
+
+/// Most characters of AWS's words that a verdict keeps.
+const SAID_MAX: usize = 512;
+
+/// The way to the call of one probe in one region; keeps its connections.
+pub(super) type Wire = SdkOperation<Attempt, (), ErrorMetadata>;
+
+/// Makes the call of `probe` once, signed by `credentials`.
+pub(super) async fn probe(
+    clients: &Clients,
+    credentials: &Credentials,
+    probe: Probe,
+    region: Option<&str>,
+) -> Result<Verdict, AwsFailure> {
+    let operation = on(probe.as_str(), "");
+    let attempt = Attempt {
+        identity: identity(credentials),
+        time: clients.time().now(),
+    };
+    let wire = clients.probe(probe, region);
+    let began = Instant::now();
+    let answer = Box::pin(wire.invoke(attempt)).await;
+    let verdict = verdict(&operation, answer);
+    count(&operation, verdict.as_ref().err(), began.elapsed());
+    verdict
+}
+
+/// Builds the way to a call. `line` learns AWS's time from the answers; its budget is not
+/// touched.
+pub(super) fn connect(config: &SdkConfig, line: &Arc<Line>, probe: Probe, region: &str) -> Wire {
+    let call = Call::of(probe);
+    let url = endpoint(config.endpoint_url(), call.service, region);
+    let times = config.timeout_config().cloned();
+    let builder = SdkOperation::builder()
+        .service_name(call.service)
+        .operation_name(probe.as_str())
+        .endpoint_url(&url)
+        .timeout_config(times.unwrap_or_else(TimeoutConfig::disabled))
+        .no_auth()
+        .no_retry()
+        .with_connection_poisoning()
+        .interceptor(Watch(Arc::clone(line)));
+    let region = region.to_owned();
+    builder
+        .serializer(move |attempt: Attempt| attempt.request(&Call::of(probe), &url, &region))
+        .deserializer(move |response| read(&Call::of(probe), response))
+        .build()
+}
+
+/// `url` is an override as it was configured, for every service.
+fn endpoint(url: Option<&str>, service: &str, region: &str) -> String {
+    if let Some(url) = url {
+        return url.trim_end_matches('/').to_owned();
+    }
+    let suffix = Partition::for_region(region).dns_suffix();
+    format!("https://{service}.{region}.{suffix}")
+}
+
+/// How a probe is put to its service, which is asked for the shortest answer it gives.
+struct Call {
+    /// Prefix of its host, and its name in a signature.
+    service: &'static str,
+    method: &'static str,
+    path: &'static str,
+    /// `Content-Type` and `X-Amz-Target`.
+    headers: &'static [(&'static str, &'static str)],
+    body: &'static str,
+}
+
+const JSON_10: (&str, &str) = ("content-type", "application/x-amz-json-1.0");
+const JSON_11: (&str, &str) = ("content-type", "application/x-amz-json-1.1");
+const TARGET: &str = "x-amz-target";
+
+impl Call {
+    /// From the API reference of each service, where the least that a page may hold is 1.
+    const fn of(probe: Probe) -> Self {
+        match probe {
+            Probe::SqsListQueues => Self::post(
+                "sqs",
+                &[JSON_10, (TARGET, "AmazonSQS.ListQueues")],
+                r#"{"MaxResults":1}"#,
+            ),
+            Probe::DynamodbListTables => Self::post(
+                "dynamodb",
+                &[JSON_10, (TARGET, "DynamoDB_20120810.ListTables")],
+                r#"{"Limit":1}"#,
+            ),
+            Probe::S3ListAllMyBuckets => Self {
+                service: "s3",
+                method: "GET",
+                path: "/?max-buckets=1",
+                headers: &[],
+                body: "",
+            },
+            Probe::KmsListKeys => Self::post(
+                "kms",
+                &[JSON_11, (TARGET, "TrentService.ListKeys")],
+                r#"{"Limit":1}"#,
+            ),
+            Probe::SecretsmanagerListSecrets => Self::post(
+                "secretsmanager",
+                &[JSON_11, (TARGET, "secretsmanager.ListSecrets")],
+                r#"{"MaxResults":1}"#,
+            ),
+            Probe::SsmDescribeParameters => Self::post(
+                "ssm",
+                &[JSON_11, (TARGET, "AmazonSSM.DescribeParameters")],
+                r#"{"MaxResults":1}"#,
+            ),
+        }
+    }
+
+    const fn post(
+        service: &'static str,
+        headers: &'static [(&'static str, &'static str)],
+        body: &'static str,
+    ) -> Self {
+        Self {
+            service,
+            method: "POST",
+            path: "/",
+            headers,
+            body,
+        }
+    }
+
+    /// Whether a body reads as a success of the service.
+    fn is_success(&self, body: &[u8]) -> bool {
+        if self.body.is_empty() {
+            text(body).contains("<ListAllMyBucketsResult")
+        } else {
+            serde_json::from_slice::<Value>(body).is_ok_and(|answer| answer.is_object())
+        }
+    }
+}
+
+/// Whose call it is, and when. Debug hides the secrets, as the SDK's types do.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    identity: Identity,
+    time: SystemTime,
+}
+
+fn identity(credentials: &Credentials) -> Identity {
+    let token = credentials.session_token.as_ref();
+    SdkCredentials::new(
+        &credentials.access_key_id,
+        credentials.secret_access_key.expose_secret(),
+        token.map(|token| token.expose_secret().to_owned()),
+        None,
+        "credbroker",
+    )
+    .into()
+}
+
+impl Attempt {
+    /// The signed request, its path relative to `url`.
+    fn request(&self, call: &Call, url: &str, region: &str) -> Result<HttpRequest, BoxError> {
+        let mut request = HttpRequest::new(SdkBody::from(call.body));
+        request.set_method(call.method)?;
+        request.set_uri(call.path)?;
+        for (name, value) in call.headers {
+            request.headers_mut().try_insert(*name, *value)?;
+        }
+        let signable = SignableRequest::new(
+            call.method,
+            format!("{url}{}", call.path),
+            call.headers.iter().copied(),
+            SignableBody::Bytes(call.body.as_bytes()),
+        )?;
+        let (instructions, _) = sign(signable, &self.signing(call, region)?)?.into_parts();
+        for (name, value) in instructions.headers() {
+            request
+                .headers_mut()
+                .try_insert(name.to_owned(), value.to_owned())?;
+        }
+        Ok(request)
+    }
+
+    fn signing<'a>(&'a self, call: &Call, region: &'a str) -> Result<SigningParams<'a>, BoxError> {
+        let mut settings = SigningSettings::default();
+        // S3 demands it; the others do not mind.
+        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+        let params = v4::SigningParams::builder()
+            .identity(&self.identity)
+            .region(region)
+            .name(call.service)
+            .time(self.time)
+            .settings(settings);
+        Ok(params.build()?.into())
+    }
+}
+
+/// A success is one only if it reads as AWS's: who stands between may answer 200 as well.
+fn read(call: &Call, response: &HttpResponse) -> Result<(), OrchestratorError<ErrorMetadata>> {
+    let body = response.body().bytes().unwrap_or_default();
+    if !response.status().is_success() {
+        let told = |name| response.headers().get(name);
+        let header = told("x-amzn-errortype").or_else(|| told("x-amzn-query-error"));
+        return Err(OrchestratorError::operation(refusal(header, body)));
+    }
+    if call.is_success(body) {
+        Ok(())
+    } else {
+        let no_answer = "a success that is none of AWS's".into();
+        Err(OrchestratorError::response(no_answer))
+    }
+}
+
+/// The code and words of an answer that is no success; neither if it is none of AWS's.
+fn refusal(header: Option<&str>, body: &[u8]) -> ErrorMetadata {
+    let (code, words) = if let Ok(json) = serde_json::from_slice::<Value>(body) {
+        let field = |name: &str| json[name].as_str().map(ToOwned::to_owned);
+        (
+            field("__type"),
+            field("message").or_else(|| field("Message")),
+        )
+    } else {
+        let xml = text(body);
+        (element(&xml, "Code"), element(&xml, "Message"))
+    };
+    let mut told = ErrorMetadata::builder();
+    if let Some(code) = code.as_deref().or(header) {
+        told = told.code(bare(code));
+    }
+    if let Some(words) = words {
+        told = told.message(words);
+    }
+    told.build()
+}
+
+/// `namespace#Code:origin` and `Code;Sender` without what surrounds the code.
+fn bare(code: &str) -> &str {
+    let code = code.split([':', ';']).next().unwrap_or_default();
+    code.rsplit('#').next().unwrap_or_default()
+}
+
+fn text(body: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(body)
+}
+
+/// The text of the first element of this name.
+fn element(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    let (text, _) = rest.split_once(&format!("</{name}>"))?;
+    Some(text.to_owned())
+}
+
+fn verdict(
+    operation: &Operation<'_>,
+    answer: Result<(), SdkError<ErrorMetadata, HttpResponse>>,
+) -> Result<Verdict, AwsFailure> {
+    let Err(error) = answer else {
+        return Ok(Verdict::Allowed);
+    };
+    let failure = failure(operation, &error);
+    match error.code() {
+        Some(code) if failure.class == FailureClass::Refused => {
+            let words = error.message().unwrap_or_default();
+            judged(code, words).ok_or_else(|| unexpected(operation, code, failure))
+        }
+        _ => Err(AwsFailure {
+            next: "try again in a few seconds".to_owned(),
+            ..failure
+        }),
+    }
+}
+
+fn judged(code: &str, words: &str) -> Option<Verdict> {
+    if DENIED.contains(&code) {
+        let said = format!("{code}: {words}");
+        return Some(Verdict::Refused {
+            explicit: words.contains("explicit deny"),
+            said: said.chars().take(SAID_MAX).collect(),
+        });
+    }
+    DEAD.contains(&code).then_some(Verdict::Dead)
+}
+
+/// A refusal that says nothing about what the session may do.
+fn unexpected(operation: &Operation<'_>, code: &str, failure: AwsFailure) -> AwsFailure {
+    AwsFailure {
+        reason: "AWS_REFUSED",
+        message: format!("AWS answered {operation} neither with leave nor with denial ({code})"),
+        next: "put the grant with another --probe".to_owned(),
+        ..failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_service_is_asked_at_its_endpoint_of_the_region_and_partition() {
+        let hosts = |region| {
+            Probe::ALL.map(|probe| endpoint(None, Call::of(probe).service, region).split_off(8))
+        };
+        let services = ["sqs", "dynamodb", "s3", "kms", "secretsmanager", "ssm"];
+        for (region, suffix) in [
+            ("eu-central-1", "amazonaws.com"),
+            ("us-gov-west-1", "amazonaws.com"),
+            ("cn-north-1", "amazonaws.com.cn"),
+        ] {
+            let expected = services.map(|service| format!("{service}.{region}.{suffix}"));
+            assert_eq!(hosts(region), expected);
+        }
+        let other = Some("http://127.0.0.1:4566/");
+        assert_eq!(
+            endpoint(other, "sqs", "cn-north-1"),
+            "http://127.0.0.1:4566"
+        );
+    }
+
+    #[test]
+    fn a_probe_asks_the_service_that_its_action_names() {
+        for probe in Probe::ALL {
+            let (service, _) = probe.as_str().split_once(':').unwrap();
+            assert_eq!(Call::of(probe).service, service);
+        }
+    }
+
+    #[test]
+    fn a_code_is_read_wherever_the_protocols_put_it() {
+        let read = |header, body: &str| {
+            let told = refusal(header, body.as_bytes());
+            let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
+            (part(told.code()), part(told.message()))
+        };
+        let denied = ("AccessDeniedException".to_owned(), "no".to_owned());
+        for (header, body) in [
+            (None, r#"{"__type":"AccessDeniedException","Message":"no"}"#),
+            (
+                None,
+                r#"{"__type":"com.amazon.coral.service#AccessDeniedException","message":"no"}"#,
+            ),
+            (
+                Some("AccessDeniedException:http://internal.amazon.com/x#y"),
+                r#"{"message":"no"}"#,
+            ),
+            (Some("AccessDeniedException;Sender"), r#"{"message":"no"}"#),
+            (
+                None,
+                "<?xml version=\"1.0\"?>\n<Error><Code>AccessDeniedException</Code><Message>no</Message></Error>",
+            ),
+        ] {
+            assert_eq!(read(header, body), denied, "{body}");
+        }
+        for body in ["", "<html>it works", "[1]", "{}", "\u{0}"] {
+            assert_eq!(read(None, body), (String::new(), String::new()), "{body}");
+        }
+    }
+
+    #[test]
+    fn words_and_codes_make_the_verdict() {
+        let explicit = "User: x is not authorized to perform: y with an explicit deny in an identity-based policy";
+        let implicit =
+            "User: x is not authorized to perform: y because no identity-based policy allows it";
+        for (words, expected) in [(explicit, true), (implicit, false), ("", false)] {
+            for code in DENIED {
+                let said = format!("{code}: {words}");
+                let explicit = expected;
+                assert_eq!(
+                    judged(code, words),
+                    Some(Verdict::Refused { explicit, said })
+                );
+            }
+        }
+        for code in DEAD {
+            assert_eq!(judged(code, explicit), Some(Verdict::Dead));
+        }
+        for code in [
+            "InvalidSignatureException",
+            "SignatureDoesNotMatch",
+            "ValidationException",
+        ] {
+            assert_eq!(judged(code, explicit), None);
+        }
+        let Some(Verdict::Refused { said, .. }) = judged("AccessDenied", &"ä".repeat(9000)) else {
+            panic!("it is refused");
+        };
+        assert_eq!(said.chars().count(), SAID_MAX);
+    }
+
+    #[test]
+    fn an_attempt_shows_no_secret() {
+        let credentials = Credentials {
+            access_key_id: "ASIAEXAMPLE".to_owned(),
+            secret_access_key: "the-secret".to_owned().into(),
+            session_token: Some("the-token".to_owned().into()),
+            expires_at: None,
+            usable_after: None,
+            aws_request_id: None,
+        };
+        let attempt = Attempt {
+            identity: identity(&credentials),
+            time: std::time::UNIX_EPOCH,
+        };
+        let call = Call::of(Probe::KmsListKeys);
+        let request = attempt.request(
+            &call,
+            "https://kms.eu-central-1.amazonaws.com",
+            "eu-central-1",
+        );
+        let request = request.unwrap();
+        assert_eq!(
+            request.headers().get("x-amz-security-token"),
+            Some("the-token")
+        );
+        let shown = format!("{attempt:?} {request:?}");
+        assert!(
+            !shown.contains("the-secret") && !shown.contains("the-token"),
+            "{shown}"
+        );
+    }
+}
