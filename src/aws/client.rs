@@ -10,7 +10,9 @@ use aws_config::{
     BehaviorVersion, Region, SdkConfig, default_provider::region, meta::region::ProvideRegion,
     retry::RetryConfig, timeout::TimeoutConfig,
 };
-use aws_sdk_sts::config::{Credentials as SdkCredentials, SharedCredentialsProvider};
+use aws_sdk_sts::config::{
+    Credentials as SdkCredentials, ProvideCredentials, SharedCredentialsProvider,
+};
 use secrecy::ExposeSecret;
 
 use super::{
@@ -194,6 +196,13 @@ impl Clients {
         let provider = SharedCredentialsProvider::new(credentials);
         let config = self.config.to_builder();
         config.credentials_provider(provider).build()
+    }
+
+    /// Id of the key that they work with, if the chain tells one.
+    pub(super) async fn key_id(&self) -> Option<String> {
+        let provider = self.config.credentials_provider()?;
+        let credentials = provider.provide_credentials().await.ok()?;
+        Some(credentials.access_key_id().to_owned())
     }
 
     /// The region that the chain found.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     AwsAccount, Clients,
@@ -22,6 +22,8 @@ use crate::{
 const PROOFS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long the standard AWS chain may take to tell its key.
+const CHAIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Waits until AWS accepts a key: IAM tells the world of a new one by and by. Returns
 /// whose it is.
@@ -71,6 +73,14 @@ impl Keyring for AwsAccount {
     fn adopt(&self, key: &AccessKey) {
         let clients = self.session().clients.with_key(key);
         self.work_with(clients);
+    }
+
+    async fn id(&self) -> Option<String> {
+        let session = self.session();
+        timeout(CHAIN_LIMIT, session.clients.key_id())
+            .await
+            .ok()
+            .flatten()
     }
 
     async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure> {

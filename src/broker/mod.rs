@@ -12,6 +12,7 @@ mod end;
 mod grants;
 mod issue;
 mod log_key;
+mod lookup;
 mod operators;
 mod paces;
 mod reap;
@@ -41,6 +42,7 @@ pub use self::{
     end::{RevokedLease, ServiceRevocation, TakenAway},
     error::Error,
     issue::IssuedLease,
+    lookup::KeyOwner,
     operators::NewOperator,
     reconcile::Reconciliation,
     renew::RenewedLease,

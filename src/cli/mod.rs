@@ -12,6 +12,7 @@ mod grant;
 mod issue;
 mod lease;
 mod lines;
+mod lookup;
 mod operator;
 mod output;
 mod pages;
@@ -120,6 +121,8 @@ enum Command {
     Lease(lease::Lease),
     /// Shut one service out now, with everything it holds.
     Revoke(revoke::Revoke),
+    /// Whose access key was found, whether it still works, and what ends it.
+    Lookup(lookup::Lookup),
     /// The audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -190,6 +193,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Lookup(command) => {
+            let keys = command.keys()?;
+            lookup::run(keys, &connection.connect().await?, &mut out).await
+        }
         Command::Audit(audit::Audit::Verify(verify)) => verify.run(&mut out),
         Command::Audit(audit::Audit::Reconcile(reconcile)) if reconcile.is_offline() => {
             reconcile.run_offline(&mut out)

@@ -59,6 +59,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.GrantService/RenderPolicyTemplate", READ),
     ("credbroker.v1.LeaseService/GetLease", READ),
     ("credbroker.v1.LeaseService/ListLeases", READ),
+    ("credbroker.v1.LeaseService/LookupAccessKeys", READ),
     ("credbroker.v1.LeaseService/RevokeLease", RESPOND),
     ("credbroker.v1.RevocationService/RevokeService", RESPOND),
     ("credbroker.v1.ServiceRegistry/CreateService", MANAGE),
@@ -194,9 +195,10 @@ mod tests {
             methods.map(|(m, _)| *m).collect::<Vec<_>>()
         };
         let changes = |m: &&str| {
-            !["/Export", "/Get", "/List", "/Prove", "/Tail", "/Render"]
-                .iter()
-                .any(|v| m.contains(v))
+            let reads = [
+                "/Export", "/Get", "/List", "/Lookup", "/Prove", "/Tail", "/Render",
+            ];
+            !reads.iter().any(|v| m.contains(v))
         };
         assert!(!reached(Viewer).iter().any(changes));
         assert!(!reached(Auditor).iter().any(changes));

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::domain::seal::Sealed;
+use crate::domain::{credential::is_key_id, seal::Sealed};
 
 /// How long the old key goes on working beside the new: whoever has begun with it ends
 /// with it.
@@ -53,8 +53,7 @@ impl FromStr for AccessKeyId {
         if text.starts_with("ASIA") {
             return Err(AccessKeyIdError::Session);
         }
-        let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
-        if text.starts_with("AKIA") && (16..=128).contains(&text.len()) && text.bytes().all(plain) {
+        if is_key_id(text, "AKIA") {
             Ok(Self(text.to_owned()))
         } else {
             Err(AccessKeyIdError::Shape)

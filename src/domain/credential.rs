@@ -1,9 +1,52 @@
 //! Issued credentials, on their way to their owner and nowhere else.
 
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
+
+/// Id of an access key, a user's or a session's: `AKIA` or `ASIA` and 12 to 124 characters
+/// `[A-Z0-9]`.
+/// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_AccessKey.html>
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId(String);
+
+/// Why a text is not a [`KeyId`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an access key id has the form AKIA… or ASIA…, 16 to 128 letters A-Z and digits")]
+pub struct KeyIdError;
+
+impl KeyId {
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = KeyIdError;
+
+    fn from_str(text: &str) -> Result<Self, KeyIdError> {
+        ["AKIA", "ASIA"]
+            .into_iter()
+            .any(|prefix| is_key_id(text, prefix))
+            .then(|| Self(text.to_owned()))
+            .ok_or(KeyIdError)
+    }
+}
+
+/// Whether `text` has the form of an access key id that begins with `prefix`.
+pub(super) fn is_key_id(text: &str, prefix: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
+    text.starts_with(prefix) && (16..=128).contains(&text.len()) && text.bytes().all(plain)
+}
 
 /// An access key of an IAM user. Debug hides its secret.
 #[derive(Clone, Debug)]
@@ -29,4 +72,31 @@ pub struct Credentials {
     pub usable_after: Option<Duration>,
     /// AWS's id of the request that made them, for CloudTrail.
     pub aws_request_id: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_of_a_user_or_a_session_and_has_16_to_128_characters() {
+        let of = |prefix: &str, more: usize| format!("{prefix}{}", "Z".repeat(more));
+        for id in [
+            "AKIAIOSFODNN7EXAMPLE".to_owned(),
+            of("ASIA", 12),
+            of("AKIA", 124),
+        ] {
+            assert_eq!(id.parse::<KeyId>().unwrap().to_string(), id);
+        }
+        for text in [
+            of("AKIA", 11),
+            of("AKIA", 125),
+            of("AROA", 16),
+            "AKIAIOSFODNN7EXAMPL\u{c9}".to_owned(),
+            "akiaiosfodnn7example".to_owned(),
+            "AKIAIOSFODNN7 EXAMPLE".to_owned(),
+        ] {
+            assert_eq!(text.parse::<KeyId>(), Err(KeyIdError), "{text}");
+        }
+    }
 }

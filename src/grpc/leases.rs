@@ -2,17 +2,26 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{next_page, parse, parse_optional, parse_page, parse_reason, parse_state, to_lease},
+    convert::{
+        Fields, next_page, parse, parse_optional, parse_page, parse_reason, parse_state, to_lease,
+        to_time,
+    },
     records::to_receipt,
 };
 use crate::{
-    broker::ports::LeaseFilter,
-    domain::name::LeaseId,
+    broker::{Error, KeyOwner, ports::LeaseFilter},
+    domain::{credential::KeyId, name::LeaseId},
     proto::{
-        GetLeaseRequest, Lease, ListLeasesRequest, ListLeasesResponse, RevokeLeaseRequest,
-        RevokeLeaseResponse, lease_service_server::LeaseService,
+        AccessKeyOwner, GetLeaseRequest, Lease, ListLeasesRequest, ListLeasesResponse,
+        LookupAccessKeysRequest, LookupAccessKeysResponse, RevokeLeaseRequest, RevokeLeaseResponse,
+        lease_service_server::LeaseService,
     },
 };
+
+/// Most keys that are looked up at a time.
+const KEYS_MAX: usize = 1000;
+/// Of so many ids that are none is told which they are: an answer has to fit in a header.
+const WRONG_KEYS_MAX: usize = 10;
 
 #[tonic::async_trait]
 impl LeaseService for Api {
@@ -67,5 +76,65 @@ impl LeaseService for Api {
             })
         })
         .await
+    }
+
+    async fn lookup_access_keys(
+        &self,
+        request: Request<LookupAccessKeysRequest>,
+    ) -> Result<Response<LookupAccessKeysResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let keys = parse_keys(&message.access_key_ids)?;
+            let owners = broker.lookup_access_keys(&caller, &keys).await?;
+            let owners = keys.iter().zip(owners);
+            Ok(LookupAccessKeysResponse {
+                owners: owners.map(|(key, owner)| to_owner(key, owner)).collect(),
+            })
+        })
+        .await
+    }
+}
+
+fn parse_keys(ids: &[String]) -> Result<Vec<KeyId>, Error> {
+    let mut fields = Fields::default();
+    if !(1..=KEYS_MAX).contains(&ids.len()) {
+        fields.wrong("access_key_ids", "ask for 1 to 1,000 access keys");
+        return fields.done(None);
+    }
+    let mut keys = Vec::with_capacity(ids.len());
+    for (at, id) in ids.iter().enumerate() {
+        match id.parse::<KeyId>() {
+            Ok(key) => keys.push(key),
+            Err(error) if at - keys.len() < WRONG_KEYS_MAX => {
+                fields.wrong(&format!("access_key_ids[{at}]"), error.to_string());
+            }
+            Err(_) => {}
+        }
+    }
+    fields.done(Some(keys))
+}
+
+fn to_owner(key: &KeyId, owner: Option<KeyOwner>) -> AccessKeyOwner {
+    let unknown = AccessKeyOwner {
+        access_key_id: key.to_string(),
+        ..AccessKeyOwner::default()
+    };
+    match owner {
+        None => unknown,
+        Some(KeyOwner::Lease {
+            lease,
+            current,
+            issued_at,
+        }) => AccessKeyOwner {
+            lease: Some(to_lease(&lease)),
+            current,
+            issued_at: issued_at.map(to_time),
+            ..unknown
+        },
+        Some(KeyOwner::Admin { current, since }) => AccessKeyOwner {
+            current,
+            admin_key: true,
+            issued_at: since.map(to_time),
+            ..unknown
+        },
     }
 }

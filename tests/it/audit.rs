@@ -132,9 +132,13 @@ impl Script<'_> {
             issued["lease_id"].as_str().unwrap().to_owned()
         };
         let id = lease(self).await;
-        self.admin("LeaseService/GetLease", &["lease", "show", &id])
+        let shown = self
+            .admin("LeaseService/GetLease", &["lease", "show", &id])
             .await;
         self.admin("LeaseService/ListLeases", &["lease", "list"])
+            .await;
+        let key = shown["access_key_id"].as_str().unwrap();
+        self.admin("LeaseService/LookupAccessKeys", &["lookup", key])
             .await;
         self.call(
             "CredentialService/RenewLease",

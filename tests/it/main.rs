@@ -23,6 +23,7 @@ mod grants;
 mod harness;
 mod lifecycle;
 mod limits;
+mod lookup;
 mod oracle;
 mod probes;
 mod reaping;

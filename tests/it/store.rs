@@ -66,6 +66,7 @@ macro_rules! over {
             leases::a_request_has_one_lease_until_its_issue_comes_to_nothing
             leases::of_one_request_asked_twice_at_the_same_moment_one_begins
             leases::a_service_has_so_many_live_users_and_so_many_live_sessions
+            leases::a_key_leads_to_the_lease_that_has_it_or_had_it_last
             leases::live_users_are_those_that_have_not_ended
             leases::leases_are_listed_newest_first_in_pages
             leases::what_is_due_is_told_oldest_first

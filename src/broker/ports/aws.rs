@@ -233,6 +233,9 @@ pub trait Inventory: Send + Sync {
 pub trait Keyring: Send + Sync {
     /// From now on works with this key. What has been begun with another goes on.
     fn adopt(&self, key: &AccessKey);
+    /// Id of the key at work, without asking AWS; `None` when the standard AWS chain does
+    /// not tell within two seconds.
+    async fn id(&self) -> Option<String>;
     /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns whom
     /// it belongs to.
     async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure>;

@@ -14,6 +14,7 @@ use crate::domain::{
     admin_key::AdminKey,
     arn::AccountId,
     audit::{AuditEvent, AuditRecord},
+    credential::KeyId,
     grant::Grant,
     lease::Lease,
     name::{GrantName, LeaseId, Name},
@@ -292,6 +293,8 @@ pub trait Store: Send + Sync {
         service: &Name,
         request: &RequestId,
     ) -> Result<Option<Lease>, StoreError>;
+    /// The lease whose key this is, or was when it ended.
+    async fn lease_of_key(&self, key: &KeyId) -> Result<Option<Lease>, StoreError>;
     /// Leases, newest first.
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
     /// Leases of IAM users for which something is to be done at `now`: pending past their

@@ -1,6 +1,7 @@
 //! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
 
 mod audit;
+mod lookup;
 
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-pub(super) use self::audit::{AuditRecord, Checkpoint};
+pub(super) use self::{
+    audit::{AuditRecord, Checkpoint},
+    lookup::KeyOwner,
+};
 use super::convert;
 use crate::{audit::checkpoint::Receipt, proto};
 

@@ -12,6 +12,7 @@ use super::row::{
 use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
     domain::{
+        credential::KeyId,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, Removal, Standing},
         name::{GrantName, LeaseId, Name},
@@ -190,6 +191,17 @@ pub(super) async fn of_request(
     row.as_ref().map(lease).transpose()
 }
 
+const OF_KEY: &str = "SELECT * FROM leases WHERE access_key_id = ? LIMIT 1";
+
+pub(super) async fn of_key(pool: &SqlitePool, key: &KeyId) -> Result<Option<Lease>, StoreError> {
+    let row = sqlx::query(OF_KEY)
+        .bind(key.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(lease).transpose()
+}
+
 pub(super) async fn live_users(pool: &SqlitePool) -> Result<Vec<Lease>, StoreError> {
     let rows =
         sqlx::query("SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = ? ORDER BY aws_name")
@@ -354,4 +366,29 @@ fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {
             })
         })
         .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::sqlite::SqliteStore;
+
+    #[tokio::test]
+    async fn the_lease_of_a_key_is_found_by_index() {
+        let home = TempDir::new().unwrap();
+        let store = SqliteStore::open(&home.path().join("store")).await.unwrap();
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {OF_KEY}"));
+        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
+            .bind("AKIAIOSFODNN7EXAMPLE")
+            .fetch_all(&store.readers)
+            .await
+            .unwrap();
+        let [(.., step)] = plan.as_slice() else {
+            panic!("{plan:?}");
+        };
+        assert!(step.contains("USING INDEX leases_by_access_key"), "{step}");
+    }
 }

@@ -38,6 +38,7 @@ use crate::{
         admin_key::AdminKey,
         arn::AccountId,
         audit::{AuditEvent, AuditRecord},
+        credential::KeyId,
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
@@ -458,6 +459,10 @@ impl Store for SqliteStore {
     ) -> Result<Option<Lease>, StoreError> {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         leases::of_request(&mut reader, service, request).await
+    }
+
+    async fn lease_of_key(&self, key: &KeyId) -> Result<Option<Lease>, StoreError> {
+        leases::of_key(&self.readers, key).await
     }
 
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError> {

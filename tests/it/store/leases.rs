@@ -4,6 +4,7 @@ use credbroker::{
     broker::ports::{Begun, LeaseFilter, Store},
     domain::{
         audit::Event,
+        credential::KeyId,
         grant::{Grant, GrantSpec, KindSpec},
         lease::{Binding, Cause, InvalidTransition, Issued, Lease, LeaseState},
         name::LeaseId,
@@ -276,6 +277,39 @@ pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_long
     // What puts it in order again goes on.
     let kept = replacing.clone().keep(false).unwrap();
     update(store, &replacing, &kept).await.unwrap();
+}
+
+pub(super) async fn a_key_leads_to_the_lease_that_has_it_or_had_it_last(store: &dyn Store) {
+    let grant = granted(store, "payments-api/work").await;
+    let key = |digit: char| -> KeyId { format!("AKIAIOSFODNN7EXAMPL{digit}").parse().unwrap() };
+    let of = async |digit: char| {
+        let found = store.lease_of_key(&key(digit)).await.unwrap();
+        found.map(|lease| lease.binding.lease_id)
+    };
+    let issued = |digit: char| Issued {
+        access_key_id: key(digit).to_string(),
+        ..issued(10)
+    };
+    pending(store, &grant, 9).await;
+    assert_eq!(of('1').await, None);
+    let lease = pending(store, &grant, 10).await;
+    let first = lease.clone().activate(issued('1')).unwrap();
+    update(store, &lease, &first).await.unwrap();
+    let id = Some(lease.binding.lease_id);
+    assert_eq!((of('1').await, of('2').await), (id.clone(), None));
+
+    let replacing = first.clone().begin_replacement(at(11)).unwrap();
+    update(store, &first, &replacing).await.unwrap();
+    let second = replacing.clone().activate(issued('2')).unwrap();
+    update(store, &replacing, &second).await.unwrap();
+    assert_eq!((of('1').await, of('2').await), (None, id.clone()));
+
+    let going = second.clone().begin_revocation(Cause::Released, at(12));
+    let going = going.unwrap();
+    update(store, &second, &going).await.unwrap();
+    let over = going.clone().finish(at(13)).unwrap();
+    update(store, &going, &over).await.unwrap();
+    assert_eq!(of('2').await, id);
 }
 
 pub(super) async fn a_lease_is_replaced_only_from_the_revision_it_has(store: &dyn Store) {

@@ -79,6 +79,7 @@ CREATE INDEX leases_due ON leases (kind = 'iam_user', due_at) WHERE due_at IS NO
 CREATE INDEX leases_live ON leases (service, kind = 'iam_user', expires_at) WHERE due_at IS NOT NULL;
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at);
+CREATE INDEX leases_by_access_key ON leases (access_key_id) WHERE access_key_id IS NOT NULL;
 
 CREATE VIEW service_overviews AS
     SELECT s.*,

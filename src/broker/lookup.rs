@@ -1,0 +1,194 @@
+//! Whose access key it is: for whoever has found one.
+
+use jiff::Timestamp;
+
+use crate::{
+    broker::{
+        Broker, Error,
+        ports::{AuditFilter, Page},
+    },
+    domain::{
+        access::Caller,
+        admin_key::{AdminKey, Phase},
+        audit::{AuditEvent, Event, Outcome},
+        credential::KeyId,
+        lease::Lease,
+    },
+};
+
+/// How many records of a key are read at a time; nearly always the first one tells.
+const PAGE: u32 = 10;
+
+/// Whose access key it is.
+#[derive(Debug)]
+pub enum KeyOwner {
+    /// It was issued under a lease.
+    Lease {
+        /// As it stands now.
+        lease: Box<Lease>,
+        /// It is the lease's key, or was the last that it had.
+        current: bool,
+        /// When AWS made it, where that is known.
+        issued_at: Option<Timestamp>,
+    },
+    /// It is the broker's own, was it, or is about to be.
+    Admin {
+        /// It is the one at work.
+        current: bool,
+        /// When the broker took it up, where that is known.
+        since: Option<Timestamp>,
+    },
+}
+
+impl Broker {
+    /// Whose access keys these are, in their order; `None` for one that is unknown.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn lookup_access_keys(
+        &self,
+        caller: &Caller,
+        keys: &[KeyId],
+    ) -> Result<Vec<Option<KeyOwner>>, Error> {
+        let kept = self.store().admin_key().await?;
+        let mut owners = Vec::with_capacity(keys.len());
+        for key in keys {
+            owners.push(self.owner(key, kept.as_ref()).await?);
+        }
+        self.tell_the_key_at_work(keys, &mut owners).await;
+        self.store()
+            .record(looked_up(
+                self.caller_event(caller, Event::LeaseRead),
+                keys,
+                &owners,
+            ))
+            .await?;
+        Ok(owners)
+    }
+
+    async fn owner(&self, key: &KeyId, kept: Option<&AdminKey>) -> Result<Option<KeyOwner>, Error> {
+        if let Some(admin) = kept.and_then(|kept| of_kept(kept, key)) {
+            return Ok(Some(admin));
+        }
+        if let Some(lease) = self.store().lease_of_key(key).await? {
+            return Ok(Some(KeyOwner::Lease {
+                current: !lease.has_lost_its_key(),
+                issued_at: lease.issued().map(|issued| issued.at),
+                lease: Box::new(lease),
+            }));
+        }
+        match self.told_of(key).await? {
+            Some(told) => self.former_owner(&told).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The first record that says whose key it is.
+    async fn told_of(&self, key: &KeyId) -> Result<Option<AuditEvent>, Error> {
+        let filter = AuditFilter {
+            access_key_id: Some(key.to_string()),
+            ..AuditFilter::default()
+        };
+        let mut page = Page {
+            after: None,
+            limit: PAGE,
+        };
+        loop {
+            let records = self.store().audit(&filter, &page).await?;
+            let Some(last) = records.last().map(|record| record.seq.to_string()) else {
+                return Ok(None);
+            };
+            page.after = Some(last);
+            let mut events = records.into_iter().map(|record| record.event);
+            let told = events.find(|event| event.lease_id.is_some() || names_the_admin_key(event));
+            if told.is_some() {
+                return Ok(told);
+            }
+        }
+    }
+
+    async fn former_owner(&self, told: &AuditEvent) -> Result<Option<KeyOwner>, Error> {
+        let Some(id) = &told.lease_id else {
+            return Ok(Some(KeyOwner::Admin {
+                current: false,
+                since: takes_up(told.event).then_some(told.time),
+            }));
+        };
+        let lease = self.store().lease(id).await?;
+        Ok(lease.map(|lease| KeyOwner::Lease {
+            lease: Box::new(lease),
+            current: false,
+            issued_at: hands_out(told.event).then_some(told.time),
+        }))
+    }
+
+    /// A key of the standard AWS chain is in no record.
+    async fn tell_the_key_at_work(&self, keys: &[KeyId], owners: &mut [Option<KeyOwner>]) {
+        if owners.iter().all(Option::is_some) {
+            return;
+        }
+        let at_work = self.parts.keyring.id().await;
+        for (key, owner) in keys.iter().zip(owners) {
+            if owner.is_none() && at_work.as_deref() == Some(key.as_str()) {
+                *owner = Some(KeyOwner::Admin {
+                    current: true,
+                    since: None,
+                });
+            }
+        }
+    }
+}
+
+fn of_kept(kept: &AdminKey, key: &KeyId) -> Option<KeyOwner> {
+    if kept.current.id.as_str() == key.as_str() {
+        return Some(KeyOwner::Admin {
+            current: true,
+            since: Some(kept.current.since),
+        });
+    }
+    let mut others = kept.phase.others().iter();
+    let other = others.any(|other| other.as_str() == key.as_str());
+    other.then_some(KeyOwner::Admin {
+        current: false,
+        since: match &kept.phase {
+            Phase::Proving { new } => Some(new.since),
+            _ => None,
+        },
+    })
+}
+
+/// What was asked; a lone key of a lease with the lease, an unknown one not at all.
+fn looked_up(audit: AuditEvent, keys: &[KeyId], owners: &[Option<KeyOwner>]) -> AuditEvent {
+    let known = owners.iter().flatten().count();
+    let audit = audit.detail(&format!(
+        "access keys looked up: {}; known: {known}",
+        keys.len()
+    ));
+    match (keys, owners) {
+        ([key], [Some(KeyOwner::Lease { lease, .. })]) => {
+            audit.lease(lease).access_key(key.as_str())
+        }
+        _ => audit,
+    }
+}
+
+/// A key that AWS did not accept was never the broker's.
+fn names_the_admin_key(event: &AuditEvent) -> bool {
+    event.outcome == Outcome::Success
+        && (takes_up(event.event)
+            || matches!(
+                event.event,
+                Event::AdminKeyRotating
+                    | Event::AdminKeyCreated
+                    | Event::AdminKeyDeactivated
+                    | Event::AdminKeyRotated
+            ))
+}
+
+const fn takes_up(event: Event) -> bool {
+    matches!(event, Event::AdminKeyImported | Event::AdminKeySwitched)
+}
+
+const fn hands_out(event: Event) -> bool {
+    matches!(event, Event::LeaseIssued | Event::LeaseRedelivered)
+}

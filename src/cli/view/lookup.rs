@@ -1,0 +1,87 @@
+//! Whose access key it is.
+
+use serde::Serialize;
+
+use super::{kind, state, time};
+use crate::proto;
+
+/// `lookup -o json`, of one key.
+#[derive(Serialize)]
+pub(in crate::cli) struct KeyOwner {
+    pub(in crate::cli) access_key_id: String,
+    pub(in crate::cli) known: bool,
+    pub(in crate::cli) service: Option<String>,
+    pub(in crate::cli) grant: Option<String>,
+    pub(in crate::cli) lease_id: Option<String>,
+    pub(in crate::cli) kind: Option<&'static str>,
+    pub(in crate::cli) state: Option<&'static str>,
+    pub(in crate::cli) issued_at: Option<String>,
+    pub(in crate::cli) expires_at: Option<String>,
+    pub(in crate::cli) ended_at: Option<String>,
+    pub(in crate::cli) current: Option<bool>,
+    pub(in crate::cli) admin_key: bool,
+    pub(in crate::cli) revoke_command: Option<String>,
+}
+
+impl From<proto::AccessKeyOwner> for KeyOwner {
+    fn from(owner: proto::AccessKeyOwner) -> Self {
+        let known = owner.admin_key || owner.lease.is_some();
+        let revoke_command = revoke_command(&owner);
+        let lease = owner.lease.as_ref();
+        Self {
+            known,
+            revoke_command,
+            service: lease.map(|lease| lease.service.clone()),
+            grant: lease.map(|lease| lease.grant.clone()),
+            lease_id: lease.map(|lease| lease.lease_id.clone()),
+            kind: lease.map(|lease| kind(lease.kind)),
+            state: lease.map(|lease| state(lease.state)),
+            issued_at: time(owner.issued_at.as_ref()),
+            expires_at: lease.and_then(|lease| time(lease.expires_at.as_ref())),
+            ended_at: lease.and_then(|lease| time(lease.ended_at.as_ref())),
+            current: known.then_some(owner.current),
+            admin_key: owner.admin_key,
+            access_key_id: owner.access_key_id,
+        }
+    }
+}
+
+impl KeyOwner {
+    /// Whether AWS takes it, as far as the broker knows, in words.
+    pub(in crate::cli) fn works(&self) -> String {
+        let until = self.expires_at.as_deref().unwrap_or("its end");
+        let current = self.current == Some(true);
+        let session = self.kind != Some("iam_user");
+        match self.state {
+            None if current => "yes: the broker works with it".to_owned(),
+            None => "the broker does not work with it; `credbroker admin-key status` tells \
+                     whether it is still to be deleted"
+                .to_owned(),
+            Some("revoked" | "expired") => "no: the lease is over".to_owned(),
+            Some(_) if session && !current => format!(
+                "yes, until {until} at the latest: the lease has another, and AWS cannot end a session"
+            ),
+            Some(_) if !current => "no: it was removed to make room for another".to_owned(),
+            Some("active") => format!("yes, until {until}"),
+            Some(_) if session => {
+                format!("yes, until {until}: AWS cannot end a session before")
+            }
+            Some(_) => "perhaps: the broker is taking it away".to_owned(),
+        }
+    }
+}
+
+/// What ends it, if anything is left to end.
+fn revoke_command(owner: &proto::AccessKeyOwner) -> Option<String> {
+    if owner.admin_key {
+        let rotate = || "credbroker admin-key rotate".to_owned();
+        return owner.current.then(rotate);
+    }
+    let lease = owner.lease.as_ref()?;
+    lease.ended_at.is_none().then(|| {
+        format!(
+            "credbroker revoke {} --reason \"access key {} was found\"",
+            lease.service, owner.access_key_id
+        )
+    })
+}
