@@ -8,16 +8,25 @@ usage() {
 usage: bootstrap.sh [options]
 
 Makes in the AWS account of the current credentials:
-  policy /credbroker/credbroker-boundary   the most any issued IAM user may do
-  policy /credbroker/credbroker-admin      what the broker itself may do
-  user   /credbroker-admin                 the broker, with that policy attached
-  role   /credbroker/credbroker-example    a role the broker may assume
+  policy /credbroker/credbroker-boundary        the most any issued IAM user and any
+                                                role the broker assumes may do
+  policy /credbroker/credbroker-admin           what the broker itself may do
+  policy /credbroker/credbroker-admin-boundary  the most it may ever do
+  user   /credbroker-admin                      the broker, with these two
+  role   /credbroker/credbroker-example         a role the broker may assume
 
   --key-file FILE        make an access key for credbroker-admin and write it to
                          FILE (shared credentials format, mode 0600); FILE must
                          not exist yet. The secret is never printed.
   --example-bucket NAME  let the example role read this S3 bucket
   --no-example-role      make no example role
+  --member-of ARN        prepare an account whose roles a broker of another account
+                         hands out; ARN is that broker's user. Makes nothing but the
+                         boundary, and with it
+                           policy /credbroker/credbroker-revoker   what it takes to
+                                                                   deny sessions
+                           role   /credbroker/credbroker-revoker   the role that the
+                                                                   broker does it in
   --help                 show this text
 
 Needs the AWS CLI, version 1 or 2. It uses the CLI's own settings: AWS_PROFILE,
@@ -33,15 +42,18 @@ path=/credbroker/
 admin_user=credbroker-admin
 example_role=credbroker-example
 example_policy=read-one-bucket
+revoker=credbroker-revoker
 
 key_file=
 bucket=
 with_example_role=yes
+broker_user=
 while [ $# -gt 0 ]; do
     case $1 in
         --key-file) key_file=${2:-}; [ -n "$key_file" ] || misuse "--key-file needs a file name"; shift ;;
         --example-bucket) bucket=${2:-}; [ -n "$bucket" ] || misuse "--example-bucket needs a name"; shift ;;
         --no-example-role) with_example_role=no ;;
+        --member-of) broker_user=${2:-}; [ -n "$broker_user" ] || misuse "--member-of needs the ARN of the broker's user"; shift ;;
         --help | -h) usage; exit 0 ;;
         *) misuse "unknown option: $1" ;;
     esac
@@ -51,9 +63,15 @@ case $bucket in
     *[!a-z0-9.-]*) misuse "not a bucket name: $bucket" ;;
 esac
 [ -z "$bucket" ] || [ "$with_example_role" = yes ] || misuse "--example-bucket makes no sense with --no-example-role"
+if [ -n "$broker_user" ]; then
+    [ -z "$key_file$bucket" ] && [ "$with_example_role" = yes ] || misuse "--member-of goes with no other option"
+    printf '%s\n' "$broker_user" | grep -Eqx 'arn:aws[a-z-]*:iam::[0-9]{12}:user/[A-Za-z0-9+=,.@_/-]+' ||
+        misuse "not the ARN of an IAM user: $broker_user"
+fi
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-for file in boundary-policy.json admin-policy.json trust-policy.json; do
+for file in boundary-policy.json admin-policy.json admin-boundary-policy.json trust-policy.json \
+    revoker-policy.json revoker-trust-policy.json; do
     [ -r "$here/$file" ] || fail "cannot read $here/$file"
 done
 command -v aws >/dev/null 2>&1 || fail "the AWS CLI is not installed (no command named aws)"
@@ -96,7 +114,8 @@ look() {
 }
 
 render() {
-    sed -e "s|\${PARTITION}|$partition|g" -e "s|\${ACCOUNT}|$account|g" -e "s|\${ADMIN_USER}|$admin_user|g" "$here/$1"
+    sed -e "s|\${PARTITION}|$partition|g" -e "s|\${ACCOUNT}|$account|g" -e "s|\${ADMIN_USER}|$admin_user|g" \
+        -e "s|\${BROKER_USER}|$broker_user|g" "$here/$1"
 }
 
 # Policies here hold no blanks inside strings, so this is all that formatting can change.
@@ -132,59 +151,88 @@ ensure_policy() {
     changed "policy $arn differed from the file: $new is now its default version, $version was"
 }
 
+# ensure_attached KIND NAME POLICY-ARN: KIND is user or role.
+ensure_attached() {
+    look "$1 $2" iam "list-attached-$1-policies" "--$1-name" "$2" \
+        --query 'AttachedPolicies[].PolicyArn' --output text || fail "$1 $2 has gone"
+    for attached in $answer; do
+        if [ "$attached" = "$3" ]; then
+            say "it has policy $3"
+            return
+        fi
+    done
+    aws iam "attach-$1-policy" "--$1-name" "$2" --policy-arn "$3"
+    changed "attached policy $3 to it"
+}
+
+# ensure_bounded KIND NAME FIELD BOUNDARY-ARN: FIELD is what AWS calls it in its answer.
+ensure_bounded() {
+    look "$1 $2" iam "get-$1" "--$1-name" "$2" \
+        --query "$3.PermissionsBoundary.PermissionsBoundaryArn" --output text || fail "$1 $2 has gone"
+    if [ "$answer" = "$4" ]; then
+        say "its boundary is $4"
+        return
+    fi
+    aws iam "put-$1-permissions-boundary" "--$1-name" "$2" --permissions-boundary "$4"
+    case $answer in
+        None) changed "put boundary $4 on it: it had none" ;;
+        *) changed "put boundary $4 on it, in place of $answer" ;;
+    esac
+}
+
 ensure_user() {
     if look "user $admin_user" iam get-user --user-name "$admin_user" --query User.Arn --output text; then
         [ "$answer" = "$admin_arn" ] ||
             fail "user $admin_user exists, but as $answer: the broker's user must not live under a path"
         say "user $admin_arn is there"
+        ensure_bounded user "$admin_user" User "$admin_boundary_arn"
     else
-        aws iam create-user --user-name "$admin_user" >/dev/null
+        aws iam create-user --user-name "$admin_user" --permissions-boundary "$admin_boundary_arn" >/dev/null
         changed "made user $admin_arn"
     fi
-    look "user $admin_user" iam list-attached-user-policies --user-name "$admin_user" \
-        --query 'AttachedPolicies[].PolicyArn' --output text || fail "user $admin_user has gone"
-    for attached in $answer; do
-        if [ "$attached" = "$admin_policy_arn" ]; then
-            say "it has policy $admin_policy_arn"
-            return
-        fi
-    done
-    aws iam attach-user-policy --user-name "$admin_user" --policy-arn "$admin_policy_arn"
-    changed "attached policy $admin_policy_arn to it"
+    ensure_attached user "$admin_user" "$admin_policy_arn"
 }
 
+# create_role NAME TRUST-POLICY OPTIONS...
 # A user made a moment ago may not yet be known as a principal: try for a while.
-create_example_role() {
+create_role() {
+    name=$1
+    trust=$2
+    shift 2
     tries=0
-    until aws iam create-role --path "$path" --role-name "$example_role" \
-        --description "Example of a role that credbroker assumes" \
-        --assume-role-policy-document "$1" >/dev/null 2>"$scratch/error"; do
+    until aws iam create-role --path "$path" --role-name "$name" \
+        --assume-role-policy-document "$trust" "$@" >/dev/null 2>"$scratch/error"; do
         tries=$((tries + 1))
         if [ "$tries" -ge 10 ] || ! grep -q 'Invalid principal' "$scratch/error"; then
             cat "$scratch/error" >&2
-            fail "could not make role $example_role"
+            fail "could not make role $name"
         fi
         sleep 3
     done
 }
 
-ensure_example_role() {
-    role_arn=arn:$partition:iam::$account:role$path$example_role
-    trust=$(render trust-policy.json)
-    if look "role $example_role" iam get-role --role-name "$example_role" --query Role.Arn --output text; then
-        [ "$answer" = "$role_arn" ] || fail "role $example_role exists, but as $answer"
-        look "role $example_role" iam get-role --role-name "$example_role" \
-            --query Role.AssumeRolePolicyDocument --output json || fail "role $example_role has gone"
-        if same "$answer" "$trust"; then
+# ensure_role NAME TRUST-POLICY DESCRIPTION [BOUNDARY-ARN]
+ensure_role() {
+    role_arn=arn:$partition:iam::$account:role$path$1
+    if look "role $1" iam get-role --role-name "$1" --query Role.Arn --output text; then
+        [ "$answer" = "$role_arn" ] || fail "role $1 exists, but as $answer"
+        look "role $1" iam get-role --role-name "$1" \
+            --query Role.AssumeRolePolicyDocument --output json || fail "role $1 has gone"
+        if same "$answer" "$2"; then
             say "role $role_arn is as it should be"
         else
-            aws iam update-assume-role-policy --role-name "$example_role" --policy-document "$trust"
+            aws iam update-assume-role-policy --role-name "$1" --policy-document "$2"
             changed "the trust policy of role $role_arn differed from the file: replaced"
         fi
+        [ -z "${4:-}" ] || ensure_bounded role "$1" Role "$4"
     else
-        create_example_role "$trust"
+        create_role "$1" "$2" --description "$3" ${4:+--permissions-boundary "$4"}
         changed "made role $role_arn"
     fi
+}
+
+ensure_example_role() {
+    ensure_role "$example_role" "$(render trust-policy.json)" "Example of a role that credbroker assumes" "$boundary_arn"
     if [ -z "$bucket" ]; then
         say "no --example-bucket given: the permissions of role $example_role are left as they are"
         return
@@ -235,22 +283,47 @@ partition=$(printf '%s' "$identity" | cut -f 2 | cut -d : -f 2)
 say "AWS account $account, partition $partition, as $(printf '%s' "$identity" | cut -f 2)"
 
 admin_arn=arn:$partition:iam::$account:user/$admin_user
+boundary_arn=arn:$partition:iam::$account:policy${path}credbroker-boundary
 admin_policy_arn=arn:$partition:iam::$account:policy${path}credbroker-admin
+admin_boundary_arn=arn:$partition:iam::$account:policy${path}credbroker-admin-boundary
 
+finish() {
+    say ""
+    if [ "$changes" -eq 0 ]; then
+        say "Nothing was changed: everything is in place already."
+    else
+        say "Done, changes made: $changes."
+    fi
+    say "Next:"
+}
+
+if [ -n "$broker_user" ]; then
+    case $broker_user in
+        arn:"$partition":iam::"$account":*) fail "$broker_user is of this account, which needs no --member-of: nothing was changed" ;;
+        arn:"$partition":*) ;;
+        *) fail "$broker_user is of another partition, from which no role here can be assumed: nothing was changed" ;;
+    esac
+fi
 [ -z "$key_file" ] || check_key_can_be_made
-ensure_policy credbroker-boundary "$(render boundary-policy.json)" "The most an IAM user issued by credbroker may do"
+ensure_policy credbroker-boundary "$(render boundary-policy.json)" \
+    "The most an IAM user issued by credbroker, or a role assumed by it, may do"
+if [ -n "$broker_user" ]; then
+    ensure_policy "$revoker" "$(render revoker-policy.json)" "What it takes to deny sessions that credbroker has issued"
+    ensure_role "$revoker" "$(render revoker-trust-policy.json)" "In which credbroker denies sessions that it has issued"
+    ensure_attached role "$revoker" "arn:$partition:iam::$account:policy$path$revoker"
+    finish
+    say "  1. Make the roles that the broker hands out, under $path, with boundary"
+    say "     $boundary_arn"
+    say "     and a trust policy that names $broker_user."
+    exit 0
+fi
 ensure_policy credbroker-admin "$(render admin-policy.json)" "What credbroker itself may do"
+ensure_policy credbroker-admin-boundary "$(render admin-boundary-policy.json)" "The most that credbroker itself may ever do"
 ensure_user
 [ "$with_example_role" = no ] || ensure_example_role
 [ -z "$key_file" ] || make_key
 
-say ""
-if [ "$changes" -eq 0 ]; then
-    say "Nothing was changed: everything is in place already."
-else
-    say "Done, changes made: $changes."
-fi
-say "Next:"
+finish
 if [ -n "$key_file" ]; then
     say "  1. Move $key_file to the broker's host, readable by the broker alone."
 else
@@ -258,3 +331,5 @@ else
 fi
 say "  2. Point the broker at it and name its region (AWS_SHARED_CREDENTIALS_FILE, AWS_REGION)."
 say "  3. Run: credbroker serve --config /etc/credbroker/credbroker.toml"
+say "  4. Give boundary $boundary_arn to each"
+say "     role that the broker assumes: on another it cannot end a service's sessions."

@@ -1,16 +1,18 @@
-//! `deploy/aws/bootstrap.sh` on an empty account, with the AWS CLI, and a broker on the
-//! account that it leaves.
+//! `deploy/aws/bootstrap.sh` with the AWS CLI, on an empty account, on one that an earlier
+//! version has prepared and on one beside the broker's, and a broker on what it leaves.
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
+use aws_sdk_iam::types::Role;
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_sts::types::Tag;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::harness::{
     Account, Broker, Key, Run,
-    aws::{REGION, admin_policy, name_scoped_admin_policy},
+    aws::{REGION, admin_boundary_policy, admin_policy, name_scoped, revoker_policy},
     broker::credbroker,
     emulator::emulator,
     stepped::{self, Stepped},
@@ -70,12 +72,18 @@ async fn policy(account: &Account, name: &str) -> Value {
 
 async fn assert_made(account: &Account) {
     let iam = account.root.iam();
-    assert_eq!(
-        policy(account, "credbroker-admin").await,
-        admin_policy(&account.id)
-    );
     let boundary = serde_json::to_value(credbroker::domain::policy::boundary()).unwrap();
     assert_eq!(policy(account, "credbroker-boundary").await, boundary);
+    let made = policy(account, "credbroker-admin").await;
+    assert_eq!(made, admin_policy(&account.id));
+    let made = policy(account, "credbroker-admin-boundary").await;
+    assert_eq!(made, admin_boundary_policy(&account.id));
+    let user = iam.get_user().user_name("credbroker-admin").send().await;
+    let bound = user.unwrap().user.unwrap().permissions_boundary.unwrap();
+    assert_eq!(
+        bound.permissions_boundary_arn.unwrap(),
+        account.boundary().replace("-boundary", "-admin-boundary")
+    );
     let attached = iam
         .list_attached_user_policies()
         .user_name("credbroker-admin");
@@ -90,29 +98,26 @@ async fn assert_made(account: &Account) {
         .filter_map(|policy| policy.policy_name())
         .collect();
     assert_eq!(names, ["credbroker-admin"]);
-    let role = iam
-        .get_role()
-        .role_name("credbroker-example")
-        .send()
-        .await
-        .unwrap()
-        .role
-        .unwrap();
+    let role = role(account, "credbroker-example").await;
     assert_eq!(role.path, "/credbroker/");
+    let bound = role.permissions_boundary.unwrap();
+    assert_eq!(bound.permissions_boundary_arn.unwrap(), account.boundary());
     assert_eq!(
         decoded(&role.assume_role_policy_document.unwrap()),
         account.trust_policy()
     );
 }
 
-/// Gives the admin user the rendering that the emulator can judge.
-async fn scope_by_name(account: &Account) {
-    let arn = format!(
-        "arn:aws:iam::{}:policy/credbroker/credbroker-admin",
-        account.id
-    );
+async fn role(account: &Account, name: &str) -> Role {
+    let role = account.root.iam().get_role().role_name(name).send().await;
+    role.unwrap().role.unwrap()
+}
+
+/// Gives a policy the rendering that the emulator can judge.
+async fn scope_by_name(account: &Account, name: &str, shipped: Value) {
+    let arn = format!("arn:aws:iam::{}:policy/credbroker/{name}", account.id);
     let version = account.root.iam().create_policy_version().policy_arn(arn);
-    let version = version.policy_document(name_scoped_admin_policy(&account.id));
+    let version = version.policy_document(name_scoped(shipped, &account.id).to_string());
     version.set_as_default(true).send().await.unwrap();
 }
 
@@ -158,7 +163,12 @@ async fn assert_a_second_run_changes_nothing(account: &Account, key_file: &str, 
 
 /// The example role reads the one bucket, by the broker's hands.
 async fn assert_works(account: &Account, key_file: &Path, [inside, outside]: [String; 2]) {
-    scope_by_name(account).await;
+    let (policy, bound) = (
+        admin_policy(&account.id),
+        admin_boundary_policy(&account.id),
+    );
+    scope_by_name(account, "credbroker-admin", policy).await;
+    scope_by_name(account, "credbroker-admin-boundary", bound).await;
     let broker = broker_with(key_file).await;
     let token = broker.service("reporting").await;
     let arn = |what: &str| format!("arn:aws:iam::{}:{what}", account.id);
@@ -180,7 +190,7 @@ async fn assert_works(account: &Account, key_file: &Path, [inside, outside]: [St
     assert_eq!(status["admin_arn"], json!(arn("user/credbroker-admin")));
 }
 
-/// Slow for its thirty starts of the AWS CLI.
+/// Slow for its forty starts of the AWS CLI.
 #[tokio::test]
 async fn bootstrap_makes_what_it_says_once_and_the_broker_works_with_its_key() {
     let (account, home) = (Account::empty(), TempDir::new().unwrap());
@@ -195,7 +205,7 @@ async fn bootstrap_makes_what_it_says_once_and_the_broker_works_with_its_key() {
         "attached policy",
         "made role",
         "made access key",
-        "changes made: 7",
+        "changes made: 8",
     ] {
         assert!(first.stdout.contains(said), "{said} in {first:#?}");
     }
@@ -212,12 +222,139 @@ async fn bootstrap_makes_what_it_says_once_and_the_broker_works_with_its_key() {
     assert_works(&account, &key_file, buckets).await;
 }
 
+/// What the first version of the script made: no boundary but that of issued users.
+async fn prepare_as_before(account: &Account) {
+    let iam = account.root.iam();
+    let make = async |name: &str, document: &str| {
+        let make = iam.create_policy().path("/credbroker/").policy_name(name);
+        let answer = make.policy_document(document).send().await.unwrap();
+        answer.policy.unwrap().arn.unwrap()
+    };
+    let boundary = include_str!("../../deploy/aws/boundary-policy.json");
+    make("credbroker-boundary", boundary).await;
+    let policy = make("credbroker-admin", &stepped::policy().to_string()).await;
+    let user = iam.create_user().user_name("credbroker-admin");
+    user.send().await.unwrap();
+    let attach = iam
+        .attach_user_policy()
+        .user_name("credbroker-admin")
+        .policy_arn(policy);
+    attach.send().await.unwrap();
+    let role = iam
+        .create_role()
+        .path("/credbroker/")
+        .role_name("credbroker-example");
+    let role = role.assume_role_policy_document(account.trust_policy().to_string());
+    role.send().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_account_prepared_by_an_earlier_version_gets_its_boundaries() {
+    let account = Account::empty();
+    prepare_as_before(&account).await;
+    let upgraded = bootstrap(&account, &[]).await.ok();
+    for said in [
+        "credbroker-admin differed from the file",
+        "credbroker-admin-boundary on it: it had none",
+        "credbroker-boundary on it: it had none",
+        "changes made: 4",
+    ] {
+        assert!(upgraded.stdout.contains(said), "{said} in {upgraded:#?}");
+    }
+    assert_made(&account).await;
+}
+
+/// The broker's user in the role that it revokes in, in another account.
+async fn as_revoker(home: &Account, member: &Account) -> Key {
+    let role = format!(
+        "arn:aws:iam::{}:role/credbroker/credbroker-revoker",
+        member.id
+    );
+    let tag = Tag::builder().key("credbroker:service").value("pay");
+    let assume = home.admin.sts().assume_role().role_arn(role);
+    let assume = assume
+        .role_session_name("revoker")
+        .tags(tag.build().unwrap());
+    let session = assume.send().await.unwrap().credentials.unwrap();
+    Key {
+        id: session.access_key_id,
+        secret: session.secret_access_key,
+        token: Some(session.session_token),
+    }
+}
+
+/// It puts denials on roles there, and makes and attaches their policy, and nothing else.
+async fn assert_denies_and_nothing_else(revoker: &Key, member: &Account) {
+    let (iam, denials) = (revoker.iam(), "credbroker-denials-0123456789");
+    let deny = json!({"Version": "2012-10-17", "Statement": {"Effect": "Deny", "Action": "*", "Resource": "*"}});
+    let role = member.unique("credbroker-app");
+    let put = iam.put_role_policy().policy_name(denials);
+    let put = put.policy_document(deny.to_string());
+    put.clone().role_name(&role).send().await.unwrap();
+    let elsewhere = put.role_name("another").send().await.unwrap_err();
+    assert_eq!(elsewhere.code(), Some("AccessDenied"));
+    let make = iam
+        .create_policy()
+        .path("/credbroker/")
+        .policy_name(denials);
+    let answer = make.policy_document(deny.to_string()).send().await.unwrap();
+    let attach = iam.attach_role_policy().role_name(&role);
+    let attach = attach.policy_arn(answer.policy.unwrap().arn.unwrap());
+    attach.send().await.unwrap();
+    let user = iam.create_user().user_name("mallory").send().await;
+    assert_eq!(user.unwrap_err().code(), Some("AccessDenied"));
+    let trust = iam.update_assume_role_policy().role_name(&role);
+    let trust = trust.policy_document(deny.to_string()).send().await;
+    assert_eq!(trust.unwrap_err().code(), Some("AccessDenied"));
+}
+
+#[tokio::test]
+async fn an_account_beside_the_brokers_gets_a_role_that_denies_sessions_there() {
+    let (home, member) = (Account::new().await, Account::empty());
+    let user = format!("arn:aws:iam::{}:user/credbroker-admin", home.id);
+    let first = bootstrap(&member, &["--member-of", &user]).await.ok();
+    assert!(first.stdout.contains("changes made: 4"), "{first:#?}");
+    let second = bootstrap(&member, &["--member-of", &user]).await.ok();
+    assert!(second.stdout.contains("Nothing was changed"), "{second:#?}");
+    let made = policy(&member, "credbroker-revoker").await;
+    assert_eq!(made, revoker_policy(&member.id));
+    let users = member.root.iam().list_users().send().await.unwrap().users;
+    assert!(users.is_empty());
+
+    scope_by_name(&member, "credbroker-revoker", made).await;
+    member.role("credbroker-app", &stepped::policy()).await;
+    let revoker = as_revoker(&home, &member).await;
+    assert_denies_and_nothing_else(&revoker, &member).await;
+}
+
+#[tokio::test]
+async fn the_brokers_own_account_is_no_member_of_itself() {
+    let account = Account::empty();
+    let own = format!("arn:aws:iam::{}:user/credbroker-admin", account.id);
+    let refused = bootstrap(&account, &["--member-of", &own]).await;
+    refused.fails(1, &["is of this account", "nothing was changed"]);
+    let partition = own.replace("arn:aws:", "arn:aws-cn:");
+    let refused = bootstrap(&account, &["--member-of", &partition]).await;
+    refused.fails(1, &["is of another partition", "nothing was changed"]);
+}
+
 #[tokio::test]
 async fn a_mistyped_option_changes_nothing() {
     let account = Account::empty();
-    bootstrap(&account, &["--bucket"])
-        .await
-        .fails(2, &["unknown option: --bucket"]);
+    for (args, said) in [
+        (&["--bucket"][..], "unknown option: --bucket"),
+        (&["--member-of", "someone"], "not the ARN of an IAM user"),
+        (
+            &[
+                "--no-example-role",
+                "--member-of",
+                "arn:aws:iam::123456789012:user/x",
+            ],
+            "goes with no other option",
+        ),
+    ] {
+        bootstrap(&account, args).await.fails(2, &[said]);
+    }
     let users = account.root.iam().list_users().send().await.unwrap().users;
     assert!(users.is_empty());
 }
@@ -226,7 +363,11 @@ async fn a_mistyped_option_changes_nothing() {
 async fn no_user_is_made_before_the_boundary_has_been_seen_to_bound() {
     let (world, kept) = (Stepped::new().await, "credbroker-boundary");
     let iam = world.account.root.iam();
-    let boundary = format!("arn:aws:iam::{}:policy/credbroker/{kept}", world.account.id);
+    let boundary = world.account.boundary();
+    // AWS keeps a boundary that somebody has.
+    let role = world.account.unique("credbroker-any");
+    let lift = iam.delete_role_permissions_boundary().role_name(role);
+    lift.send().await.unwrap();
     let delete = async || {
         iam.delete_policy()
             .policy_arn(&boundary)

@@ -493,7 +493,9 @@ async fn the_boundary_holds_against_a_policy_that_allows_iam() {
 async fn an_unnarrowed_role_session_cannot_mint_credentials() {
     let world = World::new().await;
     let all = json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}});
-    let role = world.account.role("credbroker-everything", &all).await;
+    // Without a boundary: what refuses is the session's own policy.
+    let unbounded = world.account.unbounded_role("credbroker-everything", &all);
+    let role = unbounded.await;
     let token = world.broker.service("payments-api").await;
     world
         .broker

@@ -2,6 +2,7 @@
 //! emulator cannot (it knows no paths of users and no `iam:PermissionsBoundary`), and
 //! the documents that the broker really wrote.
 
+mod denials;
 mod lint;
 mod written;
 
@@ -177,6 +178,8 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
     for action in [
         "iam:PutUserPermissionsBoundary",
         "iam:DeleteUserPermissionsBoundary",
+        "iam:PutRolePermissionsBoundary",
+        "iam:DeleteRolePermissionsBoundary",
     ] {
         for context in with_boundary {
             assert!(!admin.allow(action, &iam(USER), context), "{action}");
@@ -206,6 +209,7 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
         for policy in [
             "policy/credbroker/credbroker-boundary",
             "policy/credbroker/credbroker-admin",
+            "policy/credbroker/credbroker-admin-boundary",
             "policy/x",
         ] {
             assert!(!admin.allow(action, &iam(policy), &[]), "{action} {policy}");
@@ -213,15 +217,15 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
     }
     for action in [
         "iam:CreateRole",
-        "iam:PutRolePolicy",
-        "iam:AttachRolePolicy",
+        "iam:DeleteRole",
+        "iam:DetachRolePolicy",
         "iam:UpdateAssumeRolePolicy",
         "iam:PassRole",
     ] {
-        assert!(
-            !admin.allow(action, &iam("role/credbroker/app"), &[]),
-            "{action}"
-        );
+        for context in with_boundary {
+            let role = iam("role/credbroker/app");
+            assert!(!admin.allow(action, &role, context), "{action}");
+        }
     }
     for action in [
         "iam:CreateLoginProfile",
@@ -238,7 +242,7 @@ fn the_admin_policy_reaches_neither_its_own_user_nor_any_boundary_or_policy() {
 }
 
 #[test]
-fn the_admin_policy_lets_the_broker_rotate_its_own_key_and_do_nothing_else_to_itself() {
+fn the_admin_policy_lets_the_broker_rotate_its_own_key_and_do_nothing_else_to_itself_unbounded() {
     let (admin, own) = (admin(), iam("user/credbroker-admin"));
     for action in [
         "iam:ListAccessKeys",

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
 use aws_credential_types::Credentials;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::emulator::{emulator, enforces};
 
@@ -114,15 +114,16 @@ impl Account {
             return account;
         }
         boundary.await.unwrap();
-        let policy = make_policy(
-            &iam,
-            "credbroker-admin",
-            &name_scoped_admin_policy(&account.id),
-        )
-        .await
-        .unwrap();
+        let make = async |name: &str, policy: Value| {
+            let document = name_scoped(policy, &account.id).to_string();
+            make_policy(&iam, name, &document).await.unwrap()
+        };
+        let policy = make("credbroker-admin", admin_policy(&account.id)).await;
+        let bound = admin_boundary_policy(&account.id);
+        let bound = make("credbroker-admin-boundary", bound).await;
         iam.create_user()
             .user_name(ADMIN_USER)
+            .permissions_boundary(bound)
             .send()
             .await
             .unwrap();
@@ -195,19 +196,34 @@ impl Account {
         }
     }
 
-    /// A role as `deploy/aws/trust-policy.json` would have it, that may do `policy`.
-    pub async fn role(&self, name: &str, policy: &Value) -> String {
-        self.role_trusting(name, &self.trust_policy(), policy).await
+    /// ARN of the boundary of issued users and of roles.
+    pub fn boundary(&self) -> String {
+        format!(
+            "arn:aws:iam::{}:policy/credbroker/credbroker-boundary",
+            self.id
+        )
     }
 
-    pub async fn role_trusting(&self, name: &str, trust: &Value, policy: &Value) -> String {
+    /// A role as `deploy/README.md` would have it, with the boundary, that may do `policy`.
+    pub async fn role(&self, name: &str, policy: &Value) -> String {
+        self.make_role(name, policy, Some(self.boundary())).await
+    }
+
+    /// One that nothing but its policies confines. AWS lets no broker deny its sessions;
+    /// the emulator, which does not know why, does.
+    pub async fn unbounded_role(&self, name: &str, policy: &Value) -> String {
+        self.make_role(name, policy, None).await
+    }
+
+    async fn make_role(&self, name: &str, policy: &Value, boundary: Option<String>) -> String {
         let iam = self.root.iam();
         let name = &self.unique(name);
         let made = iam
             .create_role()
             .role_name(name)
             .path("/credbroker/")
-            .assume_role_policy_document(trust.to_string())
+            .assume_role_policy_document(self.trust_policy().to_string())
+            .set_permissions_boundary(boundary)
             .send()
             .await
             .unwrap();
@@ -249,11 +265,8 @@ impl Account {
     }
 
     pub fn trust_policy(&self) -> Value {
-        let shipped = include_str!("../../../deploy/aws/trust-policy.json")
-            .replace("${PARTITION}", "aws")
-            .replace("${ACCOUNT}", &self.id)
-            .replace("${ADMIN_USER}", ADMIN_USER);
-        serde_json::from_str(&shipped).unwrap()
+        let shipped = include_str!("../../../deploy/aws/trust-policy.json");
+        rendered(shipped, &self.id)
     }
 
     /// Names of the IAM users that the broker has made and not removed.
@@ -280,37 +293,57 @@ async fn make_policy(iam: &aws_sdk_iam::Client, name: &str, document: &str) -> O
     made.send().await.ok()?.policy?.arn
 }
 
-/// The shipped policy for one account.
+/// What the broker may, as shipped, in one account.
 pub fn admin_policy(account: &str) -> Value {
-    let shipped = include_str!("../../../deploy/aws/admin-policy.json")
+    rendered(
+        include_str!("../../../deploy/aws/admin-policy.json"),
+        account,
+    )
+}
+
+/// The most that it may ever, as shipped.
+pub fn admin_boundary_policy(account: &str) -> Value {
+    let shipped = include_str!("../../../deploy/aws/admin-boundary-policy.json");
+    rendered(shipped, account)
+}
+
+/// What it may in another account, where it is a role's session.
+pub fn revoker_policy(account: &str) -> Value {
+    let shipped = include_str!("../../../deploy/aws/revoker-policy.json");
+    rendered(shipped, account)
+}
+
+fn rendered(shipped: &str, account: &str) -> Value {
+    let rendered = shipped
         .replace("${PARTITION}", "aws")
         .replace("${ACCOUNT}", account)
         .replace("${ADMIN_USER}", ADMIN_USER);
-    serde_json::from_str(&shipped).unwrap()
+    serde_json::from_str(&rendered).unwrap()
 }
 
-/// The emulator judges IAM users by name alone, without their path, knows no
-/// `iam:PermissionsBoundary` key, judges AddUserToGroup by the user and
-/// GetFederationToken by `*`. Users that the broker makes are the ones with a dot.
-pub fn name_scoped_admin_policy(account: &str) -> String {
-    let mut policy = admin_policy(account);
-    for statement in policy["Statement"].as_array_mut().unwrap() {
+/// A policy of the broker's as the emulator can judge it. It judges users and roles by
+/// name alone, without their path, AddUserToGroup by the user, GetFederationToken and
+/// CreatePolicy by `*`, and knows no `iam:PermissionsBoundary` and no `iam:PolicyARN`.
+/// Users that the broker makes are the ones with a dot, roles that it assumes those whose
+/// name begins with `credbroker-`.
+pub fn name_scoped(mut policy: Value, account: &str) -> Value {
+    let statements = policy["Statement"].as_array_mut().unwrap();
+    for statement in statements.iter_mut() {
+        let statement = statement.as_object_mut().unwrap();
+        statement.remove("Condition");
         match statement["Sid"].as_str().unwrap() {
-            "MakeUsersOnlyWithTheBoundary" => {
-                statement
-                    .as_object_mut()
-                    .unwrap()
-                    .remove("Condition")
-                    .unwrap();
-            }
             "FederateSessions" => statement["Resource"] = "*".into(),
-            "PutUsersInGroups" => {
+            "PutDenialsOnRolesWithTheBoundary"
+            | "AttachDenialsToRolesWithTheBoundary"
+            | "SeeDenialsOnRoles" => {
+                statement["Resource"] = format!("arn:aws:iam::{account}:role/credbroker-*").into();
+            }
+            "MakeUsersOnlyWithTheBoundary" | "KeepAndRemoveUsers" | "PutUsersInGroups" => {
                 statement["Resource"] = format!("arn:aws:iam::{account}:user/*.*").into();
             }
             _ => {}
         }
     }
+    statements.push(json!({"Effect": "Allow", "Action": "iam:CreatePolicy", "Resource": "*"}));
     policy
-        .to_string()
-        .replace(":user/credbroker/*", ":user/*.*")
 }
