@@ -4,7 +4,7 @@
 //! absent ones left out; times in RFC 3339 with six decimals, in UTC. Fields may be added at the
 //! end; those that are there keep their meaning.
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr};
+use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,10 @@ struct Leaf {
     permissions: Option<Permits>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     late: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holder: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused_after_seconds: Option<f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,6 +143,8 @@ pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
         expires_at: event.expires_at.map(precise),
         permissions: event.permissions.as_ref().map(Permits::from),
         late: event.late,
+        holder: text(event.holder.as_ref()),
+        refused_after_seconds: event.refused_after.as_ref().map(Duration::as_secs_f64),
     };
     Ok(serde_json::to_vec(&leaf)?)
 }
@@ -187,8 +193,20 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
             expires_at: optional(leaf.expires_at.as_deref(), "expires_at")?,
             permissions: leaf.permissions.map(Permissions::from),
             late: leaf.late,
+            holder: optional(leaf.holder.as_deref(), "holder")?,
+            refused_after: leaf
+                .refused_after_seconds
+                .map(to_the_millisecond)
+                .transpose()?,
         },
     })
+}
+
+fn to_the_millisecond(seconds: f64) -> Result<Duration, LeafError> {
+    let none = || LeafError::Field("refused_after_seconds");
+    let precise = Duration::try_from_secs_f64(seconds).map_err(|_| none())?;
+    let millis = u64::try_from((precise.as_micros() + 500) / 1000).map_err(|_| none())?;
+    Ok(Duration::from_millis(millis))
 }
 
 fn value<T: FromStr>(text: &str, field: &'static str) -> Result<T, LeafError> {

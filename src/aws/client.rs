@@ -13,6 +13,7 @@ use aws_config::{
 use aws_sdk_sts::config::{
     Credentials as SdkCredentials, ProvideCredentials, SharedCredentialsProvider,
 };
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
 use super::{
@@ -23,7 +24,11 @@ use super::{
 };
 use crate::{
     broker::ports::AwsFailure,
-    domain::{clock::SteadyClock, credential::AccessKey, probe::Probe},
+    domain::{
+        clock::{Clock, SteadyClock},
+        credential::{AccessKey, Credentials},
+        probe::Probe,
+    },
 };
 
 /// How AWS is reached.
@@ -211,6 +216,11 @@ impl Clients {
         self.config.region().map(Region::as_ref)
     }
 
+    /// The broker's time.
+    pub(super) fn now(&self) -> Timestamp {
+        self.sts_lines.clock.now()
+    }
+
     /// STS of the broker's region, or of another.
     pub(super) fn sts(&self, region: Option<&str>, purpose: Purpose) -> StsCalls {
         let region = region.or(self.region()).unwrap_or_default();
@@ -241,6 +251,27 @@ impl Clients {
         let region = self.region().unwrap_or_default();
         let sts = self.sts_lines.connect(&self.config_with(key), region);
         sts.calls(Purpose::Complete)
+    }
+
+    /// IAM as the holder of a session sees it, within the same budget.
+    pub(super) fn iam_with(&self, credentials: &Credentials, purpose: Purpose) -> IamCalls {
+        let token = credentials.session_token.as_ref();
+        let credentials = SdkCredentials::new(
+            &credentials.access_key_id,
+            credentials.secret_access_key.expose_secret(),
+            token.map(|token| token.expose_secret().to_owned()),
+            None,
+            "credbroker",
+        );
+        let iam = aws_sdk_iam::config::Builder::from(&self.config)
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .interceptor(Watch(Arc::clone(&self.iam.line)))
+            .build();
+        let api = Api {
+            client: aws_sdk_iam::Client::from_conf(iam),
+            line: Arc::clone(&self.iam.line),
+        };
+        api.calls(purpose)
     }
 
     /// How many removals may go on side by side: each takes some twenty calls.

@@ -4,6 +4,7 @@ mod breaker;
 mod budget;
 mod call;
 mod client;
+mod denial;
 mod error;
 mod iam;
 mod keyring;
@@ -12,7 +13,10 @@ mod probe;
 mod setup;
 mod sts;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
 use aws_smithy_types::DateTime;
@@ -27,22 +31,23 @@ pub use self::{
 };
 use crate::{
     broker::ports::{
-        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Prober, Urgency, Verdict,
-        Withdrawn,
+        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Urgency, Withdrawn,
     },
     domain::{
-        arn::Partition,
+        arn::{AccountId, Partition, RoleArn},
         credential::Credentials,
         decide::{Authorized, Issue},
         grant::KindSpec,
         lease::Binding,
-        probe::Probe,
     },
 };
 
 /// Everything the broker has in IAM lives under this path; its users under a path of
 /// their deployment below it.
 pub const PATH: &str = "/credbroker/";
+
+/// How the names of policies of denials begin.
+const DENIALS: &str = "credbroker-denials-";
 
 /// Makes and takes away credentials with the admin key.
 #[derive(Debug)]
@@ -51,6 +56,12 @@ pub struct AwsAccount {
     partition: Partition,
     /// Path of this broker's users, apart from other brokers' in the same account.
     users_path: String,
+    /// Name of its policies of denials, apart from other brokers'.
+    denials: String,
+    /// Roles by which policies of other accounts are changed.
+    revokers: BTreeMap<AccountId, RoleArn>,
+    /// Sessions of theirs.
+    entered: Mutex<BTreeMap<AccountId, Credentials>>,
     /// Set once the boundary has been seen to bound.
     bounded: OnceCell<()>,
 }
@@ -78,10 +89,19 @@ impl Session {
 }
 
 impl AwsAccount {
-    /// An issuer over these clients, whose users are told by the id of the deployment.
+    /// An issuer over these clients, whose users and denials are told by the id of the
+    /// deployment.
     #[must_use]
-    pub fn new(clients: Clients, partition: Partition, deployment: &str) -> Self {
+    pub fn new(
+        clients: Clients,
+        partition: Partition,
+        deployment: &str,
+        revokers: BTreeMap<AccountId, RoleArn>,
+    ) -> Self {
         Self {
+            denials: format!("{DENIALS}{deployment}"),
+            revokers,
+            entered: Mutex::default(),
             session: RwLock::new(Session::new(clients)),
             partition,
             users_path: format!("{PATH}{deployment}/"),
@@ -150,11 +170,12 @@ impl Issuer for AwsAccount {
             KindSpec::AssumeRole { .. } => {
                 let admin = session.admin.get();
                 let admin = admin.map_or("the broker's IAM user", |admin| &admin.arn);
-                let made = sts::assume_role(clients, issue, lease, admin).await;
+                let made = sts::assume_role(clients, &sts::Session::of(issue, lease), admin).await;
                 made.map_err(untouched)
             }
             KindSpec::FederationToken { .. } => {
-                let made = sts::get_federation_token(clients, issue, lease).await;
+                let made =
+                    sts::get_federation_token(clients, &sts::Session::of(issue, lease)).await;
                 made.map_err(untouched)
             }
             KindSpec::IamUser { .. } => {
@@ -217,18 +238,6 @@ impl Inventory for AwsAccount {
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure> {
         let session = self.session();
         iam::remove_key(&session.clients.iam(Purpose::Complete), user, access_key_id).await
-    }
-}
-
-#[async_trait]
-impl Prober for AwsAccount {
-    async fn probe(
-        &self,
-        credentials: &Credentials,
-        probe: Probe,
-        region: Option<&str>,
-    ) -> Result<Verdict, AwsFailure> {
-        probe::probe(&self.session().clients, credentials, probe, region).await
     }
 }
 

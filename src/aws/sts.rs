@@ -1,5 +1,7 @@
 //! Sessions: AssumeRole, GetFederationToken, and who the admin key is.
 
+use std::time::Duration;
+
 use aws_sdk_sts::operation::{RequestId, get_caller_identity::GetCallerIdentityOutput};
 use aws_sdk_sts::types::{Credentials as StsCredentials, PolicyDescriptorType, Tag as StsTag};
 use secrecy::SecretString;
@@ -7,38 +9,77 @@ use secrecy::SecretString;
 use super::{
     Clients,
     budget::Purpose,
-    error::{CLOCK_SKEWED, Operation, incomplete, wrong_kind},
+    error::{CLOCK_SKEWED, Operation, incomplete, on, wrong_kind},
     timestamp,
 };
 use crate::{
     broker::ports::{AdminIdentity, AwsFailure},
     domain::{
+        arn::{PolicyArn, RoleArn},
         credential::Credentials,
         decide::Issue,
-        grant::{KindSpec, Tag},
+        grant::{GrantSpec, KindSpec, Tag},
         lease::Binding,
     },
 };
 
+/// A session to be made.
+pub(super) struct Session<'a> {
+    pub(super) spec: &'a GrantSpec,
+    pub(super) binding: &'a Binding,
+    /// The inline session policy, JSON.
+    pub(super) policy: Option<String>,
+    /// Managed session policies.
+    pub(super) managed: &'a [PolicyArn],
+    pub(super) ttl: Duration,
+    pub(super) purpose: Purpose,
+}
+
+impl<'a> Session<'a> {
+    /// The one that is issued under a lease.
+    pub(super) fn of(issue: &'a Issue, binding: &'a Binding) -> Self {
+        let spec = &issue.grant.spec;
+        Self {
+            spec,
+            binding,
+            policy: spec.effective_policy().map(|document| document.to_json()),
+            managed: &spec.managed_policies,
+            ttl: issue.ttl,
+            purpose: Purpose::Begin,
+        }
+    }
+
+    fn policy_arns(&self) -> Option<Vec<PolicyDescriptorType>> {
+        let described = self
+            .managed
+            .iter()
+            .map(|arn| PolicyDescriptorType::builder().arn(arn.as_str()).build());
+        (!self.managed.is_empty()).then(|| described.collect())
+    }
+
+    fn seconds(&self) -> i32 {
+        i32::try_from(self.ttl.as_secs()).unwrap_or(i32::MAX)
+    }
+}
+
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 pub(super) async fn assume_role(
     clients: &Clients,
-    issue: &Issue,
-    lease: &Binding,
+    session: &Session<'_>,
     admin: &str,
 ) -> Result<Credentials, AwsFailure> {
-    let grant = &issue.grant;
     let KindSpec::AssumeRole {
         role_arn,
         external_id,
         source_identity,
         region,
         ..
-    } = &grant.spec.kind
+    } = &session.spec.kind
     else {
         return Err(wrong_kind());
     };
-    let tags = lease.aws_tags(&grant.spec);
+    let binding = session.binding;
+    let tags = binding.aws_tags(session.spec);
     let transitive: Vec<String> = tags
         .iter()
         .filter(|t| t.transitive)
@@ -49,19 +90,19 @@ pub(super) async fn assume_role(
         on: role_arn.as_str(),
         admin,
     };
-    let sts = clients.sts(region.as_deref(), Purpose::Begin);
+    let sts = clients.sts(region.as_deref(), session.purpose);
     let call = sts
         .client
         .assume_role()
         .role_arn(role_arn.as_str())
-        .role_session_name(&lease.aws_name)
+        .role_session_name(&binding.aws_name)
         .set_external_id(external_id.clone())
-        .set_source_identity(source_identity.then(|| grant.name.service.to_string()))
-        .set_policy(policy(issue))
-        .set_policy_arns(policy_arns(issue))
+        .set_source_identity(source_identity.then(|| binding.grant.service.to_string()))
+        .set_policy(session.policy.clone())
+        .set_policy_arns(session.policy_arns())
         .set_tags(Some(sts_tags(tags)?))
         .set_transitive_tag_keys((!transitive.is_empty()).then_some(transitive))
-        .duration_seconds(seconds(issue));
+        .duration_seconds(session.seconds());
     let answer = sts.ask(&operation, call.send()).await?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
@@ -70,26 +111,41 @@ pub(super) async fn assume_role(
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetFederationToken.html>
 pub(super) async fn get_federation_token(
     clients: &Clients,
-    issue: &Issue,
-    lease: &Binding,
+    session: &Session<'_>,
 ) -> Result<Credentials, AwsFailure> {
-    let KindSpec::FederationToken { region, .. } = &issue.grant.spec.kind else {
+    let KindSpec::FederationToken { region, .. } = &session.spec.kind else {
         return Err(wrong_kind());
     };
+    let binding = session.binding;
     let operation = Operation {
         name: "sts:GetFederationToken",
-        on: &lease.aws_name,
+        on: &binding.aws_name,
         admin: "",
     };
-    let sts = clients.sts(region.as_deref(), Purpose::Begin);
+    let sts = clients.sts(region.as_deref(), session.purpose);
     let call = sts
         .client
         .get_federation_token()
-        .name(&lease.aws_name)
-        .set_policy(policy(issue))
-        .set_policy_arns(policy_arns(issue))
-        .set_tags(Some(sts_tags(lease.aws_tags(&issue.grant.spec))?))
-        .duration_seconds(seconds(issue));
+        .name(&binding.aws_name)
+        .set_policy(session.policy.clone())
+        .set_policy_arns(session.policy_arns())
+        .set_tags(Some(sts_tags(binding.aws_tags(session.spec))?))
+        .duration_seconds(session.seconds());
+    let answer = sts.ask(&operation, call.send()).await?;
+    let request_id = answer.request_id().map(ToOwned::to_owned);
+    credentials(answer.credentials, request_id)
+}
+
+/// A session of a role of another account, by which its policies are changed.
+pub(super) async fn act_as(clients: &Clients, role: &RoleArn) -> Result<Credentials, AwsFailure> {
+    let operation = on("sts:AssumeRole", role.as_str());
+    let sts = clients.sts(None, Purpose::Revoke);
+    let call = sts
+        .client
+        .assume_role()
+        .role_arn(role.as_str())
+        .role_session_name("credbroker")
+        .duration_seconds(900);
     let answer = sts.ask(&operation, call.send()).await?;
     let request_id = answer.request_id().map(ToOwned::to_owned);
     credentials(answer.credentials, request_id)
@@ -124,22 +180,6 @@ pub(super) fn identity(answer: GetCallerIdentityOutput) -> Result<AdminIdentity,
     })
 }
 
-fn policy(issue: &Issue) -> Option<String> {
-    issue
-        .grant
-        .spec
-        .effective_policy()
-        .map(|document| document.to_json())
-}
-
-fn policy_arns(issue: &Issue) -> Option<Vec<PolicyDescriptorType>> {
-    let arns = &issue.grant.spec.managed_policies;
-    let described = arns
-        .iter()
-        .map(|arn| PolicyDescriptorType::builder().arn(arn.as_str()).build());
-    (!arns.is_empty()).then(|| described.collect())
-}
-
 fn sts_tags(tags: Vec<Tag>) -> Result<Vec<StsTag>, AwsFailure> {
     tags.into_iter()
         .map(|tag| {
@@ -150,10 +190,6 @@ fn sts_tags(tags: Vec<Tag>) -> Result<Vec<StsTag>, AwsFailure> {
                 .map_err(|_| incomplete("a tag is incomplete"))
         })
         .collect()
-}
-
-fn seconds(issue: &Issue) -> i32 {
-    i32::try_from(issue.ttl.as_secs()).unwrap_or(i32::MAX)
 }
 
 fn credentials(

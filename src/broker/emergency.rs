@@ -7,19 +7,21 @@ use std::{
 };
 
 use data_encoding::BASE64;
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
 
 use crate::{
     audit::leaf,
     broker::{
-        Broker, Error, ServiceRevocation, TakenAway,
+        Broker, Error, Revocation, RevokedLease, TakenAway,
         end::{Recording, still_honoured},
         in_time,
-        ports::{LeaseFilter, Page, StoreError, Withdrawn},
+        ports::{LeaseFilter, Page, StoreError, Target, Withdrawn},
+        revoke::{as_denied, by_id, is_denied_session},
     },
     domain::{
         audit::{AuditEvent, AuditRecord, Event},
+        denial::{Concerned, Denial, Scope},
         lease::{Cause, Lease},
         name::{LeaseId, Name},
         seal::Sealed,
@@ -77,24 +79,28 @@ impl Broker {
         self.unrecorded.list().iter().any(withdraws)
     }
 
-    /// Shuts a service out in memory and in AWS.
-    pub(super) async fn revoke_service_unrecorded(
+    /// Shuts a service out in memory and in AWS, or what was issued under a grant in AWS.
+    pub(super) async fn revoke_unrecorded(
         self: &Arc<Self>,
-        name: &Name,
+        target: &Target,
         suspension: Suspension,
         audit: AuditEvent,
-        began: Instant,
-    ) -> Result<ServiceRevocation, Error> {
-        self.known_service(name).await?;
+    ) -> Result<Revocation, Error> {
+        self.known_service(target.service()).await?;
         let notice = self.spool(audit).await;
-        let mut leases = Vec::new();
-        for lease in self.live_leases(name).await? {
-            leases.push(self.as_revoked(lease, suspension.reason.as_deref()));
-        }
-        let leases = self.end_all(leases, began, Recording::Later).await;
-        Ok(ServiceRevocation {
+        let leases = self.live_leases(target, &suspension).await?;
+        let (sessions, others): (Vec<_>, Vec<_>) = leases.into_iter().partition(is_denied_session);
+        let scope = match target {
+            Target::Service(_) => Scope::Service,
+            Target::Grant(name) => Scope::Grant(name.grant.clone()),
+        };
+        let others = self.end_all(others, Recording::Later, None).await;
+        let denials = asked(&scope, &sessions, suspension.at);
+        let denials = self.deny_unrecorded(denials).await;
+        Ok(Revocation {
             suspension,
-            leases,
+            leases: by_id([self.all_as_denied(sessions, &denials), others].concat()),
+            denials,
             receipt: None,
             notice: Some(notice.to_owned()),
         })
@@ -106,32 +112,35 @@ impl Broker {
         lease: Lease,
         words: &str,
         audit: AuditEvent,
-    ) -> TakenAway {
-        let told = self.spool(audit).await;
-        let taken = self
-            .take_away_unrecorded(self.as_revoked(lease, Some(words)))
-            .await;
-        let notice = match taken.notice {
-            Some(notice) => format!("{notice}; {told}"),
-            None => told.to_owned(),
+    ) -> RevokedLease {
+        let spooled = self.spool(audit).await;
+        let now = self.now();
+        let lease = as_revoked(lease, Some(words), now);
+        let mut revoked = if is_denied_session(&lease) {
+            let scope = Scope::Lease(lease.binding.lease_id.clone());
+            let denials = asked(&scope, std::slice::from_ref(&lease), now);
+            let denials = self.deny_unrecorded(denials).await;
+            as_denied(lease, denials.first(), now)
+        } else {
+            self.as_revoked_since(self.take_away_unrecorded(lease).await, now)
         };
-        TakenAway {
-            notice: Some(notice),
-            ..taken
-        }
+        revoked.notice = Some(match revoked.notice {
+            Some(notice) => format!("{notice}; {spooled}"),
+            None => spooled.to_owned(),
+        });
+        revoked
     }
 
-    fn as_revoked(&self, lease: Lease, words: Option<&str>) -> Lease {
-        let cause = Cause::Revoked(words.unwrap_or_default().to_owned());
-        let revoking = lease.clone().begin_revocation(cause, self.now());
-        revoking.unwrap_or(lease)
-    }
-
-    async fn live_leases(&self, service: &Name) -> Result<Vec<Lease>, Error> {
+    /// What has not ended of a service or grant, as revoked.
+    async fn live_leases(
+        &self,
+        target: &Target,
+        suspension: &Suspension,
+    ) -> Result<Vec<Lease>, Error> {
         let mut found: Vec<Lease> = Vec::new();
         for state in LIVE {
             let filter = LeaseFilter {
-                service: Some(service.clone()),
+                service: Some(target.service().clone()),
                 state: Some(state),
             };
             let mut page = Page {
@@ -145,7 +154,12 @@ impl Broker {
                 found.extend(leases);
             }
         }
-        Ok(found)
+        if let Target::Grant(name) = target {
+            found.retain(|lease| lease.binding.grant == *name);
+        }
+        let words = suspension.reason.as_deref();
+        let revoked = |lease| as_revoked(lease, words, suspension.at);
+        Ok(found.into_iter().map(revoked).collect())
     }
 
     /// Takes away what a revoking lease stands for; nothing of it is recorded.
@@ -224,7 +238,12 @@ impl Broker {
             }
         };
         let event = leaf::decode(&leaf).ok()?.event;
-        let revocation = [Event::ServiceRevoked, Event::LeaseRevoking].contains(&event.event);
+        let revocations = [
+            Event::ServiceRevoked,
+            Event::GrantRevoked,
+            Event::LeaseRevoking,
+        ];
+        let revocation = revocations.contains(&event.event);
         revocation.then(|| event.late())
     }
 
@@ -258,6 +277,10 @@ impl Broker {
             self.record_late(event).await?;
             self.unrecorded.list().remove(0);
         }
+        if self.unrecorded.list().is_empty() {
+            // The store has them now.
+            self.denying.unrecorded().clear();
+        }
         let mut in_file = self.unrecorded.in_file.lock().await;
         // Another may have come meanwhile.
         if *in_file && self.unrecorded.list().is_empty() {
@@ -269,18 +292,20 @@ impl Broker {
     }
 
     async fn record_late(&self, event: AuditEvent) -> Result<(), StoreError> {
-        let written = match (event.event, &event.service, &event.lease_id) {
-            (Event::ServiceRevoked, Some(service), _) => {
-                let suspension = Suspension {
-                    at: event.time,
-                    reason: event.detail.clone(),
-                };
-                let revoked = self
-                    .store()
-                    .revoke_service(service, &suspension, event.clone());
-                revoked.await.map(drop)
+        let suspension = Suspension {
+            at: event.time,
+            reason: event.detail.clone(),
+        };
+        let revoke = async |target: Target| {
+            let revoked = self.store().revoke(&target, &suspension, event.clone());
+            revoked.await.map(drop)
+        };
+        let written = match (event.event, &event.service, &event.grant, &event.lease_id) {
+            (Event::ServiceRevoked, Some(service), ..) => {
+                revoke(Target::Service(service.clone())).await
             }
-            (Event::LeaseRevoking, _, Some(lease)) => self.revoke_late(lease, &event).await,
+            (Event::GrantRevoked, _, Some(grant), _) => revoke(Target::Grant(grant.clone())).await,
+            (Event::LeaseRevoking, .., Some(lease)) => self.revoke_late(lease, &event).await,
             _ => Err(StoreError::Conflict),
         };
         match written {
@@ -301,7 +326,7 @@ impl Broker {
             let revoking = revoking.map_err(|_| StoreError::Conflict)?;
             let updated = self
                 .store()
-                .update_lease(from, &revoking, event.clone())
+                .revoke_lease(from, &revoking, event.clone())
                 .await;
             // Somebody else has moved it on: look again.
             if !matches!(updated, Err(StoreError::Conflict)) {
@@ -309,6 +334,21 @@ impl Broker {
             }
         }
     }
+}
+
+/// A lease as it is once its revocation is recorded.
+fn as_revoked(lease: Lease, words: Option<&str>, now: Timestamp) -> Lease {
+    let cause = Cause::Revoked(words.unwrap_or_default().to_owned());
+    let revoking = lease.clone().begin_revocation(cause, now);
+    revoking.unwrap_or(lease)
+}
+
+/// Denials of the sessions of these leases, one for each role and user.
+fn asked(scope: &Scope, leases: &[Lease], now: Timestamp) -> Vec<Denial> {
+    let concerned = Concerned::of(scope, leases, now).into_values();
+    concerned
+        .map(|concerned| Denial::ask(concerned, None, now))
+        .collect()
 }
 
 fn shuts_out(event: &AuditEvent, service: &Name) -> bool {

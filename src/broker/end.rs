@@ -3,11 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::time::timeout;
 
 use crate::{
     broker::{
@@ -20,14 +16,11 @@ use crate::{
         decide::own_service,
         grant::Kind,
         lease::{Cause, InvalidTransition, Lease, LeaseState},
-        name::{LeaseId, Name},
+        name::LeaseId,
         random::back_off,
-        service::Suspension,
     },
 };
 
-/// How many leases of a service are taken away at the same time.
-const PARALLEL: usize = 8;
 /// Longest time that AWS may take over one user; less than the claim on its lease.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
 /// Longest pause between two attempts to take a lease away; full jitter makes it less.
@@ -48,45 +41,11 @@ pub struct TakenAway {
     pub notice: Option<String>,
 }
 
-/// What became of one lease of a revoked service.
-#[derive(Debug)]
-pub struct RevokedLease {
-    /// As it stands now.
-    pub lease: Lease,
-    /// Seconds until AWS showed the credential gone, if it has.
-    pub refused_after_seconds: Option<f64>,
-    /// What is still open, in words.
-    pub notice: Option<String>,
-}
-
-/// What became of a revoked service.
-#[derive(Debug)]
-pub struct ServiceRevocation {
-    /// When it was shut out.
-    pub suspension: Suspension,
-    /// Each lease that had not ended.
-    pub leases: Vec<RevokedLease>,
-    /// That it is in the log; `None` while the store takes no records.
-    pub receipt: Option<Receipt>,
-    /// What is still open, in words.
-    pub notice: Option<String>,
-}
-
 /// Whether what is done is recorded as it is done.
 #[derive(Clone, Copy)]
 pub(super) enum Recording {
     Now,
     Later,
-}
-
-impl ServiceRevocation {
-    /// Whether AWS has shown every credential gone.
-    #[must_use]
-    pub fn confirmed(&self) -> bool {
-        self.leases
-            .iter()
-            .all(|lease| lease.refused_after_seconds.is_some())
-    }
 }
 
 impl Broker {
@@ -141,119 +100,6 @@ impl Broker {
         Ok((taken, receipt))
     }
 
-    /// Ends one lease, as an operator.
-    ///
-    /// # Errors
-    /// Unknown, ended already, or not recordable.
-    pub async fn revoke_lease(
-        self: &Arc<Self>,
-        caller: Caller,
-        id: LeaseId,
-        words: String,
-    ) -> Result<(TakenAway, Option<Receipt>), Error> {
-        let broker = Arc::clone(self);
-        self.detached(async move {
-            let lease = broker.known_lease(&id).await?;
-            let (by, cause) = (By::Caller(&caller), Cause::Revoked(words.clone()));
-            let event = Event::LeaseRevoking;
-            match broker.end(by, lease.clone(), cause.clone(), event).await {
-                Err(Error::Store(_)) => {
-                    let audit = broker.caller_event(&caller, event).lease(&lease);
-                    let audit = audit.detail(&cause.to_string());
-                    let taken = broker.revoke_lease_unrecorded(lease, &words, audit).await;
-                    Ok((taken, None))
-                }
-                ended => ended.map(|(taken, receipt)| (taken, Some(receipt))),
-            }
-        })
-        .await
-    }
-
-    /// Shuts a service out and takes away everything it holds. Safe to repeat.
-    ///
-    /// # Errors
-    /// The service is unknown, or the suspension not recordable. What AWS does not let
-    /// go at once is no error: it is told per lease and tried again.
-    pub async fn revoke_service(
-        self: &Arc<Self>,
-        caller: Caller,
-        name: Name,
-        words: String,
-    ) -> Result<ServiceRevocation, Error> {
-        let broker = Arc::clone(self);
-        self.detached(async move {
-            let began = Instant::now();
-            let suspension = Suspension {
-                at: broker.now(),
-                reason: (!words.is_empty()).then(|| words.clone()),
-            };
-            let audit = broker
-                .caller_event(&caller, Event::ServiceRevoked)
-                .service(&name)
-                .detail(&words);
-            let revoking = broker
-                .store()
-                .revoke_service(&name, &suspension, audit.clone());
-            let written = in_time("the store", revoking).await;
-            if let Err(StoreError::Unavailable(_) | StoreError::Inconsistent { .. }) = written {
-                return broker
-                    .revoke_service_unrecorded(&name, suspension, audit, began)
-                    .await;
-            }
-            let ((suspension, leases), receipt) =
-                on_conflict(written, || Error::NotFound(Subject::Service(name.clone())))?;
-            let leases = broker.end_all(leases, began, Recording::Now).await;
-            Ok(ServiceRevocation {
-                suspension,
-                leases,
-                receipt: Some(receipt),
-                notice: None,
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn end_all(
-        self: &Arc<Self>,
-        mut leases: Vec<Lease>,
-        began: Instant,
-        recording: Recording,
-    ) -> Vec<RevokedLease> {
-        // Nothing can be done about a session: users first.
-        leases.sort_by_key(|lease| lease.binding.kind.is_session());
-        let permits = Arc::new(Semaphore::new(PARALLEL));
-        let mut tasks = JoinSet::new();
-        for lease in leases {
-            let (broker, permits) = (Arc::clone(self), Arc::clone(&permits));
-            tasks.spawn(async move {
-                let _permit = permits.acquire_owned().await;
-                let before = lease.clone();
-                let taken = match recording {
-                    Recording::Now => broker.take_away_unless_in_flight(By::Broker, lease).await,
-                    Recording::Later => Ok(broker.take_away_unrecorded(lease).await),
-                };
-                match taken {
-                    Ok(taken) => RevokedLease {
-                        refused_after_seconds: taken
-                            .notice
-                            .is_none()
-                            .then(|| began.elapsed().as_secs_f64()),
-                        lease: taken.lease,
-                        notice: taken.notice,
-                    },
-                    Err(error) => RevokedLease {
-                        lease: before,
-                        refused_after_seconds: None,
-                        notice: Some(format!("{error}; the broker goes on trying")),
-                    },
-                }
-            });
-        }
-        let mut done = tasks.join_all().await;
-        done.sort_by(|a, b| a.lease.binding.lease_id.cmp(&b.lease.binding.lease_id));
-        done
-    }
-
     /// Records that `lease` is to end, then takes it away, unless somebody is issuing it.
     pub(super) async fn end(
         &self,
@@ -291,14 +137,7 @@ impl Broker {
         audit: AuditEvent,
     ) -> Result<(Lease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
-        let revoking = lease
-            .begin_revocation(cause, self.now())
-            .map_err(|refused| Error::WrongState {
-                subject: Subject::Lease(id.clone()),
-                reason: "LEASE_ENDED",
-                message: refused.to_string(),
-                next: "nothing is left to take away".to_owned(),
-            })?;
+        let revoking = self.begun(lease, cause)?;
         let written = in_time(
             "the store",
             self.store().update_lease(from, &revoking, audit),
@@ -306,6 +145,18 @@ impl Broker {
         .await;
         let receipt = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
         Ok((revoking, receipt))
+    }
+
+    /// The lease as it is once its taking away has begun.
+    pub(super) fn begun(&self, lease: Lease, cause: Cause) -> Result<Lease, Error> {
+        let id = lease.binding.lease_id.clone();
+        let revoking = lease.begin_revocation(cause, self.now());
+        revoking.map_err(|refused| Error::WrongState {
+            subject: Subject::Lease(id),
+            reason: "LEASE_ENDED",
+            message: refused.to_string(),
+            next: "nothing is left to take away".to_owned(),
+        })
     }
 
     /// What is still being issued is taken away by its issuer, before it is handed out.
@@ -367,12 +218,17 @@ impl Broker {
     /// AWS has nothing of it any more, whoever else was at it meanwhile.
     async fn finish(&self, by: By<'_>, mut lease: Lease) -> Result<TakenAway, Error> {
         loop {
-            let from = lease.revision;
-            let ended = lease
-                .finish(self.now())
-                .map_err(|refused| internal(&refused))?;
+            let (from, now) = (lease.revision, self.now());
+            let asked = lease.removal().map(|removal| removal.asked_at);
+            let ended = lease.finish(now).map_err(|refused| internal(&refused))?;
             let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
             let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
+            let audit = match (ended.cause(), asked) {
+                (Some(Cause::Revoked(_)), Some(asked)) => {
+                    audit.refused_after(now.duration_since(asked))
+                }
+                _ => audit,
+            };
             lease = self.replace(from, ended, audit).await?;
             if lease.ended_at().is_some() {
                 return Ok(TakenAway {

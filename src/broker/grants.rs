@@ -5,7 +5,10 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
-        grant::{Grant, GrantSpec, check::violations},
+        grant::{
+            Grant, GrantSpec, KindSpec,
+            check::{Violation, violations},
+        },
         name::{GrantName, Name},
         principal::Identity,
     },
@@ -23,7 +26,8 @@ impl Broker {
         name: GrantName,
         spec: GrantSpec,
     ) -> Result<(Grant, bool), Error> {
-        let wrong = violations(&spec, self.parts.partition);
+        let mut wrong = violations(&spec, self.parts.partition);
+        wrong.extend(self.gives_own_role(&spec));
         if !wrong.is_empty() {
             return Err(Error::Invalid(wrong));
         }
@@ -50,6 +54,18 @@ impl Broker {
             Error::Conflict(Subject::Grant(grant.name.clone()))
         })?;
         Ok((grant, true))
+    }
+
+    /// A role by which the broker denies sessions is no role of a service's.
+    fn gives_own_role(&self, spec: &GrantSpec) -> Option<Violation> {
+        let KindSpec::AssumeRole { role_arn, .. } = &spec.kind else {
+            return None;
+        };
+        let mut own = self.parts.placements.revokers.values();
+        own.any(|own| own == role_arn).then(|| {
+            let message = "by this role the broker denies sessions: name another";
+            Violation::new("grant.assume_role.role_arn", message)
+        })
     }
 
     /// The current version of one grant.

@@ -5,18 +5,22 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use metrics::{counter, histogram};
+use tokio::time::sleep;
 
 use crate::{
     broker::{
         Broker, By, Error, on_conflict,
         paces::Pace,
         ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, Receipt, StoreError},
+        trial::issued,
     },
     domain::{
         access::Caller,
+        arn::UserArn,
         audit::{AuditEvent, Event, Subject},
         credential::Credentials,
         decide::{Authorized, Denial, Issue, IssueRequest, decide, own_service},
+        denial::free_from,
         duration::humanize,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
@@ -182,7 +186,11 @@ impl Broker {
         self.ready(caller, issue).await?;
         let now = self.now();
         let lease_id = LeaseId::new(now, self.parts.random.as_ref());
-        let binding = Binding::new(lease_id, grant, renews);
+        let federated_by = match grant.spec.kind() {
+            Kind::FederationToken => self.federates(caller, &grant.name).await?,
+            Kind::AssumeRole | Kind::IamUser => None,
+        };
+        let binding = Binding::new(lease_id, grant, federated_by, renews);
         let lease = Lease::request(binding, named.cloned(), now);
         let audit = self
             .caller_event(caller, Event::LeaseRequested)
@@ -230,7 +238,7 @@ impl Broker {
         issue: &Authorized<Issue>,
         lease: Lease,
     ) -> Result<IssuedLease, Error> {
-        let asked = self.parts.issuer.issue(issue, &lease.binding);
+        let asked = self.ask_for_session_or_user(issue, &lease.binding);
         match self.in_time(&lease, asked).await {
             Ok(credentials) => {
                 self.hand_out(caller, issue, lease, Event::LeaseIssued, credentials)
@@ -238,6 +246,51 @@ impl Broker {
             }
             Err(failure) => self.give_up(caller, lease, failure).await,
         }
+    }
+
+    /// The user whose sessions a federation grant gives.
+    async fn federates(
+        &self,
+        caller: &Caller,
+        grant: &GrantName,
+    ) -> Result<Option<UserArn>, Error> {
+        match self.parts.denier.federates().await {
+            Ok(user) => Ok(user),
+            Err(failure) => self.refuse(caller, grant, failure.into()).await,
+        }
+    }
+
+    /// Asks AWS, and once more where a session is older than AWS's clock must say for it to
+    /// be missed by a denial of its service's earlier ones.
+    pub(super) async fn ask_for_session_or_user(
+        &self,
+        issue: &Authorized<Issue>,
+        binding: &Binding,
+    ) -> Result<Credentials, IssueFailure> {
+        loop {
+            let credentials = self.parts.issuer.issue(issue, binding).await?;
+            let Some(wait) = self.too_early(issue.get(), binding, &credentials).await else {
+                return Ok(credentials);
+            };
+            sleep(wait).await;
+        }
+    }
+
+    async fn too_early(
+        &self,
+        issue: &Issue,
+        binding: &Binding,
+        credentials: &Credentials,
+    ) -> Option<Duration> {
+        binding.holder.as_ref()?;
+        let grant = &binding.grant;
+        // A store that does not tell does not take the lease either.
+        let denials = self.store().denials_of(&grant.service).await.ok()?;
+        let free = free_from(&denials, &grant.grant)?;
+        let early = free.duration_since(issued(credentials, issue.ttl));
+        Duration::try_from(early)
+            .ok()
+            .filter(|early| !early.is_zero())
     }
 
     /// AWS's time must be over well before the lease's deadline, when others take over.

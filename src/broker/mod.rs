@@ -7,6 +7,7 @@ mod account;
 mod admin_key;
 mod audit;
 mod checkpoints;
+mod deny;
 mod emergency;
 mod end;
 mod grants;
@@ -20,10 +21,13 @@ mod reconcile;
 mod renew;
 mod repeat;
 mod retention;
+mod revoke;
 mod services;
 mod sinks;
 mod status;
+mod trial;
 mod under_way;
+mod uphold;
 mod witness;
 
 use std::{
@@ -39,22 +43,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     admin_key::{AdminKeyStatus, Custody},
     checkpoints::SignedCheckpoint,
-    end::{RevokedLease, ServiceRevocation, TakenAway},
+    deny::Denied,
+    end::TakenAway,
     error::Error,
     issue::IssuedLease,
     lookup::KeyOwner,
     operators::NewOperator,
     reconcile::Reconciliation,
     renew::RenewedLease,
+    revoke::{Progress, Revocation, RevokedLease},
     services::NewToken,
     status::Status,
 };
 use crate::{
     broker::{
+        deny::Denying,
         emergency::Unrecorded,
         log_key::Signing,
         paces::Paces,
-        ports::{Anchor, Inventory, Issuer, Keyring, Spool, Store, StoreError, Witness},
+        ports::{Anchor, Denier, Inventory, Issuer, Keyring, Spool, Store, StoreError, Witness},
         reap::Busy,
         under_way::UnderWay,
     },
@@ -63,6 +70,7 @@ use crate::{
         arn::Partition,
         audit::{AuditEvent, Event},
         clock::Clock,
+        denial::Placements,
         name::Name,
         random::Random,
         service::Limits,
@@ -77,6 +85,10 @@ pub struct Parts {
     pub issuer: Arc<dyn Issuer>,
     /// How it sees what AWS holds of its own.
     pub inventory: Arc<dyn Inventory>,
+    /// How it denies sessions in AWS.
+    pub denier: Arc<dyn Denier>,
+    /// Where it does.
+    pub placements: Placements,
     /// Its own key in AWS.
     pub keyring: Arc<dyn Keyring>,
     /// Its time.
@@ -124,6 +136,7 @@ pub struct Broker {
     log_doubt: OnceLock<Error>,
     /// Revocations that the store could not take yet.
     unrecorded: Unrecorded,
+    denying: Denying,
     /// Sinks that are fed.
     fed: Mutex<Vec<Name>>,
     /// Held while a step of the admin key's replacement is taken.
@@ -159,6 +172,7 @@ impl Broker {
             signing: tokio::sync::Mutex::default(),
             log_doubt: OnceLock::new(),
             unrecorded: Unrecorded::default(),
+            denying: Denying::default(),
             fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })

@@ -79,6 +79,7 @@ impl Broker {
         tokio::join!(
             Arc::clone(&self).reap(),
             self.reconcile(),
+            self.keep_denials(),
             self.tend_admin_key()
         );
         Ok(())

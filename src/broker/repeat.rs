@@ -113,7 +113,8 @@ impl Broker {
         let (issuer, binding) = (&self.parts.issuer, &lease.binding);
         if binding.kind.is_session() {
             let shorter = issue.for_at_most(left);
-            return self.in_time(lease, issuer.issue(&shorter, binding)).await;
+            let asked = self.ask_for_session_or_user(&shorter, binding);
+            return self.in_time(lease, asked).await;
         }
         let recorded = lease.issued().map(|issued| issued.access_key_id.as_str());
         let settled = lease.may_appear_until(self.now()).is_none();

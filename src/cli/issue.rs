@@ -69,8 +69,7 @@ impl Release {
             .release_lease(request)
             .await?
             .into_inner();
-        let lease = view::Lease::from(released.lease.unwrap_or_default());
-        Ok(out.show(&lease.taken_away(released.notice, released.receipt))?)
+        Ok(out.show(&view::Lease::released(released))?)
     }
 }
 

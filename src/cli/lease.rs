@@ -119,8 +119,7 @@ impl Lease {
                     .revoke_lease(RevokeLeaseRequest { lease_id, reason })
                     .await?
                     .into_inner();
-                let lease = view::Lease::from(done.lease.unwrap_or_default());
-                Ok(out.show(&lease.taken_away(done.notice, done.receipt))?)
+                Ok(out.show(&view::Lease::revoked(done))?)
             }
         }
     }

@@ -5,14 +5,22 @@ use clap::Args;
 use super::{
     failure::Failure,
     output::{Format, Output},
-    view::{Revocation, RevokedLease},
+    view::{Revocation, RevokedLease, RevokedSessions},
 };
-use crate::{client::Client, proto::RevokeServiceRequest};
+use crate::{
+    client::Client,
+    proto::{
+        StreamRevocationRequest,
+        revocation_progress::{Done, What},
+        stream_revocation_request::Target,
+    },
+};
 
 #[derive(Args, Debug)]
 pub(super) struct Revoke {
-    /// Which service.
-    service: String,
+    /// Which service, or SERVICE/GRANT for what was issued under one grant alone.
+    #[arg(value_name = "SERVICE[/GRANT]")]
+    target: String,
     /// Why, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
@@ -20,45 +28,97 @@ pub(super) struct Revoke {
 
 impl Revoke {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let request = RevokeServiceRequest {
-            service: self.service,
+        let target = self.target;
+        let is_grant = target.contains('/');
+        let request = StreamRevocationRequest {
+            target: Some(if is_grant {
+                Target::Grant(target.clone())
+            } else {
+                Target::Service(target.clone())
+            }),
             reason: self.reason,
         };
-        let answer = client
+        let mut stream = client
             .revocation()
-            .revoke_service(request)
+            .stream_revocation(request)
             .await?
             .into_inner();
-        let (service, confirmed) = (answer.service.clone(), answer.confirmed);
-        let revocation = Revocation::from(answer);
-        if out.format() == Format::Json {
-            out.show(&revocation)?;
-        } else {
-            let leases = &revocation.leases;
-            out.line(&format!(
-                "{service} is suspended; live leases: {}",
-                leases.len()
-            ))?;
-            for lease in leases {
-                out.line(&line(lease))?;
+        let mut revocation = Revocation::of(&target);
+        while let Some(progress) = stream.message().await? {
+            let Some(what) = progress.what else { continue };
+            if out.format() != Format::Json {
+                for line in lines(&target, &what) {
+                    out.line(&line)?;
+                }
             }
-            if let Some(receipt) = &revocation.receipt {
-                out.line(&format!("receipt  {receipt}"))?;
+            let done = match &what {
+                What::Done(done) => Some(done.clone()),
+                _ => None,
+            };
+            revocation.add(what);
+            if let Some(done) = done {
+                return end(&target, &done, &revocation, out);
             }
         }
-        if let Some(notice) = &revocation.notice {
-            eprintln!("warning: {notice}");
-        }
-        if !confirmed {
-            eprintln!(
-                "warning: not everything is gone yet; `credbroker lease list --service {service} --state revoking` shows what is left"
-            );
-        }
-        Ok(())
+        Err(Failure::unavailable(format!(
+            "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
+        )))
     }
 }
 
-fn line(lease: &RevokedLease) -> String {
+fn end(
+    target: &str,
+    done: &Done,
+    revocation: &Revocation,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    if out.format() == Format::Json {
+        out.show(revocation)?;
+    } else if let Some(receipt) = &revocation.receipt {
+        out.line(&format!("receipt  {receipt}"))?;
+    }
+    if !done.notice.is_empty() {
+        eprintln!("warning: {}", done.notice);
+    }
+    if !done.confirmed {
+        let service = target.split('/').next().unwrap_or(target);
+        eprintln!(
+            "warning: not everything is seen to be refused yet; the broker goes on, and `credbroker lease list --service {service} --state revoking` shows what is left"
+        );
+    }
+    Ok(())
+}
+
+/// What is told of it while it happens.
+fn lines(target: &str, what: &What) -> Vec<String> {
+    match what {
+        What::Begun(begun) if target.contains('/') => {
+            vec![format!("revoking {target}; live leases: {}", begun.leases)]
+        }
+        What::Begun(begun) => vec![format!(
+            "{target} is suspended; live leases: {}",
+            begun.leases
+        )],
+        What::Written(holder) => vec![format!("  {holder}: its sessions are denied")],
+        What::Sessions(sessions) => sessions_line(&RevokedSessions::from(sessions.clone())),
+        What::Lease(lease) => vec![lease_line(&RevokedLease::from(lease.clone()))],
+        What::Done(_) => Vec::new(),
+    }
+}
+
+fn sessions_line(sessions: &RevokedSessions) -> Vec<String> {
+    let holder = &sessions.holder;
+    let refused = sessions
+        .refused_after_seconds
+        .map(|seconds| format!("  {holder}: AWS refuses them after {seconds:.2} s"));
+    let notice = sessions
+        .notice
+        .as_ref()
+        .map(|notice| format!("  {holder}: {notice}"));
+    refused.into_iter().chain(notice).collect()
+}
+
+fn lease_line(lease: &RevokedLease) -> String {
     let RevokedLease {
         lease_id,
         kind,
@@ -67,7 +127,7 @@ fn line(lease: &RevokedLease) -> String {
     } = lease;
     match (lease.refused_after_seconds, &lease.notice) {
         (Some(seconds), _) => {
-            format!("  {lease_id}  {kind}  {state}: AWS shows it gone after {seconds:.2} s")
+            format!("  {lease_id}  {kind}  {state}: refused after {seconds:.2} s")
         }
         (None, notice) => format!(
             "  {lease_id}  {kind}  {state}: {}",

@@ -120,7 +120,7 @@ fn witness(reader: &mut Reader) -> Option<Witness> {
 
 fn sinks(reader: &mut Reader) -> Vec<Sink> {
     let mut sinks: Vec<Sink> = Vec::new();
-    for (index, table) in tables(reader).into_iter().enumerate() {
+    for (index, table) in reader.tables("audit", "sinks").into_iter().enumerate() {
         // Its place in the file, the first is 1.
         let section = format!("audit.sinks[{}]", index + 1);
         let read = sink(&section, table);
@@ -138,22 +138,6 @@ fn sinks(reader: &mut Reader) -> Vec<Sink> {
         }
     }
     sinks
-}
-
-fn tables(reader: &mut Reader) -> Vec<Table> {
-    let values = match reader.take("audit", "sinks") {
-        None => return Vec::new(),
-        Some(Value::Array(values)) => values,
-        Some(other) => vec![other],
-    };
-    let mut tables = Vec::new();
-    for value in values {
-        match value {
-            Value::Table(table) => tables.push(table),
-            _ => reader.wrong("audit.sinks", "begin each with [[audit.sinks]]"),
-        }
-    }
-    tables
 }
 
 fn same_file(one: &Sink, other: &Sink) -> bool {

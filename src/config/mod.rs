@@ -3,6 +3,7 @@
 //! `deploy/credbroker.example.toml` documents each setting.
 
 mod audit;
+mod revocation;
 
 use std::{
     fmt, fs, io,
@@ -17,17 +18,19 @@ use toml::{Table, Value};
 pub use self::audit::{Audit, Destination, Server, Sink, Witness};
 use crate::domain::{
     arn::Partition,
+    denial::Placements,
     duration::{self, DurationError, HOUR},
     grant::check::is_region,
     service::Limits,
 };
 
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "listen",
     "aws",
     "limits",
     "admin_key",
     "audit",
+    "revocation",
     "operators",
     "log",
 ];
@@ -48,6 +51,8 @@ pub struct Config {
     pub admin_key: AdminKey,
     /// The audit log.
     pub audit: Audit,
+    /// How sessions are denied in AWS.
+    pub revocation: Placements,
     /// The first operator.
     pub operators: Operators,
     /// What to log.
@@ -179,6 +184,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let limits = limits(reader);
     let admin_key = admin_key(reader);
     let audit = audit::read(reader);
+    let revocation = revocation::read(reader);
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
     let level = reader
         .optional("log", "level")
@@ -228,6 +234,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         limits,
         admin_key,
         audit,
+        revocation,
         operators: Operators {
             bootstrap_token_file: bootstrap_token_file?,
         },
@@ -374,6 +381,25 @@ impl Reader {
             section => self.table.get_mut(section).and_then(Value::as_table_mut),
         };
         table?.remove(key)
+    }
+
+    /// The tables of `[[section.key]]`.
+    fn tables(&mut self, section: &str, key: &str) -> Vec<Table> {
+        let values = match self.take(section, key) {
+            None => return Vec::new(),
+            Some(Value::Array(values)) => values,
+            Some(other) => vec![other],
+        };
+        let mut tables = Vec::new();
+        for value in values {
+            if let Value::Table(table) = value {
+                tables.push(table);
+            } else {
+                let setting = path(section, key);
+                self.wrong(&setting, format!("begin each with [[{setting}]]"));
+            }
+        }
+        tables
     }
 
     fn finish<T>(mut self, value: Option<T>, sections: &[&str]) -> Result<T, Vec<String>> {

@@ -12,10 +12,13 @@ use thiserror::Error;
 pub const ROLE_NAME_MAX: usize = 64;
 /// Longest name of a managed policy: <https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreatePolicy.html>.
 pub const POLICY_NAME_MAX: usize = 128;
+/// Longest name of a user: <https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateUser.html>.
+pub const USER_NAME_MAX: usize = 64;
 /// Longest path of a role or policy, both slashes counted.
 pub const PATH_MAX: usize = 512;
 
 const ROLE_EXAMPLE: &str = "arn:aws:iam::123456789012:role/service/payments";
+const USER_EXAMPLE: &str = "arn:aws:iam::123456789012:user/credbroker-admin";
 const POLICY_EXAMPLE: &str = "arn:aws:iam::aws:policy/AmazonSQSReadOnlyAccess";
 const EXCERPT: usize = 60;
 
@@ -38,7 +41,7 @@ pub enum ArnError {
     Shape {
         /// The text refused.
         text: String,
-        /// `role` or `managed policy`.
+        /// `role`, `user` or `managed policy`.
         kind: &'static str,
         /// An ARN of the right shape.
         example: &'static str,
@@ -221,6 +224,49 @@ impl FromStr for RoleArn {
     }
 }
 
+/// The ARN of an IAM user: `arn:PARTITION:iam::ACCOUNT:user/[PATH/]NAME`, name and path as for
+/// [`RoleArn`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserArn {
+    text: String,
+    account: AccountId,
+    name_at: usize,
+}
+
+impl UserArn {
+    /// The whole ARN.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The account the user lives in.
+    #[must_use]
+    pub const fn account(&self) -> &AccountId {
+        &self.account
+    }
+
+    /// The name without its path.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.text[self.name_at..]
+    }
+}
+
+impl FromStr for UserArn {
+    type Err = ArnError;
+
+    fn from_str(text: &str) -> Result<Self, ArnError> {
+        let parts = IamArn::split(text, "user", USER_EXAMPLE)?;
+        parts.check(USER_NAME_MAX, USER_EXAMPLE)?;
+        Ok(Self {
+            text: text.to_owned(),
+            account: parts.account.parse()?,
+            name_at: text.len() - parts.name.len(),
+        })
+    }
+}
+
 /// The ARN of a managed policy: `arn:PARTITION:iam::OWNER:policy/[PATH/]NAME`.
 ///
 /// The owner is `aws` for AWS's own policies, else the account that made it. Name of 1 to 128
@@ -307,10 +353,10 @@ impl<'a> IamArn<'a> {
     fn split(text: &'a str, kind: &'static str, example: &'static str) -> Result<Self, ArnError> {
         let shape = || ArnError::Shape {
             text: shorten(text, EXCERPT),
-            kind: if kind == "role" {
-                "role"
-            } else {
+            kind: if kind == "policy" {
                 "managed policy"
+            } else {
+                kind
             },
             example,
         };
@@ -397,7 +443,7 @@ macro_rules! text_form {
     )*};
 }
 
-text_form!(Partition, AccountId, RoleArn, PolicyArn);
+text_form!(Partition, AccountId, RoleArn, UserArn, PolicyArn);
 
 #[cfg(test)]
 mod tests {

@@ -386,7 +386,7 @@ mod tests {
     /// Asked for at 1,000 and issued until 4,600.
     fn lease(grant: &Grant) -> Lease {
         let id = LeaseId::new(second(1_000), &Counting);
-        let lease = Lease::request(Binding::new(id, grant, None), None, second(1_000));
+        let lease = Lease::request(Binding::new(id, grant, None, None), None, second(1_000));
         let issued = Issued {
             access_key_id: "AKIA1".to_owned(),
             at: second(1_000),

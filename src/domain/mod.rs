@@ -14,6 +14,7 @@ pub mod clock;
 pub mod credential;
 #[cfg(feature = "server")]
 pub mod decide;
+pub mod denial;
 pub mod duration;
 pub mod grant;
 pub mod lease;

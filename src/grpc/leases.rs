@@ -66,13 +66,14 @@ impl LeaseService for Api {
     ) -> Result<Response<RevokeLeaseResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let reason = parse_reason(&message.reason)?;
-            let (taken, receipt) = broker
+            let (revoked, receipt) = broker
                 .revoke_lease(caller, parse("lease_id", &message.lease_id)?, reason)
                 .await?;
             Ok(RevokeLeaseResponse {
-                lease: Some(to_lease(&taken.lease)),
-                notice: taken.notice.unwrap_or_default(),
+                lease: Some(to_lease(&revoked.lease)),
+                notice: revoked.notice.unwrap_or_default(),
                 receipt: receipt.as_ref().map(to_receipt),
+                refused_after_seconds: revoked.refused_after_seconds,
             })
         })
         .await

@@ -1,6 +1,6 @@
 //! Audit records and what is asked for of them, proto ↔ domain.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use super::convert::{Fields, parse_time, to_time};
 use crate::{
@@ -95,6 +95,8 @@ pub(super) fn to_record(record: &AuditRecord) -> proto::AuditRecord {
         expires_at: event.expires_at.map(to_time),
         permissions: event.permissions.as_ref().map(to_permissions),
         late: event.late,
+        holder: event.holder.as_ref().map(ToString::to_string),
+        refused_after_seconds: event.refused_after.as_ref().map(Duration::as_secs_f64),
     }
 }
 

@@ -1,18 +1,31 @@
-use tonic::{Request, Response, Status};
+use std::pin::Pin;
+
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tonic::{
+    Request, Response, Status,
+    codegen::tokio_stream::{Stream, wrappers::ReceiverStream},
+};
 
 use super::{
     Api,
     convert::{parse, parse_reason, to_kind, to_state, to_time},
     records::to_receipt,
+    status::status,
 };
 use crate::{
-    broker,
-    domain::name::Name,
+    broker::{self, Denied, Error, Progress, Revocation, ports::Target},
+    domain::grant::check::Violation,
     proto::{
-        RevokeServiceRequest, RevokeServiceResponse, RevokedLease,
+        RevocationProgress, RevokeGrantRequest, RevokeGrantResponse, RevokeServiceRequest,
+        RevokeServiceResponse, RevokedLease, RevokedSessions, StreamRevocationRequest,
+        revocation_progress::{Begun, Done, What},
         revocation_service_server::RevocationService,
+        stream_revocation_request,
     },
 };
+
+/// How many messages wait for a slow reader.
+const BUFFER: usize = 64;
 
 #[tonic::async_trait]
 impl RevocationService for Api {
@@ -21,21 +34,126 @@ impl RevocationService for Api {
         request: Request<RevokeServiceRequest>,
     ) -> Result<Response<RevokeServiceResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let service: Name = parse("service", &message.service)?;
+            let target = Target::Service(parse("service", &message.service)?);
             let reason = parse_reason(&message.reason)?;
-            let revocation = broker
-                .revoke_service(caller, service.clone(), reason)
-                .await?;
+            let revocation = broker.revoke(caller, target, reason, None).await?;
             Ok(RevokeServiceResponse {
-                service: service.to_string(),
+                service: message.service,
                 suspended_at: Some(to_time(revocation.suspension.at)),
                 confirmed: revocation.confirmed(),
                 receipt: revocation.receipt.as_ref().map(to_receipt),
                 notice: revocation.notice.clone().unwrap_or_default(),
                 leases: revocation.leases.iter().map(to_revoked).collect(),
+                sessions: revocation.denials.iter().map(to_sessions).collect(),
             })
         })
         .await
+    }
+
+    async fn revoke_grant(
+        &self,
+        request: Request<RevokeGrantRequest>,
+    ) -> Result<Response<RevokeGrantResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let target = Target::Grant(parse("grant", &message.grant)?);
+            let reason = parse_reason(&message.reason)?;
+            let revocation = broker.revoke(caller, target, reason, None).await?;
+            Ok(RevokeGrantResponse {
+                grant: message.grant,
+                revoked_at: Some(to_time(revocation.suspension.at)),
+                confirmed: revocation.confirmed(),
+                receipt: revocation.receipt.as_ref().map(to_receipt),
+                notice: revocation.notice.clone().unwrap_or_default(),
+                leases: revocation.leases.iter().map(to_revoked).collect(),
+                sessions: revocation.denials.iter().map(to_sessions).collect(),
+            })
+        })
+        .await
+    }
+
+    type StreamRevocationStream =
+        Pin<Box<dyn Stream<Item = Result<RevocationProgress, Status>> + Send>>;
+
+    async fn stream_revocation(
+        &self,
+        request: Request<StreamRevocationRequest>,
+    ) -> Result<Response<Self::StreamRevocationStream>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let target = parse_target(message.target)?;
+            let reason = parse_reason(&message.reason)?;
+            let (sender, receiver) = mpsc::channel(BUFFER);
+            tokio::spawn(async move {
+                let (progress, happening) = mpsc::unbounded_channel();
+                let work = broker.revoke(caller.clone(), target, reason, Some(progress));
+                let (revocation, ()) = tokio::join!(work, forward(happening, &sender));
+                let end = match broker.settle(&caller, revocation).await {
+                    Ok(revocation) => Ok(to_progress(to_done(&revocation))),
+                    Err(error) => Err(status(&error)),
+                };
+                // A reader who has left needs no end.
+                let _ = sender.send(end).await;
+            });
+            let stream: Self::StreamRevocationStream = Box::pin(ReceiverStream::new(receiver));
+            Ok(stream)
+        })
+        .await
+    }
+}
+
+fn parse_target(target: Option<stream_revocation_request::Target>) -> Result<Target, Error> {
+    match target {
+        Some(stream_revocation_request::Target::Service(name)) => {
+            parse("service", &name).map(Target::Service)
+        }
+        Some(stream_revocation_request::Target::Grant(name)) => {
+            parse("grant", &name).map(Target::Grant)
+        }
+        None => {
+            let message = "name a service or a grant";
+            Err(Error::Invalid(vec![Violation::new("target", message)]))
+        }
+    }
+}
+
+/// Tells what happens to whoever watches, for as long as they do.
+async fn forward(
+    mut happening: UnboundedReceiver<Progress>,
+    sender: &mpsc::Sender<Result<RevocationProgress, Status>>,
+) {
+    while let Some(progress) = happening.recv().await {
+        let what = match progress {
+            Progress::Begun { suspension, leases } => What::Begun(Begun {
+                at: Some(to_time(suspension.at)),
+                leases: u64::try_from(leases).unwrap_or(u64::MAX),
+            }),
+            Progress::Written(denial) => What::Written(denial.against.holder.to_string()),
+            Progress::Denied(denied) => What::Sessions(to_sessions(&denied)),
+            Progress::Lease(lease) => What::Lease(to_revoked(&lease)),
+        };
+        if sender.send(Ok(to_progress(what))).await.is_err() {
+            return;
+        }
+    }
+}
+
+const fn to_progress(what: What) -> RevocationProgress {
+    RevocationProgress { what: Some(what) }
+}
+
+fn to_done(revocation: &Revocation) -> What {
+    What::Done(Done {
+        at: Some(to_time(revocation.suspension.at)),
+        confirmed: revocation.confirmed(),
+        receipt: revocation.receipt.as_ref().map(to_receipt),
+        notice: revocation.notice.clone().unwrap_or_default(),
+    })
+}
+
+fn to_sessions(denied: &Denied) -> RevokedSessions {
+    RevokedSessions {
+        holder: denied.denial.against.holder.to_string(),
+        refused_after_seconds: denied.refused_after_seconds,
+        notice: denied.notice.clone().unwrap_or_default(),
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     broker::Custody,
     domain::{
         arn::Partition,
+        denial::Placements,
         principal::Origin,
         random::{Random, SystemRandom},
         seal::SealingKey,
@@ -90,7 +91,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         keep: Duration::ZERO,
         witness: None,
     };
-    let assembled = assemble(&store, aws, limits, custody, log).await?;
+    let assembled = assemble(&store, aws, limits, custody, Placements::default(), log).await?;
     tolerate_silence(
         assembled.issuer.ensure_boundary().await,
         assembled.keeps_key,

@@ -31,6 +31,7 @@ use crate::{
         arn::Partition,
         audit::Event,
         clock::{SteadyClock, wall_time},
+        denial::Placements,
         name::Name,
         random::SystemRandom,
         seal::{SealError, SealingKey},
@@ -214,17 +215,22 @@ async fn assemble(
     aws: Aws,
     limits: Limits,
     custody: Custody,
+    placements: Placements,
     log: LogKeeping,
 ) -> Result<Assembled, StartError> {
     let (store, spool) = (Arc::new(SqliteStore::open(store).await?), spool(store)?);
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
     let region = aws.clients.region().unwrap_or_default().to_owned();
-    let issuer = Arc::new(AwsAccount::new(aws.clients, aws.partition, &deployment));
+    let revokers = placements.revokers.clone();
+    let issuer = AwsAccount::new(aws.clients, aws.partition, &deployment, revokers);
+    let issuer = Arc::new(issuer);
     let stop = CancellationToken::new();
     let broker = Broker::new(Parts {
         store: store.clone(),
         issuer: issuer.clone(),
         inventory: issuer.clone(),
+        denier: issuer.clone(),
+        placements,
         keyring: issuer.clone(),
         clock: aws.clock,
         random: Arc::new(SystemRandom),

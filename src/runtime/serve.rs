@@ -38,7 +38,15 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         keep: config.audit.keep,
         witness,
     };
-    let assembled = assemble(&config.store, aws, config.limits, custody, log).await?;
+    let assembled = assemble(
+        &config.store,
+        aws,
+        config.limits,
+        custody,
+        config.revocation,
+        log,
+    )
+    .await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;

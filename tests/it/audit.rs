@@ -25,6 +25,7 @@ use credbroker::{
         access::TABLE,
         audit::{AuditEvent, Event},
     },
+    proto::{RevokeGrantRequest, RevokeServiceRequest},
     store::sqlite::SqliteStore,
 };
 use data_encoding::HEXLOWER;
@@ -157,8 +158,28 @@ impl Script<'_> {
         self.admin("LeaseService/RevokeLease", &["lease", "revoke", &id])
             .await;
         lease(self).await;
-        self.admin("RevocationService/RevokeService", &["revoke", "pay"])
-            .await;
+        self.admin(
+            "RevocationService/StreamRevocation",
+            &["revoke", "pay/work"],
+        )
+        .await;
+        lease(self).await;
+        let client = self.broker.try_client(self.broker.admin_token()).await;
+        let mut revocation = client.unwrap().revocation();
+        let grant = RevokeGrantRequest {
+            grant: "pay/work".to_owned(),
+            reason: String::new(),
+        };
+        revocation.revoke_grant(grant).await.unwrap();
+        let service = RevokeServiceRequest {
+            service: "pay".to_owned(),
+            reason: String::new(),
+        };
+        revocation.revoke_service(service).await.unwrap();
+        for method in ["RevokeGrant", "RevokeService"] {
+            let method = format!("credbroker.v1.RevocationService/{method}");
+            self.called.push(method);
+        }
     }
 
     async fn admin_key(&mut self) {

@@ -274,7 +274,7 @@ async fn leases_are_told_with_what_became_of_them() {
 }
 
 #[tokio::test]
-async fn a_revocation_tells_each_lease_and_whether_aws_showed_it_gone() {
+async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
     let world = World::new().await;
     let (user, session) = (world.lease("user").await, world.lease("assume").await);
     let revoked = world
@@ -283,11 +283,17 @@ async fn a_revocation_tells_each_lease_and_whether_aws_showed_it_gone() {
         .await;
     assert_keys(
         &revoked,
-        &["service", "suspended_at", "leases", "confirmed", "receipt"],
+        &[
+            "service",
+            "suspended_at",
+            "leases",
+            "sessions",
+            "confirmed",
+            "receipt",
+        ],
     );
     assert_time(&revoked["suspended_at"]);
-    // AWS goes on honouring the session, and nobody says otherwise.
-    assert_eq!(revoked["confirmed"], false);
+    assert_eq!(revoked["confirmed"], true);
     let leases = revoked["leases"].as_array().unwrap();
     let lease = |id: &str| leases.iter().find(|lease| lease["lease_id"] == id).unwrap();
     assert_has_keys(
@@ -299,14 +305,10 @@ async fn a_revocation_tells_each_lease_and_whether_aws_showed_it_gone() {
         (&json!("iam_user"), &json!("revoked"))
     );
     assert!(lease(&user)["refused_after_seconds"].as_f64().unwrap() > 0.0);
-    assert_eq!(lease(&session)["state"], "revoking");
-    assert_eq!(lease(&session)["refused_after_seconds"], Value::Null);
-    assert!(
-        lease(&session)["notice"]
-            .as_str()
-            .unwrap()
-            .contains("until it expires")
-    );
+    assert_eq!(lease(&session)["state"], "revoked");
+    assert!(lease(&session)["refused_after_seconds"].as_f64().unwrap() > 0.0);
+    let sessions = &revoked["sessions"][0];
+    assert_keys(sessions, &["holder", "refused_after_seconds", "notice"]);
     let shown = world.broker.json(&["service", "show", "pay"]).await;
     let keys = [
         "name",

@@ -27,19 +27,19 @@ const REFUSALS: [&str; 9] = [
 ];
 
 /// A bucket, a queue and a table to reach, and one of each to stay away from.
-struct World {
-    account: Account,
-    broker: Broker,
-    bucket: String,
+pub(crate) struct World {
+    pub(crate) account: Account,
+    pub(crate) broker: Broker,
+    pub(crate) bucket: String,
     other_bucket: String,
-    queue: String,
+    pub(crate) queue: String,
     other_queue: String,
-    table: String,
+    pub(crate) table: String,
     other_table: String,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let account = Account::new().await;
         let root = &account.root;
         let (bucket, other_bucket) = (account.unique("inside"), account.unique("outside"));
@@ -84,7 +84,7 @@ impl World {
     }
 
     /// Reads of the bucket, sends to the queue, reads of the table: nothing else.
-    fn narrow_policy(&self) -> Value {
+    pub(crate) fn narrow_policy(&self) -> Value {
         let (account, queue) = (&self.account.id, self.account.unique("jobs"));
         json!({"Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Action": "s3:GetObject", "Resource": format!("arn:aws:s3:::{}/*", self.bucket)},
@@ -94,7 +94,7 @@ impl World {
     }
 
     /// All of S3, SQS and DynamoDB.
-    fn wide_policy() -> Value {
+    pub(crate) fn wide_policy() -> Value {
         json!({"Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Action": ["s3:*", "sqs:*", "dynamodb:*"], "Resource": "*"},
         ]})
@@ -112,7 +112,7 @@ impl World {
     }
 
     /// Everything inside the narrow policy works.
-    async fn reaches_all(&self, key: &Key) -> bool {
+    pub(crate) async fn reaches_all(&self, key: &Key) -> bool {
         let calls = [
             get(key, &self.bucket).await,
             send(key, &self.queue).await,
@@ -147,7 +147,7 @@ async fn make_table(dynamodb: &aws_sdk_dynamodb::Client, name: &str) {
 }
 
 /// The code of AWS's refusal, or that it let the call through.
-type Answer = Result<(), String>;
+pub(crate) type Answer = Result<(), String>;
 
 fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
     result: Result<T, E>,
@@ -161,7 +161,7 @@ fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
 
 /// AWS refused for want of permission or of a valid key, not for another reason.
 #[track_caller]
-fn refused(what: &str, answer: Answer) {
+pub(crate) fn refused(what: &str, answer: Answer) {
     let code = answer.expect_err(&format!("REFUSAL EXPECTED: {what}"));
     let denials = [
         "AccessDenied",
@@ -175,7 +175,7 @@ fn refused(what: &str, answer: Answer) {
     assert!(denials.contains(&code.as_str()), "{what}: {code}");
 }
 
-async fn get(key: &Key, bucket: &str) -> Answer {
+pub(crate) async fn get(key: &Key, bucket: &str) -> Answer {
     answer(key.s3().get_object().bucket(bucket).key("k").send().await)
 }
 
@@ -191,7 +191,7 @@ async fn put(key: &Key, bucket: &str) -> Answer {
     )
 }
 
-async fn send(key: &Key, queue: &str) -> Answer {
+pub(crate) async fn send(key: &Key, queue: &str) -> Answer {
     answer(
         key.sqs()
             .send_message()
@@ -206,7 +206,7 @@ async fn receive(key: &Key, queue: &str) -> Answer {
     answer(key.sqs().receive_message().queue_url(queue).send().await)
 }
 
-async fn read(key: &Key, table: &str) -> Answer {
+pub(crate) async fn read(key: &Key, table: &str) -> Answer {
     let id = AttributeValue::S("1".to_owned());
     answer(
         key.dynamodb()

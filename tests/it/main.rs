@@ -31,4 +31,5 @@ mod reconciliation;
 mod removal;
 mod renewal;
 mod repeats;
+mod revocation;
 mod store;

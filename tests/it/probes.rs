@@ -1,11 +1,11 @@
 //! What AWS says to a session that makes one harmless call, by the adapter itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use aws_sdk_sts::types::{Credentials as Session, Tag};
 use credbroker::{
     aws::{AwsAccount, AwsSettings, Clients, Patience},
-    broker::ports::{AwsFailure, FailureClass, Prober, Verdict},
+    broker::ports::{AwsFailure, Denier, FailureClass, Verdict},
     domain::{
         arn::Partition,
         clock::{SteadyClock, wall_time},
@@ -49,7 +49,7 @@ async fn adapter(endpoint: &str) -> AwsAccount {
     };
     let clock = Arc::new(SteadyClock::starting_at(wall_time()));
     let clients = Clients::new(&settings, &clock).await;
-    AwsAccount::new(clients, Partition::Aws, "1")
+    AwsAccount::new(clients, Partition::Aws, "1", BTreeMap::new())
 }
 
 async fn probe(session: &Credentials, probe: Probe) -> Verdict {

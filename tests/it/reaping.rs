@@ -298,11 +298,11 @@ async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
 }
 
 #[tokio::test]
-async fn a_revoked_session_stays_revoking_until_aws_ends_it() {
+async fn a_released_session_stays_revoking_until_aws_ends_it() {
     let world = Stepped::new().await;
     let revoked = world.issue("role").await.unwrap().lease;
     let kept = world.issue("role").await.unwrap().lease;
-    let taken = world.revoke(&revoked).await.unwrap();
+    let taken = world.release(&revoked).await.unwrap();
     let notice = taken.notice.unwrap();
     assert!(notice.contains("AWS keeps honouring this"), "{notice}");
     // Nothing has failed.
@@ -314,6 +314,6 @@ async fn a_revoked_session_stays_revoking_until_aws_ends_it() {
     world.step(20).await;
     let ended = world.lease(&revoked).await;
     assert_eq!(ended.state.as_str(), "revoked");
-    assert_eq!(ended.cause().unwrap().to_string(), "revoked: leaked");
+    assert_eq!(ended.cause().unwrap().to_string(), "released");
     assert_eq!(world.lease(&kept).await.state.as_str(), "expired");
 }

@@ -187,7 +187,7 @@ async fn granted(store: &dyn Store, full_name: &str) -> Grant {
 
 fn requested(grant: &Grant, second: i64) -> Lease {
     let id = LeaseId::new(at(second), &SystemRandom);
-    Lease::request(Binding::new(id, grant, None), None, at(second))
+    Lease::request(Binding::new(id, grant, None, None), None, at(second))
 }
 
 async fn begin(store: &dyn Store, lease: &Lease) -> Result<Begun, StoreError> {

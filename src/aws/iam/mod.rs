@@ -34,7 +34,7 @@ macro_rules! every {
         entries
     }};
 }
-use every;
+pub(super) use every;
 
 /// Name of the inline policy that carries the grant's document.
 const GRANT_POLICY: &str = "credbroker-grant";

@@ -1,14 +1,17 @@
 //! What the use cases need of AWS.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::domain::{
-    arn::AccountId,
+    arn::{AccountId, RoleArn, UserArn},
     credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
+    denial::{Holder, Place},
+    grant::Grant,
     lease::Binding,
+    policy::Document,
     probe::Probe,
 };
 
@@ -197,23 +200,6 @@ pub enum Verdict {
     Dead,
 }
 
-/// Shows by a harmless call whether AWS serves a session.
-#[async_trait]
-pub trait Prober: Send + Sync {
-    /// Makes the call once, with `credentials` and nothing of the broker's own, in
-    /// `region` or the broker's. Changes nothing; may be repeated, and side by side.
-    ///
-    /// # Errors
-    /// Whatever is no verdict: no answer within the time of one attempt, throttling, a
-    /// fault of AWS, an answer that is not AWS's, a signature that AWS does not accept.
-    async fn probe(
-        &self,
-        credentials: &Credentials,
-        probe: Probe,
-        region: Option<&str>,
-    ) -> Result<Verdict, AwsFailure>;
-}
-
 /// What AWS holds of this broker's, for reconciliation.
 #[async_trait]
 pub trait Inventory: Send + Sync {
@@ -226,6 +212,72 @@ pub trait Inventory: Send + Sync {
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
     /// Removes one key of a user.
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
+}
+
+/// Denies sessions in AWS, and sees whether AWS refuses them.
+///
+/// Every call is bounded in time, and goes before all that makes credentials.
+#[async_trait]
+pub trait Denier: Send + Sync {
+    /// The user that federates sessions: the broker's own; `None` when it is none.
+    async fn federates(&self) -> Result<Option<UserArn>, AwsFailure>;
+    /// Makes ready to change policies of an account; of another than the broker's by a session
+    /// of the role there, which is returned when it is a new one.
+    async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure>;
+    /// Puts this policy of denials in the place of the last, attached to each of `holders`
+    /// where it is a managed one; removes it for `None`. Safe to repeat. Returns AWS's id of
+    /// the request.
+    async fn write(
+        &self,
+        place: &Place,
+        holders: &BTreeSet<Holder>,
+        document: Option<&Document>,
+    ) -> Result<Option<String>, AwsFailure>;
+    /// The policy of denials as AWS has it; one that is no policy of ours is
+    /// [`Found::Other`].
+    async fn read(&self, place: &Place) -> Result<Found, AwsFailure>;
+    /// Makes a session of a grant, named and tagged as `binding` says, that may do nothing
+    /// but the probe, and lives for a quarter of an hour.
+    async fn canary(
+        &self,
+        grant: &Grant,
+        binding: &Binding,
+        probe: Probe,
+    ) -> Result<Credentials, AwsFailure>;
+    /// Makes the call once, with `credentials` and nothing of the broker's own, in `region` or
+    /// the broker's. Changes nothing; may be repeated, and side by side.
+    ///
+    /// # Errors
+    /// Whatever is no verdict: no answer within the time of one attempt, throttling, a fault of
+    /// AWS, an answer that is not AWS's, a signature that AWS does not accept.
+    async fn probe(
+        &self,
+        credentials: &Credentials,
+        probe: Probe,
+        region: Option<&str>,
+    ) -> Result<Verdict, AwsFailure>;
+}
+
+/// A session by which policies of another account are changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entered {
+    /// The role.
+    pub role: RoleArn,
+    /// `ASIA…`.
+    pub access_key_id: String,
+    /// AWS's id of the request.
+    pub aws_request_id: Option<String>,
+}
+
+/// What AWS has for a policy of denials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// None.
+    Nothing,
+    /// This.
+    Policy(Document),
+    /// Something that the broker never writes.
+    Other,
 }
 
 /// The broker's own key in AWS.

@@ -15,6 +15,7 @@ use crate::domain::{
     arn::AccountId,
     audit::{AuditEvent, AuditRecord},
     credential::KeyId,
+    denial::Denial,
     grant::Grant,
     lease::Lease,
     name::{GrantName, LeaseId, Name},
@@ -102,6 +103,37 @@ pub enum Begun {
     },
     /// The request of this id has a lease already; nothing was written.
     Known(Box<Lease>),
+}
+
+/// What is revoked as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All that a service holds.
+    Service(Name),
+    /// What was issued under one grant.
+    Grant(GrantName),
+}
+
+impl Target {
+    /// Whose it is.
+    #[must_use]
+    pub const fn service(&self) -> &Name {
+        match self {
+            Self::Service(name) => name,
+            Self::Grant(grant) => &grant.service,
+        }
+    }
+}
+
+/// What was begun to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// When and why; of a service, the suspension that stands.
+    pub suspension: Suspension,
+    /// Each lease that had not ended.
+    pub leases: Vec<Lease>,
+    /// What sessions AWS is to refuse.
+    pub denials: Vec<Denial>,
 }
 
 /// A lease, the revision that it replaces, and the record of why.
@@ -193,15 +225,44 @@ pub trait Store: Send + Sync {
     /// Removes a service with its tokens and grants. Conflict when it is unknown or
     /// holds leases that have not ended.
     async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Shuts a service out (an earlier suspension stands) and begins to revoke every
-    /// lease that has not ended, in one transaction. Returns the suspension and those
-    /// leases; Conflict when the service is unknown.
-    async fn revoke_service(
+    /// Begins to revoke every lease that has not ended, and asks for the denial of their
+    /// sessions, in one transaction; a service as a whole is shut out with it (an earlier
+    /// suspension stands). Conflict when the service or grant is unknown.
+    async fn revoke(
         &self,
-        name: &Name,
+        target: &Target,
         suspension: &Suspension,
         audit: AuditEvent,
-    ) -> Result<((Suspension, Vec<Lease>), Receipt), StoreError>;
+    ) -> Result<(Revoked, Receipt), StoreError>;
+    /// [`Self::update_lease`] for one that is being revoked, and the denial of its session,
+    /// which is returned if there is one.
+    async fn revoke_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<(Vec<Denial>, Receipt), StoreError>;
+    /// Every denial that AWS may still hold.
+    async fn denials(&self) -> Result<Vec<Denial>, StoreError>;
+    /// Those for which something is to be done at `now`: to be tried, or over.
+    async fn denials_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Denial>, StoreError>;
+    /// Those of a service.
+    async fn denials_of(&self, service: &Name) -> Result<Vec<Denial>, StoreError>;
+    /// Puts denials, each in the place of the revision before, or as first where there is
+    /// none, and removes others of just this revision. Conflict, and nothing changes, when
+    /// any is of another.
+    async fn change_denials(
+        &self,
+        put: &[Denial],
+        remove: &[Denial],
+        audit: Vec<AuditEvent>,
+    ) -> Result<(), StoreError>;
+    /// Leases of a service's sessions that are being taken away, by their ids.
+    async fn revoking_sessions(
+        &self,
+        service: &Name,
+        page: &Page,
+    ) -> Result<Vec<Lease>, StoreError>;
 
     /// Adds a service token. Conflict when the service is unknown or has
     /// [`crate::domain::service::TOKENS_MAX`] already.
@@ -251,6 +312,12 @@ pub trait Store: Send + Sync {
     async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError>;
     /// The current version of a grant.
     async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError>;
+    /// A version of a grant that was in force at some time.
+    async fn grant_version(
+        &self,
+        name: &GrantName,
+        version: u64,
+    ) -> Result<Option<Grant>, StoreError>;
     /// The newest version number of a grant, deleted or not; 0 for none.
     async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError>;
     /// Current versions by name, of one service or all.

@@ -65,6 +65,8 @@ pub(in crate::cli) struct AuditRecord {
     expires_at: Option<String>,
     permissions: Option<Permissions>,
     late: bool,
+    holder: Option<String>,
+    refused_after_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -112,6 +114,8 @@ impl From<proto::AuditRecord> for AuditRecord {
             expires_at: time(record.expires_at.as_ref()),
             permissions: record.permissions.map(Permissions::from),
             late: record.late,
+            holder: record.holder,
+            refused_after_seconds: record.refused_after_seconds,
         }
     }
 }
@@ -124,11 +128,16 @@ impl AuditRecord {
             "{:>5}  {time:24}  {:18}  {:7}  {}",
             self.seq, self.event, self.outcome, self.actor
         );
+        let refused_after = self
+            .refused_after_seconds
+            .map(|seconds| format!("{seconds:.2}s"));
         let about = self.grant.as_deref().or(self.service.as_deref());
         for (name, value) in [
             ("", about),
             ("lease=", self.lease_id.as_deref()),
             ("key=", self.access_key_id.as_deref()),
+            ("at=", self.holder.as_deref()),
+            ("refused_after=", refused_after.as_deref()),
             ("reason=", self.reason.as_deref()),
             ("", self.detail.as_deref()),
         ] {

@@ -59,12 +59,12 @@ impl KeyOwner {
                 .to_owned(),
             Some("revoked" | "expired") => "no: the lease is over".to_owned(),
             Some(_) if session && !current => format!(
-                "yes, until {until} at the latest: the lease has another, and AWS cannot end a session"
+                "yes, until {until} at the latest: the lease has another, and revoking it ends both"
             ),
             Some(_) if !current => "no: it was removed to make room for another".to_owned(),
             Some("active") => format!("yes, until {until}"),
             Some(_) if session => {
-                format!("yes, until {until}: AWS cannot end a session before")
+                format!("yes, until {until}, unless AWS is seen to refuse it: revoke it")
             }
             Some(_) => "perhaps: the broker is taking it away".to_owned(),
         }

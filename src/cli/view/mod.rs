@@ -2,6 +2,7 @@
 
 mod audit;
 mod lookup;
+mod revocation;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 pub(super) use self::{
     audit::{AuditRecord, Checkpoint},
     lookup::KeyOwner,
+    revocation::{Revocation, RevokedLease, RevokedSessions},
 };
 use super::convert;
 use crate::{audit::checkpoint::Receipt, proto};
@@ -267,6 +269,8 @@ pub(super) struct Lease {
     notice: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     receipt: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused_after_seconds: Option<f64>,
 }
 
 /// `SEQ:SIZE:ROOT`, as `audit verify --receipt` takes it.
@@ -277,12 +281,22 @@ fn receipt(receipt: Option<proto::Receipt>) -> Option<String> {
 }
 
 impl Lease {
-    /// As its end is answered.
-    pub(super) fn taken_away(self, notice: String, attested: Option<proto::Receipt>) -> Self {
+    /// As its release is answered.
+    pub(super) fn released(done: proto::ReleaseLeaseResponse) -> Self {
         Self {
-            receipt: receipt(attested),
-            notice: (!notice.is_empty()).then_some(notice),
-            ..self
+            receipt: receipt(done.receipt),
+            notice: (!done.notice.is_empty()).then_some(done.notice),
+            ..Self::from(done.lease.unwrap_or_default())
+        }
+    }
+
+    /// As its revocation is answered.
+    pub(super) fn revoked(done: proto::RevokeLeaseResponse) -> Self {
+        Self {
+            receipt: receipt(done.receipt),
+            notice: (!done.notice.is_empty()).then_some(done.notice),
+            refused_after_seconds: done.refused_after_seconds,
+            ..Self::from(done.lease.unwrap_or_default())
         }
     }
 }
@@ -307,6 +321,7 @@ impl From<proto::Lease> for Lease {
             request_id: lease.request_id,
             notice: None,
             receipt: None,
+            refused_after_seconds: None,
         }
     }
 }
@@ -417,53 +432,4 @@ fn fractional(duration: &ProtoDuration) -> f64 {
     Duration::try_from(*duration)
         .unwrap_or_default()
         .as_secs_f64()
-}
-
-#[derive(Serialize)]
-pub(super) struct Revocation {
-    service: String,
-    suspended_at: Option<String>,
-    pub(super) leases: Vec<RevokedLease>,
-    confirmed: bool,
-    pub(super) receipt: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) notice: Option<String>,
-}
-
-#[derive(Serialize)]
-pub(super) struct RevokedLease {
-    pub(super) lease_id: String,
-    pub(super) kind: &'static str,
-    pub(super) state: &'static str,
-    pub(super) refused_after_seconds: Option<f64>,
-    pub(super) notice: Option<String>,
-}
-
-impl From<proto::RevokeServiceResponse> for Revocation {
-    fn from(revocation: proto::RevokeServiceResponse) -> Self {
-        Self {
-            service: revocation.service,
-            suspended_at: time(revocation.suspended_at.as_ref()),
-            leases: revocation
-                .leases
-                .into_iter()
-                .map(RevokedLease::from)
-                .collect(),
-            confirmed: revocation.confirmed,
-            receipt: receipt(revocation.receipt),
-            notice: (!revocation.notice.is_empty()).then_some(revocation.notice),
-        }
-    }
-}
-
-impl From<proto::RevokedLease> for RevokedLease {
-    fn from(lease: proto::RevokedLease) -> Self {
-        Self {
-            kind: kind(lease.kind),
-            state: state(lease.state),
-            lease_id: lease.lease_id,
-            refused_after_seconds: lease.refused_after_seconds,
-            notice: (!lease.notice.is_empty()).then_some(lease.notice),
-        }
-    }
 }

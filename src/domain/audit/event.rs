@@ -50,6 +50,24 @@ events! {
     ServiceDeleted => "service.deleted",
     /// A service was shut out with all it holds.
     ServiceRevoked => "service.revoked",
+    /// All that was issued under a grant is being taken away.
+    GrantRevoked => "grant.revoked",
+    /// A session was made to see whether AWS refuses its like; it may do nothing else.
+    CanaryIssued => "canary.issued",
+    /// A session was made by which policies of another account are changed.
+    AccountEntered => "account.entered",
+    /// A denial of sessions was written in AWS.
+    DenialWritten => "denial.written",
+    /// AWS refuses the sessions that a denial is about.
+    DenialConfirmed => "denial.confirmed",
+    /// A denial could not be written, or is not seen to hold; tried again later.
+    DenialPostponed => "denial.postponed",
+    /// For want of room in AWS, more of the same service's sessions are denied.
+    DenialWidened => "denial.widened",
+    /// A denial that somebody had changed in AWS was written anew.
+    DenialRepaired => "denial.repaired",
+    /// The last session that a denial was about is over, and so is the denial.
+    DenialLifted => "denial.lifted",
     /// A service token was made.
     TokenCreated => "token.created",
     /// Tokens were looked at.

@@ -4,14 +4,15 @@
 mod event;
 mod permissions;
 
-use std::{fmt, net::SocketAddr, str::FromStr};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 pub use self::{event::Event, permissions::Permissions};
 use crate::domain::{
+    denial::{Denial, Holder, Scope},
     grant::{Grant, Kind},
-    lease::Lease,
+    lease::{Binding, Lease},
     name::{GrantName, LeaseId, Name},
     principal::{Identity, Origin, Principal},
     request::RequestId,
@@ -170,6 +171,10 @@ pub struct AuditEvent {
     pub permissions: Option<Permissions>,
     /// Written when the store took records again, not at its time.
     pub late: bool,
+    /// The role or user whose policies are concerned.
+    pub holder: Option<Holder>,
+    /// How long after its revocation was asked for AWS refused it; whole milliseconds.
+    pub refused_after: Option<Duration>,
 }
 
 /// A record as it stands in the log.
@@ -212,6 +217,8 @@ impl AuditEvent {
             expires_at: None,
             permissions: None,
             late: false,
+            holder: None,
+            refused_after: None,
         }
     }
 
@@ -359,11 +366,58 @@ impl AuditEvent {
         Self { late: true, ..self }
     }
 
+    /// Concerns this denial, and its service.
+    #[must_use]
+    pub fn denial(self, denial: &Denial) -> Self {
+        let against = &denial.against;
+        let scoped = match &against.scope {
+            Scope::Service => self.service(&against.service),
+            Scope::Grant(grant) => self.grant_name(&GrantName {
+                service: against.service.clone(),
+                grant: grant.clone(),
+            }),
+            Scope::Lease(lease) => Self {
+                lease_id: Some(lease.clone()),
+                ..self.service(&against.service)
+            },
+        };
+        scoped.holder(&against.holder)
+    }
+
+    /// Concerns policies of this role or user.
+    #[must_use]
+    pub fn holder(self, holder: &Holder) -> Self {
+        Self {
+            holder: Some(holder.clone()),
+            ..self
+        }
+    }
+
+    /// AWS refused it so long after its revocation was asked for.
+    #[must_use]
+    pub fn refused_after(self, after: SignedDuration) -> Self {
+        let millis = u64::try_from(after.as_millis()).unwrap_or_default();
+        Self {
+            refused_after: Some(Duration::from_millis(millis)),
+            ..self
+        }
+    }
+
     /// Concerns this access key.
     #[must_use]
     pub fn access_key(self, id: &str) -> Self {
         Self {
             access_key_id: Some(id.to_owned()),
+            ..self
+        }
+    }
+
+    /// Concerns a session or user of this name.
+    #[must_use]
+    pub fn aws_name(self, binding: &Binding) -> Self {
+        Self {
+            aws_name: Some(binding.aws_name.clone()),
+            kind: Some(binding.kind),
             ..self
         }
     }

@@ -25,7 +25,9 @@ pub use self::state::{
     Removal, Standing,
 };
 use crate::domain::{
-    grant::{Grant, GrantSpec, Kind, OWN_TAG_PREFIX, Tag},
+    arn::UserArn,
+    denial::Holder,
+    grant::{Grant, GrantSpec, Kind, KindSpec, OWN_TAG_PREFIX, Tag},
     name::{GrantName, LeaseId, Name},
     request::NamedRequest,
 };
@@ -46,14 +48,28 @@ pub struct Binding {
     /// The lease that this one carries on: an STS session cannot be prolonged, so its
     /// renewal is a new session.
     pub renews: Option<LeaseId>,
+    /// Whose policies AWS asks when a session acts; `None` for an IAM user, and for a session
+    /// that no user federated.
+    pub holder: Option<Holder>,
 }
 
 impl Binding {
-    /// What a new lease of `grant` is about.
+    /// What a new lease of `grant` is about; `federated_by` is the user that federates its
+    /// sessions.
     #[must_use]
-    pub fn new(lease_id: LeaseId, grant: &Grant, renews: Option<LeaseId>) -> Self {
+    pub fn new(
+        lease_id: LeaseId,
+        grant: &Grant,
+        federated_by: Option<UserArn>,
+        renews: Option<LeaseId>,
+    ) -> Self {
         let kind = grant.spec.kind();
         Self {
+            holder: match &grant.spec.kind {
+                KindSpec::AssumeRole { role_arn, .. } => Some(Holder::Role(role_arn.clone())),
+                KindSpec::FederationToken { .. } => federated_by.map(Holder::User),
+                KindSpec::IamUser { .. } => None,
+            },
             aws_name: aws_name(kind, &grant.name.service, &lease_id),
             lease_id,
             grant: grant.name.clone(),
@@ -88,9 +104,19 @@ impl Binding {
 /// last 13 characters of the lease id (65 random bits).
 #[must_use]
 pub fn aws_name(kind: Kind, service: &Name, lease: &LeaseId) -> String {
+    let lease = match kind {
+        Kind::AssumeRole | Kind::IamUser => lease.as_str(),
+        Kind::FederationToken => &lease.as_str()[13..],
+    };
+    format!("{}{lease}", aws_name_prefix(kind, service))
+}
+
+/// What all names of a service begin with, and no other's: it ends with the dot.
+#[must_use]
+pub fn aws_name_prefix(kind: Kind, service: &Name) -> String {
     match kind {
-        Kind::AssumeRole | Kind::IamUser => format!("{service}.{lease}"),
-        Kind::FederationToken => format!("{}.{}", short(service), &lease.as_str()[13..]),
+        Kind::AssumeRole | Kind::IamUser => format!("{service}."),
+        Kind::FederationToken => format!("{}.", short(service)),
     }
 }
 

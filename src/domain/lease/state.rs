@@ -96,6 +96,8 @@ pub struct Removal {
     pub issued: Option<Issued>,
     /// Why.
     pub cause: Cause,
+    /// When that was asked for.
+    pub asked_at: Timestamp,
     /// After this nothing of it was made any more.
     pub made_by: Timestamp,
     /// Until `made_by` its issuer may be at work and takes away what it makes.
@@ -425,6 +427,7 @@ impl Lease {
             next_attempt_at: due(issued.as_ref(), now + CLAIM),
             issued,
             cause,
+            asked_at: now,
             made_by,
             left_to_issuer: false,
             attempts: 0,
@@ -452,12 +455,15 @@ impl Lease {
                 } else {
                     due(removal.issued.as_ref(), now + CLAIM)
                 };
-                let cause = match (&removal.cause, cause) {
-                    (Cause::Expired | Cause::Released, revoked @ Cause::Revoked(_)) => revoked,
-                    (first, _) => first.clone(),
+                let (cause, asked_at) = match (&removal.cause, cause) {
+                    (Cause::Expired | Cause::Released, revoked @ Cause::Revoked(_)) => {
+                        (revoked, now)
+                    }
+                    (first, _) => (first.clone(), removal.asked_at),
                 };
                 let again = Removal {
                     cause,
+                    asked_at,
                     next_attempt_at,
                     ..removal.clone()
                 };

@@ -21,6 +21,7 @@ fn lease_of(kind: Kind) -> Lease {
         kind,
         aws_name,
         renews: None,
+        holder: None,
     };
     let request = NamedRequest::new(RequestId::random(&Counting), &[]);
     Lease::request(binding, Some(request), at(1_000))

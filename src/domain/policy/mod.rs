@@ -30,6 +30,8 @@ pub const SESSION_POLICY_MAX: usize = 2048;
 /// Characters of all inline policies of one IAM user, white space not counted:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>.
 pub const USER_INLINE_MAX: usize = 2048;
+/// Characters of all inline policies of one role, white space not counted; same page.
+pub const ROLE_INLINE_MAX: usize = 10_240;
 /// Characters of one managed policy, white space not counted; same page as [`USER_INLINE_MAX`].
 pub const MANAGED_POLICY_MAX: usize = 6144;
 /// Managed policies that may narrow one session; same page as [`SESSION_POLICY_MAX`].

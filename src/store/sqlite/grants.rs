@@ -46,6 +46,36 @@ pub(super) async fn get(pool: &SqlitePool, name: &GrantName) -> Result<Option<Gr
     row.as_ref().map(grant).transpose()
 }
 
+/// Conflict unless there is, or was, such a grant.
+pub(super) async fn known(tx: &mut SqliteConnection, name: &GrantName) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT 1 FROM grant_versions WHERE service = ? AND grant_name = ?")
+        .bind(name.service.as_str())
+        .bind(name.grant.as_str())
+        .fetch_optional(tx)
+        .await
+        .map_err(store_error)?;
+    row.map(drop).ok_or(StoreError::Conflict)
+}
+
+/// A version that was in force at some time.
+pub(super) async fn version(
+    connection: &mut SqliteConnection,
+    name: &GrantName,
+    version: u64,
+) -> Result<Option<Grant>, StoreError> {
+    let row = sqlx::query(
+        "SELECT * FROM grant_versions
+         WHERE service = ? AND grant_name = ? AND version = ? AND spec IS NOT NULL",
+    )
+    .bind(name.service.as_str())
+    .bind(name.grant.as_str())
+    .bind(version.cast_signed())
+    .fetch_optional(connection)
+    .await
+    .map_err(store_error)?;
+    row.as_ref().map(grant).transpose()
+}
+
 pub(super) async fn newest_version(pool: &SqlitePool, name: &GrantName) -> Result<u64, StoreError> {
     let row = sqlx::query(
         "SELECT coalesce(max(version), 0) AS version FROM grant_versions WHERE service = ? AND grant_name = ?",

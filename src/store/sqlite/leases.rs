@@ -13,6 +13,7 @@ use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
     domain::{
         credential::KeyId,
+        denial::Holder,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, Removal, Standing},
         name::{GrantName, LeaseId, Name},
@@ -29,12 +30,12 @@ pub(super) async fn insert(tx: &mut SqliteConnection, lease: &Lease) -> Result<(
     let query = sqlx::query(
         "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
                              ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
-                             key_lost, lease_id, service, grant_name, grant_version, kind, aws_name, renews, requested_at,
-                             request_digest)
+                             key_lost, asked_at, lease_id, service, grant_name, grant_version, kind, aws_name, renews,
+                             requested_at, request_digest, holder)
          SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-                ?22, ?23, ?24
-         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?17 AND suspended_at IS NULL)
-           AND EXISTS (SELECT 1 FROM grants WHERE service = ?17 AND grant_name = ?18 AND version = ?19)",
+                ?22, ?23, ?24, ?25, ?26
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?18 AND suspended_at IS NULL)
+           AND EXISTS (SELECT 1 FROM grants WHERE service = ?18 AND grant_name = ?19 AND version = ?20)",
     );
     let done = bind_state(query, lease)
         .bind(binding.lease_id.as_str())
@@ -46,6 +47,7 @@ pub(super) async fn insert(tx: &mut SqliteConnection, lease: &Lease) -> Result<(
         .bind(binding.renews.as_ref().map(LeaseId::as_str))
         .bind(micros(lease.requested_at))
         .bind(lease.request.as_ref().map(|request| &request.digest[..]))
+        .bind(binding.holder.as_ref().map(Holder::as_str))
         .execute(&mut *tx)
         .await
         .map_err(store_error)?;
@@ -63,8 +65,8 @@ pub(super) async fn update(
         "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
                            expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9, request_id = ?10,
                            replacing_until = ?11, made_by = ?12, left_to_issuer = ?13, failing_since = ?14,
-                           key_lost = ?15
-         WHERE lease_id = ?16 AND revision = ?17
+                           key_lost = ?15, asked_at = ?16
+         WHERE lease_id = ?17 AND revision = ?18
            AND (?1 <> 'active' OR (access_key_id IS ?4 AND expires_at IS ?6)
                 OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
     );
@@ -110,6 +112,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
                 .map(micros),
         )
         .bind(key_lost)
+        .bind(removal.map(|removal| micros(removal.asked_at)))
 }
 
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its
@@ -141,17 +144,20 @@ pub(super) async fn hindrance(
     Ok((count(&row, "live")? >= most).then_some(Begun::TooMany { next_end }))
 }
 
-/// A lease that cannot be read must not keep the others alive: it is passed over, and
-/// told.
+/// Those of a service, or of one grant of it. A lease that cannot be read must not keep the
+/// others alive: it is passed over, and told.
 pub(super) async fn begin_revoking_all(
     tx: &mut SqliteConnection,
     service: &Name,
+    grant: Option<&Name>,
     suspension: &Suspension,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE service = ? AND due_at IS NOT NULL ORDER BY lease_id",
+        "SELECT * FROM leases WHERE service = ?1 AND due_at IS NOT NULL AND (?2 IS NULL OR grant_name = ?2)
+         ORDER BY lease_id",
     )
     .bind(service.as_str())
+    .bind(grant.map(Name::as_str))
     .fetch_all(&mut *tx)
     .await
     .map_err(store_error)?;
@@ -210,6 +216,24 @@ pub(super) async fn live_users(pool: &SqlitePool) -> Result<Vec<Lease>, StoreErr
             .await
             .map_err(store_error)?;
     rows.iter().map(lease).collect()
+}
+
+pub(super) async fn revoking_sessions(
+    pool: &SqlitePool,
+    service: &Name,
+    page: &Page,
+) -> Result<Vec<Lease>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM leases WHERE service = ? AND state IN ('revoking', 'quarantined') AND holder IS NOT NULL
+         AND lease_id > ? ORDER BY lease_id LIMIT ?",
+    )
+    .bind(service.as_str())
+    .bind(page.after.as_deref().unwrap_or_default())
+    .bind(page.limit)
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    Ok(rows.iter().filter_map(readable).collect())
 }
 
 pub(super) async fn list(
@@ -279,6 +303,7 @@ fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
             kind: kind(row)?,
             aws_name: column(row, "aws_name")?,
             renews: parse_optional(row, TABLE, "renews")?,
+            holder: parse_optional(row, TABLE, "holder")?,
         },
         request: request(row)?,
         requested_at: time(row, TABLE, "requested_at")?,
@@ -343,6 +368,7 @@ fn removal(row: &SqliteRow, issued: Option<Issued>) -> Result<Removal, StoreErro
     Ok(Removal {
         issued,
         cause: cause(row)?,
+        asked_at: time(row, TABLE, "asked_at")?,
         made_by: time(row, TABLE, "made_by")?,
         left_to_issuer: column(row, "left_to_issuer")?,
         attempts: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),

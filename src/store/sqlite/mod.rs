@@ -6,6 +6,7 @@
 
 mod admin_key;
 mod check;
+mod denials;
 mod deployment;
 mod grants;
 mod leases;
@@ -32,13 +33,14 @@ use crate::{
     audit::tile::{Tile, Tiles},
     broker::ports::{
         AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
-        LogCheck, LogHead, LogKey, Page, Receipt, Store, StoreError, TokenOwner,
+        LogCheck, LogHead, LogKey, Page, Receipt, Revoked, Store, StoreError, Target, TokenOwner,
     },
     domain::{
         admin_key::AdminKey,
         arn::AccountId,
         audit::{AuditEvent, AuditRecord},
         credential::KeyId,
+        denial::Denial,
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
@@ -219,7 +221,10 @@ impl Store for SqliteStore {
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {
         let service = service.clone();
         self.change(audit, move |tx| {
-            Box::pin(async move { services::insert(tx, &service).await })
+            Box::pin(async move {
+                services::insert(tx, &service).await?;
+                denials::spare_new_sessions(tx, &service.name, service.created_at).await
+            })
         })
         .await
     }
@@ -246,9 +251,12 @@ impl Store for SqliteStore {
     }
 
     async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
-        let name = name.clone();
+        let (name, now) = (name.clone(), audit.time);
         self.change(audit, move |tx| {
-            Box::pin(async move { services::reinstate(tx, &name).await })
+            Box::pin(async move {
+                services::reinstate(tx, &name).await?;
+                denials::spare_new_sessions(tx, &name, now).await
+            })
         })
         .await
     }
@@ -264,21 +272,70 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn revoke_service(
+    async fn revoke(
         &self,
-        name: &Name,
+        target: &Target,
         suspension: &Suspension,
         audit: AuditEvent,
-    ) -> Result<((Suspension, Vec<Lease>), Receipt), StoreError> {
-        let (name, suspension) = (name.clone(), suspension.clone());
+    ) -> Result<(Revoked, Receipt), StoreError> {
+        let (target, suspension) = (target.clone(), suspension.clone());
+        self.attested(audit, move |tx| {
+            Box::pin(async move { denials::revoke(tx, &target, suspension).await })
+        })
+        .await
+    }
+
+    async fn revoke_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<(Vec<Denial>, Receipt), StoreError> {
+        let lease = lease.clone();
         self.attested(audit, move |tx| {
             Box::pin(async move {
-                let standing = services::ensure_suspended(tx, &name, &suspension).await?;
-                let leases = leases::begin_revoking_all(tx, &name, &suspension).await?;
-                Ok((standing, leases))
+                leases::update(tx, from, &lease).await?;
+                denials::ask_for_lease(tx, lease).await
             })
         })
         .await
+    }
+
+    async fn denials(&self) -> Result<Vec<Denial>, StoreError> {
+        denials::all(&self.readers).await
+    }
+
+    async fn denials_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Denial>, StoreError> {
+        denials::due(&self.readers, now, limit).await
+    }
+
+    async fn denials_of(&self, service: &Name) -> Result<Vec<Denial>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        denials::of_service(&mut reader, service).await
+    }
+
+    async fn change_denials(
+        &self,
+        put: &[Denial],
+        remove: &[Denial],
+        audit: Vec<AuditEvent>,
+    ) -> Result<(), StoreError> {
+        let (put, remove) = (put.to_vec(), remove.to_vec());
+        let changing = self.writer.write(move |tx| {
+            Box::pin(async move {
+                denials::change(tx, &put, &remove).await?;
+                Ok(((), audit))
+            })
+        });
+        changing.await.map(drop)
+    }
+
+    async fn revoking_sessions(
+        &self,
+        service: &Name,
+        page: &Page,
+    ) -> Result<Vec<Lease>, StoreError> {
+        leases::revoking_sessions(&self.readers, service, page).await
     }
 
     async fn create_token(
@@ -373,6 +430,15 @@ impl Store for SqliteStore {
 
     async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
         grants::get(&self.readers, name).await
+    }
+
+    async fn grant_version(
+        &self,
+        name: &GrantName,
+        version: u64,
+    ) -> Result<Option<Grant>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        grants::version(&mut reader, name, version).await
     }
 
     async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError> {

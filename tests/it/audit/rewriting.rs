@@ -2,6 +2,7 @@
 //! says so.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +19,7 @@ use credbroker::{
         arn::Partition,
         audit::{AuditEvent, Event},
         clock::{SteadyClock, wall_time},
+        denial::Placements,
         random::SystemRandom,
         seal::SealingKey,
         service::Limits,
@@ -52,6 +54,8 @@ pub(super) fn broker(
         store: store.clone(),
         issuer: issuer.clone(),
         inventory: issuer.clone(),
+        denier: issuer.clone(),
+        placements: Placements::default(),
         keyring: issuer.clone(),
         clock: Arc::new(SteadyClock::starting_at(wall_time())),
         random: Arc::new(SystemRandom),
@@ -73,7 +77,12 @@ pub(super) fn broker(
 pub(super) async fn issuer() -> Arc<AwsAccount> {
     let clock = Arc::new(SteadyClock::starting_at(wall_time()));
     let clients = Clients::new(&AwsSettings::default(), &clock).await;
-    Arc::new(AwsAccount::new(clients, Partition::Aws, "0123456789"))
+    Arc::new(AwsAccount::new(
+        clients,
+        Partition::Aws,
+        "0123456789",
+        BTreeMap::new(),
+    ))
 }
 
 /// Lets the log grow to so many records, and signs it.

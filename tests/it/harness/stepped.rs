@@ -2,6 +2,7 @@
 //! AWS adapter are the real ones.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,7 +13,7 @@ use credbroker::{
     aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
         AdminKeyStatus, Broker, Custody, Error, IssuedLease, Parts, Reconciliation, RenewedLease,
-        TakenAway,
+        RevokedLease, TakenAway,
         ports::{AuditFilter, LeaseFilter, Page, Store},
     },
     domain::{
@@ -22,6 +23,7 @@ use credbroker::{
         clock::{Clock, SteadyClock, wall_time},
         credential::AccessKey,
         decide::{IssueRequest, RenewRequest},
+        denial::Placements,
         lease::Lease,
         name::GrantName,
         principal::Origin,
@@ -229,7 +231,7 @@ impl Stepped {
         Ok(taken)
     }
 
-    pub async fn revoke(&self, lease: &Lease) -> Result<TakenAway, Error> {
+    pub async fn revoke(&self, lease: &Lease) -> Result<RevokedLease, Error> {
         let caller = self.operator("LeaseService/RevokeLease").await;
         let id = lease.binding.lease_id.clone();
         let revoking = self.broker.revoke_lease(caller, id, "leaked".to_owned());
@@ -382,12 +384,19 @@ async fn broker(
     };
     let clients = Clients::new(&settings, &steady).await.with_key(&key);
     let deployment = store.deployment().await.unwrap();
-    let issuer = Arc::new(AwsAccount::new(clients, Partition::Aws, &deployment));
+    let issuer = Arc::new(AwsAccount::new(
+        clients,
+        Partition::Aws,
+        &deployment,
+        BTreeMap::new(),
+    ));
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
     Broker::new(Parts {
         store,
         issuer: issuer.clone(),
         inventory: issuer.clone(),
+        denier: issuer.clone(),
+        placements: Placements::default(),
         keyring: issuer,
         clock,
         random: Arc::new(MostJitter),

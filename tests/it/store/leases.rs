@@ -1,7 +1,7 @@
 //! Leases: begun, replaced revision by revision, found again when something is due.
 
 use credbroker::{
-    broker::ports::{Begun, LeaseFilter, Store},
+    broker::ports::{Begun, LeaseFilter, Store, Target},
     domain::{
         audit::Event,
         credential::KeyId,
@@ -32,9 +32,9 @@ async fn suspend(store: &dyn Store, service: &str) {
 async fn revoke(store: &dyn Store, service: &str, second: i64) -> (Suspension, Vec<Lease>) {
     let event = audit(Event::ServiceRevoked);
     let (service, standing) = (name(service), suspension(second, "leaked"));
-    let revoked = store.revoke_service(&service, &standing, event);
-    let (revoked, _) = revoked.await.unwrap();
-    revoked
+    let target = Target::Service(service);
+    let (revoked, _) = store.revoke(&target, &standing, event).await.unwrap();
+    (revoked.suspension, revoked.leases)
 }
 
 async fn stored(store: &dyn Store, lease: &Lease) -> Lease {
@@ -127,7 +127,11 @@ fn named(grant: &Grant, second: i64, number: u8) -> Lease {
     let id = format!("00000000-0000-4000-8000-0000000000{number:02x}");
     let request = NamedRequest::new(id.parse().unwrap(), &["issue"]);
     let id = LeaseId::new(at(second), &SystemRandom);
-    Lease::request(Binding::new(id, grant, None), Some(request), at(second))
+    Lease::request(
+        Binding::new(id, grant, None, None),
+        Some(request),
+        at(second),
+    )
 }
 
 fn request_id(lease: &Lease) -> RequestId {
@@ -478,7 +482,11 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
     assert_eq!(stored(store, &neighbour).await, neighbour);
     let unknown = audit(Event::ServiceRevoked);
     let nobody = name("nobody");
-    refuses(store, store.revoke_service(&nobody, &standing, unknown)).await;
+    refuses(
+        store,
+        store.revoke(&Target::Service(nobody), &standing, unknown),
+    )
+    .await;
 }
 
 pub(super) async fn revoking_a_service_keeps_an_earlier_suspension(store: &dyn Store) {

@@ -69,7 +69,12 @@ CREATE TABLE leases (
     key_lost       INTEGER NOT NULL DEFAULT 0,
     made_by        INTEGER,
     left_to_issuer INTEGER NOT NULL DEFAULT 0,
-    failing_since  INTEGER
+    failing_since  INTEGER,
+    -- When its taking away was asked for.
+    asked_at       INTEGER,
+    -- ARN of the role, or of the user that federates, whose policies AWS asks when the
+    -- session acts.
+    holder         TEXT
 ) STRICT, WITHOUT ROWID;
 -- A request has one lease.
 CREATE UNIQUE INDEX leases_by_request ON leases (service, request_id) WHERE request_id IS NOT NULL;
@@ -77,9 +82,35 @@ CREATE UNIQUE INDEX leases_by_request ON leases (service, request_id) WHERE requ
 CREATE INDEX leases_due ON leases (kind = 'iam_user', due_at) WHERE due_at IS NOT NULL;
 -- Counted by service and kind at every issue.
 CREATE INDEX leases_live ON leases (service, kind = 'iam_user', expires_at) WHERE due_at IS NOT NULL;
+-- Revoked sessions that AWS has not been seen to refuse.
+CREATE INDEX leases_revoking ON leases (service, lease_id)
+    WHERE state IN ('revoking', 'quarantined') AND holder IS NOT NULL;
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at);
 CREATE INDEX leases_by_access_key ON leases (access_key_id) WHERE access_key_id IS NOT NULL;
+
+-- What sessions AWS is to refuse, or refuses. due_at: when something is to be done about
+-- it; refused_at: when AWS was seen to refuse.
+CREATE TABLE denials (
+    holder          TEXT    NOT NULL,
+    service         TEXT    NOT NULL,
+    scope           TEXT    NOT NULL,
+    -- By which a session of the same shape is made.
+    grant_name      TEXT    NOT NULL,
+    grant_version   INTEGER NOT NULL,
+    source_identity INTEGER NOT NULL,
+    asked_at        INTEGER NOT NULL,
+    issued_before   INTEGER NOT NULL,
+    latest          INTEGER,
+    lasts_until     INTEGER NOT NULL,
+    due_at          INTEGER NOT NULL,
+    refused_at      INTEGER,
+    attempts        INTEGER NOT NULL,
+    failure         TEXT,
+    revision        INTEGER NOT NULL,
+    PRIMARY KEY (service, holder, scope)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX denials_due ON denials (due_at);
 
 CREATE VIEW service_overviews AS
     SELECT s.*,

@@ -1,0 +1,361 @@
+//! Denials of sessions: policies of roles and of the broker's own user.
+
+use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_iam::operation::RequestId;
+use jiff::SignedDuration;
+use percent_encoding::percent_decode_str;
+
+use super::{
+    AwsAccount, PATH,
+    budget::Purpose,
+    client::IamCalls,
+    error::{EXISTS, MISSING, not_set_up, on, wrong_kind},
+    iam::every,
+    probe, sts,
+};
+use crate::{
+    broker::ports::{AwsFailure, Denier, Entered, Found, Verdict},
+    domain::{
+        arn::{AccountId, UserArn},
+        credential::Credentials,
+        denial::{Holder, Place},
+        grant::{Grant, KindSpec},
+        lease::Binding,
+        policy::{self, Document},
+        probe::Probe,
+    },
+};
+
+/// How long a session must live on to be of use.
+const LEFT: SignedDuration = SignedDuration::from_secs(60);
+/// AWS's shortest life of a session.
+const CANARY_TTL: Duration = Duration::from_secs(900);
+/// Versions of a managed policy that AWS keeps:
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_managed-versioning.html>.
+const VERSIONS_MAX: usize = 5;
+/// What a managed policy says while nothing is denied: AWS takes none without a statement.
+const NOTHING: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"1970-01-01T00:00:00Z"}}}]}"#;
+
+impl AwsAccount {
+    /// IAM of an account: the broker's own, or by way of a role there.
+    async fn iam_of(&self, account: &AccountId) -> Result<IamCalls, AwsFailure> {
+        let session = self.session();
+        if session.admin().await?.account == *account {
+            return Ok(session.clients.iam(Purpose::Revoke));
+        }
+        let credentials = self.entered(account).ok_or_else(|| no_revoker(account))?;
+        Ok(session.clients.iam_with(&credentials, Purpose::Revoke))
+    }
+
+    /// A session of the role in another account, if there is one that lives on for a while.
+    fn entered(&self, account: &AccountId) -> Option<Credentials> {
+        let entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        let credentials = entered.get(account)?;
+        let lives = credentials.expires_at? > self.session().clients.now() + LEFT;
+        lives.then(|| credentials.clone())
+    }
+
+    async fn put_inline(
+        &self,
+        iam: &IamCalls,
+        holder: &Holder,
+        document: &str,
+    ) -> Result<Option<String>, AwsFailure> {
+        let name = &self.denials;
+        match holder {
+            Holder::Role(role) => {
+                let call = iam.client.put_role_policy().role_name(role.name());
+                let call = call.policy_name(name).policy_document(document).send();
+                let answer = iam
+                    .ask(&on("iam:PutRolePolicy", role.as_str()), call)
+                    .await?;
+                Ok(answer.request_id().map(ToOwned::to_owned))
+            }
+            Holder::User(user) => {
+                let call = iam.client.put_user_policy().user_name(user.name());
+                let call = call.policy_name(name).policy_document(document).send();
+                let answer = iam
+                    .ask(&on("iam:PutUserPolicy", user.as_str()), call)
+                    .await?;
+                Ok(answer.request_id().map(ToOwned::to_owned))
+            }
+        }
+    }
+
+    async fn remove_inline(
+        &self,
+        iam: &IamCalls,
+        holder: &Holder,
+    ) -> Result<Option<String>, AwsFailure> {
+        let name = &self.denials;
+        match holder {
+            Holder::Role(role) => {
+                let call = iam.client.delete_role_policy().role_name(role.name());
+                let call = call.policy_name(name).send();
+                let answer = iam
+                    .look(&on("iam:DeleteRolePolicy", role.as_str()), call)
+                    .await?;
+                Ok(answer.and_then(|answer| answer.request_id().map(ToOwned::to_owned)))
+            }
+            Holder::User(user) => {
+                let call = iam.client.delete_user_policy().user_name(user.name());
+                let call = call.policy_name(name).send();
+                let answer = iam
+                    .look(&on("iam:DeleteUserPolicy", user.as_str()), call)
+                    .await?;
+                Ok(answer.and_then(|answer| answer.request_id().map(ToOwned::to_owned)))
+            }
+        }
+    }
+
+    async fn read_inline(
+        &self,
+        iam: &IamCalls,
+        holder: &Holder,
+    ) -> Result<Option<String>, AwsFailure> {
+        let name = &self.denials;
+        match holder {
+            Holder::Role(role) => {
+                let call = iam.client.get_role_policy().role_name(role.name());
+                let call = call.policy_name(name).send();
+                let answer = iam
+                    .look(&on("iam:GetRolePolicy", role.as_str()), call)
+                    .await?;
+                Ok(answer.map(|answer| answer.policy_document))
+            }
+            Holder::User(user) => {
+                let call = iam.client.get_user_policy().user_name(user.name());
+                let call = call.policy_name(name).send();
+                let answer = iam
+                    .look(&on("iam:GetUserPolicy", user.as_str()), call)
+                    .await?;
+                Ok(answer.map(|answer| answer.policy_document))
+            }
+        }
+    }
+
+    fn managed_arn(&self, account: &AccountId) -> String {
+        let (partition, name) = (self.partition, &self.denials);
+        format!("arn:{partition}:iam::{account}:policy{PATH}{name}")
+    }
+
+    async fn put_managed(
+        &self,
+        iam: &IamCalls,
+        account: &AccountId,
+        holders: &BTreeSet<Holder>,
+        document: &str,
+    ) -> Result<Option<String>, AwsFailure> {
+        let arn = self.managed_arn(account);
+        let call = iam
+            .client
+            .create_policy()
+            .path(PATH)
+            .policy_name(&self.denials)
+            .description("Sessions that credbroker has revoked")
+            .policy_document(document);
+        let made = iam.ask(&on("iam:CreatePolicy", &arn), call.send()).await;
+        let request_id = match made {
+            Ok(answer) => answer.request_id().map(ToOwned::to_owned),
+            Err(failure) if failure.reason == EXISTS => new_version(iam, &arn, document).await?,
+            Err(failure) => return Err(failure),
+        };
+        for holder in holders {
+            attach(iam, holder, &arn).await?;
+        }
+        Ok(request_id)
+    }
+
+    async fn read_managed(
+        &self,
+        iam: &IamCalls,
+        account: &AccountId,
+    ) -> Result<Option<String>, AwsFailure> {
+        let arn = self.managed_arn(account);
+        let call = iam.client.get_policy().policy_arn(&arn).send();
+        let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
+            return Ok(None);
+        };
+        let version = found.policy.and_then(|policy| policy.default_version_id);
+        let call = iam.client.get_policy_version().policy_arn(&arn);
+        let call = call.set_version_id(version).send();
+        let found = iam.look(&on("iam:GetPolicyVersion", &arn), call).await?;
+        Ok(found
+            .and_then(|found| found.policy_version)
+            .and_then(|version| version.document))
+    }
+}
+
+fn no_revoker(account: &AccountId) -> AwsFailure {
+    let message =
+        format!("no role is configured by which the policies of account {account} can be changed");
+    AwsFailure {
+        next: "name one in [[revocation.accounts]]; deploy/README.md tells how to make it"
+            .to_owned(),
+        ..not_set_up("NO_REVOKER", message)
+    }
+}
+
+/// Where AWS keeps as many versions as it may, the oldest that is not in force goes first.
+async fn new_version(
+    iam: &IamCalls,
+    arn: &str,
+    document: &str,
+) -> Result<Option<String>, AwsFailure> {
+    let mut versions = every!(iam, on("iam:ListPolicyVersions", arn),
+        iam.client.list_policy_versions().policy_arn(arn),
+        page => page.versions.unwrap_or_default());
+    versions.sort_by_key(|version| version.create_date.map(|date| date.as_nanos()));
+    if versions.len() >= VERSIONS_MAX
+        && let Some(oldest) = versions
+            .into_iter()
+            .find(|version| !version.is_default_version)
+    {
+        let call = iam.client.delete_policy_version().policy_arn(arn);
+        let call = call.set_version_id(oldest.version_id).send();
+        iam.look(&on("iam:DeletePolicyVersion", arn), call).await?;
+    }
+    let call = iam
+        .client
+        .create_policy_version()
+        .policy_arn(arn)
+        .policy_document(document)
+        .set_as_default(true);
+    let answer = iam
+        .ask(&on("iam:CreatePolicyVersion", arn), call.send())
+        .await?;
+    Ok(answer.request_id().map(ToOwned::to_owned))
+}
+
+/// Safe to repeat: AWS takes what is attached already.
+async fn attach(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<(), AwsFailure> {
+    match holder {
+        Holder::Role(role) => {
+            let call = iam.client.attach_role_policy().role_name(role.name());
+            let call = call.policy_arn(arn).send();
+            iam.ask(&on("iam:AttachRolePolicy", role.as_str()), call)
+                .await?;
+        }
+        Holder::User(user) => {
+            let call = iam.client.attach_user_policy().user_name(user.name());
+            let call = call.policy_arn(arn).send();
+            iam.ask(&on("iam:AttachUserPolicy", user.as_str()), call)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// IAM returns documents percent-encoded (RFC 3986).
+fn read(encoded: Option<String>) -> Found {
+    let Some(encoded) = encoded else {
+        return Found::Nothing;
+    };
+    let json = percent_decode_str(&encoded).decode_utf8();
+    let document = json.ok().and_then(|json| Document::parse(&json).ok());
+    match document {
+        Some(document) if document.to_json() == NOTHING => Found::Nothing,
+        Some(document) => Found::Policy(document),
+        None => Found::Other,
+    }
+}
+
+#[async_trait]
+impl Denier for AwsAccount {
+    async fn federates(&self) -> Result<Option<UserArn>, AwsFailure> {
+        let session = self.session();
+        Ok(session.admin().await?.arn.parse().ok())
+    }
+
+    async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure> {
+        let session = self.session();
+        let ours = session.admin().await?.account == *account;
+        if ours || self.entered(account).is_some() {
+            return Ok(None);
+        }
+        let role = self
+            .revokers
+            .get(account)
+            .ok_or_else(|| no_revoker(account))?;
+        let credentials = sts::act_as(&session.clients, role).await?;
+        let entered = Entered {
+            role: role.clone(),
+            access_key_id: credentials.access_key_id.clone(),
+            aws_request_id: credentials.aws_request_id.clone(),
+        };
+        let mut known = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(account.clone(), credentials);
+        Ok(Some(entered))
+    }
+
+    async fn write(
+        &self,
+        place: &Place,
+        holders: &BTreeSet<Holder>,
+        document: Option<&Document>,
+    ) -> Result<Option<String>, AwsFailure> {
+        let iam = self.iam_of(place.account()).await?;
+        let json = document.map(Document::to_json);
+        match (place, json) {
+            (Place::Inline(holder), Some(json)) => self.put_inline(&iam, holder, &json).await,
+            (Place::Inline(holder), None) => self.remove_inline(&iam, holder).await,
+            (Place::Managed(account), Some(json)) => {
+                self.put_managed(&iam, account, holders, &json).await
+            }
+            (Place::Managed(account), None) => {
+                match new_version(&iam, &self.managed_arn(account), NOTHING).await {
+                    Err(failure) if failure.reason == MISSING => Ok(None),
+                    written => written,
+                }
+            }
+        }
+    }
+
+    async fn read(&self, place: &Place) -> Result<Found, AwsFailure> {
+        let iam = self.iam_of(place.account()).await?;
+        Ok(read(match place {
+            Place::Inline(holder) => self.read_inline(&iam, holder).await?,
+            Place::Managed(account) => self.read_managed(&iam, account).await?,
+        }))
+    }
+
+    async fn canary(
+        &self,
+        grant: &Grant,
+        binding: &Binding,
+        probe: Probe,
+    ) -> Result<Credentials, AwsFailure> {
+        let session = self.session();
+        let policy = policy::canary(probe);
+        let asked = sts::Session {
+            spec: &grant.spec,
+            binding,
+            policy: Some(policy.to_json()),
+            managed: &[],
+            ttl: CANARY_TTL,
+            purpose: Purpose::Revoke,
+        };
+        match &grant.spec.kind {
+            KindSpec::AssumeRole { .. } => {
+                let admin = session.admin().await?;
+                sts::assume_role(&session.clients, &asked, &admin.arn).await
+            }
+            KindSpec::FederationToken { .. } => {
+                sts::get_federation_token(&session.clients, &asked).await
+            }
+            KindSpec::IamUser { .. } => Err(wrong_kind()),
+        }
+    }
+
+    async fn probe(
+        &self,
+        credentials: &Credentials,
+        probe: Probe,
+        region: Option<&str>,
+    ) -> Result<Verdict, AwsFailure> {
+        let session = self.session();
+        probe::probe(&session.clients, credentials, probe, region).await
+    }
+}

@@ -1,0 +1,456 @@
+//! Denials of sessions in AWS: written, seen to hold (`trial`), repaired, lifted. What
+//! stands there is made of the store's denials alone.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::mpsc::UnboundedSender,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    broker::{
+        Broker, By, Error,
+        end::told_as,
+        ports::{AwsFailure, LeaseChange, Page, StoreError},
+        revoke::Progress,
+        trial::Trial,
+    },
+    domain::{
+        audit::{AuditEvent, Event, Subject},
+        denial::{Against, Denial, Holder, Place, Scope, document, widen},
+        lease::Lease,
+        policy::Document,
+        random::back_off,
+    },
+};
+
+/// Longest time that AWS may take to write one policy.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How many leases are recorded as ended in one transaction.
+const BATCH: u32 = 500;
+
+/// A denial after the attempt to carry it out.
+#[derive(Clone, Debug)]
+pub struct Denied {
+    /// As it stands now.
+    pub denial: Denial,
+    /// Seconds from the request until AWS refused its sessions, if it does.
+    pub refused_after_seconds: Option<f64>,
+    /// What is still open, or was made broader than asked, in words.
+    pub notice: Option<String>,
+}
+
+/// What this run knows of denials.
+#[derive(Default)]
+pub(super) struct Denying {
+    /// What was last written where; held while it is written.
+    places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
+    /// Sessions by which denials are tried that AWS did not enforce in time.
+    pub(super) trials: Mutex<HashMap<Against, Trial>>,
+    /// Denials that the store could not take yet.
+    unrecorded: Mutex<Vec<Denial>>,
+}
+
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) at: Option<Instant>,
+    document: Option<Document>,
+    pub(super) aws_request_id: Option<String>,
+}
+
+impl Denying {
+    pub(super) fn place(&self, place: &Place) -> Arc<tokio::sync::Mutex<Written>> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(places.entry(place.clone()).or_default())
+    }
+
+    pub(super) fn unrecorded(&self) -> MutexGuard<'_, Vec<Denial>> {
+        let unrecorded = self.unrecorded.lock();
+        unrecorded.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What stands for a denial once it is written.
+struct Standing {
+    denial: Denial,
+    notice: Option<String>,
+}
+
+impl Broker {
+    /// Carries out these denials side by side, each as far as AWS lets it now.
+    pub(super) async fn deny(
+        self: &Arc<Self>,
+        denials: Vec<Denial>,
+        progress: Option<&UnboundedSender<Progress>>,
+    ) -> Vec<Denied> {
+        let mut tasks = JoinSet::new();
+        for denial in denials {
+            let (broker, progress) = (Arc::clone(self), progress.cloned());
+            tasks.spawn(async move {
+                let denied = broker.carry_out_denial(denial, progress.as_ref()).await;
+                tell(progress.as_ref(), || Progress::Denied(denied.clone()));
+                denied
+            });
+        }
+        let mut done = tasks.join_all().await;
+        done.sort_by(|a, b| a.denial.against.cmp(&b.denial.against));
+        done
+    }
+
+    pub(super) async fn carry_out_denial(
+        &self,
+        denial: Denial,
+        progress: Option<&UnboundedSender<Progress>>,
+    ) -> Denied {
+        let asked = denial.clone();
+        match Box::pin(self.try_denial(denial, progress)).await {
+            Ok(denied) => denied,
+            Err(Error::Conflict(_)) => Denied {
+                denial: asked,
+                refused_after_seconds: None,
+                notice: Some("somebody else carries it out".to_owned()),
+            },
+            Err(error) => Denied {
+                denial: asked,
+                refused_after_seconds: None,
+                notice: Some(format!("{error}; the broker goes on trying")),
+            },
+        }
+    }
+
+    async fn try_denial(
+        &self,
+        denial: Denial,
+        progress: Option<&UnboundedSender<Progress>>,
+    ) -> Result<Denied, Error> {
+        self.account_is_ours().await?;
+        let (denial, trial) = self.prepare_trial(denial).await?;
+        let standing = match self.write_denial(&denial, Instant::now()).await {
+            Ok(standing) => standing,
+            Err(error) => return self.postpone_denial(denial, error).await,
+        };
+        tell(progress, || Progress::Written(standing.denial.clone()));
+        let proven = match trial {
+            Ok(trial) => self.see_refused(&standing.denial, trial).await,
+            Err(why) => Err(why),
+        };
+        match proven {
+            Ok(said) => self.confirm_denial(standing, &said).await,
+            Err(why) => {
+                let error = Error::Aws(AwsFailure::held_back(
+                    "NOT_SEEN_REFUSED",
+                    why,
+                    LONGEST_PAUSE,
+                ));
+                self.postpone_denial(standing.denial, error).await
+            }
+        }
+    }
+
+    /// Writes the policy that a denial belongs into, unless that was done since.
+    async fn write_denial(&self, denial: &Denial, since: Instant) -> Result<Standing, Error> {
+        let place = self.parts.placements.of(&denial.against.holder);
+        let slot = self.denying.place(&place);
+        let mut written = slot.lock().await;
+        let (denials, document, notice) = self.write_place(&place, &mut written, since).await?;
+        let stands = |against: &Against| denials.iter().find(|denial| denial.against == *against);
+        let whole = Against {
+            scope: Scope::Service,
+            ..denial.against.clone()
+        };
+        let standing = stands(&denial.against).or_else(|| stands(&whole));
+        let standing = standing.ok_or_else(|| Error::Conflict(subject(denial)))?;
+        let size = document.as_ref().map_or(0, Document::size);
+        let audit = self
+            .event(By::Broker, Event::DenialWritten)
+            .denial(denial)
+            .aws_request(written.aws_request_id.as_deref())
+            .detail(&format!(
+                "sessions issued before {:.0}; {size} of {} characters",
+                standing.issued_before,
+                place.room()
+            ));
+        if let Err(error) = self.store().record(audit).await {
+            // Shutting out goes on while nothing can be recorded.
+            tracing::error!(%error, %place, "a denial is written and not recorded");
+        }
+        Ok(Standing {
+            denial: standing.clone(),
+            notice,
+        })
+    }
+
+    /// Makes the policy of a place what the store says, unless it was made so since.
+    pub(super) async fn write_place(
+        &self,
+        place: &Place,
+        written: &mut Written,
+        since: Instant,
+    ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
+        let (mut room, mut widened) = (place.room(), None);
+        loop {
+            let (denials, document, broader) = self.fit(place, room).await?;
+            widened = broader.or(widened);
+            let is_there = written.at.is_some_and(|at| at >= since) && written.document == document;
+            if is_there {
+                return Ok((denials, document, widened));
+            }
+            match self.write_policy(place, &denials, document.as_ref()).await {
+                // Other policies of the role take room as well.
+                Err(failure) if failure.reason == "AWS_QUOTA" && document.is_some() => {
+                    room = document
+                        .as_ref()
+                        .map_or(0, Document::size)
+                        .saturating_sub(1);
+                }
+                Err(failure) => {
+                    written.at = None;
+                    return Err(failure.into());
+                }
+                Ok(aws_request_id) => {
+                    *written = Written {
+                        at: Some(Instant::now()),
+                        document: document.clone(),
+                        aws_request_id,
+                    };
+                    return Ok((denials, document, widened));
+                }
+            }
+        }
+    }
+
+    async fn write_policy(
+        &self,
+        place: &Place,
+        denials: &[Denial],
+        document: Option<&Document>,
+    ) -> Result<Option<String>, AwsFailure> {
+        let holders: BTreeSet<Holder> = denials
+            .iter()
+            .map(|denial| denial.against.holder.clone())
+            .collect();
+        self.enter(place).await?;
+        let writing = self.parts.denier.write(place, &holders, document);
+        let written = timeout(WRITE_LIMIT, writing).await;
+        written.unwrap_or_else(|_| Err(AwsFailure::no_answer(WRITE_LIMIT)))
+    }
+
+    /// Records the session by which policies of another account are changed.
+    pub(super) async fn enter(&self, place: &Place) -> Result<(), AwsFailure> {
+        let Some(entered) = self.parts.denier.enter(place.account()).await? else {
+            return Ok(());
+        };
+        let audit = self
+            .event(By::Broker, Event::AccountEntered)
+            .holder(&Holder::Role(entered.role))
+            .access_key(&entered.access_key_id)
+            .aws_request(entered.aws_request_id.as_deref());
+        if let Err(error) = self.store().record(audit).await {
+            // Shutting out goes on while nothing can be recorded.
+            tracing::error!(%error, %place, "an account is entered, and that is not recorded");
+        }
+        Ok(())
+    }
+
+    /// The denials of a place and their policy, made broader until it has room. Returns what
+    /// was made broader, in words.
+    pub(super) async fn fit(
+        &self,
+        place: &Place,
+        room: usize,
+    ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
+        let mut widened = None;
+        loop {
+            let denials = self.denials_at(place).await?;
+            let policy = document(&denials).map_err(|error| Error::Internal(error.to_string()))?;
+            let size = policy.as_ref().map_or(0, Document::size);
+            if size <= room {
+                return Ok((denials, policy, widened));
+            }
+            let Some((put, remove)) = widen(&denials) else {
+                return Err(no_room(place, size, room).into());
+            };
+            let words = told_broader(place, &put);
+            tracing::warn!(%place, "{words}");
+            let audit = |denial: &Denial| {
+                let event = self.event(By::Broker, Event::DenialWidened);
+                event.denial(denial).detail(&words)
+            };
+            let audit = put.iter().map(audit).collect();
+            self.store().change_denials(&put, &remove, audit).await?;
+            widened = Some(words);
+        }
+    }
+
+    /// What is to stand at a place.
+    async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
+        let now = self.now();
+        let mut denials = self.store().denials().await?;
+        let unrecorded = self.denying.unrecorded().clone();
+        denials.extend(unrecorded);
+        let stands = |denial: &Denial| {
+            !denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
+        };
+        denials.retain(stands);
+        Ok(denials)
+    }
+
+    /// AWS refuses the sessions: their leases end, then the denial is known to hold.
+    async fn confirm_denial(&self, standing: Standing, said: &str) -> Result<Denied, Error> {
+        let Standing { denial, notice } = standing;
+        let now = self.now();
+        let after = now.duration_since(denial.asked_at);
+        self.end_denied_sessions(&denial, now).await?;
+        let confirmed = denial.confirm(now);
+        let audit = self
+            .event(By::Broker, Event::DenialConfirmed)
+            .denial(&denial)
+            .refused_after(after)
+            .detail(said);
+        let put = [confirmed.clone()];
+        self.change(&denial, &put, audit).await?;
+        Ok(Denied {
+            denial: confirmed,
+            refused_after_seconds: Some(after.as_secs_f64()),
+            notice,
+        })
+    }
+
+    async fn end_denied_sessions(&self, denial: &Denial, now: Timestamp) -> Result<(), Error> {
+        let mut page = Page {
+            after: None,
+            limit: BATCH,
+        };
+        loop {
+            let service = &denial.against.service;
+            let leases = self.store().revoking_sessions(service, &page).await?;
+            let Some(last) = leases.last() else {
+                return Ok(());
+            };
+            page.after = Some(last.binding.lease_id.to_string());
+            let denied = leases.into_iter().filter(|lease| denial.covers(lease));
+            let ended: Vec<LeaseChange> = denied
+                .filter_map(|lease| self.end_denied(lease, now))
+                .collect();
+            self.store().update_leases(&ended).await?;
+        }
+    }
+
+    fn end_denied(&self, lease: Lease, now: Timestamp) -> Option<LeaseChange> {
+        let from = lease.revision;
+        let after = now.duration_since(lease.removal()?.asked_at);
+        let lease = lease.finish(now).ok()?;
+        let cause = lease.cause().map(ToString::to_string).unwrap_or_default();
+        let audit = self.event(By::Broker, told_as(&lease)).lease(&lease);
+        let audit = audit.refused_after(after).detail(&cause);
+        Some(LeaseChange { from, lease, audit })
+    }
+
+    async fn postpone_denial(&self, denial: Denial, error: Error) -> Result<Denied, Error> {
+        let (against, holder) = (&denial.against, &denial.against.holder);
+        tracing::warn!(%against, %holder, %error, "a denial is tried again");
+        let pause = back_off(denial.failures(), LONGEST_PAUSE, self.parts.random.as_ref());
+        let pause = SignedDuration::try_from(pause).unwrap_or_default();
+        let later = denial.postpone(self.now() + pause, error.to_string());
+        let audit = self
+            .event(By::Broker, Event::DenialPostponed)
+            .denial(&denial)
+            .failed(error.reason());
+        let audit = match &error {
+            Error::Aws(failure) => audit
+                .aws_request(failure.aws_request_id.as_deref())
+                .detail(&format!("{}: {}", failure.message, failure.aws_said)),
+            _ => audit.detail(&error.to_string()),
+        };
+        self.change(&denial, std::slice::from_ref(&later), audit)
+            .await?;
+        let next = error.next();
+        let notice = if next.is_empty() {
+            format!("{error}; the broker goes on trying")
+        } else {
+            format!("{error}; the broker goes on trying: {next}")
+        };
+        Ok(Denied {
+            denial: later,
+            refused_after_seconds: None,
+            notice: Some(notice),
+        })
+    }
+
+    pub(super) async fn change(
+        &self,
+        denial: &Denial,
+        put: &[Denial],
+        audit: AuditEvent,
+    ) -> Result<(), Error> {
+        let changed = self.store().change_denials(put, &[], vec![audit]).await;
+        crate::broker::on_conflict(changed, || Error::Conflict(subject(denial)))
+    }
+
+    /// Writes denials that the store could not take; nothing of it is recorded, and nothing
+    /// tried: that follows when the store works again.
+    pub(super) async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
+        self.denying.unrecorded().extend(denials.clone());
+        let mut done = Vec::new();
+        for denial in denials {
+            let written = self.write_denial(&denial, Instant::now()).await;
+            let notice = match written {
+                Ok(_) => {
+                    "the denial is written; that AWS refuses is seen once the store works again"
+                        .to_owned()
+                }
+                Err(error) => format!("{error}; the credential may still work"),
+            };
+            done.push(Denied {
+                denial,
+                refused_after_seconds: None,
+                notice: Some(notice),
+            });
+        }
+        done
+    }
+}
+
+/// Tells somebody who watches, if anybody does.
+pub(super) fn tell(progress: Option<&UnboundedSender<Progress>>, what: impl FnOnce() -> Progress) {
+    if let Some(progress) = progress {
+        // Whoever watched may have gone.
+        let _ = progress.send(what());
+    }
+}
+
+fn subject(denial: &Denial) -> Subject {
+    Subject::Service(denial.against.service.clone())
+}
+
+fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {
+    let message =
+        format!("the denials at {place} take {size} characters, and AWS has room for {room}");
+    AwsFailure {
+        next: "delete inline policies of that role, or give services roles of their own; what is denied \
+               there already stays denied"
+            .to_owned(),
+        ..AwsFailure::held_back("NO_ROOM_FOR_DENIAL", message, LONGEST_PAUSE)
+    }
+}
+
+fn told_broader(place: &Place, put: &[Denial]) -> String {
+    let services: BTreeSet<&str> = put
+        .iter()
+        .map(|denial| denial.against.service.as_str())
+        .collect();
+    let services: Vec<&str> = services.into_iter().collect();
+    format!(
+        "for want of room at {place} all sessions of {} that were issued before are denied",
+        services.join(", ")
+    )
+}

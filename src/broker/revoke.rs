@@ -1,0 +1,361 @@
+//! Revocation: a service, a grant of it, or one lease is shut out, and AWS is seen to
+//! refuse what was handed out.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{Semaphore, mpsc::UnboundedSender},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    broker::{
+        Broker, By, Error, TakenAway,
+        deny::{Denied, tell},
+        end::{Recording, still_honoured},
+        in_time, on_conflict,
+        ports::{Receipt, StoreError, Target},
+    },
+    domain::{
+        access::Caller,
+        audit::{AuditEvent, Event, Subject},
+        denial::Denial,
+        lease::{Cause, Lease},
+        name::LeaseId,
+        service::Suspension,
+    },
+};
+
+/// How many IAM users of a service are taken away at the same time.
+const PARALLEL: usize = 8;
+/// How long an issue under way may take to see that it was revoked and clean up.
+const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What became of one lease that was revoked with others.
+#[derive(Clone, Debug)]
+pub struct RevokedLease {
+    /// As it stands now.
+    pub lease: Lease,
+    /// Seconds from the request until AWS refused the credential, if it does.
+    pub refused_after_seconds: Option<f64>,
+    /// What is still open, in words.
+    pub notice: Option<String>,
+}
+
+/// What became of a revoked service or grant.
+#[derive(Debug)]
+pub struct Revocation {
+    /// When and why; of a service, since when it is shut out.
+    pub suspension: Suspension,
+    /// Each lease that had not ended.
+    pub leases: Vec<RevokedLease>,
+    /// At each role and user concerned, the denial of its sessions.
+    pub denials: Vec<Denied>,
+    /// That it is in the log; `None` while the store takes no records.
+    pub receipt: Option<Receipt>,
+    /// What is still open, in words.
+    pub notice: Option<String>,
+}
+
+impl Revocation {
+    /// Whether AWS has been seen to refuse every credential.
+    #[must_use]
+    pub fn confirmed(&self) -> bool {
+        let refused = |lease: &RevokedLease| lease.refused_after_seconds.is_some();
+        self.leases.iter().all(refused)
+            && self.denials.iter().all(|denied| denied.denial.is_refused())
+    }
+}
+
+/// What happens while something is revoked, as it happens.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Nothing is handed out any more.
+    Begun {
+        /// When and why.
+        suspension: Suspension,
+        /// How many leases had not ended.
+        leases: usize,
+    },
+    /// The denial of sessions at a role or user is written.
+    Written(Denial),
+    /// AWS refuses the sessions at a role or user, or why it is not seen to.
+    Denied(Denied),
+    /// What became of a lease.
+    Lease(RevokedLease),
+}
+
+type Watcher<'a> = Option<&'a UnboundedSender<Progress>>;
+
+impl Broker {
+    /// Takes away all that a service holds, which is shut out with it, or all that was
+    /// issued under one grant. Safe to repeat. `progress` is told what happens.
+    ///
+    /// # Errors
+    /// The service or grant is unknown, or this not recordable. What AWS does not let go at
+    /// once is no error: it is told per lease and tried again.
+    pub async fn revoke(
+        self: &Arc<Self>,
+        caller: Caller,
+        target: Target,
+        words: String,
+        progress: Option<UnboundedSender<Progress>>,
+    ) -> Result<Revocation, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move {
+            let work = broker.revoke_saga(&caller, &target, &words, progress.as_ref());
+            Box::pin(work).await
+        })
+        .await
+    }
+
+    async fn revoke_saga(
+        self: &Arc<Self>,
+        caller: &Caller,
+        target: &Target,
+        words: &str,
+        progress: Watcher<'_>,
+    ) -> Result<Revocation, Error> {
+        let suspension = Suspension {
+            at: self.now(),
+            reason: (!words.is_empty()).then(|| words.to_owned()),
+        };
+        let audit = match target {
+            Target::Service(name) => self
+                .caller_event(caller, Event::ServiceRevoked)
+                .service(name),
+            Target::Grant(name) => self
+                .caller_event(caller, Event::GrantRevoked)
+                .grant_name(name),
+        };
+        let audit = audit.detail(words);
+        let revoking = self.store().revoke(target, &suspension, audit.clone());
+        let written = in_time("the store", revoking).await;
+        if let Err(StoreError::Unavailable(_) | StoreError::Inconsistent { .. }) = written {
+            let unrecorded = self.revoke_unrecorded(target, suspension, audit).await?;
+            tell_all(progress, &unrecorded);
+            return Ok(unrecorded);
+        }
+        let (revoked, receipt) = on_conflict(written, || unknown(target))?;
+        tell(progress, || Progress::Begun {
+            suspension: revoked.suspension.clone(),
+            leases: revoked.leases.len(),
+        });
+        let (sessions, others): (Vec<_>, Vec<_>) =
+            revoked.leases.into_iter().partition(is_denied_session);
+        let denying = async {
+            let denials = self.deny(revoked.denials, progress).await;
+            let leases = self.all_as_denied(sessions, &denials);
+            for lease in &leases {
+                tell(progress, || Progress::Lease(lease.clone()));
+            }
+            (leases, denials)
+        };
+        let ending = self.end_all(others, Recording::Now, progress);
+        let ((leases, denials), others) = tokio::join!(denying, ending);
+        Ok(Revocation {
+            suspension: revoked.suspension,
+            leases: by_id([leases, others].concat()),
+            denials,
+            receipt: Some(receipt),
+            notice: None,
+        })
+    }
+
+    /// Ends one lease, as an operator.
+    ///
+    /// # Errors
+    /// Unknown, ended already, or not recordable.
+    pub async fn revoke_lease(
+        self: &Arc<Self>,
+        caller: Caller,
+        id: LeaseId,
+        words: String,
+    ) -> Result<(RevokedLease, Option<Receipt>), Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move {
+            let lease = broker.known_lease(&id).await?;
+            let cause = Cause::Revoked(words.clone());
+            let audit = broker
+                .caller_event(&caller, Event::LeaseRevoking)
+                .lease(&lease)
+                .detail(&cause.to_string());
+            let asked = broker.now();
+            let ended = if is_denied_session(&lease) {
+                Box::pin(broker.revoke_session(lease.clone(), cause, audit.clone())).await
+            } else {
+                let (by, event) = (By::Caller(&caller), Event::LeaseRevoking);
+                let ended = Box::pin(broker.end(by, lease.clone(), cause, event)).await;
+                ended.map(|(taken, receipt)| (broker.as_revoked_since(taken, asked), receipt))
+            };
+            match ended {
+                Err(Error::Store(_)) => {
+                    let revoked = broker.revoke_lease_unrecorded(lease, &words, audit).await;
+                    Ok((revoked, None))
+                }
+                ended => ended.map(|(revoked, receipt)| (revoked, Some(receipt))),
+            }
+        })
+        .await
+    }
+
+    async fn revoke_session(
+        self: &Arc<Self>,
+        lease: Lease,
+        cause: Cause,
+        audit: AuditEvent,
+    ) -> Result<(RevokedLease, Receipt), Error> {
+        let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let revoking = self.begun(lease, cause)?;
+        let writing = self.store().revoke_lease(from, &revoking, audit);
+        let written = in_time("the store", writing).await;
+        let (denials, receipt) = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
+        let denials = self.deny(denials, None).await;
+        Ok((as_denied(revoking, denials.first(), self.now()), receipt))
+    }
+
+    /// Leases as they stand after the denial of their sessions.
+    pub(super) fn all_as_denied(
+        &self,
+        sessions: Vec<Lease>,
+        denials: &[Denied],
+    ) -> Vec<RevokedLease> {
+        let by_holder: BTreeMap<_, &Denied> = denials
+            .iter()
+            .map(|denied| (&denied.denial.against.holder, denied))
+            .collect();
+        let now = self.now();
+        let revoked = |lease: Lease| {
+            let holder = lease.binding.holder.as_ref();
+            let denied = holder.and_then(|holder| by_holder.get(holder).copied());
+            as_denied(lease, denied, now)
+        };
+        sessions.into_iter().map(revoked).collect()
+    }
+
+    /// Takes away users, and waits for issues under way.
+    pub(super) async fn end_all(
+        self: &Arc<Self>,
+        leases: Vec<Lease>,
+        recording: Recording,
+        progress: Watcher<'_>,
+    ) -> Vec<RevokedLease> {
+        let permits = Arc::new(Semaphore::new(PARALLEL));
+        let mut tasks = JoinSet::new();
+        for lease in leases {
+            let (broker, permits) = (Arc::clone(self), Arc::clone(&permits));
+            let progress = progress.cloned();
+            tasks.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let revoked = broker.end_one(lease, recording).await;
+                tell(progress.as_ref(), || Progress::Lease(revoked.clone()));
+                revoked
+            });
+        }
+        tasks.join_all().await
+    }
+
+    async fn end_one(&self, lease: Lease, recording: Recording) -> RevokedLease {
+        let before = lease.clone();
+        let asked = lease
+            .removal()
+            .map_or(self.now(), |removal| removal.asked_at);
+        let taken = match recording {
+            Recording::Now if lease.is_in_flight(self.now()) => self.in_flight_ended(lease).await,
+            Recording::Now => self.take_away(By::Broker, lease).await,
+            Recording::Later => Ok(self.take_away_unrecorded(lease).await),
+        };
+        match taken {
+            Ok(taken) => self.as_revoked_since(taken, asked),
+            Err(error) => RevokedLease {
+                lease: before,
+                refused_after_seconds: None,
+                notice: Some(format!("{error}; the broker goes on trying")),
+            },
+        }
+    }
+
+    /// A lease that was taken away, or is about to be, since that was asked for.
+    pub(super) fn as_revoked_since(&self, taken: TakenAway, asked: Timestamp) -> RevokedLease {
+        let seconds = self.now().duration_since(asked).as_secs_f64();
+        RevokedLease {
+            refused_after_seconds: taken.notice.is_none().then_some(seconds),
+            lease: taken.lease,
+            notice: taken.notice,
+        }
+    }
+
+    /// What is still being issued is taken away by its issuer, before it is handed out.
+    async fn in_flight_ended(&self, lease: Lease) -> Result<TakenAway, Error> {
+        let (id, began) = (lease.binding.lease_id.clone(), Instant::now());
+        loop {
+            let lease = self.known_lease(&id).await?;
+            if lease.ended_at().is_some() {
+                return Ok(TakenAway {
+                    lease,
+                    notice: None,
+                });
+            }
+            if began.elapsed() > IN_FLIGHT_LIMIT {
+                let notice = "it was being issued; it is taken away before it is handed out";
+                return Ok(TakenAway {
+                    lease,
+                    notice: Some(notice.to_owned()),
+                });
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// What was done while nothing could be recorded.
+fn tell_all(progress: Watcher<'_>, revocation: &Revocation) {
+    tell(progress, || Progress::Begun {
+        suspension: revocation.suspension.clone(),
+        leases: revocation.leases.len(),
+    });
+    for denied in &revocation.denials {
+        tell(progress, || Progress::Denied(denied.clone()));
+    }
+    for lease in &revocation.leases {
+        tell(progress, || Progress::Lease(lease.clone()));
+    }
+}
+
+/// Whether a lease is a session's that AWS can be told to deny.
+pub(super) fn is_denied_session(lease: &Lease) -> bool {
+    lease.binding.holder.is_some() && lease.issued().is_some()
+}
+
+/// A session's lease as it stands after the denial.
+pub(super) fn as_denied(lease: Lease, denied: Option<&Denied>, now: Timestamp) -> RevokedLease {
+    let seconds = denied.and_then(|denied| denied.refused_after_seconds);
+    if seconds.is_some() {
+        return RevokedLease {
+            lease: lease.clone().finish(now).unwrap_or(lease),
+            refused_after_seconds: seconds,
+            notice: None,
+        };
+    }
+    let notice = denied.and_then(|denied| denied.notice.clone());
+    RevokedLease {
+        notice: notice.or_else(|| still_honoured(&lease, now)),
+        refused_after_seconds: None,
+        lease,
+    }
+}
+
+pub(super) fn by_id(mut leases: Vec<RevokedLease>) -> Vec<RevokedLease> {
+    leases.sort_by(|a, b| a.lease.binding.lease_id.cmp(&b.lease.binding.lease_id));
+    leases
+}
+
+fn unknown(target: &Target) -> Error {
+    Error::NotFound(match target {
+        Target::Service(name) => Subject::Service(name.clone()),
+        Target::Grant(name) => Subject::Grant(name.clone()),
+    })
+}

@@ -1,0 +1,253 @@
+//! The proof that AWS refuses: a session made just before the denial, which the denial
+//! matches like those that it is for, tries something harmless until AWS says no.
+//!
+//! The broker keeps no secret of a session that it has handed out, so it needs one of its
+//! own. GetCallerIdentity would not do: it cannot be denied.
+
+use std::{sync::PoisonError, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    broker::{
+        Broker, By, Error,
+        ports::{AwsFailure, Verdict},
+    },
+    domain::{
+        audit::Event,
+        credential::Credentials,
+        denial::{Denial, Holder, Scope},
+        grant::{Grant, Kind, KindSpec},
+        lease::Binding,
+        name::LeaseId,
+        probe::Probe,
+    },
+};
+
+/// How often in a row AWS must refuse: one answer may come from a place that knows the
+/// denial already while the next does not.
+const PROOFS: u32 = 2;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long AWS may take to enforce a denial before that is left to the background.
+const PROOF_LIMIT: Duration = Duration::from_secs(30);
+/// How often the probe is tried before the denial.
+const TRIES: u32 = 3;
+
+/// A session to try a denial by.
+#[derive(Clone)]
+pub(super) struct Trial {
+    credentials: Credentials,
+    probe: Probe,
+    region: Option<String>,
+    /// Whether AWS let it before the denial.
+    allowed: bool,
+    /// When AWS made it, by AWS's clock.
+    issued: Timestamp,
+}
+
+impl Broker {
+    /// Makes a session that the denial will match, and tries what it may. Returns the denial,
+    /// which reaches that session, and the session or why there is none.
+    pub(super) async fn prepare_trial(
+        &self,
+        denial: Denial,
+    ) -> Result<(Denial, Result<Trial, String>), Error> {
+        if let Some(trial) = self.kept_trial(&denial) {
+            return Ok((denial, Ok(trial)));
+        }
+        let Some(grant) = self
+            .store()
+            .grant_version(&denial.grant, denial.grant_version)
+            .await?
+        else {
+            let why = format!("grant {} is not known any more", denial.grant);
+            return Ok((denial, Err(why)));
+        };
+        let (binding, probe) = (
+            self.canary_binding(&denial, &grant),
+            grant.spec.probe.unwrap_or_default(),
+        );
+        let credentials = match self.canary(&denial, &grant, &binding, probe).await {
+            Ok(credentials) => credentials,
+            Err(failure) => return Ok((denial, Err(no_canary(&failure)))),
+        };
+        let issued = issued(&credentials, Kind::ttl_bounds(binding.kind).0);
+        let Some(reaching) = denial.reach(issued) else {
+            let why = "the service has been given new sessions since, which a session to try the denial by would be \
+                       one of";
+            return Ok((denial, Err(why.to_owned())));
+        };
+        let audit = self
+            .event(By::Broker, Event::CanaryIssued)
+            .denial(&denial)
+            .access_key(&credentials.access_key_id)
+            .aws_name(&binding)
+            .aws_request(credentials.aws_request_id.as_deref())
+            .detail(&format!("may do nothing but {probe}"));
+        self.change(&denial, std::slice::from_ref(&reaching), audit)
+            .await?;
+        let trial = Trial {
+            credentials,
+            probe,
+            region: region(&grant.spec.kind),
+            allowed: false,
+            issued,
+        };
+        Ok((reaching, self.try_before(trial).await))
+    }
+
+    fn kept_trial(&self, denial: &Denial) -> Option<Trial> {
+        let mut trials = self
+            .denying
+            .trials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let trial = trials.remove(&denial.against)?;
+        let lives = trial
+            .credentials
+            .expires_at
+            .is_some_and(|end| end > self.now() + SignedDuration::from_secs(60));
+        (lives && trial.issued < denial.issued_before).then_some(trial)
+    }
+
+    fn canary_binding(&self, denial: &Denial, grant: &Grant) -> Binding {
+        let id = match &denial.against.scope {
+            Scope::Lease(id) => id.clone(),
+            Scope::Service | Scope::Grant(_) => {
+                LeaseId::new(self.now(), self.parts.random.as_ref())
+            }
+        };
+        let user = match &denial.against.holder {
+            Holder::User(user) => Some(user.clone()),
+            Holder::Role(_) => None,
+        };
+        Binding::new(id, grant, user, None)
+    }
+
+    async fn canary(
+        &self,
+        denial: &Denial,
+        grant: &Grant,
+        binding: &Binding,
+        probe: Probe,
+    ) -> Result<Credentials, AwsFailure> {
+        if let Holder::User(user) = &denial.against.holder {
+            let federates = self.parts.denier.federates().await?;
+            if federates.as_ref() != Some(user) {
+                let message = format!(
+                    "the sessions are federated by {user}, as whom the broker does not work any more"
+                );
+                return Err(AwsFailure::held_back("OTHER_USER", message, LONGEST_PAUSE));
+            }
+        }
+        self.parts.denier.canary(grant, binding, probe).await
+    }
+
+    /// What AWS says before the denial: a refusal that names a denial proves nothing later.
+    async fn try_before(&self, trial: Trial) -> Result<Trial, String> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.probe(&trial).await {
+                Ok(Verdict::Allowed) => {
+                    return Ok(Trial {
+                        allowed: true,
+                        ..trial
+                    });
+                }
+                Ok(Verdict::Refused {
+                    explicit: false, ..
+                }) => return Ok(trial),
+                Ok(Verdict::Refused { said, .. }) => {
+                    return Err(format!(
+                        "{} is denied to such sessions anyway ({said}), so that it shows nothing: choose another \
+                         --probe for the grant",
+                        trial.probe
+                    ));
+                }
+                Ok(Verdict::Dead) if tries == TRIES => {
+                    return Err(
+                        "AWS does not accept the session by which the denial is tried".to_owned(),
+                    );
+                }
+                Err(failure) if tries == TRIES => {
+                    return Err(format!("{} cannot be tried: {failure}", trial.probe));
+                }
+                Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
+            }
+        }
+    }
+
+    /// Tries until AWS refuses for the denial's sake. Returns AWS's words, or what it said
+    /// last; the session is kept for the next attempt.
+    pub(super) async fn see_refused(
+        &self,
+        denial: &Denial,
+        trial: Trial,
+    ) -> Result<String, String> {
+        let (began, mut pause, mut refusals) = (Instant::now(), FIRST_PAUSE, 0);
+        loop {
+            let last = match self.probe(&trial).await {
+                Ok(Verdict::Refused { explicit, said }) if explicit || trial.allowed => {
+                    refusals += 1;
+                    if refusals == PROOFS {
+                        return Ok(said);
+                    }
+                    continue;
+                }
+                Ok(Verdict::Dead) => {
+                    return Err("the session by which the denial is tried is over".to_owned());
+                }
+                Ok(Verdict::Allowed) => "AWS still lets such a session".to_owned(),
+                Ok(Verdict::Refused { said, .. }) => said,
+                Err(failure) => failure.to_string(),
+            };
+            refusals = 0;
+            if began.elapsed() + pause > PROOF_LIMIT {
+                let mut trials = self
+                    .denying
+                    .trials
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                trials.insert(denial.against.clone(), trial);
+                return Err(format!(
+                    "the denial is written, and not seen to hold yet: {last}"
+                ));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn probe(&self, trial: &Trial) -> Result<Verdict, AwsFailure> {
+        let region = trial.region.as_deref();
+        let probing = self
+            .parts
+            .denier
+            .probe(&trial.credentials, trial.probe, region);
+        probing.await
+    }
+}
+
+/// When AWS made a session, by AWS's clock.
+pub(super) fn issued(credentials: &Credentials, ttl: Duration) -> Timestamp {
+    let ttl = SignedDuration::try_from(ttl).unwrap_or_default();
+    credentials.expires_at.unwrap_or(Timestamp::MAX) - ttl
+}
+
+fn region(kind: &KindSpec) -> Option<String> {
+    match kind {
+        KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
+            region.clone()
+        }
+        KindSpec::IamUser { .. } => None,
+    }
+}
+
+fn no_canary(failure: &AwsFailure) -> String {
+    format!(
+        "the denial is written; to see it hold takes another session of the kind, and that cannot be had: {failure}"
+    )
+}

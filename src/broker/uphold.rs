@@ -1,0 +1,203 @@
+//! The upkeep of denials in AWS: what is due is tried again, what is over is lifted, what
+//! somebody has changed is written anew.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use metrics::gauge;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::{
+    broker::{
+        Broker, By, Error,
+        ports::{Found, StoreError},
+    },
+    domain::{
+        audit::Event,
+        denial::{Denial, Place},
+    },
+};
+
+/// How often the store is asked what is due; the query is indexed and mostly empty.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often what AWS holds is compared with what is to stand there.
+const LOOK_EVERY: Duration = Duration::from_mins(5);
+/// What was written a moment ago AWS may not show yet.
+const SETTLED: Duration = Duration::from_secs(60);
+/// How many denials are begun in one round.
+const AT_ONCE: usize = 64;
+
+impl Broker {
+    /// Carries out what is due, lifts what is over and repairs what somebody has changed,
+    /// until the broker ends.
+    pub(super) async fn keep_denials(self: &Arc<Self>) {
+        let stop = self.parts.stop.clone();
+        stop.run_until_cancelled(async {
+            if let Err(error) = self.take_up_denials().await {
+                tracing::warn!(%error, "denials that were under way are left to their time");
+            }
+            tokio::join!(self.carry_out_due_denials(), self.look_at_denials());
+        })
+        .await;
+    }
+
+    /// For the start: whoever had an open denial to themselves is dead.
+    async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
+        let mut open = self.store().denials().await?;
+        open.retain(|denial| !denial.is_refused() && !denial.is_over(self.now()));
+        self.begin_denials(open);
+        Ok(())
+    }
+
+    async fn carry_out_due_denials(self: &Arc<Self>) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.denials_once().await {
+                tracing::warn!(%error, "what is due of denials is tried again");
+            }
+        }
+    }
+
+    /// One round over what is due now.
+    ///
+    /// # Errors
+    /// The store's, or AWS's for what is over.
+    pub async fn denials_once(self: &Arc<Self>) -> Result<(), Error> {
+        let now = self.now();
+        let due = self.store().denials_due(now, AT_ONCE).await?;
+        let (over, open): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.is_over(now));
+        self.begin_denials(open);
+        let places: BTreeSet<Place> = over
+            .iter()
+            .map(|denial| self.parts.placements.of(&denial.against.holder))
+            .collect();
+        for place in places {
+            self.lift(&place).await?;
+        }
+        Ok(())
+    }
+
+    fn begin_denials(self: &Arc<Self>, open: Vec<Denial>) {
+        for denial in open {
+            let broker = Arc::clone(self);
+            self.sagas.spawn(async move {
+                let claimed = denial.claim(broker.now());
+                let put = std::slice::from_ref(&claimed);
+                let claim = broker.store().change_denials(put, &[], Vec::new()).await;
+                if claim.is_ok() {
+                    broker.carry_out_denial(claimed, None).await;
+                }
+            });
+        }
+    }
+
+    /// Takes what is over out of the policy of a place, then out of the store: so nothing
+    /// stays in AWS that no denial accounts for.
+    async fn lift(&self, place: &Place) -> Result<(), Error> {
+        let slot = self.denying.place(place);
+        let mut written = slot.lock().await;
+        let now = self.now();
+        let mut over = self.store().denials().await?;
+        over.retain(|denial| {
+            denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
+        });
+        self.write_place(place, &mut written, Instant::now())
+            .await?;
+        for denial in over {
+            let audit = self.event(By::Broker, Event::DenialLifted).denial(&denial);
+            let remove = std::slice::from_ref(&denial);
+            let removed = self.store().change_denials(&[], remove, vec![audit]).await;
+            match removed {
+                // Revoked once more: it stays.
+                Err(StoreError::Conflict) => {}
+                removed => removed?,
+            }
+            let mut trials = self
+                .denying
+                .trials
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            trials.remove(&denial.against);
+        }
+        Ok(())
+    }
+
+    async fn look_at_denials(&self) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.repair_denials().await {
+                tracing::warn!(%error, "denials in AWS are looked at again later");
+            }
+        }
+    }
+
+    /// Compares each policy of denials with what is to stand there, and writes anew what
+    /// somebody has changed. What fails at one place does not stop the others.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn repair_denials(&self) -> Result<(), Error> {
+        let now = self.now();
+        let mut denials = self.store().denials().await?;
+        denials.retain(|denial| !denial.is_over(now));
+        #[expect(clippy::cast_precision_loss, reason = "counts of denials are small")]
+        let count = |refused| {
+            let of = denials
+                .iter()
+                .filter(|denial| denial.is_refused() == refused);
+            of.count() as f64
+        };
+        gauge!("credbroker_denials", "state" => "open").set(count(false));
+        gauge!("credbroker_denials", "state" => "refused").set(count(true));
+        let places: BTreeSet<Place> = denials
+            .iter()
+            .map(|denial| self.parts.placements.of(&denial.against.holder))
+            .collect();
+        for place in places {
+            if let Err(error) = self.repair(&place).await {
+                tracing::warn!(%place, %error, "the denials there could not be looked at");
+            }
+        }
+        Ok(())
+    }
+
+    async fn repair(&self, place: &Place) -> Result<(), Error> {
+        let slot = self.denying.place(place);
+        let mut written = slot.lock().await;
+        if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
+            return Ok(());
+        }
+        let (denials, wanted, _) = self.fit(place, place.room()).await?;
+        self.enter(place).await?;
+        let found = self.parts.denier.read(place).await?;
+        let is_there = match (&found, &wanted) {
+            (Found::Nothing, None) => true,
+            (Found::Policy(found), Some(wanted)) => found == wanted,
+            _ => false,
+        };
+        // One that was never written is not somebody's doing.
+        if is_there || denials.iter().all(|denial| !denial.is_refused()) {
+            return Ok(());
+        }
+        self.write_place(place, &mut written, Instant::now())
+            .await?;
+        tracing::warn!(%place, "somebody has changed the denials there: written anew");
+        let audit = self
+            .event(By::Broker, Event::DenialRepaired)
+            .aws_request(written.aws_request_id.as_deref())
+            .detail(&place.to_string());
+        let audit = match place {
+            Place::Inline(holder) => audit.holder(holder),
+            Place::Managed(_) => audit,
+        };
+        self.store().record(audit).await?;
+        Ok(())
+    }
+}

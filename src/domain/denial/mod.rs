@@ -1,0 +1,495 @@
+//! What stands in AWS against sessions that were handed out before somebody revoked them.
+//!
+//! AWS cannot end a session before its time, but it asks the policies of the session's
+//! role, or of the user that federated it, at each call. A denial there names the sessions
+//! concerned, by the names and tags that the broker gave them, and the moment before which
+//! they were issued:
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_revoke-sessions.html>.
+//!
+//! ```text
+//! open ─▶ refused ─▶ (gone, once the last of its sessions has expired)
+//!  ▲ └─▶ open           tried again, for as long as a session lives
+//!  └──── refused        revoked once more
+//! ```
+
+mod document;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use jiff::{SignedDuration, Timestamp};
+
+pub use self::document::{document, widen};
+use crate::domain::{
+    arn::{AccountId, ArnError, RoleArn, UserArn},
+    grant::Kind,
+    lease::{Lease, aws_name, aws_name_prefix},
+    name::{GrantName, LeaseId, Name},
+    policy::{MANAGED_POLICY_MAX, ROLE_INLINE_MAX, USER_INLINE_MAX},
+};
+
+/// Until AWS's clock is asked, sessions count as issued within this time of the broker's.
+pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
+/// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.
+const PRECISION: SignedDuration = SignedDuration::from_secs(2);
+/// How long a denial outlasts the last of its sessions.
+const AFTERWARDS: SignedDuration = SignedDuration::from_secs(60);
+/// How long whoever begins to carry a denial out has it to itself.
+pub const CLAIM: SignedDuration = SignedDuration::from_secs(90);
+
+/// Whose policies AWS asks when a session acts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Holder {
+    /// The role that was assumed.
+    Role(RoleArn),
+    /// The user that federated it.
+    User(UserArn),
+}
+
+impl Holder {
+    /// The ARN.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Role(role) => role.as_str(),
+            Self::User(user) => user.as_str(),
+        }
+    }
+
+    /// The account that it is in.
+    #[must_use]
+    pub const fn account(&self) -> &AccountId {
+        match self {
+            Self::Role(role) => role.account(),
+            Self::User(user) => user.account(),
+        }
+    }
+
+    /// How its sessions are made.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Role(_) => Kind::AssumeRole,
+            Self::User(_) => Kind::FederationToken,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Holder {
+    type Err = ArnError;
+
+    fn from_str(text: &str) -> Result<Self, ArnError> {
+        match text.parse() {
+            Ok(role) => Ok(Self::Role(role)),
+            Err(error) => text.parse().map(Self::User).map_err(|_| error),
+        }
+    }
+}
+
+/// Which of a service's sessions are denied.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// All of them.
+    Service,
+    /// Those of one grant.
+    Grant(Name),
+    /// Those of one lease.
+    Lease(LeaseId),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service => f.write_str("service"),
+            Self::Grant(grant) => write!(f, "grant {grant}"),
+            Self::Lease(lease) => write!(f, "lease {lease}"),
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(' ') {
+            None if text == "service" => Ok(Self::Service),
+            Some(("grant", grant)) => grant.parse().map(Self::Grant).map_err(drop),
+            Some(("lease", lease)) => lease.parse().map(Self::Lease).map_err(drop),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What a denial is about. There is one denial for each.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Against {
+    /// Whose sessions.
+    pub holder: Holder,
+    /// Of which service.
+    pub service: Name,
+    /// Which of those.
+    pub scope: Scope,
+}
+
+impl fmt::Display for Against {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scope {
+            Scope::Service => write!(f, "service {}", self.service),
+            Scope::Grant(grant) => write!(f, "grant {}/{grant}", self.service),
+            Scope::Lease(lease) => write!(f, "lease {lease}"),
+        }
+    }
+}
+
+/// A denial that AWS has not been seen to enforce yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    /// How many have come to nothing.
+    pub count: u32,
+    /// Why the last one did.
+    pub failure: Option<String>,
+}
+
+/// How far a denial is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DenialState {
+    /// To be written, or to be seen to hold.
+    Open(Attempts),
+    /// AWS refuses its sessions.
+    Refused {
+        /// Since when that is known.
+        at: Timestamp,
+    },
+}
+
+/// A denial of sessions that were issued before a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Whose.
+    pub against: Against,
+    /// A grant that its sessions were issued under, by which another of the same shape is
+    /// made.
+    pub grant: GrantName,
+    /// Which version of it.
+    pub grant_version: u64,
+    /// Whether sessions bear the service's name as source identity as well.
+    pub source_identity: bool,
+    /// When somebody asked for it.
+    pub asked_at: Timestamp,
+    /// Sessions that were issued before this are denied.
+    pub issued_before: Timestamp,
+    /// How far that moment may be moved without a new session being hit; `None` while
+    /// there are no new ones.
+    pub latest: Option<Timestamp>,
+    /// When the last session concerned is over.
+    pub lasts_until: Timestamp,
+    /// How far it is.
+    pub state: DenialState,
+    /// When something is to be done about it.
+    pub due_at: Timestamp,
+    /// Counts its changes: its fencing token.
+    pub revision: u64,
+}
+
+/// What sessions are to be denied, as the store finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concerned {
+    /// Whose, of which service, and which.
+    pub against: Against,
+    /// A grant that they were issued under.
+    pub grant: GrantName,
+    /// Which version of it.
+    pub grant_version: u64,
+    /// Whether any bears the service's name as source identity.
+    pub source_identity: bool,
+    /// When the last of them expires.
+    pub expire_at: Timestamp,
+}
+
+impl Concerned {
+    /// What is to be denied so that no session of these leases that lives at `now` works, at
+    /// each role and user. Whether sessions bear a source identity is for the caller to say.
+    #[must_use]
+    pub fn of(scope: &Scope, leases: &[Lease], now: Timestamp) -> BTreeMap<Holder, Self> {
+        let mut found: BTreeMap<Holder, Self> = BTreeMap::new();
+        for lease in leases {
+            let binding = &lease.binding;
+            let Some((holder, issued)) = binding.holder.as_ref().zip(lease.issued()) else {
+                continue;
+            };
+            if issued.expires_at <= now {
+                continue;
+            }
+            let concerned = found.entry(holder.clone()).or_insert_with(|| Self {
+                against: Against {
+                    holder: holder.clone(),
+                    service: binding.grant.service.clone(),
+                    scope: scope.clone(),
+                },
+                grant: binding.grant.clone(),
+                grant_version: 0,
+                source_identity: false,
+                expire_at: issued.expires_at,
+            });
+            concerned.grant.clone_from(&binding.grant);
+            concerned.grant_version = binding.grant_version;
+            concerned.expire_at = concerned.expire_at.max(issued.expires_at);
+        }
+        found
+    }
+}
+
+impl Denial {
+    /// A denial of what is there at `now`, in the place of one that stands.
+    #[must_use]
+    pub fn ask(concerned: Concerned, standing: Option<&Self>, now: Timestamp) -> Self {
+        let live = matches!(concerned.against.scope, Scope::Grant(_));
+        let issued_before = whole_second(now + SKEW);
+        let lasts_until = concerned.expire_at + AFTERWARDS;
+        Self {
+            against: concerned.against,
+            grant: concerned.grant,
+            grant_version: concerned.grant_version,
+            source_identity: concerned.source_identity
+                || standing.is_some_and(|standing| standing.source_identity),
+            asked_at: now,
+            issued_before,
+            latest: live.then_some(issued_before),
+            lasts_until: standing.map_or(lasts_until, |standing| {
+                standing.lasts_until.max(lasts_until)
+            }),
+            state: DenialState::Open(Attempts::default()),
+            due_at: now + CLAIM,
+            revision: standing.map_or(0, |standing| standing.revision + 1),
+        }
+    }
+
+    /// Whether AWS has been seen to refuse its sessions.
+    #[must_use]
+    pub const fn is_refused(&self) -> bool {
+        matches!(self.state, DenialState::Refused { .. })
+    }
+
+    /// How often it has been tried in vain.
+    #[must_use]
+    pub const fn failures(&self) -> u32 {
+        match &self.state {
+            DenialState::Open(attempts) => attempts.count,
+            DenialState::Refused { .. } => 0,
+        }
+    }
+
+    /// Whether it is over at `now`: no session that it concerns lives.
+    #[must_use]
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.lasts_until <= now
+    }
+
+    /// Whether the session of a lease is among those denied: its revocation was asked for by
+    /// then.
+    #[must_use]
+    pub fn covers(&self, lease: &Lease) -> bool {
+        let (against, binding) = (&self.against, &lease.binding);
+        let asked = lease.removal().map(|removal| removal.asked_at);
+        if asked.is_none_or(|asked| asked > self.asked_at) {
+            return false;
+        }
+        let concerned = match &against.scope {
+            Scope::Service => true,
+            Scope::Grant(grant) => *grant == binding.grant.grant,
+            Scope::Lease(id) => *id == binding.lease_id,
+        };
+        concerned
+            && against.service == binding.grant.service
+            && binding.holder.as_ref() == Some(&against.holder)
+    }
+
+    /// A session that was issued by AWS's clock at this second is among those denied from
+    /// now on, and nothing much later is. `None` when newer sessions would be hit.
+    #[must_use]
+    pub fn reach(&self, issued: Timestamp) -> Option<Self> {
+        let issued_before = whole_second(issued) + PRECISION;
+        let first = !self.is_refused() && self.failures() == 0;
+        let live = matches!(self.against.scope, Scope::Grant(_));
+        let moved = if first {
+            issued_before
+        } else {
+            issued_before.max(self.issued_before)
+        };
+        let latest = self.latest.filter(|_| !(first && live));
+        if latest.is_some_and(|latest| latest < moved) {
+            return None;
+        }
+        Some(Self {
+            issued_before: moved,
+            latest: latest.or_else(|| live.then_some(moved)),
+            ..self.next()
+        })
+    }
+
+    /// AWS refuses its sessions.
+    #[must_use]
+    pub fn confirm(&self, now: Timestamp) -> Self {
+        Self {
+            state: DenialState::Refused { at: now },
+            due_at: self.lasts_until,
+            ..self.next()
+        }
+    }
+
+    /// It was not written, or not seen to hold; to be tried again at `at`.
+    #[must_use]
+    pub fn postpone(&self, at: Timestamp, failure: String) -> Self {
+        Self {
+            state: DenialState::Open(Attempts {
+                count: self.failures().saturating_add(1),
+                failure: Some(failure),
+            }),
+            due_at: at.min(self.lasts_until),
+            ..self.next()
+        }
+    }
+
+    /// Somebody takes it up at `now`, and has it to themselves for a while.
+    #[must_use]
+    pub fn claim(&self, now: Timestamp) -> Self {
+        Self {
+            due_at: now + CLAIM,
+            ..self.next()
+        }
+    }
+
+    fn next(&self) -> Self {
+        Self {
+            revision: self.revision + 1,
+            ..self.clone()
+        }
+    }
+
+    /// The pattern of `aws:userid` that its sessions match: the id of the role or the number
+    /// of the account, a colon, the name.
+    /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html#principaltable>
+    fn sessions(&self) -> String {
+        let (kind, service) = (self.against.holder.kind(), &self.against.service);
+        match &self.against.scope {
+            Scope::Lease(lease) => format!("*:{}", aws_name(kind, service, lease)),
+            Scope::Service | Scope::Grant(_) => format!("*:{}*", aws_name_prefix(kind, service)),
+        }
+    }
+}
+
+/// From when on a new session of a grant would be missed by every denial of its service, if
+/// there are any.
+#[must_use]
+pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
+    let hits = |denial: &&Denial| match &denial.against.scope {
+        Scope::Service => true,
+        Scope::Grant(denied) => denied == grant,
+        Scope::Lease(_) => false,
+    };
+    let from = |denial: &Denial| denial.latest.unwrap_or(denial.issued_before);
+    denials.iter().filter(hits).map(from).max()
+}
+
+/// How far the moment of a service's denial may be moved once it is reinstated at `now`.
+#[must_use]
+pub fn latest_after(issued_before: Timestamp, now: Timestamp) -> Timestamp {
+    issued_before.max(whole_second(now - SKEW * 2))
+}
+
+/// The next whole second, in which AWS tells times of issue.
+fn whole_second(time: Timestamp) -> Timestamp {
+    let second = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
+    Timestamp::from_second(second).unwrap_or(time)
+}
+
+/// How denials are put into an account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// An inline policy on each role.
+    #[default]
+    Inline,
+    /// One managed policy, attached to each role.
+    Managed,
+}
+
+impl FromStr for Placement {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "inline" => Ok(Self::Inline),
+            "managed" => Ok(Self::Managed),
+            _ => Err("choose inline or managed"),
+        }
+    }
+}
+
+/// How denials are put into which account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placements {
+    /// Where nothing else is said.
+    pub default: Placement,
+    /// In these accounts.
+    pub accounts: BTreeMap<AccountId, Placement>,
+    /// In accounts other than the broker's: the role by which policies there are changed.
+    pub revokers: BTreeMap<AccountId, RoleArn>,
+}
+
+impl Placements {
+    /// Where the denials of a holder's sessions are written.
+    #[must_use]
+    pub fn of(&self, holder: &Holder) -> Place {
+        let account = holder.account();
+        match self.accounts.get(account).unwrap_or(&self.default) {
+            Placement::Inline => Place::Inline(holder.clone()),
+            Placement::Managed => Place::Managed(account.clone()),
+        }
+    }
+}
+
+/// A policy that denials are written into.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// The broker's inline policy of this role or user.
+    Inline(Holder),
+    /// The broker's managed policy of this account.
+    Managed(AccountId),
+}
+
+impl Place {
+    /// The account that it is in.
+    #[must_use]
+    pub const fn account(&self) -> &AccountId {
+        match self {
+            Self::Inline(holder) => holder.account(),
+            Self::Managed(account) => account,
+        }
+    }
+
+    /// Characters that AWS takes, white space not counted.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        match self {
+            Self::Inline(Holder::Role(_)) => ROLE_INLINE_MAX,
+            Self::Inline(Holder::User(_)) => USER_INLINE_MAX,
+            Self::Managed(_) => MANAGED_POLICY_MAX,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline(holder) => write!(f, "{holder}"),
+            Self::Managed(account) => write!(f, "the managed policy of account {account}"),
+        }
+    }
+}

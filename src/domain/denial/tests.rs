@@ -1,0 +1,330 @@
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::policy::Document;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn text(second: i64) -> String {
+    at(second).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn role() -> Holder {
+    "arn:aws:iam::111122223333:role/credbroker/shared"
+        .parse()
+        .unwrap()
+}
+
+fn user() -> Holder {
+    "arn:aws:iam::111122223333:user/credbroker-admin"
+        .parse()
+        .unwrap()
+}
+
+fn name(name: &str) -> Name {
+    name.parse().unwrap()
+}
+
+fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
+    let concerned = Concerned {
+        against: Against {
+            holder,
+            service: name(service),
+            scope,
+        },
+        grant: GrantName {
+            service: name(service),
+            grant: name("work"),
+        },
+        grant_version: 1,
+        source_identity: false,
+        expire_at: at(second + 3600),
+    };
+    Denial::ask(concerned, None, at(second))
+}
+
+/// Of a service at the role, seen to be refused.
+fn denied(service: &str, second: i64) -> Denial {
+    asked(role(), service, Scope::Service, second)
+        .reach(at(second))
+        .unwrap()
+        .confirm(at(second + 1))
+}
+
+fn lease(digit: char) -> LeaseId {
+    digit.to_string().repeat(26).parse().unwrap()
+}
+
+fn reinstated(denial: Denial, second: i64) -> Denial {
+    Denial {
+        latest: Some(latest_after(denial.issued_before, at(second))),
+        ..denial
+    }
+}
+
+fn statements(denials: &[Denial]) -> Vec<Value> {
+    let policy = document(denials).unwrap().unwrap();
+    let mut json: Value = serde_json::from_str(&policy.to_json()).unwrap();
+    json["Statement"]
+        .as_array_mut()
+        .unwrap()
+        .drain(..)
+        .collect()
+}
+
+/// What a statement names, and its moment.
+fn named(statement: &Value) -> (BTreeSet<String>, String) {
+    let condition = &statement["Condition"];
+    let list = match &condition["StringLike"]["aws:userid"] {
+        Value::Array(names) => names.clone(),
+        one => vec![one.clone()],
+    };
+    let names = list.iter().map(|name| name.as_str().unwrap().to_owned());
+    let moment = condition["DateLessThan"]["aws:TokenIssueTime"].as_str();
+    (names.collect(), moment.unwrap().to_owned())
+}
+
+#[test]
+fn a_denial_names_the_sessions_of_one_service_and_the_moment_of_their_issue() {
+    assert_eq!(
+        statements(&[denied("payments-api", 100)]),
+        [json!({
+            "Effect": "Deny", "Action": "*", "Resource": "*",
+            "Condition": {
+                "StringLike": {"aws:userid": "*:payments-api.*"},
+                "DateLessThan": {"aws:TokenIssueTime": text(102)},
+            },
+        })]
+    );
+}
+
+#[test]
+fn a_federated_session_is_named_as_the_broker_shortens_its_service() {
+    let long = asked(user(), "a-service-with-a-long-name", Scope::Service, 0);
+    let (names, _) = named(&statements(&[long])[0]);
+    let pattern = names.first().unwrap();
+    let made = aws_name(
+        Kind::FederationToken,
+        &name("a-service-with-a-long-name"),
+        &lease('a'),
+    );
+    let prefix = pattern.strip_prefix("*:").unwrap().strip_suffix('*');
+    assert!(made.starts_with(prefix.unwrap()), "{pattern} and {made}");
+}
+
+#[test]
+fn a_lease_is_denied_by_its_name_alone_and_a_grant_by_its_tag() {
+    let one = asked(role(), "pay", Scope::Lease(lease('a')), 0);
+    let (names, _) = named(&statements(&[one])[0]);
+    assert_eq!(names, BTreeSet::from([format!("*:pay.{}", lease('a'))]));
+    let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 0);
+    let condition = &statements(&[grant])[0]["Condition"];
+    assert_eq!(condition["StringLike"]["aws:userid"], "*:pay.*");
+    assert_eq!(
+        condition["StringEquals"]["aws:PrincipalTag/credbroker:grant"],
+        "uploads"
+    );
+}
+
+#[test]
+fn a_source_identity_is_denied_as_well_where_a_grant_sets_it() {
+    let denial = Denial {
+        source_identity: true,
+        ..denied("pay", 0)
+    };
+    let both = statements(&[denial]);
+    assert_eq!(both.len(), 2);
+    let sources = |s: &&Value| s["Condition"]["StringEquals"]["aws:SourceIdentity"] == "pay";
+    assert_eq!(both.iter().filter(sources).count(), 1);
+}
+
+#[test]
+fn services_that_are_shut_out_share_a_statement_whenever_each_was() {
+    let all: Vec<Denial> = (0..300)
+        .map(|n| denied(&format!("service-{n:03}-name"), n * 60))
+        .collect();
+    let all_named = statements(&all);
+    assert_eq!(all_named.len(), 1);
+    let (names, moment) = named(&all_named[0]);
+    assert_eq!(names.len(), 300);
+    assert_eq!(moment, text(299 * 60 + 2));
+    let size = document(&all).unwrap().unwrap().size();
+    let room = Place::Inline(role()).room();
+    assert!(size <= room, "{size} of {room}");
+}
+
+#[test]
+fn the_moment_never_reaches_a_session_that_a_reinstated_service_was_given_since() {
+    // Reinstated a minute later, and another revoked after an hour.
+    let back = reinstated(denied("back", 0), 60);
+    let out = denied("out", 3600);
+    let apart = statements(&[back.clone(), out.clone()]);
+    assert_eq!(apart.len(), 2);
+    let of = |service: &str| {
+        let pattern = format!("*:{service}.*");
+        let found = apart
+            .iter()
+            .map(named)
+            .find(|(names, _)| names.contains(&pattern));
+        found.unwrap().1
+    };
+    assert_eq!((of("back"), of("out")), (text(2), text(3602)));
+    // One that was revoked while the first was still out shares its moment.
+    let between = denied("between", 30);
+    assert_eq!(statements(&[back, between, out]).len(), 2);
+}
+
+#[test]
+fn there_are_as_few_statements_as_the_moments_allow() {
+    // Windows of 40 s that begin every 20 s: three begin within each.
+    let all: Vec<Denial> = (0..30)
+        .map(|n| Denial {
+            latest: Some(at(n * 20 + 42)),
+            ..denied(&format!("service-{n}"), n * 20)
+        })
+        .collect();
+    assert_eq!(statements(&all).len(), 10);
+    let moments = statements(&all);
+    for (n, denial) in all.iter().enumerate() {
+        let pattern = format!("*:service-{n}.*");
+        let (_, moment) = moments
+            .iter()
+            .map(named)
+            .find(|(names, _)| names.contains(&pattern))
+            .unwrap();
+        let moment: Timestamp = moment.parse().unwrap();
+        assert!(moment >= denial.issued_before && Some(moment) <= denial.latest);
+    }
+}
+
+#[test]
+fn the_same_denials_give_the_same_policy_in_whatever_order() {
+    let mut all: Vec<Denial> = (0..20)
+        .map(|n| denied(&format!("service-{n}"), n * 7))
+        .collect();
+    let one = document(&all).unwrap();
+    all.reverse();
+    assert_eq!(document(&all).unwrap(), one);
+    assert_eq!(document([]).unwrap(), None);
+}
+
+#[test]
+fn a_denied_service_needs_no_denials_of_its_leases() {
+    let one = asked(role(), "pay", Scope::Lease(lease('a')), 0);
+    let (names, _) = named(&statements(&[one, denied("pay", 10)])[0]);
+    assert_eq!(names, BTreeSet::from(["*:pay.*".to_owned()]));
+}
+
+#[test]
+fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
+    let mut denials: Vec<Denial> = "0123456789abcdef"
+        .chars()
+        .map(|digit| asked(role(), "pay", Scope::Lease(lease(digit)), 10))
+        .collect();
+    denials.push(asked(role(), "log", Scope::Lease(lease('a')), 20));
+    let (put, remove) = widen(&denials).unwrap();
+    assert_eq!(remove.len(), 16);
+    let [whole] = &put[..] else { panic!("{put:?}") };
+    assert_eq!(whole.against.scope, Scope::Service);
+    assert_eq!(whole.issued_before, denials[0].issued_before);
+    // What it is given from now on works.
+    assert_eq!(whole.latest, Some(whole.issued_before));
+    assert_eq!(whole.lasts_until, denials[0].lasts_until);
+    assert!(!whole.is_refused(), "nobody has seen it refused");
+}
+
+#[test]
+fn then_reinstated_services_share_the_last_moment_and_then_nothing_is_left_to_widen() {
+    let denials: Vec<Denial> = (0..5)
+        .map(|n| reinstated(denied(&format!("service-{n}"), n * 1000), n * 1000 + 60))
+        .collect();
+    assert_eq!(statements(&denials).len(), 5);
+    let (moved, remove) = widen(&denials).unwrap();
+    assert!(remove.is_empty());
+    let kept = denials.last().unwrap().clone();
+    let all: Vec<Denial> = moved.into_iter().chain([kept]).collect();
+    assert_eq!(statements(&all).len(), 1);
+    assert_eq!(widen(&all), None);
+}
+
+#[test]
+fn a_new_session_waits_until_every_denial_misses_it() {
+    let back = reinstated(denied("pay", 0), 1);
+    let free = free_from(std::slice::from_ref(&back), &name("work"));
+    assert_eq!(free, Some(at(2)));
+    let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 100);
+    let denials = [back, grant];
+    assert_eq!(free_from(&denials, &name("work")), Some(at(2)));
+    assert_eq!(free_from(&denials, &name("uploads")), Some(at(105)));
+    let lease = asked(role(), "pay", Scope::Lease(lease('a')), 200);
+    assert_eq!(free_from(&[lease], &name("work")), None);
+    assert_eq!(free_from(&[], &name("work")), None);
+}
+
+#[test]
+fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
+    let open = asked(role(), "pay", Scope::Service, 0);
+    assert_eq!(open.issued_before, at(5));
+    let reaching = open.reach(at(1)).unwrap();
+    assert_eq!(reaching.issued_before, at(3));
+    // Tried again an hour later: the moment moves with it while the service is out.
+    let failed = reaching.postpone(at(60), "not yet".to_owned());
+    assert_eq!(failed.reach(at(3600)).unwrap().issued_before, at(3602));
+    let back = reinstated(failed, 1800);
+    assert_eq!(back.reach(at(3600)), None);
+    // What is issued under a revoked grant afterwards works.
+    let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
+    let reaching = grant.reach(at(1)).unwrap();
+    assert_eq!(reaching.latest, Some(at(3)));
+    let failed = reaching.postpone(at(60), "not yet".to_owned());
+    assert_eq!(failed.reach(at(3600)), None);
+}
+
+#[test]
+fn one_that_is_asked_for_again_is_open_again_and_lasts_longer() {
+    let first = denied("pay", 0);
+    let concerned = Concerned {
+        against: first.against.clone(),
+        grant: first.grant.clone(),
+        grant_version: 2,
+        source_identity: false,
+        expire_at: at(100),
+    };
+    let again = Denial::ask(concerned, Some(&first), at(50));
+    assert!(!again.is_refused());
+    assert_eq!(again.lasts_until, first.lasts_until);
+    assert_eq!(again.issued_before, at(55));
+    assert_eq!(again.revision, first.revision + 1);
+}
+
+#[test]
+fn every_document_is_one_that_aws_takes() {
+    let denials = [
+        denied("pay", 0),
+        reinstated(denied("back", 0), 60),
+        asked(role(), "log", Scope::Grant(name("work")), 5),
+        asked(user(), "log", Scope::Lease(lease('c')), 5),
+    ];
+    let policy = document(&denials).unwrap().unwrap();
+    assert_eq!(Document::parse(&policy.to_json()).unwrap(), policy);
+}
+
+#[test]
+fn scopes_and_holders_read_back_as_they_were_written() {
+    for scope in [
+        Scope::Service,
+        Scope::Grant(name("work")),
+        Scope::Lease(lease('a')),
+    ] {
+        assert_eq!(scope.to_string().parse(), Ok(scope));
+    }
+    assert!("grant".parse::<Scope>().is_err());
+    for holder in [role(), user()] {
+        assert_eq!(holder.to_string().parse::<Holder>().unwrap(), holder);
+    }
+    assert!("arn:aws:iam::111122223333:root".parse::<Holder>().is_err());
+}

@@ -1,0 +1,276 @@
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    grants, leases,
+    row::{
+        count, exactly_one, get as column, micros, parse, parse_optional, store_error, time,
+        time_optional,
+    },
+    services,
+};
+use crate::{
+    broker::ports::{Revoked, StoreError, Target},
+    domain::{
+        denial::{Against, Attempts, Concerned, Denial, DenialState, Holder, Scope, latest_after},
+        grant::{Grant, KindSpec},
+        lease::Lease,
+        name::{GrantName, Name},
+        service::Suspension,
+    },
+};
+
+const TABLE: &str = "denials";
+
+/// Begins to take away all of a service, which is shut out with it, or of one grant.
+pub(super) async fn revoke(
+    tx: &mut SqliteConnection,
+    target: &Target,
+    suspension: Suspension,
+) -> Result<Revoked, StoreError> {
+    let (standing, grant, scope) = match target {
+        Target::Service(service) => {
+            let standing = services::ensure_suspended(tx, service, &suspension).await?;
+            (standing, None, Scope::Service)
+        }
+        Target::Grant(name) => {
+            grants::known(tx, name).await?;
+            let grant = &name.grant;
+            (suspension.clone(), Some(grant), Scope::Grant(grant.clone()))
+        }
+    };
+    let leases = leases::begin_revoking_all(tx, target.service(), grant, &suspension).await?;
+    let denials = ask(tx, &scope, &leases, suspension.at).await?;
+    Ok(Revoked {
+        suspension: standing,
+        leases,
+        denials,
+    })
+}
+
+/// Asks for the denial of the session of a lease that is being revoked, if it is one.
+pub(super) async fn ask_for_lease(
+    tx: &mut SqliteConnection,
+    lease: Lease,
+) -> Result<Vec<Denial>, StoreError> {
+    let Some(asked_at) = lease.removal().map(|removal| removal.asked_at) else {
+        return Ok(Vec::new());
+    };
+    let scope = Scope::Lease(lease.binding.lease_id.clone());
+    ask(tx, &scope, &[lease], asked_at).await
+}
+
+/// Asks for the denial of every live session of these leases, which are being revoked.
+pub(super) async fn ask(
+    tx: &mut SqliteConnection,
+    scope: &Scope,
+    leases: &[Lease],
+    now: Timestamp,
+) -> Result<Vec<Denial>, StoreError> {
+    let mut asked = Vec::new();
+    for (holder, mut concerned) in Concerned::of(scope, leases, now) {
+        concerned.source_identity = bears_source_identity(tx, &holder, leases).await?;
+        let standing = find(tx, &concerned.against).await?;
+        let denial = Denial::ask(concerned, standing.as_ref(), now);
+        put(tx, &denial).await?;
+        asked.push(denial);
+    }
+    Ok(asked)
+}
+
+/// Whether any of these leases' sessions at a holder bears the service's name as source
+/// identity.
+async fn bears_source_identity(
+    tx: &mut SqliteConnection,
+    holder: &Holder,
+    leases: &[Lease],
+) -> Result<bool, StoreError> {
+    let of_holder = leases
+        .iter()
+        .filter(|lease| lease.binding.holder.as_ref() == Some(holder));
+    let grants: BTreeSet<(&GrantName, u64)> = of_holder
+        .map(|lease| (&lease.binding.grant, lease.binding.grant_version))
+        .collect();
+    for (name, version) in grants {
+        let grant = grants::version(tx, name, version).await?;
+        let sets = |grant: &Grant| {
+            matches!(
+                grant.spec.kind,
+                KindSpec::AssumeRole {
+                    source_identity: true,
+                    ..
+                }
+            )
+        };
+        if grant.as_ref().is_some_and(sets) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn find(tx: &mut SqliteConnection, against: &Against) -> Result<Option<Denial>, StoreError> {
+    let row = sqlx::query("SELECT * FROM denials WHERE service = ? AND holder = ? AND scope = ?")
+        .bind(against.service.as_str())
+        .bind(against.holder.as_str())
+        .bind(against.scope.to_string())
+        .fetch_optional(tx)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(denial).transpose()
+}
+
+/// Adds a denial, or replaces the one that it follows.
+async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreError> {
+    let against = &denial.against;
+    let (refused_at, attempts) = match &denial.state {
+        DenialState::Refused { at } => (Some(*at), Attempts::default()),
+        DenialState::Open(attempts) => (None, attempts.clone()),
+    };
+    let done = sqlx::query(
+        "INSERT INTO denials (service, holder, scope, grant_name, grant_version, source_identity, asked_at,
+                              issued_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15
+         WHERE ?15 = 0 OR EXISTS (SELECT 1 FROM denials WHERE service = ?1 AND holder = ?2 AND scope = ?3)
+         ON CONFLICT DO UPDATE
+         SET grant_name = ?4, grant_version = ?5, source_identity = ?6, asked_at = ?7, issued_before = ?8,
+             latest = ?9, lasts_until = ?10, due_at = ?11, refused_at = ?12, attempts = ?13, failure = ?14,
+             revision = ?15
+         WHERE revision = ?15 - 1",
+    )
+    .bind(against.service.as_str())
+    .bind(against.holder.as_str())
+    .bind(against.scope.to_string())
+    .bind(denial.grant.grant.as_str())
+    .bind(denial.grant_version.cast_signed())
+    .bind(denial.source_identity)
+    .bind(micros(denial.asked_at))
+    .bind(micros(denial.issued_before))
+    .bind(denial.latest.map(micros))
+    .bind(micros(denial.lasts_until))
+    .bind(micros(denial.due_at))
+    .bind(refused_at.map(micros))
+    .bind(attempts.count)
+    .bind(attempts.failure)
+    .bind(denial.revision.cast_signed())
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Puts and removes, all of it or nothing.
+pub(super) async fn change(
+    tx: &mut SqliteConnection,
+    put: &[Denial],
+    remove: &[Denial],
+) -> Result<(), StoreError> {
+    for denial in remove {
+        self::remove(tx, denial).await?;
+    }
+    for denial in put {
+        self::put(tx, denial).await?;
+    }
+    Ok(())
+}
+
+/// Only in the revision given.
+async fn remove(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreError> {
+    let against = &denial.against;
+    let done = sqlx::query(
+        "DELETE FROM denials WHERE service = ? AND holder = ? AND scope = ? AND revision = ?",
+    )
+    .bind(against.service.as_str())
+    .bind(against.holder.as_str())
+    .bind(against.scope.to_string())
+    .bind(denial.revision.cast_signed())
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// The service is let in again: what it is given from now on is not denied.
+pub(super) async fn spare_new_sessions(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for denial in of_service(&mut *tx, service).await? {
+        if denial.against.scope == Scope::Service && denial.latest.is_none() {
+            let spared = Denial {
+                latest: Some(latest_after(denial.issued_before, now)),
+                revision: denial.revision + 1,
+                ..denial
+            };
+            put(tx, &spared).await?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn of_service(
+    connection: &mut SqliteConnection,
+    service: &Name,
+) -> Result<Vec<Denial>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM denials WHERE service = ?")
+        .bind(service.as_str())
+        .fetch_all(connection)
+        .await
+        .map_err(store_error)?;
+    rows.iter().map(denial).collect()
+}
+
+pub(super) async fn due(
+    pool: &SqlitePool,
+    now: Timestamp,
+    limit: usize,
+) -> Result<Vec<Denial>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM denials WHERE due_at <= ? ORDER BY due_at LIMIT ?")
+        .bind(micros(now))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    rows.iter().map(denial).collect()
+}
+
+pub(super) async fn all(pool: &SqlitePool) -> Result<Vec<Denial>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM denials ORDER BY service, holder, scope")
+        .fetch_all(pool)
+        .await
+        .map_err(store_error)?;
+    rows.iter().map(denial).collect()
+}
+
+fn denial(row: &SqliteRow) -> Result<Denial, StoreError> {
+    let service: Name = parse(row, TABLE, "service")?;
+    Ok(Denial {
+        grant: GrantName {
+            service: service.clone(),
+            grant: parse(row, TABLE, "grant_name")?,
+        },
+        against: Against {
+            holder: parse(row, TABLE, "holder")?,
+            service,
+            scope: parse(row, TABLE, "scope")?,
+        },
+        grant_version: count(row, "grant_version")?,
+        source_identity: column(row, "source_identity")?,
+        asked_at: time(row, TABLE, "asked_at")?,
+        issued_before: time(row, TABLE, "issued_before")?,
+        latest: time_optional(row, TABLE, "latest")?,
+        lasts_until: time(row, TABLE, "lasts_until")?,
+        state: match time_optional(row, TABLE, "refused_at")? {
+            Some(at) => DenialState::Refused { at },
+            None => DenialState::Open(Attempts {
+                count: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),
+                failure: parse_optional(row, TABLE, "failure")?,
+            }),
+        },
+        due_at: time(row, TABLE, "due_at")?,
+        revision: count(row, "revision")?,
+    })
+}

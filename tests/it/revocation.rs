@@ -1,0 +1,245 @@
+//! The kill switch: one service is shut out, live sessions included, and nobody else.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::{
+    enforcement::{World, get, read, refused, send},
+    harness::{Key, aws::ADMIN_USER},
+};
+
+/// Two services that share a role, each with a session on it, a federation session and a
+/// user.
+struct Neighbours {
+    world: World,
+    role: String,
+    tokens: BTreeMap<&'static str, String>,
+}
+
+const GRANTS: [&str; 3] = ["work", "federated", "user"];
+
+impl Neighbours {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let wide = World::wide_policy();
+        world.account.let_admin(&wide).await;
+        let role = world.account.role("credbroker-shared", &wide).await;
+        let mut tokens = BTreeMap::new();
+        for service in ["payments-api", "billing"] {
+            tokens.insert(service, world.broker.service(service).await);
+            let put = async |grant: &str, flags: &[&str]| {
+                let grant = format!("{service}/{grant}");
+                world
+                    .broker
+                    .grant(&grant, flags, &world.narrow_policy())
+                    .await;
+            };
+            put("work", &["--role-arn", &role]).await;
+            put("federated", &["--kind", "federation_token"]).await;
+            put("user", &["--kind", "iam_user"]).await;
+        }
+        Self {
+            world,
+            role,
+            tokens,
+        }
+    }
+
+    /// One credential under each grant.
+    async fn hold(&self, service: &str) -> Vec<(String, Key)> {
+        let mut held = Vec::new();
+        for grant in GRANTS {
+            held.push(self.issue(service, grant).await);
+        }
+        held
+    }
+
+    /// A lease and its key.
+    async fn issue(&self, service: &str, grant: &str) -> (String, Key) {
+        let issued = self.world.broker.issue(&self.tokens[service], grant).await;
+        let lease = issued["lease_id"].as_str().unwrap().to_owned();
+        (lease, Key::issued(&issued))
+    }
+
+    async fn revoke(&self, target: &str) -> Value {
+        self.world
+            .broker
+            .json(&["revoke", target, "--reason", "leaked"])
+            .await
+    }
+
+    async fn reinstate(&self, service: &str) {
+        self.world
+            .broker
+            .run(&["service", "reinstate", service])
+            .await
+            .ok();
+    }
+
+    async fn works(&self, key: &Key) -> bool {
+        self.world.reaches_all(key).await
+    }
+
+    async fn dead(&self, key: &Key) {
+        refused("reading the bucket", get(key, &self.world.bucket).await);
+        refused("sending to the queue", send(key, &self.world.queue).await);
+        refused("reading the table", read(key, &self.world.table).await);
+    }
+
+    /// The names of the policies of denials at the role and at the broker's user.
+    async fn policies(&self) -> Vec<String> {
+        let iam = self.world.account.root.iam();
+        let role = self.role.rsplit('/').next().unwrap();
+        let of_role = iam
+            .list_role_policies()
+            .role_name(role)
+            .send()
+            .await
+            .unwrap();
+        let of_user = iam
+            .list_user_policies()
+            .user_name(ADMIN_USER)
+            .send()
+            .await
+            .unwrap();
+        let all = of_role.policy_names.into_iter().chain(of_user.policy_names);
+        all.filter(|name| name.starts_with("credbroker-denials-"))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn revoking_one_service_ends_all_it_holds_and_leaves_its_neighbour_working() {
+    let two = Neighbours::new().await;
+    let (ours, theirs) = (two.hold("payments-api").await, two.hold("billing").await);
+    for (_, key) in ours.iter().chain(&theirs) {
+        assert!(two.works(key).await);
+    }
+    let probing = async {
+        let mut answers = 0;
+        while answers < 200 {
+            for (_, key) in &theirs {
+                assert!(two.works(key).await, "after {answers} answers");
+                answers += 1;
+            }
+        }
+    };
+    let (revoked, ()) = tokio::join!(two.revoke("payments-api"), probing);
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    for (lease, key) in &ours {
+        let told = revoked["leases"].as_array().unwrap().iter();
+        let told = told
+            .clone()
+            .find(|told| told["lease_id"] == **lease)
+            .unwrap();
+        assert_eq!(told["state"], "revoked", "{told}");
+        assert!(
+            told["refused_after_seconds"].as_f64().unwrap() > 0.0,
+            "{told}"
+        );
+        two.dead(key).await;
+    }
+    let holders = revoked["sessions"].as_array().unwrap();
+    assert_eq!(holders.len(), 2, "{revoked:#}");
+    for (_, key) in &theirs {
+        assert!(two.works(key).await);
+    }
+    assert_eq!(two.policies().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead() {
+    let two = Neighbours::new().await;
+    let old = two.hold("payments-api").await;
+    two.revoke("payments-api").await;
+    two.reinstate("payments-api").await;
+    let new = two.hold("payments-api").await;
+    for (_, key) in &new {
+        assert!(two.works(key).await);
+    }
+    for (_, key) in &old {
+        two.dead(key).await;
+    }
+    // And once more: both generations.
+    let revoked = two.revoke("payments-api").await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    for (_, key) in old.iter().chain(&new) {
+        two.dead(key).await;
+    }
+}
+
+#[tokio::test]
+async fn revoking_a_lease_ends_its_session_alone() {
+    let two = Neighbours::new().await;
+    for grant in ["work", "federated"] {
+        let (lease, key) = two.issue("payments-api", grant).await;
+        let (_, other) = two.issue("payments-api", grant).await;
+        let revoked = two.world.broker.json(&["lease", "revoke", &lease]).await;
+        assert_eq!(revoked["state"], "revoked", "{revoked:#}");
+        assert!(revoked["refused_after_seconds"].as_f64().is_some());
+        two.dead(&key).await;
+        assert!(two.works(&other).await);
+        let (_, next) = two.issue("payments-api", grant).await;
+        assert!(two.works(&next).await);
+    }
+}
+
+#[tokio::test]
+async fn revoking_a_grant_ends_what_was_issued_under_it_alone() {
+    let two = Neighbours::new().await;
+    let flags = ["--role-arn", &two.role];
+    let policy = two.world.narrow_policy();
+    two.world
+        .broker
+        .grant("payments-api/other", &flags, &policy)
+        .await;
+    let (_, ended) = two.issue("payments-api", "work").await;
+    let (_, other) = two.issue("payments-api", "other").await;
+    let revoked = two.revoke("payments-api/work").await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    assert_eq!(revoked["grant"], "payments-api/work");
+    two.dead(&ended).await;
+    assert!(two.works(&other).await);
+    // The grant stands.
+    let (_, next) = two.issue("payments-api", "work").await;
+    assert!(two.works(&next).await);
+    two.dead(&ended).await;
+}
+
+#[tokio::test]
+async fn the_log_tells_each_step_with_measured_seconds() {
+    let two = Neighbours::new().await;
+    two.hold("payments-api").await;
+    two.revoke("payments-api").await;
+    let log = two.world.broker.audit().await;
+    let of = |event: &str| -> Vec<&Value> {
+        let of = |record: &&Value| record["event"] == event;
+        log.iter().filter(of).collect()
+    };
+    for event in ["canary.issued", "denial.written", "denial.confirmed"] {
+        let holders: Vec<&Value> = of(event).iter().map(|record| &record["holder"]).collect();
+        assert_eq!(holders.len(), 2, "{event}");
+        assert!(holders.contains(&&json!(two.role)), "{event}: {holders:?}");
+    }
+    for event in ["denial.confirmed", "lease.revoked"] {
+        for record in of(event) {
+            assert!(
+                record["refused_after_seconds"].as_f64().is_some(),
+                "{record}"
+            );
+            assert_eq!(record["service"], "payments-api");
+        }
+    }
+    assert_eq!(of("lease.revoked").len(), 3);
+    assert!(
+        of("denial.written")
+            .iter()
+            .all(|record| record["aws_request_id"].is_string())
+    );
+    assert!(
+        of("canary.issued")
+            .iter()
+            .all(|record| record["access_key_id"].is_string())
+    );
+}
