@@ -88,6 +88,7 @@ impl Broker {
     ) -> Result<Revocation, Error> {
         self.known_service(target.service()).await?;
         let notice = self.spool(audit).await;
+        self.tell_revoked(target);
         let leases = self.live_leases(target, &suspension).await?;
         let (sessions, others): (Vec<_>, Vec<_>) = leases.into_iter().partition(is_denied_session);
         let scope = match target {
@@ -114,10 +115,12 @@ impl Broker {
         audit: AuditEvent,
     ) -> RevokedLease {
         let spooled = self.spool(audit).await;
+        let binding = &lease.binding;
+        let scope = Scope::Lease(binding.lease_id.clone());
+        self.tell_ended(&binding.grant.service, scope.clone());
         let now = self.now();
         let lease = as_revoked(lease, Some(words), now);
         let mut revoked = if is_denied_session(&lease) {
-            let scope = Scope::Lease(lease.binding.lease_id.clone());
             let denials = asked(&scope, std::slice::from_ref(&lease), now);
             let denials = self.deny_unrecorded(denials).await;
             as_denied(lease, denials.first(), now)

@@ -14,6 +14,7 @@ use crate::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
         decide::own_service,
+        denial::Scope,
         grant::Kind,
         lease::{Cause, InvalidTransition, Lease, LeaseState},
         name::LeaseId,
@@ -112,7 +113,13 @@ impl Broker {
             .event(by, event)
             .lease(&lease)
             .detail(&cause.to_string());
+        let revoked = matches!(cause, Cause::Revoked(_));
         let (revoking, receipt) = self.begin_revocation(lease, cause, audit).await?;
+        if revoked {
+            let binding = &revoking.binding;
+            let scope = Scope::Lease(binding.lease_id.clone());
+            self.tell_ended(&binding.grant.service, scope);
+        }
         let taken = self.take_away_unless_in_flight(by, revoking).await?;
         Ok((taken, receipt))
     }

@@ -28,6 +28,7 @@ mod status;
 mod trial;
 mod under_way;
 mod uphold;
+mod watch;
 mod witness;
 
 use std::{
@@ -54,6 +55,7 @@ pub use self::{
     revoke::{Progress, Revocation, RevokedLease},
     services::NewToken,
     status::Status,
+    watch::{Ended, Watch},
 };
 use crate::{
     broker::{
@@ -64,6 +66,7 @@ use crate::{
         ports::{Anchor, Denier, Inventory, Issuer, Keyring, Spool, Store, StoreError, Witness},
         reap::Busy,
         under_way::UnderWay,
+        watch::Watchers,
     },
     domain::{
         access::Caller,
@@ -137,6 +140,7 @@ pub struct Broker {
     /// Revocations that the store could not take yet.
     unrecorded: Unrecorded,
     denying: Denying,
+    watchers: Watchers,
     /// Sinks that are fed.
     fed: Mutex<Vec<Name>>,
     /// Held while a step of the admin key's replacement is taken.
@@ -173,6 +177,7 @@ impl Broker {
             log_doubt: OnceLock::new(),
             unrecorded: Unrecorded::default(),
             denying: Denying::default(),
+            watchers: Watchers::default(),
             fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })

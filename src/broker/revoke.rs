@@ -21,7 +21,7 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
-        denial::Denial,
+        denial::{Denial, Scope},
         lease::{Cause, Lease},
         name::LeaseId,
         service::Suspension,
@@ -140,6 +140,7 @@ impl Broker {
             return Ok(unrecorded);
         }
         let (revoked, receipt) = on_conflict(written, || unknown(target))?;
+        self.tell_revoked(target);
         tell(progress, || Progress::Begun {
             suspension: revoked.suspension.clone(),
             leases: revoked.leases.len(),
@@ -209,10 +210,13 @@ impl Broker {
         audit: AuditEvent,
     ) -> Result<(RevokedLease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
+        let service = lease.binding.grant.service.clone();
         let revoking = self.begun(lease, cause)?;
         let writing = self.store().revoke_lease(from, &revoking, audit);
         let written = in_time("the store", writing).await;
-        let (denials, receipt) = on_conflict(written, || Error::Conflict(Subject::Lease(id)))?;
+        let conflict = || Error::Conflict(Subject::Lease(id.clone()));
+        let (denials, receipt) = on_conflict(written, conflict)?;
+        self.tell_ended(&service, Scope::Lease(id));
         let denials = self.deny(denials, None).await;
         Ok((as_denied(revoking, denials.first(), self.now()), receipt))
     }

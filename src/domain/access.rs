@@ -51,6 +51,10 @@ pub const TABLE: &[(&str, Access)] = &[
         "credbroker.v1.CredentialService/RenewLease",
         Access::Services,
     ),
+    (
+        "credbroker.v1.CredentialService/WatchRevocations",
+        Access::Services,
+    ),
     ("credbroker.v1.GrantService/DeleteGrant", MANAGE),
     ("credbroker.v1.GrantService/GetGrant", READ),
     ("credbroker.v1.GrantService/ListGrants", READ),

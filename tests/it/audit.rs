@@ -25,7 +25,7 @@ use credbroker::{
         access::TABLE,
         audit::{AuditEvent, Event},
     },
-    proto::{RevokeGrantRequest, RevokeServiceRequest},
+    proto::{RevokeGrantRequest, RevokeServiceRequest, WatchRevocationsRequest},
     store::sqlite::SqliteStore,
 };
 use data_encoding::HEXLOWER;
@@ -153,6 +153,12 @@ impl Script<'_> {
             &["release", &id],
         )
         .await;
+        let client = self.broker.try_client(token).await.unwrap();
+        let watch = WatchRevocationsRequest::default();
+        let watched = client.credentials().watch_revocations(watch).await;
+        drop(watched.unwrap());
+        let method = "credbroker.v1.CredentialService/WatchRevocations";
+        self.called.push(method.to_owned());
         let id = lease(self).await;
         self.lease.clone_from(&id);
         self.admin("LeaseService/RevokeLease", &["lease", "revoke", &id])

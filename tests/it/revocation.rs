@@ -1,5 +1,7 @@
 //! The kill switch: one service is shut out, live sessions included, and nobody else.
 
+mod watch;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

@@ -102,6 +102,8 @@ events! {
     LeaseRenewed => "lease.renewed",
     /// Leases were looked at.
     LeaseRead => "lease.read",
+    /// A service began to watch what of its own is revoked.
+    LeaseWatched => "lease.watched",
     /// A service handed a lease back.
     LeaseReleased => "lease.released",
     /// A lease is being taken away.
