@@ -102,13 +102,24 @@ impl Entry {
         let event = self.event;
         matches!(
             event,
-            Event::LeaseRequested | Event::LeaseResumed | Event::LeaseReplacing
+            Event::LeaseRequested
+                | Event::LeaseResumed
+                | Event::LeaseReplacing
+                | Event::CanaryRequested
         )
     }
 
-    /// AWS has made the access key of a lease.
+    /// AWS has made the access key of a lease, or of a session of the broker's own.
     const fn hands_out(&self) -> bool {
-        self.succeeded && matches!(self.event, Event::LeaseIssued | Event::LeaseRedelivered)
+        let event = self.event;
+        self.succeeded
+            && matches!(
+                event,
+                Event::LeaseIssued
+                    | Event::LeaseRedelivered
+                    | Event::CanaryIssued
+                    | Event::AccountEntered
+            )
     }
 
     /// The access key is the broker's own from here on.

@@ -8,7 +8,7 @@ use crate::{
         ports::{AwsFailure, Counts},
         reconcile::Reconciliation,
     },
-    domain::{access::Caller, audit::Event},
+    domain::{access::Caller, audit::Event, denial::Denial},
 };
 
 /// What this broker is and how it does.
@@ -22,6 +22,8 @@ pub struct Status {
     pub region: String,
     /// How much there is of what.
     pub counts: Counts,
+    /// Those that AWS has not been seen to enforce.
+    pub open_denials: Vec<Denial>,
     /// What the last reconciliation found.
     pub reconciliation: Option<Reconciliation>,
 }
@@ -33,6 +35,8 @@ impl Broker {
     /// The store's; AWS's silence is part of the answer.
     pub async fn status(&self, caller: &Caller) -> Result<Status, Error> {
         let counts = self.store().counts().await?;
+        let mut denials = self.store().denials().await?;
+        denials.retain(|denial| !denial.is_refused());
         self.store()
             .record(self.caller_event(caller, Event::StatusRead))
             .await?;
@@ -41,6 +45,7 @@ impl Broker {
             admin: self.admin_arn().await,
             region: self.parts.region.clone(),
             counts,
+            open_denials: denials,
             reconciliation: self.reconciled(),
         })
     }

@@ -69,6 +69,11 @@ impl Broker {
             self.canary_binding(&denial, &grant),
             grant.spec.probe.unwrap_or_default(),
         );
+        let audit = self
+            .event(By::Broker, Event::CanaryRequested)
+            .denial(&denial)
+            .aws_name(&binding);
+        self.store().record(audit).await?;
         let credentials = match self.canary(&denial, &grant, &binding, probe).await {
             Ok(credentials) => credentials,
             Err(failure) => return Ok((denial, Err(no_canary(&failure)))),

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use metrics::gauge;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
@@ -147,15 +146,6 @@ impl Broker {
         let now = self.now();
         let mut denials = self.store().denials().await?;
         denials.retain(|denial| !denial.is_over(now));
-        #[expect(clippy::cast_precision_loss, reason = "counts of denials are small")]
-        let count = |refused| {
-            let of = denials
-                .iter()
-                .filter(|denial| denial.is_refused() == refused);
-            of.count() as f64
-        };
-        gauge!("credbroker_denials", "state" => "open").set(count(false));
-        gauge!("credbroker_denials", "state" => "refused").set(count(true));
         let places: BTreeSet<Place> = denials
             .iter()
             .map(|denial| self.parts.placements.of(&denial.against.holder))

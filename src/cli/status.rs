@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::{failure::Failure, output::Output, view::time};
-use crate::{client::Client, proto::GetStatusRequest};
+use crate::{
+    client::Client,
+    proto::{self, GetStatusRequest},
+};
 
 #[derive(Serialize)]
 struct Status {
@@ -19,12 +22,33 @@ struct Status {
     revoking_leases: u64,
     quarantined_leases: u64,
     audit_records: u64,
+    denials: u64,
+    open_denials: Vec<OpenDenial>,
     reconciled_at: Option<String>,
     users_in_aws: Option<u64>,
     orphans_removed: Option<u64>,
     keys_removed: Option<u64>,
     strangers: Vec<String>,
     vanished_leases: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct OpenDenial {
+    holder: String,
+    against: String,
+    asked_at: Option<String>,
+    failure: Option<String>,
+}
+
+impl From<proto::OpenDenial> for OpenDenial {
+    fn from(denial: proto::OpenDenial) -> Self {
+        Self {
+            holder: denial.holder,
+            against: denial.against,
+            asked_at: time(denial.asked_at.as_ref()),
+            failure: (!denial.failure.is_empty()).then_some(denial.failure),
+        }
+    }
 }
 
 pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure> {
@@ -34,6 +58,7 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
         .await?
         .into_inner();
     let found = status.reconciliation.as_ref();
+    let open = status.open_denials.len();
     out.show(&Status {
         version: status.version,
         started_at: time(status.started_at.as_ref()),
@@ -47,6 +72,12 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
         revoking_leases: status.revoking_leases,
         quarantined_leases: status.quarantined_leases,
         audit_records: status.audit_records,
+        denials: status.denials,
+        open_denials: status
+            .open_denials
+            .into_iter()
+            .map(OpenDenial::from)
+            .collect(),
         reconciled_at: found.and_then(|found| time(found.time.as_ref())),
         users_in_aws: found.map(|found| found.users),
         orphans_removed: found.map(|found| found.orphans_removed),
@@ -58,6 +89,11 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
             .map(|found| found.vanished_leases.clone())
             .unwrap_or_default(),
     })?;
+    if open > 0 {
+        eprintln!(
+            "warning: AWS is not seen yet to refuse sessions that were revoked; the broker goes on trying"
+        );
+    }
     if status.quarantined_leases > 0 {
         eprintln!(
             "warning: AWS keeps refusing to let some leases go; `credbroker lease list --state quarantined` shows them"

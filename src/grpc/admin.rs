@@ -9,14 +9,20 @@ use super::{
 };
 use crate::{
     broker,
-    domain::admin_key::Phase,
+    domain::{
+        admin_key::Phase,
+        denial::{Denial, DenialState},
+    },
     proto::{
         self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
         DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest, ImportAdminKeyRequest,
-        ListOperatorsRequest, ListOperatorsResponse, RotateAdminKeyRequest,
+        ListOperatorsRequest, ListOperatorsResponse, OpenDenial, RotateAdminKeyRequest,
         admin_service_server::AdminService,
     },
 };
+
+/// Most open denials that are told.
+const OPEN_DENIALS_MAX: usize = 100;
 
 #[tonic::async_trait]
 impl AdminService for Api {
@@ -44,6 +50,13 @@ impl AdminService for Api {
                 pending_leases: status.counts.pending_leases,
                 quarantined_leases: status.counts.quarantined_leases,
                 reconciliation: status.reconciliation.as_ref().map(to_reconciliation),
+                denials: status.counts.open_denials + status.counts.refused_denials,
+                open_denials: status
+                    .open_denials
+                    .iter()
+                    .take(OPEN_DENIALS_MAX)
+                    .map(to_open_denial)
+                    .collect(),
             })
         })
         .await
@@ -189,5 +202,18 @@ fn to_reconciliation(found: &broker::Reconciliation) -> proto::Reconciliation {
         strangers: told(&mut found.strangers.iter().cloned()),
         failed: found.failed as u64,
         vanished_leases: told(&mut found.vanished.iter().map(ToString::to_string)),
+    }
+}
+
+fn to_open_denial(denial: &Denial) -> OpenDenial {
+    let failure = match &denial.state {
+        DenialState::Open(attempts) => attempts.failure.clone(),
+        DenialState::Refused { .. } => None,
+    };
+    OpenDenial {
+        holder: denial.against.holder.to_string(),
+        against: denial.against.to_string(),
+        asked_at: Some(to_time(denial.asked_at)),
+        failure: failure.unwrap_or_default(),
     }
 }

@@ -91,6 +91,8 @@ fn set(counts: &Counts) {
     ] {
         gauge!("credbroker_leases", "state" => state).set(leases as f64);
     }
+    gauge!("credbroker_denials", "state" => "open").set(counts.open_denials as f64);
+    gauge!("credbroker_denials", "state" => "refused").set(counts.refused_denials as f64);
     gauge!("credbroker_services").set(counts.services as f64);
     gauge!("credbroker_grants").set(counts.grants as f64);
     gauge!("credbroker_audit_records").set(counts.audit_records as f64);
@@ -98,6 +100,7 @@ fn set(counts: &Counts) {
 
 fn describe() {
     describe_gauge!("credbroker_leases", "Leases that have not ended");
+    describe_gauge!("credbroker_denials", "Denials of revoked sessions");
     describe_gauge!("credbroker_services", "Registered services");
     describe_gauge!("credbroker_grants", "Current grants");
     describe_gauge!("credbroker_audit_records", "Records in the audit log");

@@ -87,6 +87,10 @@ pub struct Counts {
     pub revoking_leases: u64,
     /// Leases that AWS keeps refusing to let go.
     pub quarantined_leases: u64,
+    /// Denials of sessions that AWS has not been seen to enforce.
+    pub open_denials: u64,
+    /// Denials of sessions that AWS enforces.
+    pub refused_denials: u64,
     /// Records in the audit log.
     pub audit_records: u64,
 }

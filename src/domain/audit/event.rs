@@ -52,6 +52,8 @@ events! {
     ServiceRevoked => "service.revoked",
     /// All that was issued under a grant is being taken away.
     GrantRevoked => "grant.revoked",
+    /// A session is to be made to see whether AWS refuses its like.
+    CanaryRequested => "canary.requested",
     /// A session was made to see whether AWS refuses its like; it may do nothing else.
     CanaryIssued => "canary.issued",
     /// A session was made by which policies of another account are changed.

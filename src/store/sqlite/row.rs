@@ -130,6 +130,8 @@ pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
                 (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'pending') AS pending_leases,
                 (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'revoking') AS revoking_leases,
                 (SELECT count(*) FROM leases WHERE due_at IS NOT NULL AND state = 'quarantined') AS quarantined_leases,
+                (SELECT count(*) FROM denials WHERE refused_at IS NULL) AS open_denials,
+                (SELECT count(*) FROM denials WHERE refused_at IS NOT NULL) AS refused_denials,
                 (SELECT coalesce(max(seq), 0) FROM audit) AS audit_records",
     )
     .fetch_one(pool)
@@ -142,6 +144,8 @@ pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
         pending_leases: count(&row, "pending_leases")?,
         revoking_leases: count(&row, "revoking_leases")?,
         quarantined_leases: count(&row, "quarantined_leases")?,
+        open_denials: count(&row, "open_denials")?,
+        refused_denials: count(&row, "refused_denials")?,
         audit_records: count(&row, "audit_records")?,
     })
 }

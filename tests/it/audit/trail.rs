@@ -68,8 +68,8 @@ fn made(arn: &str, time: Timestamp, action: &str, name: &str, key: &str) -> Valu
 }
 
 impl Issued {
-    /// All three kinds, a repetition of two, an answer that was lost, and a rotation of
-    /// the admin key.
+    /// All three kinds, a repetition of two, an answer that was lost, sessions made to see
+    /// that AWS refuses what was revoked, and a rotation of the admin key.
     async fn new() -> Self {
         let world = World::new().await;
         let grant = "payments-api/federated";
@@ -87,9 +87,17 @@ impl Issued {
             .inject_in_turn("AssumeRole", [Fault::LoseAnswer]);
         sessions.push("ASIANOBODYKNOWS".to_owned());
         sessions.push(Key::issued(&world.issued(&["role"]).await).id);
-        let federated = Key::issued(&world.issued(&["federated"]).await).id;
+        let mut federated = vec![Key::issued(&world.issued(&["federated"]).await).id];
+        world
+            .broker
+            .run(&["revoke", "payments-api/role"])
+            .await
+            .ok();
+        sessions.push(world.canary().await);
+        world.broker.run(&["revoke", grant]).await.ok();
+        federated.push(world.canary().await);
         keys.push(world.rotated().await);
-        let made = [vec![String::new()], keys, sessions, vec![federated]];
+        let made = [vec![String::new()], keys, sessions, federated];
         Self::of(world, &made).await
     }
 
@@ -166,6 +174,14 @@ impl Issued {
 }
 
 impl World {
+    /// Key of the last session that was made to see whether AWS refuses its like.
+    async fn canary(&self) -> String {
+        let query = ["audit", "query", "--event", "canary.issued"];
+        let made = self.broker.json(&query).await;
+        let last = made.as_array().unwrap().last().unwrap();
+        last["access_key_id"].as_str().unwrap().to_owned()
+    }
+
     /// Gives the broker its key to keep and has it replaced; returns the new one's id.
     async fn rotated(&self) -> String {
         let Key { id, secret, .. } = &self.account.admin;
@@ -192,7 +208,7 @@ async fn what_the_broker_did_matches_and_nothing_else_is_looked_at() {
     let issued = Issued::new().await;
     let trail = issued.trail(&issued.events);
     let told = issued.reconcile(trail.path(), &["-o", "json"]).await;
-    let expected = json!({"checked_events": 9, "checked_records": 6, "findings": []});
+    let expected = json!({"checked_events": 11, "checked_records": 8, "findings": []});
     assert_eq!(told.ok().json(), expected);
     // An auditor may, and a copy of the log tells the same without a broker.
     let create = ["operator", "create", "eve", "--role", "auditor"];
@@ -211,7 +227,7 @@ async fn what_the_broker_did_matches_and_nothing_else_is_looked_at() {
     let told = Run::of(credbroker(&offline), "").await.ok();
     assert_eq!(
         told.stdout,
-        "9 calls in CloudTrail and 6 records compared, 0 do not match\n"
+        "11 calls in CloudTrail and 8 records compared, 0 do not match\n"
     );
     assert!(told.stderr.contains("the export ends at"), "{told:?}");
 }
@@ -259,7 +275,8 @@ async fn a_record_that_cloudtrail_has_not_seen_is_listed() {
     for (at, event) in issued.events.iter().enumerate() {
         let Some(key) = made(event) else { continue };
         let Some(record) = records.iter().find(|record| {
-            let handed_out = ["lease.issued", "lease.redelivered"].map(Value::from);
+            let handed_out =
+                ["lease.issued", "lease.redelivered", "canary.issued"].map(Value::from);
             handed_out.contains(&record["event"]) && record["access_key_id"] == key
         }) else {
             continue;
@@ -273,7 +290,7 @@ async fn a_record_that_cloudtrail_has_not_seen_is_listed() {
         assert_eq!(found[0]["access_key_id"], key);
         missed += 1;
     }
-    assert_eq!(missed, 6);
+    assert_eq!(missed, 8);
 }
 
 #[tokio::test]

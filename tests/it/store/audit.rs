@@ -253,6 +253,8 @@ pub(super) async fn everything_there_is_is_counted(store: &dyn Store) {
         pending_leases: 1,
         revoking_leases: 1,
         quarantined_leases: 1,
+        open_denials: 0,
+        refused_denials: 0,
         audit_records: 26,
     };
     assert_eq!(store.counts().await.unwrap(), expected);
