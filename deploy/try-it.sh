@@ -60,9 +60,10 @@ PATH=$(field "$work/emulator.json" bin):$PATH
 
 unset AWS_PROFILE AWS_SESSION_TOKEN AWS_SHARED_CREDENTIALS_FILE AWS_CONFIG_FILE
 export AWS_ENDPOINT_URL="$endpoint" AWS_DEFAULT_REGION=us-east-1 AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
-# The account as it so often is: two buckets and one key that may do everything.
+# The account as it so often is: two buckets, a role that several share, and one key that
+# may do everything.
 AWS_ACCESS_KEY_ID=111122223333 AWS_SECRET_ACCESS_KEY=root python - >"$work/admin" <<'END'
-import boto3
+import boto3, json
 s3, iam = boto3.client("s3"), boto3.client("iam")
 for bucket in "invoices", "salaries":
     s3.create_bucket(Bucket=bucket)
@@ -71,6 +72,14 @@ iam.create_user(UserName="credbroker-admin")
 iam.put_user_policy(
     UserName="credbroker-admin", PolicyName="admin",
     PolicyDocument='{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}')
+allow = lambda **more: json.dumps({"Version": "2012-10-17", "Statement": {"Effect": "Allow", **more}})
+iam.create_role(
+    Path="/credbroker/", RoleName="shared",
+    AssumeRolePolicyDocument=allow(
+        Principal={"AWS": "arn:aws:iam::111122223333:user/credbroker-admin"},
+        Action=["sts:AssumeRole", "sts:TagSession"]))
+iam.put_role_policy(
+    RoleName="shared", PolicyName="reads", PolicyDocument=allow(Action="s3:*", Resource="*"))
 key = iam.create_access_key(UserName="credbroker-admin")["AccessKey"]
 print(f'export AWS_ACCESS_KEY_ID={key["AccessKeyId"]} AWS_SECRET_ACCESS_KEY={key["SecretAccessKey"]}')
 END
@@ -91,16 +100,20 @@ say "A service is registered and granted something narrow: read one bucket"
 show credbroker service create payments-api
 show credbroker grant put payments-api/invoices --kind iam_user --policy s3-read-only --param bucket=invoices --ttl 15m >"$work/put"
 head -n 1 "$work/put"
+role=arn:aws:iam::111122223333:role/credbroker/shared
+show credbroker grant put payments-api/archive --role-arn $role --policy s3-read-only --param bucket=invoices >"$work/put"
+head -n 1 "$work/put"
 credbroker service create billing >/dev/null
-credbroker grant put billing/invoices --kind iam_user --policy s3-read-only --param bucket=invoices >/dev/null
-echo "so is its neighbour, billing"
+credbroker grant put billing/archive --role-arn $role --policy s3-read-only --param bucket=invoices >/dev/null
+echo "so is its neighbour, billing, on the same role"
 
 say "It proves itself with its token and gets credentials of its own"
 token() { credbroker service token create "$1" -o json 2>/dev/null >"$work/token"; field "$work/token" token; }
 printf '%s$ %s%s\n' "$dim" "credbroker issue invoices" "$plain"
 payments_token=$(token payments-api)
 CREDBROKER_TOKEN=$payments_token credbroker issue invoices -o env >"$work/payments"
-CREDBROKER_TOKEN=$(token billing) credbroker issue invoices -o env >"$work/billing"
+CREDBROKER_TOKEN=$payments_token credbroker issue archive -o env >"$work/session"
+CREDBROKER_TOKEN=$(token billing) credbroker issue archive -o env >"$work/billing"
 show credbroker grant list
 show credbroker lease list
 
@@ -108,11 +121,12 @@ say "Inside its scope AWS says yes, outside it no"
 as "$work/payments" show aws s3 cp s3://invoices/2026.txt -
 as "$work/payments" refused aws s3api get-object --bucket salaries --key 2026.txt -
 
-say "The key leaks: one command shuts the service out, and AWS shows it gone"
+say "The key leaks: one command shuts the service out, its live session too, and AWS refuses"
 show credbroker revoke payments-api --reason "key found in a public repository"
 
 say "The same credentials are dead, and its token is too; the neighbour notices nothing"
 as "$work/payments" refused aws s3api get-object --bucket invoices --key 2026.txt -
+as "$work/session" refused aws s3api get-object --bucket invoices --key 2026.txt -
 CREDBROKER_TOKEN=$payments_token refused credbroker issue invoices
 as "$work/billing" show aws s3 cp s3://invoices/2026.txt -
 
