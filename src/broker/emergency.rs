@@ -257,11 +257,12 @@ impl Broker {
     /// The emergency file cannot be read.
     pub async fn take_up_spool(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
-            *self.unrecorded.in_file.lock().await = true;
             let Some(event) = self.read_entry(&entry) else {
+                // It stays: whoever has the key that it is sealed with may yet read it.
                 tracing::error!("an entry of the emergency file is not the broker's: passed over");
                 continue;
             };
+            *self.unrecorded.in_file.lock().await = true;
             self.unrecorded.list().push(event);
         }
         if let Err(error) = self.fold_in().await {
