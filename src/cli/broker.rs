@@ -10,7 +10,7 @@ use clap::Args;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::failure::Failure;
+use super::{convert::http_url, failure::Failure};
 use crate::{
     config::Config,
     runtime::{
@@ -36,12 +36,6 @@ pub(super) struct Serve {
     /// The configuration file; deploy/credbroker.example.toml documents it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-}
-
-fn http_url(text: &str) -> Result<String, &'static str> {
-    let web = text.starts_with("http://") || text.starts_with("https://");
-    web.then(|| text.to_owned())
-        .ok_or("write it like http://127.0.0.1:4566")
 }
 
 impl Dev {
@@ -76,7 +70,7 @@ fn default_state_dir() -> Option<PathBuf> {
 }
 
 /// A plain level is the broker's own; its libraries are heard from `warn` on.
-fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
+pub(super) fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
     let directives = match level.parse::<Level>() {
         Ok(level) => format!("warn,credbroker={level}"),
         Err(_) => level.to_owned(),

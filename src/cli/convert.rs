@@ -23,3 +23,9 @@ pub(super) fn proto_time(time: Timestamp) -> ProtoTimestamp {
         nanos: time.subsec_nanosecond(),
     }
 }
+
+pub(super) fn http_url(text: &str) -> Result<String, &'static str> {
+    let web = text.starts_with("http://") || text.starts_with("https://");
+    web.then(|| text.to_owned())
+        .ok_or("write it like http://127.0.0.1:4566")
+}

@@ -76,7 +76,6 @@ impl Failure {
         Self::new(Exit::NotFound, what)
     }
 
-    #[cfg(feature = "server")]
     pub(super) fn unavailable(what: impl Into<String>) -> Self {
         Self::new(Exit::Unavailable, what)
     }

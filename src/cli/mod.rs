@@ -2,6 +2,7 @@
 
 mod admin_key;
 mod audit;
+mod break_glass;
 #[cfg(feature = "server")]
 mod broker;
 mod convert;
@@ -192,6 +193,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Issue(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
+        #[cfg(not(feature = "server"))]
+        Command::Revoke(command) if command.break_glass.is_asked_for() => {
+            Err(break_glass::refused())
+        }
+        #[cfg(feature = "server")]
+        Command::Revoke(command) if command.break_glass.is_asked_for() => {
+            command.break_glass(connection, &mut out).await
+        }
         Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lookup(command) => {
             let keys = command.keys()?;

@@ -1,8 +1,13 @@
 //! `credbroker revoke`: the kill switch.
 
 use clap::Args;
+use tonic::{
+    Status,
+    codegen::tokio_stream::{Stream, StreamExt},
+};
 
 use super::{
+    break_glass::BreakGlass,
     failure::Failure,
     output::{Format, Output},
     view::{Revocation, RevokedLease, RevokedSessions},
@@ -10,7 +15,7 @@ use super::{
 use crate::{
     client::Client,
     proto::{
-        StreamRevocationRequest,
+        RevocationProgress, StreamRevocationRequest,
         revocation_progress::{Done, What},
         stream_revocation_request::Target,
     },
@@ -20,56 +25,70 @@ use crate::{
 pub(super) struct Revoke {
     /// Which service, or SERVICE/GRANT for what was issued under one grant alone.
     #[arg(value_name = "SERVICE[/GRANT]")]
-    target: String,
+    pub(super) target: String,
     /// Why, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
+    #[command(flatten)]
+    pub(super) break_glass: BreakGlass,
 }
 
 impl Revoke {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let target = self.target;
-        let is_grant = target.contains('/');
-        let request = StreamRevocationRequest {
-            target: Some(if is_grant {
-                Target::Grant(target.clone())
-            } else {
-                Target::Service(target.clone())
-            }),
-            reason: self.reason,
-        };
-        let mut stream = client
+        let stream = client
             .revocation()
-            .stream_revocation(request)
-            .await?
-            .into_inner();
-        let mut revocation = Revocation::of(&target);
-        while let Some(progress) = stream.message().await? {
-            let Some(what) = progress.what else { continue };
-            if out.format() != Format::Json {
-                for line in lines(&target, &what) {
-                    out.line(&line)?;
-                }
-            }
-            let done = match &what {
-                What::Done(done) => Some(done.clone()),
-                _ => None,
-            };
-            revocation.add(what);
-            if let Some(done) = done {
-                return end(&target, &done, &revocation, out);
+            .stream_revocation(self.request())
+            .await?;
+        follow(&self.target, stream.into_inner(), "the broker goes on", out).await
+    }
+
+    pub(super) fn request(&self) -> StreamRevocationRequest {
+        let target = self.target.clone();
+        StreamRevocationRequest {
+            target: Some(if target.contains('/') {
+                Target::Grant(target)
+            } else {
+                Target::Service(target)
+            }),
+            reason: self.reason.clone(),
+        }
+    }
+}
+
+/// Tells what happens until it is done. `later` says who sees to what is still open then.
+pub(super) async fn follow(
+    target: &str,
+    mut stream: impl Stream<Item = Result<RevocationProgress, Status>> + Unpin,
+    later: &str,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let mut revocation = Revocation::of(target);
+    while let Some(progress) = stream.next().await {
+        let Some(what) = progress?.what else { continue };
+        if out.format() != Format::Json {
+            for line in lines(target, &what) {
+                out.line(&line)?;
             }
         }
-        Err(Failure::unavailable(format!(
-            "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
-        )))
+        let done = match &what {
+            What::Done(done) => Some(done.clone()),
+            _ => None,
+        };
+        revocation.add(what);
+        if let Some(done) = done {
+            return end(target, &done, &revocation, later, out);
+        }
     }
+    Err(Failure::unavailable(format!(
+        "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
+    )))
 }
 
 fn end(
     target: &str,
     done: &Done,
     revocation: &Revocation,
+    later: &str,
     out: &mut Output,
 ) -> Result<(), Failure> {
     if out.format() == Format::Json {
@@ -83,7 +102,7 @@ fn end(
     if !done.confirmed {
         let service = target.split('/').next().unwrap_or(target);
         eprintln!(
-            "warning: not everything is seen to be refused yet; the broker goes on, and `credbroker lease list --service {service} --state revoking` shows what is left"
+            "warning: not everything is seen to be refused yet; {later}, and `credbroker lease list --service {service} --state revoking` shows what is left"
         );
     }
     Ok(())

@@ -98,7 +98,12 @@ fn is_grpc(request: &Request<Body>) -> bool {
     kind.is_some_and(|kind| kind.starts_with("application/grpc"))
 }
 
-async fn let_in(broker: &Broker, origin: Origin, header: Option<&str>) -> Result<Caller, Error> {
+/// Proves who calls and consults the table; a refusal is recorded.
+pub(super) async fn let_in(
+    broker: &Broker,
+    origin: Origin,
+    header: Option<&str>,
+) -> Result<Caller, Error> {
     let login = token::authenticate(broker.store(), broker.now(), origin.clone(), header).await;
     let principal = match login {
         Ok(principal) => principal,

@@ -12,6 +12,7 @@ mod records;
 mod registry;
 mod revocation;
 pub mod status;
+pub mod within;
 
 use std::{future::Future, sync::Arc};
 

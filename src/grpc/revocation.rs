@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// What happens while something is revoked, as it happens; its end is the last.
+pub(super) type Happening = Pin<Box<dyn Stream<Item = Result<RevocationProgress, Status>> + Send>>;
+
 /// How many messages wait for a slow reader.
 const BUFFER: usize = 64;
 
@@ -71,8 +74,7 @@ impl RevocationService for Api {
         .await
     }
 
-    type StreamRevocationStream =
-        Pin<Box<dyn Stream<Item = Result<RevocationProgress, Status>> + Send>>;
+    type StreamRevocationStream = Happening;
 
     async fn stream_revocation(
         &self,
@@ -93,7 +95,7 @@ impl RevocationService for Api {
                 // A reader who has left needs no end.
                 let _ = sender.send(end).await;
             });
-            let stream: Self::StreamRevocationStream = Box::pin(ReceiverStream::new(receiver));
+            let stream: Happening = Box::pin(ReceiverStream::new(receiver));
             Ok(stream)
         })
         .await

@@ -24,7 +24,7 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, run, sealing_key,
+    Assembled, Aws, LogKeeping, StartError, assemble, aws, bind, file_error, run, sealing_key,
     tolerate_silence,
 };
 use crate::{
@@ -46,6 +46,12 @@ use crate::{
 /// Where the SDK's own chain names no region.
 const DEFAULT_REGION: &str = "us-east-1";
 
+/// The file of the key that seals.
+pub(super) const SEALING_KEY: &str = "seal.key";
+
+/// The file of the newest checkpoint.
+pub(super) const CHECKPOINT: &str = "checkpoint";
+
 /// An emulator takes what it is given, and AWS itself says when it is too much.
 const CALLS_PER_SECOND: u32 = 10_000;
 
@@ -66,18 +72,15 @@ pub struct DevOptions {
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
-    let region = chain_region().await.unwrap_or(DEFAULT_REGION.to_owned());
-    let partition = Partition::for_region(&region);
-    let settings = AwsSettings {
-        region: Some(region),
+    let aws = aws_of_chain(AwsSettings {
         endpoint_url: options.aws_endpoint_url,
         iam_calls_per_second: CALLS_PER_SECOND,
         sts_calls_per_second: CALLS_PER_SECOND,
         ..AwsSettings::default()
-    };
-    let aws = aws(&settings, partition).await;
+    });
+    let aws = aws.await;
     let custody = Custody {
-        sealing: Some(own_sealing_key(&dir.join("seal.key"))?),
+        sealing: Some(own_sealing_key(&dir.join(SEALING_KEY))?),
         rotate_every: None,
     };
     let store = dir.join("credbroker.db");
@@ -87,7 +90,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         ..Limits::default()
     };
     let log = LogKeeping {
-        anchor: Some(dir.join("checkpoint")),
+        anchor: Some(dir.join(CHECKPOINT)),
         keep: Duration::ZERO,
         witness: None,
     };
@@ -111,6 +114,14 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         println!("ready");
     })
     .await
+}
+
+/// AWS in the region that the standard AWS chain names.
+pub(super) async fn aws_of_chain(settings: AwsSettings) -> Aws {
+    let region = chain_region().await.unwrap_or(DEFAULT_REGION.to_owned());
+    let partition = Partition::for_region(&region);
+    let region = Some(region);
+    aws(&AwsSettings { region, ..settings }, partition).await
 }
 
 /// The sealing key of the directory, made at the first start.

@@ -1,6 +1,7 @@
 //! The composition root: builds the adapters, starts what runs, ends it in order.
 
 pub mod dev;
+pub mod offline;
 pub mod serve;
 
 use std::{
@@ -61,6 +62,12 @@ pub enum StartError {
     /// Its store does not open.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// A broker that runs has the store.
+    #[error("the broker is running: it has {0} open")]
+    Running(PathBuf),
+    /// There is no store where one must be.
+    #[error("there is no store {0}; name the file of the broker, such as credbroker.db")]
+    NoStore(PathBuf),
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -143,11 +150,13 @@ impl StartError {
     pub const fn problem(&self) -> StartProblem {
         match self {
             Self::Config(_)
+            | Self::NoStore(_)
             | Self::Tls(_)
             | Self::Sealing { .. }
             | Self::Sink { .. }
             | Self::Witness(_) => StartProblem::Told,
             Self::Store(OpenError::InUse(_))
+            | Self::Running(_)
             | Self::Account(_)
             | Self::Kms(AwsFailure {
                 class: FailureClass::Refused,
@@ -169,6 +178,7 @@ impl StartError {
                 Some(failure.next.clone())
             }
             Self::Broker(error) => Some(error.next()),
+            Self::Running(_) => Some("leave out --offline: it does this itself".to_owned()),
             _ => None,
         }
     }
@@ -345,10 +355,7 @@ async fn run(
     } = assembled;
     // From here on is counted.
     let router = http::router(&broker);
-    if let Err(error) = broker.lifecycle(Event::BrokerStarted).await {
-        // Whoever must be shut out still can be.
-        tracing::error!(%error, "nothing can be recorded: nothing is issued, revocation works");
-    }
+    begin(&broker).await;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
     let witnessed = Arc::clone(&broker);
@@ -361,9 +368,7 @@ async fn run(
     ready();
     listener::serve(listener, tls, router, stop).await;
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
-    if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
-        tracing::warn!("some operations did not end in time; the next start cleans up after them");
-    }
+    finish(&broker).await;
     let cut_off = upkeep.abort_handle();
     let kept_up = timeout(UPKEEP_LIMIT, upkeep).await;
     cut_off.abort();
@@ -372,15 +377,35 @@ async fn run(
     let _ = signing.await;
     // What is written from now on is streamed, and witnessed, after the next start.
     while feeding.join_next().await.is_some() {}
+    close(&broker, &store).await?;
+    match kept_up {
+        Ok(Ok(ended)) => Ok(ended?),
+        _ => Ok(()),
+    }
+}
+
+/// Counts from here on as started, in the log.
+async fn begin(broker: &Broker) {
+    if let Err(error) = broker.lifecycle(Event::BrokerStarted).await {
+        // Whoever must be shut out still can be.
+        tracing::error!(%error, "nothing can be recorded: nothing is issued, revocation works");
+    }
+}
+
+async fn finish(broker: &Broker) {
+    if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
+        tracing::warn!("some operations did not end in time; the next start cleans up after them");
+    }
+}
+
+/// The last record, its signature, the store.
+async fn close(broker: &Broker, store: &SqliteStore) -> Result<(), StartError> {
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
     }
     store.close().await;
-    match kept_up {
-        Ok(Ok(ended)) => Ok(ended?),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Streams the audit log to each sink, in a task of its own.

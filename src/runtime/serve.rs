@@ -29,24 +29,8 @@ use crate::{
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
     let sinks = sinks(&config.audit.sinks)?;
-    let witness = config.audit.witness.as_ref().map(witness).transpose()?;
-    let custody = custody(&config).await?;
-    let aws = aws(&settings(&config.aws), config.aws.partition).await;
-    let may_be_imported = custody.sealing.is_some();
-    let log = LogKeeping {
-        anchor: config.audit.checkpoint_file,
-        keep: config.audit.keep,
-        witness,
-    };
-    let assembled = assemble(
-        &config.store,
-        aws,
-        config.limits,
-        custody,
-        config.revocation,
-        log,
-    )
-    .await?;
+    let may_be_imported = config.admin_key.sealing_key_file.is_some();
+    let assembled = assembled(&config).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
@@ -59,6 +43,19 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         move || tracing::info!(%address, "serving"),
     )
     .await
+}
+
+/// The broker of a configuration, before it serves.
+pub(super) async fn assembled(config: &Config) -> Result<Assembled, StartError> {
+    let log = LogKeeping {
+        anchor: config.audit.checkpoint_file.clone(),
+        keep: config.audit.keep,
+        witness: config.audit.witness.as_ref().map(witness).transpose()?,
+    };
+    let custody = custody(config).await?;
+    let aws = aws(&settings(&config.aws), config.aws.partition).await;
+    let (limits, placements) = (config.limits, config.revocation.clone());
+    assemble(&config.store, aws, limits, custody, placements, log).await
 }
 
 fn sinks(configured: &[config::Sink]) -> Result<Vec<Arc<dyn Sink>>, StartError> {

@@ -1,5 +1,6 @@
 //! The kill switch: one service is shut out, live sessions included, and nobody else.
 
+mod offline;
 mod watch;
 
 use std::collections::BTreeMap;

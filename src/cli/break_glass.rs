@@ -1,0 +1,111 @@
+//! `credbroker revoke` while the broker is down.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "While the broker is down")]
+pub(super) struct BreakGlass {
+    /// Do it in this process, on the broker's store. Takes CREDBROKER_TOKEN as ever, and AWS
+    /// credentials of the standard chain unless the store keeps a key that can be opened.
+    #[arg(long, group = "break_glass")]
+    offline: bool,
+    /// Print a shell script of AWS CLI commands that an IAM administrator can do it with; it
+    /// reads the broker's store alone, and works beside a running broker as well.
+    #[arg(long, group = "break_glass", conflicts_with = "reason")]
+    print_aws_commands: bool,
+    /// The broker's store; in the directory of `dev` it is credbroker.db.
+    #[arg(long, value_name = "FILE", requires = "break_glass")]
+    state: Option<PathBuf>,
+    /// The configuration of `serve`: its store, AWS, sealing key and the rest.
+    #[arg(long, value_name = "FILE", requires = "break_glass")]
+    config: Option<PathBuf>,
+    /// Another endpoint for AWS, e.g. an emulator.
+    #[arg(
+        long = "aws-endpoint",
+        value_name = "URL",
+        value_parser = super::convert::http_url,
+        requires = "break_glass",
+        conflicts_with = "print_aws_commands"
+    )]
+    aws_endpoint_url: Option<String>,
+}
+
+impl BreakGlass {
+    pub(super) const fn is_asked_for(&self) -> bool {
+        self.offline || self.print_aws_commands
+    }
+}
+
+#[cfg(not(feature = "server"))]
+pub(super) fn refused() -> super::Failure {
+    super::Failure::usage("this program is the client alone, and this takes the broker's own code")
+        .next("use the `credbroker` that the broker is run with")
+}
+
+#[cfg(feature = "server")]
+mod with_store {
+    use super::BreakGlass;
+    use crate::{
+        cli::{
+            Connection,
+            broker::log_to_stderr,
+            failure::Failure,
+            output::Output,
+            revoke::{Revoke, follow},
+        },
+        config::Config,
+        runtime::{
+            StartError,
+            offline::{Offline, Whose},
+        },
+    };
+
+    /// Who sees to what is still open.
+    const LATER: &str = "the broker goes on once it runs again";
+
+    impl BreakGlass {
+        fn whose(&self) -> Result<Whose, Failure> {
+            match (&self.config, &self.state) {
+                (Some(path), state) => {
+                    let mut config = Config::load(path).map_err(StartError::from)?;
+                    if let Some(store) = state {
+                        config.store.clone_from(store);
+                    }
+                    if self.aws_endpoint_url.is_some() {
+                        config.aws.endpoint_url.clone_from(&self.aws_endpoint_url);
+                    }
+                    Ok(Whose::Configured(Box::new(config)))
+                }
+                (None, Some(store)) => Ok(Whose::Stored {
+                    store: store.clone(),
+                    aws_endpoint_url: self.aws_endpoint_url.clone(),
+                }),
+                (None, None) => Err(Failure::usage("it is not said where the broker's store is")
+                    .next("give --state FILE, or --config FILE of `serve`")),
+            }
+        }
+    }
+
+    impl Revoke {
+        pub(in crate::cli) async fn break_glass(
+            self,
+            connection: &Connection,
+            out: &mut Output,
+        ) -> Result<(), Failure> {
+            log_to_stderr("warn", false)?;
+            let whose = self.break_glass.whose()?;
+            let token = connection.token()?;
+            let offline = Offline::open(whose).await?;
+            let broker = offline.called_by(token);
+            let done = match broker.stream_revocation(self.request()).await {
+                Ok(stream) => follow(&self.target, stream, LATER, out).await,
+                Err(status) => Err(status.into()),
+            };
+            let closed = offline.close().await;
+            done?;
+            Ok(closed?)
+        }
+    }
+}

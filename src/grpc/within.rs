@@ -1,0 +1,51 @@
+//! Calls from within the process, for when nothing listens: proven and let in like any other.
+
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+use tonic::{Request, Status};
+
+use super::{Api, gate::let_in, revocation::Happening, status::status};
+use crate::{
+    broker::Broker,
+    domain::principal::Origin,
+    proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
+};
+
+/// A broker in this process, called by the bearer of a token.
+pub struct Within {
+    api: Api,
+    token: SecretString,
+}
+
+impl Within {
+    /// Nothing is asked of the broker yet.
+    #[must_use]
+    pub fn new(broker: &Arc<Broker>, token: SecretString) -> Self {
+        let api = Api {
+            broker: Arc::clone(broker),
+        };
+        Self { api, token }
+    }
+
+    /// `credbroker.v1.RevocationService/StreamRevocation`.
+    ///
+    /// # Errors
+    /// What the same call over a connection would be answered.
+    pub async fn stream_revocation(
+        &self,
+        message: StreamRevocationRequest,
+    ) -> Result<Happening, Status> {
+        let origin = Origin {
+            peer: None,
+            method: "credbroker.v1.RevocationService/StreamRevocation".to_owned(),
+        };
+        let header = SecretString::from(format!("Bearer {}", self.token.expose_secret()));
+        let let_in = let_in(&self.api.broker, origin, Some(header.expose_secret())).await;
+        let caller = let_in.map_err(|error| status(&error))?;
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(caller);
+        let answer = self.api.stream_revocation(request).await?;
+        Ok(answer.into_inner())
+    }
+}

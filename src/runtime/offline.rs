@@ -1,0 +1,122 @@
+//! The kill switch without a broker that runs: its store is opened, and the broker works in
+//! this process for as long as one revocation takes.
+
+use std::{path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{
+    Assembled, LogKeeping, StartError, assemble, begin, close,
+    dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
+    finish, sealing_key, serve,
+};
+use crate::{
+    aws::AwsSettings,
+    broker::Custody,
+    config::Config,
+    domain::{denial::Placements, service::Limits},
+    grpc::within::Within,
+    store::sqlite::OpenError,
+};
+
+/// Which broker it is that does not run.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// The one that `serve` starts with this configuration.
+    Configured(Box<Config>),
+    /// The one of this store. Its sealing key and checkpoint are used if they lie beside it
+    /// as `dev` has them.
+    Stored {
+        /// The SQLite file.
+        store: PathBuf,
+        /// Another endpoint for AWS.
+        aws_endpoint_url: Option<String>,
+    },
+}
+
+/// A broker that listens nowhere.
+pub struct Offline(Assembled);
+
+impl Offline {
+    /// Opens the store, which no broker may be using.
+    ///
+    /// # Errors
+    /// A broker runs, or would not start either; or there is no store.
+    pub async fn open(whose: Whose) -> Result<Self, StartError> {
+        let store = whose.store();
+        if !store.exists() {
+            return Err(StartError::NoStore(store.clone()));
+        }
+        let assembled = match whose {
+            Whose::Configured(config) => serve::assembled(&config).await,
+            Whose::Stored {
+                store,
+                aws_endpoint_url,
+            } => stored(store, aws_endpoint_url).await,
+        };
+        let assembled = assembled.map_err(|error| match error {
+            StartError::Store(OpenError::InUse(store)) => StartError::Running(store),
+            error => error,
+        })?;
+        begin(&assembled.broker).await;
+        Ok(Self(assembled))
+    }
+
+    /// The broker, as the bearer of `token` may call it.
+    #[must_use]
+    pub fn called_by(&self, token: SecretString) -> Within {
+        Within::new(&self.0.broker, token)
+    }
+
+    /// Ends it in good order.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn close(self) -> Result<(), StartError> {
+        let Assembled {
+            broker,
+            store,
+            stop,
+            ..
+        } = self.0;
+        stop.cancel();
+        finish(&broker).await;
+        close(&broker, &store).await
+    }
+}
+
+impl Whose {
+    const fn store(&self) -> &PathBuf {
+        match self {
+            Self::Configured(config) => &config.store,
+            Self::Stored { store, .. } => store,
+        }
+    }
+}
+
+async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assembled, StartError> {
+    let beside = |name| Some(store.with_file_name(name)).filter(|path| path.exists());
+    let sealing = beside(SEALING_KEY)
+        .as_deref()
+        .map(sealing_key)
+        .transpose()?;
+    let custody = Custody {
+        sealing,
+        rotate_every: None,
+    };
+    let log = LogKeeping {
+        anchor: beside(CHECKPOINT),
+        keep: Duration::ZERO,
+        witness: None,
+    };
+    let settings = AwsSettings {
+        endpoint_url,
+        ..AwsSettings::default()
+    };
+    let (aws, limits, placements) = (
+        aws_of_chain(settings).await,
+        Limits::default(),
+        Placements::default(),
+    );
+    assemble(&store, aws, limits, custody, placements, log).await
+}
