@@ -10,6 +10,7 @@ mod iam;
 mod keyring;
 pub mod kms;
 mod probe;
+pub mod script;
 mod setup;
 mod sts;
 

@@ -46,6 +46,8 @@ pub(super) fn refused() -> super::Failure {
 
 #[cfg(feature = "server")]
 mod with_store {
+    use serde_json::json;
+
     use super::BreakGlass;
     use crate::{
         cli::{
@@ -56,9 +58,10 @@ mod with_store {
             revoke::{Revoke, follow},
         },
         config::Config,
+        domain::name::Name,
         runtime::{
             StartError,
-            offline::{Offline, Whose},
+            offline::{Offline, Whose, script},
         },
     };
 
@@ -96,6 +99,9 @@ mod with_store {
         ) -> Result<(), Failure> {
             log_to_stderr("warn", false)?;
             let whose = self.break_glass.whose()?;
+            if self.break_glass.print_aws_commands {
+                return print_script(&self.target, &whose, out).await;
+            }
             let token = connection.token()?;
             let offline = Offline::open(whose).await?;
             let broker = offline.called_by(token);
@@ -107,5 +113,26 @@ mod with_store {
             done?;
             Ok(closed?)
         }
+    }
+
+    async fn print_script(target: &str, whose: &Whose, out: &mut Output) -> Result<(), Failure> {
+        let (service, grant) = match target.split_once('/') {
+            Some((service, grant)) => (service, Some(grant)),
+            None => (target, None),
+        };
+        let name = |text: &str| -> Result<Name, Failure> {
+            let parsed = text.parse();
+            parsed.map_err(|error| Failure::usage(format!("{text:?} is no name: {error}")))
+        };
+        let (service, grant) = (name(service)?, grant.map(name).transpose()?);
+        let script = script(whose, service, grant).await?.ok_or_else(|| {
+            let what = if target.contains('/') {
+                "grant"
+            } else {
+                "service"
+            };
+            Failure::not_found(format!("there is no {what} {target} in the store"))
+        })?;
+        Ok(out.entry(&json!({ "script": script }), script.trim_end())?)
     }
 }

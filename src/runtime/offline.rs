@@ -11,12 +11,17 @@ use super::{
     finish, sealing_key, serve,
 };
 use crate::{
-    aws::AwsSettings,
-    broker::Custody,
+    aws::{self, AwsSettings},
+    broker::{self, Custody, ports::Target},
     config::Config,
-    domain::{denial::Placements, service::Limits},
+    domain::{
+        clock::wall_time,
+        denial::Placements,
+        name::{GrantName, Name},
+        service::Limits,
+    },
     grpc::within::Within,
-    store::sqlite::OpenError,
+    store::sqlite::{self, OpenError},
 };
 
 /// Which broker it is that does not run.
@@ -43,10 +48,7 @@ impl Offline {
     /// # Errors
     /// A broker runs, or would not start either; or there is no store.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
-        let store = whose.store();
-        if !store.exists() {
-            return Err(StartError::NoStore(store.clone()));
-        }
+        existing(&whose)?;
         let assembled = match whose {
             Whose::Configured(config) => serve::assembled(&config).await,
             Whose::Stored {
@@ -82,6 +84,37 @@ impl Offline {
         stop.cancel();
         finish(&broker).await;
         close(&broker, &store).await
+    }
+}
+
+/// The script that does in AWS what revoking all of a service, or of one grant of it, would
+/// do; `None` for what the store does not know. The store is only read, so that a broker may
+/// be using it.
+///
+/// # Errors
+/// There is no store, or it cannot be read.
+pub async fn script(
+    whose: &Whose,
+    service: Name,
+    grant: Option<Name>,
+) -> Result<Option<String>, StartError> {
+    let store = existing(whose)?;
+    let target = match grant {
+        None => Target::Service(service),
+        Some(grant) => Target::Grant(GrantName { service, grant }),
+    };
+    let now = wall_time();
+    let held = sqlite::held(store, &target, now).await;
+    let held = held.map_err(broker::Error::from)?;
+    Ok(held.map(|held| aws::script::script(&target, &held, now)))
+}
+
+fn existing(whose: &Whose) -> Result<&PathBuf, StartError> {
+    let store = whose.store();
+    if store.exists() {
+        Ok(store)
+    } else {
+        Err(StartError::NoStore(store.clone()))
     }
 }
 

@@ -92,6 +92,11 @@ impl Neighbours {
 
     /// The names of the policies of denials at the role and at the broker's user.
     async fn policies(&self) -> Vec<String> {
+        self.inline("credbroker-denials-").await
+    }
+
+    /// The names of inline policies of both that begin so.
+    async fn inline(&self, beginning: &str) -> Vec<String> {
         let iam = self.world.account.root.iam();
         let role = self.role.rsplit('/').next().unwrap();
         let of_role = iam
@@ -107,8 +112,7 @@ impl Neighbours {
             .await
             .unwrap();
         let all = of_role.policy_names.into_iter().chain(of_user.policy_names);
-        all.filter(|name| name.starts_with("credbroker-denials-"))
-            .collect()
+        all.filter(|name| name.starts_with(beginning)).collect()
     }
 }
 

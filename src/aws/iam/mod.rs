@@ -39,7 +39,7 @@ pub(super) use every;
 /// Name of the inline policy that carries the grant's document.
 const GRANT_POLICY: &str = "credbroker-grant";
 /// Name of the inline policy that ends all access at once.
-const REVOKED_POLICY: &str = "credbroker-revoked";
+pub(super) const REVOKED_POLICY: &str = "credbroker-revoked";
 
 /// Whether AWS shows a user. Asked with GetUser: of other calls about a missing user AWS
 /// says that they are not allowed, since it has no path that a policy could match.

@@ -140,6 +140,17 @@ pub struct Revoked {
     pub denials: Vec<Denial>,
 }
 
+/// What a service or a grant holds, as a store tells that is only read.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The account that the broker's users are in; `None` before AWS has named it.
+    pub account: Option<AccountId>,
+    /// Each lease that has not ended.
+    pub leases: Vec<Lease>,
+    /// What it would take to deny their sessions.
+    pub denials: Vec<Denial>,
+}
+
 /// A lease, the revision that it replaces, and the record of why.
 #[derive(Clone, Debug)]
 pub struct LeaseChange {

@@ -70,14 +70,28 @@ pub(super) async fn ask(
     now: Timestamp,
 ) -> Result<Vec<Denial>, StoreError> {
     let mut asked = Vec::new();
-    for (holder, mut concerned) in Concerned::of(scope, leases, now) {
-        concerned.source_identity = bears_source_identity(tx, &holder, leases).await?;
+    for concerned in concerned(tx, scope, leases, now).await? {
         let standing = find(tx, &concerned.against).await?;
         let denial = Denial::ask(concerned, standing.as_ref(), now);
         put(tx, &denial).await?;
         asked.push(denial);
     }
     Ok(asked)
+}
+
+/// What is to be denied of these leases, at each role and user.
+pub(super) async fn concerned(
+    connection: &mut SqliteConnection,
+    scope: &Scope,
+    leases: &[Lease],
+    now: Timestamp,
+) -> Result<Vec<Concerned>, StoreError> {
+    let mut found = Vec::new();
+    for (holder, mut concerned) in Concerned::of(scope, leases, now) {
+        concerned.source_identity = bears_source_identity(connection, &holder, leases).await?;
+        found.push(concerned);
+    }
+    Ok(found)
 }
 
 /// Whether any of these leases' sessions at a holder bears the service's name as source

@@ -144,13 +144,12 @@ pub(super) async fn hindrance(
     Ok((count(&row, "live")? >= most).then_some(Begun::TooMany { next_end }))
 }
 
-/// Those of a service, or of one grant of it. A lease that cannot be read must not keep the
-/// others alive: it is passed over, and told.
-pub(super) async fn begin_revoking_all(
-    tx: &mut SqliteConnection,
+/// Those of a service, or of one grant of it, that have not ended. A lease that cannot be
+/// read must not keep the others alive: it is passed over, and told.
+pub(super) async fn live(
+    connection: &mut SqliteConnection,
     service: &Name,
     grant: Option<&Name>,
-    suspension: &Suspension,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
         "SELECT * FROM leases WHERE service = ?1 AND due_at IS NOT NULL AND (?2 IS NULL OR grant_name = ?2)
@@ -158,11 +157,22 @@ pub(super) async fn begin_revoking_all(
     )
     .bind(service.as_str())
     .bind(grant.map(Name::as_str))
-    .fetch_all(&mut *tx)
+    .fetch_all(connection)
     .await
     .map_err(store_error)?;
-    let mut revoking = Vec::with_capacity(rows.len());
-    for before in rows.iter().filter_map(readable) {
+    Ok(rows.iter().filter_map(readable).collect())
+}
+
+/// All of them.
+pub(super) async fn begin_revoking_all(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    grant: Option<&Name>,
+    suspension: &Suspension,
+) -> Result<Vec<Lease>, StoreError> {
+    let live = live(tx, service, grant).await?;
+    let mut revoking = Vec::with_capacity(live.len());
+    for before in live {
         let from = before.revision;
         let cause = Cause::Revoked(suspension.reason.clone().unwrap_or_default());
         let after = before

@@ -9,6 +9,7 @@ mod check;
 mod denials;
 mod deployment;
 mod grants;
+mod held;
 mod leases;
 mod log;
 mod open;
@@ -27,8 +28,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{SqliteConnection, SqlitePool};
 
-pub use self::open::OpenError;
 use self::writer::Writer;
+pub use self::{held::held, open::OpenError};
 use crate::{
     audit::tile::{Tile, Tiles},
     broker::ports::{

@@ -4,10 +4,12 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::process::Command;
 
 use super::Neighbours;
 use crate::harness::{
-    Run,
+    Account, Key, Run,
+    aws::REGION,
     broker::{aws_env, credbroker},
     emulator::emulator,
 };
@@ -25,6 +27,14 @@ impl Neighbours {
             .envs(aws_env(&self.world.account.admin))
             .env("CREDBROKER_TOKEN", token.unwrap_or_else(admins));
         Run::of(command, "").await
+    }
+
+    /// `revoke TARGET --print-aws-commands`: what it prints.
+    async fn script(&self, target: &str) -> String {
+        let store = self.world.broker.database();
+        let flags = ["--print-aws-commands", "--state", store.to_str().unwrap()];
+        let command = credbroker(&[&["revoke", target], &flags[..]].concat());
+        Run::of(command, "").await.ok().stdout
     }
 
     fn setting(&self, name: &str) -> &str {
@@ -192,4 +202,135 @@ async fn without_the_sealing_key_a_service_is_shut_out_and_what_is_sealed_stays(
         .broker
         .run_as(Some(&two.tokens["payments-api"]), &["issue", "work"]);
     refused.await.fails(4, &["is suspended"]);
+}
+
+/// Runs a script with the AWS CLI.
+async fn run(script: &str, key: &Key) -> Run {
+    let path = std::env::var("PATH").unwrap();
+    let mut shell = Command::new("sh");
+    shell
+        .env_clear()
+        .envs(aws_env(key))
+        .env("PATH", format!("{}:{path}", emulator().bin.display()))
+        .env("AWS_ENDPOINT_URL", &emulator().endpoint);
+    Run::of(shell, script).await
+}
+
+/// The commands that its last comment gives, as a script.
+fn commands_at_its_end(script: &str) -> String {
+    let commands = script.lines().filter_map(|line| line.strip_prefix("#   "));
+    let commands: Vec<&str> = commands.filter(|line| line.starts_with("aws ")).collect();
+    assert_eq!(commands.len(), 2, "{script}");
+    // Version 1 of the CLI does not read AWS_REGION by itself.
+    format!(
+        "set -eu\nexport AWS_DEFAULT_REGION={REGION}\n{}\n",
+        commands.join("\n")
+    )
+}
+
+/// Slow for its starts of the AWS CLI.
+#[tokio::test]
+async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_there() {
+    let mut two = Neighbours::new().await;
+    let (ours, theirs) = (two.hold("payments-api").await, two.hold("billing").await);
+    let beside = two.script("payments-api").await;
+    two.world.broker.kill().await;
+    let script = two.script("payments-api").await;
+    let body = |script: &str| script.lines().skip(3).collect::<Vec<_>>().join("\n");
+    assert_eq!(body(&beside), body(&script));
+
+    let root = &two.world.account.root;
+    let (first, second) = (run(&script, root).await, run(&script, root).await);
+    for done in [&first, &second] {
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""), "{done:#?}");
+    }
+    for (_, key) in &ours {
+        two.dead(key).await;
+    }
+    for (_, key) in &theirs {
+        assert!(two.works(key).await);
+    }
+    assert!(two.world.account.admin.works().await);
+    let users = two.world.account.issued_users().await;
+    assert_eq!(users.len(), 1, "{users:?}");
+
+    let two = two.start_again().await;
+    two.revoke("payments-api").await;
+    // AWS may not have known yet what was made a moment ago.
+    two.world.broker.let_time_pass().await;
+    let revoked = two.revoke("payments-api").await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    run(&commands_at_its_end(&script), &two.world.account.root)
+        .await
+        .ok();
+    assert_eq!(
+        two.inline("credbroker-emergency-").await,
+        Vec::<String>::new()
+    );
+    for (_, key) in &ours {
+        two.dead(key).await;
+    }
+    two.reinstate("payments-api").await;
+    for (_, key) in two.hold("payments-api").await.iter().chain(&theirs) {
+        assert!(two.works(key).await);
+    }
+}
+
+#[tokio::test]
+async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
+    let two = Neighbours::new().await;
+    let flags = ["--role-arn", &two.role];
+    let policy = two.world.narrow_policy();
+    two.world
+        .broker
+        .grant("payments-api/other", &flags, &policy)
+        .await;
+    let (_, ended) = two.issue("payments-api", "work").await;
+    let (_, other) = two.issue("payments-api", "other").await;
+    let script = two.script("payments-api/work").await;
+    run(&script, &two.world.account.root).await.ok();
+    two.dead(&ended).await;
+    assert!(two.works(&other).await);
+    assert_eq!(
+        two.inline("credbroker-emergency-").await,
+        ["credbroker-emergency-payments-api.work"]
+    );
+}
+
+#[tokio::test]
+async fn a_script_leaves_alone_what_is_in_another_account() {
+    let two = Neighbours::new().await;
+    let (_, key) = two.issue("payments-api", "work").await;
+    let script = two.script("payments-api").await;
+    let elsewhere = Account::empty();
+    let left = run(&script, &elsewhere.root).await;
+    let said = format!("left out: what is in account {}", two.world.account.id);
+    left.fails(1, &[&said, "not all of it is done"]);
+    assert!(two.works(&key).await);
+}
+
+#[tokio::test]
+async fn a_script_is_printed_for_what_the_store_knows() {
+    let two = Neighbours::new().await;
+    let store = two.world.broker.database();
+    let store = store.to_str().unwrap();
+    let print = async |args: &[&str]| {
+        let args = [&["revoke"], args, &["--print-aws-commands"]].concat();
+        Run::of(credbroker(&args), "").await
+    };
+    for unknown in ["unheard-of", "payments-api/unheard-of"] {
+        let refused = print(&[unknown, "--state", store]).await;
+        refused.fails(5, &["there is no", unknown]);
+    }
+    print(&["It's", "--state", store])
+        .await
+        .fails(2, &["is no name"]);
+    print(&["payments-api"])
+        .await
+        .fails(2, &["--state FILE", "--config FILE"]);
+    let printed = print(&["payments-api", "--state", store, "-o", "json"]).await;
+    let script = printed.ok().json()["script"].as_str().unwrap().to_owned();
+    assert!(script.contains("It holds nothing"), "{script}");
+    let nothing = run(&script, &two.world.account.root).await.ok();
+    assert_eq!(nothing.stdout, "done\n");
 }
