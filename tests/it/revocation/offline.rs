@@ -12,6 +12,7 @@ use crate::harness::{
     aws::REGION,
     broker::{aws_env, credbroker},
     emulator::emulator,
+    site::Site,
 };
 
 impl Neighbours {
@@ -162,6 +163,29 @@ async fn without_a_broker_as_with_one_only_responders_revoke() {
         log.iter()
             .any(|record| record["actor"] == json!("operator:vera"))
     );
+}
+
+#[tokio::test]
+async fn a_configuration_of_serve_tells_all_that_it_takes() {
+    let (account, site) = (Account::new().await, Site::sealed(|_| String::new()));
+    let mut serving = site.serving(&account.admin).await;
+    let token = site.payments_api().await;
+    let lease = site.assert_issues(&token).await;
+    serving.kill().await.unwrap();
+    let config = site.text("config.toml");
+    let flags = ["--offline", "--config", &config, "-o", "json"];
+    let mut command = credbroker(&[&["revoke", "payments-api"], &flags[..]].concat());
+    let (_, token_file) = site.env().pop().unwrap();
+    command
+        .envs(aws_env(&account.admin))
+        .env("CREDBROKER_TOKEN_FILE", token_file);
+    let revoked = Run::of(command, "").await.ok().json();
+    assert_eq!(revoked["leases"][0]["lease_id"], lease, "{revoked:#}");
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    assert_eq!(account.issued_users().await, Vec::<String>::new());
+    let _serving = site.serving(&account.admin).await;
+    let refused = site.run_as(&token, &["issue", "user"]).await;
+    refused.fails(4, &["is suspended"]);
 }
 
 #[tokio::test]
