@@ -188,13 +188,10 @@ async fn notify(
             Scope::Grant(grant) => What::Grant(format!("{}/{grant}", ended.service)),
             Scope::Lease(id) => What::LeaseId(id.to_string()),
         };
-        let left = sender.send(Ok(to_notice(what))).await.is_err();
-        if ended.scope == Scope::Service {
-            return Err(Error::Suspended(watch.service));
-        }
-        if left {
+        if sender.send(Ok(to_notice(what))).await.is_err() {
             return Ok(());
         }
+        still_admitted(broker, caller, &watch.service).await?;
     }
 }
 
