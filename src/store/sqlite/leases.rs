@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use sqlx::{
-    QueryBuilder, Sqlite, SqliteConnection, SqlitePool,
+    AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection, SqlitePool,
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
@@ -61,22 +63,48 @@ pub(super) async fn update(
     from: u64,
     lease: &Lease,
 ) -> Result<(), StoreError> {
-    let query = sqlx::query(
-        "UPDATE leases SET state = ?1, revision = ?2, due_at = ?3, access_key_id = ?4, issued_at = ?5,
-                           expires_at = ?6, cause = ?7, attempts = ?8, ended_at = ?9, request_id = ?10,
-                           replacing_until = ?11, made_by = ?12, left_to_issuer = ?13, failing_since = ?14,
-                           key_lost = ?15, asked_at = ?16
-         WHERE lease_id = ?17 AND revision = ?18
-           AND (?1 <> 'active' OR (access_key_id IS ?4 AND expires_at IS ?6)
-                OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))",
-    );
-    let done = bind_state(query, lease)
-        .bind(lease.binding.lease_id.as_str())
-        .bind(from.cast_signed())
-        .execute(&mut *tx)
-        .await
-        .map_err(store_error)?;
-    exactly_one(&done)
+    match update_all(tx, &[(from, lease)]).await?.len() {
+        1 => Ok(()),
+        _ => Err(StoreError::Conflict),
+    }
+}
+
+/// Leases that are replaced by one statement.
+const AT_ONCE: usize = 64;
+
+/// The same for many. Returns the ids of those that were replaced.
+pub(super) async fn update_all(
+    tx: &mut SqliteConnection,
+    leases: &[(u64, &Lease)],
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut replaced = BTreeSet::new();
+    for leases in leases.chunks(AT_ONCE) {
+        let rows = vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"; leases.len()];
+        let statement = format!(
+            "UPDATE leases SET state = column1, revision = column2, due_at = column3, access_key_id = column4,
+                               issued_at = column5, expires_at = column6, cause = column7, attempts = column8,
+                               ended_at = column9, request_id = column10, replacing_until = column11,
+                               made_by = column12, left_to_issuer = column13, failing_since = column14,
+                               key_lost = column15, asked_at = column16
+             FROM (VALUES {})
+             WHERE lease_id = column17 AND revision = column18
+               AND (column1 <> 'active' OR (access_key_id IS column4 AND expires_at IS column6)
+                    OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
+             RETURNING lease_id",
+            rows.join(", ")
+        );
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        for (from, lease) in leases {
+            query = bind_state(query, lease)
+                .bind(lease.binding.lease_id.as_str())
+                .bind(from.cast_signed());
+        }
+        let rows = query.fetch_all(&mut *tx).await.map_err(store_error)?;
+        for row in &rows {
+            replaced.insert(column(row, "lease_id")?);
+        }
+    }
+    Ok(replaced)
 }
 
 type LeaseQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -178,10 +206,16 @@ pub(super) async fn begin_revoking_all(
         let after = before
             .begin_revocation(cause, suspension.at)
             .map_err(|refused| inconsistent(TABLE, refused))?;
-        update(tx, from, &after).await?;
-        revoking.push(after);
+        revoking.push((from, after));
     }
-    Ok(revoking)
+    let changes: Vec<_> = revoking
+        .iter()
+        .map(|(from, after)| (*from, after))
+        .collect();
+    if update_all(tx, &changes).await?.len() < changes.len() {
+        return Err(StoreError::Conflict);
+    }
+    Ok(revoking.into_iter().map(|(_, after)| after).collect())
 }
 
 pub(super) async fn get(pool: &SqlitePool, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
@@ -406,7 +440,6 @@ fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::AssertSqlSafe;
     use tempfile::TempDir;
 
     use super::*;

@@ -501,14 +501,14 @@ impl Store for SqliteStore {
         let changes = changes.to_vec();
         let updating = self.writer.write(move |tx| {
             Box::pin(async move {
-                let mut done = Vec::with_capacity(changes.len());
-                for change in changes {
-                    match leases::update(tx, change.from, &change.lease).await {
-                        Ok(()) => done.push(change.audit),
-                        Err(StoreError::Conflict) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
+                let all: Vec<_> = changes.iter().map(|c| (c.from, &c.lease)).collect();
+                let replaced = leases::update_all(tx, &all).await?;
+                let is_done = |change: &LeaseChange| {
+                    let id = change.lease.binding.lease_id.as_str();
+                    replaced.contains(id)
+                };
+                let done = changes.into_iter().filter(is_done);
+                let done: Vec<_> = done.map(|change| change.audit).collect();
                 Ok((done.len(), done))
             })
         });
