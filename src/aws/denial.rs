@@ -1,9 +1,13 @@
 //! Denials of sessions: policies of roles and of the broker's own user.
 
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use aws_sdk_iam::operation::RequestId;
+use aws_sdk_iam::{operation::RequestId, types::AttachedPolicy};
 use jiff::SignedDuration;
 use percent_encoding::percent_decode_str;
 
@@ -16,7 +20,7 @@ use super::{
     probe, sts,
 };
 use crate::{
-    broker::ports::{AwsFailure, Denier, Entered, Found, Verdict},
+    broker::ports::{AwsFailure, Denier, Entered, Found, NO_REVOKER, Put, Verdict},
     domain::{
         arn::{AccountId, UserArn},
         credential::Credentials,
@@ -147,7 +151,7 @@ impl AwsAccount {
         account: &AccountId,
         holders: &BTreeSet<Holder>,
         document: &str,
-    ) -> Result<Option<String>, AwsFailure> {
+    ) -> Result<Put, AwsFailure> {
         let arn = self.managed_arn(account);
         let call = iam
             .client
@@ -157,15 +161,21 @@ impl AwsAccount {
             .description("Sessions that credbroker has revoked")
             .policy_document(document);
         let made = iam.ask(&on("iam:CreatePolicy", &arn), call.send()).await;
-        let request_id = match made {
+        let aws_request_id = match made {
             Ok(answer) => answer.request_id().map(ToOwned::to_owned),
             Err(failure) if failure.reason == EXISTS => new_version(iam, &arn, document).await?,
             Err(failure) => return Err(failure),
         };
+        let mut missed = BTreeMap::new();
         for holder in holders {
-            attach(iam, holder, &arn).await?;
+            if let Err(failure) = attach(iam, holder, &arn).await {
+                missed.insert(holder.clone(), failure);
+            }
         }
-        Ok(request_id)
+        Ok(Put {
+            aws_request_id,
+            missed,
+        })
     }
 
     async fn read_managed(
@@ -188,13 +198,27 @@ impl AwsAccount {
     }
 }
 
+/// Whether the policy is attached to this role or user.
+async fn is_attached(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<bool, AwsFailure> {
+    let attached = match holder {
+        Holder::Role(role) => every!(iam, on("iam:ListAttachedRolePolicies", role.as_str()),
+            iam.client.list_attached_role_policies().role_name(role.name()),
+            page => page.attached_policies.unwrap_or_default()),
+        Holder::User(user) => every!(iam, on("iam:ListAttachedUserPolicies", user.as_str()),
+            iam.client.list_attached_user_policies().user_name(user.name()),
+            page => page.attached_policies.unwrap_or_default()),
+    };
+    let is_it = |policy: &AttachedPolicy| policy.policy_arn.as_deref() == Some(arn);
+    Ok(attached.iter().any(is_it))
+}
+
 fn no_revoker(account: &AccountId) -> AwsFailure {
     let message =
         format!("no role is configured by which the policies of account {account} can be changed");
     AwsFailure {
         next: "name one in [[revocation.accounts]]; deploy/README.md tells how to make it"
             .to_owned(),
-        ..not_set_up("NO_REVOKER", message)
+        ..not_set_up(NO_REVOKER, message)
     }
 }
 
@@ -295,30 +319,45 @@ impl Denier for AwsAccount {
         place: &Place,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Option<String>, AwsFailure> {
+    ) -> Result<Put, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
         let json = document.map(Document::to_json);
-        match (place, json) {
-            (Place::Inline(holder), Some(json)) => self.put_inline(&iam, holder, &json).await,
-            (Place::Inline(holder), None) => self.remove_inline(&iam, holder).await,
+        let aws_request_id = match (place, json) {
+            (Place::Inline(holder), Some(json)) => self.put_inline(&iam, holder, &json).await?,
+            (Place::Inline(holder), None) => self.remove_inline(&iam, holder).await?,
             (Place::Managed(account), Some(json)) => {
-                self.put_managed(&iam, account, holders, &json).await
+                return self.put_managed(&iam, account, holders, &json).await;
             }
             (Place::Managed(account), None) => {
                 match new_version(&iam, &self.managed_arn(account), NOTHING).await {
-                    Err(failure) if failure.reason == MISSING => Ok(None),
-                    written => written,
+                    Err(failure) if failure.reason == MISSING => None,
+                    written => written?,
                 }
             }
-        }
+        };
+        Ok(Put {
+            aws_request_id,
+            ..Put::default()
+        })
     }
 
-    async fn read(&self, place: &Place) -> Result<Found, AwsFailure> {
+    async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
-        Ok(read(match place {
-            Place::Inline(holder) => self.read_inline(&iam, holder).await?,
-            Place::Managed(account) => self.read_managed(&iam, account).await?,
-        }))
+        let account = match place {
+            Place::Inline(holder) => return Ok(read(self.read_inline(&iam, holder).await?)),
+            Place::Managed(account) => account,
+        };
+        let found = read(self.read_managed(&iam, account).await?);
+        for holder in holders {
+            match is_attached(&iam, holder, &self.managed_arn(account)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(Found::Other),
+                // There is nothing left to attach it to.
+                Err(failure) if failure.reason == MISSING => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(found)
     }
 
     async fn canary(

@@ -18,7 +18,8 @@ use crate::{
     broker::{
         Broker, By, Error,
         end::told_as,
-        ports::{AwsFailure, LeaseChange, Page, StoreError},
+        on_conflict,
+        ports::{AwsFailure, LeaseChange, Page, Put, StoreError},
         revoke::Progress,
         trial::Trial,
     },
@@ -63,8 +64,11 @@ pub(super) struct Denying {
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) at: Option<Instant>,
+    holders: BTreeSet<Holder>,
     document: Option<Document>,
-    pub(super) aws_request_id: Option<String>,
+    pub(super) put: Put,
+    /// An earlier configuration has left nothing there.
+    pub(super) emptied: bool,
 }
 
 impl Denying {
@@ -134,9 +138,14 @@ impl Broker {
     ) -> Result<Denied, Error> {
         self.account_is_ours().await?;
         let (denial, trial) = self.prepare_trial(denial).await?;
+        let denial = self.made_ready(denial).await?;
         let standing = match self.write_denial(&denial, Instant::now()).await {
             Ok(standing) => standing,
-            Err(error) => return self.postpone_denial(denial, error).await,
+            Err(error) => {
+                // It may have been made broader before it came to nothing.
+                let standing = self.stands_for(&denial).await?;
+                return self.postpone_denial(standing, error).await;
+            }
         };
         tell(progress, || Progress::Written(standing.denial.clone()));
         let proven = match trial {
@@ -156,24 +165,31 @@ impl Broker {
         }
     }
 
+    /// From now on whoever writes the policy that it belongs into writes it, too.
+    async fn made_ready(&self, denial: Denial) -> Result<Denial, Error> {
+        let ready = denial.ready();
+        let put = std::slice::from_ref(&ready);
+        let changed = self.store().change_denials(put, &[], Vec::new()).await;
+        on_conflict(changed, || Error::Conflict(subject(&denial)))?;
+        Ok(ready)
+    }
+
     /// Writes the policy that a denial belongs into, unless that was done since.
     async fn write_denial(&self, denial: &Denial, since: Instant) -> Result<Standing, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
         let slot = self.denying.place(&place);
         let mut written = slot.lock().await;
         let (denials, document, notice) = self.write_place(&place, &mut written, since).await?;
-        let stands = |against: &Against| denials.iter().find(|denial| denial.against == *against);
-        let whole = Against {
-            scope: Scope::Service,
-            ..denial.against.clone()
-        };
-        let standing = stands(&denial.against).or_else(|| stands(&whole));
+        if let Some(failure) = written.put.missed.get(&denial.against.holder) {
+            return Err(failure.clone().into());
+        }
+        let standing = stands_in(&denials, denial);
         let standing = standing.ok_or_else(|| Error::Conflict(subject(denial)))?;
         let size = document.as_ref().map_or(0, Document::size);
         let audit = self
             .event(By::Broker, Event::DenialWritten)
             .denial(denial)
-            .aws_request(written.aws_request_id.as_deref())
+            .aws_request(written.put.aws_request_id.as_deref())
             .detail(&format!(
                 "sessions issued before {:.0}; {size} of {} characters",
                 standing.issued_before,
@@ -200,11 +216,14 @@ impl Broker {
         loop {
             let (denials, document, broader) = self.fit(place, room).await?;
             widened = broader.or(widened);
-            let is_there = written.at.is_some_and(|at| at >= since) && written.document == document;
+            let holders = holders(&denials);
+            let is_there = written.at.is_some_and(|at| at >= since)
+                && written.document == document
+                && written.holders == holders;
             if is_there {
                 return Ok((denials, document, widened));
             }
-            match self.write_policy(place, &denials, document.as_ref()).await {
+            match self.write_policy(place, &holders, document.as_ref()).await {
                 // Other policies of the role take room as well.
                 Err(failure) if failure.reason == "AWS_QUOTA" && document.is_some() => {
                     room = document
@@ -216,11 +235,13 @@ impl Broker {
                     written.at = None;
                     return Err(failure.into());
                 }
-                Ok(aws_request_id) => {
+                Ok(put) => {
                     *written = Written {
                         at: Some(Instant::now()),
+                        holders,
                         document: document.clone(),
-                        aws_request_id,
+                        put,
+                        emptied: false,
                     };
                     return Ok((denials, document, widened));
                 }
@@ -231,15 +252,11 @@ impl Broker {
     async fn write_policy(
         &self,
         place: &Place,
-        denials: &[Denial],
+        holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Option<String>, AwsFailure> {
-        let holders: BTreeSet<Holder> = denials
-            .iter()
-            .map(|denial| denial.against.holder.clone())
-            .collect();
+    ) -> Result<Put, AwsFailure> {
         self.enter(place).await?;
-        let writing = self.parts.denier.write(place, &holders, document);
+        let writing = self.parts.denier.write(place, holders, document);
         let written = timeout(WRITE_LIMIT, writing).await;
         written.unwrap_or_else(|_| Err(AwsFailure::no_answer(WRITE_LIMIT)))
     }
@@ -291,6 +308,15 @@ impl Broker {
         }
     }
 
+    /// The denial itself, or the broader one that it has become.
+    async fn stands_for(&self, denial: &Denial) -> Result<Denial, Error> {
+        let place = self.parts.placements.of(&denial.against.holder);
+        let denials = self.denials_at(&place).await?;
+        let broader = stands_in(&denials, denial);
+        let broader = broader.filter(|broader| broader.against != denial.against);
+        Ok(broader.unwrap_or(denial).clone())
+    }
+
     /// What is to stand at a place.
     async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
         let now = self.now();
@@ -298,7 +324,8 @@ impl Broker {
         let unrecorded = self.denying.unrecorded().clone();
         denials.extend(unrecorded);
         let stands = |denial: &Denial| {
-            !denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
+            let is_written = denial.denied_before.is_some() && !denial.is_over(now);
+            is_written && self.parts.placements.of(&denial.against.holder) == *place
         };
         denials.retain(stands);
         Ok(denials)
@@ -317,9 +344,18 @@ impl Broker {
             .refused_after(after)
             .detail(said);
         let put = [confirmed.clone()];
-        self.change(&denial, &put, audit).await?;
+        let denial = match self.change(&denial, &put, audit).await {
+            Ok(()) => confirmed,
+            // One that several have become is seen to hold by each of them.
+            Err(conflict) => {
+                let place = self.parts.placements.of(&denial.against.holder);
+                let denials = self.denials_at(&place).await?;
+                let seen = stands_in(&denials, &denial).filter(|seen| seen.is_refused());
+                seen.ok_or(conflict)?.clone()
+            }
+        };
         Ok(Denied {
-            denial: confirmed,
+            denial,
             refused_after_seconds: Some(after.as_secs_f64()),
             notice,
         })
@@ -393,12 +429,13 @@ impl Broker {
         audit: AuditEvent,
     ) -> Result<(), Error> {
         let changed = self.store().change_denials(put, &[], vec![audit]).await;
-        crate::broker::on_conflict(changed, || Error::Conflict(subject(denial)))
+        on_conflict(changed, || Error::Conflict(subject(denial)))
     }
 
     /// Writes denials that the store could not take; nothing of it is recorded, and nothing
     /// tried: that follows when the store works again.
     pub(super) async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
+        let denials: Vec<Denial> = denials.iter().map(Denial::ready).collect();
         self.denying.unrecorded().extend(denials.clone());
         let mut done = Vec::new();
         for denial in denials {
@@ -428,8 +465,23 @@ pub(super) fn tell(progress: Option<&UnboundedSender<Progress>>, what: impl FnOn
     }
 }
 
+pub(super) fn holders(denials: &[Denial]) -> BTreeSet<Holder> {
+    let holder = |denial: &Denial| denial.against.holder.clone();
+    denials.iter().map(holder).collect()
+}
+
 fn subject(denial: &Denial) -> Subject {
     Subject::Service(denial.against.service.clone())
+}
+
+/// What stands for a denial: itself, or that of its service as a whole.
+fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
+    let stands = |against: &Against| denials.iter().find(|denial| denial.against == *against);
+    let whole = Against {
+        scope: Scope::Service,
+        ..denial.against.clone()
+    };
+    stands(&denial.against).or_else(|| stands(&whole))
 }
 
 fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {

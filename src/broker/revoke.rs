@@ -218,7 +218,10 @@ impl Broker {
         let (denials, receipt) = on_conflict(written, conflict)?;
         self.tell_ended(&service, Scope::Lease(id));
         let denials = self.deny(denials, None).await;
-        Ok((as_denied(revoking, denials.first(), self.now()), receipt))
+        let mut revoked = as_denied(revoking, denials.first(), self.now());
+        let broader = denials.into_iter().find_map(|denied| denied.notice);
+        revoked.notice = revoked.notice.or(broader);
+        Ok((revoked, receipt))
     }
 
     /// Leases as they stand after the denial of their sessions.

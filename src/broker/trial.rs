@@ -32,6 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long AWS may take to enforce a denial before that is left to the background.
 const PROOF_LIMIT: Duration = Duration::from_secs(30);
+/// How long a session to try a denial by waits for those that stand.
+const LONGEST_WAIT: Duration = Duration::from_secs(7);
 /// How often the probe is tried before the denial.
 const TRIES: u32 = 3;
 
@@ -69,6 +71,7 @@ impl Broker {
             self.canary_binding(&denial, &grant),
             grant.spec.probe.unwrap_or_default(),
         );
+        self.wait_out_denials(&denial).await?;
         let audit = self
             .event(By::Broker, Event::CanaryRequested)
             .denial(&denial)
@@ -101,6 +104,22 @@ impl Broker {
             issued,
         };
         Ok((reaching, self.try_before(trial).await))
+    }
+
+    /// Waits until none that stands would meet a session made now: it could show nothing.
+    async fn wait_out_denials(&self, denial: &Denial) -> Result<(), Error> {
+        let against = &denial.against;
+        let place = self.parts.placements.of(&against.holder);
+        let standing = self.store().denials_of(&against.service).await?;
+        let meeting = standing.iter().filter(|standing| {
+            self.parts.placements.of(&standing.against.holder) == place
+                && standing.meets_trial_of(denial)
+        });
+        let until = meeting.filter_map(|standing| standing.denied_before).max();
+        let wait = until.map(|until| until.duration_since(self.now()));
+        let wait = wait.and_then(|wait| Duration::try_from(wait).ok());
+        sleep(wait.unwrap_or_default().min(LONGEST_WAIT)).await;
+        Ok(())
     }
 
     fn kept_trial(&self, denial: &Denial) -> Option<Trial> {

@@ -2,7 +2,7 @@
 //! somebody has changed is written anew.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -12,10 +12,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{Found, StoreError},
+        deny::{Written, holders},
+        ports::{Found, NO_REVOKER, StoreError},
     },
     domain::{
-        audit::Event,
+        audit::{AuditEvent, Event},
         denial::{Denial, Place},
     },
 };
@@ -71,12 +72,30 @@ impl Broker {
         let due = self.store().denials_due(now, AT_ONCE).await?;
         let (over, open): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.is_over(now));
         self.begin_denials(open);
-        let places: BTreeSet<Place> = over
-            .iter()
-            .map(|denial| self.parts.placements.of(&denial.against.holder))
-            .collect();
-        for place in places {
-            self.lift(&place).await?;
+        let mut places: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
+        for denial in over {
+            let place = self.parts.placements.of(&denial.against.holder);
+            places.entry(place).or_default().push(denial);
+        }
+        for (place, over) in places {
+            if let Err(error) = self.lift(&place).await {
+                tracing::warn!(%place, %error, "what is over there is lifted later");
+                self.put_off(&over).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves these alone for a while, so that others come to their turn.
+    async fn put_off(&self, over: &[Denial]) -> Result<(), StoreError> {
+        for denial in over {
+            let later = denial.claim(self.now());
+            let put = std::slice::from_ref(&later);
+            match self.store().change_denials(put, &[], Vec::new()).await {
+                // Lifted, or revoked once more.
+                Err(StoreError::Conflict) => {}
+                put => put?,
+            }
         }
         Ok(())
     }
@@ -101,12 +120,21 @@ impl Broker {
         let slot = self.denying.place(place);
         let mut written = slot.lock().await;
         let now = self.now();
-        let mut over = self.store().denials().await?;
-        over.retain(|denial| {
-            denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
-        });
-        self.write_place(place, &mut written, Instant::now())
-            .await?;
+        let all = self.store().denials().await?;
+        let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
+        over.retain(|denial| self.parts.placements.of(&denial.against.holder) == *place);
+        match self.write_place(place, &mut written, Instant::now()).await {
+            // Nobody had a way in, and nothing was seen to hold there.
+            Err(Error::Aws(failure))
+                if failure.reason == NO_REVOKER && over.iter().all(|d| !d.is_refused()) => {}
+            written => {
+                written?;
+                let live = self.others(&live);
+                for other in self.others(&over).difference(&live) {
+                    self.empty(other).await?;
+                }
+            }
+        }
         for denial in over {
             let audit = self.event(By::Broker, Event::DenialLifted).denial(&denial);
             let remove = std::slice::from_ref(&denial);
@@ -146,27 +174,67 @@ impl Broker {
         let now = self.now();
         let mut denials = self.store().denials().await?;
         denials.retain(|denial| !denial.is_over(now));
-        let places: BTreeSet<Place> = denials
-            .iter()
-            .map(|denial| self.parts.placements.of(&denial.against.holder))
-            .collect();
-        for place in places {
-            if let Err(error) = self.repair(&place).await {
+        let mut unsure = BTreeSet::new();
+        for place in self.places(&denials) {
+            let stands = self.repair(&place).await;
+            if let Err(error) = &stands {
                 tracing::warn!(%place, %error, "the denials there could not be looked at");
+            }
+            if !matches!(stands, Ok(true)) {
+                unsure.insert(place.account().clone());
+            }
+        }
+        // What stands at the one placement is not wanted at the other.
+        denials.retain(|denial| !unsure.contains(denial.against.holder.account()));
+        for other in self.others(&denials) {
+            if let Err(error) = self.empty(&other).await {
+                tracing::warn!(place = %other, %error, "what was denied there could not be looked at");
             }
         }
         Ok(())
     }
 
-    async fn repair(&self, place: &Place) -> Result<(), Error> {
+    fn places(&self, denials: &[Denial]) -> BTreeSet<Place> {
+        let place = |denial: &Denial| self.parts.placements.of(&denial.against.holder);
+        denials.iter().map(place).collect()
+    }
+
+    /// Where an earlier configuration may have written these.
+    fn others(&self, denials: &[Denial]) -> BTreeSet<Place> {
+        let other = |denial: &Denial| self.parts.placements.other(&denial.against.holder);
+        denials.iter().map(other).collect()
+    }
+
+    /// Takes away what an earlier configuration has left at a place, once in a run.
+    async fn empty(&self, place: &Place) -> Result<(), Error> {
+        let slot = self.denying.place(place);
+        let mut written = slot.lock().await;
+        if written.emptied {
+            return Ok(());
+        }
+        self.enter(place).await?;
+        let nobody = BTreeSet::new();
+        if self.parts.denier.read(place, &nobody).await? != Found::Nothing {
+            self.write_place(place, &mut written, Instant::now())
+                .await?;
+            let audit = self.repaired(place, &written);
+            let audit = audit.detail(&format!("{place}: the configuration names another place"));
+            self.store().record(audit).await?;
+        }
+        written.emptied = true;
+        Ok(())
+    }
+
+    /// Returns whether what is to stand there does.
+    async fn repair(&self, place: &Place) -> Result<bool, Error> {
         let slot = self.denying.place(place);
         let mut written = slot.lock().await;
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
-            return Ok(());
+            return Ok(written.put.missed.is_empty());
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
         self.enter(place).await?;
-        let found = self.parts.denier.read(place).await?;
+        let found = self.parts.denier.read(place, &holders(&denials)).await?;
         let is_there = match (&found, &wanted) {
             (Found::Nothing, None) => true,
             (Found::Policy(found), Some(wanted)) => found == wanted,
@@ -174,20 +242,25 @@ impl Broker {
         };
         // One that was never written is not somebody's doing.
         if is_there || denials.iter().all(|denial| !denial.is_refused()) {
-            return Ok(());
+            return Ok(is_there);
         }
         self.write_place(place, &mut written, Instant::now())
             .await?;
+        if let Some(failure) = written.put.missed.values().next() {
+            return Err(failure.clone().into());
+        }
         tracing::warn!(%place, "somebody has changed the denials there: written anew");
-        let audit = self
-            .event(By::Broker, Event::DenialRepaired)
-            .aws_request(written.aws_request_id.as_deref())
-            .detail(&place.to_string());
-        let audit = match place {
+        let audit = self.repaired(place, &written).detail(&place.to_string());
+        self.store().record(audit).await?;
+        Ok(true)
+    }
+
+    fn repaired(&self, place: &Place, written: &Written) -> AuditEvent {
+        let audit = self.event(By::Broker, Event::DenialRepaired);
+        let audit = audit.aws_request(written.put.aws_request_id.as_deref());
+        match place {
             Place::Inline(holder) => audit.holder(holder),
             Place::Managed(_) => audit,
-        };
-        self.store().record(audit).await?;
-        Ok(())
+        }
     }
 }

@@ -149,7 +149,7 @@ async fn make_table(dynamodb: &aws_sdk_dynamodb::Client, name: &str) {
 /// The code of AWS's refusal, or that it let the call through.
 pub(crate) type Answer = Result<(), String>;
 
-fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
+pub(crate) fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
     result: Result<T, E>,
 ) -> Answer {
     result.map(drop).map_err(|error| {

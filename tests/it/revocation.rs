@@ -1,16 +1,31 @@
 //! The kill switch: one service is shut out, live sessions included, and nobody else.
 
+mod crowd;
+mod hands;
 mod offline;
+mod placements;
+mod scale;
+mod sizes;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
-    enforcement::{World, get, read, refused, send},
-    harness::{Key, aws::ADMIN_USER},
+    enforcement::{World, assert_each_fails_unenforced, get, read, refused, send},
+    harness::{Account, Key, aws::ADMIN_USER, emulator::enforces},
 };
+
+/// The tests below whose point is a refusal by AWS.
+const REFUSALS: [&str; 4] = [
+    "revoking_one_service_ends_all_it_holds_and_leaves_its_neighbour_working",
+    "a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead",
+    "revoking_a_grant_ends_what_was_issued_under_it_alone",
+    "hands::a_denial_that_somebody_has_changed_is_written_anew",
+];
 
 /// Two services that share a role, each with a session on it, a federation session and a
 /// user.
@@ -66,10 +81,12 @@ impl Neighbours {
     }
 
     async fn revoke(&self, target: &str) -> Value {
-        self.world
-            .broker
-            .json(&["revoke", target, "--reason", "leaked"])
-            .await
+        let args = ["revoke", target, "--reason", "leaked"];
+        let revoking = self.world.broker.json(&args);
+        // Where nothing is enforced the broker waits in vain.
+        let limit = Duration::from_secs(if enforces() { 30 } else { 5 });
+        let revoked = timeout(limit, revoking).await;
+        revoked.expect("REFUSAL EXPECTED: AWS is seen to refuse")
     }
 
     async fn reinstate(&self, service: &str) {
@@ -114,6 +131,51 @@ impl Neighbours {
         let all = of_role.policy_names.into_iter().chain(of_user.policy_names);
         all.filter(|name| name.starts_with(beginning)).collect()
     }
+}
+
+/// The policy of denials on a role: its name and what it says.
+async fn denials_of_role(account: &Account, role: &str) -> Option<(String, Value)> {
+    let (iam, role) = (account.root.iam(), role.rsplit('/').next().unwrap());
+    let names = iam.list_role_policies().role_name(role).send().await;
+    let name = ours(names.unwrap().policy_names)?;
+    let policy = iam.get_role_policy().role_name(role).policy_name(&name);
+    let policy = policy.send().await.ok()?.policy_document;
+    Some((name, decoded(&policy)))
+}
+
+/// The same on the broker's user.
+async fn denials_of_user(account: &Account) -> Option<(String, Value)> {
+    let iam = account.root.iam();
+    let names = iam.list_user_policies().user_name(ADMIN_USER).send().await;
+    let name = ours(names.unwrap().policy_names)?;
+    let policy = iam.get_user_policy().user_name(ADMIN_USER);
+    let policy = policy.policy_name(&name).send().await.ok()?;
+    Some((name, decoded(&policy.policy_document)))
+}
+
+/// A deployment is ten hexadecimal digits.
+fn ours(names: Vec<String>) -> Option<String> {
+    let ours = |name: &String| {
+        let deployment = name.strip_prefix("credbroker-denials-");
+        deployment.is_some_and(|id| id.len() == 10 && id.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    names.into_iter().find(ours)
+}
+
+fn decoded(document: &str) -> Value {
+    let text = percent_decode_str(document).decode_utf8().unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// As AWS counts: without white space.
+fn size(document: &Value) -> usize {
+    document.to_string().len()
+}
+
+#[tokio::test]
+async fn without_enforcement_every_test_of_a_refusal_fails() {
+    let refusals = REFUSALS.map(|name| format!("revocation::{name}"));
+    assert_each_fails_unenforced(&refusals).await;
 }
 
 #[tokio::test]
@@ -212,6 +274,21 @@ async fn revoking_a_grant_ends_what_was_issued_under_it_alone() {
     let (_, next) = two.issue("payments-api", "work").await;
     assert!(two.works(&next).await);
     two.dead(&ended).await;
+}
+
+#[tokio::test]
+async fn what_is_revoked_twice_or_first_in_part_is_seen_to_be_refused_each_time() {
+    let two = Neighbours::new().await;
+    let held = two.hold("payments-api").await;
+    for target in ["payments-api/work", "payments-api", "payments-api"] {
+        let revoked = two.revoke(target).await;
+        assert_eq!(revoked["confirmed"], true, "{target}: {revoked:#}");
+    }
+    for (_, key) in &held {
+        two.dead(key).await;
+    }
+    let late = "SELECT count(*) FROM audit WHERE event = 'denial.postponed'";
+    assert_eq!(two.world.broker.count(late).await, 0);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! What the use cases need of AWS.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -214,6 +217,9 @@ pub trait Inventory: Send + Sync {
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
 }
 
+/// Why an account cannot be entered: no role is configured for it.
+pub const NO_REVOKER: &str = "NO_REVOKER";
+
 /// Denies sessions in AWS, and sees whether AWS refuses them.
 ///
 /// Every call is bounded in time, and goes before all that makes credentials.
@@ -225,17 +231,16 @@ pub trait Denier: Send + Sync {
     /// of the role there, which is returned when it is a new one.
     async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure>;
     /// Puts this policy of denials in the place of the last, attached to each of `holders`
-    /// where it is a managed one; removes it for `None`. Safe to repeat. Returns AWS's id of
-    /// the request.
+    /// where it is a managed one; removes it for `None`. Safe to repeat.
     async fn write(
         &self,
         place: &Place,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Option<String>, AwsFailure>;
-    /// The policy of denials as AWS has it; one that is no policy of ours is
-    /// [`Found::Other`].
-    async fn read(&self, place: &Place) -> Result<Found, AwsFailure>;
+    ) -> Result<Put, AwsFailure>;
+    /// The policy of denials as AWS has it; one that is no policy of ours, or that is not
+    /// attached to each of `holders`, is [`Found::Other`].
+    async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure>;
     /// Makes a session of a grant, named and tagged as `binding` says, that may do nothing
     /// but the probe, and lives for a quarter of an hour.
     async fn canary(
@@ -267,6 +272,15 @@ pub struct Entered {
     pub access_key_id: String,
     /// AWS's id of the request.
     pub aws_request_id: Option<String>,
+}
+
+/// A policy of denials that was written.
+#[derive(Debug, Default)]
+pub struct Put {
+    /// AWS's id of the request.
+    pub aws_request_id: Option<String>,
+    /// What AWS would not attach it to, and why.
+    pub missed: BTreeMap<Holder, AwsFailure>,
 }
 
 /// What AWS has for a policy of denials.

@@ -38,7 +38,10 @@ pub fn document<'a>(
     let denials: Vec<&Denial> = denials.into_iter().collect();
     let mut families: BTreeMap<Family, Vec<Clause>> = BTreeMap::new();
     for denial in denials.iter().filter(|denial| !is_within(denial, &denials)) {
-        for (family, clause) in clauses(denial) {
+        let Some(earliest) = denial.denied_before else {
+            continue;
+        };
+        for (family, clause) in clauses(denial, earliest) {
             families.entry(family).or_default().push(clause);
         }
     }
@@ -62,14 +65,14 @@ fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
             other.against.scope == Scope::Service
                 && other.against.service == *service
                 && other.against.holder == denial.against.holder
-                && other.issued_before >= denial.issued_before
+                && other.denied_before >= denial.denied_before
         })
 }
 
-fn clauses(denial: &Denial) -> Vec<(Family, Clause)> {
+fn clauses(denial: &Denial, earliest: Timestamp) -> Vec<(Family, Clause)> {
     let clause = |value| Clause {
         value,
-        earliest: denial.issued_before,
+        earliest,
         latest: denial.latest,
     };
     let sessions = denial.sessions();
@@ -157,9 +160,11 @@ fn one_service_as_a_whole(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial
         if let (DenialState::Refused { .. }, DenialState::Open(_)) = (&whole.state, &denial.state) {
             whole.state = denial.state.clone();
             whole.due_at = denial.due_at;
-            whole.asked_at = denial.asked_at;
         }
+        // What it covers was asked for by then.
+        whole.asked_at = whole.asked_at.max(denial.asked_at);
     }
+    whole.denied_before = Some(whole.issued_before);
     if standing.is_none_or(|standing| standing.latest.is_some()) {
         whole.latest = Some(whole.issued_before);
     }
@@ -175,6 +180,7 @@ fn one_moment(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
         .filter(earlier)
         .map(|denial| Denial {
             issued_before: last,
+            denied_before: Some(last),
             latest: Some(last),
             ..denial.next()
         })

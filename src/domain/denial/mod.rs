@@ -183,8 +183,12 @@ pub struct Denial {
     pub source_identity: bool,
     /// When somebody asked for it.
     pub asked_at: Timestamp,
-    /// Sessions that were issued before this are denied.
+    /// Sessions that were issued before this are to be denied.
     pub issued_before: Timestamp,
+    /// Before which issue AWS is to deny them now. While the session by which it is tried
+    /// is made, that is what has stood so far, so that nobody else's writing meets it too
+    /// soon; `None` for nothing.
+    pub denied_before: Option<Timestamp>,
     /// How far that moment may be moved without a new session being hit; `None` while
     /// there are no new ones.
     pub latest: Option<Timestamp>,
@@ -261,6 +265,7 @@ impl Denial {
                 || standing.is_some_and(|standing| standing.source_identity),
             asked_at: now,
             issued_before,
+            denied_before: standing.and_then(|standing| standing.denied_before),
             latest: live.then_some(issued_before),
             lasts_until: standing.map_or(lasts_until, |standing| {
                 standing.lasts_until.max(lasts_until)
@@ -334,6 +339,15 @@ impl Denial {
         })
     }
 
+    /// It may be written: a session to try it by is made, or cannot be had.
+    #[must_use]
+    pub fn ready(&self) -> Self {
+        Self {
+            denied_before: Some(self.issued_before),
+            ..self.next()
+        }
+    }
+
     /// AWS refuses its sessions.
     #[must_use]
     pub fn confirm(&self, now: Timestamp) -> Self {
@@ -354,6 +368,16 @@ impl Denial {
             }),
             due_at: at.min(self.lasts_until),
             ..self.next()
+        }
+    }
+
+    /// Whether it meets a session that is made now to try another of the same service by.
+    #[must_use]
+    pub fn meets_trial_of(&self, other: &Self) -> bool {
+        match &self.against.scope {
+            Scope::Service => true,
+            Scope::Grant(grant) => *grant == other.grant.grant,
+            lease @ Scope::Lease(_) => *lease == other.against.scope,
         }
     }
 
@@ -451,6 +475,15 @@ impl Placements {
         match self.accounts.get(account).unwrap_or(&self.default) {
             Placement::Inline => Place::Inline(holder.clone()),
             Placement::Managed => Place::Managed(account.clone()),
+        }
+    }
+
+    /// Where they may have been written under an earlier configuration.
+    #[must_use]
+    pub fn other(&self, holder: &Holder) -> Place {
+        match self.of(holder) {
+            Place::Inline(_) => Place::Managed(holder.account().clone()),
+            Place::Managed(_) => Place::Inline(holder.clone()),
         }
     }
 }

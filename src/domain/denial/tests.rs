@@ -44,7 +44,7 @@ fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
         source_identity: false,
         expire_at: at(second + 3600),
     };
-    Denial::ask(concerned, None, at(second))
+    Denial::ask(concerned, None, at(second)).ready()
 }
 
 /// Of a service at the role, seen to be refused.
@@ -52,6 +52,7 @@ fn denied(service: &str, second: i64) -> Denial {
     asked(role(), service, Scope::Service, second)
         .reach(at(second))
         .unwrap()
+        .ready()
         .confirm(at(second + 1))
 }
 

@@ -145,13 +145,14 @@ async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreErro
     };
     let done = sqlx::query(
         "INSERT INTO denials (service, holder, scope, grant_name, grant_version, source_identity, asked_at,
-                              issued_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15
+                              issued_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision,
+                              denied_before)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
          WHERE ?15 = 0 OR EXISTS (SELECT 1 FROM denials WHERE service = ?1 AND holder = ?2 AND scope = ?3)
          ON CONFLICT DO UPDATE
          SET grant_name = ?4, grant_version = ?5, source_identity = ?6, asked_at = ?7, issued_before = ?8,
              latest = ?9, lasts_until = ?10, due_at = ?11, refused_at = ?12, attempts = ?13, failure = ?14,
-             revision = ?15
+             revision = ?15, denied_before = ?16
          WHERE revision = ?15 - 1",
     )
     .bind(against.service.as_str())
@@ -169,6 +170,7 @@ async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreErro
     .bind(attempts.count)
     .bind(attempts.failure)
     .bind(denial.revision.cast_signed())
+    .bind(denial.denied_before.map(micros))
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
@@ -275,6 +277,7 @@ fn denial(row: &SqliteRow) -> Result<Denial, StoreError> {
         source_identity: column(row, "source_identity")?,
         asked_at: time(row, TABLE, "asked_at")?,
         issued_before: time(row, TABLE, "issued_before")?,
+        denied_before: time_optional(row, TABLE, "denied_before")?,
         latest: time_optional(row, TABLE, "latest")?,
         lasts_until: time(row, TABLE, "lasts_until")?,
         state: match time_optional(row, TABLE, "refused_at")? {

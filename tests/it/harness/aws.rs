@@ -206,23 +206,47 @@ impl Account {
 
     /// A role as `deploy/README.md` would have it, with the boundary, that may do `policy`.
     pub async fn role(&self, name: &str, policy: &Value) -> String {
-        self.make_role(name, policy, Some(self.boundary())).await
+        let (trust, bound) = (self.trust_policy(), Some(self.boundary()));
+        self.make_role(name, policy, &trust, bound).await
+    }
+
+    /// The same for the broker of another account.
+    pub async fn role_for(&self, home: &Self, name: &str, policy: &Value) -> String {
+        let (trust, bound) = (home.trust_policy(), Some(self.boundary()));
+        self.make_role(name, policy, &trust, bound).await
+    }
+
+    /// The role in which the broker of another account denies sessions in this one.
+    pub async fn revoker_for(&self, home: &Self) -> String {
+        let shipped = include_str!("../../../deploy/aws/revoker-trust-policy.json");
+        let user = format!("arn:aws:iam::{}:user/{ADMIN_USER}", home.id);
+        let trust = serde_json::from_str(&shipped.replace("${BROKER_USER}", &user)).unwrap();
+        let policy = name_scoped(revoker_policy(&self.id), &self.id);
+        self.make_role("credbroker-revoker", &policy, &trust, None)
+            .await
     }
 
     /// One that nothing but its policies confines. AWS lets no broker deny its sessions;
     /// the emulator, which does not know why, does.
     pub async fn unbounded_role(&self, name: &str, policy: &Value) -> String {
-        self.make_role(name, policy, None).await
+        self.make_role(name, policy, &self.trust_policy(), None)
+            .await
     }
 
-    async fn make_role(&self, name: &str, policy: &Value, boundary: Option<String>) -> String {
+    async fn make_role(
+        &self,
+        name: &str,
+        policy: &Value,
+        trust: &Value,
+        boundary: Option<String>,
+    ) -> String {
         let iam = self.root.iam();
         let name = &self.unique(name);
         let made = iam
             .create_role()
             .role_name(name)
             .path("/credbroker/")
-            .assume_role_policy_document(self.trust_policy().to_string())
+            .assume_role_policy_document(trust.to_string())
             .set_permissions_boundary(boundary)
             .send()
             .await

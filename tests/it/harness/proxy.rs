@@ -29,6 +29,13 @@ pub enum Fault {
     Say(String),
     /// AWS answers with this error, and nothing has happened.
     Answer(u16, &'static str, &'static str),
+    /// AWS answers with this error to what is not to its liking, and it has not happened.
+    AnswerIf(
+        Arc<dyn Fn(&str) -> bool + Send + Sync>,
+        u16,
+        &'static str,
+        &'static str,
+    ),
     /// It happens, and AWS answers with this error.
     AnswerAfter(u16, &'static str, &'static str),
     /// The connection breaks before it happens.
@@ -94,7 +101,11 @@ impl Calls {
             None => {}
         }
         let next = self.in_turn.get_mut(action).and_then(VecDeque::pop_front);
-        next.or_else(|| self.faults.get(action).cloned())
+        let fault = next.or_else(|| self.faults.get(action).cloned());
+        fault.filter(|fault| match fault {
+            Fault::AnswerIf(finds, ..) => self.seen.last().is_some_and(|(_, body)| finds(body)),
+            _ => true,
+        })
     }
 }
 
@@ -191,7 +202,9 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
     match fault {
         None => proxy.pass_on(parts, bytes).await,
         Some(Fault::Say(text)) => xml(text),
-        Some(Fault::Answer(status, code, message)) => aws_error(status, code, message),
+        Some(Fault::Answer(status, code, message) | Fault::AnswerIf(_, status, code, message)) => {
+            aws_error(status, code, message)
+        }
         Some(Fault::AnswerAfter(status, code, message)) => {
             proxy.pass_on(parts, bytes).await;
             aws_error(status, code, message)

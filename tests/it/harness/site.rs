@@ -4,6 +4,7 @@ use std::{fs::File, net::TcpListener, path::PathBuf, process::Stdio};
 
 use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
 use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -143,11 +144,17 @@ impl Site {
         self.create("payments-api").await;
         let create = ["service", "token", "create", "payments-api", "-o", "json"];
         let token = self.run(&create).await.ok().json();
-        let put = ["grant", "put", "payments-api/user", "--kind", "iam_user"];
-        let mut put = credbroker(&[&put[..], &["--policy-file", "-"]].concat());
-        put.envs(self.env());
-        Run::of(put, &policy().to_string()).await.ok();
+        let user = ["--kind", "iam_user"];
+        self.put("payments-api/user", &user, &policy()).await.ok();
         token["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Puts a grant with an inline policy.
+    pub async fn put(&self, grant: &str, flags: &[&str], policy: &Value) -> Run {
+        let put = ["grant", "put", grant, "--policy-file", "-"];
+        let mut put = credbroker(&[&put[..], flags].concat());
+        put.envs(self.env());
+        Run::of(put, &policy.to_string()).await
     }
 
     /// It issues, as the service whose token it is. Returns the lease.
@@ -156,6 +163,13 @@ impl Site {
         let issued = issue.ok().json();
         assert!(Key::issued(&issued).works().await);
         issued["lease_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Changes what is stored, behind the broker's back.
+    pub async fn write_store(&self, sql: &'static str) {
+        let store = SqliteConnectOptions::new().filename(self.path("credbroker.db"));
+        let mut store = store.connect().await.unwrap();
+        sqlx::query(sql).execute(&mut store).await.unwrap();
     }
 
     /// What is stored, to be read.

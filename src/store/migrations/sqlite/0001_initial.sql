@@ -101,6 +101,7 @@ CREATE TABLE denials (
     source_identity INTEGER NOT NULL,
     asked_at        INTEGER NOT NULL,
     issued_before   INTEGER NOT NULL,
+    denied_before   INTEGER,
     latest          INTEGER,
     lasts_until     INTEGER NOT NULL,
     due_at          INTEGER NOT NULL,

@@ -1,0 +1,170 @@
+//! Somebody else's hands on the policies of denials: what is the broker's is written anew,
+//! what is not is left alone.
+
+use aws_sdk_iam::Client as Iam;
+use serde_json::{Value, json};
+
+use super::{Neighbours, decoded, denials_of_role, denials_of_user, ours};
+use crate::{
+    enforcement::{refused, send},
+    harness::{Broker, emulator::emulator, eventually, proxy::Fault, stepped::Stepped},
+};
+
+/// What somebody does to a policy of this name and content on a role.
+enum Hand {
+    Deletes,
+    TakesAStatement,
+    PutsRubbish,
+    Allows,
+}
+
+const HANDS: [Hand; 4] = [
+    Hand::Deletes,
+    Hand::TakesAStatement,
+    Hand::PutsRubbish,
+    Hand::Allows,
+];
+
+impl Hand {
+    async fn lie_on(&self, iam: &Iam, role: &str, (name, policy): (String, Value)) {
+        let instead = match self {
+            Self::Deletes => {
+                let delete = iam.delete_role_policy().role_name(role);
+                delete.policy_name(name).send().await.unwrap();
+                return;
+            }
+            Self::TakesAStatement => {
+                let kept = policy["Statement"][0].clone();
+                assert!(kept.to_string().contains("billing"), "{policy:#}");
+                json!({"Version": "2012-10-17", "Statement": [kept]})
+            }
+            Self::PutsRubbish => {
+                let rubbish = json!({"Effect": "Deny", "Action": "sqs:Rubbish", "Resource": "*"});
+                json!({"Version": "2008-10-17", "Id": "rubbish", "Statement": rubbish})
+            }
+            Self::Allows => {
+                let all = json!({"Effect": "Allow", "Action": "*", "Resource": "*"});
+                json!({"Version": "2012-10-17", "Statement": all})
+            }
+        };
+        put(iam, role, &name, &instead).await;
+    }
+}
+
+async fn put(iam: &Iam, role: &str, name: &str, policy: &Value) {
+    let put = iam.put_role_policy().role_name(role).policy_name(name);
+    let put = put.policy_document(policy.to_string());
+    put.send().await.unwrap();
+}
+
+async fn repairs(broker: &Broker) -> i64 {
+    let repairs = "SELECT count(*) FROM audit WHERE event = 'denial.repaired'";
+    broker.count(repairs).await
+}
+
+impl Neighbours {
+    fn role_name(&self) -> &str {
+        self.role.rsplit('/').next().unwrap()
+    }
+}
+
+/// The broker looks at AWS when it starts, and every five minutes.
+pub(super) async fn restarted(mut two: Neighbours, endpoint: &str) -> Neighbours {
+    let again = two
+        .world
+        .broker
+        .start_again(&two.world.account.admin, endpoint);
+    two.world.broker = again.await;
+    two
+}
+
+#[tokio::test]
+async fn a_denial_that_somebody_has_changed_is_written_anew() {
+    let mut two = Neighbours::new().await;
+    let iam = two.world.account.root.iam();
+    let (_, theirs) = two.issue("billing", "work").await;
+    two.revoke("billing").await;
+    // With a moment of its own, so that it has a statement of its own.
+    two.reinstate("billing").await;
+    let (_, key) = two.issue("payments-api", "work").await;
+    let (_, new) = two.issue("billing", "work").await;
+    two.revoke("payments-api").await;
+    for (number, hand) in (1..).zip(HANDS) {
+        let standing = denials_of_role(&two.world.account, &two.role).await;
+        let standing = standing.unwrap();
+        hand.lie_on(&iam, two.role_name(), standing.clone()).await;
+        assert!(two.works(&key).await, "somebody has let it work again");
+        two = restarted(two, &emulator().endpoint).await;
+        let repaired = async || (repairs(&two.world.broker).await == number).then_some(());
+        eventually("the repair is recorded", repaired).await;
+        let stands = denials_of_role(&two.world.account, &two.role).await;
+        assert_eq!(stands, Some(standing));
+        two.dead(&key).await;
+        two.dead(&theirs).await;
+        assert!(two.works(&new).await);
+    }
+    // What nobody has changed is left as it is.
+    two = restarted(two, &emulator().endpoint).await;
+    two.world.broker.reconciled().await;
+    assert_eq!(repairs(&two.world.broker).await, 4);
+}
+
+#[tokio::test]
+async fn a_policy_of_another_name_is_never_touched() {
+    let two = Neighbours::new().await;
+    let (iam, role) = (two.world.account.root.iam(), two.role_name().to_owned());
+    let stranger = json!({"Version": "2012-10-17", "Statement": {
+        "Effect": "Deny", "Action": "s3:DeleteBucket", "Resource": "*",
+    }});
+    let names = [
+        "credbroker-denials-boundary",
+        "credbroker-denials-other00000",
+    ];
+    for name in names {
+        put(&iam, &role, name, &stranger).await;
+    }
+    let (_, key) = two.issue("payments-api", "work").await;
+    two.revoke("payments-api").await;
+    refused("sending", send(&key, &two.world.queue).await);
+    let broker = &two.world.broker;
+    broker
+        .write_store("UPDATE denials SET lasts_until = 1, due_at = 1")
+        .await;
+    let lifted = async || {
+        let names = iam.list_role_policies().role_name(&role).send().await;
+        ours(names.unwrap().policy_names).is_none().then_some(())
+    };
+    eventually("the denial is lifted", lifted).await;
+    for name in names {
+        let kept = iam.get_role_policy().role_name(&role).policy_name(name);
+        let kept = kept.send().await.unwrap().policy_document;
+        assert_eq!(decoded(&kept), stranger);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_lifted_at_one_role_keeps_no_other_from_it_and_is_tried_again() {
+    let world = Stepped::new().await;
+    let role = world.issue("role").await.unwrap();
+    let federated = world.issue("federation").await.unwrap();
+    for issued in [&role, &federated] {
+        world.revoke(&issued.lease).await.unwrap();
+    }
+    let denied = Fault::Answer(403, "AccessDenied", "the boundary is gone");
+    world.proxy.inject("DeleteRolePolicy", denied);
+    world.wait(7200);
+    world.broker.denials_once().await.unwrap();
+    let account = &world.account;
+    let name = account.unique("credbroker-any");
+    assert_eq!(denials_of_user(account).await, None);
+    assert!(denials_of_role(account, &name).await.is_some());
+
+    // It waits for a while before it is asked again.
+    world.broker.denials_once().await.unwrap();
+    assert_eq!(world.proxy.calls("DeleteRolePolicy").len(), 1);
+    world.proxy.heal();
+    world.wait(120);
+    world.broker.denials_once().await.unwrap();
+    assert_eq!(denials_of_role(account, &name).await, None);
+    assert_eq!(world.records("denial.lifted").await.len(), 2);
+}
