@@ -3,7 +3,12 @@
 
 use std::process::Stdio;
 
-use credbroker::domain::{catalogue, policy};
+use credbroker::domain::{
+    catalogue,
+    denial::{self, Against, Concerned, Denial, Scope},
+    policy,
+};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -52,6 +57,37 @@ async fn findings(documents: &Map<String, Value>) -> Vec<String> {
     told.lines().map(ToOwned::to_owned).collect()
 }
 
+/// What denies a lease, a grant and a service with a source identity, at a role and at the
+/// broker's user.
+fn denials() -> Value {
+    let role = "arn:aws:iam::123456789012:role/credbroker/app";
+    let user = "arn:aws:iam::123456789012:user/credbroker-admin";
+    let (at, lease) = (Timestamp::UNIX_EPOCH, "06h0tl5t6oruvrhg1fhm2dfkdg");
+    let mut denials = Vec::new();
+    for holder in [role, user] {
+        for (service, scope) in [
+            ("pay", Scope::Service),
+            ("log", Scope::Grant("work".parse().unwrap())),
+            ("reports", Scope::Lease(lease.parse().unwrap())),
+        ] {
+            let concerned = Concerned {
+                against: Against {
+                    holder: holder.parse().unwrap(),
+                    service: service.parse().unwrap(),
+                    scope,
+                },
+                grant: format!("{service}/work").parse().unwrap(),
+                grant_version: 1,
+                source_identity: true,
+                expire_at: at,
+            };
+            denials.push(Denial::ask(concerned, None, at).ready());
+        }
+    }
+    let document = denial::document(&denials).unwrap().unwrap();
+    serde_json::from_str(&document.to_json()).unwrap()
+}
+
 #[tokio::test]
 async fn the_linter_finds_nothing_that_is_not_known() {
     let mut documents = Map::new();
@@ -68,6 +104,7 @@ async fn the_linter_finds_nothing_that_is_not_known() {
         let document = serde_json::to_value(document.unwrap()).unwrap();
         documents.insert(name.to_owned(), document);
     }
+    documents.insert("denials".to_owned(), denials());
     // The control: it does find something.
     let wrong = json!({"Effect": "Allow", "Action": "s3:GetObjekt", "Resource": "*"});
     let wrong = json!({"Version": "2012-10-17", "Statement": [wrong]});

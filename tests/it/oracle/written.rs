@@ -1,5 +1,6 @@
 //! The documents that the broker wrote, read back from AWS and from what it sent.
 
+use jiff::{SignedDuration, Timestamp};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
@@ -175,4 +176,65 @@ async fn a_session_without_a_policy_of_its_own_may_what_its_role_may_and_mints_n
         &[]
     ));
     assert_mints_nothing(&layers);
+}
+
+/// What denies the live sessions of `pay`, whose grant sets a source identity, and the
+/// moment of it.
+async fn denial_of_pay() -> (Layers, Timestamp) {
+    let account = Account::new().await;
+    let broker = Broker::start(&account).await;
+    let role = account.role("credbroker-app", &narrow()).await;
+    let token = broker.service("pay").await;
+    let flags = ["--role-arn", &role, "--source-identity"];
+    broker.grant("pay/work", &flags, &narrow()).await;
+    broker.issue(&token, "work").await;
+    broker.json(&["revoke", "pay"]).await;
+    let iam = account.root.iam();
+    let role = role.rsplit('/').next().unwrap();
+    let names = iam.list_role_policies().role_name(role).send().await;
+    let names = names.unwrap().policy_names;
+    let name = names
+        .iter()
+        .find(|name| name.starts_with("credbroker-denials-"));
+    let policy = iam.get_role_policy().role_name(role);
+    let policy = policy.policy_name(name.unwrap()).send().await.unwrap();
+    let denial = document(&policy.policy_document);
+    let statements = denial["Statement"].as_array().unwrap();
+    assert_eq!(statements.len(), 2, "{denial:#}");
+    let moment = &statements[0]["Condition"]["DateLessThan"]["aws:TokenIssueTime"];
+    let moment = moment.as_str().unwrap().parse().unwrap();
+    let together = json!([statements[0], statements[1], narrow()["Statement"][0]]);
+    let layer = json!({"Version": "2012-10-17", "Statement": together});
+    (Layers::of([layer]), moment)
+}
+
+#[tokio::test]
+async fn a_denial_meets_sessions_by_name_or_source_identity_that_were_issued_before() {
+    let (layers, moment) = denial_of_pay().await;
+    let may = |user: &str, source: Option<&str>, seconds: i64| {
+        let issued = moment + SignedDuration::from_secs(seconds);
+        let (user, issued) = (format!("AROAEXAMPLE:{user}"), issued.to_string());
+        let mut context = vec![
+            ("aws:userid", user.as_str()),
+            ("aws:TokenIssueTime", &issued),
+        ];
+        context.extend(source.map(|source| ("aws:SourceIdentity", source)));
+        layers.allow("s3:GetObject", INSIDE, &context)
+    };
+    let lease = "06h0tl5t6oruvrhg1fhm2dfkdg";
+    let (ours, theirs) = (format!("pay.{lease}"), format!("payroll.{lease}"));
+    assert!(!may(&ours, Some("pay"), -1));
+    assert!(!may(&ours, None, -1), "by its name alone");
+    assert!(!may("chained", Some("pay"), -1), "by its source alone");
+    for (user, source) in [
+        (theirs.as_str(), Some("payroll")),
+        (&theirs, None),
+        ("chained", None),
+    ] {
+        assert!(may(user, source, -1), "{user} {source:?}");
+    }
+    for seconds in [0, 3600] {
+        assert!(may(&ours, Some("pay"), seconds), "issued later");
+        assert!(may("chained", Some("pay"), seconds), "issued later");
+    }
 }
