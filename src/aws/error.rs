@@ -416,8 +416,24 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
     }
 }
 
+/// What the broker may do only to roles with the boundary.
+const PUT_ON_ROLE: [&str; 3] = [
+    "iam:PutRolePolicy",
+    "iam:DeleteRolePolicy",
+    "iam:AttachRolePolicy",
+];
+
 fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
     let Operation { on, admin, .. } = operation;
+    if PUT_ON_ROLE.contains(&operation.name) {
+        return Meaning::refused(
+            "ROLE_LACKS_BOUNDARY",
+            format!("AWS does not let the broker put a denial on role {on}"),
+            "see that the role is under the path /credbroker/ and carries the boundary credbroker-boundary, and \
+             compare the broker's policy with deploy/aws/admin-policy.json (in another account, \
+             deploy/aws/revoker-policy.json)",
+        );
+    }
     if operation.name != "sts:AssumeRole" {
         return Meaning::refused(
             "ADMIN_NOT_ALLOWED",

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::mpsc::UnboundedSender,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         on_conflict,
         ports::{AwsFailure, LeaseChange, Page, Put, StoreError},
         revoke::Progress,
-        trial::Trial,
+        trial::{Trial, UNMET_AFTER, Untried},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
@@ -34,6 +34,8 @@ use crate::{
 
 /// Longest time that AWS may take to write one policy.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// How often a denial that stands already is tried by a new session.
+const TRIES: u32 = 3;
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many leases are recorded as ended in one transaction.
@@ -137,31 +139,40 @@ impl Broker {
         progress: Option<&UnboundedSender<Progress>>,
     ) -> Result<Denied, Error> {
         self.account_is_ours().await?;
-        let (denial, trial) = self.prepare_trial(denial).await?;
-        let denial = self.made_ready(denial).await?;
-        let standing = match self.write_denial(&denial, Instant::now()).await {
-            Ok(standing) => standing,
-            Err(error) => {
-                // It may have been made broader before it came to nothing.
-                let standing = self.stands_for(&denial).await?;
-                return self.postpone_denial(standing, error).await;
+        let (mut denial, mut tries) = (denial, 0);
+        loop {
+            tries += 1;
+            let (reaching, trial) = match self.prepare_trial(denial.clone()).await {
+                // Shutting out goes on while nothing can be recorded.
+                Err(Error::Store(error)) => (denial, Err(Untried::Because(error.to_string()))),
+                prepared => prepared?,
+            };
+            let ready = self.made_ready(reaching).await?;
+            let standing = match self.write_denial(&ready, Instant::now()).await {
+                Ok(standing) => standing,
+                Err(error) => {
+                    // It may have been made broader before it came to nothing.
+                    let standing = self.stands_for(&ready).await?;
+                    return self.postpone_denial(standing, error).await;
+                }
+            };
+            if tries == 1 {
+                tell(progress, || Progress::Written(standing.denial.clone()));
             }
-        };
-        tell(progress, || Progress::Written(standing.denial.clone()));
-        let proven = match trial {
-            Ok(trial) => self.see_refused(&standing.denial, trial).await,
-            Err(why) => Err(why),
-        };
-        match proven {
-            Ok(said) => self.confirm_denial(standing, &said).await,
-            Err(why) => {
-                let error = Error::Aws(AwsFailure::held_back(
-                    "NOT_SEEN_REFUSED",
-                    why,
-                    LONGEST_PAUSE,
-                ));
-                self.postpone_denial(standing.denial, error).await
-            }
+            let why = match trial {
+                Ok(trial) => match self.see_refused(&standing.denial, trial).await {
+                    Ok(said) => return self.confirm_denial(standing, &said).await,
+                    Err(why) => why,
+                },
+                Err(Untried::Stood) if tries < TRIES => {
+                    sleep(UNMET_AFTER).await;
+                    denial = standing.denial;
+                    continue;
+                }
+                Err(untried) => untried.to_string(),
+            };
+            let unseen = AwsFailure::held_back("NOT_SEEN_REFUSED", why, LONGEST_PAUSE);
+            return self.postpone_denial(standing.denial, unseen.into()).await;
         }
     }
 
@@ -169,8 +180,14 @@ impl Broker {
     async fn made_ready(&self, denial: Denial) -> Result<Denial, Error> {
         let ready = denial.ready();
         let put = std::slice::from_ref(&ready);
-        let changed = self.store().change_denials(put, &[], Vec::new()).await;
-        on_conflict(changed, || Error::Conflict(subject(&denial)))?;
+        match self.store().change_denials(put, &[], Vec::new()).await {
+            // Shutting out goes on while nothing can be recorded.
+            Err(StoreError::Unavailable(error)) => {
+                tracing::error!(%error, against = %ready.against, "a denial is in memory alone");
+                self.denying.unrecorded().push(ready.clone());
+            }
+            changed => on_conflict(changed, || Error::Conflict(subject(&denial)))?,
+        }
         Ok(ready)
     }
 

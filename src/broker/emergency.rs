@@ -140,10 +140,25 @@ impl Broker {
         target: &Target,
         suspension: &Suspension,
     ) -> Result<Vec<Lease>, Error> {
-        let mut found: Vec<Lease> = Vec::new();
-        for state in LIVE {
+        let mut found = self.leases_in(target.service(), &LIVE).await?;
+        if let Target::Grant(name) = target {
+            found.retain(|lease| lease.binding.grant == *name);
+        }
+        let words = suspension.reason.as_deref();
+        let revoked = |lease| as_revoked(lease, words, suspension.at);
+        Ok(found.into_iter().map(revoked).collect())
+    }
+
+    /// Leases of a service in these states.
+    pub(super) async fn leases_in(
+        &self,
+        service: &Name,
+        states: &[&'static str],
+    ) -> Result<Vec<Lease>, StoreError> {
+        let mut found = Vec::new();
+        for state in states {
             let filter = LeaseFilter {
-                service: Some(target.service().clone()),
+                service: Some(service.clone()),
                 state: Some(state),
             };
             let mut page = Page {
@@ -157,12 +172,7 @@ impl Broker {
                 found.extend(leases);
             }
         }
-        if let Target::Grant(name) = target {
-            found.retain(|lease| lease.binding.grant == *name);
-        }
-        let words = suspension.reason.as_deref();
-        let revoked = |lease| as_revoked(lease, words, suspension.at);
-        Ok(found.into_iter().map(revoked).collect())
+        Ok(found)
     }
 
     /// Takes away what a revoking lease stands for; nothing of it is recorded.
@@ -302,7 +312,9 @@ impl Broker {
         };
         let revoke = async |target: Target| {
             let revoked = self.store().revoke(&target, &suspension, event.clone());
-            revoked.await.map(drop)
+            let (revoked, _) = revoked.await?;
+            self.leave_denials_to_upkeep(&revoked.denials).await;
+            Ok(())
         };
         let written = match (event.event, &event.service, &event.grant, &event.lease_id) {
             (Event::ServiceRevoked, Some(service), ..) => {
@@ -316,6 +328,15 @@ impl Broker {
             // There is nothing left to take away: the record alone.
             Err(StoreError::Conflict) => self.store().record(event).await.map(drop),
             written => written,
+        }
+    }
+
+    /// What nobody carries out is due at once.
+    async fn leave_denials_to_upkeep(&self, denials: &[Denial]) {
+        let due: Vec<Denial> = denials.iter().map(|d| d.give_up(self.now())).collect();
+        let left = self.store().change_denials(&due, &[], Vec::new()).await;
+        if let Err(error) = left {
+            tracing::warn!(%error, "denials that were asked for late are tried in a while");
         }
     }
 
@@ -333,9 +354,12 @@ impl Broker {
                 .revoke_lease(from, &revoking, event.clone())
                 .await;
             // Somebody else has moved it on: look again.
-            if !matches!(updated, Err(StoreError::Conflict)) {
-                return updated.map(drop);
+            if matches!(updated, Err(StoreError::Conflict)) {
+                continue;
             }
+            let (denials, _) = updated?;
+            self.leave_denials_to_upkeep(&denials).await;
+            return Ok(());
         }
     }
 }

@@ -55,6 +55,7 @@ pub use self::{
     revoke::{Progress, Revocation, RevokedLease},
     services::NewToken,
     status::Status,
+    trial::PROOF_LIMIT,
     watch::{Ended, Watch},
 };
 use crate::{
@@ -110,6 +111,8 @@ pub struct Parts {
     pub anchor: Option<Arc<dyn Anchor>>,
     /// How long the log's records stay at least.
     pub keep: Duration,
+    /// How long AWS may take to enforce a denial before that is left to the background.
+    pub proof_limit: Duration,
     /// Who else signs the log.
     pub witness: Option<Arc<dyn Witness>>,
     /// Where revocations are kept while the store takes no records.

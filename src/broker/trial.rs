@@ -4,7 +4,7 @@
 //! The broker keeps no secret of a session that it has handed out, so it needs one of its
 //! own. GetCallerIdentity would not do: it cannot be denied.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep};
@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep};
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{AwsFailure, Verdict},
+        ports::{AwsFailure, Found, Verdict},
     },
     domain::{
         audit::Event,
         credential::Credentials,
-        denial::{Denial, Holder, Scope},
+        denial::{Denial, Holder, Newer, Scope, may_meet},
         grant::{Grant, Kind, KindSpec},
         lease::Binding,
         name::LeaseId,
@@ -30,12 +30,15 @@ use crate::{
 const PROOFS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long AWS may take to enforce a denial before that is left to the background.
-const PROOF_LIMIT: Duration = Duration::from_secs(30);
+/// How long AWS may take to enforce a denial, in production, before that is left to the
+/// background.
+pub const PROOF_LIMIT: Duration = Duration::from_secs(30);
 /// How long a session to try a denial by waits for those that stand.
 const LONGEST_WAIT: Duration = Duration::from_secs(7);
 /// How often the probe is tried before the denial.
 const TRIES: u32 = 3;
+/// After so long a new session is later than the moment of the denial that met the last one.
+pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 
 /// A session to try a denial by.
 #[derive(Clone)]
@@ -49,13 +52,23 @@ pub(super) struct Trial {
     issued: Timestamp,
 }
 
+/// Why there is no session to try a denial by.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Untried {
+    /// One that is issued a moment later may be of use.
+    #[error("it stood before a session to try it by was made")]
+    Stood,
+    #[error("{0}")]
+    Because(String),
+}
+
 impl Broker {
     /// Makes a session that the denial will match, and tries what it may. Returns the denial,
     /// which reaches that session, and the session or why there is none.
     pub(super) async fn prepare_trial(
         &self,
         denial: Denial,
-    ) -> Result<(Denial, Result<Trial, String>), Error> {
+    ) -> Result<(Denial, Result<Trial, Untried>), Error> {
         if let Some(trial) = self.kept_trial(&denial) {
             return Ok((denial, Ok(trial)));
         }
@@ -65,7 +78,7 @@ impl Broker {
             .await?
         else {
             let why = format!("grant {} is not known any more", denial.grant);
-            return Ok((denial, Err(why)));
+            return Ok((denial, Err(Untried::Because(why))));
         };
         let (binding, probe) = (
             self.canary_binding(&denial, &grant),
@@ -82,10 +95,10 @@ impl Broker {
             Err(failure) => return Ok((denial, Err(no_canary(&failure)))),
         };
         let issued = issued(&credentials, Kind::ttl_bounds(binding.kind).0);
-        let Some(reaching) = denial.reach(issued) else {
+        let Some(reaching) = self.reach(&denial, issued).await? else {
             let why = "the service has been given new sessions since, which a session to try the denial by would be \
                        one of";
-            return Ok((denial, Err(why.to_owned())));
+            return Ok((denial, Err(Untried::Because(why.to_owned()))));
         };
         let audit = self
             .event(By::Broker, Event::CanaryIssued)
@@ -103,7 +116,22 @@ impl Broker {
             allowed: false,
             issued,
         };
-        Ok((reaching, self.try_before(trial).await))
+        let tried = self.try_before(&denial, trial).await;
+        Ok((reaching, tried))
+    }
+
+    /// The denial as it meets a session issued at that moment, and no session that somebody
+    /// may still use.
+    async fn reach(&self, denial: &Denial, issued: Timestamp) -> Result<Option<Denial>, Error> {
+        if let Some(reaching) = denial.reach(issued, Newer::Spared) {
+            return Ok(Some(reaching));
+        }
+        let service = &denial.against.service;
+        let live = self.leases_in(service, &["pending", "active"]).await?;
+        if live.iter().any(|lease| denial.concerns(lease)) {
+            return Ok(None);
+        }
+        Ok(denial.reach(issued, Newer::None))
     }
 
     /// Waits until none that stands would meet a session made now: it could show nothing.
@@ -170,7 +198,7 @@ impl Broker {
     }
 
     /// What AWS says before the denial: a refusal that names a denial proves nothing later.
-    async fn try_before(&self, trial: Trial) -> Result<Trial, String> {
+    async fn try_before(&self, denial: &Denial, trial: Trial) -> Result<Trial, Untried> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -184,23 +212,38 @@ impl Broker {
                 Ok(Verdict::Refused {
                     explicit: false, ..
                 }) => return Ok(trial),
+                Ok(Verdict::Refused { .. }) if self.may_stand(denial, &trial).await => {
+                    return Err(Untried::Stood);
+                }
                 Ok(Verdict::Refused { said, .. }) => {
-                    return Err(format!(
+                    return Err(Untried::Because(format!(
                         "{} is denied to such sessions anyway ({said}), so that it shows nothing: choose another \
                          --probe for the grant",
                         trial.probe
-                    ));
+                    )));
                 }
                 Ok(Verdict::Dead) if tries == TRIES => {
-                    return Err(
-                        "AWS does not accept the session by which the denial is tried".to_owned(),
-                    );
+                    let why = "AWS does not accept the session by which the denial is tried";
+                    return Err(Untried::Because(why.to_owned()));
                 }
                 Err(failure) if tries == TRIES => {
-                    return Err(format!("{} cannot be tried: {failure}", trial.probe));
+                    let why = format!("{} cannot be tried: {failure}", trial.probe);
+                    return Err(Untried::Because(why));
                 }
                 Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
             }
+        }
+    }
+
+    /// Whether it is a denial of the broker's that refuses the session already: this one's
+    /// earlier attempt, or one that somebody else's brought with it.
+    async fn may_stand(&self, denial: &Denial, trial: &Trial) -> bool {
+        let place = self.parts.placements.of(&denial.against.holder);
+        match self.parts.denier.read(&place, &BTreeSet::new()).await {
+            Ok(Found::Policy(policy)) => may_meet(&policy, denial, trial.issued),
+            Ok(Found::Nothing | Found::Other) => false,
+            // Then nothing is known, and that would be said of the probe.
+            Err(_) => true,
         }
     }
 
@@ -229,7 +272,7 @@ impl Broker {
                 Err(failure) => failure.to_string(),
             };
             refusals = 0;
-            if began.elapsed() + pause > PROOF_LIMIT {
+            if began.elapsed() + pause > self.parts.proof_limit {
                 let mut trials = self
                     .denying
                     .trials
@@ -270,8 +313,8 @@ fn region(kind: &KindSpec) -> Option<String> {
     }
 }
 
-fn no_canary(failure: &AwsFailure) -> String {
-    format!(
+fn no_canary(failure: &AwsFailure) -> Untried {
+    Untried::Because(format!(
         "the denial is written; to see it hold takes another session of the kind, and that cannot be had: {failure}"
-    )
+    ))
 }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
 use crate::{
     broker::{
@@ -44,11 +47,11 @@ impl Broker {
         .await;
     }
 
-    /// For the start: whoever had an open denial to themselves is dead.
+    /// For the start: whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
-        let mut open = self.store().denials().await?;
-        open.retain(|denial| !denial.is_refused() && !denial.is_over(self.now()));
-        self.begin_denials(open);
+        let mut left = self.store().denials().await?;
+        left.retain(|denial| !denial.is_refused() || denial.is_over(self.now()));
+        self.begin_denials(left);
         Ok(())
     }
 
@@ -57,60 +60,73 @@ impl Broker {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.denials_once().await {
+            if let Err(error) = self.begin_due_denials().await {
                 tracing::warn!(%error, "what is due of denials is tried again");
             }
         }
     }
 
-    /// One round over what is due now.
+    /// One round over what is due now, to its end.
     ///
     /// # Errors
-    /// The store's, or AWS's for what is over.
+    /// When the store does not tell what is due.
     pub async fn denials_once(self: &Arc<Self>) -> Result<(), Error> {
+        for begun in self.begin_due_denials().await? {
+            // What became of it is in the store.
+            let _ = begun.await;
+        }
+        Ok(())
+    }
+
+    async fn begin_due_denials(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Error> {
+        let due = self.store().denials_due(self.now(), AT_ONCE).await?;
+        Ok(self.begin_denials(due))
+    }
+
+    /// Each open denial, and each place where some are over, in a task of its own: none
+    /// waits for another.
+    fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
-        let due = self.store().denials_due(now, AT_ONCE).await?;
-        let (over, open): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| d.is_over(now));
-        self.begin_denials(open);
-        let mut places: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
+        let (over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
+        let mut over_at: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
         for denial in over {
             let place = self.parts.placements.of(&denial.against.holder);
-            places.entry(place).or_default().push(denial);
+            over_at.entry(place).or_default().push(denial);
         }
-        for (place, over) in places {
-            if let Err(error) = self.lift(&place).await {
-                tracing::warn!(%place, %error, "what is over there is lifted later");
-                self.put_off(&over).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves these alone for a while, so that others come to their turn.
-    async fn put_off(&self, over: &[Denial]) -> Result<(), StoreError> {
-        for denial in over {
-            let later = denial.claim(self.now());
-            let put = std::slice::from_ref(&later);
-            match self.store().change_denials(put, &[], Vec::new()).await {
-                // Lifted, or revoked once more.
-                Err(StoreError::Conflict) => {}
-                put => put?,
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_denials(self: &Arc<Self>, open: Vec<Denial>) {
-        for denial in open {
+        let open = open.into_iter().map(|denial| {
             let broker = Arc::clone(self);
-            self.sagas.spawn(async move {
-                let claimed = denial.claim(broker.now());
-                let put = std::slice::from_ref(&claimed);
-                let claim = broker.store().change_denials(put, &[], Vec::new()).await;
-                if claim.is_ok() {
-                    broker.carry_out_denial(claimed, None).await;
-                }
-            });
+            self.sagas
+                .spawn(async move { broker.try_denial_again(denial).await })
+        });
+        let over = over_at.into_iter().map(|(place, over)| {
+            let broker = Arc::clone(self);
+            self.sagas
+                .spawn(async move { broker.try_lifting(&place, &over).await })
+        });
+        open.chain(over).collect()
+    }
+
+    /// Has these denials to itself for a while; what fails is due again after that.
+    async fn claim_denials(&self, denials: &[Denial]) -> Result<Vec<Denial>, StoreError> {
+        let claimed: Vec<Denial> = denials.iter().map(|d| d.claim(self.now())).collect();
+        let claim = self.store().change_denials(&claimed, &[], Vec::new());
+        claim.await.map(|()| claimed)
+    }
+
+    async fn try_denial_again(&self, denial: Denial) {
+        let claimed = self.claim_denials(&[denial]).await.unwrap_or_default();
+        for denial in claimed {
+            self.carry_out_denial(denial, None).await;
+        }
+    }
+
+    async fn try_lifting(&self, place: &Place, over: &[Denial]) {
+        if self.claim_denials(over).await.is_err() {
+            // Somebody else is at it, or the store takes nothing.
+            return;
+        }
+        if let Err(error) = self.lift(place).await {
+            tracing::warn!(%place, %error, "what is over of the denials there is lifted later");
         }
     }
 
@@ -233,6 +249,10 @@ impl Broker {
             return Ok(written.put.missed.is_empty());
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
+        if denials.iter().any(|denial| !denial.is_refused()) {
+            // Whoever carries that one out writes them all.
+            return Ok(false);
+        }
         self.enter(place).await?;
         let found = self.parts.denier.read(place, &holders(&denials)).await?;
         let is_there = match (&found, &wanted) {
@@ -240,9 +260,8 @@ impl Broker {
             (Found::Policy(found), Some(wanted)) => found == wanted,
             _ => false,
         };
-        // One that was never written is not somebody's doing.
-        if is_there || denials.iter().all(|denial| !denial.is_refused()) {
-            return Ok(is_there);
+        if is_there {
+            return Ok(true);
         }
         self.write_place(place, &mut written, Instant::now())
             .await?;

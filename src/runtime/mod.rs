@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
-        self, Broker, Custody, Parts,
+        self, Broker, Custody, PROOF_LIMIT, Parts,
         ports::{Anchor, AwsFailure, FailureClass, Issuer, Sink, Store, StoreError, Witness},
     },
     config::ConfigError,
@@ -253,6 +253,7 @@ async fn assemble(
             .anchor
             .map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
         keep: log.keep,
+        proof_limit: PROOF_LIMIT,
         witness: log.witness,
         stop: stop.clone(),
     });

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::{Denial, DenialState, Scope};
-use crate::domain::policy::{Document, PolicyError, Statement};
+use crate::domain::{
+    lease::aws_name_prefix,
+    policy::{Document, PolicyError, Statement},
+};
 
 /// What the sessions of a statement have in common beside their time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +71,35 @@ fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
                 && other.against.holder == denial.against.holder
                 && other.denied_before >= denial.denied_before
         })
+}
+
+/// Whether a policy of denials may meet a session of these, issued at that moment: it names
+/// the service, under a later one.
+#[must_use]
+pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
+    let (kind, service) = (denial.against.holder.kind(), &denial.against.service);
+    let sessions = format!("*:{}", aws_name_prefix(kind, service));
+    let policy = serde_json::to_value(policy).unwrap_or_default();
+    let statements = policy["Statement"].as_array().cloned().unwrap_or_default();
+    statements.iter().any(|statement| {
+        let condition = &statement["Condition"];
+        let names = texts(&condition["StringLike"]["aws:userid"]);
+        let moments = texts(&condition["DateLessThan"]["aws:TokenIssueTime"]);
+        let later = |moment: &&str| {
+            moment
+                .parse()
+                .is_ok_and(|moment: Timestamp| moment > issued)
+        };
+        names.iter().any(|name| name.starts_with(&sessions)) && moments.iter().any(later)
+    })
+}
+
+/// AWS takes one value by itself as well as in a list.
+fn texts(value: &Value) -> Vec<&str> {
+    let list = value
+        .as_array()
+        .map_or(std::slice::from_ref(value), Vec::as_slice);
+    list.iter().filter_map(Value::as_str).collect()
 }
 
 fn clauses(denial: &Denial, earliest: Timestamp) -> Vec<(Family, Clause)> {

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::document::{document, widen};
+pub use self::document::{document, may_meet, widen};
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},
     grant::Kind,
@@ -155,6 +155,15 @@ pub struct Attempts {
     pub count: u32,
     /// Why the last one did.
     pub failure: Option<String>,
+}
+
+/// Sessions issued after those that a denial is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Newer {
+    /// There may be some, which must not be hit.
+    Spared,
+    /// There are none, and none is under way.
+    None,
 }
 
 /// How far a denial is.
@@ -301,11 +310,14 @@ impl Denial {
     /// then.
     #[must_use]
     pub fn covers(&self, lease: &Lease) -> bool {
-        let (against, binding) = (&self.against, &lease.binding);
         let asked = lease.removal().map(|removal| removal.asked_at);
-        if asked.is_none_or(|asked| asked > self.asked_at) {
-            return false;
-        }
+        asked.is_some_and(|asked| asked <= self.asked_at) && self.concerns(lease)
+    }
+
+    /// Whether it is about sessions such as this lease's, whenever they were issued.
+    #[must_use]
+    pub fn concerns(&self, lease: &Lease) -> bool {
+        let (against, binding) = (&self.against, &lease.binding);
         let concerned = match &against.scope {
             Scope::Service => true,
             Scope::Grant(grant) => *grant == binding.grant.grant,
@@ -319,7 +331,7 @@ impl Denial {
     /// A session that was issued by AWS's clock at this second is among those denied from
     /// now on, and nothing much later is. `None` when newer sessions would be hit.
     #[must_use]
-    pub fn reach(&self, issued: Timestamp) -> Option<Self> {
+    pub fn reach(&self, issued: Timestamp, newer: Newer) -> Option<Self> {
         let issued_before = whole_second(issued) + PRECISION;
         let first = !self.is_refused() && self.failures() == 0;
         let live = matches!(self.against.scope, Scope::Grant(_));
@@ -328,13 +340,17 @@ impl Denial {
         } else {
             issued_before.max(self.issued_before)
         };
-        let latest = self.latest.filter(|_| !(first && live));
-        if latest.is_some_and(|latest| latest < moved) {
+        if newer == Newer::Spared && self.latest.is_some_and(|latest| latest < moved) {
             return None;
         }
+        let latest = if first && live {
+            Some(moved)
+        } else {
+            self.latest.map(|latest| latest.max(moved))
+        };
         Some(Self {
             issued_before: moved,
-            latest: latest.or_else(|| live.then_some(moved)),
+            latest,
             ..self.next()
         })
     }
@@ -344,6 +360,15 @@ impl Denial {
     pub fn ready(&self) -> Self {
         Self {
             denied_before: Some(self.issued_before),
+            ..self.next()
+        }
+    }
+
+    /// Whoever had it to themselves does not carry it out: it is due at `now`.
+    #[must_use]
+    pub fn give_up(&self, now: Timestamp) -> Self {
+        Self {
+            due_at: now,
             ..self.next()
         }
     }

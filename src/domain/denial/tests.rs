@@ -50,7 +50,7 @@ fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
 /// Of a service at the role, seen to be refused.
 fn denied(service: &str, second: i64) -> Denial {
     asked(role(), service, Scope::Service, second)
-        .reach(at(second))
+        .reach(at(second), Newer::Spared)
         .unwrap()
         .ready()
         .confirm(at(second + 1))
@@ -270,19 +270,29 @@ fn a_new_session_waits_until_every_denial_misses_it() {
 fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let open = asked(role(), "pay", Scope::Service, 0);
     assert_eq!(open.issued_before, at(5));
-    let reaching = open.reach(at(1)).unwrap();
+    let reaching = open.reach(at(1), Newer::Spared).unwrap();
     assert_eq!(reaching.issued_before, at(3));
     // Tried again an hour later: the moment moves with it while the service is out.
     let failed = reaching.postpone(at(60), "not yet".to_owned());
-    assert_eq!(failed.reach(at(3600)).unwrap().issued_before, at(3602));
+    let later = failed.reach(at(3600), Newer::Spared).unwrap();
+    assert_eq!(later.issued_before, at(3602));
     let back = reinstated(failed, 1800);
-    assert_eq!(back.reach(at(3600)), None);
+    assert_eq!(back.reach(at(3600), Newer::Spared), None);
+    let alone = back.reach(at(3600), Newer::None).unwrap();
+    assert_eq!(
+        (alone.issued_before, alone.latest),
+        (at(3602), Some(at(3602)))
+    );
     // What is issued under a revoked grant afterwards works.
     let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
-    let reaching = grant.reach(at(1)).unwrap();
+    let reaching = grant.reach(at(1), Newer::Spared).unwrap();
     assert_eq!(reaching.latest, Some(at(3)));
+    // Whoever reached so far may have died since.
+    assert_eq!(reaching.reach(at(60), Newer::Spared), None);
     let failed = reaching.postpone(at(60), "not yet".to_owned());
-    assert_eq!(failed.reach(at(3600)), None);
+    assert_eq!(failed.reach(at(3600), Newer::Spared), None);
+    let alone = failed.reach(at(3600), Newer::None).unwrap();
+    assert_eq!(alone.latest, Some(at(3602)));
 }
 
 #[test]

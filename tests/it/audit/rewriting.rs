@@ -12,7 +12,7 @@ use credbroker::{
     audit::{checkpoint::Checkpoint, note::Signer},
     aws::{AwsAccount, AwsSettings, Clients},
     broker::{
-        Broker, Custody, Parts,
+        Broker, Custody, PROOF_LIMIT, Parts,
         ports::{Anchor, Store},
     },
     domain::{
@@ -69,6 +69,7 @@ pub(super) fn broker(
         spool: Arc::new(FileSpool::open(home.join("emergency")).unwrap()),
         anchor: Some(anchor),
         keep: std::time::Duration::ZERO,
+        proof_limit: PROOF_LIMIT,
         witness: None,
         stop: CancellationToken::new(),
     })

@@ -11,6 +11,8 @@ use credbroker::audit::{
     leaf,
     tree::{Edge, leaf_hash},
 };
+use jiff::Timestamp;
+use serde_json::Value;
 use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::harness::{Account, Key, aws::ADMIN_USER};
@@ -28,11 +30,20 @@ struct Recorded {
     lease_id: String,
     kind: String,
     state: String,
+    cause: Option<String>,
     aws_name: String,
     access_key_id: Option<String>,
     key_lost: bool,
     told_vanished: bool,
     request_id: Option<String>,
+}
+
+impl Recorded {
+    /// Whether somebody has revoked it.
+    fn is_revoked(&self) -> bool {
+        let cause = self.cause.as_deref().unwrap_or_default();
+        cause.starts_with("revoked")
+    }
 }
 
 /// Once everything has been recovered from.
@@ -54,13 +65,16 @@ impl Checker<'_> {
             .filename(&self.database)
             .read_only(true);
         let mut store = options.connect().await.unwrap();
-        let leases = leases(&mut store).await;
+        let (leases, denials) = (leases(&mut store).await, denials(&mut store).await);
         let mut wrong = Vec::new();
-        nothing_is_half_done(&leases, &mut wrong);
+        nothing_is_half_done(&leases, &denials, &mut wrong);
         every_credential_is_recorded(&mut store, seen, &mut wrong).await;
         a_request_has_one_lease(&leases, seen, &mut wrong);
         self.users_are_live_leases(&leases, &mut wrong).await;
         self.only_what_is_recorded_works(&leases, seen, &mut wrong)
+            .await;
+        sessions_are_served_while_they_are_live(&leases, seen, &mut wrong).await;
+        self.denials_are_those_of_the_store(&denials, &mut wrong)
             .await;
         self.the_admin_key_is_one(&mut store, &mut wrong).await;
         self.no_secret_is_kept(seen, &mut wrong);
@@ -101,8 +115,8 @@ impl Checker<'_> {
         }
     }
 
-    /// What has ended, or has been replaced, is refused; so one request has one live key
-    /// at most. Sessions live on in AWS until they expire.
+    /// Of users, what has ended or has been replaced is refused; so one request has one live
+    /// key at most.
     async fn only_what_is_recorded_works(
         &self,
         leases: &[Recorded],
@@ -117,6 +131,28 @@ impl Checker<'_> {
             if !recorded && seen.key.works().await {
                 let (key, lease) = (&seen.key.id, &seen.lease_id);
                 wrong.push(format!("key {key} of lease {lease} works and should not"));
+            }
+        }
+    }
+
+    /// Every statement in AWS is about sessions that a row is for, and for every row one
+    /// stands there that reaches its moment.
+    async fn denials_are_those_of_the_store(&self, denials: &[Denied], wrong: &mut Vec<String>) {
+        let stand: Vec<Clause> = self
+            .account
+            .denials()
+            .await
+            .iter()
+            .flat_map(clauses)
+            .collect();
+        for clause in &stand {
+            if !denials.iter().any(|row| row.is_for(clause)) {
+                wrong.push(format!("{clause:?} stands in AWS and in no denial"));
+            }
+        }
+        for row in denials {
+            if !stand.iter().any(|clause| row.is_met_by(clause)) {
+                wrong.push(format!("{row:?} does not stand in AWS"));
             }
         }
     }
@@ -171,6 +207,7 @@ async fn leases(store: &mut SqliteConnection) -> Vec<Recorded> {
         lease_id: row.get("lease_id"),
         kind: row.get("kind"),
         state: row.get("state"),
+        cause: row.get("cause"),
         aws_name: row.get("aws_name"),
         access_key_id: row.get("access_key_id"),
         key_lost: row.get("key_lost"),
@@ -180,13 +217,140 @@ async fn leases(store: &mut SqliteConnection) -> Vec<Recorded> {
     rows.unwrap().iter().map(row).collect()
 }
 
-/// A revoked session alone may have to wait for AWS.
-fn nothing_is_half_done(leases: &[Recorded], wrong: &mut Vec<String>) {
+/// A denial in the store.
+#[derive(Debug)]
+struct Denied {
+    service: String,
+    holder: String,
+    scope: String,
+    issued_before: Timestamp,
+    is_refused: bool,
+    failure: Option<String>,
+}
+
+impl Denied {
+    /// Whether a statement in AWS is what it puts there.
+    fn is_for(&self, clause: &Clause) -> bool {
+        let names = match self.scope.strip_prefix("lease ") {
+            // A federated user's name has the end of the lease's id.
+            Some(lease) => clause.lease.len() > 9 && lease.ends_with(&clause.lease),
+            None => clause.lease == "*",
+        };
+        names && self.is_within(clause)
+    }
+
+    /// Whether a statement in AWS is about all of its sessions, or may be.
+    fn is_within(&self, clause: &Clause) -> bool {
+        self.holder == clause.holder && self.service == clause.service
+    }
+
+    /// Whether a statement in AWS denies its sessions.
+    fn is_met_by(&self, clause: &Clause) -> bool {
+        let whole = clause.lease == "*" && self.is_within(clause);
+        (whole || self.is_for(clause)) && self.issued_before <= clause.before
+    }
+
+    /// A session to try it by would be one of those that the service has been given since:
+    /// it holds, and is never seen to.
+    fn cannot_be_seen(&self) -> bool {
+        let failure = self.failure.as_deref().unwrap_or_default();
+        failure.contains("new sessions since")
+    }
+}
+
+async fn denials(store: &mut SqliteConnection) -> Vec<Denied> {
+    let rows = sqlx::query("SELECT * FROM denials").fetch_all(store).await;
+    let row = |row: &sqlx::sqlite::SqliteRow| Denied {
+        service: row.get("service"),
+        holder: row.get("holder"),
+        scope: row.get("scope"),
+        issued_before: Timestamp::from_microsecond(row.get("issued_before")).unwrap(),
+        is_refused: row.get::<Option<i64>, _>("refused_at").is_some(),
+        failure: row.get("failure"),
+    };
+    rows.unwrap().iter().map(row).collect()
+}
+
+/// Sessions that a statement in AWS names, and the moment before which it denies them.
+#[derive(Debug)]
+struct Clause {
+    holder: String,
+    service: String,
+    /// The rest of their names, or `*`.
+    lease: String,
+    before: Timestamp,
+}
+
+fn clauses((holder, document): &(String, Value)) -> Vec<Clause> {
+    let mut found = Vec::new();
+    for statement in document["Statement"].as_array().unwrap() {
+        assert_eq!(statement["Effect"], "Deny", "{document}");
+        let condition = &statement["Condition"];
+        let before = &condition["DateLessThan"]["aws:TokenIssueTime"];
+        let sessions = &condition["StringLike"]["aws:userid"];
+        for sessions in texts(sessions) {
+            let named = sessions.strip_prefix("*:").unwrap();
+            let (service, lease) = named.split_once('.').unwrap();
+            found.push(Clause {
+                holder: holder.clone(),
+                service: service.to_owned(),
+                lease: lease.to_owned(),
+                before: texts(before)[0].parse().unwrap(),
+            });
+        }
+    }
+    found
+}
+
+/// One, or a list of them.
+fn texts(value: &Value) -> Vec<String> {
+    let many = value.as_array().cloned();
+    let all = many.unwrap_or_else(|| vec![value.clone()]);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    all.iter().map(text).collect()
+}
+
+/// A session that its service has handed back has to wait for AWS; one that somebody has
+/// revoked is denied, and that has been seen where it can be.
+fn nothing_is_half_done(leases: &[Recorded], denials: &[Denied], wrong: &mut Vec<String>) {
+    for denial in denials {
+        if !denial.is_refused && !denial.cannot_be_seen() {
+            wrong.push(format!("{denial:?} is still open"));
+        }
+    }
+    let unseen: BTreeSet<&str> = denials
+        .iter()
+        .filter(|denial| denial.cannot_be_seen())
+        .map(|denial| denial.service.as_str())
+        .collect();
     for lease in leases {
-        let waits = lease.state == "revoking" && lease.kind != "iam_user";
+        let (service, _) = lease.aws_name.split_once('.').unwrap();
+        let waits = lease.state == "revoking"
+            && lease.kind != "iam_user"
+            && (!lease.is_revoked() || unseen.contains(service));
         let done = ["active", "revoked", "expired"].contains(&lease.state.as_str());
         if !done && !waits {
             wrong.push(format!("lease {} is still {}", lease.lease_id, lease.state));
+        }
+    }
+}
+
+/// AWS serves the sessions of live leases, and of none that has been revoked.
+async fn sessions_are_served_while_they_are_live(
+    leases: &[Recorded],
+    seen: &[Seen],
+    wrong: &mut Vec<String>,
+) {
+    for seen in seen.iter().filter(|seen| seen.key.token.is_some()) {
+        let lease = leases.iter().find(|lease| lease.lease_id == seen.lease_id);
+        let must_be_served = match lease {
+            Some(lease) if lease.state == "active" => true,
+            Some(lease) if !lease.is_revoked() => continue,
+            _ => false,
+        };
+        if seen.key.is_served().await != must_be_served {
+            let (id, state) = (&seen.lease_id, lease.map(|lease| &lease.state));
+            wrong.push(format!("of lease {id}, {state:?}, the session is not as it must be"));
         }
     }
 }

@@ -18,8 +18,10 @@ enum Story {
     Refused,
     /// A user whose time runs out.
     RunOut,
-    /// A whole service is shut out.
+    /// A service that holds a session of a role, one of federation and a user is shut out.
     ShutOut,
+    /// The last session that was denied has had its time.
+    Lift,
 }
 
 impl Story {
@@ -31,7 +33,14 @@ impl Story {
             Self::Revoke => &["lease.revoking", "lease.revoked"],
             Self::Refused => &["lease.denied", "lease.revoked"],
             Self::RunOut => &["lease.revoking", "lease.expired"],
-            Self::ShutOut => &["service.revoked", "lease.revoked"],
+            Self::ShutOut => &[
+                "service.revoked",
+                "canary.issued",
+                "denial.written",
+                "lease.revoked",
+                "denial.confirmed",
+            ],
+            Self::Lift => &["denial.lifted"],
             Self::Rotate => &[
                 "admin_key.rotating",
                 "admin_key.created",
@@ -44,7 +53,7 @@ impl Story {
 
     /// Whether it makes calls to AWS that no other story makes.
     const fn has_calls_of_its_own(self) -> bool {
-        !matches!(self, Self::Refused | Self::RunOut | Self::ShutOut)
+        !matches!(self, Self::Refused | Self::RunOut)
     }
 
     async fn world(self) -> Mortal {
@@ -54,6 +63,12 @@ impl Story {
         }
         // What the broker asks once and for all is asked now.
         mortal.ask("user", &new_id()).await.unwrap();
+        if matches!(self, Self::ShutOut | Self::Lift) {
+            // Whoever else is at the role and the broker's user goes on.
+            for grant in ["role", "federation"] {
+                mortal.ask(grant, &new_id()).await.unwrap();
+            }
+        }
         mortal
     }
 
@@ -64,9 +79,14 @@ impl Story {
             Self::Repeat(grant) => mortal.ask(grant, &id).await,
             Self::Revoke | Self::RunOut => mortal.ask("user", &id).await,
             Self::ShutOut => {
-                let reinstate = ["service", "reinstate", "payments-api"];
-                mortal.world.broker.run(&reinstate).await;
-                mortal.ask("user", &id).await
+                mortal.holding(&["role", "federation", "user"]).await;
+                None
+            }
+            Self::Lift => {
+                mortal.holding(&["role", "federation"]).await;
+                mortal.shut_out().await;
+                mortal.settle().await;
+                None
             }
             Self::Issue(_) | Self::Rotate | Self::Refused => None,
         };
@@ -90,9 +110,10 @@ impl Story {
                 let over = "UPDATE leases SET expires_at = 1, due_at = 1 WHERE state = 'active'";
                 mortal.world.broker.write_store(over).await;
             }
-            Self::ShutOut => {
-                let revoke = ["revoke", "payments-api"];
-                mortal.world.broker.run(&revoke).await;
+            Self::ShutOut => mortal.shut_out().await,
+            Self::Lift => {
+                mortal.outlive_sessions().await;
+                mortal.lifted().await;
             }
             // The grace of the old key is long over, and so is its retirement.
             Self::Rotate => {
@@ -213,4 +234,5 @@ stories! {
     a_broker_may_die_anywhere_in_an_issue_that_aws_refuses: Story::Refused;
     a_broker_may_die_anywhere_in_the_end_of_a_user: Story::RunOut;
     a_broker_may_die_anywhere_in_the_shutting_out_of_a_service: Story::ShutOut;
+    a_broker_may_die_anywhere_in_the_lifting_of_a_denial: Story::Lift;
 }

@@ -31,11 +31,22 @@ macro_rules! going_on {
     };
 }
 
-/// A broker behind a proxy, with `payments-api` and its grants `role` and `user`.
+/// Denials that AWS is yet to be seen to enforce, or that are over.
+macro_rules! denying {
+    () => {
+        " FROM denials WHERE refused_at IS NULL AND failure NOT LIKE '%new sessions since%'
+           OR refused_at IS NULL AND failure IS NULL
+           OR lasts_until <= 1000000 * CAST(strftime('%s') AS INTEGER)"
+    };
+}
+
+/// A broker behind a proxy, with `payments-api` and its grants.
 pub struct Mortal {
     pub world: World,
     pub seen: Vec<Seen>,
     pub keeps_key: bool,
+    /// On whose part it is asked.
+    service: String,
 }
 
 impl Mortal {
@@ -44,6 +55,7 @@ impl Mortal {
             world: World::new().await,
             seen: Vec::new(),
             keeps_key: false,
+            service: "payments-api".to_owned(),
         }
     }
 
@@ -76,6 +88,33 @@ impl Mortal {
         leases.revoke_lease(request).await.map(drop)
     }
 
+    /// Has another service, and no other, hold a credential under each of these grants.
+    pub async fn holding(&mut self, grants: &[&str]) {
+        let services = "SELECT count(*) FROM services";
+        let services = self.world.broker.count(services).await;
+        self.service = format!("service-{services}");
+        self.world.token = self.world.service(&self.service).await;
+        for grant in grants {
+            self.ask(grant, &new_id()).await.unwrap();
+        }
+    }
+
+    /// Revokes it, whatever becomes of that.
+    pub async fn shut_out(&self) {
+        let revoke = ["revoke", &self.service];
+        self.world.broker.run(&revoke).await;
+    }
+
+    /// The time of every denied session is over for the broker. AWS's clock stands where it
+    /// is, so that what clients have seen of them is not asked after any more.
+    pub async fn outlive_sessions(&mut self) {
+        let over = "SELECT group_concat(lease_id) FROM leases WHERE state = 'revoked'";
+        let over = self.world.broker.text(over).await.unwrap_or_default();
+        self.seen.retain(|seen| !over.contains(&seen.lease_id));
+        let over = "UPDATE denials SET lasts_until = 1, due_at = 1";
+        self.world.broker.write_store(over).await;
+    }
+
     pub async fn import(&mut self) {
         let request = ImportAdminKeyRequest {
             access_key_id: self.world.account.admin.id.clone(),
@@ -103,6 +142,16 @@ impl Mortal {
             (dead || self.world.broker.count(due).await == 0).then_some(!dead)
         };
         eventually("a step of the rotation", tended).await
+    }
+
+    /// Waits until nothing is denied any more, or the broker has died of that.
+    pub async fn lifted(&self) {
+        let lifted = async || {
+            let dead = self.world.broker.is_dead();
+            let denials = self.world.broker.count("SELECT count(*) FROM denials");
+            (dead || denials.await == 0).then_some(())
+        };
+        eventually("the end of the denials", lifted).await;
     }
 
     /// Starts the broker again, to die where it is told.
@@ -163,8 +212,9 @@ impl Mortal {
                 .await;
         }
         let leases = broker.count(concat!("SELECT count(*)", going_on!())).await;
+        let denials = broker.count(concat!("SELECT count(*)", denying!())).await;
         let key = "SELECT count(*) FROM admin_key WHERE phase <> 'steady'";
-        leases + broker.count(key).await
+        leases + denials + broker.count(key).await
     }
 
     async fn told_going_on(&self) -> String {
@@ -172,9 +222,14 @@ impl Mortal {
             "SELECT group_concat(concat_ws(' ', lease_id, state, attempts, cause), '; ')",
             going_on!()
         );
+        let denials = concat!(
+            "SELECT group_concat(concat_ws(' ', holder, service, scope, attempts, failure), '; ')",
+            denying!()
+        );
         let key = "SELECT concat_ws(' ', phase, attempts, failure) FROM admin_key";
         let told = [
             self.world.broker.text(leases).await,
+            self.world.broker.text(denials).await,
             self.world.broker.text(key).await,
         ];
         format!("{told:?}")

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
 use aws_credential_types::Credentials;
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::emulator::{emulator, enforces};
@@ -12,6 +13,13 @@ use super::emulator::{emulator, enforces};
 pub const REGION: &str = "us-east-1";
 pub const ADMIN_USER: &str = "credbroker-admin";
 const ROLE_POLICY: &str = "what-the-role-may";
+/// A no of AWS's: to what it is asked, or to whoever asks.
+const REFUSED: [&str; 4] = [
+    "AccessDenied",
+    "AccessDeniedException",
+    "InvalidClientTokenId",
+    "ExpiredToken",
+];
 
 /// An access key, a session's or a user's.
 #[derive(Clone, Debug)]
@@ -35,6 +43,18 @@ impl Key {
             secret: text("secret_access_key"),
             token: json["session_token"].as_str().map(ToOwned::to_owned),
         }
+    }
+
+    /// Whether AWS does something for it, which unlike GetCallerIdentity can be denied.
+    /// Nothing but AWS's no counts as one.
+    pub async fn is_served(&self) -> bool {
+        use aws_sdk_sqs::error::ProvideErrorMetadata;
+        let Err(error) = self.sqs().list_queues().send().await else {
+            return true;
+        };
+        let code = error.code().unwrap_or_default();
+        assert!(REFUSED.contains(&code), "{error:?}");
+        false
     }
 
     /// Whether AWS accepts it.
@@ -288,6 +308,30 @@ impl Account {
             .collect()
     }
 
+    /// The policies of denials in AWS, each with the ARN of its role or user.
+    pub async fn denials(&self) -> Vec<(String, Value)> {
+        let iam = self.root.iam();
+        let mut found = Vec::new();
+        for role in iam.list_roles().send().await.unwrap().roles {
+            let (name, list) = (&role.role_name, iam.list_role_policies());
+            let policies = list.role_name(name).send().await.unwrap().policy_names;
+            for policy in policies.iter().filter(|policy| is_of_denials(policy)) {
+                let get = iam.get_role_policy().role_name(name).policy_name(policy);
+                let got = get.send().await.unwrap();
+                found.push((role.arn.clone(), document(&got.policy_document)));
+            }
+        }
+        let list = iam.list_user_policies().user_name(ADMIN_USER);
+        let policies = list.send().await.unwrap().policy_names;
+        for policy in policies.iter().filter(|policy| is_of_denials(policy)) {
+            let get = iam.get_user_policy().user_name(ADMIN_USER);
+            let got = get.policy_name(policy).send().await.unwrap();
+            let user = format!("arn:aws:iam::{}:user/{ADMIN_USER}", self.id);
+            found.push((user, document(&got.policy_document)));
+        }
+        found
+    }
+
     pub fn trust_policy(&self) -> Value {
         let shipped = include_str!("../../../deploy/aws/trust-policy.json");
         rendered(shipped, &self.id)
@@ -306,6 +350,16 @@ impl Account {
             .users;
         users.into_iter().map(|user| user.user_name).collect()
     }
+}
+
+fn is_of_denials(policy: &str) -> bool {
+    policy.starts_with("credbroker-denials-")
+}
+
+/// IAM tells documents percent-encoded.
+fn document(text: &str) -> Value {
+    let decoded = percent_decode_str(text).decode_utf8().unwrap();
+    serde_json::from_str(&decoded).unwrap()
 }
 
 async fn make_policy(iam: &aws_sdk_iam::Client, name: &str, document: &str) -> Option<String> {

@@ -12,9 +12,9 @@ use credbroker::{
     authn::token::authenticate,
     aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
-        AdminKeyStatus, Broker, Custody, Error, IssuedLease, Parts, Reconciliation, RenewedLease,
-        RevokedLease, TakenAway,
-        ports::{AuditFilter, LeaseFilter, Page, Store},
+        AdminKeyStatus, Broker, Custody, Error, IssuedLease, PROOF_LIMIT, Parts, Reconciliation,
+        RenewedLease, Revocation, RevokedLease, TakenAway,
+        ports::{AuditFilter, LeaseFilter, Page, Store, Target},
     },
     domain::{
         access::{Caller, admit},
@@ -58,6 +58,8 @@ pub struct Ways {
     pub calls_per_second: u32,
     pub limits: Limits,
     pub rotate_every: Option<Duration>,
+    /// How long AWS may take to enforce a denial.
+    pub proof_limit: Duration,
     /// The broker has the clock of production, and the machine's is wrong by so much.
     pub wall_wrong_by: Option<SignedDuration>,
 }
@@ -72,6 +74,7 @@ impl Default for Ways {
                 ..Limits::default()
             },
             rotate_every: None,
+            proof_limit: PROOF_LIMIT,
             wall_wrong_by: None,
         }
     }
@@ -86,6 +89,7 @@ impl Ways {
                 repetition: Duration::from_millis(5),
                 acceptance: Duration::from_millis(400),
             },
+            proof_limit: Duration::from_millis(400),
             ..Self::default()
         }
     }
@@ -148,6 +152,7 @@ impl Stepped {
         let token = self.broker.create_token(&caller, &service, None).await;
         self.service = token.unwrap().token.text().clone();
         let role_arn = self.account.role("credbroker-any", &policy()).await;
+        self.account.let_admin(&policy()).await;
         let managed = self.account.managed_policy("one").await;
         let group = self.account.group("readers").await;
         let role = json!({"assume_role": {
@@ -239,6 +244,18 @@ impl Stepped {
         Ok(taken)
     }
 
+    /// Shuts the service out.
+    pub async fn shut_out(&self) -> Result<Revocation, Error> {
+        let caller = self
+            .operator("RevocationService/StreamRevocation")
+            .await;
+        let target = Target::Service("payments-api".parse().unwrap());
+        let revoking = self
+            .broker
+            .revoke(caller, target, "leaked".to_owned(), None);
+        revoking.await
+    }
+
     pub async fn import(&self, key: &Key) -> Result<AdminKeyStatus, Error> {
         let caller = self.operator("AdminService/ImportAdminKey").await;
         let (id, secret) = (key.id.parse().unwrap(), key.secret.clone().into());
@@ -280,10 +297,11 @@ impl Stepped {
         *self.hands.0.lock().unwrap() += SignedDuration::from_secs(seconds);
     }
 
-    /// Moves the clock and cleans up once.
+    /// Moves the clock, cleans up once, and sees to the denials that are due.
     pub async fn step(&self, seconds: i64) {
         self.wait(seconds);
         self.broker.reap_once().await.unwrap();
+        self.broker.denials_once().await.unwrap();
     }
 
     /// A quarter of an hour without faults: deadlines pass, the consistency window too,
@@ -337,10 +355,10 @@ impl Stepped {
     }
 }
 
-/// What every grant allows.
+/// What every grant allows: what cannot be denied, and what can.
 pub fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": [
-        {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"},
+        {"Effect": "Allow", "Action": ["sts:GetCallerIdentity", "sqs:ListQueues"], "Resource": "*"},
     ]})
 }
 
@@ -410,6 +428,7 @@ async fn broker(
         spool: Arc::new(spool.unwrap()),
         anchor: None,
         keep: Duration::ZERO,
+        proof_limit: ways.proof_limit,
         witness: None,
         stop: CancellationToken::new(),
     })

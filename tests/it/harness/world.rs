@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::{Account, Broker, Key, Run, proxy::Proxy, stepped::policy};
 
-/// A broker behind a proxy, and `payments-api` with the grants `role` and `user`.
+/// A broker behind a proxy, and `payments-api` with the grants `role`, `federation` and
+/// `user`.
 pub struct World {
     pub account: Account,
     pub proxy: Proxy,
@@ -25,18 +26,29 @@ impl World {
     /// With a broker that has just been started.
     pub async fn with(account: Account, proxy: Proxy, broker: Broker) -> Self {
         let role = account.role("credbroker-any", &policy()).await;
-        let token = broker.service("payments-api").await;
-        let flags = ["--role-arn", &role, "--max-ttl", "2h"];
-        broker.grant("payments-api/role", &flags, &policy()).await;
-        let world = Self {
+        account.let_admin(&policy()).await;
+        let mut world = Self {
             account,
             proxy,
             broker,
             role,
-            token,
+            token: String::new(),
         };
-        world.put_user(&[]).await;
+        world.token = world.service("payments-api").await;
         world
+    }
+
+    /// Registers a service with all three grants, and returns its token.
+    pub async fn service(&self, name: &str) -> String {
+        let token = self.broker.service(name).await;
+        let put = async |grant: &str, flags: &[&str]| {
+            let grant = format!("{name}/{grant}");
+            self.broker.grant(&grant, flags, &policy()).await;
+        };
+        put("role", &["--role-arn", &self.role, "--max-ttl", "2h"]).await;
+        put("federation", &["--kind", "federation_token"]).await;
+        put("user", &["--kind", "iam_user"]).await;
+        token
     }
 
     /// Puts the grant `user` as these flags say.
