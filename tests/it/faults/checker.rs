@@ -350,7 +350,9 @@ async fn sessions_are_served_while_they_are_live(
         };
         if seen.key.is_served().await != must_be_served {
             let (id, state) = (&seen.lease_id, lease.map(|lease| &lease.state));
-            wrong.push(format!("of lease {id}, {state:?}, the session is not as it must be"));
+            wrong.push(format!(
+                "of lease {id}, {state:?}, the session is not as it must be"
+            ));
         }
     }
 }

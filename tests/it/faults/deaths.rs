@@ -1,6 +1,10 @@
 //! The process dies before and after each call to AWS and each commit of the store; it
 //! is started again, and the checker must find nothing.
 
+use std::sync::{Arc, Mutex};
+
+use tokio::task::JoinSet;
+
 use super::{
     checker::assert_sound,
     process::{Mortal, new_id},
@@ -54,6 +58,12 @@ impl Story {
     /// Whether it makes calls to AWS that no other story makes.
     const fn has_calls_of_its_own(self) -> bool {
         !matches!(self, Self::Refused | Self::RunOut)
+    }
+
+    /// How many brokers die of it side by side: to see a denial hold that stood before takes
+    /// seconds of waiting.
+    const fn worlds(self) -> usize {
+        if matches!(self, Self::ShutOut) { 4 } else { 1 }
     }
 
     async fn world(self) -> Mortal {
@@ -161,7 +171,7 @@ async fn die(story: Story, death: Death, mut mortal: Mortal) -> Mortal {
         return end(story, death, mortal, prepared).await;
     }
     let prepared = story.prepare(&mut mortal).await;
-    let kill = std::sync::Arc::new(mortal.world.broker.killer());
+    let kill = Arc::new(mortal.world.broker.killer());
     match death {
         Death::BeforeCall(number) => mortal
             .world
@@ -217,10 +227,24 @@ async fn die_everywhere(story: Story) {
     for record in story.commits() {
         deaths.extend(["before", "after"].map(|moment| Death::AtCommit(moment, record)));
     }
-    for death in &deaths {
-        mortal = die(story, *death, mortal).await;
+    let count = deaths.len();
+    let (worlds, deaths) = (story.worlds(), Arc::new(Mutex::new(deaths)));
+    let mut dying = JoinSet::new();
+    dying.spawn(die_of(story, Arc::clone(&deaths), mortal));
+    for _ in 1..worlds {
+        dying.spawn(die_of(story, Arc::clone(&deaths), story.world().await));
     }
-    println!("{story:?}: {} deaths, 0 violations", deaths.len());
+    dying.join_all().await;
+    println!("{story:?}: {count} deaths, 0 violations");
+}
+
+/// Dies of what is left, one after the other.
+async fn die_of(story: Story, left: Arc<Mutex<Vec<Death>>>, mut mortal: Mortal) {
+    loop {
+        let death = left.lock().unwrap().pop();
+        let Some(death) = death else { return };
+        mortal = die(story, death, mortal).await;
+    }
 }
 
 stories! {

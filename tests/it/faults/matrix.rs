@@ -124,6 +124,10 @@ enum Story {
     Issue(&'static str),
     Repeat(&'static str),
     Revoke,
+    /// A service that holds a session is shut out.
+    ShutOut(&'static str),
+    /// The denied session has had its time.
+    Lift(&'static str),
     Rotate,
     Reconcile,
 }
@@ -155,6 +159,7 @@ impl Story {
     const fn is_a_session(self) -> bool {
         match self {
             Self::Issue(grant) | Self::Repeat(grant) => !matches!(grant.as_bytes(), b"user"),
+            Self::ShutOut(_) | Self::Lift(_) => true,
             _ => false,
         }
     }
@@ -164,6 +169,16 @@ impl Story {
         let lease = match self {
             Self::Repeat(grant) => Some(world.insist(grant, &id).await),
             Self::Revoke => Some(world.insist("user", &id).await),
+            Self::ShutOut(grant) => Some(world.insist(grant, &id).await),
+            Self::Lift(grant) => {
+                let lease = world.insist(grant, &id).await;
+                world.stepped.shut_out().await.unwrap();
+                world.stepped.recover().await;
+                world.check("before the denial is lifted").await;
+                // AWS's clock stands where it is, and the session lives on there.
+                world.seen.clear();
+                Some(lease)
+            }
             Self::Reconcile => {
                 let lease = world.insist("user", &id).await;
                 make_strays(world, &lease).await;
@@ -183,6 +198,8 @@ impl Story {
                 let lease = before.lease.as_ref().unwrap();
                 let _ = world.stepped.revoke(lease).await;
             }
+            Self::ShutOut(_) => drop(world.stepped.shut_out().await),
+            Self::Lift(_) => world.stepped.step(2 * 3600).await,
             Self::Rotate => {
                 let _ = world.stepped.rotate().await;
                 for _ in 0..2 {
@@ -211,6 +228,19 @@ impl Story {
             Self::Revoke => {
                 let lease = world.stepped.lease(before.lease.as_ref().unwrap()).await;
                 assert_eq!(lease.state.as_str(), "revoked");
+            }
+            Self::ShutOut(_) => {
+                let lease = world.stepped.lease(before.lease.as_ref().unwrap()).await;
+                assert_eq!(lease.state.as_str(), "revoked");
+                let service = lease.binding.grant.service;
+                let service = world.stepped.broker.store().service(&service).await;
+                let service = service.unwrap().unwrap().service;
+                assert!(service.suspension.is_some());
+            }
+            Self::Lift(_) => {
+                assert_eq!(world.stepped.account.denials().await, []);
+                let lifted = world.stepped.records("denial.lifted").await;
+                assert_eq!(lifted.len(), 1);
             }
             Self::Rotate => {
                 // Whoever gets a session now gets it by the new key.
@@ -328,6 +358,10 @@ stories! {
     every_call_of_a_repeated_user_survives_every_fault: Story::Repeat("user");
     every_call_of_a_repeated_session_survives_every_fault: Story::Repeat("role");
     every_call_of_a_revocation_survives_every_fault: Story::Revoke;
+    every_call_of_the_shutting_out_of_a_role_session_survives_every_fault: Story::ShutOut("role");
+    every_call_of_the_shutting_out_of_a_federation_session_survives_every_fault: Story::ShutOut("federation");
+    every_call_of_the_lifting_of_a_roles_denial_survives_every_fault: Story::Lift("role");
+    every_call_of_the_lifting_of_a_users_denial_survives_every_fault: Story::Lift("federation");
     every_call_of_a_rotation_survives_every_fault: Story::Rotate;
     every_call_of_a_reconciliation_survives_every_fault: Story::Reconcile;
 }

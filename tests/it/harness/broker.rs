@@ -145,8 +145,6 @@ impl Broker {
              WHERE replacing_until IS NOT NULL",
         )
         .await;
-        self.write_store("UPDATE denials SET due_at = due_at - 3600000000 WHERE refused_at IS NULL")
-            .await;
         self.write_store("UPDATE admin_key SET due_at = due_at - 3600000000")
             .await;
     }

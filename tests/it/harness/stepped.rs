@@ -246,9 +246,7 @@ impl Stepped {
 
     /// Shuts the service out.
     pub async fn shut_out(&self) -> Result<Revocation, Error> {
-        let caller = self
-            .operator("RevocationService/StreamRevocation")
-            .await;
+        let caller = self.operator("RevocationService/StreamRevocation").await;
         let target = Target::Service("payments-api".parse().unwrap());
         let revoking = self
             .broker
