@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::{World, assert_told};
-use crate::harness::{Account, Broker, Key, broker::dev, eventually, proxy::Proxy};
+use crate::harness::{Account, Broker, Key, broker::dev, eventually, eventually_within, proxy::Proxy};
 
 /// "No space left on device" and "Input/output error".
 const ERRNOS: [&str; 2] = ["28", "5"];
@@ -155,6 +155,53 @@ async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
         assert_eq!(shown["suspend_reason"], "leaked");
         frail.assert_is_ending().await;
         broker.run_as(Some(&other), &["issue", "work"]).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
+    for errno in ERRNOS {
+        let frail = Frail::new().await;
+        let (broker, world) = (&frail.world.broker, &frail.world);
+        let other = world.service("billing").await;
+        let (mut ours, mut theirs, mut leases) = (Vec::new(), Vec::new(), Vec::new());
+        for grant in ["role", "federation"] {
+            let issued = world.issued(&[grant]).await;
+            leases.push(issued["lease_id"].as_str().unwrap().to_owned());
+            ours.push(Key::issued(&issued));
+            theirs.push(Key::issued(&broker.issue(&other, grant).await));
+        }
+        for key in ours.iter().chain(&theirs) {
+            assert!(key.is_served().await);
+        }
+        frail.fail(errno);
+
+        let revoke = ["revoke", "payments-api", "--reason", "leaked"];
+        let revoked = broker.json(&revoke).await;
+        assert_eq!(revoked["confirmed"], false, "{revoked:#}");
+        for sessions in revoked["sessions"].as_array().unwrap() {
+            let notice = sessions["notice"].as_str().unwrap();
+            assert!(notice.contains("once the store works again"), "{notice}");
+        }
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!(!ours.is_served().await);
+            assert!(theirs.is_served().await);
+        }
+
+        frail.heal();
+        assert_eq!(frail.late("service.revoked").await["late"], true);
+        for lease in &leases {
+            let ended = async || {
+                let shown = broker.json(&["lease", "show", lease]).await;
+                (shown["state"] == "revoked").then_some(())
+            };
+            eventually_within(30, "the proof", ended).await;
+        }
+        assert_eq!(frail.late("denial.confirmed").await["service"], "payments-api");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!(!ours.is_served().await);
+            assert!(theirs.is_served().await);
+        }
     }
 }
 
