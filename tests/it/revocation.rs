@@ -4,6 +4,7 @@ mod crowd;
 mod hands;
 mod offline;
 mod placements;
+mod proof;
 mod scale;
 mod sizes;
 mod watch;

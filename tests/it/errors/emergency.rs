@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::{World, assert_told};
-use crate::harness::{Account, Broker, Key, broker::dev, eventually, eventually_within, proxy::Proxy};
+use crate::harness::{
+    Account, Broker, Key, broker::dev, eventually, eventually_within, proxy::Proxy,
+};
 
 /// "No space left on device" and "Input/output error".
 const ERRNOS: [&str; 2] = ["28", "5"];
@@ -197,7 +199,10 @@ async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
             };
             eventually_within(30, "the proof", ended).await;
         }
-        assert_eq!(frail.late("denial.confirmed").await["service"], "payments-api");
+        assert_eq!(
+            frail.late("denial.confirmed").await["service"],
+            "payments-api"
+        );
         for (ours, theirs) in ours.iter().zip(&theirs) {
             assert!(!ours.is_served().await);
             assert!(theirs.is_served().await);

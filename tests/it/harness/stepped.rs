@@ -246,12 +246,20 @@ impl Stepped {
 
     /// Shuts the service out.
     pub async fn shut_out(&self) -> Result<Revocation, Error> {
-        let caller = self.operator("RevocationService/StreamRevocation").await;
-        let target = Target::Service("payments-api".parse().unwrap());
-        let revoking = self
-            .broker
-            .revoke(caller, target, "leaked".to_owned(), None);
-        revoking.await
+        let service = "payments-api".parse().unwrap();
+        self.revoke_all(Target::Service(service)).await
+    }
+
+    /// Takes away what was issued under a grant.
+    pub async fn revoke_grant(&self, grant: &str) -> Result<Revocation, Error> {
+        self.revoke_all(Target::Grant(name(grant))).await
+    }
+
+    async fn revoke_all(&self, target: Target) -> Result<Revocation, Error> {
+        let method = "RevocationService/StreamRevocation";
+        let caller = self.operator(method).await;
+        let words = "leaked".to_owned();
+        self.broker.revoke(caller, target, words, None).await
     }
 
     pub async fn import(&self, key: &Key) -> Result<AdminKeyStatus, Error> {

@@ -1,0 +1,245 @@
+//! That AWS refuses is seen or not claimed: AWS that takes its time, a probe that shows
+//! nothing, a session that cannot be had, a role that cannot be denied on.
+
+use std::time::Duration;
+
+use credbroker::broker::Revocation;
+use serde_json::Value;
+
+use crate::harness::{
+    Account, Key, World, eventually_within,
+    proxy::Fault,
+    stepped::{self, Stepped, Ways},
+};
+
+/// How AWS answers the probe of a session that it serves.
+fn served() -> Fault {
+    Fault::Say(r#"{"QueueUrls":[]}"#.to_owned())
+}
+
+fn not_allowed() -> Fault {
+    Fault::Answer(403, "AccessDenied", "not authorized")
+}
+
+/// A session under `role`: its lease and its key.
+async fn session(world: &World) -> (String, Key) {
+    let issued = world.issued(&["role"]).await;
+    let lease = issued["lease_id"].as_str().unwrap().to_owned();
+    let key = Key::issued(&issued);
+    assert!(key.is_served().await);
+    (lease, key)
+}
+
+/// What is open after a revocation that AWS was not seen to enforce.
+async fn unconfirmed(world: &World) -> String {
+    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], false, "{revoked:#}");
+    let sessions = &revoked["sessions"][0];
+    assert_eq!(sessions["refused_after_seconds"], Value::Null);
+    sessions["notice"].as_str().unwrap().to_owned()
+}
+
+/// The broker sees it by itself.
+async fn confirmed_later(world: &World, lease: &str) {
+    let ended = async || {
+        let shown = world.broker.json(&["lease", "show", lease]).await;
+        (shown["state"] == "revoked").then_some(())
+    };
+    eventually_within(20, "the proof", ended).await;
+}
+
+#[track_caller]
+fn says(notice: &str, words: &[&str]) {
+    for word in words {
+        assert!(notice.contains(word), "{word:?} in {notice:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_answer_waits_until_aws_enforces_the_denial_and_tells_how_long_that_took() {
+    let world = World::new().await;
+    let (_, key) = session(&world).await;
+    // Once before the denial, and five times after it.
+    let late = std::iter::repeat_with(served).take(6);
+    world.proxy.inject_in_turn("ListQueues", late);
+    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    for told in [&revoked["sessions"][0], &revoked["leases"][0]] {
+        let seconds = told["refused_after_seconds"].as_f64().unwrap();
+        assert!(seconds > 1.5, "{told}");
+    }
+    assert!(!key.is_served().await);
+}
+
+#[tokio::test]
+async fn one_refusal_is_no_proof_while_the_next_call_is_served() {
+    let world = World::new().await;
+    session(&world).await;
+    let refused = || {
+        let words = "not authorized with an explicit deny in an identity-based policy";
+        Fault::Answer(403, "AccessDeniedException", words)
+    };
+    let answers = [served(), refused(), served(), refused(), served()];
+    world.proxy.inject_in_turn("ListQueues", answers);
+    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+    // All those answers, and two refusals in a row.
+    assert_eq!(world.proxy.calls("ListQueues").len(), 7);
+}
+
+#[tokio::test]
+async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_later() {
+    let world = Stepped::with(Ways {
+        proof_limit: Duration::from_millis(400),
+        ..Ways::default()
+    })
+    .await;
+    let lease = world.issue("role").await.unwrap().lease;
+    world.proxy.inject("ListQueues", served());
+    let revoked = world.shut_out().await.unwrap();
+    assert!(!revoked.confirmed());
+    says(
+        &open(&revoked),
+        &["not seen to hold yet", "AWS still lets", "goes on trying"],
+    );
+    assert_eq!(world.lease(&lease).await.state.as_str(), "revoking");
+    // Again in vain; then AWS has it.
+    world.step(61).await;
+    assert_eq!(world.lease(&lease).await.state.as_str(), "revoking");
+    world.proxy.heal();
+    world.step(61).await;
+    assert_eq!(world.lease(&lease).await.state.as_str(), "revoked");
+    let confirmed = world.records("denial.confirmed").await;
+    assert_eq!(confirmed.len(), 1);
+    // By the session that was made for it at first.
+    assert_eq!(world.records("canary.issued").await.len(), 1);
+}
+
+/// What a revocation tells of the sessions at the one role.
+fn open(revoked: &Revocation) -> String {
+    revoked.denials[0].notice.clone().unwrap()
+}
+
+#[tokio::test]
+async fn a_probe_that_is_denied_anyway_shows_nothing_and_another_one_does() {
+    let world = World::new().await;
+    let (first, _) = session(&world).await;
+    deny_probe(&world.account).await;
+    let revoked = world.broker.json(&["lease", "revoke", &first]).await;
+    assert_eq!(revoked["state"], "revoking", "{revoked:#}");
+    let notice = revoked["notice"].as_str().unwrap();
+    says(
+        notice,
+        &[
+            "sqs:ListQueues is denied to such sessions anyway",
+            "--probe",
+        ],
+    );
+    // It stands all the same.
+    assert!(stands(&world.account, &first).await);
+
+    let flags = ["--role-arn", &world.role, "--probe", "dynamodb:ListTables"];
+    let policy = stepped::policy();
+    world
+        .broker
+        .grant("payments-api/role", &flags, &policy)
+        .await;
+    world.issued(&["role"]).await;
+    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], true, "{revoked:#}");
+}
+
+/// A policy of somebody's denies the probe to every session of the role.
+async fn deny_probe(account: &Account) {
+    let denial = r#"{"Version": "2012-10-17", "Statement": [
+        {"Effect": "Deny", "Action": "sqs:ListQueues", "Resource": "*"}]}"#;
+    let put = account.root.iam().put_role_policy().policy_name("theirs");
+    let put = put.role_name(account.unique("credbroker-any"));
+    put.policy_document(denial).send().await.unwrap();
+}
+
+/// Whether a denial in AWS names a lease's session.
+async fn stands(account: &Account, lease: &str) -> bool {
+    let denials = account.denials().await;
+    denials
+        .iter()
+        .any(|(_, policy)| policy.to_string().contains(lease))
+}
+
+#[tokio::test]
+async fn without_a_session_to_try_it_by_the_denial_is_written_and_seen_to_hold_later() {
+    let world = World::new().await;
+    let (lease, key) = session(&world).await;
+    world.proxy.inject("AssumeRole", not_allowed());
+    let notice = unconfirmed(&world).await;
+    says(
+        &notice,
+        &[
+            "the denial is written",
+            "cannot be had",
+            "does not let the broker assume it",
+        ],
+    );
+    assert!(!key.is_served().await);
+    world.proxy.heal();
+    confirmed_later(&world, &lease).await;
+}
+
+#[tokio::test]
+async fn a_role_that_the_broker_may_put_no_denial_on_is_told_with_what_it_lacks() {
+    let world = World::new().await;
+    let (lease, key) = session(&world).await;
+    world.proxy.inject("PutRolePolicy", not_allowed());
+    let notice = unconfirmed(&world).await;
+    says(
+        &notice,
+        &[
+            &world.role,
+            "boundary credbroker-boundary",
+            "goes on trying",
+        ],
+    );
+    // What is not denied is not said to be.
+    assert!(key.is_served().await);
+    world.proxy.heal();
+    confirmed_later(&world, &lease).await;
+    assert!(!key.is_served().await);
+}
+
+#[tokio::test]
+async fn a_denial_is_not_proved_at_the_cost_of_sessions_that_were_given_since() {
+    let world = Stepped::new().await;
+    let old = world.issue("role").await.unwrap();
+    world.proxy.inject("AssumeRole", not_allowed());
+    let revoked = world.revoke_grant("role").await.unwrap();
+    assert!(!revoked.confirmed());
+    world.proxy.heal();
+    let new = world.issue("role").await.unwrap();
+    world.step(61).await;
+    assert_eq!(world.lease(&old.lease).await.state.as_str(), "revoking");
+    assert!(!stepped::key(&old).is_served().await);
+    assert!(stepped::key(&new).is_served().await);
+    // Once nobody uses one any more.
+    world.release(&new.lease).await.unwrap();
+    world.step(61).await;
+    assert_eq!(world.lease(&old.lease).await.state.as_str(), "revoked");
+}
+
+#[tokio::test]
+async fn a_role_that_the_broker_cannot_change_keeps_no_other_denial_from_being_lifted() {
+    let world = Stepped::new().await;
+    for grant in ["role", "federation"] {
+        world.issue(grant).await.unwrap();
+    }
+    assert!(world.shut_out().await.unwrap().confirmed());
+    world.proxy.inject("DeleteRolePolicy", not_allowed());
+    world.step(2 * 3600).await;
+    let left = world.account.denials().await;
+    assert_eq!(left.len(), 1, "{left:?}");
+    // Not again at once.
+    world.step(1).await;
+    assert_eq!(world.proxy.calls("DeleteRolePolicy").len(), 1);
+    world.proxy.heal();
+    world.step(91).await;
+    assert_eq!(world.account.denials().await, []);
+}
