@@ -11,7 +11,10 @@ use std::{
 use credbroker::{
     client::Client,
     domain::request::RequestId,
-    proto::{ReleaseLeaseRequest, RenewLeaseRequest, RevokeLeaseRequest, RotateAdminKeyRequest},
+    proto::{
+        ReinstateServiceRequest, ReleaseLeaseRequest, RenewLeaseRequest, RevokeLeaseRequest,
+        RevokeServiceRequest, RotateAdminKeyRequest,
+    },
 };
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::timeout};
@@ -23,6 +26,7 @@ use super::{
 };
 use crate::harness::proxy::Fault;
 
+const SERVICE: &str = "payments-api";
 const KILLS: u32 = 20;
 /// How many brokers are killed side by side.
 const WORLDS: u32 = 2;
@@ -33,7 +37,7 @@ const CHECK_AFTER: u32 = 10;
 /// A broker that does not come to its point is killed after so long.
 const LONGEST_LIFE: Duration = Duration::from_millis(1000);
 
-const COMMITS: [&str; 12] = [
+const COMMITS: [&str; 17] = [
     "lease.requested",
     "lease.issued",
     "lease.resumed",
@@ -43,6 +47,11 @@ const COMMITS: [&str; 12] = [
     "lease.released",
     "lease.revoking",
     "lease.revoked",
+    "service.revoked",
+    "service.reinstated",
+    "canary.issued",
+    "denial.written",
+    "denial.confirmed",
     "admin_key.rotating",
     "admin_key.created",
     "admin_key.switched",
@@ -123,7 +132,7 @@ async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng
     loop {
         let known = memory.any(&mut chance);
         let lease = known.as_ref().and_then(|(_, _, lease)| lease.clone());
-        let gone = match (chance.u8(0..12), known, lease) {
+        let gone = match (chance.u8(0..16), known, lease) {
             (0..=2, Some((id, grant, _)), _) => ask(&service, &id, grant, &memory).await,
             (3, _, Some(lease_id)) => {
                 let request = ReleaseLeaseRequest { lease_id };
@@ -146,8 +155,10 @@ async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng
                 let request = RotateAdminKeyRequest {};
                 is_gone(operator.admin().rotate_admin_key(request).await.err())
             }
+            (7, ..) => shut_out(&operator).await,
+            (8..=9, ..) => let_in(&operator).await,
             _ => {
-                let grant = if chance.u8(0..4) > 0 { "user" } else { "role" };
+                let grant = ["user", "user", "role", "federation"][chance.usize(0..4)];
                 ask(&service, &new_id(), grant, &memory).await
             }
         };
@@ -166,6 +177,22 @@ async fn ask(service: &Client, id: &RequestId, grant: &'static str, memory: &Mem
         }
         Err(status) => is_gone(Some(status)),
     }
+}
+
+async fn shut_out(operator: &Client) -> bool {
+    let request = RevokeServiceRequest {
+        service: SERVICE.to_owned(),
+        reason: String::new(),
+    };
+    let revoked = operator.revocation().revoke_service(request).await;
+    is_gone(revoked.err())
+}
+
+async fn let_in(operator: &Client) -> bool {
+    let name = SERVICE.to_owned();
+    let request = ReinstateServiceRequest { name };
+    let reinstated = operator.services().reinstate_service(request).await;
+    is_gone(reinstated.err())
 }
 
 /// Not refused by the broker, but not answered.
@@ -217,13 +244,8 @@ async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
     mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
     let violations = mortal.violations().await;
-    let live =
-        "SELECT group_concat(lease_id) FROM leases WHERE state = 'active' AND kind = 'iam_user'";
-    if let Some(live) = mortal.world.broker.text(live).await {
-        for lease in live.split(',') {
-            mortal.revoke(lease).await.unwrap();
-        }
-    }
+    let operator = mortal.operator().await.unwrap();
+    assert!(!shut_out(&operator).await && !let_in(&operator).await);
     *memory.0.lock().unwrap() = Remembered::default();
     (mortal, violations)
 }
