@@ -61,6 +61,24 @@ pub(super) struct Denying {
     pub(super) trials: Mutex<HashMap<Against, Trial>>,
     /// Denials that the store could not take yet.
     unrecorded: Mutex<Vec<Denial>>,
+    /// What is being carried out, and by how many.
+    busy: Mutex<HashMap<Against, usize>>,
+}
+
+/// That a denial is being carried out.
+struct Mark<'a> {
+    denying: &'a Denying,
+    against: Against,
+}
+
+impl Drop for Mark<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.denying.busy();
+        if let Some(count) = busy.get_mut(&self.against) {
+            *count -= 1;
+        }
+        busy.retain(|_, count| *count > 0);
+    }
 }
 
 #[derive(Default)]
@@ -77,6 +95,23 @@ impl Denying {
     pub(super) fn place(&self, place: &Place) -> Arc<tokio::sync::Mutex<Written>> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(places.entry(place.clone()).or_default())
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashMap<Against, usize>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mark(&self, against: &Against) -> Mark<'_> {
+        *self.busy().entry(against.clone()).or_default() += 1;
+        Mark {
+            denying: self,
+            against: against.clone(),
+        }
+    }
+
+    /// Whether somebody carries it out at the moment.
+    pub(super) fn is_busy(&self, against: &Against) -> bool {
+        self.busy().contains_key(against)
     }
 
     pub(super) fn unrecorded(&self) -> MutexGuard<'_, Vec<Denial>> {
@@ -118,6 +153,7 @@ impl Broker {
         progress: Option<&UnboundedSender<Progress>>,
     ) -> Denied {
         let asked = denial.clone();
+        let _mark = self.denying.mark(&asked.against);
         match Box::pin(self.try_denial(denial, progress)).await {
             Ok(denied) => denied,
             Err(Error::Conflict(_)) => Denied {
@@ -242,7 +278,7 @@ impl Broker {
             }
             match self.write_policy(place, &holders, document.as_ref()).await {
                 // Other policies of the role take room as well.
-                Err(failure) if failure.reason == "AWS_QUOTA" && document.is_some() => {
+                Err(failure) if is_want_of_room(place, &failure) && document.is_some() => {
                     room = document
                         .as_ref()
                         .map_or(0, Document::size)
@@ -321,6 +357,9 @@ impl Broker {
             };
             let audit = put.iter().map(audit).collect();
             self.store().change_denials(&put, &remove, audit).await?;
+            for denial in &put {
+                self.tell_ended(&denial.against.service, Scope::Service);
+            }
             widened = Some(words);
         }
     }
@@ -363,19 +402,39 @@ impl Broker {
         let put = [confirmed.clone()];
         let denial = match self.change(&denial, &put, audit).await {
             Ok(()) => confirmed,
-            // One that several have become is seen to hold by each of them.
-            Err(conflict) => {
-                let place = self.parts.placements.of(&denial.against.holder);
-                let denials = self.denials_at(&place).await?;
-                let seen = stands_in(&denials, &denial).filter(|seen| seen.is_refused());
-                seen.ok_or(conflict)?.clone()
-            }
+            Err(conflict) => self.confirmed_meanwhile(&denial, said, conflict).await?,
         };
         Ok(Denied {
             denial,
             refused_after_seconds: Some(after.as_secs_f64()),
             notice,
         })
+    }
+
+    /// One that several have become is seen to hold by each of them; and one that a
+    /// reinstatement has merely fixed in time is what was seen to hold.
+    async fn confirmed_meanwhile(
+        &self,
+        seen: &Denial,
+        said: &str,
+        conflict: Error,
+    ) -> Result<Denial, Error> {
+        let place = self.parts.placements.of(&seen.against.holder);
+        let denials = self.denials_at(&place).await?;
+        let now = match stands_in(&denials, seen) {
+            Some(now) if now.is_refused() => return Ok(now.clone()),
+            Some(now) if now.asked_at == seen.asked_at => now,
+            _ => return Err(conflict),
+        };
+        let confirmed = now.confirm(self.now());
+        let audit = self
+            .event(By::Broker, Event::DenialConfirmed)
+            .denial(now)
+            .refused_after(self.now().duration_since(now.asked_at))
+            .detail(said);
+        self.change(now, std::slice::from_ref(&confirmed), audit)
+            .await?;
+        Ok(confirmed)
     }
 
     async fn end_denied_sessions(&self, denial: &Denial, now: Timestamp) -> Result<(), Error> {
@@ -499,6 +558,12 @@ fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
         ..denial.against.clone()
     };
     stands(&denial.against).or_else(|| stands(&whole))
+}
+
+/// Of an inline policy AWS says so when it is too large; of a managed one it may mean the
+/// number of policies.
+fn is_want_of_room(place: &Place, failure: &AwsFailure) -> bool {
+    failure.reason == "AWS_QUOTA" && matches!(place, Place::Inline(_))
 }
 
 fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {

@@ -1,6 +1,6 @@
 //! Services and their tokens.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -118,7 +118,7 @@ impl Broker {
     /// # Errors
     /// It is unknown, or not suspended.
     pub async fn reinstate_service(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         name: &Name,
     ) -> Result<ServiceOverview, Error> {
@@ -126,6 +126,9 @@ impl Broker {
             .caller_event(caller, Event::ServiceReinstated)
             .service(name);
         let written = self.store().reinstate_service(name, audit).await;
+        if written.is_ok() {
+            self.fix_moments(name);
+        }
         self.after_change(name, written, "NOT_SUSPENDED", "is not suspended")
             .await
     }

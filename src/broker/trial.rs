@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     broker::{
@@ -35,6 +35,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub const PROOF_LIMIT: Duration = Duration::from_secs(30);
 /// How long a session to try a denial by waits for those that stand.
 const LONGEST_WAIT: Duration = Duration::from_secs(7);
+/// How long the denial waits for the session by which it is tried, and again for its first
+/// call.
+const TRY_LIMIT: Duration = Duration::from_secs(5);
+/// Between two refusals that count.
+const BETWEEN: Duration = Duration::from_millis(250);
 /// How often the probe is tried before the denial.
 const TRIES: u32 = 3;
 /// After so long a new session is later than the moment of the denial that met the last one.
@@ -50,6 +55,8 @@ pub(super) struct Trial {
     allowed: bool,
     /// When AWS made it, by AWS's clock.
     issued: Timestamp,
+    /// When the denial was asked for that it is made for.
+    asked_at: Timestamp,
 }
 
 /// Why there is no session to try a denial by.
@@ -85,6 +92,9 @@ impl Broker {
             grant.spec.probe.unwrap_or_default(),
         );
         self.wait_out_denials(&denial).await?;
+        if self.reach(&denial, self.now()).await?.is_none() {
+            return Ok((denial, Err(would_hit_others())));
+        }
         let audit = self
             .event(By::Broker, Event::CanaryRequested)
             .denial(&denial)
@@ -96,9 +106,7 @@ impl Broker {
         };
         let issued = issued(&credentials, Kind::ttl_bounds(binding.kind).0);
         let Some(reaching) = self.reach(&denial, issued).await? else {
-            let why = "the service has been given new sessions since, which a session to try the denial by would be \
-                       one of";
-            return Ok((denial, Err(Untried::Because(why.to_owned()))));
+            return Ok((denial, Err(would_hit_others())));
         };
         let audit = self
             .event(By::Broker, Event::CanaryIssued)
@@ -115,8 +123,14 @@ impl Broker {
             region: region(&grant.spec.kind),
             allowed: false,
             issued,
+            asked_at: denial.asked_at,
         };
-        let tried = self.try_before(&denial, trial).await;
+        // The denial must not wait for long.
+        let trying = timeout(TRY_LIMIT, self.try_before(&denial, trial)).await;
+        let tried = trying.unwrap_or_else(|_| {
+            let why = format!("{probe} does not answer");
+            Err(Untried::Because(why))
+        });
         Ok((reaching, tried))
     }
 
@@ -161,7 +175,9 @@ impl Broker {
             .credentials
             .expires_at
             .is_some_and(|end| end > self.now() + SignedDuration::from_secs(60));
-        (lives && trial.issued < denial.issued_before).then_some(trial)
+        // One that was made for an earlier revocation is refused for the sake of that.
+        let meets = trial.issued < denial.issued_before && trial.asked_at == denial.asked_at;
+        (lives && meets).then_some(trial)
     }
 
     fn canary_binding(&self, denial: &Denial, grant: &Grant) -> Binding {
@@ -194,7 +210,9 @@ impl Broker {
                 return Err(AwsFailure::held_back("OTHER_USER", message, LONGEST_PAUSE));
             }
         }
-        self.parts.denier.canary(grant, binding, probe).await
+        let made = timeout(TRY_LIMIT, self.parts.denier.canary(grant, binding, probe));
+        made.await
+            .unwrap_or_else(|_| Err(AwsFailure::no_answer(TRY_LIMIT)))
     }
 
     /// What AWS says before the denial: a refusal that names a denial proves nothing later.
@@ -262,6 +280,7 @@ impl Broker {
                     if refusals == PROOFS {
                         return Ok(said);
                     }
+                    sleep(BETWEEN).await;
                     continue;
                 }
                 Ok(Verdict::Dead) => {
@@ -311,6 +330,11 @@ fn region(kind: &KindSpec) -> Option<String> {
         }
         KindSpec::IamUser { .. } => None,
     }
+}
+
+fn would_hit_others() -> Untried {
+    let why = "the service has been given new sessions since, which a session to try the denial by would be one of";
+    Untried::Because(why.to_owned())
 }
 
 fn no_canary(failure: &AwsFailure) -> Untried {

@@ -21,6 +21,7 @@ use crate::{
     domain::{
         audit::{AuditEvent, Event},
         denial::{Denial, Place},
+        name::Name,
     },
 };
 
@@ -114,6 +115,9 @@ impl Broker {
     }
 
     async fn try_denial_again(&self, denial: Denial) {
+        if self.denying.is_busy(&denial.against) {
+            return;
+        }
         let claimed = self.claim_denials(&[denial]).await.unwrap_or_default();
         for denial in claimed {
             self.carry_out_denial(denial, None).await;
@@ -166,6 +170,27 @@ impl Broker {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             trials.remove(&denial.against);
+        }
+        Ok(())
+    }
+
+    /// A service is let in again: its denials no longer share the moments of later ones.
+    pub(super) fn fix_moments(self: &Arc<Self>, service: &Name) {
+        let (broker, service) = (Arc::clone(self), service.clone());
+        self.sagas.spawn(async move {
+            if let Err(error) = broker.write_anew(&service).await {
+                tracing::warn!(%service, %error, "the denials of a reinstated service are written anew later");
+            }
+        });
+    }
+
+    async fn write_anew(&self, service: &Name) -> Result<(), Error> {
+        let denials = self.store().denials_of(service).await?;
+        for place in self.places(&denials) {
+            let slot = self.denying.place(&place);
+            let mut written = slot.lock().await;
+            self.write_place(&place, &mut written, Instant::now())
+                .await?;
         }
         Ok(())
     }

@@ -204,19 +204,33 @@ fn one_service_as_a_whole(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial
     Some((vec![whole], narrow.into_iter().cloned().collect()))
 }
 
-/// All that have been reinstated share the last moment.
+/// Of the moments that cannot be moved, the two that are nearest become the later.
 fn one_moment(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
-    let last = denials.iter().map(|denial| denial.issued_before).max()?;
-    let earlier = |denial: &&Denial| denial.latest.is_some_and(|latest| latest < last);
-    let moved: Vec<Denial> = denials
+    let moments: BTreeSet<Timestamp> = denials.iter().map(|d| d.issued_before).collect();
+    let nearest = moments
         .iter()
-        .filter(earlier)
-        .map(|denial| Denial {
-            issued_before: last,
-            denied_before: Some(last),
-            latest: Some(last),
-            ..denial.next()
+        .zip(moments.iter().skip(1))
+        .map(|(earlier, later)| {
+            (
+                later.duration_since(*earlier),
+                moved(denials, *earlier, *later),
+            )
         })
-        .collect();
-    (!moved.is_empty()).then_some((moved, Vec::new()))
+        .filter(|(_, moved)| !moved.is_empty())
+        .min_by_key(|(apart, _)| *apart);
+    nearest.map(|(_, moved)| (moved, Vec::new()))
+}
+
+/// The denials of the earlier moment that cannot share the later one, as they do then.
+fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp) -> Vec<Denial> {
+    let fixed = |denial: &&Denial| {
+        denial.issued_before == earlier && denial.latest.is_some_and(|latest| latest < later)
+    };
+    let moved = denials.iter().filter(fixed).map(|denial| Denial {
+        issued_before: later,
+        denied_before: Some(later),
+        latest: Some(later),
+        ..denial.next()
+    });
+    moved.collect()
 }

@@ -239,17 +239,23 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
 }
 
 #[test]
-fn then_reinstated_services_share_the_last_moment_and_then_nothing_is_left_to_widen() {
+fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
     let denials: Vec<Denial> = (0..5)
         .map(|n| reinstated(denied(&format!("service-{n}"), n * 1000), n * 1000 + 60))
         .collect();
     assert_eq!(statements(&denials).len(), 5);
-    let (moved, remove) = widen(&denials).unwrap();
-    assert!(remove.is_empty());
-    let kept = denials.last().unwrap().clone();
-    let all: Vec<Denial> = moved.into_iter().chain([kept]).collect();
-    assert_eq!(statements(&all).len(), 1);
-    assert_eq!(widen(&all), None);
+    let mut all = denials;
+    let mut steps = 0;
+    while let Some((moved, remove)) = widen(&all) {
+        assert!(remove.is_empty());
+        for denial in moved {
+            let place = all.iter_mut().find(|d| d.against == denial.against);
+            *place.unwrap() = denial;
+        }
+        steps += 1;
+        assert_eq!(statements(&all).len(), 5 - steps);
+    }
+    assert_eq!(steps, 4);
 }
 
 #[test]

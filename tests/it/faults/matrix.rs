@@ -172,9 +172,8 @@ impl Story {
     async fn prepare(self, world: &mut World) -> Before {
         let id = RequestId::random(&SystemRandom);
         let lease = match self {
-            Self::Repeat(grant) => Some(world.insist(grant, &id).await),
+            Self::Repeat(grant) | Self::ShutOut(grant) => Some(world.insist(grant, &id).await),
             Self::Revoke => Some(world.insist("user", &id).await),
-            Self::ShutOut(grant) => Some(world.insist(grant, &id).await),
             Self::Lift(grant) => {
                 let lease = world.insist(grant, &id).await;
                 world.stepped.shut_out().await.unwrap();
