@@ -84,7 +84,8 @@ impl Drop for Mark<'_> {
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) at: Option<Instant>,
-    holders: BTreeSet<Holder>,
+    /// Whom it was attached to in this run, where it is a managed one.
+    pub(super) attached: BTreeSet<Holder>,
     document: Option<Document>,
     pub(super) put: Put,
     /// An earlier configuration has left nothing there.
@@ -272,11 +273,12 @@ impl Broker {
             let holders = holders(&denials);
             let is_there = written.at.is_some_and(|at| at >= since)
                 && written.document == document
-                && written.holders == holders;
+                && holders.is_subset(&written.attached);
             if is_there {
                 return Ok((denials, document, widened));
             }
-            match self.write_policy(place, &holders, document.as_ref()).await {
+            let new: BTreeSet<Holder> = holders.difference(&written.attached).cloned().collect();
+            match self.write_policy(place, &new, document.as_ref()).await {
                 // Other policies of the role take room as well.
                 Err(failure) if is_want_of_room(place, &failure) && document.is_some() => {
                     room = document
@@ -289,9 +291,12 @@ impl Broker {
                     return Err(failure.into());
                 }
                 Ok(put) => {
+                    let mut attached = std::mem::take(&mut written.attached);
+                    attached.extend(new);
+                    attached.retain(|holder| !put.missed.contains_key(holder));
                     *written = Written {
                         at: Some(Instant::now()),
-                        holders,
+                        attached,
                         document: document.clone(),
                         put,
                         emptied: false,

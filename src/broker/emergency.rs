@@ -277,8 +277,50 @@ impl Broker {
         }
         if let Err(error) = self.fold_in().await {
             tracing::error!(%error, "the revocations of the emergency file are not in the log yet");
+            self.remember_denials().await;
         }
         Ok(())
+    }
+
+    /// What the earlier run has denied stays denied, though the store does not know of it.
+    async fn remember_denials(&self) {
+        let events = self.unrecorded.list().clone();
+        for event in events {
+            match self.denied_by(&event).await {
+                Ok(denials) => {
+                    let ready = denials.iter().map(Denial::ready);
+                    self.denying.unrecorded().extend(ready);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "what an earlier run has denied is not known");
+                }
+            }
+        }
+    }
+
+    async fn denied_by(&self, event: &AuditEvent) -> Result<Vec<Denial>, Error> {
+        let suspension = Suspension {
+            at: event.time,
+            reason: event.detail.clone(),
+        };
+        let of = async |target: Target, scope: Scope| {
+            let leases = self.live_leases(&target, &suspension).await?;
+            Ok(asked(&scope, &leases, event.time))
+        };
+        match (event.event, &event.service, &event.grant, &event.lease_id) {
+            (Event::ServiceRevoked, Some(service), ..) => {
+                of(Target::Service(service.clone()), Scope::Service).await
+            }
+            (Event::GrantRevoked, _, Some(grant), _) => {
+                let scope = Scope::Grant(grant.grant.clone());
+                of(Target::Grant(grant.clone()), scope).await
+            }
+            (Event::LeaseRevoking, .., Some(id)) => {
+                let lease = as_revoked(self.known_lease(id).await?, None, event.time);
+                Ok(asked(&Scope::Lease(id.clone()), &[lease], event.time))
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Records what could not be recorded at its time.

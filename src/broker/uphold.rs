@@ -213,11 +213,12 @@ impl Broker {
     /// The store's.
     pub async fn repair_denials(&self) -> Result<(), Error> {
         let now = self.now();
-        let mut denials = self.store().denials().await?;
-        denials.retain(|denial| !denial.is_over(now));
+        let all = self.store().denials().await?;
+        let (over, mut denials): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
         let mut unsure = BTreeSet::new();
-        for place in self.places(&denials) {
-            let stands = self.repair(&place).await;
+        // Whoever lifts what is over writes the others too.
+        for place in self.places(&denials).difference(&self.places(&over)) {
+            let stands = self.repair(place).await;
             if let Err(error) = &stands {
                 tracing::warn!(%place, %error, "the denials there could not be looked at");
             }
@@ -274,8 +275,8 @@ impl Broker {
             return Ok(written.put.missed.is_empty());
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
-        if denials.iter().any(|denial| !denial.is_refused()) {
-            // Whoever carries that one out writes them all.
+        if denials.is_empty() || denials.iter().any(|denial| !denial.is_refused()) {
+            // Whoever carries one out writes them all, and so does whoever lifts the last.
             return Ok(false);
         }
         self.enter(place).await?;
@@ -288,6 +289,7 @@ impl Broker {
         if is_there {
             return Ok(true);
         }
+        written.attached.clear();
         self.write_place(place, &mut written, Instant::now())
             .await?;
         if let Some(failure) = written.put.missed.values().next() {

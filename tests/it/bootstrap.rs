@@ -272,9 +272,10 @@ async fn as_revoker(home: &Account, member: &Account) -> Key {
     );
     let tag = Tag::builder().key("credbroker:service").value("pay");
     let assume = home.admin.sts().assume_role().role_arn(role);
-    let assume = assume
-        .role_session_name("revoker")
-        .tags(tag.build().unwrap());
+    let assume = assume.role_session_name("revoker");
+    // As a session that is issued to a service would be.
+    let tagged = assume.clone().tags(tag.build().unwrap()).send().await;
+    assert_eq!(tagged.unwrap_err().code(), Some("AccessDenied"));
     let session = assume.send().await.unwrap().credentials.unwrap();
     Key {
         id: session.access_key_id,

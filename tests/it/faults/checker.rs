@@ -426,12 +426,22 @@ async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<Strin
 }
 
 /// Whatever was half made was known by its lease: reconciliation found no user that no
-/// lease knew.
+/// lease knew. Nor was what the broker had half done at a denial taken for somebody's doing.
 async fn nothing_had_to_be_found(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
     let orphans = "SELECT count(*) FROM audit WHERE event = 'orphan.removed'";
-    let orphans: i64 = sqlx::query_scalar(orphans).fetch_one(store).await.unwrap();
+    let orphans: i64 = sqlx::query_scalar(orphans)
+        .fetch_one(&mut *store)
+        .await
+        .unwrap();
     if orphans > 0 {
         wrong.push(format!("{orphans} users were known by no lease"));
+    }
+    let repaired = "SELECT count(*) FROM audit WHERE event = 'denial.repaired'";
+    let repaired: i64 = sqlx::query_scalar(repaired).fetch_one(store).await.unwrap();
+    if repaired > 0 {
+        wrong.push(format!(
+            "{repaired} times somebody was said to have changed denials"
+        ));
     }
 }
 
