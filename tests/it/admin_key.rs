@@ -410,8 +410,12 @@ async fn a_store_belongs_to_one_account() {
     let mut broker = world.broker.start_again(&key, &endpoint).await;
     world.proxy.heal();
     assert!(!broker.ended().await, "it ended well");
-    let log = broker.log.lock().unwrap().clone();
-    assert!(words.iter().all(|word| log.contains(word)), "{log}");
+    // Its last words may still be on their way.
+    let told = async || {
+        let log = broker.log.lock().unwrap();
+        words.iter().all(|word| log.contains(word)).then_some(())
+    };
+    eventually("why the broker has ended", told).await;
     assert_eq!(world.account.issued_users().await, held);
     let live = "SELECT count(*) FROM leases WHERE state = 'active'";
     assert_eq!(broker.count(live).await, 1);
