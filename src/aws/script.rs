@@ -200,6 +200,7 @@ fn holder(holder: &Holder) -> (&'static str, &str) {
 fn quoted_document(denial: &Denial) -> String {
     let denial = Denial {
         issued_before: MOMENT,
+        denied_before: Some(MOMENT),
         latest: None,
         ..denial.clone()
     };

@@ -428,7 +428,7 @@ impl Broker {
         let denials = self.denials_at(&place).await?;
         let now = match stands_in(&denials, seen) {
             Some(now) if now.is_refused() => return Ok(now.clone()),
-            Some(now) if now.asked_at == seen.asked_at => now,
+            Some(now) if now.was_asked_at(seen.asked_at) => now,
             _ => return Err(conflict),
         };
         let confirmed = now.confirm(self.now());

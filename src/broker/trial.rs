@@ -176,7 +176,7 @@ impl Broker {
             .expires_at
             .is_some_and(|end| end > self.now() + SignedDuration::from_secs(60));
         // One that was made for an earlier revocation is refused for the sake of that.
-        let meets = trial.issued < denial.issued_before && trial.asked_at == denial.asked_at;
+        let meets = trial.issued < denial.issued_before && denial.was_asked_at(trial.asked_at);
         (lives && meets).then_some(trial)
     }
 

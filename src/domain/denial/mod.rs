@@ -291,6 +291,12 @@ impl Denial {
         matches!(self.state, DenialState::Refused { .. })
     }
 
+    /// Whether it is what was asked for then, as precisely as a store keeps it.
+    #[must_use]
+    pub fn was_asked_at(&self, time: Timestamp) -> bool {
+        self.asked_at.as_microsecond() == time.as_microsecond()
+    }
+
     /// How often it has been tried in vain.
     #[must_use]
     pub const fn failures(&self) -> u32 {
