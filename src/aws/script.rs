@@ -35,12 +35,13 @@ struct Part<'a> {
 
 /// The script that shuts `target` out of what it held at `now`. It may be run repeatedly, and
 /// beside other services' scripts.
-#[must_use]
-pub fn script(target: &Target, held: &Held, now: Timestamp) -> String {
+///
+/// # Errors
+/// A denial has no policy: never for one of a store's.
+pub fn script(target: &Target, held: &Held, now: Timestamp) -> Result<String, fmt::Error> {
     let mut script = String::new();
-    // Writing to a string does not fail.
-    let _ = write(&mut script, target, held, now);
-    script
+    write(&mut script, target, held, now)?;
+    Ok(script)
 }
 
 fn write(out: &mut String, target: &Target, held: &Held, now: Timestamp) -> fmt::Result {
@@ -141,7 +142,7 @@ fn write_part(
             out,
             "    deny_sessions {kind} {} {}",
             quoted(holder),
-            quoted_document(denial)
+            quoted_document(denial)?
         )?;
     }
     if !part.users.is_empty() {
@@ -197,17 +198,16 @@ fn holder(holder: &Holder) -> (&'static str, &str) {
 }
 
 /// The policy of one denial, of sessions issued before `$now`.
-fn quoted_document(denial: &Denial) -> String {
+fn quoted_document(denial: &Denial) -> Result<String, fmt::Error> {
     let denial = Denial {
         issued_before: MOMENT,
         denied_before: Some(MOMENT),
         latest: None,
         ..denial.clone()
     };
-    let document = document([&denial]).ok().flatten();
-    let json = document.map(|document| document.to_json());
+    let document = document([&denial]).ok().flatten().ok_or(fmt::Error)?;
     let moment = format!("{MOMENT:.0}");
-    quoted(&json.unwrap_or_default()).replace(&moment, "'\"$now\"'")
+    Ok(quoted(&document.to_json()).replace(&moment, "'\"$now\"'"))
 }
 
 /// As one word of the shell's.

@@ -396,21 +396,14 @@ impl Broker {
     async fn confirm_denial(&self, standing: Standing, said: &str) -> Result<Denied, Error> {
         let Standing { denial, notice } = standing;
         let now = self.now();
-        let after = now.duration_since(denial.asked_at);
         self.end_denied_sessions(&denial, now).await?;
-        let confirmed = denial.confirm(now);
-        let audit = self
-            .event(By::Broker, Event::DenialConfirmed)
-            .denial(&denial)
-            .refused_after(after)
-            .detail(said);
-        let put = [confirmed.clone()];
-        let denial = match self.change(&denial, &put, audit).await {
-            Ok(()) => confirmed,
-            Err(conflict) => self.confirmed_meanwhile(&denial, said, conflict).await?,
+        let confirmed = match self.record_confirmed(&denial, said, now).await {
+            Err(Error::Conflict(_)) => self.confirmed_meanwhile(&denial, said, now).await?,
+            confirmed => confirmed?,
         };
+        let after = now.duration_since(denial.asked_at);
         Ok(Denied {
-            denial,
+            denial: confirmed,
             refused_after_seconds: Some(after.as_secs_f64()),
             notice,
         })
@@ -422,22 +415,32 @@ impl Broker {
         &self,
         seen: &Denial,
         said: &str,
-        conflict: Error,
+        now: Timestamp,
     ) -> Result<Denial, Error> {
         let place = self.parts.placements.of(&seen.against.holder);
         let denials = self.denials_at(&place).await?;
-        let now = match stands_in(&denials, seen) {
-            Some(now) if now.is_refused() => return Ok(now.clone()),
-            Some(now) if now.was_asked_at(seen.asked_at) => now,
-            _ => return Err(conflict),
-        };
-        let confirmed = now.confirm(self.now());
+        match stands_in(&denials, seen) {
+            Some(stands) if stands.is_refused() => Ok(stands.clone()),
+            Some(stands) if stands.was_asked_at(seen.asked_at) => {
+                self.record_confirmed(stands, said, now).await
+            }
+            _ => Err(Error::Conflict(subject(seen))),
+        }
+    }
+
+    async fn record_confirmed(
+        &self,
+        denial: &Denial,
+        said: &str,
+        now: Timestamp,
+    ) -> Result<Denial, Error> {
+        let confirmed = denial.confirm(now);
         let audit = self
             .event(By::Broker, Event::DenialConfirmed)
-            .denial(now)
-            .refused_after(self.now().duration_since(now.asked_at))
+            .denial(denial)
+            .refused_after(now.duration_since(denial.asked_at))
             .detail(said);
-        self.change(now, std::slice::from_ref(&confirmed), audit)
+        self.change(denial, std::slice::from_ref(&confirmed), audit)
             .await?;
         Ok(confirmed)
     }

@@ -16,7 +16,7 @@ use crate::{
         Broker, Error, Revocation, RevokedLease, TakenAway,
         end::{Recording, still_honoured},
         in_time,
-        ports::{LeaseFilter, Page, StoreError, Target, Withdrawn},
+        ports::{StoreError, Target, Withdrawn},
         revoke::{as_denied, by_id, is_denied_session},
     },
     domain::{
@@ -37,8 +37,6 @@ const IN_MEMORY: &str = "the broker's store takes no records, and neither does t
                          in the broker's memory alone; repeat it if the broker restarts before the store works again";
 /// What an entry of the emergency file is sealed for.
 const PLACE: &str = "emergency";
-/// States of leases that have not ended.
-const LIVE: [&str; 4] = ["pending", "active", "revoking", "quarantined"];
 
 /// Revocations that are not in the log yet.
 #[derive(Default)]
@@ -140,39 +138,14 @@ impl Broker {
         target: &Target,
         suspension: &Suspension,
     ) -> Result<Vec<Lease>, Error> {
-        let mut found = self.leases_in(target.service(), &LIVE).await?;
-        if let Target::Grant(name) = target {
-            found.retain(|lease| lease.binding.grant == *name);
-        }
+        let grant = match target {
+            Target::Service(_) => None,
+            Target::Grant(name) => Some(&name.grant),
+        };
+        let live = self.store().live_leases(target.service(), grant).await?;
         let words = suspension.reason.as_deref();
         let revoked = |lease| as_revoked(lease, words, suspension.at);
-        Ok(found.into_iter().map(revoked).collect())
-    }
-
-    /// Leases of a service in these states.
-    pub(super) async fn leases_in(
-        &self,
-        service: &Name,
-        states: &[&'static str],
-    ) -> Result<Vec<Lease>, StoreError> {
-        let mut found = Vec::new();
-        for state in states {
-            let filter = LeaseFilter {
-                service: Some(service.clone()),
-                state: Some(state),
-            };
-            let mut page = Page {
-                after: None,
-                limit: 1000,
-            };
-            loop {
-                let leases = self.store().leases(&filter, &page).await?;
-                let Some(last) = leases.last() else { break };
-                page.after = Some(last.binding.lease_id.to_string());
-                found.extend(leases);
-            }
-        }
-        Ok(found)
+        Ok(live.into_iter().map(revoked).collect())
     }
 
     /// Takes away what a revoking lease stands for; nothing of it is recorded.

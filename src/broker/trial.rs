@@ -19,7 +19,7 @@ use crate::{
         credential::Credentials,
         denial::{Denial, Holder, Newer, Scope, may_meet},
         grant::{Grant, Kind, KindSpec},
-        lease::Binding,
+        lease::{Binding, Lease},
         name::LeaseId,
         probe::Probe,
     },
@@ -141,8 +141,9 @@ impl Broker {
             return Ok(Some(reaching));
         }
         let service = &denial.against.service;
-        let live = self.leases_in(service, &["pending", "active"]).await?;
-        if live.iter().any(|lease| denial.concerns(lease)) {
+        let live = self.store().live_leases(service, None).await?;
+        let is_newer = |lease: &Lease| lease.removal().is_none() && denial.concerns(lease);
+        if live.iter().any(is_newer) {
             return Ok(None);
         }
         Ok(denial.reach(issued, Newer::None))

@@ -106,7 +106,9 @@ pub async fn script(
     let now = wall_time();
     let held = sqlite::held(store, &target, now).await;
     let held = held.map_err(broker::Error::from)?;
-    Ok(held.map(|held| aws::script::script(&target, &held, now)))
+    let script = held.map(|held| aws::script::script(&target, &held, now));
+    let incomplete = |_| broker::Error::Internal("a denial has no policy".to_owned());
+    Ok(script.transpose().map_err(incomplete)?)
 }
 
 fn existing(whose: &Whose) -> Result<&PathBuf, StartError> {

@@ -108,6 +108,17 @@ impl Neighbours {
         refused("reading the table", read(key, &self.world.table).await);
     }
 
+    /// Sessions of the service under `work` and under another grant on the same role.
+    async fn sessions_of_two_grants(&self) -> (Key, Key) {
+        let flags = ["--role-arn", &self.role];
+        let policy = self.world.narrow_policy();
+        let other = "payments-api/other";
+        self.world.broker.grant(other, &flags, &policy).await;
+        let (_, work) = self.issue("payments-api", "work").await;
+        let (_, other) = self.issue("payments-api", "other").await;
+        (work, other)
+    }
+
     /// The names of the policies of denials at the role and at the broker's user.
     async fn policies(&self) -> Vec<String> {
         self.inline("credbroker-denials-").await
@@ -258,14 +269,7 @@ async fn revoking_a_lease_ends_its_session_alone() {
 #[tokio::test]
 async fn revoking_a_grant_ends_what_was_issued_under_it_alone() {
     let two = Neighbours::new().await;
-    let flags = ["--role-arn", &two.role];
-    let policy = two.world.narrow_policy();
-    two.world
-        .broker
-        .grant("payments-api/other", &flags, &policy)
-        .await;
-    let (_, ended) = two.issue("payments-api", "work").await;
-    let (_, other) = two.issue("payments-api", "other").await;
+    let (ended, other) = two.sessions_of_two_grants().await;
     let revoked = two.revoke("payments-api/work").await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
     assert_eq!(revoked["grant"], "payments-api/work");

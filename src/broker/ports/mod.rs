@@ -272,6 +272,13 @@ pub trait Store: Send + Sync {
         remove: &[Denial],
         audit: Vec<AuditEvent>,
     ) -> Result<(), StoreError>;
+    /// Leases of a service, or of one grant of it, that have not ended, by their ids. One that
+    /// cannot be read is passed over.
+    async fn live_leases(
+        &self,
+        service: &Name,
+        grant: Option<&Name>,
+    ) -> Result<Vec<Lease>, StoreError>;
     /// Leases of a service's sessions that are being taken away, by their ids.
     async fn revoking_sessions(
         &self,

@@ -331,6 +331,15 @@ impl Store for SqliteStore {
         changing.await.map(drop)
     }
 
+    async fn live_leases(
+        &self,
+        service: &Name,
+        grant: Option<&Name>,
+    ) -> Result<Vec<Lease>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        leases::live(&mut reader, service, grant).await
+    }
+
     async fn revoking_sessions(
         &self,
         service: &Name,

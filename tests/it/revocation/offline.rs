@@ -303,14 +303,7 @@ async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_
 #[tokio::test]
 async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
     let two = Neighbours::new().await;
-    let flags = ["--role-arn", &two.role];
-    let policy = two.world.narrow_policy();
-    two.world
-        .broker
-        .grant("payments-api/other", &flags, &policy)
-        .await;
-    let (_, ended) = two.issue("payments-api", "work").await;
-    let (_, other) = two.issue("payments-api", "other").await;
+    let (ended, other) = two.sessions_of_two_grants().await;
     let script = two.script("payments-api/work").await;
     run(&script, &two.world.account.root).await.ok();
     two.dead(&ended).await;
