@@ -101,6 +101,7 @@ impl Broker {
             leases: by_id([self.all_as_denied(sessions, &denials), others].concat()),
             denials,
             receipt: None,
+            unreadable: 0,
             notice: Some(notice.to_owned()),
         })
     }

@@ -56,6 +56,8 @@ pub struct Revocation {
     pub denials: Vec<Denied>,
     /// That it is in the log; `None` while the store takes no records.
     pub receipt: Option<Receipt>,
+    /// Leases that the store cannot read: nothing is known of their credentials.
+    pub unreadable: u64,
     /// What is still open, in words.
     pub notice: Option<String>,
 }
@@ -65,7 +67,8 @@ impl Revocation {
     #[must_use]
     pub fn confirmed(&self) -> bool {
         let refused = |lease: &RevokedLease| lease.refused_after_seconds.is_some();
-        self.leases.iter().all(refused)
+        self.unreadable == 0
+            && self.leases.iter().all(refused)
             && self.denials.iter().all(|denied| denied.denial.is_refused())
     }
 }
@@ -162,7 +165,8 @@ impl Broker {
             leases: by_id([leases, others].concat()),
             denials,
             receipt: Some(receipt),
-            notice: None,
+            unreadable: revoked.unreadable,
+            notice: (revoked.unreadable > 0).then(|| told_unreadable(revoked.unreadable)),
         })
     }
 
@@ -316,6 +320,13 @@ impl Broker {
             sleep(LOOK_EVERY).await;
         }
     }
+}
+
+fn told_unreadable(count: u64) -> String {
+    format!(
+        "leases in the store that cannot be read: {count}; nothing is known of their credentials, so see in AWS what \
+         the service's name is on, and restore the store from a good copy"
+    )
 }
 
 /// What was done while nothing could be recorded.

@@ -251,6 +251,24 @@ async fn a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead
 }
 
 #[tokio::test]
+async fn nothing_is_confirmed_of_a_lease_that_cannot_be_read() {
+    let two = Neighbours::new().await;
+    let (spoilt, _) = two.issue("payments-api", "work").await;
+    let spoil = "UPDATE leases SET state = 'spoilt' WHERE state = 'active'";
+    two.world.broker.write_store(spoil).await;
+    let (lease, key) = two.issue("payments-api", "work").await;
+    let revoked = two.revoke("payments-api").await;
+    assert_eq!(revoked["confirmed"], false, "{revoked:#}");
+    let notice = revoked["notice"].as_str().unwrap();
+    assert!(notice.contains("cannot be read: 1"), "{notice}");
+    // The other does not wait for it.
+    two.dead(&key).await;
+    let leases = revoked["leases"].as_array().unwrap();
+    let told = |id: &String| leases.iter().any(|told| told["lease_id"] == **id);
+    assert!(told(&lease) && !told(&spoilt), "{revoked:#}");
+}
+
+#[tokio::test]
 async fn revoking_a_lease_ends_its_session_alone() {
     let two = Neighbours::new().await;
     for grant in ["work", "federated"] {

@@ -138,6 +138,8 @@ pub struct Revoked {
     pub leases: Vec<Lease>,
     /// What sessions AWS is to refuse.
     pub denials: Vec<Denial>,
+    /// How many more there are that cannot be read: nothing is known of their credentials.
+    pub unreadable: u64,
 }
 
 /// What a service or a grant holds, as a store tells that is only read.

@@ -43,8 +43,10 @@ pub(super) async fn revoke(
     };
     let leases = leases::begin_revoking_all(tx, target.service(), grant, &suspension).await?;
     let denials = ask(tx, &scope, &leases, suspension.at).await?;
+    let all = leases::count_live(tx, target.service(), grant).await?;
     Ok(Revoked {
         suspension: standing,
+        unreadable: all.saturating_sub(leases.len() as u64),
         leases,
         denials,
     })

@@ -191,6 +191,24 @@ pub(super) async fn live(
     Ok(rows.iter().filter_map(readable).collect())
 }
 
+/// How many there are, readable or not.
+pub(super) async fn count_live(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    grant: Option<&Name>,
+) -> Result<u64, StoreError> {
+    let row = sqlx::query(
+        "SELECT count(*) AS live FROM leases
+         WHERE service = ?1 AND due_at IS NOT NULL AND (?2 IS NULL OR grant_name = ?2)",
+    )
+    .bind(service.as_str())
+    .bind(grant.map(Name::as_str))
+    .fetch_one(tx)
+    .await
+    .map_err(store_error)?;
+    count(&row, "live")
+}
+
 /// All of them.
 pub(super) async fn begin_revoking_all(
     tx: &mut SqliteConnection,
