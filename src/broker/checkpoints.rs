@@ -142,6 +142,7 @@ impl Broker {
     /// From now on nothing is issued; the first doubt stands.
     pub(super) fn doubt_log(&self, doubt: Error) {
         tracing::error!(%doubt, "nothing is issued");
+        self.keep_unknown_denials();
         let _ = self.log_doubt.set(doubt);
     }
 

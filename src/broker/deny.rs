@@ -2,8 +2,8 @@
 //! stands there is made of the store's denials alone.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -17,15 +17,16 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
+        denying::Written,
         end::told_as,
         on_conflict,
-        ports::{AwsFailure, LeaseChange, Page, Put, StoreError},
+        ports::{AwsFailure, Found, LeaseChange, Page, Put, StoreError},
         revoke::Progress,
-        trial::{Trial, UNMET_AFTER, Untried},
+        trial::{UNMET_AFTER, Untried},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        denial::{Against, Denial, Holder, Place, Scope, document, widen},
+        denial::{Against, Denial, Holder, Place, Scope, Unknown, document, widen},
         lease::Lease,
         policy::Document,
         random::back_off,
@@ -52,77 +53,8 @@ pub struct Denied {
     pub notice: Option<String>,
 }
 
-/// What this run knows of denials.
-#[derive(Default)]
-pub(super) struct Denying {
-    /// What was last written where; held while it is written.
-    places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
-    /// Sessions by which denials are tried that AWS did not enforce in time.
-    pub(super) trials: Mutex<HashMap<Against, Trial>>,
-    /// Denials that the store could not take yet.
-    unrecorded: Mutex<Vec<Denial>>,
-    /// What is being carried out, and by how many.
-    busy: Mutex<HashMap<Against, usize>>,
-}
-
-/// That a denial is being carried out.
-struct Mark<'a> {
-    denying: &'a Denying,
-    against: Against,
-}
-
-impl Drop for Mark<'_> {
-    fn drop(&mut self) {
-        let mut busy = self.denying.busy();
-        if let Some(count) = busy.get_mut(&self.against) {
-            *count -= 1;
-        }
-        busy.retain(|_, count| *count > 0);
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Written {
-    pub(super) at: Option<Instant>,
-    /// Whom it was attached to in this run, where it is a managed one.
-    pub(super) attached: BTreeSet<Holder>,
-    document: Option<Document>,
-    pub(super) put: Put,
-    /// An earlier configuration has left nothing there.
-    pub(super) emptied: bool,
-}
-
-impl Denying {
-    pub(super) fn place(&self, place: &Place) -> Arc<tokio::sync::Mutex<Written>> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(places.entry(place.clone()).or_default())
-    }
-
-    fn busy(&self) -> MutexGuard<'_, HashMap<Against, usize>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn mark(&self, against: &Against) -> Mark<'_> {
-        *self.busy().entry(against.clone()).or_default() += 1;
-        Mark {
-            denying: self,
-            against: against.clone(),
-        }
-    }
-
-    /// Whether somebody carries it out at the moment.
-    pub(super) fn is_busy(&self, against: &Against) -> bool {
-        self.busy().contains_key(against)
-    }
-
-    pub(super) fn unrecorded(&self) -> MutexGuard<'_, Vec<Denial>> {
-        let unrecorded = self.unrecorded.lock();
-        unrecorded.unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What stands for a denial once it is written.
-struct Standing {
+pub(super) struct Standing {
     denial: Denial,
     notice: Option<String>,
 }
@@ -221,7 +153,8 @@ impl Broker {
             // Shutting out goes on while nothing can be recorded.
             Err(StoreError::Unavailable(error)) => {
                 tracing::error!(%error, against = %ready.against, "a denial is in memory alone");
-                self.denying.unrecorded().push(ready.clone());
+                let denying = &self.denying;
+                denying.keep_in_memory(std::slice::from_ref(&ready), true);
             }
             changed => on_conflict(changed, || Error::Conflict(subject(&denial)))?,
         }
@@ -229,7 +162,11 @@ impl Broker {
     }
 
     /// Writes the policy that a denial belongs into, unless that was done since.
-    async fn write_denial(&self, denial: &Denial, since: Instant) -> Result<Standing, Error> {
+    pub(super) async fn write_denial(
+        &self,
+        denial: &Denial,
+        since: Instant,
+    ) -> Result<Standing, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
         let slot = self.denying.place(&place);
         let mut written = slot.lock().await;
@@ -343,10 +280,14 @@ impl Broker {
         place: &Place,
         room: usize,
     ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
-        let mut widened = None;
+        let (mut widened, unknown) = (None, self.unknown_at(place).await?);
         loop {
             let denials = self.denials_at(place).await?;
-            let policy = document(&denials).map_err(|error| Error::Internal(error.to_string()))?;
+            let policy = match &unknown {
+                None => document(&denials),
+                Some(unknown) => unknown.beside(&denials),
+            };
+            let policy = policy.map_err(|error| Error::Internal(error.to_string()))?;
             let size = policy.as_ref().map_or(0, Document::size);
             if size <= room {
                 return Ok((denials, policy, widened));
@@ -369,6 +310,19 @@ impl Broker {
         }
     }
 
+    /// What AWS denies there and the store may not know, if it may be an older copy.
+    async fn unknown_at(&self, place: &Place) -> Result<Option<Unknown>, Error> {
+        if !self.denying.keeps_unknown.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.enter(place).await?;
+        let found = self.parts.denier.read(place, &BTreeSet::new()).await?;
+        Ok(match found {
+            Found::Policy(policy) => Some(Unknown::of(&policy, self.now())),
+            Found::Nothing | Found::Other => None,
+        })
+    }
+
     /// The denial itself, or the broader one that it has become.
     async fn stands_for(&self, denial: &Denial) -> Result<Denial, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
@@ -382,8 +336,9 @@ impl Broker {
     async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
         let now = self.now();
         let mut denials = self.store().denials().await?;
-        let unrecorded = self.denying.unrecorded().clone();
-        denials.extend(unrecorded);
+        let unrecorded = self.denying.unrecorded();
+        denials.extend(unrecorded.iter().map(|kept| kept.denial.clone()));
+        drop(unrecorded);
         let stands = |denial: &Denial| {
             let is_written = denial.denied_before.is_some() && !denial.is_over(now);
             is_written && self.parts.placements.of(&denial.against.holder) == *place
@@ -514,30 +469,6 @@ impl Broker {
     ) -> Result<(), Error> {
         let changed = self.store().change_denials(put, &[], vec![audit]).await;
         on_conflict(changed, || Error::Conflict(subject(denial)))
-    }
-
-    /// Writes denials that the store could not take; nothing of it is recorded, and nothing
-    /// tried: that follows when the store works again.
-    pub(super) async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
-        let denials: Vec<Denial> = denials.iter().map(Denial::ready).collect();
-        self.denying.unrecorded().extend(denials.clone());
-        let mut done = Vec::new();
-        for denial in denials {
-            let written = self.write_denial(&denial, Instant::now()).await;
-            let notice = match written {
-                Ok(_) => {
-                    "the denial is written; that AWS refuses is seen once the store works again"
-                        .to_owned()
-                }
-                Err(error) => format!("{error}; the credential may still work"),
-            };
-            done.push(Denied {
-                denial,
-                refused_after_seconds: None,
-                notice: Some(notice),
-            });
-        }
-        done
     }
 }
 

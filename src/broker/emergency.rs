@@ -4,16 +4,19 @@
 use std::{
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use data_encoding::BASE64;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     audit::leaf,
     broker::{
-        Broker, Error, Revocation, RevokedLease, TakenAway,
+        Broker, Denied, Error, Revocation, RevokedLease, TakenAway,
+        denying::InMemory,
         end::{Recording, still_honoured},
         in_time,
         ports::{StoreError, Target, Withdrawn},
@@ -35,6 +38,8 @@ const SPOOLED: &str = "the broker's store takes no records: the revocation is in
 /// What it says when there is no such file either.
 const IN_MEMORY: &str = "the broker's store takes no records, and neither does the emergency file: the revocation is \
                          in the broker's memory alone; repeat it if the broker restarts before the store works again";
+/// How often AWS is asked to take a denial that the store could not take.
+const EVERY: Duration = Duration::from_secs(1);
 /// What an entry of the emergency file is sealed for.
 const PLACE: &str = "emergency";
 
@@ -262,8 +267,8 @@ impl Broker {
         for event in events {
             match self.denied_by(&event).await {
                 Ok(denials) => {
-                    let ready = denials.iter().map(Denial::ready);
-                    self.denying.unrecorded().extend(ready);
+                    let ready: Vec<Denial> = denials.iter().map(Denial::ready).collect();
+                    self.denying.keep_in_memory(&ready, false);
                 }
                 Err(error) => {
                     tracing::error!(%error, "what an earlier run has denied is not known");
@@ -297,6 +302,77 @@ impl Broker {
         }
     }
 
+    /// Writes denials that the store could not take; nothing of it is recorded, and nothing
+    /// tried: that follows when the store works again.
+    async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
+        let denials: Vec<Denial> = denials.iter().map(Denial::ready).collect();
+        self.denying.keep_in_memory(&denials, false);
+        let mut done = Vec::new();
+        for denial in denials {
+            let notice = match self.write_in_memory(&denial, Instant::now()).await {
+                Ok(()) => {
+                    "the denial is written; that AWS refuses is seen once the store works again"
+                        .to_owned()
+                }
+                Err(error) => {
+                    format!("{error}; the credential may still work, and the broker goes on trying")
+                }
+            };
+            done.push(Denied {
+                denial,
+                refused_after_seconds: None,
+                notice: Some(notice),
+            });
+        }
+        done
+    }
+
+    async fn write_in_memory(&self, denial: &Denial, since: Instant) -> Result<(), Error> {
+        self.write_denial(denial, since).await?;
+        let mut unrecorded = self.denying.unrecorded();
+        for kept in unrecorded.iter_mut().filter(|kept| kept.denial == *denial) {
+            kept.is_written = true;
+        }
+        Ok(())
+    }
+
+    /// Writes what AWS has not taken yet of the denials that the store could not take, until
+    /// it takes them.
+    pub(super) async fn keep_unrecorded_denials(&self) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.write_unrecorded_denials().await;
+        }
+    }
+
+    async fn write_unrecorded_denials(&self) {
+        let kept = self.denying.unrecorded().clone();
+        for InMemory {
+            denial,
+            since,
+            is_written,
+            is_stored,
+        } in kept
+        {
+            if is_stored && self.is_taken(&denial).await {
+                self.denying
+                    .unrecorded()
+                    .retain(|kept| kept.denial != denial);
+            } else if !is_written && let Err(error) = self.write_in_memory(&denial, since).await {
+                tracing::warn!(against = %denial.against, %error, "a denial in memory is written later");
+            }
+        }
+    }
+
+    /// Whether the store takes a change again that it could not take, or has taken a later one.
+    async fn is_taken(&self, denial: &Denial) -> bool {
+        let put = std::slice::from_ref(denial);
+        let taken = self.store().change_denials(put, &[], Vec::new()).await;
+        matches!(taken, Ok(()) | Err(StoreError::Conflict))
+    }
+
     /// Records what could not be recorded at its time.
     ///
     /// # Errors
@@ -309,7 +385,7 @@ impl Broker {
         }
         if self.unrecorded.list().is_empty() {
             // The store has them now.
-            self.denying.unrecorded().clear();
+            self.denying.unrecorded().retain(|kept| kept.is_stored);
         }
         let mut in_file = self.unrecorded.in_file.lock().await;
         // Another may have come meanwhile.

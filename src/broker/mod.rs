@@ -8,6 +8,7 @@ mod admin_key;
 mod audit;
 mod checkpoints;
 mod deny;
+mod denying;
 mod emergency;
 mod end;
 mod grants;
@@ -60,7 +61,7 @@ pub use self::{
 };
 use crate::{
     broker::{
-        deny::Denying,
+        denying::Denying,
         emergency::Unrecorded,
         log_key::Signing,
         paces::Paces,

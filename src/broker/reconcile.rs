@@ -57,8 +57,8 @@ pub struct Reconciliation {
 
 impl Broker {
     /// Cleans up and reconciles until the broker ends, as soon as AWS has told whose key
-    /// is at work: before that the clock may be wrong, or the account. Not at all while
-    /// the log is in doubt.
+    /// is at work: before that the clock may be wrong, or the account. While the log is in
+    /// doubt it only goes on denying what was revoked.
     ///
     /// # Errors
     /// The key is of another account than the store; the broker has been told to end.
@@ -66,7 +66,7 @@ impl Broker {
         let stop = self.parts.stop.clone();
         if self.log_is_whole().is_err() {
             // What an older copy of the store does not know would be taken for forgotten.
-            stop.cancelled().await;
+            self.keep_denying().await;
             return Ok(());
         }
         if let Some(Err(error)) = stop.run_until_cancelled(self.account_is_verified()).await {
@@ -102,7 +102,12 @@ impl Broker {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
-                let pause = match self.reconcile_once().await {
+                let whole = self.log_is_whole();
+                let reconciled = match whole {
+                    Ok(()) => self.reconcile_once().await,
+                    Err(doubt) => Err(doubt),
+                };
+                let pause = match reconciled {
                     Ok(_) => EVERY,
                     Err(error) => {
                         tracing::warn!(%error, "the reconciliation failed and is tried again");

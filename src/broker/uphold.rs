@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -15,7 +15,8 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
-        deny::{Written, holders},
+        deny::holders,
+        denying::Written,
         ports::{Found, NO_REVOKER, StoreError},
     },
     domain::{
@@ -43,9 +44,30 @@ impl Broker {
             if let Err(error) = self.take_up_denials().await {
                 tracing::warn!(%error, "denials that were under way are left to their time");
             }
-            tokio::join!(self.carry_out_due_denials(), self.look_at_denials());
+            tokio::join!(
+                self.carry_out_due_denials(),
+                self.keep_unrecorded_denials(),
+                self.look_at_denials()
+            );
         })
         .await;
+    }
+
+    /// The same while the log is in doubt: what is due alone.
+    pub(super) async fn keep_denying(self: &Arc<Self>) {
+        let stop = self.parts.stop.clone();
+        stop.run_until_cancelled(async {
+            if let Err(error) = self.take_up_denials().await {
+                tracing::warn!(%error, "denials that were under way are left to their time");
+            }
+            tokio::join!(self.carry_out_due_denials(), self.keep_unrecorded_denials());
+        })
+        .await;
+    }
+
+    /// From now on what AWS denies beyond the store stays: the store may be an older copy.
+    pub fn keep_unknown_denials(&self) {
+        self.denying.keeps_unknown.store(true, Ordering::Relaxed);
     }
 
     /// For the start: whoever had a denial to themselves is dead.
@@ -88,7 +110,11 @@ impl Broker {
     /// waits for another.
     fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
-        let (over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
+        let (mut over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
+        if self.log_is_whole().is_err() {
+            // An older copy may not know how long they are to stand.
+            over.clear();
+        }
         let mut over_at: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
         for denial in over {
             let place = self.parts.placements.of(&denial.against.holder);

@@ -60,6 +60,7 @@ impl Offline {
             StartError::Store(OpenError::InUse(store)) => StartError::Running(store),
             error => error,
         })?;
+        assembled.broker.keep_unknown_denials();
         begin(&assembled.broker).await;
         Ok(Self(assembled))
     }

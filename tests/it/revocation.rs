@@ -1,6 +1,7 @@
 //! The kill switch: one service is shut out, live sessions included, and nobody else.
 
 mod crowd;
+mod doubt;
 mod hands;
 mod offline;
 mod placements;

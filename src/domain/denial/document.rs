@@ -2,14 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{Denial, DenialState, Scope};
 use crate::domain::{
+    grant::Kind,
     lease::aws_name_prefix,
     policy::{Document, PolicyError, Statement},
 };
+
+/// The id of the role, or the number of the account, and the name of the session.
+const SESSION: &str = "aws:userid";
+const SOURCE: &str = "aws:SourceIdentity";
+const GRANT: &str = "aws:PrincipalTag/credbroker:grant";
+const ISSUED: &str = "aws:TokenIssueTime";
 
 /// What the sessions of a statement have in common beside their time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +46,78 @@ struct Clause {
 pub fn document<'a>(
     denials: impl IntoIterator<Item = &'a Denial>,
 ) -> Result<Option<Document>, PolicyError> {
+    policy(by_family(denials))
+}
+
+/// What a policy of denials says that denials of the store's need not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unknown(Vec<(Family, String, Timestamp)>);
+
+impl Unknown {
+    /// What of a policy still concerns sessions that may live at `now`. Statements that are
+    /// not as the broker writes them are somebody else's, and not among it.
+    #[must_use]
+    pub fn of(policy: &Document, now: Timestamp) -> Self {
+        let longest = Kind::ttl_bounds(Kind::FederationToken).1;
+        let since = now - SignedDuration::try_from(longest).unwrap_or(SignedDuration::MAX);
+        let policy = serde_json::to_value(policy).unwrap_or_default();
+        let said = list(&policy["Statement"]).iter().filter_map(read);
+        let live = said.filter(|(_, _, moment)| *moment > since);
+        let each = live.flat_map(|(family, values, moment)| {
+            let each = values.into_iter();
+            each.map(move |value| (family.clone(), value, moment))
+        });
+        Self(each.collect())
+    }
+
+    /// The policy of these denials and of what they do not say of it.
+    ///
+    /// # Errors
+    /// Never for denials of the broker's own.
+    pub fn beside<'a>(
+        &self,
+        denials: impl IntoIterator<Item = &'a Denial>,
+    ) -> Result<Option<Document>, PolicyError> {
+        let mut families = by_family(denials);
+        for (family, value, moment) in &self.0 {
+            let clauses = families.entry(family.clone()).or_default();
+            let is_said = |said: &Clause| said.value == *value && said.earliest >= *moment;
+            if !clauses.iter().any(is_said) {
+                clauses.push(Clause {
+                    value: value.clone(),
+                    earliest: *moment,
+                    latest: Some(*moment),
+                });
+            }
+        }
+        policy(families)
+    }
+}
+
+/// A statement as the broker writes it.
+fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Timestamp)> {
+    let condition = &statement["Condition"];
+    let all = |operator: &str, key: &str| -> BTreeSet<String> {
+        let values = texts(&condition[operator][key]).into_iter();
+        values.map(ToOwned::to_owned).collect()
+    };
+    let sessions = all("StringLike", SESSION);
+    let (grants, sources) = (all("StringEquals", GRANT), all("StringEquals", SOURCE));
+    let (family, values) = match (sessions.len(), grants.len(), sources.len()) {
+        (1, 1.., _) => (Family::Grants(sessions.into_iter().next()?), grants),
+        (1.., ..) => (Family::Sessions, sessions),
+        _ => (Family::Sources, sources),
+    };
+    let moment = texts(&condition["DateLessThan"][ISSUED])
+        .pop()?
+        .parse()
+        .ok()?;
+    let ours = self::statement(&family, values.clone(), moment).ok()?;
+    let is_ours = serde_json::to_value(ours).is_ok_and(|ours| ours == *statement);
+    is_ours.then_some((family, values, moment))
+}
+
+fn by_family<'a>(denials: impl IntoIterator<Item = &'a Denial>) -> BTreeMap<Family, Vec<Clause>> {
     let denials: Vec<&Denial> = denials.into_iter().collect();
     let mut families: BTreeMap<Family, Vec<Clause>> = BTreeMap::new();
     for denial in denials.iter().filter(|denial| !is_within(denial, &denials)) {
@@ -49,6 +128,10 @@ pub fn document<'a>(
             families.entry(family).or_default().push(clause);
         }
     }
+    families
+}
+
+fn policy(families: BTreeMap<Family, Vec<Clause>>) -> Result<Option<Document>, PolicyError> {
     let mut statements = Vec::new();
     for (family, clauses) in families {
         for (moment, values) in by_moment(clauses) {
@@ -80,11 +163,10 @@ pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
     let (kind, service) = (denial.against.holder.kind(), &denial.against.service);
     let sessions = format!("*:{}", aws_name_prefix(kind, service));
     let policy = serde_json::to_value(policy).unwrap_or_default();
-    let statements = policy["Statement"].as_array().cloned().unwrap_or_default();
-    statements.iter().any(|statement| {
+    list(&policy["Statement"]).iter().any(|statement| {
         let condition = &statement["Condition"];
-        let names = texts(&condition["StringLike"]["aws:userid"]);
-        let moments = texts(&condition["DateLessThan"]["aws:TokenIssueTime"]);
+        let names = texts(&condition["StringLike"][SESSION]);
+        let moments = texts(&condition["DateLessThan"][ISSUED]);
         let later = |moment: &&str| {
             moment
                 .parse()
@@ -95,11 +177,13 @@ pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
 }
 
 /// AWS takes one value by itself as well as in a list.
+fn list(value: &Value) -> &[Value] {
+    let list = value.as_array();
+    list.map_or(std::slice::from_ref(value), Vec::as_slice)
+}
+
 fn texts(value: &Value) -> Vec<&str> {
-    let list = value
-        .as_array()
-        .map_or(std::slice::from_ref(value), Vec::as_slice);
-    list.iter().filter_map(Value::as_str).collect()
+    list(value).iter().filter_map(Value::as_str).collect()
 }
 
 fn clauses(denial: &Denial, earliest: Timestamp) -> Vec<(Family, Clause)> {
@@ -145,15 +229,16 @@ fn statement(
     moment: Timestamp,
 ) -> Result<Statement, PolicyError> {
     let all = Statement::deny("", ["*"], ["*"])?;
-    let named = match family {
-        Family::Sessions => all.when("StringLike", "aws:userid", values)?,
-        Family::Sources => all.when("StringEquals", "aws:SourceIdentity", values)?,
-        Family::Grants(sessions) => all
-            .when("StringLike", "aws:userid", [sessions.as_str()])?
-            .when("StringEquals", "aws:PrincipalTag/credbroker:grant", values)?,
-    };
+    let named =
+        match family {
+            Family::Sessions => all.when("StringLike", SESSION, values)?,
+            Family::Sources => all.when("StringEquals", SOURCE, values)?,
+            Family::Grants(sessions) => all
+                .when("StringLike", SESSION, [sessions.as_str()])?
+                .when("StringEquals", GRANT, values)?,
+        };
     let moment = moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    named.when("DateLessThan", "aws:TokenIssueTime", [moment])
+    named.when("DateLessThan", ISSUED, [moment])
 }
 
 /// Fewer and broader denials of the same services, where AWS has no room for these: those to

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::document::{document, may_meet, widen};
+pub use self::document::{Unknown, document, may_meet, widen};
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},
     grant::Kind,

@@ -68,7 +68,10 @@ fn reinstated(denial: Denial, second: i64) -> Denial {
 }
 
 fn statements(denials: &[Denial]) -> Vec<Value> {
-    let policy = document(denials).unwrap().unwrap();
+    said(&document(denials).unwrap().unwrap())
+}
+
+fn said(policy: &Document) -> Vec<Value> {
     let mut json: Value = serde_json::from_str(&policy.to_json()).unwrap();
     json["Statement"]
         .as_array_mut()
@@ -328,6 +331,78 @@ fn every_document_is_one_that_aws_takes() {
     ];
     let policy = document(&denials).unwrap().unwrap();
     assert_eq!(Document::parse(&policy.to_json()).unwrap(), policy);
+}
+
+#[test]
+fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows() {
+    let lost = [
+        denied("pay", 100),
+        Denial {
+            source_identity: true,
+            ..denied("sourced", 100)
+        },
+        asked(role(), "log", Scope::Grant(name("work")), 100),
+        asked(role(), "log", Scope::Lease(lease('c')), 100),
+    ];
+    let written = document(&lost).unwrap().unwrap();
+    let unknown = Unknown::of(&written, at(200));
+    assert_eq!(unknown.beside([]).unwrap(), Some(written));
+    // What the store has as well is said once, and moves on.
+    let known = [denied("pay", 300), denied("billing", 300)];
+    let policy = unknown.beside(&known).unwrap().unwrap();
+    let sessions: BTreeSet<(BTreeSet<String>, String)> = said(&policy)
+        .iter()
+        .filter(|s| is_of_sessions(s))
+        .map(named)
+        .collect();
+    let lease = format!("*:log.{}", "c".repeat(26));
+    let kept = BTreeSet::from([lease, "*:sourced.*".to_owned()]);
+    let moved = BTreeSet::from(["*:billing.*".to_owned(), "*:pay.*".to_owned()]);
+    assert_eq!(
+        sessions,
+        BTreeSet::from([(kept, text(105)), (moved, text(302))])
+    );
+    let again = Unknown::of(&policy, at(400)).beside(&known).unwrap();
+    assert_eq!(again, Some(policy));
+}
+
+fn is_of_sessions(statement: &Value) -> bool {
+    let condition = &statement["Condition"];
+    !condition["StringLike"].is_null() && condition["StringEquals"].is_null()
+}
+
+#[test]
+fn what_is_over_or_is_not_the_brokers_own_is_not_kept() {
+    let written = document(&[denied("pay", 0)]).unwrap().unwrap();
+    let hours = 3600;
+    assert_ne!(
+        Unknown::of(&written, at(36 * hours)).beside([]).unwrap(),
+        None
+    );
+    assert_eq!(
+        Unknown::of(&written, at(37 * hours)).beside([]).unwrap(),
+        None
+    );
+    let foreign = [
+        ("\"Deny\"", "\"Allow\""),
+        ("\"Action\":\"*\"", "\"Action\":\"s3:*\""),
+        ("aws:TokenIssueTime", "aws:CurrentTime"),
+        ("StringLike", "StringNotLike"),
+        (
+            "\"Condition\":{",
+            "\"Condition\":{\"Bool\":{\"aws:SecureTransport\":\"true\"},",
+        ),
+    ];
+    for (ours, theirs) in foreign {
+        let json = written.to_json();
+        assert!(json.contains(ours), "{ours} in {json}");
+        let policy = Document::parse(&json.replace(ours, theirs)).unwrap();
+        assert_eq!(
+            Unknown::of(&policy, at(0)).beside([]).unwrap(),
+            None,
+            "{theirs}"
+        );
+    }
 }
 
 #[test]

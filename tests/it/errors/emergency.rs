@@ -13,7 +13,10 @@ use tokio::process::Command;
 
 use super::{World, assert_told};
 use crate::harness::{
-    Account, Broker, Key, broker::dev, eventually, eventually_within, proxy::Proxy,
+    Account, Broker, Key,
+    broker::dev,
+    eventually, eventually_within,
+    proxy::{Fault, Proxy},
 };
 
 /// "No space left on device" and "Input/output error".
@@ -208,6 +211,59 @@ async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
             assert!(theirs.is_served().await);
         }
     }
+}
+
+#[tokio::test]
+async fn a_denial_that_aws_does_not_take_while_the_disk_fails_is_written_until_it_does() {
+    let frail = Frail::new().await;
+    let (broker, proxy) = (&frail.world.broker, &frail.world.proxy);
+    let key = Key::issued(&frail.world.issued(&["role"]).await);
+    frail.fail("28");
+    proxy.inject(
+        "PutRolePolicy",
+        Fault::Answer(403, "AccessDenied", "not now"),
+    );
+    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    assert_eq!(revoked["confirmed"], false, "{revoked:#}");
+    let notice = revoked["sessions"][0]["notice"].as_str().unwrap();
+    assert!(notice.contains("goes on trying"), "{notice}");
+    assert!(key.is_served().await);
+    proxy.heal();
+    let dead = async || (!key.is_served().await).then_some(());
+    eventually("the denial is written", dead).await;
+    frail.heal();
+    assert_eq!(
+        frail.late("denial.confirmed").await["service"],
+        "payments-api"
+    );
+}
+
+#[tokio::test]
+async fn what_was_denied_and_could_not_be_recorded_is_denied_by_the_next_run_too() {
+    let mut frail = Frail::new().await;
+    let key = Key::issued(&frail.world.issued(&["role"]).await);
+    // Its store takes no more records, now and after the next start.
+    frail.world.broker.write_store(SLIP).await;
+    frail.world.broker.json(&["revoke", "payments-api"]).await;
+    assert!(!key.is_served().await);
+    frail.world.broker.kill().await;
+    let (iam, role) = (frail.world.account.root.iam(), frail.world.role.clone());
+    let role = role.rsplit('/').next().unwrap();
+    let names = iam.list_role_policies().role_name(role).send().await;
+    let names = names.unwrap().policy_names;
+    let denials = names
+        .iter()
+        .find(|name| name.starts_with("credbroker-denials-"));
+    let delete = iam.delete_role_policy().role_name(role);
+    delete.policy_name(denials.unwrap()).send().await.unwrap();
+    assert!(key.is_served().await);
+    let (admin, endpoint) = (
+        frail.world.account.admin.clone(),
+        frail.world.proxy.endpoint.clone(),
+    );
+    frail.world.broker = frail.world.broker.start_again(&admin, &endpoint).await;
+    let dead = async || (!key.is_served().await).then_some(());
+    eventually("the denial is written anew", dead).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The kill switch while the broker is down.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -19,6 +19,11 @@ impl Neighbours {
     /// `credbroker revoke ARGS` on the store, by an operator's token and the admin key.
     async fn offline(&self, token: Option<&str>, args: &[&str]) -> Run {
         let store = self.world.broker.database();
+        self.offline_on(&store, token, args).await
+    }
+
+    /// The same on a copy of the store.
+    pub(super) async fn offline_on(&self, store: &Path, token: Option<&str>, args: &[&str]) -> Run {
         let flags = ["--offline", "--state", store.to_str().unwrap()];
         let endpoint = ["--aws-endpoint", &emulator().endpoint];
         let args = [&["revoke"], args, &flags, &endpoint].concat();
@@ -43,7 +48,7 @@ impl Neighbours {
         &env.iter().find(|(key, _)| key == name).unwrap().1
     }
 
-    async fn start_again(mut self) -> Self {
+    pub(super) async fn start_again(mut self) -> Self {
         let admin = &self.world.account.admin;
         let again = self.world.broker.start_again(admin, &emulator().endpoint);
         self.world.broker = again.await;

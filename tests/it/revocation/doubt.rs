@@ -1,0 +1,100 @@
+//! Revocation on an older copy of the store, which does not know what was revoked since.
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+
+use super::Neighbours;
+use crate::harness::{
+    Key, eventually_within,
+    proxy::{Fault, Proxy},
+};
+
+/// A copy of the store of two neighbours from before one of them was revoked.
+struct Older {
+    two: Neighbours,
+    /// Of the one that was.
+    revoked: Key,
+    other: Key,
+    directory: TempDir,
+}
+
+impl Older {
+    /// The broker is down.
+    async fn new() -> Self {
+        let mut two = Neighbours::new().await;
+        let (_, revoked) = two.issue("payments-api", "work").await;
+        let (_, other) = two.issue("billing", "work").await;
+        assert!(two.world.broker.stop().await);
+        let directory = TempDir::new().unwrap();
+        fs::copy(
+            two.world.broker.database(),
+            directory.path().join("copy.db"),
+        )
+        .unwrap();
+        let mut two = two.start_again().await;
+        two.revoke("payments-api").await;
+        two.dead(&revoked).await;
+        assert!(two.world.broker.stop().await);
+        Self {
+            two,
+            revoked,
+            other,
+            directory,
+        }
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.directory.path().join("copy.db")
+    }
+}
+
+#[tokio::test]
+async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
+    let older = Older::new().await;
+    let copy = older.copy();
+    let Older {
+        mut two,
+        revoked,
+        other,
+        ..
+    } = older;
+    fs::copy(copy, two.world.broker.database()).unwrap();
+    let proxy = Proxy::start().await;
+    let again = two
+        .world
+        .broker
+        .start_again(&two.world.account.admin, &proxy.endpoint);
+    two.world.broker = again.await;
+    let issue = two
+        .world
+        .broker
+        .run_as(Some(&two.tokens["billing"]), &["issue", "work"]);
+    issue.await.fails(6, &["LOG_CONTRADICTED"]);
+
+    let refusal = Fault::Answer(403, "AccessDenied", "not now");
+    proxy.inject("PutRolePolicy", refusal);
+    let told = two.revoke("billing").await;
+    assert_eq!(told["confirmed"], false, "{told:#}");
+    assert!(two.works(&other).await);
+    proxy.heal();
+    let confirmed = async || {
+        let denials = "SELECT count(*) FROM audit WHERE event = 'denial.confirmed'";
+        (two.world.broker.count(denials).await == 1).then_some(())
+    };
+    eventually_within(30, "the denial is confirmed", confirmed).await;
+    two.dead(&other).await;
+    two.dead(&revoked).await;
+}
+
+#[tokio::test]
+async fn a_copy_without_its_checkpoint_takes_no_denial_away_either() {
+    let older = Older::new().await;
+    let told = older
+        .two
+        .offline_on(&older.copy(), None, &["billing"])
+        .await;
+    assert!(told.ok().stdout.contains("AWS refuses them after"));
+    older.two.dead(&older.other).await;
+    older.two.dead(&older.revoked).await;
+}
