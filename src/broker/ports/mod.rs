@@ -1,6 +1,7 @@
 //! What the use cases need from the outside, in words of the domain.
 
 mod aws;
+mod identities;
 mod log;
 
 use std::collections::BTreeSet;
@@ -8,7 +9,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{aws::*, log::*};
+pub use self::{aws::*, identities::*, log::*};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,
@@ -19,10 +20,8 @@ use crate::domain::{
     grant::Grant,
     lease::Lease,
     name::{GrantName, LeaseId, Name},
-    operator::{Operator, Role},
     request::RequestId,
     service::{Service, ServiceOverview, Suspension},
-    token::{StoredToken, TokenId},
 };
 
 /// Why the store did not do as told.
@@ -61,15 +60,6 @@ pub struct LeaseFilter {
     pub service: Option<Name>,
     /// In the state of this name only.
     pub state: Option<&'static str>,
-}
-
-/// Whose token it is, as it stands now.
-#[derive(Clone, Debug)]
-pub enum TokenOwner {
-    /// A service.
-    Service(Service),
-    /// An operator.
-    Operator(Operator),
 }
 
 /// How much there is of what.
@@ -171,7 +161,7 @@ pub struct LeaseChange {
 /// finds nothing is `None`, not an error. An update that does not find what it expects
 /// is [`StoreError::Conflict`] and changes nothing.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: Identities {
     /// Adds a record that belongs to no change.
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError>;
     /// Records after the sequence number `page.after`, oldest first.
@@ -287,49 +277,6 @@ pub trait Store: Send + Sync {
         service: &Name,
         page: &Page,
     ) -> Result<Vec<Lease>, StoreError>;
-
-    /// Adds a service token. Conflict when the service is unknown or has
-    /// [`crate::domain::service::TOKENS_MAX`] already.
-    async fn create_token(
-        &self,
-        service: &Name,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError>;
-    /// The tokens of a service, oldest first.
-    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError>;
-    /// Ends a token. Conflict when the service has none of this id.
-    async fn delete_token(
-        &self,
-        service: &Name,
-        id: &TokenId,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError>;
-    /// A token by its visible part, with its owner as it stands now.
-    async fn token_owner(
-        &self,
-        id: &TokenId,
-    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
-
-    /// Adds an operator with its token. Conflict when the name is taken.
-    async fn create_operator(
-        &self,
-        name: &Name,
-        role: Role,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError>;
-    /// All operators, by name.
-    async fn operators(&self) -> Result<Vec<Operator>, StoreError>;
-    /// Removes an operator and its token. Conflict when it is unknown or the last admin.
-    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Gives an operator, made as admin if unknown, another token.
-    async fn replace_operator_token(
-        &self,
-        name: &Name,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError>;
 
     /// Adds a version of a grant; `grant.version` must be one above the newest ever
     /// (deleted ones included) and the service known, else Conflict.

@@ -10,6 +10,7 @@ mod denials;
 mod deployment;
 mod grants;
 mod held;
+mod identities;
 mod leases;
 mod log;
 mod open;
@@ -34,7 +35,7 @@ use crate::{
     audit::tile::{Tile, Tiles},
     broker::ports::{
         AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
-        LogCheck, LogHead, LogKey, Page, Receipt, Revoked, Store, StoreError, Target, TokenOwner,
+        LogCheck, LogHead, LogKey, Page, Receipt, Revoked, Store, StoreError, Target,
     },
     domain::{
         admin_key::AdminKey,
@@ -45,10 +46,8 @@ use crate::{
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
-        operator::{Operator, Role},
         request::RequestId,
         service::{Service, ServiceOverview, Suspension},
-        token::{StoredToken, TokenId},
     },
 };
 
@@ -346,88 +345,6 @@ impl Store for SqliteStore {
         page: &Page,
     ) -> Result<Vec<Lease>, StoreError> {
         leases::revoking_sessions(&self.readers, service, page).await
-    }
-
-    async fn create_token(
-        &self,
-        service: &Name,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError> {
-        let (service, token) = (service.clone(), token.clone());
-        self.change(audit, move |tx| {
-            Box::pin(async move { tokens::insert_for_service(tx, &service, &token).await })
-        })
-        .await
-    }
-
-    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
-        tokens::list(&self.readers, service).await
-    }
-
-    async fn delete_token(
-        &self,
-        service: &Name,
-        id: &TokenId,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError> {
-        let (service, id) = (service.clone(), id.clone());
-        self.change(audit, move |tx| {
-            Box::pin(async move { tokens::delete(tx, &service, &id).await })
-        })
-        .await
-    }
-
-    async fn token_owner(
-        &self,
-        id: &TokenId,
-    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
-        tokens::owner(&self.readers, id).await
-    }
-
-    async fn create_operator(
-        &self,
-        name: &Name,
-        role: Role,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError> {
-        let (name, token) = (name.clone(), token.clone());
-        self.change(audit, move |tx| {
-            Box::pin(async move {
-                operators::insert(tx, &name, role, token.created_at).await?;
-                tokens::insert_for_operator(tx, &name, &token).await
-            })
-        })
-        .await
-    }
-
-    async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
-        operators::list(&self.readers).await
-    }
-
-    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
-        let name = name.clone();
-        self.change(audit, move |tx| {
-            Box::pin(async move { operators::delete(tx, &name).await })
-        })
-        .await
-    }
-
-    async fn replace_operator_token(
-        &self,
-        name: &Name,
-        token: &StoredToken,
-        audit: AuditEvent,
-    ) -> Result<(), StoreError> {
-        let (name, token) = (name.clone(), token.clone());
-        self.change(audit, move |tx| {
-            Box::pin(async move {
-                operators::ensure_admin(tx, &name, token.created_at).await?;
-                tokens::insert_for_operator(tx, &name, &token).await
-            })
-        })
-        .await
     }
 
     async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError> {

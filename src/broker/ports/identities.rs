@@ -1,0 +1,68 @@
+//! Who may call: operators, and how services and operators prove who they are.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::domain::{
+    audit::AuditEvent,
+    name::Name,
+    operator::{Operator, Role},
+    service::Service,
+    token::{StoredToken, TokenId},
+};
+
+/// Whose token it is, as it stands now.
+#[derive(Clone, Debug)]
+pub enum TokenOwner {
+    /// A service.
+    Service(Service),
+    /// An operator.
+    Operator(Operator),
+}
+
+/// The part of the store that knows who may call.
+#[async_trait]
+pub trait Identities: Send + Sync {
+    /// Adds a service token. Conflict when the service is unknown or has
+    /// [`crate::domain::service::TOKENS_MAX`] already.
+    async fn create_token(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// The tokens of a service, oldest first.
+    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError>;
+    /// Ends a token. Conflict when the service has none of this id.
+    async fn delete_token(
+        &self,
+        service: &Name,
+        id: &TokenId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// A token by its visible part, with its owner as it stands now.
+    async fn token_owner(
+        &self,
+        id: &TokenId,
+    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
+
+    /// Adds an operator with its token. Conflict when the name is taken.
+    async fn create_operator(
+        &self,
+        name: &Name,
+        role: Role,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// All operators, by name.
+    async fn operators(&self) -> Result<Vec<Operator>, StoreError>;
+    /// Removes an operator and its token. Conflict when it is unknown or the last admin.
+    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Gives an operator, made as admin if unknown, another token.
+    async fn replace_operator_token(
+        &self,
+        name: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+}

@@ -1,0 +1,97 @@
+use async_trait::async_trait;
+
+use super::{SqliteStore, operators, tokens};
+use crate::{
+    broker::ports::{Identities, StoreError, TokenOwner},
+    domain::{
+        audit::AuditEvent,
+        name::Name,
+        operator::{Operator, Role},
+        token::{StoredToken, TokenId},
+    },
+};
+
+#[async_trait]
+impl Identities for SqliteStore {
+    async fn create_token(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (service, token) = (service.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { tokens::insert_for_service(tx, &service, &token).await })
+        })
+        .await
+    }
+
+    async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
+        tokens::list(&self.readers, service).await
+    }
+
+    async fn delete_token(
+        &self,
+        service: &Name,
+        id: &TokenId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (service, id) = (service.clone(), id.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { tokens::delete(tx, &service, &id).await })
+        })
+        .await
+    }
+
+    async fn token_owner(
+        &self,
+        id: &TokenId,
+    ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
+        tokens::owner(&self.readers, id).await
+    }
+
+    async fn create_operator(
+        &self,
+        name: &Name,
+        role: Role,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (name, token) = (name.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                operators::insert(tx, &name, role, token.created_at).await?;
+                tokens::insert_for_operator(tx, &name, &token).await
+            })
+        })
+        .await
+    }
+
+    async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
+        operators::list(&self.readers).await
+    }
+
+    async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let name = name.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { operators::delete(tx, &name).await })
+        })
+        .await
+    }
+
+    async fn replace_operator_token(
+        &self,
+        name: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (name, token) = (name.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                operators::ensure_admin(tx, &name, token.created_at).await?;
+                tokens::insert_for_operator(tx, &name, &token).await
+            })
+        })
+        .await
+    }
+}
