@@ -4,11 +4,12 @@ use std::{env, fs, path::PathBuf};
 
 use protox::prost::Message;
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "credbroker/v1/admin_service.proto",
     "credbroker/v1/audit_service.proto",
     "credbroker/v1/credential_service.proto",
     "credbroker/v1/grant_service.proto",
+    "credbroker/v1/identity_service.proto",
     "credbroker/v1/lease_service.proto",
     "credbroker/v1/revocation_service.proto",
     "credbroker/v1/service_registry.proto",

@@ -20,7 +20,7 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use credbroker::{
-    client::{Client, Settings},
+    client::{Client, Evidence, Settings},
     proto::IssueCredentialsRequest,
 };
 use harness::{Account, Broker};
@@ -53,7 +53,7 @@ async fn main() {
     let settings = Settings {
         address: setting("CREDBROKER_ADDR"),
         ca_file: setting("CREDBROKER_CA_FILE").into(),
-        token: token.into(),
+        evidence: Evidence::Token(token.into()),
     };
     let mut credentials = Client::connect(&settings).await.unwrap().credentials();
     let sts = account.admin.sts();

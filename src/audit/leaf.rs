@@ -76,6 +76,8 @@ struct Leaf {
     holder: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused_after_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,6 +147,7 @@ pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
         late: event.late,
         holder: text(event.holder.as_ref()),
         refused_after_seconds: event.refused_after.as_ref().map(Duration::as_secs_f64),
+        evidence: event.evidence.clone(),
     };
     Ok(serde_json::to_vec(&leaf)?)
 }
@@ -194,6 +197,7 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
             permissions: leaf.permissions.map(Permissions::from),
             late: leaf.late,
             holder: optional(leaf.holder.as_deref(), "holder")?,
+            evidence: leaf.evidence,
             refused_after: leaf
                 .refused_after_seconds
                 .map(to_the_millisecond)

@@ -1,32 +1,38 @@
-//! Evidence to [`Principal`]: the only room that makes one. Client certificates and
-//! OIDC tokens get a file each beside `token`.
+//! Evidence to [`Principal`]: the only room that makes one.
 
+pub mod certificate;
 pub mod token;
 
+use jiff::Timestamp;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+
+use self::certificate::Trust;
 use crate::{
-    broker::ports::StoreError,
-    domain::{name::Name, principal::Principal, token::TokenId},
+    broker::ports::{Store, StoreError},
+    domain::{
+        name::Name,
+        principal::{Evidence, Origin, Principal},
+    },
 };
 
 /// Why a caller is not who it says, or may not come in.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The evidence is not good; why, and which token it claimed to be, is for the audit
-    /// log alone.
+    /// The evidence is not good; why, and what it was, is for the audit log alone.
     #[error("the evidence was refused: {reason}")]
     Refused {
         /// Machine reason.
         reason: &'static str,
-        /// The visible part of the token.
-        token_id: Option<TokenId>,
+        /// What was shown, if it could be read.
+        evidence: Option<Evidence>,
     },
     /// The evidence is good, and its service is shut out.
     #[error("service {service} is suspended")]
     Suspended {
         /// Which service.
         service: Name,
-        /// Which token proved it.
-        token_id: TokenId,
+        /// What proved it.
+        evidence: Evidence,
     },
     /// The store could not be asked.
     #[error(transparent)]
@@ -35,3 +41,41 @@ pub enum LoginError {
 
 /// What authentication yields.
 pub type Login = Result<Principal, LoginError>;
+
+/// What a caller shows of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown<'a> {
+    /// The header `authorization`.
+    pub authorization: Option<&'a str>,
+    /// The client certificates of the connection, the caller's own first.
+    pub certificates: &'a [CertificateDer<'static>],
+}
+
+/// Finds out who calls.
+#[derive(Debug, Default)]
+pub struct Authenticator {
+    /// Who vouches for client certificates.
+    pub trust: Trust,
+}
+
+impl Authenticator {
+    /// Proves who shows this: by the header if there is one, else by the certificate.
+    ///
+    /// # Errors
+    /// What is shown is not good, or of a suspended service; the store's.
+    pub async fn login(
+        &self,
+        store: &dyn Store,
+        now: Timestamp,
+        origin: Origin,
+        shown: Shown<'_>,
+    ) -> Login {
+        if shown.authorization.is_none() && !shown.certificates.is_empty() {
+            return self
+                .trust
+                .authenticate(store, now, origin, shown.certificates)
+                .await;
+        }
+        token::authenticate(store, now, origin, shown.authorization).await
+    }
+}

@@ -6,7 +6,7 @@ use super::{Login, LoginError};
 use crate::{
     broker::ports::{Store, TokenOwner},
     domain::{
-        principal::{Identity, Origin, Principal},
+        principal::{Evidence, Identity, Origin, Principal, Proof},
         token::Token,
     },
 };
@@ -25,7 +25,7 @@ pub async fn authenticate(
     let token = Token::parse(text).ok_or(refused("TOKEN_MALFORMED"))?;
     let refused = |reason| LoginError::Refused {
         reason,
-        token_id: Some(token.id().clone()),
+        evidence: Some(Evidence::Token(token.id().clone())),
     };
     let found = store.token_owner(token.id()).await?;
     let (stored, owner) = found.ok_or_else(|| refused("TOKEN_UNKNOWN"))?;
@@ -39,19 +39,24 @@ pub async fn authenticate(
         TokenOwner::Service(service) if service.suspension.is_some() => {
             return Err(LoginError::Suspended {
                 service: service.name,
-                token_id: stored.id,
+                evidence: Evidence::Token(stored.id),
             });
         }
         TokenOwner::Service(service) => Identity::Service(service.name),
         TokenOwner::Operator(operator) => Identity::Operator(operator.name, operator.role),
     };
-    Ok(Principal::proven(identity, stored.id, origin))
+    let proof = Proof {
+        evidence: Evidence::Token(stored.id),
+        binding: None,
+        expires_at: stored.expires_at,
+    };
+    Ok(Principal::proven(identity, proof, origin))
 }
 
 const fn refused(reason: &'static str) -> LoginError {
     LoginError::Refused {
         reason,
-        token_id: None,
+        evidence: None,
     }
 }
 

@@ -11,8 +11,7 @@ use crate::{
         grant::check::Violation,
         lease::Lease,
         name::{LeaseId, Name},
-        principal::{Identity, Origin, Principal},
-        token::TokenId,
+        principal::{Evidence, Identity, Origin, Principal},
     },
 };
 
@@ -73,7 +72,14 @@ impl Broker {
     /// The store's.
     pub async fn is_still_admitted(&self, caller: &Caller) -> Result<bool, Error> {
         let principal = caller.principal();
-        let owner = self.store().token_owner(principal.token_id()).await?;
+        let proof = principal.proof();
+        if proof.expires_at.is_some_and(|expiry| expiry <= self.now()) {
+            return Ok(false);
+        }
+        let Evidence::Token(id) = &proof.evidence else {
+            return self.is_still_bound(principal).await;
+        };
+        let owner = self.store().token_owner(id).await?;
         Ok(owner.is_some_and(|(token, owner)| {
             let live = token.expires_at.is_none_or(|expiry| expiry > self.now());
             live && match (owner, principal.identity()) {
@@ -86,6 +92,18 @@ impl Broker {
                 _ => false,
             }
         }))
+    }
+
+    async fn is_still_bound(&self, principal: &Principal) -> Result<bool, Error> {
+        let (Some(binding), Identity::Service(name)) =
+            (&principal.proof().binding, principal.identity())
+        else {
+            return Ok(false);
+        };
+        let bindings = self.store().bindings(name).await?;
+        let service = self.store().service(name).await?;
+        let is_let_in = service.is_some_and(|known| known.service.suspension.is_none());
+        Ok(is_let_in && bindings.iter().any(|bound| bound.id == *binding))
     }
 
     /// Resolves when the broker is to end.
@@ -101,10 +119,10 @@ impl Broker {
         &self,
         origin: &Origin,
         reason: &str,
-        token_id: Option<TokenId>,
+        evidence: Option<&Evidence>,
         service: Option<&Name>,
     ) -> Result<(), Error> {
-        let audit = AuditEvent::failed_login(origin, reason, token_id, self.now());
+        let audit = AuditEvent::failed_login(origin, reason, evidence, self.now());
         let audit = audit.instance(&self.instance);
         self.store()
             .record(service.into_iter().fold(audit, AuditEvent::service))

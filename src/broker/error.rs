@@ -110,8 +110,8 @@ impl Error {
     #[must_use]
     pub fn next(&self) -> String {
         match self {
-            Self::Unauthenticated => "check CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE: the token may be \
-                 mistyped, deleted or expired; an operator makes a new one with \
+            Self::Unauthenticated => "check CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE, or the client certificate: it may be \
+                 mistyped, deleted or expired, or be no service's; an operator makes a new token with \
                  `credbroker service token create NAME`, and the audit log tells them which check failed"
                 .to_owned(),
             Self::Suspended(name) => {

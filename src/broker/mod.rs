@@ -6,6 +6,7 @@ pub mod ports;
 mod account;
 mod admin_key;
 mod audit;
+mod bindings;
 mod checkpoints;
 mod deny;
 mod denying;

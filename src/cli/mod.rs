@@ -26,6 +26,7 @@ mod status;
 mod trail;
 mod verify;
 mod view;
+mod whoami;
 
 use std::{
     io::{self, Write},
@@ -40,7 +41,7 @@ use self::{
     failure::Failure,
     output::{Format, Output},
 };
-use crate::client::{Client, Settings, read_secret};
+use crate::client::{Client, Evidence, Settings, read_secret};
 
 /// Every service its own narrow, short-lived AWS credentials, from one broker that
 /// alone holds the admin key.
@@ -92,6 +93,24 @@ struct Connection {
         hide_env_values = true
     )]
     token_file: Option<PathBuf>,
+    /// Client certificate, PEM, in the place of a token.
+    #[arg(
+        long,
+        global = true,
+        env = "CREDBROKER_CLIENT_CERT_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    client_cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(
+        long,
+        global = true,
+        env = "CREDBROKER_CLIENT_KEY_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    client_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,6 +123,8 @@ enum Command {
     Serve(broker::Serve),
     /// What the broker is and how it does.
     Status,
+    /// Who you are to the broker, and by what.
+    Whoami,
     /// Services: register, look at, shut out, remove.
     #[command(subcommand)]
     Service(service::Service),
@@ -187,6 +208,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         #[cfg(feature = "server")]
         Command::Serve(serve) => serve.run().await,
         Command::Status => status::run(&connection.connect().await?, &mut out).await,
+        Command::Whoami => whoami::run(&connection.connect().await?, &mut out).await,
         Command::Service(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Grant(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
@@ -233,9 +255,24 @@ impl Connection {
                 .ca_file
                 .clone()
                 .ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
-            token: self.token()?,
+            evidence: self.evidence()?,
         };
         Ok(Client::connect(&settings).await?)
+    }
+
+    fn evidence(&self) -> Result<Evidence, Failure> {
+        let has_token = self.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
+        match (&self.client_cert_file, &self.client_key_file) {
+            (Some(cert_file), Some(key_file)) if !has_token => Ok(Evidence::Certificate {
+                cert_file: cert_file.clone(),
+                key_file: key_file.clone(),
+            }),
+            (Some(_), None) if !has_token => Err(Failure::unset(
+                "CREDBROKER_CLIENT_KEY_FILE",
+                "--client-key-file",
+            )),
+            _ => self.token().map(Evidence::Token),
+        }
     }
 
     fn token(&self) -> Result<SecretString, Failure> {

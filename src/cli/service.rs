@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::duration,
     proto::{
-        CreateServiceRequest, CreateServiceTokenRequest, DeleteServiceRequest,
-        DeleteServiceTokenRequest, GetServiceRequest, ListServiceTokensRequest,
+        CreateServiceBindingRequest, CreateServiceRequest, CreateServiceTokenRequest,
+        DeleteServiceBindingRequest, DeleteServiceRequest, DeleteServiceTokenRequest,
+        GetServiceRequest, ListServiceBindingsRequest, ListServiceTokensRequest,
         ListServicesRequest, ReinstateServiceRequest, SuspendServiceRequest,
+        create_service_binding_request,
     },
 };
 
@@ -47,9 +49,47 @@ pub(super) enum Service {
         /// Which service.
         name: String,
     },
+    /// Let a service be known by the name in its client certificate.
+    Bind {
+        /// Which service.
+        name: String,
+        #[command(flatten)]
+        known_by: KnownBy,
+    },
+    /// What a service is known by beside its tokens.
+    #[command(subcommand)]
+    Binding(Binding),
     /// The tokens by which a service proves itself.
     #[command(subcommand)]
     Token(Token),
+}
+
+/// Exactly one of them.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(super) struct KnownBy {
+    /// The certificate's only URI, e.g. spiffe://prod.example/ns/shop/sa/pay.
+    #[arg(long, value_name = "URI")]
+    spiffe_id: Option<String>,
+    /// The certificate's only DNS name, without any URI.
+    #[arg(long, value_name = "NAME")]
+    dns_name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Binding {
+    /// What a service is known by.
+    List {
+        /// Which service.
+        name: String,
+    },
+    /// End a binding at once.
+    Delete {
+        /// Which service.
+        name: String,
+        /// Which binding, by its id.
+        binding_id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +143,15 @@ impl Service {
                     .await?;
                 return Ok(out.deleted("service", &name)?);
             }
+            Self::Bind { name, known_by } => {
+                let request = CreateServiceBindingRequest {
+                    service: name,
+                    known_by: known_by.asked(),
+                };
+                let made = services.create_service_binding(request).await?;
+                return Ok(out.show(&view::Binding::from(made.into_inner()))?);
+            }
+            Self::Binding(binding) => return binding.run(client, out).await,
             Self::Token(token) => return token.run(client, out).await,
         };
         Ok(out.show(&view::Service::from(service.into_inner()))?)
@@ -124,6 +173,39 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
         &all,
         &["name", "suspended", "live_leases", "last_issued_at"],
     )?)
+}
+
+impl KnownBy {
+    fn asked(self) -> Option<create_service_binding_request::KnownBy> {
+        use create_service_binding_request::KnownBy as Asked;
+        let by_id = self.spiffe_id.map(Asked::SpiffeId);
+        by_id.or(self.dns_name.map(Asked::DnsName))
+    }
+}
+
+impl Binding {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+        let mut services = client.services();
+        match self {
+            Self::List { name } => {
+                let request = ListServiceBindingsRequest { service: name };
+                let answer = services.list_service_bindings(request).await?;
+                let bindings = answer.into_inner().service_bindings.into_iter();
+                let bindings: Vec<_> = bindings.map(view::Binding::from).collect();
+                let columns = ["binding_id", "spiffe_id", "dns_name", "created_at"];
+                out.list(&bindings, &columns)?;
+            }
+            Self::Delete { name, binding_id } => {
+                let request = DeleteServiceBindingRequest {
+                    service: name,
+                    binding_id: binding_id.clone(),
+                };
+                services.delete_service_binding(request).await?;
+                out.deleted("binding", &binding_id)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Token {

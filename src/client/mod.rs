@@ -8,18 +8,19 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 use crate::proto::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
     credential_service_client::CredentialServiceClient, grant_service_client::GrantServiceClient,
-    lease_service_client::LeaseServiceClient, revocation_service_client::RevocationServiceClient,
+    identity_service_client::IdentityServiceClient, lease_service_client::LeaseServiceClient,
+    revocation_service_client::RevocationServiceClient,
     service_registry_client::ServiceRegistryClient,
 };
 
@@ -35,8 +36,22 @@ pub struct Settings {
     pub address: String,
     /// PEM of the CA that signed the broker's certificate.
     pub ca_file: PathBuf,
-    /// The bearer token.
-    pub token: SecretString,
+    /// Proves it: a token, or a certificate and its key; of both the token counts.
+    pub evidence: Evidence,
+}
+
+/// What a caller proves itself by.
+#[derive(Clone, Debug)]
+pub enum Evidence {
+    /// A bearer token.
+    Token(SecretString),
+    /// A client certificate.
+    Certificate {
+        /// The chain, PEM, the caller's own first.
+        cert_file: PathBuf,
+        /// Its private key, PEM.
+        key_file: PathBuf,
+    },
 }
 
 /// Why no connection can be made.
@@ -49,6 +64,14 @@ pub enum ConnectError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The client certificate and its key cannot be used.
+    #[error("the client certificate {cert_file} and its key cannot be used: {source}")]
+    Certificate {
+        /// Which certificate.
+        cert_file: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
     },
     /// The CA file holds none.
     #[error("there is no certificate in {0}: it must hold the broker's CA in PEM")]
@@ -93,15 +116,16 @@ pub struct Client {
     channel: InterceptedService<Channel, Bearer>,
 }
 
-/// Puts the token on every call.
+/// Puts the token on every call, if there is one.
 #[derive(Clone, Debug)]
-struct Bearer(MetadataValue<Ascii>);
+struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        if let Some(header) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", header.clone());
+        }
         Ok(request)
     }
 }
@@ -125,9 +149,9 @@ impl Client {
         }
         let endpoint = Endpoint::from_shared(address.clone())
             .map_err(|_| ConnectError::Address(address.clone()))?
-            .connect_timeout(CONNECT_LIMIT)
-            .tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
-            .map_err(ConnectError::Tls)?;
+            .connect_timeout(CONNECT_LIMIT);
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        let endpoint = with_tls(endpoint, tls, &settings.evidence)?;
         let channel = endpoint
             .connect()
             .await
@@ -135,11 +159,8 @@ impl Client {
                 address: address.clone(),
                 why: root_cause(&error),
             })?;
-        let header = format!("Bearer {}", settings.token.expose_secret());
-        let mut header: MetadataValue<Ascii> = header.parse().map_err(|_| ConnectError::Token)?;
-        header.set_sensitive(true);
         Ok(Self {
-            channel: InterceptedService::new(channel, Bearer(header)),
+            channel: InterceptedService::new(channel, Bearer(header(&settings.evidence)?)),
         })
     }
 
@@ -165,6 +186,14 @@ impl Client {
         &self,
     ) -> GrantServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
         GrantServiceClient::new(self.channel.clone())
+    }
+
+    /// Who the caller is.
+    #[must_use]
+    pub fn identity(
+        &self,
+    ) -> IdentityServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
+        IdentityServiceClient::new(self.channel.clone())
     }
 
     /// Leases.
@@ -198,6 +227,44 @@ impl Client {
     ) -> AdminServiceClient<InterceptedService<Channel, impl Interceptor + use<>>> {
         AdminServiceClient::new(self.channel.clone())
     }
+}
+
+fn with_tls(
+    endpoint: Endpoint,
+    tls: ClientTlsConfig,
+    evidence: &Evidence,
+) -> Result<Endpoint, ConnectError> {
+    let Evidence::Certificate {
+        cert_file,
+        key_file,
+    } = evidence
+    else {
+        return endpoint.tls_config(tls).map_err(ConnectError::Tls);
+    };
+    let read = |path: &PathBuf| {
+        fs::read(path).map_err(|source| ConnectError::File {
+            path: path.clone(),
+            source,
+        })
+    };
+    let (cert, key) = (read(cert_file)?, SecretSlice::from(read(key_file)?));
+    let tls = tls.identity(Identity::from_pem(cert, key.expose_secret()));
+    endpoint
+        .tls_config(tls)
+        .map_err(|source| ConnectError::Certificate {
+            cert_file: cert_file.clone(),
+            source,
+        })
+}
+
+fn header(evidence: &Evidence) -> Result<Option<MetadataValue<Ascii>>, ConnectError> {
+    let Evidence::Token(token) = evidence else {
+        return Ok(None);
+    };
+    let header = format!("Bearer {}", token.expose_secret());
+    let mut header: MetadataValue<Ascii> = header.parse().map_err(|_| ConnectError::Token)?;
+    header.set_sensitive(true);
+    Ok(Some(header))
 }
 
 /// The innermost error says what a person can act on.

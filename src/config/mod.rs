@@ -3,6 +3,7 @@
 //! `deploy/credbroker.example.toml` documents each setting.
 
 mod audit;
+mod certificates;
 mod revocation;
 
 use std::{
@@ -15,7 +16,10 @@ use std::{
 
 use toml::{Table, Value};
 
-pub use self::audit::{Audit, Destination, Server, Sink, Witness};
+pub use self::{
+    audit::{Audit, Destination, Server, Sink, Witness},
+    certificates::ClientAuthority,
+};
 use crate::domain::{
     arn::Partition,
     denial::Placements,
@@ -24,8 +28,9 @@ use crate::domain::{
     service::Limits,
 };
 
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 9] = [
     "listen",
+    "client_certificates",
     "aws",
     "limits",
     "admin_key",
@@ -43,6 +48,8 @@ pub struct Config {
     pub store: PathBuf,
     /// Where to listen.
     pub listen: Listen,
+    /// Who vouches for client certificates.
+    pub client_authorities: Vec<ClientAuthority>,
     /// How to reach AWS.
     pub aws: Aws,
     /// What one service may have.
@@ -176,6 +183,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let address = reader.required("listen", "address");
     let tls_cert_file = reader.required("listen", "tls_cert_file");
     let tls_key_file = reader.required("listen", "tls_key_file");
+    let client_authorities = certificates::read(reader);
     let region: Option<String> = reader.required("aws", "region");
     let partition = reader.optional("aws", "partition");
     let endpoint_url: Option<String> = reader.optional("aws", "endpoint_url");
@@ -224,6 +232,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
             tls_cert_file: tls_cert_file?,
             tls_key_file: tls_key_file?,
         },
+        client_authorities,
         aws: Aws {
             region,
             partition,

@@ -13,6 +13,8 @@ use crate::domain::{
 pub enum Access {
     /// Services, for what is their own.
     Services,
+    /// Services, and operators in any role.
+    Anyone,
     /// Operators in one of these roles.
     Operators(&'static [Role]),
 }
@@ -61,6 +63,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.GrantService/ListPolicyTemplates", READ),
     ("credbroker.v1.GrantService/PutGrant", MANAGE),
     ("credbroker.v1.GrantService/RenderPolicyTemplate", READ),
+    ("credbroker.v1.IdentityService/WhoAmI", Access::Anyone),
     ("credbroker.v1.LeaseService/GetLease", READ),
     ("credbroker.v1.LeaseService/ListLeases", READ),
     ("credbroker.v1.LeaseService/LookupAccessKeys", READ),
@@ -69,10 +72,13 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.RevocationService/RevokeService", RESPOND),
     ("credbroker.v1.RevocationService/StreamRevocation", RESPOND),
     ("credbroker.v1.ServiceRegistry/CreateService", MANAGE),
+    ("credbroker.v1.ServiceRegistry/CreateServiceBinding", MANAGE),
     ("credbroker.v1.ServiceRegistry/CreateServiceToken", MANAGE),
     ("credbroker.v1.ServiceRegistry/DeleteService", MANAGE),
+    ("credbroker.v1.ServiceRegistry/DeleteServiceBinding", MANAGE),
     ("credbroker.v1.ServiceRegistry/DeleteServiceToken", MANAGE),
     ("credbroker.v1.ServiceRegistry/GetService", READ),
+    ("credbroker.v1.ServiceRegistry/ListServiceBindings", READ),
     ("credbroker.v1.ServiceRegistry/ListServiceTokens", READ),
     ("credbroker.v1.ServiceRegistry/ListServices", READ),
     ("credbroker.v1.ServiceRegistry/ReinstateService", RESPOND),
@@ -134,7 +140,7 @@ pub fn admit(principal: Principal) -> Result<Caller, AccessError> {
         ));
     };
     match (access, principal.identity()) {
-        (Access::Services, Identity::Service(_)) => Ok(Caller(principal)),
+        (Access::Services, Identity::Service(_)) | (Access::Anyone, _) => Ok(Caller(principal)),
         (Access::Services, Identity::Operator(..)) => Err(AccessError::ServicesOnly),
         (Access::Operators(_), Identity::Service(_)) => Err(AccessError::OperatorsOnly),
         (Access::Operators(allowed), Identity::Operator(_, role)) => {
@@ -153,13 +159,12 @@ pub fn admit(principal: Principal) -> Result<Caller, AccessError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{principal::Origin, token::TokenId};
+    use crate::domain::principal::{Origin, tests::by_token};
 
     fn call(identity: Identity, method: &str) -> Result<Caller, AccessError> {
-        let token_id = TokenId::parse("abcdefghijklmnop").unwrap();
         admit(Principal::proven(
             identity,
-            token_id,
+            by_token(),
             Origin {
                 peer: None,
                 method: method.to_owned(),
@@ -184,11 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn a_service_reaches_the_credential_service_and_nothing_else() {
+    fn a_service_reaches_the_credential_service_and_what_is_for_anyone() {
         for (method, access) in TABLE {
             let reached = call(service(), method).is_ok();
-            assert_eq!(reached, *access == Access::Services, "{method}");
-            assert_eq!(reached, method.contains(".CredentialService/"), "{method}");
+            let for_services = matches!(access, Access::Services | Access::Anyone);
+            assert_eq!(reached, for_services, "{method}");
+            let is_its_own = method.contains(".CredentialService/");
+            assert_eq!(*access == Access::Services, is_its_own, "{method}");
         }
     }
 
@@ -202,7 +209,7 @@ mod tests {
         };
         let changes = |m: &&str| {
             let reads = [
-                "/Export", "/Get", "/List", "/Lookup", "/Prove", "/Tail", "/Render",
+                "/Export", "/Get", "/List", "/Lookup", "/Prove", "/Tail", "/Render", "/Who",
             ];
             !reads.iter().any(|v| m.contains(v))
         };
@@ -218,7 +225,7 @@ mod tests {
         );
         let for_operators = TABLE
             .iter()
-            .filter(|(_, access)| matches!(access, Access::Operators(_)))
+            .filter(|(_, access)| *access != Access::Services)
             .count();
         assert_eq!(reached(Admin).len(), for_operators);
     }

@@ -298,15 +298,14 @@ mod tests {
         grant::{GrantSpec, KindSpec},
         lease::{Binding, Cause, Issued},
         name::tests::Counting,
-        principal::{Origin, Principal},
-        token::TokenId,
+        principal::{Origin, Principal, tests::by_token},
     };
 
     fn caller(service: &str) -> Caller {
         let method = "credbroker.v1.CredentialService/IssueCredentials".to_owned();
         admit(Principal::proven(
             Identity::Service(service.parse().unwrap()),
-            TokenId::parse("abcdefghijklmnop").unwrap(),
+            by_token(),
             Origin { peer: None, method },
         ))
         .unwrap()

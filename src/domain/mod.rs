@@ -7,6 +7,7 @@ pub mod access;
 pub mod admin_key;
 pub mod arn;
 pub mod audit;
+pub mod binding;
 #[cfg(feature = "server")]
 pub mod bucket;
 pub mod catalogue;
@@ -28,4 +29,5 @@ pub mod request;
 #[cfg(feature = "server")]
 pub mod seal;
 pub mod service;
+pub mod spiffe;
 pub mod token;

@@ -1,8 +1,13 @@
-//! Who is calling.
+//! Who is calling, and what shows it.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
-use crate::domain::{name::Name, operator::Role, token::TokenId};
+use jiff::Timestamp;
+
+use crate::domain::{binding::BindingId, name::Name, operator::Role, token::TokenId};
+
+/// Longest name that a caller claims and the log repeats, characters.
+const CLAIMED_MAX: usize = 2048;
 
 /// Where a call came from and what it called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,21 +27,84 @@ pub enum Identity {
     Operator(Name, Role),
 }
 
+/// What a caller shows of itself, as far as it may be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// One of the broker's own tokens.
+    Token(TokenId),
+    /// A client certificate.
+    Certificate {
+        /// SHA-256 of it in DER, 64 characters `[0-9a-f]`.
+        fingerprint: String,
+        /// The SPIFFE ID or DNS name in it; `None` when there is not just one.
+        name: Option<String>,
+    },
+}
+
+impl Evidence {
+    /// The visible part of a token.
+    #[must_use]
+    pub const fn token_id(&self) -> Option<&TokenId> {
+        match self {
+            Self::Token(id) => Some(id),
+            Self::Certificate { .. } => None,
+        }
+    }
+}
+
+/// Told with every character that could pass for something else escaped.
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(id) => write!(f, "token {id}"),
+            Self::Certificate { fingerprint, name } => {
+                write!(f, "certificate sha256:{fingerprint}")?;
+                name.iter()
+                    .try_for_each(|name| write!(f, " {}", claimed(name)))
+            }
+        }
+    }
+}
+
+fn claimed(text: &str) -> String {
+    let shown = text.chars().take(CLAIMED_MAX);
+    shown
+        .flat_map(|c| {
+            if c == ' ' || c.is_ascii_graphic() {
+                vec![c]
+            } else {
+                c.escape_default().collect()
+            }
+        })
+        .collect()
+}
+
+/// Evidence that was found good, and what made it so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// What was shown.
+    pub evidence: Evidence,
+    /// By which binding the service is known; `None` for a token, which says it itself.
+    pub binding: Option<BindingId>,
+    /// When it ends to be good; `None` for a token that does not.
+    pub expires_at: Option<Timestamp>,
+}
+
 /// A caller whose identity has been proven. Only `authn` builds it (a test sees to it).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     identity: Identity,
-    token_id: TokenId,
+    proof: Proof,
     origin: Origin,
 }
 
 impl Principal {
     /// For `authn` alone, after it has checked the evidence.
     #[cfg(feature = "server")]
-    pub(crate) const fn proven(identity: Identity, token_id: TokenId, origin: Origin) -> Self {
+    pub(crate) const fn proven(identity: Identity, proof: Proof, origin: Origin) -> Self {
         Self {
             identity,
-            token_id,
+            proof,
             origin,
         }
     }
@@ -47,15 +115,42 @@ impl Principal {
         &self.identity
     }
 
-    /// Which token proved it.
+    /// What proved it.
     #[must_use]
-    pub const fn token_id(&self) -> &TokenId {
-        &self.token_id
+    pub const fn proof(&self) -> &Proof {
+        &self.proof
     }
 
     /// Where it called from, and what.
     #[must_use]
     pub const fn origin(&self) -> &Origin {
         &self.origin
+    }
+}
+
+#[cfg(test)]
+pub(in crate::domain) mod tests {
+    use super::*;
+
+    #[cfg(feature = "server")]
+    pub(in crate::domain) fn by_token() -> Proof {
+        Proof {
+            evidence: Evidence::Token(TokenId::parse("abcdefghijklmnop").unwrap()),
+            binding: None,
+            expires_at: None,
+        }
+    }
+
+    #[test]
+    fn a_claimed_name_is_told_without_anything_that_moves_a_terminal() {
+        let evidence = Evidence::Certificate {
+            fingerprint: "ab".repeat(32),
+            name: Some("spiffe://a/b\n\u{1b}[2Jé".to_owned()),
+        };
+        let told = evidence.to_string();
+        assert!(
+            told.ends_with(" spiffe://a/b\\n\\u{1b}[2J\\u{e9}"),
+            "{told}"
+        );
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     broker::{Error, ports::Page},
     domain::{
         arn::Partition,
+        binding::{KnownBy, ServiceBinding},
         catalogue,
         duration::HOUR,
         grant::{
@@ -22,7 +23,7 @@ use crate::{
         service::ServiceOverview,
         token::StoredToken,
     },
-    proto,
+    proto::{self, service_binding},
 };
 
 /// Most entries of one page.
@@ -487,17 +488,33 @@ pub(super) fn to_token(service: &str, token: &StoredToken) -> proto::ServiceToke
     }
 }
 
-pub(super) fn to_operator(operator: &Operator) -> proto::Operator {
-    let role = match operator.role {
+pub(super) fn to_binding(binding: &ServiceBinding) -> proto::ServiceBinding {
+    let known_by = match &binding.known_by {
+        KnownBy::SpiffeId(id) => service_binding::KnownBy::SpiffeId(id.to_string()),
+        KnownBy::DnsName(name) => service_binding::KnownBy::DnsName(name.to_string()),
+    };
+    proto::ServiceBinding {
+        binding_id: binding.id.to_string(),
+        service: binding.service.to_string(),
+        known_by: Some(known_by),
+        created_at: Some(to_time(binding.created_at)),
+    }
+}
+
+pub(super) const fn to_role(role: Role) -> proto::Role {
+    match role {
         Role::Viewer => proto::Role::Viewer,
         Role::Auditor => proto::Role::Auditor,
         Role::GrantAdmin => proto::Role::GrantAdmin,
         Role::Responder => proto::Role::Responder,
         Role::Admin => proto::Role::Admin,
-    };
+    }
+}
+
+pub(super) fn to_operator(operator: &Operator) -> proto::Operator {
     proto::Operator {
         name: operator.name.to_string(),
-        role: role.into(),
+        role: to_role(operator.role).into(),
         token_id: operator.token_id.to_string(),
         created_at: Some(to_time(operator.created_at)),
     }

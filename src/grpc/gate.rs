@@ -15,11 +15,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use secrecy::{ExposeSecret, SecretString};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tower::Service;
 
 use super::status::status;
 use crate::{
-    authn::{LoginError, token},
+    authn::{Authenticator, LoginError, Shown},
     broker::{Broker, Error},
     domain::{
         access::{Caller, admit},
@@ -27,21 +28,32 @@ use crate::{
     },
 };
 
-/// Address of the peer, put into every request by the listener.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+/// The peer, put into every request by the listener.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The client certificates that it has the key of, its own first; nobody has looked at
+    /// what they are worth.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+}
 
 /// Lets in whoever [`crate::domain::access::TABLE`] lets in.
 #[derive(Clone)]
 pub struct Gate<S> {
     inner: S,
     broker: Arc<Broker>,
+    authenticator: Arc<Authenticator>,
 }
 
 impl<S> Gate<S> {
     /// A gate in front of `inner`.
-    pub const fn new(inner: S, broker: Arc<Broker>) -> Self {
-        Self { inner, broker }
+    pub const fn new(inner: S, broker: Arc<Broker>, authenticator: Arc<Authenticator>) -> Self {
+        Self {
+            inner,
+            broker,
+            authenticator,
+        }
     }
 }
 
@@ -60,6 +72,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let broker = Arc::clone(&self.broker);
+        let authenticator = Arc::clone(&self.authenticator);
         // The service that was polled ready goes with the call, its clone stays.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
@@ -72,14 +85,13 @@ where
             .get("authorization")
             .and_then(|value| value.to_str().ok());
         let header = header.map(SecretString::from);
+        let certificates = certificates(&request);
         Box::pin(async move {
-            match let_in(
-                &broker,
-                origin,
-                header.as_ref().map(ExposeSecret::expose_secret),
-            )
-            .await
-            {
+            let shown = Shown {
+                authorization: header.as_ref().map(ExposeSecret::expose_secret),
+                certificates: &certificates,
+            };
+            match let_in(&broker, &authenticator, origin, shown).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
@@ -101,20 +113,23 @@ fn is_grpc(request: &Request<Body>) -> bool {
 /// Proves who calls and consults the table; a refusal is recorded.
 pub(super) async fn let_in(
     broker: &Broker,
+    authenticator: &Authenticator,
     origin: Origin,
-    header: Option<&str>,
+    shown: Shown<'_>,
 ) -> Result<Caller, Error> {
-    let login = token::authenticate(broker.store(), broker.now(), origin.clone(), header).await;
-    let principal = match login {
+    let (store, now) = (broker.store(), broker.now());
+    let login = authenticator.login(store, now, origin.clone(), shown);
+    let principal = match login.await {
         Ok(principal) => principal,
-        Err(LoginError::Refused { reason, token_id }) => {
-            broker.login_failed(&origin, reason, token_id, None).await?;
+        Err(LoginError::Refused { reason, evidence }) => {
+            let evidence = evidence.as_ref();
+            broker.login_failed(&origin, reason, evidence, None).await?;
             return Err(Error::Unauthenticated);
         }
-        Err(LoginError::Suspended { service, token_id }) => {
+        Err(LoginError::Suspended { service, evidence }) => {
             let reason = "SERVICE_SUSPENDED";
             broker
-                .login_failed(&origin, reason, Some(token_id), Some(&service))
+                .login_failed(&origin, reason, Some(&evidence), Some(&service))
                 .await?;
             return Err(Error::Suspended(service));
         }
@@ -134,8 +149,14 @@ pub(super) async fn let_in(
     }
 }
 
+fn certificates(request: &Request<Body>) -> Arc<[CertificateDer<'static>]> {
+    let peer = request.extensions().get::<Peer>();
+    peer.map(|peer| Arc::clone(&peer.certificates))
+        .unwrap_or_default()
+}
+
 fn origin(request: &Request<Body>) -> Origin {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
     let method = request
         .uri()
         .path()

@@ -7,6 +7,7 @@ pub mod convert;
 mod credentials;
 pub mod gate;
 mod grants;
+mod identity;
 mod leases;
 mod records;
 mod registry;
@@ -25,7 +26,8 @@ use crate::{
     proto::{
         admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
         credential_service_server::CredentialServiceServer,
-        grant_service_server::GrantServiceServer, lease_service_server::LeaseServiceServer,
+        grant_service_server::GrantServiceServer, identity_service_server::IdentityServiceServer,
+        lease_service_server::LeaseServiceServer,
         revocation_service_server::RevocationServiceServer,
         service_registry_server::ServiceRegistryServer,
     },
@@ -49,6 +51,7 @@ pub fn routes(broker: &Arc<Broker>) -> Routes {
     Routes::new(CredentialServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(ServiceRegistryServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(GrantServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+        .add_service(IdentityServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(LeaseServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(
             RevocationServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX),

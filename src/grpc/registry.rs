@@ -3,17 +3,27 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{next_page, parse, parse_page, parse_reason, parse_ttl, to_service, to_token},
+    convert::{
+        Fields, next_page, parse, parse_page, parse_reason, parse_ttl, to_binding, to_service,
+        to_token,
+    },
 };
 use crate::{
     broker::Error,
-    domain::{grant::check::Violation, name::Name, token::TokenId},
+    domain::{
+        binding::{BindingId, KnownBy},
+        grant::check::Violation,
+        name::Name,
+        token::TokenId,
+    },
     proto::{
-        CreateServiceRequest, CreateServiceTokenRequest, CreateServiceTokenResponse,
+        CreateServiceBindingRequest, CreateServiceRequest, CreateServiceTokenRequest,
+        CreateServiceTokenResponse, DeleteServiceBindingRequest, DeleteServiceBindingResponse,
         DeleteServiceRequest, DeleteServiceResponse, DeleteServiceTokenRequest,
-        DeleteServiceTokenResponse, GetServiceRequest, ListServiceTokensRequest,
-        ListServiceTokensResponse, ListServicesRequest, ListServicesResponse,
-        ReinstateServiceRequest, Service, SuspendServiceRequest,
+        DeleteServiceTokenResponse, GetServiceRequest, ListServiceBindingsRequest,
+        ListServiceBindingsResponse, ListServiceTokensRequest, ListServiceTokensResponse,
+        ListServicesRequest, ListServicesResponse, ReinstateServiceRequest, Service,
+        ServiceBinding, SuspendServiceRequest, create_service_binding_request,
         service_registry_server::ServiceRegistry,
     },
 };
@@ -156,4 +166,60 @@ impl ServiceRegistry for Api {
         })
         .await
     }
+
+    async fn create_service_binding(
+        &self,
+        request: Request<CreateServiceBindingRequest>,
+    ) -> Result<Response<ServiceBinding>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let known_by = parse_known_by(message.known_by.as_ref())?;
+            let binding = broker.bind(&caller, service, known_by).await?;
+            Ok(to_binding(&binding))
+        })
+        .await
+    }
+
+    async fn list_service_bindings(
+        &self,
+        request: Request<ListServiceBindingsRequest>,
+    ) -> Result<Response<ListServiceBindingsResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let bindings = broker.bindings(&caller, &service).await?;
+            Ok(ListServiceBindingsResponse {
+                service_bindings: bindings.iter().map(to_binding).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn delete_service_binding(
+        &self,
+        request: Request<DeleteServiceBindingRequest>,
+    ) -> Result<Response<DeleteServiceBindingResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let id: BindingId = parse("binding_id", &message.binding_id)?;
+            broker.unbind(&caller, &service, &id).await?;
+            Ok(DeleteServiceBindingResponse {})
+        })
+        .await
+    }
+}
+
+fn parse_known_by(
+    known_by: Option<&create_service_binding_request::KnownBy>,
+) -> Result<KnownBy, Error> {
+    use create_service_binding_request::KnownBy as Asked;
+    let mut fields = Fields::default();
+    let known_by = match known_by {
+        Some(Asked::SpiffeId(id)) => fields.parse("spiffe_id", id).map(KnownBy::SpiffeId),
+        Some(Asked::DnsName(name)) => fields.parse("dns_name", name).map(KnownBy::DnsName),
+        None => {
+            fields.wrong("known_by", "say by what: a SPIFFE ID or a DNS name");
+            None
+        }
+    };
+    fields.done(known_by)
 }

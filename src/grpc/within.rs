@@ -7,6 +7,7 @@ use tonic::{Request, Status};
 
 use super::{Api, gate::let_in, revocation::Happening, status::status};
 use crate::{
+    authn::{Authenticator, Shown},
     broker::Broker,
     domain::principal::Origin,
     proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
@@ -41,8 +42,13 @@ impl Within {
             method: "credbroker.v1.RevocationService/StreamRevocation".to_owned(),
         };
         let header = SecretString::from(format!("Bearer {}", self.token.expose_secret()));
-        let let_in = let_in(&self.api.broker, origin, Some(header.expose_secret())).await;
-        let caller = let_in.map_err(|error| status(&error))?;
+        let shown = Shown {
+            authorization: Some(header.expose_secret()),
+            ..Shown::default()
+        };
+        let by_token = Authenticator::default();
+        let let_in = let_in(&self.api.broker, &by_token, origin, shown);
+        let caller = let_in.await.map_err(|error| status(&error))?;
         let mut request = Request::new(message);
         request.extensions_mut().insert(caller);
         let answer = self.api.stream_revocation(request).await?;

@@ -98,8 +98,13 @@ async fn connection(
         tracing::debug!(%peer, "a connection asked for nothing");
         return;
     }
+    let shown = stream.get_ref().1.peer_certificates();
+    let shown = Peer {
+        address: peer,
+        certificates: shown.unwrap_or_default().into(),
+    };
     let service = router.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(shown.clone());
         request.map(Body::new)
     });
     let builder = builder();

@@ -12,19 +12,22 @@ use axum::{Router, http::StatusCode, routing::get};
 use tower::layer::layer_fn;
 
 use crate::{
+    authn::Authenticator,
     broker::Broker,
     grpc::{self, gate::Gate},
 };
 
 /// Everything that is served: gRPC behind the gate, `grpc.health.v1`, `/livez` and
 /// `/readyz` and `/metrics` in front of it.
-pub fn router(broker: &Arc<Broker>) -> Router {
+pub fn router(broker: &Arc<Broker>, authenticator: &Arc<Authenticator>) -> Router {
     metrics::install();
-    let gated = Arc::clone(broker);
+    let (gated, authenticator) = (Arc::clone(broker), Arc::clone(authenticator));
     let grpc = grpc::routes(broker)
         .prepare()
         .into_axum_router()
-        .layer(layer_fn(move |inner| Gate::new(inner, Arc::clone(&gated))));
+        .layer(layer_fn(move |inner| {
+            Gate::new(inner, Arc::clone(&gated), Arc::clone(&authenticator))
+        }));
     let ready = Arc::clone(broker);
     Router::new()
         .route("/livez", get(async || "ok\n"))

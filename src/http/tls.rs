@@ -6,11 +6,22 @@ use std::{
 };
 
 use tokio_rustls::rustls::{
-    self, ServerConfig,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::NoServerSessionStorage,
+    self, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{
+        WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+    },
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
 };
+
+/// Most certificates of a client's chain.
+const CHAIN_MAX: usize = 5;
+/// Most bytes of them.
+const CHAIN_BYTES_MAX: usize = 16 * 1024;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -30,11 +41,24 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
+/// Whether callers are asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They are, and may do without.
+    Asked,
+    /// Nobody would vouch for any.
+    NotAsked,
+}
+
 /// From PEM files.
 ///
 /// # Errors
 /// They cannot be read, or do not belong together.
-pub fn from_files(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn from_files(
+    cert: &Path,
+    key: &Path,
+    clients: ClientCertificates,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let pem = |what, path: &Path| {
         let path = path.to_owned();
         move |source| TlsError::Pem { what, path, source }
@@ -44,7 +68,7 @@ pub fn from_files(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError
         .collect::<Result<Vec<_>, _>>()
         .map_err(pem("the TLS certificate", cert))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(pem("the TLS private key", key))?;
-    server_config(chain, key)
+    server_config(chain, key, clients)
 }
 
 /// From a certificate chain and its key.
@@ -54,14 +78,75 @@ pub fn from_files(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError
 pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    clients: ClientCertificates,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = match clients {
+        ClientCertificates::Asked => {
+            builder.with_client_cert_verifier(Arc::new(Possession(algorithms)))
+        }
+        ClientCertificates::NotAsked => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // A resumed session would skip the checks of a full handshake.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Takes any certificate whose key the client has. Who it is, and who vouches for it, is
+/// found out at each call, by `authn`, which can tell and record what is wrong.
+#[derive(Debug)]
+struct Possession(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for Possession {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let bytes = own.len() + others.iter().map(|other| other.len()).sum::<usize>();
+        if others.len() < CHAIN_MAX && bytes <= CHAIN_BYTES_MAX {
+            Ok(ClientCertVerified::assertion())
+        } else {
+            Err(rustls::Error::General(
+                "the client's chain is too long".to_owned(),
+            ))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, own, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, own, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }

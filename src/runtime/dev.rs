@@ -28,7 +28,7 @@ use super::{
     tolerate_silence,
 };
 use crate::{
-    authn::token,
+    authn::{Authenticator, token},
     aws::{AwsSettings, chain_region},
     broker::Custody,
     domain::{
@@ -39,7 +39,7 @@ use crate::{
         seal::SealingKey,
         service::Limits,
     },
-    http::tls,
+    http::tls::{self, ClientCertificates},
     store::anchor::replace_file,
 };
 
@@ -109,7 +109,8 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     Env { address, token }
         .write(&env_file, &ca_file)
         .map_err(file_error(&env_file))?;
-    run(assembled, listener, tls, Vec::new(), move || {
+    let by_token = Arc::new(Authenticator::default());
+    run(assembled, listener, tls, by_token, Vec::new(), move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
         println!("ready");
     })
@@ -255,7 +256,10 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
         .map_err(|e| damaged(&e))?;
     let chain = vec![CertificateDer::from(leaf.der().to_vec())];
     let ca_file = fs::canonicalize(&ca_file).map_err(file_error(&ca_file))?;
-    Ok((ca_file, tls::server_config(chain, private)?))
+    Ok((
+        ca_file,
+        tls::server_config(chain, private, ClientCertificates::NotAsked)?,
+    ))
 }
 
 /// Named after its key, so that no two directories' CAs are taken for one another.

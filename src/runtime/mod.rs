@@ -3,6 +3,7 @@
 pub mod dev;
 pub mod offline;
 pub mod serve;
+mod trust;
 
 use std::{
     fs, io,
@@ -21,7 +22,9 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
+pub use self::trust::TrustError;
 use crate::{
+    authn::Authenticator,
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, PROOF_LIMIT, Parts,
@@ -71,6 +74,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// An authority for client certificates cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The address is not to be had.
     #[error("cannot listen on {address}: {source}; is another program using it?")]
     Listen {
@@ -345,6 +351,7 @@ async fn run(
     assembled: Assembled,
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    authenticator: Arc<Authenticator>,
     sinks: Vec<Arc<dyn Sink>>,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
@@ -355,7 +362,7 @@ async fn run(
         ..
     } = assembled;
     // From here on is counted.
-    let router = http::router(&broker);
+    let router = http::router(&broker, &authenticator);
     begin(&broker).await;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;

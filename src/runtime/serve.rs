@@ -7,9 +7,10 @@ use secrecy::ExposeSecret;
 
 use super::{
     Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, not_sealing, run,
-    sealing_key, tolerate_silence,
+    sealing_key, tolerate_silence, trust,
 };
 use crate::{
+    authn::Authenticator,
     aws::{AwsSettings, kms},
     broker::{
         Custody, Error,
@@ -17,7 +18,7 @@ use crate::{
     },
     config::{self, Config, Destination},
     domain::seal::{SealError, SealingKey},
-    http::tls,
+    http::tls::{self, ClientCertificates},
     sink::{FileSink, HttpsWitness, Server, SetupError, SyslogSink, WebhookSink},
     store::anchor::replace_file,
 };
@@ -27,7 +28,14 @@ use crate::{
 /// # Errors
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
-    let tls = tls::from_files(&config.listen.tls_cert_file, &config.listen.tls_key_file)?;
+    let clients = match config.client_authorities.as_slice() {
+        [] => ClientCertificates::NotAsked,
+        _ => ClientCertificates::Asked,
+    };
+    let (cert, key) = (&config.listen.tls_cert_file, &config.listen.tls_key_file);
+    let tls = tls::from_files(cert, key, clients)?;
+    let authenticator = Arc::new(Authenticator::default());
+    let trusted = trust::Files::taken(config.client_authorities.clone(), &authenticator)?;
     let sinks = sinks(&config.audit.sinks)?;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
     let assembled = assembled(&config).await?;
@@ -35,14 +43,11 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
     let address = listener.local_addr().unwrap_or(config.listen.address);
-    run(
-        assembled,
-        listener,
-        tls,
-        sinks,
-        move || tracing::info!(%address, "serving"),
-    )
-    .await
+    let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
+    let ready = move || tracing::info!(%address, "serving");
+    let ended = run(assembled, listener, tls, authenticator, sinks, ready).await;
+    trusting.abort();
+    ended
 }
 
 /// The broker of a configuration, before it serves.

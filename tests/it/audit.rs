@@ -93,6 +93,18 @@ impl Script<'_> {
             &["service", "token", "list", "pay"],
         )
         .await;
+        let bind = ["service", "bind", "pay", "--dns-name", "pay.example"];
+        let bound = self
+            .admin("ServiceRegistry/CreateServiceBinding", &bind)
+            .await;
+        let list = ["service", "binding", "list", "pay"];
+        self.admin("ServiceRegistry/ListServiceBindings", &list)
+            .await;
+        let id = bound["binding_id"].as_str().unwrap();
+        let delete = ["service", "binding", "delete", "pay", id];
+        self.admin("ServiceRegistry/DeleteServiceBinding", &delete)
+            .await;
+        self.admin("IdentityService/WhoAmI", &["whoami"]).await;
         token["token"].as_str().unwrap().to_owned()
     }
 

@@ -21,6 +21,7 @@ mod errors;
 mod faults;
 mod grants;
 mod harness;
+mod identities;
 mod lifecycle;
 mod limits;
 mod lookup;

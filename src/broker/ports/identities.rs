@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use super::StoreError;
 use crate::domain::{
     audit::AuditEvent,
+    binding::{BindingId, KnownBy, ServiceBinding},
     name::Name,
     operator::{Operator, Role},
     service::Service,
@@ -45,6 +46,24 @@ pub trait Identities: Send + Sync {
         &self,
         id: &TokenId,
     ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
+
+    /// Lets a service be known by something. Conflict when the service is unknown, has
+    /// [`crate::domain::binding::BINDINGS_MAX`] already, or when any is known by the same.
+    async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
+    /// What a service is known by, oldest first.
+    async fn bindings(&self, service: &Name) -> Result<Vec<ServiceBinding>, StoreError>;
+    /// Ends a binding. Conflict when the service has none of this id.
+    async fn unbind(
+        &self,
+        service: &Name,
+        id: &BindingId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// Who is known by this, as it stands now.
+    async fn bound(
+        &self,
+        known_by: &KnownBy,
+    ) -> Result<Option<(ServiceBinding, Service)>, StoreError>;
 
     /// Adds an operator with its token. Conflict when the name is taken.
     async fn create_operator(

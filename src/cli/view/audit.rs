@@ -67,6 +67,7 @@ pub(in crate::cli) struct AuditRecord {
     late: bool,
     holder: Option<String>,
     refused_after_seconds: Option<f64>,
+    evidence: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -116,6 +117,7 @@ impl From<proto::AuditRecord> for AuditRecord {
             late: record.late,
             holder: record.holder,
             refused_after_seconds: record.refused_after_seconds,
+            evidence: record.evidence,
         }
     }
 }

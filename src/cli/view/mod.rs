@@ -1,6 +1,7 @@
 //! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
 
 mod audit;
+mod identity;
 mod lookup;
 mod revocation;
 
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 pub(super) use self::{
     audit::{AuditRecord, Checkpoint},
+    identity::{Binding, WhoAmI},
     lookup::KeyOwner,
     revocation::{Revocation, RevokedLease, RevokedSessions},
 };
@@ -46,6 +48,17 @@ pub(super) fn state(state: i32) -> &'static str {
         Ok(proto::LeaseState::Expired) => "expired",
         Ok(proto::LeaseState::Quarantined) => "quarantined",
         _ => "unknown",
+    }
+}
+
+const fn role(role: proto::Role) -> &'static str {
+    match role {
+        proto::Role::Viewer => "viewer",
+        proto::Role::Auditor => "auditor",
+        proto::Role::GrantAdmin => "grant-admin",
+        proto::Role::Responder => "responder",
+        proto::Role::Admin => "admin",
+        proto::Role::Unspecified => "unknown",
     }
 }
 
@@ -134,17 +147,9 @@ impl Operator {
 
 impl From<proto::Operator> for Operator {
     fn from(operator: proto::Operator) -> Self {
-        let role = match operator.role() {
-            proto::Role::Viewer => "viewer",
-            proto::Role::Auditor => "auditor",
-            proto::Role::GrantAdmin => "grant-admin",
-            proto::Role::Responder => "responder",
-            proto::Role::Admin => "admin",
-            proto::Role::Unspecified => "unknown",
-        };
         Self {
+            role: role(operator.role()),
             name: operator.name,
-            role,
             token_id: operator.token_id,
             token: None,
             created_at: time(operator.created_at.as_ref()),

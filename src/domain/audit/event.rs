@@ -76,6 +76,14 @@ events! {
     TokenRead => "token.read",
     /// A token was ended.
     TokenDeleted => "token.deleted",
+    /// A service is known by something from now on.
+    BindingCreated => "binding.created",
+    /// What services are known by was looked at.
+    BindingRead => "binding.read",
+    /// A service is not known by something any more.
+    BindingDeleted => "binding.deleted",
+    /// A caller asked who it is.
+    IdentityRead => "identity.read",
     /// A grant got a new version.
     GrantPut => "grant.put",
     /// Grants were looked at.

@@ -10,11 +10,12 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use self::{event::Event, permissions::Permissions};
 use crate::domain::{
+    binding::BindingId,
     denial::{Denial, Holder, Scope},
     grant::{Grant, Kind},
     lease::{Binding, Lease},
     name::{GrantName, LeaseId, Name},
-    principal::{Identity, Origin, Principal},
+    principal::{Evidence, Identity, Origin, Principal},
     request::RequestId,
     token::TokenId,
 };
@@ -98,6 +99,8 @@ pub enum Subject {
     Service(Name),
     /// A token of a service.
     Token(Name, TokenId),
+    /// A binding of a service.
+    Binding(Name, BindingId),
     /// A grant.
     Grant(GrantName),
     /// A lease.
@@ -115,6 +118,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Service(name) => write!(f, "service {name}"),
             Self::Token(service, id) => write!(f, "token {id} of service {service}"),
+            Self::Binding(service, id) => write!(f, "binding {id} of service {service}"),
             Self::Grant(name) => write!(f, "grant {name}"),
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Operator(name) => write!(f, "operator {name}"),
@@ -137,6 +141,8 @@ pub struct AuditEvent {
     pub actor: Actor,
     /// Which token proved them.
     pub token_id: Option<TokenId>,
+    /// What else they showed of themselves, in words.
+    pub evidence: Option<String>,
     /// Where they called from.
     pub peer: Option<SocketAddr>,
     /// What they called.
@@ -200,6 +206,7 @@ impl AuditEvent {
             outcome: Outcome::Success,
             actor,
             token_id: None,
+            evidence: None,
             peer: None,
             method: None,
             service: None,
@@ -235,24 +242,30 @@ impl AuditEvent {
             Identity::Service(name) => Actor::Service(name.clone()),
             Identity::Operator(name, _) => Actor::Operator(name.clone()),
         };
-        Self {
-            token_id: Some(principal.token_id().clone()),
-            ..Self::new(event, actor, time).called_from(principal.origin())
-        }
+        let evidence = &principal.proof().evidence;
+        let event = Self::new(event, actor, time).shown(evidence);
+        event.called_from(principal.origin())
     }
 
-    /// A failed login, with the id that the token claimed, if it had one.
+    /// A failed login, with what was shown, if anything was.
     #[must_use]
     pub fn failed_login(
         origin: &Origin,
         reason: &str,
-        token_id: Option<TokenId>,
+        evidence: Option<&Evidence>,
         time: Timestamp,
     ) -> Self {
         let event = Self::new(Event::LoginFailed, Actor::Unknown, time);
+        let event = evidence.into_iter().fold(event, Self::shown);
+        event.called_from(origin).denied(reason)
+    }
+
+    fn shown(self, evidence: &Evidence) -> Self {
+        let token_id = evidence.token_id();
         Self {
-            token_id,
-            ..event.called_from(origin).denied(reason)
+            token_id: token_id.cloned(),
+            evidence: token_id.is_none().then(|| evidence.to_string()),
+            ..self
         }
     }
 
@@ -306,7 +319,9 @@ impl AuditEvent {
     #[must_use]
     pub fn about(self, subject: &Subject) -> Self {
         match subject {
-            Subject::Service(name) | Subject::Token(name, _) => self.service(name),
+            Subject::Service(name) | Subject::Token(name, _) | Subject::Binding(name, _) => {
+                self.service(name)
+            }
             Subject::Grant(name) => self.grant_name(name),
             Subject::Lease(id) => Self {
                 lease_id: Some(id.clone()),

@@ -1,12 +1,14 @@
 use async_trait::async_trait;
 
-use super::{SqliteStore, operators, tokens};
+use super::{SqliteStore, bindings, operators, tokens};
 use crate::{
     broker::ports::{Identities, StoreError, TokenOwner},
     domain::{
         audit::AuditEvent,
+        binding::{BindingId, KnownBy, ServiceBinding},
         name::Name,
         operator::{Operator, Role},
+        service::Service,
         token::{StoredToken, TokenId},
     },
 };
@@ -48,6 +50,38 @@ impl Identities for SqliteStore {
         id: &TokenId,
     ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
         tokens::owner(&self.readers, id).await
+    }
+
+    async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError> {
+        let binding = binding.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { bindings::insert(tx, &binding).await })
+        })
+        .await
+    }
+
+    async fn bindings(&self, service: &Name) -> Result<Vec<ServiceBinding>, StoreError> {
+        bindings::list(&self.readers, service).await
+    }
+
+    async fn unbind(
+        &self,
+        service: &Name,
+        id: &BindingId,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (service, id) = (service.clone(), id.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { bindings::delete(tx, &service, &id).await })
+        })
+        .await
+    }
+
+    async fn bound(
+        &self,
+        known_by: &KnownBy,
+    ) -> Result<Option<(ServiceBinding, Service)>, StoreError> {
+        bindings::bound(&self.readers, known_by).await
     }
 
     async fn create_operator(

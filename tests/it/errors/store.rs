@@ -3,7 +3,7 @@
 use std::{fs::OpenOptions, os::unix::fs::FileExt, path::Path};
 
 use credbroker::{
-    client::{Client, Settings},
+    client::{Client, Evidence, Settings},
     proto::ListServicesRequest,
 };
 use tokio::process::Command;
@@ -42,7 +42,7 @@ async fn client(broker: &Broker) -> Client {
     let settings = Settings {
         address: setting("CREDBROKER_ADDR"),
         ca_file: setting("CREDBROKER_CA_FILE").into(),
-        token: setting("CREDBROKER_TOKEN").into(),
+        evidence: Evidence::Token(setting("CREDBROKER_TOKEN").into()),
     };
     Client::connect(&settings).await.unwrap()
 }

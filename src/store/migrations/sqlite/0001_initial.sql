@@ -26,6 +26,17 @@ CREATE TABLE tokens (
 CREATE INDEX tokens_by_service ON tokens (service) WHERE service IS NOT NULL;
 CREATE UNIQUE INDEX tokens_by_operator ON tokens (operator) WHERE operator IS NOT NULL;
 
+-- What a service is known by beside its tokens: of one service alone.
+CREATE TABLE bindings (
+    binding_id TEXT    NOT NULL PRIMARY KEY,
+    service    TEXT    NOT NULL REFERENCES services (name) ON DELETE CASCADE,
+    kind       TEXT    NOT NULL,
+    known_by   TEXT    NOT NULL,
+    bound_at   INTEGER NOT NULL,
+    UNIQUE (kind, known_by)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX bindings_by_service ON bindings (service);
+
 -- Every version of every grant; a deletion is a version without a spec.
 CREATE TABLE grant_versions (
     service    TEXT    NOT NULL,

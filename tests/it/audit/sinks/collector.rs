@@ -39,7 +39,12 @@ impl Collector {
 
     /// Serves with the certificate of `site`.
     pub fn start(listener: TcpListener, site: &Site) -> Self {
-        let tls = tls::from_files(&site.path("tls.pem"), &site.path("tls.key")).unwrap();
+        let tls = tls::from_files(
+            &site.path("tls.pem"),
+            &site.path("tls.key"),
+            tls::ClientCertificates::NotAsked,
+        )
+        .unwrap();
         let collector = Self::default();
         let router = Router::new()
             .route("/audit", post(take))

@@ -49,7 +49,11 @@ impl Syslogd {
 
     /// Serves with the certificate of `site`.
     pub async fn start(&mut self, site: &Site) {
-        let config = tls::from_files(&site.path("tls.pem"), &site.path("tls.key"));
+        let config = tls::from_files(
+            &site.path("tls.pem"),
+            &site.path("tls.key"),
+            tls::ClientCertificates::NotAsked,
+        );
         let acceptor = TlsAcceptor::from(config.unwrap());
         let listener = TcpListener::bind(self.address).await.unwrap();
         let (records, hang_up) = (Arc::clone(&self.records), self.hang_up.clone());

@@ -115,7 +115,12 @@ impl Witness {
     /// Serves with the certificate of `site`.
     pub async fn start(&self, site: &Site) -> Running {
         let listener = self.listener().await;
-        let tls = tls::from_files(&site.path("tls.pem"), &site.path("tls.key")).unwrap();
+        let tls = tls::from_files(
+            &site.path("tls.pem"),
+            &site.path("tls.key"),
+            tls::ClientCertificates::NotAsked,
+        )
+        .unwrap();
         let router = Router::new()
             .route("/submit/add-checkpoint", post(add_checkpoint))
             .with_state(self.clone());

@@ -1,0 +1,119 @@
+//! What services are known by beside their tokens.
+
+use crate::{
+    broker::{Broker, Error, on_conflict},
+    domain::{
+        access::Caller,
+        audit::{Event, Subject},
+        binding::{BINDINGS_MAX, BindingId, KnownBy, ServiceBinding},
+        name::Name,
+        principal::Identity,
+    },
+};
+
+impl Broker {
+    /// Lets a service be known by something from now on.
+    ///
+    /// # Errors
+    /// The service is unknown or has twenty bindings already, or another is known by it.
+    pub async fn bind(
+        &self,
+        caller: &Caller,
+        service: Name,
+        known_by: KnownBy,
+    ) -> Result<ServiceBinding, Error> {
+        let binding = ServiceBinding {
+            id: BindingId::new(self.parts.random.as_ref()),
+            service,
+            known_by,
+            created_at: self.now(),
+        };
+        let audit = self.caller_event(caller, Event::BindingCreated);
+        let audit = audit.service(&binding.service);
+        let audit = audit.detail(&format!("binding {}: {}", binding.id, binding.known_by));
+        let written = self.store().bind(&binding, audit).await;
+        if written.is_err() {
+            self.known_service(&binding.service).await?;
+            let taken = self.store().bound(&binding.known_by).await?;
+            on_conflict(written, || {
+                not_bound(&binding, taken.map(|(taken, _)| taken))
+            })?;
+        }
+        Ok(binding)
+    }
+
+    /// What a service is known by.
+    ///
+    /// # Errors
+    /// The service is unknown.
+    pub async fn bindings(
+        &self,
+        caller: &Caller,
+        service: &Name,
+    ) -> Result<Vec<ServiceBinding>, Error> {
+        self.known_service(service).await?;
+        let bindings = self.store().bindings(service).await?;
+        let audit = self.caller_event(caller, Event::BindingRead);
+        self.store().record(audit.service(service)).await?;
+        Ok(bindings)
+    }
+
+    /// Ends a binding at once.
+    ///
+    /// # Errors
+    /// The service has none of this id.
+    pub async fn unbind(
+        &self,
+        caller: &Caller,
+        service: &Name,
+        id: &BindingId,
+    ) -> Result<(), Error> {
+        let audit = self.caller_event(caller, Event::BindingDeleted);
+        let audit = audit.service(service).detail(&format!("binding {id}"));
+        on_conflict(self.store().unbind(service, id, audit).await, || {
+            Error::NotFound(Subject::Binding(service.clone(), id.clone()))
+        })
+    }
+
+    /// The binding by which the caller is known, if it is by one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn who_am_i(&self, caller: &Caller) -> Result<Option<ServiceBinding>, Error> {
+        let principal = caller.principal();
+        let mut audit = self.caller_event(caller, Event::IdentityRead);
+        let mut known = Vec::new();
+        if let Identity::Service(name) = principal.identity() {
+            audit = audit.service(name);
+            known = self.store().bindings(name).await?;
+        }
+        self.store().record(audit).await?;
+        let by = principal.proof().binding.as_ref();
+        Ok(known.into_iter().find(|binding| Some(&binding.id) == by))
+    }
+}
+
+fn not_bound(binding: &ServiceBinding, taken: Option<ServiceBinding>) -> Error {
+    let subject = Subject::Service(binding.service.clone());
+    let service = &binding.service;
+    match taken {
+        Some(taken) => Error::WrongState {
+            subject,
+            reason: "IDENTITY_TAKEN",
+            message: format!(
+                "service {} is known by {} already",
+                taken.service, taken.known_by
+            ),
+            next: format!(
+                "one name is of one service: end the other with `credbroker service binding delete {} {}`",
+                taken.service, taken.id
+            ),
+        },
+        None => Error::WrongState {
+            subject,
+            reason: "TOO_MANY_BINDINGS",
+            message: format!("service {service} has {BINDINGS_MAX} bindings already"),
+            next: format!("end one: `credbroker service binding list {service}`"),
+        },
+    }
+}

@@ -1,0 +1,207 @@
+//! What a service is known by beside its tokens.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE32_NOPAD;
+use jiff::Timestamp;
+
+use crate::domain::{name::Name, random::Random, spiffe::SpiffeId};
+
+/// How many bindings one service may have.
+pub const BINDINGS_MAX: usize = 20;
+/// Longest DNS name, bytes (RFC 1035).
+const DNS_NAME_MAX: usize = 253;
+const LABEL_MAX: usize = 63;
+const ID_LENGTH: usize = 16;
+
+/// A binding's id: 16 characters `[a-z2-7]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BindingId(String);
+
+impl BindingId {
+    /// A new one.
+    #[must_use]
+    pub fn new(random: &dyn Random) -> Self {
+        let mut bytes = [0; 10];
+        random.fill(&mut bytes);
+        Self(BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BindingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for BindingId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let fits = |b: u8| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b);
+        let is_one = text.len() == ID_LENGTH && text.bytes().all(fits);
+        is_one
+            .then(|| Self(text.to_owned()))
+            .ok_or("a binding's id has 16 characters a-z and 2-7")
+    }
+}
+
+/// A DNS name as a certificate has it: lower-case labels, at least two, no wildcard, no dot
+/// at the end (RFC 1123). Compared byte by byte.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DnsName(String);
+
+impl DnsName {
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for DnsName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let labels: Vec<&str> = text.split('.').collect();
+        // With a number at its end it would be an address.
+        let is_address = |last: &&str| last.bytes().all(|b| b.is_ascii_digit());
+        let is_one = text.len() <= DNS_NAME_MAX
+            && labels.len() > 1
+            && labels.iter().all(|label| is_label(label))
+            && !labels.last().is_some_and(is_address);
+        is_one.then(|| Self(text.to_owned())).ok_or(
+            "write it like pay.shop.example: lower-case letters, digits and hyphens, no wildcard",
+        )
+    }
+}
+
+fn is_label(label: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=LABEL_MAX).contains(&label.len())
+        && label.bytes().all(fits)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// By what evidence a service is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum KnownBy {
+    /// A client certificate with this SPIFFE ID, of its trust domain's authority.
+    SpiffeId(SpiffeId),
+    /// A client certificate with this DNS name, of an authority for such.
+    DnsName(DnsName),
+}
+
+impl KnownBy {
+    /// Its kind's name.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::SpiffeId(_) => "spiffe_id",
+            Self::DnsName(_) => "dns_name",
+        }
+    }
+
+    /// The name that evidence of this kind is looked up by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::SpiffeId(id) => id.as_str(),
+            Self::DnsName(name) => name.as_str(),
+        }
+    }
+
+    /// From its kind's name and the name that it is looked up by. `None` for what is neither.
+    #[must_use]
+    pub fn parse(kind: &str, name: &str) -> Option<Self> {
+        match kind {
+            "spiffe_id" => name.parse().ok().map(Self::SpiffeId),
+            "dns_name" => name.parse().ok().map(Self::DnsName),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for KnownBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SpiffeId(id) => write!(f, "SPIFFE ID {id}"),
+            Self::DnsName(name) => write!(f, "DNS name {name}"),
+        }
+    }
+}
+
+/// That a service is known by something. What it is known by is of one service alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceBinding {
+    /// Its id.
+    pub id: BindingId,
+    /// Which service.
+    pub service: Name,
+    /// By what.
+    pub known_by: KnownBy,
+    /// Since when.
+    pub created_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dns_name_is_exact() {
+        for name in ["pay.shop.example", "a-1.b2", "1.example"] {
+            assert_eq!(name.parse::<DnsName>().unwrap().as_str(), name);
+        }
+        for wrong in [
+            "",
+            "pay",
+            "Pay.example",
+            "*.example",
+            "pay.*",
+            "a..b",
+            ".a.b",
+            "a.b.",
+            "-a.b",
+            "a-.b",
+            "a_b.c",
+            "a b.c",
+            "é.b",
+            "10.0.0.1",
+            "a.1",
+            "[::1].a",
+            "a.b\n",
+        ] {
+            assert!(wrong.parse::<DnsName>().is_err(), "{wrong:?}");
+        }
+        assert!(format!("{}.b", "a".repeat(64)).parse::<DnsName>().is_err());
+        assert!(format!("{}b", "a.".repeat(127)).parse::<DnsName>().is_err());
+    }
+
+    #[test]
+    fn what_a_service_is_known_by_reads_back_from_the_store() {
+        for known_by in [
+            KnownBy::SpiffeId("spiffe://a/b".parse().unwrap()),
+            KnownBy::DnsName("a.b".parse().unwrap()),
+        ] {
+            assert_eq!(
+                KnownBy::parse(known_by.kind(), known_by.name()),
+                Some(known_by)
+            );
+        }
+        assert_eq!(KnownBy::parse("dns_name", "spiffe://a/b"), None);
+    }
+}

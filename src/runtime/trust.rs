@@ -1,0 +1,162 @@
+//! The authorities for client certificates, read from their files: all of them before the
+//! broker listens, and again when any has changed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer,
+    pem::{self, PemObject},
+};
+
+use crate::{
+    authn::{
+        Authenticator,
+        certificate::{Authority, AuthorityError, VouchesFor},
+    },
+    config::ClientAuthority,
+};
+
+/// How often the files are looked at.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Why an authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not the PEM that it should be.
+    #[error("{path} holds no {what} in PEM: {source}")]
+    Pem {
+        /// Which file.
+        path: PathBuf,
+        /// What should be there.
+        what: &'static str,
+        /// Why not.
+        source: pem::Error,
+    },
+    /// What is in it cannot be used.
+    #[error("{path}: {source}")]
+    Authority {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: AuthorityError,
+    },
+}
+
+/// What the files held when they were last taken.
+pub(super) struct Files {
+    configured: Vec<ClientAuthority>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Files {
+    /// Reads the files and has the authenticator trust what they say.
+    ///
+    /// # Errors
+    /// A file cannot be read or used.
+    pub(super) fn taken(
+        configured: Vec<ClientAuthority>,
+        authenticator: &Authenticator,
+    ) -> Result<Self, TrustError> {
+        let mut files = Self {
+            configured,
+            contents: Vec::new(),
+        };
+        files.take(authenticator)?;
+        Ok(files)
+    }
+
+    /// Takes the files anew if any has changed. What cannot be used changes nothing.
+    fn take(&mut self, authenticator: &Authenticator) -> Result<(), TrustError> {
+        let mut contents = Vec::new();
+        for authority in &self.configured {
+            contents.push(read(&authority.ca_file)?);
+            contents.extend(authority.crl_file.as_deref().map(read).transpose()?);
+        }
+        if contents == self.contents {
+            return Ok(());
+        }
+        let mut left = contents.iter();
+        let mut next = || left.next().map_or(&[][..], Vec::as_slice);
+        let mut authorities = Vec::new();
+        for configured in &self.configured {
+            let bundle = next();
+            let revoked = configured.crl_file.as_deref().map(|path| (path, next()));
+            authorities.push(authority(configured, bundle, revoked)?);
+        }
+        authenticator.trust.replace(authorities);
+        self.contents = contents;
+        Ok(())
+    }
+
+    /// Takes them anew whenever they change, for ever.
+    pub(super) async fn keep(mut self, authenticator: Arc<Authenticator>) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = None;
+        loop {
+            ticks.tick().await;
+            let taken = self.take(&authenticator);
+            let wrong = taken.err().map(|error| error.to_string());
+            if let Some(wrong) = wrong.as_ref().filter(|wrong| told.as_ref() != Some(*wrong)) {
+                tracing::error!(%wrong, "authorities for client certificates stay as they were");
+            }
+            told = wrong;
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TrustError> {
+    fs::read(path).map_err(|source| TrustError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn authority(
+    configured: &ClientAuthority,
+    bundle: &[u8],
+    revoked: Option<(&Path, &[u8])>,
+) -> Result<Authority, TrustError> {
+    let path = &configured.ca_file;
+    let bundle = parse::<CertificateDer<'static>>(path, bundle, "certificate")?;
+    let revoked = revoked.map(|(path, pem)| {
+        parse::<CertificateRevocationListDer<'static>>(path, pem, "revocation list")
+    });
+    let vouches_for = match &configured.trust_domain {
+        Some(domain) => VouchesFor::TrustDomain(domain.clone()),
+        None => VouchesFor::DnsNames,
+    };
+    let revoked = revoked.transpose()?.unwrap_or_default();
+    Authority::new(vouches_for, &bundle, revoked).map_err(|source| TrustError::Authority {
+        path: path.clone(),
+        source,
+    })
+}
+
+/// One at least.
+fn parse<T: PemObject>(path: &Path, pem: &[u8], what: &'static str) -> Result<Vec<T>, TrustError> {
+    let items: Result<Vec<T>, _> = T::pem_slice_iter(pem).collect();
+    let items = items.and_then(|items| {
+        let some = (!items.is_empty()).then_some(items);
+        some.ok_or(pem::Error::NoItemsFound)
+    });
+    items.map_err(|source| TrustError::Pem {
+        path: path.to_owned(),
+        what,
+        source,
+    })
+}

@@ -1,0 +1,91 @@
+use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    row::{exactly_one, get, inconsistent, micros, parse, store_error, time},
+    services,
+};
+use crate::{
+    broker::ports::StoreError,
+    domain::{
+        binding::{BINDINGS_MAX, BindingId, KnownBy, ServiceBinding},
+        name::Name,
+        service::Service,
+    },
+};
+
+const TABLE: &str = "bindings";
+
+pub(super) async fn insert(
+    tx: &mut SqliteConnection,
+    binding: &ServiceBinding,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at)
+         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM bindings WHERE service = ?2) < ?6",
+    )
+    .bind(binding.id.as_str())
+    .bind(binding.service.as_str())
+    .bind(binding.known_by.kind())
+    .bind(binding.known_by.name())
+    .bind(micros(binding.created_at))
+    .bind(i64::try_from(BINDINGS_MAX).unwrap_or(i64::MAX))
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn list(
+    pool: &SqlitePool,
+    service: &Name,
+) -> Result<Vec<ServiceBinding>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM bindings WHERE service = ? ORDER BY bound_at, binding_id")
+            .bind(service.as_str())
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
+    rows.iter().map(binding).collect()
+}
+
+pub(super) async fn delete(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    id: &BindingId,
+) -> Result<(), StoreError> {
+    let done = sqlx::query("DELETE FROM bindings WHERE binding_id = ? AND service = ?")
+        .bind(id.as_str())
+        .bind(service.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn bound(
+    pool: &SqlitePool,
+    known_by: &KnownBy,
+) -> Result<Option<(ServiceBinding, Service)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT b.*, s.* FROM bindings b JOIN services s ON s.name = b.service
+         WHERE b.kind = ? AND b.known_by = ?",
+    )
+    .bind(known_by.kind())
+    .bind(known_by.name())
+    .fetch_optional(pool)
+    .await
+    .map_err(store_error)?;
+    let both = |row: &SqliteRow| Ok((binding(row)?, services::service(row)?));
+    row.as_ref().map(both).transpose()
+}
+
+fn binding(row: &SqliteRow) -> Result<ServiceBinding, StoreError> {
+    let (kind, known_by): (String, String) = (get(row, "kind")?, get(row, "known_by")?);
+    let known_by = KnownBy::parse(&kind, &known_by);
+    Ok(ServiceBinding {
+        id: parse(row, TABLE, "binding_id")?,
+        service: parse(row, TABLE, "service")?,
+        known_by: known_by.ok_or_else(|| inconsistent(TABLE, "known_by"))?,
+        created_at: time(row, TABLE, "bound_at")?,
+    })
+}
