@@ -7,8 +7,8 @@ use std::{
 };
 
 use aws_config::{
-    BehaviorVersion, Region, SdkConfig, default_provider::region, meta::region::ProvideRegion,
-    retry::RetryConfig, timeout::TimeoutConfig,
+    BehaviorVersion, Region, SdkConfig, default_provider::region, identity::IdentityCache,
+    meta::region::ProvideRegion, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_sts::config::{
     Credentials as SdkCredentials, ProvideCredentials, SharedCredentialsProvider,
@@ -199,7 +199,11 @@ impl Clients {
         let (id, secret) = (&key.id, key.secret.expose_secret());
         let credentials = SdkCredentials::new(id, secret, None, None, "credbroker");
         let provider = SharedCredentialsProvider::new(credentials);
-        let config = self.config.to_builder();
+        // The cache is shared by all that is made of a configuration, and forgets nothing.
+        let config = self
+            .config
+            .to_builder()
+            .identity_cache(IdentityCache::no_cache());
         config.credentials_provider(provider).build()
     }
 
@@ -264,6 +268,7 @@ impl Clients {
             "credbroker",
         );
         let iam = aws_sdk_iam::config::Builder::from(&self.config)
+            .identity_cache(IdentityCache::no_cache())
             .credentials_provider(SharedCredentialsProvider::new(credentials))
             .interceptor(Watch(Arc::clone(&self.iam.line)))
             .build();

@@ -24,8 +24,8 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, Aws, LogKeeping, StartError, assemble, aws, bind, file_error, run, sealing_key,
-    tolerate_silence,
+    Assembled, Aws, LogKeeping, StartError, assemble, aws, bind, file_error, memory, run,
+    sealing_key, tolerate_silence,
 };
 use crate::{
     authn::{Authenticator, token},
@@ -70,6 +70,7 @@ pub struct DevOptions {
 /// # Errors
 /// Why it does not start.
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
+    memory::seal()?;
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
     let aws = aws_of_chain(AwsSettings {

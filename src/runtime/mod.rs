@@ -1,6 +1,7 @@
 //! The composition root: builds the adapters, starts what runs, ends it in order.
 
 pub mod dev;
+mod memory;
 pub mod offline;
 pub mod serve;
 mod trust;
@@ -77,6 +78,9 @@ pub enum StartError {
     /// An authority for client certificates cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The process's memory cannot be kept from others.
+    #[error("the system does not let the broker keep its memory to itself: {0}")]
+    Memory(io::Error),
     /// The address is not to be had.
     #[error("cannot listen on {address}: {source}; is another program using it?")]
     Listen {

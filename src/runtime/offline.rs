@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use super::{
     Assembled, LogKeeping, StartError, assemble, begin, close,
     dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
-    finish, sealing_key, serve,
+    finish, memory, sealing_key, serve,
 };
 use crate::{
     aws::{self, AwsSettings},
@@ -48,6 +48,7 @@ impl Offline {
     /// # Errors
     /// A broker runs, or would not start either; or there is no store.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
+        memory::seal()?;
         existing(&whose)?;
         let assembled = match whose {
             Whose::Configured(config) => serve::assembled(&config).await,

@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, not_sealing, run,
+    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, memory, not_sealing, run,
     sealing_key, tolerate_silence, trust,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
 /// # Errors
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
+    memory::seal()?;
     let clients = match config.client_authorities.as_slice() {
         [] => ClientCertificates::NotAsked,
         _ => ClientCertificates::Asked,

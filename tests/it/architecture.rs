@@ -204,6 +204,7 @@ const ROOMS: &[Room] = &[
             "aws_lc_rs",
             "data_encoding",
             "rcgen",
+            "rustix",
             "secrecy",
             "thiserror",
             "tokio",

@@ -25,6 +25,7 @@ mod identities;
 mod lifecycle;
 mod limits;
 mod lookup;
+mod memory;
 mod oracle;
 mod probes;
 mod reaping;
