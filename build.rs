@@ -17,12 +17,13 @@ const PROTOS: [&str; 9] = [
 ];
 
 /// Messages that carry a secret get a hand-written `Debug` that hides it.
-const SECRET_MESSAGES: [&str; 5] = [
+const SECRET_MESSAGES: [&str; 6] = [
     "credbroker.v1.ImportAdminKeyRequest",
     "credbroker.v1.IssueCredentialsResponse",
     "credbroker.v1.RenewLeaseResponse",
     "credbroker.v1.CreateServiceTokenResponse",
     "credbroker.v1.CreateOperatorResponse",
+    "credbroker.v1.CreateEnrollmentTokenResponse",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

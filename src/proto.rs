@@ -32,3 +32,4 @@ debug_without_secrets!(IssueCredentialsResponse, lease);
 debug_without_secrets!(RenewLeaseResponse, lease);
 debug_without_secrets!(CreateServiceTokenResponse, service_token);
 debug_without_secrets!(CreateOperatorResponse, operator);
+debug_without_secrets!(CreateEnrollmentTokenResponse, token_id);

@@ -27,7 +27,7 @@ use super::{Login, LoginError};
 use crate::{
     broker::ports::Store,
     domain::{
-        binding::{DnsName, KnownBy},
+        binding::{DnsName, KeyDigest, KnownBy, ServiceBinding, enrolled_id},
         principal::{Evidence, Identity, Origin, Principal, Proof},
         spiffe::{SpiffeId, TrustDomain},
     },
@@ -40,6 +40,8 @@ pub enum VouchesFor {
     TrustDomain(TrustDomain),
     /// DNS names.
     DnsNames,
+    /// Hosts that have enrolled with this broker, under this domain.
+    Enrolled(TrustDomain),
 }
 
 /// Why an authority cannot be set up.
@@ -54,6 +56,7 @@ pub enum AuthorityError {
 }
 
 /// Who vouches for client certificates.
+#[derive(Clone)]
 pub struct Authority {
     vouches_for: VouchesFor,
     verifier: Arc<dyn ClientCertVerifier>,
@@ -99,7 +102,10 @@ impl Authority {
 
     fn vouches(&self, known_by: &KnownBy) -> bool {
         match (&self.vouches_for, known_by) {
-            (VouchesFor::TrustDomain(domain), KnownBy::SpiffeId(id)) => id.trust_domain() == domain,
+            (
+                VouchesFor::TrustDomain(domain) | VouchesFor::Enrolled(domain),
+                KnownBy::SpiffeId(id),
+            ) => id.trust_domain() == domain,
             (VouchesFor::DnsNames, KnownBy::DnsName(_)) => true,
             _ => false,
         }
@@ -146,7 +152,8 @@ impl Trust {
         }
         let verified = self.verify(&named.known_by, own, others, now);
         verified.map_err(|reason| refused(&evidence, reason))?;
-        let bound = store.bound(&named.known_by).await?;
+        let bound = store.bound(&self.looked_up(&named)).await?;
+        let bound = bound.filter(|(binding, _)| is_for(binding, &named));
         let (binding, service) = bound.ok_or_else(|| refused(&evidence, "IDENTITY_UNBOUND"))?;
         if service.suspension.is_some() {
             return Err(LoginError::Suspended {
@@ -164,6 +171,19 @@ impl Trust {
             proof,
             origin,
         ))
+    }
+
+    /// A host that has enrolled is known by its key, everybody else by name.
+    fn looked_up(&self, named: &Named) -> KnownBy {
+        let enrolled = |authority: &Authority| {
+            matches!(authority.vouches_for, VouchesFor::Enrolled(_))
+                && authority.vouches(&named.known_by)
+        };
+        if self.authorities().iter().any(enrolled) {
+            KnownBy::Enrolled(named.key.clone())
+        } else {
+            named.known_by.clone()
+        }
     }
 
     /// Whether an authority for the name vouches for the certificate at `now`; the reason
@@ -222,9 +242,20 @@ fn reason(error: &rustls::Error) -> &'static str {
     }
 }
 
+/// Whether the certificate of an enrolled host is for the service that its key is of.
+fn is_for(binding: &ServiceBinding, named: &Named) -> bool {
+    match (&binding.known_by, &named.known_by) {
+        (KnownBy::Enrolled(_), KnownBy::SpiffeId(id)) => {
+            id.as_str() == enrolled_id(id.trust_domain(), &binding.service)
+        }
+        _ => true,
+    }
+}
+
 /// What a certificate says of its holder.
 struct Named {
     known_by: KnownBy,
+    key: KeyDigest,
     expires_at: Timestamp,
 }
 
@@ -248,6 +279,7 @@ fn named(der: &CertificateDer<'_>) -> Result<Named, &'static str> {
     let expires_at = certificate.validity().not_after.timestamp();
     Ok(Named {
         known_by: only_name(&certificate)?,
+        key: KeyDigest::of(certificate.public_key().raw),
         expires_at: Timestamp::from_second(expires_at).map_err(|_| "CERTIFICATE_MALFORMED")?,
     })
 }

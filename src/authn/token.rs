@@ -36,13 +36,16 @@ pub async fn authenticate(
         return Err(refused("TOKEN_EXPIRED"));
     }
     let identity = match owner {
-        TokenOwner::Service(service) if service.suspension.is_some() => {
+        TokenOwner::Service(service) | TokenOwner::Enrollee(service)
+            if service.suspension.is_some() =>
+        {
             return Err(LoginError::Suspended {
                 service: service.name,
                 evidence: Evidence::Token(stored.id),
             });
         }
         TokenOwner::Service(service) => Identity::Service(service.name),
+        TokenOwner::Enrollee(service) => Identity::Enrollee(service.name),
         TokenOwner::Operator(operator) => Identity::Operator(operator.name, operator.role),
     };
     let proof = Proof {

@@ -27,6 +27,7 @@ impl Broker {
             service,
             known_by,
             created_at: self.now(),
+            expires_at: None,
         };
         let audit = self.caller_event(caller, Event::BindingCreated);
         let audit = audit.service(&binding.service);

@@ -131,6 +131,8 @@ impl Broker {
 
 fn operator(caller: &Caller) -> Name {
     match caller.principal().identity() {
-        Identity::Operator(name, _) | Identity::Service(name) => name.clone(),
+        Identity::Operator(name, _) | Identity::Service(name) | Identity::Enrollee(name) => {
+            name.clone()
+        }
     }
 }

@@ -12,6 +12,7 @@ mod deny;
 mod denying;
 mod emergency;
 mod end;
+mod enrollment;
 mod grants;
 mod issue;
 mod log_key;
@@ -66,7 +67,10 @@ use crate::{
         emergency::Unrecorded,
         log_key::Signing,
         paces::Paces,
-        ports::{Anchor, Denier, Inventory, Issuer, Keyring, Spool, Store, StoreError, Witness},
+        ports::{
+            Anchor, CertificateAuthority, Denier, Inventory, Issuer, Keyring, Spool, Store,
+            StoreError, Witness,
+        },
         reap::Busy,
         under_way::UnderWay,
         watch::Watchers,
@@ -115,6 +119,8 @@ pub struct Parts {
     pub keep: Duration,
     /// How long AWS may take to enforce a denial before that is left to the background.
     pub proof_limit: Duration,
+    /// The broker's own authority for client certificates.
+    pub authority: Option<Arc<dyn CertificateAuthority>>,
     /// Who else signs the log.
     pub witness: Option<Arc<dyn Witness>>,
     /// Where revocations are kept while the store takes no records.

@@ -6,6 +6,7 @@ mod break_glass;
 #[cfg(feature = "server")]
 mod broker;
 mod convert;
+mod enroll;
 mod export;
 mod failure;
 mod fetch;
@@ -125,6 +126,7 @@ enum Command {
     Status,
     /// Who you are to the broker, and by what.
     Whoami,
+    Enroll(enroll::Enroll),
     /// Services: register, look at, shut out, remove.
     #[command(subcommand)]
     Service(service::Service),
@@ -209,6 +211,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(serve) => serve.run().await,
         Command::Status => status::run(&connection.connect().await?, &mut out).await,
         Command::Whoami => whoami::run(&connection.connect().await?, &mut out).await,
+        Command::Enroll(command) => command.run(connection, &mut out).await,
         Command::Service(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Grant(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
@@ -246,6 +249,17 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 
 impl Connection {
     async fn connect(&self) -> Result<Client, Failure> {
+        self.connect_with(self.evidence()?).await
+    }
+
+    /// By the certificate, whatever token there is.
+    async fn connect_by_certificate(&self) -> Result<Client, Failure> {
+        let certificate = self.certificate();
+        let unset = || Failure::unset("CREDBROKER_CLIENT_CERT_FILE", "--client-cert-file");
+        self.connect_with(certificate.ok_or_else(unset)?).await
+    }
+
+    async fn connect_with(&self, evidence: Evidence) -> Result<Client, Failure> {
         let settings = Settings {
             address: self
                 .addr
@@ -255,24 +269,24 @@ impl Connection {
                 .ca_file
                 .clone()
                 .ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
-            evidence: self.evidence()?,
+            evidence,
         };
         Ok(Client::connect(&settings).await?)
     }
 
     fn evidence(&self) -> Result<Evidence, Failure> {
         let has_token = self.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
-        match (&self.client_cert_file, &self.client_key_file) {
-            (Some(cert_file), Some(key_file)) if !has_token => Ok(Evidence::Certificate {
-                cert_file: cert_file.clone(),
-                key_file: key_file.clone(),
-            }),
-            (Some(_), None) if !has_token => Err(Failure::unset(
-                "CREDBROKER_CLIENT_KEY_FILE",
-                "--client-key-file",
-            )),
+        match self.certificate() {
+            Some(certificate) if !has_token => Ok(certificate),
             _ => self.token().map(Evidence::Token),
         }
+    }
+
+    fn certificate(&self) -> Option<Evidence> {
+        Some(Evidence::Certificate {
+            cert_file: self.client_cert_file.clone()?,
+            key_file: self.client_key_file.clone()?,
+        })
     }
 
     fn token(&self) -> Result<SecretString, Failure> {

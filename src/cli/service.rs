@@ -9,11 +9,11 @@ use crate::{
     client::Client,
     domain::duration,
     proto::{
-        CreateServiceBindingRequest, CreateServiceRequest, CreateServiceTokenRequest,
-        DeleteServiceBindingRequest, DeleteServiceRequest, DeleteServiceTokenRequest,
-        GetServiceRequest, ListServiceBindingsRequest, ListServiceTokensRequest,
-        ListServicesRequest, ReinstateServiceRequest, SuspendServiceRequest,
-        create_service_binding_request,
+        CreateEnrollmentTokenRequest, CreateServiceBindingRequest, CreateServiceRequest,
+        CreateServiceTokenRequest, DeleteServiceBindingRequest, DeleteServiceRequest,
+        DeleteServiceTokenRequest, GetServiceRequest, ListServiceBindingsRequest,
+        ListServiceTokensRequest, ListServicesRequest, ReinstateServiceRequest,
+        SuspendServiceRequest, create_service_binding_request,
     },
 };
 
@@ -56,6 +56,9 @@ pub(super) enum Service {
         #[command(flatten)]
         known_by: KnownBy,
     },
+    /// Tokens by which hosts of a service enrol.
+    #[command(subcommand)]
+    EnrollToken(EnrollToken),
     /// What a service is known by beside its tokens.
     #[command(subcommand)]
     Binding(Binding),
@@ -74,6 +77,18 @@ pub(super) struct KnownBy {
     /// The certificate's only DNS name, without any URI.
     #[arg(long, value_name = "NAME")]
     dns_name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum EnrollToken {
+    /// Make a token by which one host enrols, once; it is shown once (see `enroll`).
+    Create {
+        /// Which service.
+        name: String,
+        /// Lifetime, up to 10m.
+        #[arg(long, value_parser = duration::parse)]
+        ttl: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -151,6 +166,15 @@ impl Service {
                 let made = services.create_service_binding(request).await?;
                 return Ok(out.show(&view::Binding::from(made.into_inner()))?);
             }
+            Self::EnrollToken(EnrollToken::Create { name, ttl }) => {
+                let request = CreateEnrollmentTokenRequest {
+                    service: name,
+                    ttl: ttl.map(proto_duration),
+                };
+                let made = services.create_enrollment_token(request).await?;
+                eprintln!("the token is shown once; give it to the host, for `credbroker enroll`");
+                return Ok(out.show(&view::NewToken::from(made.into_inner()))?);
+            }
             Self::Binding(binding) => return binding.run(client, out).await,
             Self::Token(token) => return token.run(client, out).await,
         };
@@ -192,7 +216,14 @@ impl Binding {
                 let answer = services.list_service_bindings(request).await?;
                 let bindings = answer.into_inner().service_bindings.into_iter();
                 let bindings: Vec<_> = bindings.map(view::Binding::from).collect();
-                let columns = ["binding_id", "spiffe_id", "dns_name", "created_at"];
+                let columns = [
+                    "binding_id",
+                    "spiffe_id",
+                    "dns_name",
+                    "enrolled_key_sha256",
+                    "created_at",
+                    "expires_at",
+                ];
                 out.list(&bindings, &columns)?;
             }
             Self::Delete { name, binding_id } => {

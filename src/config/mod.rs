@@ -4,6 +4,7 @@
 
 mod audit;
 mod certificates;
+mod enrollment;
 mod revocation;
 
 use std::{
@@ -19,6 +20,7 @@ use toml::{Table, Value};
 pub use self::{
     audit::{Audit, Destination, Server, Sink, Witness},
     certificates::ClientAuthority,
+    enrollment::Enrollment,
 };
 use crate::domain::{
     arn::Partition,
@@ -28,9 +30,10 @@ use crate::domain::{
     service::Limits,
 };
 
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 10] = [
     "listen",
     "client_certificates",
+    "enrollment",
     "aws",
     "limits",
     "admin_key",
@@ -50,6 +53,8 @@ pub struct Config {
     pub listen: Listen,
     /// Who vouches for client certificates.
     pub client_authorities: Vec<ClientAuthority>,
+    /// The broker's own authority for client certificates.
+    pub enrollment: Option<Enrollment>,
     /// How to reach AWS.
     pub aws: Aws,
     /// What one service may have.
@@ -184,6 +189,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let tls_cert_file = reader.required("listen", "tls_cert_file");
     let tls_key_file = reader.required("listen", "tls_key_file");
     let client_authorities = certificates::read(reader);
+    let enrollment = enrollment::read(reader, &client_authorities);
     let region: Option<String> = reader.required("aws", "region");
     let partition = reader.optional("aws", "partition");
     let endpoint_url: Option<String> = reader.optional("aws", "endpoint_url");
@@ -233,6 +239,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
             tls_key_file: tls_key_file?,
         },
         client_authorities,
+        enrollment,
         aws: Aws {
             region,
             partition,

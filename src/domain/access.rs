@@ -15,6 +15,8 @@ pub enum Access {
     Services,
     /// Services, and operators in any role.
     Anyone,
+    /// Whoever may enrol a host.
+    Enrollees,
     /// Operators in one of these roles.
     Operators(&'static [Role]),
 }
@@ -63,6 +65,11 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.GrantService/ListPolicyTemplates", READ),
     ("credbroker.v1.GrantService/PutGrant", MANAGE),
     ("credbroker.v1.GrantService/RenderPolicyTemplate", READ),
+    ("credbroker.v1.IdentityService/Enroll", Access::Enrollees),
+    (
+        "credbroker.v1.IdentityService/RenewCertificate",
+        Access::Services,
+    ),
     ("credbroker.v1.IdentityService/WhoAmI", Access::Anyone),
     ("credbroker.v1.LeaseService/GetLease", READ),
     ("credbroker.v1.LeaseService/ListLeases", READ),
@@ -71,6 +78,10 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.RevocationService/RevokeGrant", RESPOND),
     ("credbroker.v1.RevocationService/RevokeService", RESPOND),
     ("credbroker.v1.RevocationService/StreamRevocation", RESPOND),
+    (
+        "credbroker.v1.ServiceRegistry/CreateEnrollmentToken",
+        MANAGE,
+    ),
     ("credbroker.v1.ServiceRegistry/CreateService", MANAGE),
     ("credbroker.v1.ServiceRegistry/CreateServiceBinding", MANAGE),
     ("credbroker.v1.ServiceRegistry/CreateServiceToken", MANAGE),
@@ -97,6 +108,12 @@ pub enum AccessError {
     /// The method is for operators.
     #[error("this call is for operators; a service's token cannot make it")]
     OperatorsOnly,
+    /// The method is for whoever enrols.
+    #[error("this call takes an enrolment token")]
+    EnrolleesOnly,
+    /// The token is for nothing else.
+    #[error("an enrolment token is for `credbroker enroll` alone")]
+    EnrollsOnly,
     /// The operator's role does not reach it.
     #[error("role {role} may not do this; it takes {}", list(.allowed))]
     Role {
@@ -140,7 +157,11 @@ pub fn admit(principal: Principal) -> Result<Caller, AccessError> {
         ));
     };
     match (access, principal.identity()) {
-        (Access::Services, Identity::Service(_)) | (Access::Anyone, _) => Ok(Caller(principal)),
+        (Access::Services, Identity::Service(_))
+        | (Access::Anyone, Identity::Service(_) | Identity::Operator(..))
+        | (Access::Enrollees, Identity::Enrollee(_)) => Ok(Caller(principal)),
+        (_, Identity::Enrollee(_)) => Err(AccessError::EnrollsOnly),
+        (Access::Enrollees, _) => Err(AccessError::EnrolleesOnly),
         (Access::Services, Identity::Operator(..)) => Err(AccessError::ServicesOnly),
         (Access::Operators(_), Identity::Service(_)) => Err(AccessError::OperatorsOnly),
         (Access::Operators(allowed), Identity::Operator(_, role)) => {
@@ -195,7 +216,18 @@ mod tests {
             let for_services = matches!(access, Access::Services | Access::Anyone);
             assert_eq!(reached, for_services, "{method}");
             let is_its_own = method.contains(".CredentialService/");
+            let is_its_own = is_its_own || method.ends_with("/RenewCertificate");
             assert_eq!(*access == Access::Services, is_its_own, "{method}");
+        }
+    }
+
+    #[test]
+    fn whoever_may_enrol_may_do_nothing_else() {
+        for (method, access) in TABLE {
+            let enrollee = Identity::Enrollee("payments-api".parse().unwrap());
+            let reached = call(enrollee, method).is_ok();
+            assert_eq!(reached, *access == Access::Enrollees, "{method}");
+            assert_eq!(reached, method.ends_with("/Enroll"), "{method}");
         }
     }
 
@@ -225,7 +257,7 @@ mod tests {
         );
         let for_operators = TABLE
             .iter()
-            .filter(|(_, access)| *access != Access::Services)
+            .filter(|(_, access)| matches!(access, Access::Anyone | Access::Operators(_)))
             .count();
         assert_eq!(reached(Admin).len(), for_operators);
     }

@@ -2,13 +2,20 @@
 
 use std::{fmt, str::FromStr};
 
-use data_encoding::BASE32_NOPAD;
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use jiff::Timestamp;
 
-use crate::domain::{name::Name, random::Random, spiffe::SpiffeId};
+use crate::domain::{
+    name::Name,
+    random::Random,
+    spiffe::{SpiffeId, TrustDomain},
+};
 
-/// How many bindings one service may have.
+/// How many bindings one service may have, hosts that have enrolled not counted.
 pub const BINDINGS_MAX: usize = 20;
+/// How many hosts of one service may be enrolled.
+pub const ENROLLED_MAX: usize = 10_000;
 /// Longest DNS name, bytes (RFC 1035).
 const DNS_NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
@@ -96,6 +103,48 @@ fn is_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
+/// SHA-256 of a public key in DER (SubjectPublicKeyInfo): 64 characters `[0-9a-f]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyDigest(String);
+
+impl KeyDigest {
+    /// Of this key.
+    #[must_use]
+    pub fn of(public_key: &[u8]) -> Self {
+        Self(HEXLOWER.encode(digest(&SHA256, public_key).as_ref()))
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for KeyDigest {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let fits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let is_one = text.len() == 64 && text.bytes().all(fits);
+        is_one
+            .then(|| Self(text.to_owned()))
+            .ok_or("a digest has 64 characters 0-9 and a-f")
+    }
+}
+
+/// The SPIFFE ID in the certificates of a service's hosts that have enrolled.
+#[must_use]
+pub fn enrolled_id(domain: &TrustDomain, service: &Name) -> String {
+    format!("spiffe://{domain}/service/{service}")
+}
+
 /// By what evidence a service is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KnownBy {
@@ -103,6 +152,8 @@ pub enum KnownBy {
     SpiffeId(SpiffeId),
     /// A client certificate with this DNS name, of an authority for such.
     DnsName(DnsName),
+    /// A client certificate of the broker's own for this key, whose host has enrolled.
+    Enrolled(KeyDigest),
 }
 
 impl KnownBy {
@@ -112,6 +163,7 @@ impl KnownBy {
         match self {
             Self::SpiffeId(_) => "spiffe_id",
             Self::DnsName(_) => "dns_name",
+            Self::Enrolled(_) => "enrolled",
         }
     }
 
@@ -121,6 +173,7 @@ impl KnownBy {
         match self {
             Self::SpiffeId(id) => id.as_str(),
             Self::DnsName(name) => name.as_str(),
+            Self::Enrolled(key) => key.as_str(),
         }
     }
 
@@ -130,6 +183,7 @@ impl KnownBy {
         match kind {
             "spiffe_id" => name.parse().ok().map(Self::SpiffeId),
             "dns_name" => name.parse().ok().map(Self::DnsName),
+            "enrolled" => name.parse().ok().map(Self::Enrolled),
             _ => None,
         }
     }
@@ -140,6 +194,7 @@ impl fmt::Display for KnownBy {
         match self {
             Self::SpiffeId(id) => write!(f, "SPIFFE ID {id}"),
             Self::DnsName(name) => write!(f, "DNS name {name}"),
+            Self::Enrolled(key) => write!(f, "enrolled key sha256:{key}"),
         }
     }
 }
@@ -155,6 +210,8 @@ pub struct ServiceBinding {
     pub known_by: KnownBy,
     /// Since when.
     pub created_at: Timestamp,
+    /// Until when, for a host that has enrolled: when its newest certificate ends.
+    pub expires_at: Option<Timestamp>,
 }
 
 #[cfg(test)]
@@ -196,6 +253,7 @@ mod tests {
         for known_by in [
             KnownBy::SpiffeId("spiffe://a/b".parse().unwrap()),
             KnownBy::DnsName("a.b".parse().unwrap()),
+            KnownBy::Enrolled(KeyDigest::of(b"key")),
         ] {
             assert_eq!(
                 KnownBy::parse(known_by.kind(), known_by.name()),

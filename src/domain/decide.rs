@@ -194,7 +194,7 @@ impl Denial {
 pub const fn own_service(caller: &Caller) -> Option<&Name> {
     match caller.principal().identity() {
         Identity::Service(name) => Some(name),
-        Identity::Operator(..) => None,
+        Identity::Operator(..) | Identity::Enrollee(_) => None,
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Identity {
     Service(Name),
     /// An operator in its role.
     Operator(Name, Role),
+    /// Whoever may enrol a host of this service, once.
+    Enrollee(Name),
 }
 
 /// What a caller shows of itself, as far as it may be told.

@@ -1,6 +1,6 @@
-//! Bearer tokens of services and operators.
+//! Bearer tokens of services, operators and hosts that enrol.
 //!
-//! A token reads `cbs_` (service) or `cbo_` (operator), 16 characters of id, `_`, 52
+//! A token reads `cbs_` (service), `cbo_` (operator) or `cbe_` (enrolment), 16 characters of id, `_`, 52
 //! characters of secret (256 random bits) and 7 of checksum, all `[a-z2-7]`. The prefix
 //! and checksum let scanners recognise a leaked one without asking the broker. The
 //! broker keeps the SHA-256 of the whole text, never the token.
@@ -25,6 +25,8 @@ pub enum TokenKind {
     Service,
     /// `cbo_…`
     Operator,
+    /// `cbe_…`, for one enrolment of a service's host.
+    Enrollment,
 }
 
 impl TokenKind {
@@ -32,6 +34,7 @@ impl TokenKind {
         match self {
             Self::Service => "cbs_",
             Self::Operator => "cbo_",
+            Self::Enrollment => "cbe_",
         }
     }
 }
@@ -121,9 +124,13 @@ impl Token {
             return None;
         }
         let (prefix, rest) = text.split_at(4);
-        if ![TokenKind::Service, TokenKind::Operator]
-            .iter()
-            .any(|k| k.prefix() == prefix)
+        if ![
+            TokenKind::Service,
+            TokenKind::Operator,
+            TokenKind::Enrollment,
+        ]
+        .iter()
+        .any(|k| k.prefix() == prefix)
         {
             return None;
         }

@@ -492,12 +492,14 @@ pub(super) fn to_binding(binding: &ServiceBinding) -> proto::ServiceBinding {
     let known_by = match &binding.known_by {
         KnownBy::SpiffeId(id) => service_binding::KnownBy::SpiffeId(id.to_string()),
         KnownBy::DnsName(name) => service_binding::KnownBy::DnsName(name.to_string()),
+        KnownBy::Enrolled(key) => service_binding::KnownBy::EnrolledKeySha256(key.to_string()),
     };
     proto::ServiceBinding {
         binding_id: binding.id.to_string(),
         service: binding.service.to_string(),
         known_by: Some(known_by),
         created_at: Some(to_time(binding.created_at)),
+        expires_at: binding.expires_at.map(to_time),
     }
 }
 

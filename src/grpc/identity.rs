@@ -5,8 +5,12 @@ use super::{
     convert::{to_binding, to_role, to_time},
 };
 use crate::{
+    broker::ports,
     domain::principal::Identity,
-    proto::{WhoAmIRequest, WhoAmIResponse, identity_service_server::IdentityService},
+    proto::{
+        ClientCertificate, EnrollRequest, RenewCertificateRequest, WhoAmIRequest, WhoAmIResponse,
+        identity_service_server::IdentityService,
+    },
 };
 
 #[tonic::async_trait]
@@ -19,7 +23,9 @@ impl IdentityService for Api {
             let binding = broker.who_am_i(&caller).await?;
             let principal = caller.principal();
             let (actor, role) = match principal.identity() {
-                Identity::Service(name) => (format!("service:{name}"), None),
+                Identity::Service(name) | Identity::Enrollee(name) => {
+                    (format!("service:{name}"), None)
+                }
                 Identity::Operator(name, role) => (format!("operator:{name}"), Some(*role)),
             };
             let proof = principal.proof();
@@ -35,5 +41,35 @@ impl IdentityService for Api {
             })
         })
         .await
+    }
+
+    async fn enroll(
+        &self,
+        request: Request<EnrollRequest>,
+    ) -> Result<Response<ClientCertificate>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let made = broker.enroll(&caller, &message.certificate_request).await?;
+            Ok(to_certificate(made))
+        })
+        .await
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<RenewCertificateRequest>,
+    ) -> Result<Response<ClientCertificate>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let request = &message.certificate_request;
+            let made = broker.renew_certificate(&caller, request).await?;
+            Ok(to_certificate(made))
+        })
+        .await
+    }
+}
+
+fn to_certificate(made: ports::ClientCertificate) -> ClientCertificate {
+    ClientCertificate {
+        certificate_chain: made.chain,
+        expires_at: Some(to_time(made.expires_at)),
     }
 }

@@ -5,7 +5,7 @@ use super::{
     Api,
     convert::{
         Fields, next_page, parse, parse_page, parse_reason, parse_ttl, to_binding, to_service,
-        to_token,
+        to_time, to_token,
     },
 };
 use crate::{
@@ -17,13 +17,14 @@ use crate::{
         token::TokenId,
     },
     proto::{
-        CreateServiceBindingRequest, CreateServiceRequest, CreateServiceTokenRequest,
-        CreateServiceTokenResponse, DeleteServiceBindingRequest, DeleteServiceBindingResponse,
-        DeleteServiceRequest, DeleteServiceResponse, DeleteServiceTokenRequest,
-        DeleteServiceTokenResponse, GetServiceRequest, ListServiceBindingsRequest,
-        ListServiceBindingsResponse, ListServiceTokensRequest, ListServiceTokensResponse,
-        ListServicesRequest, ListServicesResponse, ReinstateServiceRequest, Service,
-        ServiceBinding, SuspendServiceRequest, create_service_binding_request,
+        CreateEnrollmentTokenRequest, CreateEnrollmentTokenResponse, CreateServiceBindingRequest,
+        CreateServiceRequest, CreateServiceTokenRequest, CreateServiceTokenResponse,
+        DeleteServiceBindingRequest, DeleteServiceBindingResponse, DeleteServiceRequest,
+        DeleteServiceResponse, DeleteServiceTokenRequest, DeleteServiceTokenResponse,
+        GetServiceRequest, ListServiceBindingsRequest, ListServiceBindingsResponse,
+        ListServiceTokensRequest, ListServiceTokensResponse, ListServicesRequest,
+        ListServicesResponse, ReinstateServiceRequest, Service, ServiceBinding,
+        SuspendServiceRequest, create_service_binding_request,
         service_registry_server::ServiceRegistry,
     },
 };
@@ -163,6 +164,26 @@ impl ServiceRegistry for Api {
             })?;
             broker.delete_token(&caller, &service, &id).await?;
             Ok(DeleteServiceTokenResponse {})
+        })
+        .await
+    }
+
+    async fn create_enrollment_token(
+        &self,
+        request: Request<CreateEnrollmentTokenRequest>,
+    ) -> Result<Response<CreateEnrollmentTokenResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let service: Name = parse("service", &message.service)?;
+            let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
+            let new = broker
+                .create_enrollment_token(&caller, &service, ttl)
+                .await?;
+            Ok(CreateEnrollmentTokenResponse {
+                token_id: new.stored.id.to_string(),
+                service: service.to_string(),
+                token: new.token.text().expose_secret().to_owned(),
+                expires_at: new.stored.expires_at.map(to_time),
+            })
         })
         .await
     }

@@ -24,13 +24,14 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, Aws, LogKeeping, StartError, assemble, aws, bind, file_error, memory, run,
-    sealing_key, tolerate_silence,
+    Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory, run,
+    sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::{Authenticator, token},
     aws::{AwsSettings, chain_region},
     broker::Custody,
+    config::Enrollment,
     domain::{
         arn::Partition,
         denial::Placements,
@@ -42,6 +43,10 @@ use crate::{
     http::tls::{self, ClientCertificates},
     store::anchor::replace_file,
 };
+
+/// In the names of hosts that have enrolled.
+const TRUST_DOMAIN: &str = "dev.credbroker";
+const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
 
 /// Where the SDK's own chain names no region.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -95,7 +100,13 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         keep: Duration::ZERO,
         witness: None,
     };
-    let assembled = assemble(&store, aws, limits, custody, Placements::default(), log).await?;
+    let (ca_file, tls) = certificates(dir)?;
+    let (ca, authority) = trust::own(&enrollment(dir)?)?;
+    let own = Own {
+        custody,
+        authority: Some(Arc::new(ca)),
+    };
+    let assembled = assemble(&store, aws, limits, own, Placements::default(), log).await?;
     tolerate_silence(
         assembled.issuer.ensure_boundary().await,
         assembled.keeps_key,
@@ -105,16 +116,23 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let before = Env::read(&env_file)?;
     let listener = listen(before.as_ref()).await?;
     let address = listener.local_addr().map_err(file_error(&env_file))?;
-    let (ca_file, tls) = certificates(dir)?;
     let token = operator_token(&assembled, before).await?;
     Env { address, token }
         .write(&env_file, &ca_file)
         .map_err(file_error(&env_file))?;
-    let by_token = Arc::new(Authenticator::default());
-    run(assembled, listener, tls, by_token, Vec::new(), move || {
-        tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
-        println!("ready");
-    })
+    let authenticator = Arc::new(Authenticator::default());
+    authenticator.trust.replace(vec![authority]);
+    run(
+        assembled,
+        listener,
+        tls,
+        authenticator,
+        Vec::new(),
+        move || {
+            tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
+            println!("ready");
+        },
+    )
     .await
 }
 
@@ -226,6 +244,20 @@ fn quoted(path: &Path) -> String {
     path.display().to_string().replace('\'', r"'\''")
 }
 
+/// Hosts enrol with the CA of the directory, too.
+fn enrollment(dir: &Path) -> Result<Enrollment, StartError> {
+    let trust_domain = TRUST_DOMAIN.parse().map_err(|error| StartError::State {
+        path: dir.to_owned(),
+        detail: format!("{error}"),
+    })?;
+    Ok(Enrollment {
+        trust_domain,
+        ca_cert_file: dir.join("ca.pem"),
+        ca_key_file: dir.join("ca-key.pem"),
+        certificate_ttl: CERTIFICATE_TTL,
+    })
+}
+
 /// The CA of the directory, made at the first start, and a fresh certificate under it
 /// whose key never touches the disk.
 fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> {
@@ -259,7 +291,7 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
     let ca_file = fs::canonicalize(&ca_file).map_err(file_error(&ca_file))?;
     Ok((
         ca_file,
-        tls::server_config(chain, private, ClientCertificates::NotAsked)?,
+        tls::server_config(chain, private, ClientCertificates::Asked)?,
     ))
 }
 

@@ -29,7 +29,10 @@ use crate::{
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, PROOF_LIMIT, Parts,
-        ports::{Anchor, AwsFailure, FailureClass, Issuer, Sink, Store, StoreError, Witness},
+        ports::{
+            Anchor, AwsFailure, CertificateAuthority, FailureClass, Issuer, Sink, Store,
+            StoreError, Witness,
+        },
     },
     config::ConfigError,
     domain::{
@@ -220,6 +223,14 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
     }
 }
 
+/// What the broker has of its own.
+struct Own {
+    /// How its AWS key is kept.
+    custody: Custody,
+    /// Its authority for client certificates.
+    authority: Option<Arc<dyn CertificateAuthority>>,
+}
+
 /// How the audit log is kept.
 struct LogKeeping {
     /// The file of the newest checkpoint.
@@ -234,7 +245,7 @@ async fn assemble(
     store: &Path,
     aws: Aws,
     limits: Limits,
-    custody: Custody,
+    own: Own,
     placements: Placements,
     log: LogKeeping,
 ) -> Result<Assembled, StartError> {
@@ -257,7 +268,8 @@ async fn assemble(
         partition: aws.partition,
         region,
         limits,
-        custody,
+        custody: own.custody,
+        authority: own.authority,
         spool,
         anchor: log
             .anchor

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    Assembled, LogKeeping, StartError, assemble, begin, close,
+    Assembled, LogKeeping, Own, StartError, assemble, begin, close,
     dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
     finish, memory, sealing_key, serve,
 };
@@ -51,7 +51,7 @@ impl Offline {
         memory::seal()?;
         existing(&whose)?;
         let assembled = match whose {
-            Whose::Configured(config) => serve::assembled(&config).await,
+            Whose::Configured(config) => serve::assembled(&config, None).await,
             Whose::Stored {
                 store,
                 aws_endpoint_url,
@@ -155,5 +155,9 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         Limits::default(),
         Placements::default(),
     );
-    assemble(&store, aws, limits, custody, placements, log).await
+    let own = Own {
+        custody,
+        authority: None,
+    };
+    assemble(&store, aws, limits, own, placements, log).await
 }

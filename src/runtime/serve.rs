@@ -6,15 +6,15 @@ use data_encoding::BASE64;
 use secrecy::ExposeSecret;
 
 use super::{
-    Assembled, LogKeeping, StartError, assemble, aws, bind, file_error, memory, not_sealing, run,
-    sealing_key, tolerate_silence, trust,
+    Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory, not_sealing,
+    run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::Authenticator,
     aws::{AwsSettings, kms},
     broker::{
         Custody, Error,
-        ports::{Sink, Witness},
+        ports::{CertificateAuthority, Sink, Witness},
     },
     config::{self, Config, Destination},
     domain::seal::{SealError, SealingKey},
@@ -29,17 +29,22 @@ use crate::{
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     memory::seal()?;
-    let clients = match config.client_authorities.as_slice() {
-        [] => ClientCertificates::NotAsked,
-        _ => ClientCertificates::Asked,
+    let clients = if config.client_authorities.is_empty() && config.enrollment.is_none() {
+        ClientCertificates::NotAsked
+    } else {
+        ClientCertificates::Asked
     };
     let (cert, key) = (&config.listen.tls_cert_file, &config.listen.tls_key_file);
     let tls = tls::from_files(cert, key, clients)?;
     let authenticator = Arc::new(Authenticator::default());
-    let trusted = trust::Files::taken(config.client_authorities.clone(), &authenticator)?;
+    let own = config.enrollment.as_ref().map(trust::own).transpose()?;
+    let (ca, own) = own.unzip();
+    let configured = config.client_authorities.clone();
+    let trusted = trust::Files::taken(configured, own, &authenticator)?;
     let sinks = sinks(&config.audit.sinks)?;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
-    let assembled = assembled(&config).await?;
+    let ca = ca.map(|ca| Arc::new(ca) as Arc<dyn CertificateAuthority>);
+    let assembled = assembled(&config, ca).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
@@ -52,7 +57,10 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
 }
 
 /// The broker of a configuration, before it serves.
-pub(super) async fn assembled(config: &Config) -> Result<Assembled, StartError> {
+pub(super) async fn assembled(
+    config: &Config,
+    authority: Option<Arc<dyn CertificateAuthority>>,
+) -> Result<Assembled, StartError> {
     let log = LogKeeping {
         anchor: config.audit.checkpoint_file.clone(),
         keep: config.audit.keep,
@@ -61,7 +69,8 @@ pub(super) async fn assembled(config: &Config) -> Result<Assembled, StartError> 
     let custody = custody(config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let (limits, placements) = (config.limits, config.revocation.clone());
-    assemble(&config.store, aws, limits, custody, placements, log).await
+    let own = Own { custody, authority };
+    assemble(&config.store, aws, limits, own, placements, log).await
 }
 
 fn sinks(configured: &[config::Sink]) -> Result<Vec<Arc<dyn Sink>>, StartError> {

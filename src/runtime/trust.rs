@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer,
@@ -19,7 +20,8 @@ use crate::{
         Authenticator,
         certificate::{Authority, AuthorityError, VouchesFor},
     },
-    config::ClientAuthority,
+    ca::OwnCa,
+    config::{ClientAuthority, Enrollment},
 };
 
 /// How often the files are looked at.
@@ -46,6 +48,14 @@ pub enum TrustError {
         /// Why not.
         source: pem::Error,
     },
+    /// The broker's own CA cannot sign.
+    #[error("the broker's own CA cannot use {path}: {why}")]
+    Own {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// What is in it cannot be used.
     #[error("{path}: {source}")]
     Authority {
@@ -59,6 +69,8 @@ pub enum TrustError {
 /// What the files held when they were last taken.
 pub(super) struct Files {
     configured: Vec<ClientAuthority>,
+    /// The broker's own, which stays.
+    own: Option<Authority>,
     contents: Vec<Vec<u8>>,
 }
 
@@ -69,10 +81,12 @@ impl Files {
     /// A file cannot be read or used.
     pub(super) fn taken(
         configured: Vec<ClientAuthority>,
+        own: Option<Authority>,
         authenticator: &Authenticator,
     ) -> Result<Self, TrustError> {
         let mut files = Self {
             configured,
+            own,
             contents: Vec::new(),
         };
         files.take(authenticator)?;
@@ -86,12 +100,12 @@ impl Files {
             contents.push(read(&authority.ca_file)?);
             contents.extend(authority.crl_file.as_deref().map(read).transpose()?);
         }
-        if contents == self.contents {
+        if contents == self.contents && !contents.is_empty() {
             return Ok(());
         }
         let mut left = contents.iter();
         let mut next = || left.next().map_or(&[][..], Vec::as_slice);
-        let mut authorities = Vec::new();
+        let mut authorities: Vec<Authority> = self.own.iter().cloned().collect();
         for configured in &self.configured {
             let bundle = next();
             let revoked = configured.crl_file.as_deref().map(|path| (path, next()));
@@ -117,6 +131,42 @@ impl Files {
             told = wrong;
         }
     }
+}
+
+/// The broker's own authority: to sign by, and to be trusted.
+///
+/// # Errors
+/// Its files cannot be read or used.
+pub(super) fn own(enrollment: &Enrollment) -> Result<(OwnCa, Authority), TrustError> {
+    let (cert_file, key_file) = (&enrollment.ca_cert_file, &enrollment.ca_key_file);
+    let pem = read(cert_file)?;
+    let mut bundle = parse::<CertificateDer<'static>>(cert_file, &pem, "certificate")?;
+    // Those above it vouch for others, too.
+    bundle.truncate(1);
+    let vouches_for = VouchesFor::Enrolled(enrollment.trust_domain.clone());
+    let authority = Authority::new(vouches_for, &bundle, Vec::new());
+    let authority = authority.map_err(|source| TrustError::Authority {
+        path: cert_file.clone(),
+        source,
+    })?;
+    let text = |path: &Path, bytes: Vec<u8>| {
+        String::from_utf8(bytes).map_err(|_| TrustError::Own {
+            path: path.to_owned(),
+            why: "it is not PEM".to_owned(),
+        })
+    };
+    let key = SecretString::from(text(key_file, read(key_file)?)?);
+    let ca = OwnCa::new(
+        text(cert_file, pem)?,
+        key.expose_secret(),
+        enrollment.trust_domain.clone(),
+        enrollment.certificate_ttl,
+    );
+    let ca = ca.map_err(|error| TrustError::Own {
+        path: key_file.clone(),
+        why: error.to_string(),
+    })?;
+    Ok((ca, authority))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TrustError> {

@@ -99,6 +99,7 @@ async fn each_role_reaches_what_the_table_says_and_is_refused_elsewhere() {
                     let words = format!("role {role} may not do this; it takes");
                     refused(answer, Code::PermissionDenied, &words);
                 }
+                Access::Enrollees => refused(answer, Code::PermissionDenied, "enrolment token"),
                 Access::Anyone => assert!(let_in(&answer), "{role} {method}: {answer:?}"),
                 Access::Services => refused(answer, Code::PermissionDenied, "is for services"),
             }
@@ -114,6 +115,8 @@ async fn a_service_reaches_what_is_for_services_and_no_operator_rpc() {
         let answer = wire.call_as(&token, method).await;
         if matches!(access, Access::Services | Access::Anyone) {
             assert!(let_in(&answer), "{method}: {answer:?}");
+        } else if *access == Access::Enrollees {
+            refused(answer, Code::PermissionDenied, "enrolment token");
         } else {
             refused(answer, Code::PermissionDenied, "is for operators");
         }

@@ -65,6 +65,8 @@ const ROOMS: &[Room] = &[
             "tracing",
         ],
     ),
+    // A certificate is computed; its files are read elsewhere.
+    room("ca", &["broker::ports", "domain"], &["jiff", "rcgen"]),
     room(
         "authn",
         &["broker::ports", "domain"],
@@ -184,6 +186,8 @@ const ROOMS: &[Room] = &[
             "indicatif",
             "jiff",
             "prost_types",
+            // A host makes its key and its request.
+            "rcgen",
             "secrecy",
             "serde",
             "serde_json",
@@ -192,13 +196,14 @@ const ROOMS: &[Room] = &[
             "tonic_types",
             "tracing",
             "tracing_subscriber",
+            "x509_parser",
         ],
     ),
     room("config", &["audit", "domain"], &["thiserror", "toml"]),
     room(
         "runtime",
         &[
-            "authn", "aws", "broker", "config", "domain", "grpc", "http", "sink", "store",
+            "authn", "aws", "broker", "ca", "config", "domain", "grpc", "http", "sink", "store",
         ],
         &[
             "aws_lc_rs",

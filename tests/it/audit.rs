@@ -105,7 +105,24 @@ impl Script<'_> {
         self.admin("ServiceRegistry/DeleteServiceBinding", &delete)
             .await;
         self.admin("IdentityService/WhoAmI", &["whoami"]).await;
+        let create = ["service", "enroll-token", "create", "pay"];
+        let made = self
+            .admin("ServiceRegistry/CreateEnrollmentToken", &create)
+            .await;
+        self.enroll(made["token"].as_str().unwrap()).await;
         token["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn enroll(&mut self, token: &str) {
+        let file = |name: &str| self.broker.state.join(name).display().to_string();
+        let (cert, key) = (file("host.pem"), file("host.key"));
+        let files = ["--client-cert-file", &cert, "--client-key-file", &key];
+        let enroll = [&["enroll"], &files[..]].concat();
+        self.call("IdentityService/Enroll", Some(token), &enroll)
+            .await;
+        crate::identities::enrollment::age(self.broker, Path::new(&cert), Path::new(&key));
+        let renew = [&["enroll", "--renew"], &files[..]].concat();
+        self.admin("IdentityService/RenewCertificate", &renew).await;
     }
 
     async fn grants(&mut self) {

@@ -1,6 +1,7 @@
 //! Who is calling: what a service proves itself by beside its tokens.
 
 mod certificates;
+pub(crate) mod enrollment;
 mod forgeries;
 
 use std::fs;

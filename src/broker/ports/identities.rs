@@ -19,6 +19,8 @@ pub enum TokenOwner {
     Service(Service),
     /// An operator.
     Operator(Operator),
+    /// Whoever may enrol a host of this service.
+    Enrollee(Service),
 }
 
 /// The part of the store that knows who may call.
@@ -32,6 +34,24 @@ pub trait Identities: Send + Sync {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
+    /// Adds a token for one enrolment. Conflict when the service is unknown.
+    async fn allow_enrollment(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// Uses up an enrolment token for this binding, which takes the place of an earlier one
+    /// of the same key and service. Conflict when the token is used up, the service has
+    /// [`crate::domain::binding::ENROLLED_MAX`] hosts, or another is known by that key.
+    async fn enroll(
+        &self,
+        token: &TokenId,
+        binding: &ServiceBinding,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
+    /// Lets an enrolled host be known until later. Conflict when it is not enrolled.
+    async fn prolong(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
     /// The tokens of a service, oldest first.
     async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError>;
     /// Ends a token. Conflict when the service has none of this id.

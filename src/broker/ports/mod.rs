@@ -1,6 +1,7 @@
 //! What the use cases need from the outside, in words of the domain.
 
 mod aws;
+mod certificates;
 mod identities;
 mod log;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{aws::*, identities::*, log::*};
+pub use self::{aws::*, certificates::*, identities::*, log::*};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,

@@ -9,23 +9,29 @@ pub(in crate::cli) struct Binding {
     binding_id: String,
     spiffe_id: Option<String>,
     dns_name: Option<String>,
+    enrolled_key_sha256: Option<String>,
     created_at: Option<String>,
+    expires_at: Option<String>,
 }
 
 impl From<proto::ServiceBinding> for Binding {
     fn from(binding: proto::ServiceBinding) -> Self {
-        let (spiffe_id, dns_name) = match binding.known_by {
-            Some(KnownBy::SpiffeId(id)) => (Some(id), None),
-            Some(KnownBy::DnsName(name)) => (None, Some(name)),
-            None => (None, None),
-        };
-        Self {
+        let mut shown = Self {
             service: binding.service,
             binding_id: binding.binding_id,
-            spiffe_id,
-            dns_name,
+            spiffe_id: None,
+            dns_name: None,
+            enrolled_key_sha256: None,
             created_at: time(binding.created_at.as_ref()),
+            expires_at: time(binding.expires_at.as_ref()),
+        };
+        match binding.known_by {
+            Some(KnownBy::SpiffeId(id)) => shown.spiffe_id = Some(id),
+            Some(KnownBy::DnsName(name)) => shown.dns_name = Some(name),
+            Some(KnownBy::EnrolledKeySha256(key)) => shown.enrolled_key_sha256 = Some(key),
+            None => {}
         }
+        shown
     }
 }
 

@@ -126,6 +126,17 @@ impl From<proto::CreateServiceTokenResponse> for NewToken {
     }
 }
 
+impl From<proto::CreateEnrollmentTokenResponse> for NewToken {
+    fn from(created: proto::CreateEnrollmentTokenResponse) -> Self {
+        Self {
+            service: created.service,
+            token_id: created.token_id,
+            token: created.token,
+            expires_at: time(created.expires_at.as_ref()),
+        }
+    }
+}
+
 #[derive(Serialize)]
 pub(super) struct Operator {
     name: String,

@@ -82,6 +82,12 @@ events! {
     BindingRead => "binding.read",
     /// A service is not known by something any more.
     BindingDeleted => "binding.deleted",
+    /// A token by which a host may enrol was made.
+    EnrollmentAllowed => "enrollment.allowed",
+    /// A host got a client certificate for its token.
+    EnrollmentMade => "enrollment.made",
+    /// A host got another certificate for its key.
+    CertificateRenewed => "certificate.renewed",
     /// A caller asked who it is.
     IdentityRead => "identity.read",
     /// A grant got a new version.

@@ -107,6 +107,8 @@ pub enum Subject {
     Lease(LeaseId),
     /// An operator.
     Operator(Name),
+    /// The enrolment of hosts.
+    Enrollment,
     /// The broker's own key.
     AdminKey,
     /// The audit log.
@@ -122,6 +124,7 @@ impl fmt::Display for Subject {
             Self::Grant(name) => write!(f, "grant {name}"),
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Operator(name) => write!(f, "operator {name}"),
+            Self::Enrollment => f.write_str("enrolment"),
             Self::AdminKey => f.write_str("admin key"),
             Self::AuditLog => f.write_str("audit log"),
         }
@@ -239,7 +242,7 @@ impl AuditEvent {
     #[must_use]
     pub fn by(principal: &Principal, event: Event, time: Timestamp) -> Self {
         let actor = match principal.identity() {
-            Identity::Service(name) => Actor::Service(name.clone()),
+            Identity::Service(name) | Identity::Enrollee(name) => Actor::Service(name.clone()),
             Identity::Operator(name, _) => Actor::Operator(name.clone()),
         };
         let evidence = &principal.proof().evidence;
@@ -327,7 +330,9 @@ impl AuditEvent {
                 lease_id: Some(id.clone()),
                 ..self
             },
-            Subject::Operator(_) | Subject::AdminKey | Subject::AuditLog => self,
+            Subject::Operator(_) | Subject::Enrollment | Subject::AdminKey | Subject::AuditLog => {
+                self
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
-    row::{exactly_one, get, inconsistent, micros, parse, store_error, time},
+    row::{exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional},
     services,
 };
 use crate::{
     broker::ports::StoreError,
     domain::{
-        binding::{BINDINGS_MAX, BindingId, KnownBy, ServiceBinding},
+        binding::{BINDINGS_MAX, BindingId, ENROLLED_MAX, KnownBy, ServiceBinding},
         name::Name,
         service::Service,
     },
@@ -21,7 +21,7 @@ pub(super) async fn insert(
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at)
-         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM bindings WHERE service = ?2) < ?6",
+         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NULL) < ?6",
     )
     .bind(binding.id.as_str())
     .bind(binding.service.as_str())
@@ -33,6 +33,67 @@ pub(super) async fn insert(
     .await
     .map_err(store_error)?;
     exactly_one(&done)
+}
+
+/// A host that enrols once more has its one binding. Those whose certificates are over go.
+pub(super) async fn insert_enrolled(
+    tx: &mut SqliteConnection,
+    binding: &ServiceBinding,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "DELETE FROM bindings WHERE service = ?1 AND bound_until IS NOT NULL AND (bound_until <= ?2 OR known_by = ?3)",
+    )
+    .bind(binding.service.as_str())
+    .bind(micros(binding.created_at))
+    .bind(binding.known_by.name())
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    let done = sqlx::query(
+        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, bound_until)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6
+         WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NOT NULL) < ?7",
+    )
+    .bind(binding.id.as_str())
+    .bind(binding.service.as_str())
+    .bind(binding.known_by.kind())
+    .bind(binding.known_by.name())
+    .bind(micros(binding.created_at))
+    .bind(binding.expires_at.map(micros))
+    .bind(i64::try_from(ENROLLED_MAX).unwrap_or(i64::MAX))
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+pub(super) async fn prolong(
+    tx: &mut SqliteConnection,
+    binding: &ServiceBinding,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "UPDATE bindings SET bound_until = ? WHERE binding_id = ? AND service = ? AND bound_until IS NOT NULL",
+    )
+    .bind(binding.expires_at.map(micros))
+    .bind(binding.id.as_str())
+    .bind(binding.service.as_str())
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Those of a service that is revoked.
+pub(super) async fn end_enrolled(
+    tx: &mut SqliteConnection,
+    service: &Name,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM bindings WHERE service = ? AND bound_until IS NOT NULL")
+        .bind(service.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    Ok(())
 }
 
 pub(super) async fn list(
@@ -87,5 +148,6 @@ fn binding(row: &SqliteRow) -> Result<ServiceBinding, StoreError> {
         service: parse(row, TABLE, "service")?,
         known_by: known_by.ok_or_else(|| inconsistent(TABLE, "known_by"))?,
         created_at: time(row, TABLE, "bound_at")?,
+        expires_at: time_optional(row, TABLE, "bound_until")?,
     })
 }

@@ -4,12 +4,12 @@ use jiff::Timestamp;
 use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
-    grants, leases,
+    bindings, grants, leases,
     row::{
         count, exactly_one, get as column, micros, parse, parse_optional, store_error, time,
         time_optional,
     },
-    services,
+    services, tokens,
 };
 use crate::{
     broker::ports::{Revoked, StoreError, Target},
@@ -33,6 +33,8 @@ pub(super) async fn revoke(
     let (standing, grant, scope) = match target {
         Target::Service(service) => {
             let standing = services::ensure_suspended(tx, service, &suspension).await?;
+            tokens::end_enrollments(tx, service).await?;
+            bindings::end_enrolled(tx, service).await?;
             (standing, None, Scope::Service)
         }
         Target::Grant(name) => {

@@ -28,6 +28,43 @@ impl Identities for SqliteStore {
         .await
     }
 
+    async fn allow_enrollment(
+        &self,
+        service: &Name,
+        token: &StoredToken,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (service, token) = (service.clone(), token.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { tokens::insert_for_enrollment(tx, &service, &token).await })
+        })
+        .await
+    }
+
+    async fn enroll(
+        &self,
+        token: &TokenId,
+        binding: &ServiceBinding,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (token, binding) = (token.clone(), binding.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                tokens::use_up(tx, &binding.service, &token).await?;
+                bindings::insert_enrolled(tx, &binding).await
+            })
+        })
+        .await
+    }
+
+    async fn prolong(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError> {
+        let binding = binding.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { bindings::prolong(tx, &binding).await })
+        })
+        .await
+    }
+
     async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
         tokens::list(&self.readers, service).await
     }

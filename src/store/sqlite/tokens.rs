@@ -23,7 +23,7 @@ pub(super) async fn insert_for_service(
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO tokens (token_id, service, digest, created_at, expires_at)
-         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM tokens WHERE service = ?2) < ?6",
+         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM tokens WHERE service = ?2 AND NOT enrolls) < ?6",
     )
     .bind(token.id.as_str())
     .bind(service.as_str())
@@ -35,6 +35,61 @@ pub(super) async fn insert_for_service(
     .await
     .map_err(store_error)?;
     exactly_one(&done)
+}
+
+/// Those that nobody has used in time go.
+pub(super) async fn insert_for_enrollment(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    token: &StoredToken,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM tokens WHERE service = ? AND enrolls AND expires_at <= ?")
+        .bind(service.as_str())
+        .bind(micros(token.created_at))
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    let done = sqlx::query(
+        "INSERT INTO tokens (token_id, service, digest, created_at, expires_at, enrolls)
+         VALUES (?, ?, ?, ?, ?, 1)",
+    )
+    .bind(token.id.as_str())
+    .bind(service.as_str())
+    .bind(token.digest.as_bytes())
+    .bind(micros(token.created_at))
+    .bind(token.expires_at.map(micros))
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// An enrolment token is for one enrolment.
+pub(super) async fn use_up(
+    tx: &mut SqliteConnection,
+    service: &Name,
+    id: &TokenId,
+) -> Result<(), StoreError> {
+    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ? AND enrolls")
+        .bind(id.as_str())
+        .bind(service.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+/// Those of a service that is revoked.
+pub(super) async fn end_enrollments(
+    tx: &mut SqliteConnection,
+    service: &Name,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM tokens WHERE service = ? AND enrolls")
+        .bind(service.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    Ok(())
 }
 
 /// An operator has one token: the one before goes.
@@ -68,7 +123,7 @@ pub(super) async fn list(
 ) -> Result<Vec<StoredToken>, StoreError> {
     let rows = sqlx::query(
         "SELECT token_id, digest, created_at AS token_created_at, expires_at
-         FROM tokens WHERE service = ? ORDER BY created_at, token_id",
+         FROM tokens WHERE service = ? AND NOT enrolls ORDER BY created_at, token_id",
     )
     .bind(service.as_str())
     .fetch_all(pool)
@@ -82,7 +137,7 @@ pub(super) async fn delete(
     service: &Name,
     id: &TokenId,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ?")
+    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ? AND NOT enrolls")
         .bind(id.as_str())
         .bind(service.as_str())
         .execute(&mut *tx)
@@ -96,7 +151,7 @@ pub(super) async fn owner(
     id: &TokenId,
 ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
     let service = sqlx::query(
-        "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, s.*
+        "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, t.enrolls, s.*
          FROM tokens t JOIN services s ON s.name = t.service WHERE t.token_id = ?",
     );
     if let Some(row) = service
@@ -105,10 +160,13 @@ pub(super) async fn owner(
         .await
         .map_err(store_error)?
     {
-        return Ok(Some((
-            stored(&row)?,
-            TokenOwner::Service(services::service(&row)?),
-        )));
+        let service = services::service(&row)?;
+        let owner = if get(&row, "enrolls")? {
+            TokenOwner::Enrollee(service)
+        } else {
+            TokenOwner::Service(service)
+        };
+        return Ok(Some((stored(&row)?, owner)));
     }
     let operator = sqlx::query(
         "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, o.*

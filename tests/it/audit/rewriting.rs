@@ -70,6 +70,7 @@ pub(super) fn broker(
         anchor: Some(anchor),
         keep: std::time::Duration::ZERO,
         proof_limit: PROOF_LIMIT,
+        authority: None,
         witness: None,
         stop: CancellationToken::new(),
     })

@@ -435,6 +435,7 @@ async fn broker(
         anchor: None,
         keep: Duration::ZERO,
         proof_limit: ways.proof_limit,
+        authority: None,
         witness: None,
         stop: CancellationToken::new(),
     })

@@ -21,7 +21,10 @@ CREATE TABLE tokens (
     digest     BLOB    NOT NULL CHECK (length(digest) = 32),
     created_at INTEGER NOT NULL,
     expires_at INTEGER,
-    CHECK ((service IS NULL) <> (operator IS NULL))
+    -- It is good for one enrolment of a host, and nothing else.
+    enrolls    INTEGER NOT NULL DEFAULT 0,
+    CHECK ((service IS NULL) <> (operator IS NULL)),
+    CHECK (NOT enrolls OR (service IS NOT NULL AND expires_at IS NOT NULL))
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tokens_by_service ON tokens (service) WHERE service IS NOT NULL;
 CREATE UNIQUE INDEX tokens_by_operator ON tokens (operator) WHERE operator IS NOT NULL;
@@ -33,6 +36,8 @@ CREATE TABLE bindings (
     kind       TEXT    NOT NULL,
     known_by   TEXT    NOT NULL,
     bound_at   INTEGER NOT NULL,
+    -- Of hosts that have enrolled: when their newest certificate ends.
+    bound_until INTEGER,
     UNIQUE (kind, known_by)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX bindings_by_service ON bindings (service);
