@@ -148,7 +148,7 @@ impl Trust {
         };
         let named = named(own).map_err(|reason| refused(&evidence, reason))?;
         if let Evidence::Certificate { name, .. } = &mut evidence {
-            *name = Some(named.known_by.name().to_owned());
+            *name = Some(named.known_by.name());
         }
         let verified = self.verify(&named.known_by, own, others, now);
         verified.map_err(|reason| refused(&evidence, reason))?;

@@ -1,12 +1,13 @@
 //! Evidence to [`Principal`]: the only room that makes one.
 
 pub mod certificate;
+pub mod oidc;
 pub mod token;
 
 use jiff::Timestamp;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-use self::certificate::Trust;
+use self::{certificate::Trust, oidc::Issuers};
 use crate::{
     broker::ports::{Store, StoreError},
     domain::{
@@ -56,6 +57,8 @@ pub struct Shown<'a> {
 pub struct Authenticator {
     /// Who vouches for client certificates.
     pub trust: Trust,
+    /// Whose signed tokens are taken.
+    pub issuers: Issuers,
 }
 
 impl Authenticator {
@@ -75,6 +78,12 @@ impl Authenticator {
                 .trust
                 .authenticate(store, now, origin, shown.certificates)
                 .await;
+        }
+        if let Ok(text) = token::bearer(shown.authorization)
+            // Tokens of the broker's own have none.
+            && text.contains('.')
+        {
+            return self.issuers.authenticate(store, now, origin, text).await;
         }
         token::authenticate(store, now, origin, shown.authorization).await
     }

@@ -63,7 +63,7 @@ const fn refused(reason: &'static str) -> LoginError {
     }
 }
 
-fn bearer(authorization: Option<&str>) -> Result<&str, LoginError> {
+pub(super) fn bearer(authorization: Option<&str>) -> Result<&str, LoginError> {
     let header = authorization.ok_or(refused("TOKEN_ABSENT"))?;
     match header.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token),

@@ -35,12 +35,26 @@ impl Broker {
         let written = self.store().bind(&binding, audit).await;
         if written.is_err() {
             self.known_service(&binding.service).await?;
-            let taken = self.store().bound(&binding.known_by).await?;
-            on_conflict(written, || {
-                not_bound(&binding, taken.map(|(taken, _)| taken))
-            })?;
+            let taken = self.meeting(&binding).await?;
+            on_conflict(written, || not_bound(&binding, taken))?;
         }
         Ok(binding)
+    }
+
+    /// What stands in the way of a binding: the same, or another service's by which the same
+    /// caller may be known.
+    async fn meeting(&self, binding: &ServiceBinding) -> Result<Option<ServiceBinding>, Error> {
+        let known_by = &binding.known_by;
+        if let Some((taken, _)) = self.store().bound(known_by).await? {
+            return Ok(Some(taken));
+        }
+        let Some(issuer) = known_by.issuer() else {
+            return Ok(None);
+        };
+        let others = self.store().bound_by_issuer(issuer).await?;
+        let mut others = others.into_iter().map(|(other, _)| other);
+        Ok(others
+            .find(|other| other.service != binding.service && other.known_by.may_meet(known_by)))
     }
 
     /// What a service is known by.
@@ -106,7 +120,7 @@ fn not_bound(binding: &ServiceBinding, taken: Option<ServiceBinding>) -> Error {
                 taken.service, taken.known_by
             ),
             next: format!(
-                "one name is of one service: end the other with `credbroker service binding delete {} {}`",
+                "one caller is of one service: make them differ, or end the other with `credbroker service binding delete {} {}`",
                 taken.service, taken.id
             ),
         },

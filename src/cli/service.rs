@@ -12,7 +12,7 @@ use crate::{
         CreateEnrollmentTokenRequest, CreateServiceBindingRequest, CreateServiceRequest,
         CreateServiceTokenRequest, DeleteServiceBindingRequest, DeleteServiceRequest,
         DeleteServiceTokenRequest, GetServiceRequest, ListServiceBindingsRequest,
-        ListServiceTokensRequest, ListServicesRequest, ReinstateServiceRequest,
+        ListServiceTokensRequest, ListServicesRequest, OidcIdentity, ReinstateServiceRequest,
         SuspendServiceRequest, create_service_binding_request,
     },
 };
@@ -49,12 +49,15 @@ pub(super) enum Service {
         /// Which service.
         name: String,
     },
-    /// Let a service be known by the name in its client certificate.
+    /// Let a service be known by the name in its client certificate, or by its issuer's
+    /// tokens.
     Bind {
         /// Which service.
         name: String,
         #[command(flatten)]
         known_by: KnownBy,
+        #[command(flatten)]
+        claims: Claims,
     },
     /// Tokens by which hosts of a service enrol.
     #[command(subcommand)]
@@ -77,6 +80,29 @@ pub(super) struct KnownBy {
     /// The certificate's only DNS name, without any URI.
     #[arg(long, value_name = "NAME")]
     dns_name: Option<String>,
+    /// The issuer of its signed tokens, as the broker's configuration names it.
+    #[arg(long, value_name = "URL", requires = "oidc_subject")]
+    oidc_issuer: Option<String>,
+}
+
+/// What its signed tokens must say.
+#[derive(Args, Debug)]
+pub(super) struct Claims {
+    /// The claim `sub`; `*` stands for any part of it.
+    #[arg(long, value_name = "SUBJECT", requires = "oidc_issuer")]
+    oidc_subject: Option<String>,
+    /// One of the claim `aud`, beside the broker's own.
+    #[arg(long, value_name = "AUDIENCE", requires = "oidc_issuer")]
+    oidc_audience: Option<String>,
+    /// Another claim and its value, in which `*` stands for any part; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", requires = "oidc_issuer", value_parser = claim)]
+    oidc_claim: Vec<(String, String)>,
+}
+
+fn claim(text: &str) -> Result<(String, String), &'static str> {
+    let split = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    split.map(owned).ok_or("write it like repository_id=4711")
 }
 
 #[derive(Debug, Subcommand)]
@@ -158,10 +184,14 @@ impl Service {
                     .await?;
                 return Ok(out.deleted("service", &name)?);
             }
-            Self::Bind { name, known_by } => {
+            Self::Bind {
+                name,
+                known_by,
+                claims,
+            } => {
                 let request = CreateServiceBindingRequest {
                     service: name,
-                    known_by: known_by.asked(),
+                    known_by: known_by.asked(claims),
                 };
                 let made = services.create_service_binding(request).await?;
                 return Ok(out.show(&view::Binding::from(made.into_inner()))?);
@@ -200,10 +230,18 @@ async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
 }
 
 impl KnownBy {
-    fn asked(self) -> Option<create_service_binding_request::KnownBy> {
+    fn asked(self, claims: Claims) -> Option<create_service_binding_request::KnownBy> {
         use create_service_binding_request::KnownBy as Asked;
+        let by_token = self.oidc_issuer.map(|issuer| {
+            Asked::Oidc(OidcIdentity {
+                issuer,
+                subject: claims.oidc_subject.unwrap_or_default(),
+                audience: claims.oidc_audience.unwrap_or_default(),
+                claims: claims.oidc_claim.into_iter().collect(),
+            })
+        });
         let by_id = self.spiffe_id.map(Asked::SpiffeId);
-        by_id.or(self.dns_name.map(Asked::DnsName))
+        by_id.or(self.dns_name.map(Asked::DnsName)).or(by_token)
     }
 }
 
@@ -221,6 +259,7 @@ impl Binding {
                     "spiffe_id",
                     "dns_name",
                     "enrolled_key_sha256",
+                    "oidc",
                     "created_at",
                     "expires_at",
                 ];

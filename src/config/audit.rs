@@ -215,13 +215,13 @@ impl FromStr for Kind {
 }
 
 /// `host:port`.
-struct Address {
+pub(super) struct Address {
     host: String,
     port: u16,
 }
 
 impl Address {
-    fn with(self, ca_file: Option<PathBuf>) -> Server {
+    pub(super) fn with(self, ca_file: Option<PathBuf>) -> Server {
         let Self { host, port } = self;
         Server {
             host,
@@ -260,9 +260,9 @@ fn host_of(text: &str) -> Option<String> {
 }
 
 /// `https://host:port/path?query`.
-struct Url {
-    address: Address,
-    path: String,
+pub(super) struct Url {
+    pub(super) address: Address,
+    pub(super) path: String,
 }
 
 impl FromStr for Url {

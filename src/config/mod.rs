@@ -5,6 +5,7 @@
 mod audit;
 mod certificates;
 mod enrollment;
+mod oidc;
 mod revocation;
 
 use std::{
@@ -21,6 +22,7 @@ pub use self::{
     audit::{Audit, Destination, Server, Sink, Witness},
     certificates::ClientAuthority,
     enrollment::Enrollment,
+    oidc::{Issuer, KeysAt, OperatorRule},
 };
 use crate::domain::{
     arn::Partition,
@@ -30,8 +32,9 @@ use crate::domain::{
     service::Limits,
 };
 
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 11] = [
     "listen",
+    "oidc",
     "client_certificates",
     "enrollment",
     "aws",
@@ -53,6 +56,8 @@ pub struct Config {
     pub listen: Listen,
     /// Who vouches for client certificates.
     pub client_authorities: Vec<ClientAuthority>,
+    /// Whose signed tokens are taken.
+    pub issuers: Vec<Issuer>,
     /// The broker's own authority for client certificates.
     pub enrollment: Option<Enrollment>,
     /// How to reach AWS.
@@ -189,6 +194,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let tls_cert_file = reader.required("listen", "tls_cert_file");
     let tls_key_file = reader.required("listen", "tls_key_file");
     let client_authorities = certificates::read(reader);
+    let issuers = oidc::read(reader);
     let enrollment = enrollment::read(reader, &client_authorities);
     let region: Option<String> = reader.required("aws", "region");
     let partition = reader.optional("aws", "partition");
@@ -239,6 +245,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
             tls_key_file: tls_key_file?,
         },
         client_authorities,
+        issuers,
         enrollment,
         aws: Aws {
             region,

@@ -7,6 +7,7 @@ use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use jiff::Timestamp;
 
 use crate::domain::{
+    claims::OidcIdentity,
     name::Name,
     random::Random,
     spiffe::{SpiffeId, TrustDomain},
@@ -154,6 +155,8 @@ pub enum KnownBy {
     DnsName(DnsName),
     /// A client certificate of the broker's own for this key, whose host has enrolled.
     Enrolled(KeyDigest),
+    /// A signed token of an issuer, with these claims.
+    Oidc(OidcIdentity),
 }
 
 impl KnownBy {
@@ -164,16 +167,38 @@ impl KnownBy {
             Self::SpiffeId(_) => "spiffe_id",
             Self::DnsName(_) => "dns_name",
             Self::Enrolled(_) => "enrolled",
+            Self::Oidc(_) => "oidc",
         }
     }
 
-    /// The name that evidence of this kind is looked up by.
+    /// The name that evidence of this kind is looked up by; the whole rule, in JSON, of one
+    /// about tokens.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> String {
         match self {
-            Self::SpiffeId(id) => id.as_str(),
-            Self::DnsName(name) => name.as_str(),
-            Self::Enrolled(key) => key.as_str(),
+            Self::SpiffeId(id) => id.to_string(),
+            Self::DnsName(name) => name.to_string(),
+            Self::Enrolled(key) => key.to_string(),
+            // Its members are always in the same order.
+            Self::Oidc(rule) => serde_json::to_string(rule).unwrap_or_default(),
+        }
+    }
+
+    /// The issuer whose tokens it is about.
+    #[must_use]
+    pub fn issuer(&self) -> Option<&str> {
+        match self {
+            Self::Oidc(rule) => Some(&rule.issuer),
+            _ => None,
+        }
+    }
+
+    /// Whether the same caller may be known by both.
+    #[must_use]
+    pub fn may_meet(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Oidc(one), Self::Oidc(other)) => one.may_meet(other),
+            _ => self == other,
         }
     }
 
@@ -184,6 +209,7 @@ impl KnownBy {
             "spiffe_id" => name.parse().ok().map(Self::SpiffeId),
             "dns_name" => name.parse().ok().map(Self::DnsName),
             "enrolled" => name.parse().ok().map(Self::Enrolled),
+            "oidc" => serde_json::from_str(name).ok().map(Self::Oidc),
             _ => None,
         }
     }
@@ -195,6 +221,7 @@ impl fmt::Display for KnownBy {
             Self::SpiffeId(id) => write!(f, "SPIFFE ID {id}"),
             Self::DnsName(name) => write!(f, "DNS name {name}"),
             Self::Enrolled(key) => write!(f, "enrolled key sha256:{key}"),
+            Self::Oidc(rule) => write!(f, "{rule}"),
         }
     }
 }
@@ -254,9 +281,15 @@ mod tests {
             KnownBy::SpiffeId("spiffe://a/b".parse().unwrap()),
             KnownBy::DnsName("a.b".parse().unwrap()),
             KnownBy::Enrolled(KeyDigest::of(b"key")),
+            KnownBy::Oidc(OidcIdentity {
+                issuer: "https://i.example".to_owned(),
+                subject: "repo:a/*".parse().unwrap(),
+                audience: Some("x".to_owned()),
+                claims: [("id".to_owned(), "7".parse().unwrap())].into(),
+            }),
         ] {
             assert_eq!(
-                KnownBy::parse(known_by.kind(), known_by.name()),
+                KnownBy::parse(known_by.kind(), &known_by.name()),
                 Some(known_by)
             );
         }

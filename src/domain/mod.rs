@@ -11,6 +11,7 @@ pub mod binding;
 #[cfg(feature = "server")]
 pub mod bucket;
 pub mod catalogue;
+pub mod claims;
 pub mod clock;
 pub mod credential;
 #[cfg(feature = "server")]

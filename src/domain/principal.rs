@@ -41,6 +41,13 @@ pub enum Evidence {
         /// The SPIFFE ID or DNS name in it; `None` when there is not just one.
         name: Option<String>,
     },
+    /// A signed token.
+    Jwt {
+        /// The issuer that it names.
+        issuer: String,
+        /// The subject that it names.
+        subject: Option<String>,
+    },
 }
 
 impl Evidence {
@@ -49,7 +56,7 @@ impl Evidence {
     pub const fn token_id(&self) -> Option<&TokenId> {
         match self {
             Self::Token(id) => Some(id),
-            Self::Certificate { .. } => None,
+            Self::Certificate { .. } | Self::Jwt { .. } => None,
         }
     }
 }
@@ -59,6 +66,12 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Token(id) => write!(f, "token {id}"),
+            Self::Jwt { issuer, subject } => {
+                write!(f, "jwt of {}", claimed(issuer))?;
+                subject
+                    .iter()
+                    .try_for_each(|subject| write!(f, " for {}", claimed(subject)))
+            }
             Self::Certificate { fingerprint, name } => {
                 write!(f, "certificate sha256:{fingerprint}")?;
                 name.iter()

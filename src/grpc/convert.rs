@@ -492,6 +492,16 @@ pub(super) fn to_binding(binding: &ServiceBinding) -> proto::ServiceBinding {
     let known_by = match &binding.known_by {
         KnownBy::SpiffeId(id) => service_binding::KnownBy::SpiffeId(id.to_string()),
         KnownBy::DnsName(name) => service_binding::KnownBy::DnsName(name.to_string()),
+        KnownBy::Oidc(rule) => service_binding::KnownBy::Oidc(proto::OidcIdentity {
+            issuer: rule.issuer.clone(),
+            subject: rule.subject.to_string(),
+            audience: rule.audience.clone().unwrap_or_default(),
+            claims: rule
+                .claims
+                .iter()
+                .map(|(name, pattern)| (name.clone(), pattern.to_string()))
+                .collect(),
+        }),
         KnownBy::Enrolled(key) => service_binding::KnownBy::EnrolledKeySha256(key.to_string()),
     };
     proto::ServiceBinding {

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use secrecy::ExposeSecret;
 use tonic::{Request, Response, Status};
 
@@ -12,19 +14,20 @@ use crate::{
     broker::Error,
     domain::{
         binding::{BindingId, KnownBy},
+        claims::OidcIdentity,
         grant::check::Violation,
         name::Name,
         token::TokenId,
     },
     proto::{
-        CreateEnrollmentTokenRequest, CreateEnrollmentTokenResponse, CreateServiceBindingRequest,
-        CreateServiceRequest, CreateServiceTokenRequest, CreateServiceTokenResponse,
-        DeleteServiceBindingRequest, DeleteServiceBindingResponse, DeleteServiceRequest,
-        DeleteServiceResponse, DeleteServiceTokenRequest, DeleteServiceTokenResponse,
-        GetServiceRequest, ListServiceBindingsRequest, ListServiceBindingsResponse,
-        ListServiceTokensRequest, ListServiceTokensResponse, ListServicesRequest,
-        ListServicesResponse, ReinstateServiceRequest, Service, ServiceBinding,
-        SuspendServiceRequest, create_service_binding_request,
+        self, CreateEnrollmentTokenRequest, CreateEnrollmentTokenResponse,
+        CreateServiceBindingRequest, CreateServiceRequest, CreateServiceTokenRequest,
+        CreateServiceTokenResponse, DeleteServiceBindingRequest, DeleteServiceBindingResponse,
+        DeleteServiceRequest, DeleteServiceResponse, DeleteServiceTokenRequest,
+        DeleteServiceTokenResponse, GetServiceRequest, ListServiceBindingsRequest,
+        ListServiceBindingsResponse, ListServiceTokensRequest, ListServiceTokensResponse,
+        ListServicesRequest, ListServicesResponse, ReinstateServiceRequest, Service,
+        ServiceBinding, SuspendServiceRequest, create_service_binding_request,
         service_registry_server::ServiceRegistry,
     },
 };
@@ -237,10 +240,39 @@ fn parse_known_by(
     let known_by = match known_by {
         Some(Asked::SpiffeId(id)) => fields.parse("spiffe_id", id).map(KnownBy::SpiffeId),
         Some(Asked::DnsName(name)) => fields.parse("dns_name", name).map(KnownBy::DnsName),
+        Some(Asked::Oidc(rule)) => parse_rule(&mut fields, rule).map(KnownBy::Oidc),
         None => {
-            fields.wrong("known_by", "say by what: a SPIFFE ID or a DNS name");
+            fields.wrong(
+                "known_by",
+                "say by what: a SPIFFE ID, a DNS name, or claims of an issuer's tokens",
+            );
             None
         }
     };
     fields.done(known_by)
+}
+
+fn parse_rule(fields: &mut Fields, asked: &proto::OidcIdentity) -> Option<OidcIdentity> {
+    if !asked.issuer.starts_with("https://") {
+        fields.wrong("oidc.issuer", "write it as the tokens have it: https://…");
+    }
+    let subject = fields.parse("oidc.subject", &asked.subject);
+    let mut claims = BTreeMap::new();
+    for (name, pattern) in &asked.claims {
+        let pattern = fields.parse(&format!("oidc.claims[{name:?}]"), pattern);
+        claims.extend(pattern.map(|pattern| (name.clone(), pattern)));
+    }
+    let rule = OidcIdentity {
+        issuer: asked.issuer.clone(),
+        subject: subject?,
+        audience: (!asked.audience.is_empty()).then(|| asked.audience.clone()),
+        claims,
+    };
+    match rule.check() {
+        Ok(()) => Some(rule),
+        Err(wrong) => {
+            fields.wrong("oidc.claims", wrong);
+            None
+        }
+    }
 }

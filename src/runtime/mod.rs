@@ -127,6 +127,14 @@ pub enum StartError {
         /// Why.
         source: sink::SetupError,
     },
+    /// The keys of an issuer of tokens cannot be asked for.
+    #[error("the keys of {issuer} cannot be asked for: {source}")]
+    Issuer {
+        /// Which.
+        issuer: String,
+        /// Why.
+        source: sink::SetupError,
+    },
     /// The witness of the audit log cannot be set up.
     #[error("the witness of the audit log cannot be set up: {0}")]
     Witness(sink::SetupError),

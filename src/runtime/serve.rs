@@ -10,16 +10,21 @@ use super::{
     run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
-    authn::Authenticator,
+    authn::{
+        Authenticator,
+        oidc::{IssuerSettings, Issuers, OperatorRule},
+    },
     aws::{AwsSettings, kms},
     broker::{
         Custody, Error,
-        ports::{CertificateAuthority, Sink, Witness},
+        ports::{CertificateAuthority, KeysOf, Sink, Witness},
     },
-    config::{self, Config, Destination},
+    config::{self, Config, Destination, KeysAt},
     domain::seal::{SealError, SealingKey},
     http::tls::{self, ClientCertificates},
-    sink::{FileSink, HttpsWitness, Server, SetupError, SyslogSink, WebhookSink},
+    sink::{
+        FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, WebhookSink,
+    },
     store::anchor::replace_file,
 };
 
@@ -36,7 +41,11 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     };
     let (cert, key) = (&config.listen.tls_cert_file, &config.listen.tls_key_file);
     let tls = tls::from_files(cert, key, clients)?;
-    let authenticator = Arc::new(Authenticator::default());
+    let authenticator = Arc::new(Authenticator {
+        issuers: issuers(&config.issuers)?,
+        ..Authenticator::default()
+    });
+    authenticator.issuers.load().await;
     let own = config.enrollment.as_ref().map(trust::own).transpose()?;
     let (ca, own) = own.unzip();
     let configured = config.client_authorities.clone();
@@ -50,9 +59,12 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let listener = bind(config.listen.address).await?;
     let address = listener.local_addr().unwrap_or(config.listen.address);
     let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
+    let issuing = Arc::clone(&authenticator);
+    let issuing = tokio::spawn(async move { issuing.issuers.keep().await });
     let ready = move || tracing::info!(%address, "serving");
     let ended = run(assembled, listener, tls, authenticator, sinks, ready).await;
     trusting.abort();
+    issuing.abort();
     ended
 }
 
@@ -105,6 +117,36 @@ fn sink(configured: &config::Sink) -> Result<Arc<dyn Sink>, SetupError> {
             Arc::new(sink?)
         }
     })
+}
+
+fn issuers(configured: &[config::Issuer]) -> Result<Issuers, StartError> {
+    let mut issuers = Vec::new();
+    for issuer in configured {
+        let keys: Arc<dyn KeysOf> = match &issuer.keys {
+            KeysAt::File(path) => Arc::new(KeyFile::new(path.clone())),
+            KeysAt::Url { server: at, path } => {
+                let server = server(at).map_err(|source| StartError::Issuer {
+                    issuer: issuer.issuer.clone(),
+                    source,
+                })?;
+                Arc::new(HttpsKeys::new(server, path.clone()))
+            }
+        };
+        let rule = |rule: &config::OperatorRule| OperatorRule {
+            claim: rule.claim.clone(),
+            value: rule.value.clone(),
+            role: rule.role,
+        };
+        let settings = IssuerSettings {
+            issuer: issuer.issuer.clone(),
+            audiences: issuer.audiences.clone(),
+            operators: issuer.operators.iter().map(rule).collect(),
+            name_prefix: issuer.operator_prefix.clone().unwrap_or_default(),
+            name_claim: issuer.operator_name_claim.clone(),
+        };
+        issuers.push((settings, keys));
+    }
+    Ok(Issuers::new(issuers))
 }
 
 fn server(to: &config::Server) -> Result<Server, SetupError> {

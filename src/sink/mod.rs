@@ -1,7 +1,8 @@
 //! Sinks: the audit log, as lines in a file, as syslog messages or by a webhook. And its
-//! witness.
+//! witness, and the keys of issuers: whoever is asked over HTTPS.
 
 mod file;
+mod keys;
 mod post;
 mod syslog;
 mod tls;
@@ -13,7 +14,12 @@ use std::{io, path::PathBuf};
 use tokio_rustls::rustls;
 
 pub use self::{
-    file::FileSink, syslog::SyslogSink, tls::Server, webhook::WebhookSink, witness::HttpsWitness,
+    file::FileSink,
+    keys::{HttpsKeys, KeyFile},
+    syslog::SyslogSink,
+    tls::Server,
+    webhook::WebhookSink,
+    witness::HttpsWitness,
 };
 
 /// Why a sink cannot be set up.

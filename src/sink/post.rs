@@ -1,4 +1,4 @@
-//! A POST to a sink's server or to the witness: a connection for each, so that none is
+//! A request to a sink's server, to the witness or to an issuer: a connection for each, so that none is
 //! found dead.
 
 use http_body_util::{BodyExt, Limited};
@@ -7,6 +7,7 @@ use hyper::{
     body::Incoming,
     client::conn::http1,
     header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue},
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinSet;
@@ -15,7 +16,7 @@ use super::Server;
 use crate::broker::ports::SinkError;
 
 /// Longest answer that is read, bytes.
-const ANSWER_MAX: usize = 64 * 1024;
+const ANSWER_MAX: usize = 100 * 1024;
 
 /// What was answered, as far as it has arrived.
 pub(super) struct Answer {
@@ -32,13 +33,22 @@ impl Server {
         headers: &[(HeaderName, HeaderValue)],
         body: String,
     ) -> Result<Answer, SinkError> {
-        let mut request = Request::post(path)
-            .header(HOST, self.authority())
-            .header(CONNECTION, "close");
+        let mut request = Request::post(path);
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let request = request.body(body).map_err(unsent)?;
+        self.send(request, body).await
+    }
+
+    /// Gets what is there. May be cut off at any moment.
+    pub(super) async fn get(&self, path: &str) -> Result<Answer, SinkError> {
+        self.send(Request::get(path), String::new()).await
+    }
+
+    async fn send(&self, request: Builder, body: String) -> Result<Answer, SinkError> {
+        let request = request.header(HOST, self.authority());
+        let request = request.header(CONNECTION, "close").body(body);
+        let request = request.map_err(unsent)?;
         let stream = TokioIo::new(self.connect().await?);
         let (mut sender, connection) = http1::handshake(stream).await.map_err(unsent)?;
         let mut driver = JoinSet::new();

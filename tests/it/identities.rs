@@ -3,6 +3,7 @@
 mod certificates;
 pub(crate) mod enrollment;
 mod forgeries;
+mod tokens;
 
 use std::fs;
 

@@ -68,7 +68,8 @@ pub trait Identities: Send + Sync {
     ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
 
     /// Lets a service be known by something. Conflict when the service is unknown, has
-    /// [`crate::domain::binding::BINDINGS_MAX`] already, or when any is known by the same.
+    /// [`crate::domain::binding::BINDINGS_MAX`] already, when any is known by the same, or
+    /// another by what may be the same caller.
     async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
     /// What a service is known by, oldest first.
     async fn bindings(&self, service: &Name) -> Result<Vec<ServiceBinding>, StoreError>;
@@ -79,6 +80,11 @@ pub trait Identities: Send + Sync {
         id: &BindingId,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
+    /// Who is known by tokens of this issuer, as it stands now, oldest binding first.
+    async fn bound_by_issuer(
+        &self,
+        issuer: &str,
+    ) -> Result<Vec<(ServiceBinding, Service)>, StoreError>;
     /// Who is known by this, as it stands now.
     async fn bound(
         &self,

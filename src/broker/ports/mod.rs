@@ -3,6 +3,7 @@
 mod aws;
 mod certificates;
 mod identities;
+mod keys;
 mod log;
 
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{aws::*, certificates::*, identities::*, log::*};
+pub use self::{aws::*, certificates::*, identities::*, keys::*, log::*};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,

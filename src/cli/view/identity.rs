@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{role, time};
@@ -10,8 +12,28 @@ pub(in crate::cli) struct Binding {
     spiffe_id: Option<String>,
     dns_name: Option<String>,
     enrolled_key_sha256: Option<String>,
+    oidc: Option<Oidc>,
     created_at: Option<String>,
     expires_at: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Oidc {
+    issuer: String,
+    subject: String,
+    audience: Option<String>,
+    claims: BTreeMap<String, String>,
+}
+
+impl From<proto::OidcIdentity> for Oidc {
+    fn from(rule: proto::OidcIdentity) -> Self {
+        Self {
+            issuer: rule.issuer,
+            subject: rule.subject,
+            audience: (!rule.audience.is_empty()).then_some(rule.audience),
+            claims: rule.claims.into_iter().collect(),
+        }
+    }
 }
 
 impl From<proto::ServiceBinding> for Binding {
@@ -22,6 +44,7 @@ impl From<proto::ServiceBinding> for Binding {
             spiffe_id: None,
             dns_name: None,
             enrolled_key_sha256: None,
+            oidc: None,
             created_at: time(binding.created_at.as_ref()),
             expires_at: time(binding.expires_at.as_ref()),
         };
@@ -29,6 +52,7 @@ impl From<proto::ServiceBinding> for Binding {
             Some(KnownBy::SpiffeId(id)) => shown.spiffe_id = Some(id),
             Some(KnownBy::DnsName(name)) => shown.dns_name = Some(name),
             Some(KnownBy::EnrolledKeySha256(key)) => shown.enrolled_key_sha256 = Some(key),
+            Some(KnownBy::Oidc(rule)) => shown.oidc = Some(Oidc::from(rule)),
             None => {}
         }
         shown

@@ -19,9 +19,19 @@ pub(super) async fn insert(
     tx: &mut SqliteConnection,
     binding: &ServiceBinding,
 ) -> Result<(), StoreError> {
+    if let Some(issuer) = binding.known_by.issuer() {
+        // Nobody else's rule may be of the same caller.
+        let others = of_issuer(&mut *tx, issuer).await?;
+        let meets = |(other, _): &(ServiceBinding, Service)| {
+            other.service != binding.service && other.known_by.may_meet(&binding.known_by)
+        };
+        if others.iter().any(meets) {
+            return Err(StoreError::Conflict);
+        }
+    }
     let done = sqlx::query(
-        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at)
-         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NULL) < ?6",
+        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, issuer)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?7 WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NULL) < ?6",
     )
     .bind(binding.id.as_str())
     .bind(binding.service.as_str())
@@ -29,6 +39,7 @@ pub(super) async fn insert(
     .bind(binding.known_by.name())
     .bind(micros(binding.created_at))
     .bind(i64::try_from(BINDINGS_MAX).unwrap_or(i64::MAX))
+    .bind(binding.known_by.issuer())
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
@@ -136,8 +147,26 @@ pub(super) async fn bound(
     .fetch_optional(pool)
     .await
     .map_err(store_error)?;
-    let both = |row: &SqliteRow| Ok((binding(row)?, services::service(row)?));
     row.as_ref().map(both).transpose()
+}
+
+pub(super) async fn of_issuer(
+    reader: &mut SqliteConnection,
+    issuer: &str,
+) -> Result<Vec<(ServiceBinding, Service)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT b.*, s.* FROM bindings b JOIN services s ON s.name = b.service
+         WHERE b.issuer = ? ORDER BY b.bound_at, b.binding_id",
+    )
+    .bind(issuer)
+    .fetch_all(reader)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(both).collect()
+}
+
+fn both(row: &SqliteRow) -> Result<(ServiceBinding, Service), StoreError> {
+    Ok((binding(row)?, services::service(row)?))
 }
 
 fn binding(row: &SqliteRow) -> Result<ServiceBinding, StoreError> {

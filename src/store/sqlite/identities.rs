@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{SqliteStore, bindings, operators, tokens};
+use super::{SqliteStore, bindings, operators, row, tokens};
 use crate::{
     broker::ports::{Identities, StoreError, TokenOwner},
     domain::{
@@ -119,6 +119,14 @@ impl Identities for SqliteStore {
         known_by: &KnownBy,
     ) -> Result<Option<(ServiceBinding, Service)>, StoreError> {
         bindings::bound(&self.readers, known_by).await
+    }
+
+    async fn bound_by_issuer(
+        &self,
+        issuer: &str,
+    ) -> Result<Vec<(ServiceBinding, Service)>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        bindings::of_issuer(&mut reader, issuer).await
     }
 
     async fn create_operator(

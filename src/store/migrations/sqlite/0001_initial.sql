@@ -38,9 +38,12 @@ CREATE TABLE bindings (
     bound_at   INTEGER NOT NULL,
     -- Of hosts that have enrolled: when their newest certificate ends.
     bound_until INTEGER,
+    -- Of rules about signed tokens: whose tokens.
+    issuer     TEXT,
     UNIQUE (kind, known_by)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX bindings_by_service ON bindings (service);
+CREATE INDEX bindings_by_issuer ON bindings (issuer) WHERE issuer IS NOT NULL;
 
 -- Every version of every grant; a deletion is a version without a spec.
 CREATE TABLE grant_versions (

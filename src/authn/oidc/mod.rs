@@ -1,0 +1,277 @@
+//! Signed tokens of issuers that the configuration names: OpenID Connect
+//! (<https://openid.net/specs/openid-connect-core-1_0.html#IDTokenValidation>), Kubernetes'
+//! service-account tokens, JWT-SVIDs.
+//!
+//! Which issuer a token is of decides, by exact text, before anything is asked of anybody;
+//! nothing else in it leads to a file or to the network.
+
+mod keys;
+mod source;
+mod token;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use tokio::task::JoinSet;
+
+use self::{source::Keys, token::Token};
+use super::{Login, LoginError};
+use crate::{
+    broker::ports::{KeysOf, Store},
+    domain::{
+        binding::KnownBy,
+        name::Name,
+        operator::Role,
+        principal::{Evidence, Identity, Origin, Principal, Proof},
+    },
+};
+
+/// By how much clocks may differ, seconds.
+const LEEWAY: f64 = 60.0;
+/// Longest life that a token may have, seconds.
+const LIFE_MAX: f64 = 24.0 * 3600.0;
+/// Longest subject, bytes.
+const SUBJECT_MAX: usize = 1024;
+
+/// Whom an issuer's tokens make an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorRule {
+    /// A claim that is text, or a list of texts.
+    pub claim: String,
+    /// What it must be, or have among its texts.
+    pub value: String,
+    /// What the operator may do then.
+    pub role: Role,
+}
+
+/// An issuer of tokens.
+#[derive(Clone, Debug)]
+pub struct IssuerSettings {
+    /// The claim `iss`, exactly.
+    pub issuer: String,
+    /// One of these must be in the claim `aud`.
+    pub audiences: Vec<String>,
+    /// Who is an operator; of several rules the one of the most powerful role.
+    pub operators: Vec<OperatorRule>,
+    /// How operators' names begin, before the value of `name_claim`.
+    pub name_prefix: String,
+    /// The claim that tells an operator's name.
+    pub name_claim: String,
+}
+
+#[derive(Debug)]
+struct Issuer {
+    settings: IssuerSettings,
+    keys: Keys,
+}
+
+/// The issuers of the configuration.
+#[derive(Debug, Default)]
+pub struct Issuers(Vec<Arc<Issuer>>);
+
+/// What a good token says.
+#[derive(Debug)]
+struct Claims<'a> {
+    subject: String,
+    audiences: Vec<String>,
+    expires_at: Timestamp,
+    all: &'a Map<String, Value>,
+}
+
+impl Issuers {
+    /// These, each with where its keys are.
+    #[must_use]
+    pub fn new(issuers: Vec<(IssuerSettings, Arc<dyn KeysOf>)>) -> Self {
+        let issuer = |(settings, of): (IssuerSettings, _)| {
+            let keys = Keys::new(settings.issuer.clone(), of);
+            Arc::new(Issuer { settings, keys })
+        };
+        Self(issuers.into_iter().map(issuer).collect())
+    }
+
+    /// Reads all keys, once. What cannot be read is told, and tried again.
+    pub async fn load(&self) {
+        let mut loading = JoinSet::new();
+        for issuer in &self.0 {
+            let issuer = Arc::clone(issuer);
+            loading.spawn(async move { issuer.keys.load().await });
+        }
+        loading.join_all().await;
+    }
+
+    /// Reads them anew from time to time, for ever.
+    pub async fn keep(&self) {
+        let mut keeping = JoinSet::new();
+        for issuer in &self.0 {
+            let issuer = Arc::clone(issuer);
+            keeping.spawn(async move { issuer.keys.keep().await });
+        }
+        keeping.join_all().await;
+    }
+
+    /// Proves whom a bearer's text names, if it is a signed token.
+    pub(super) async fn authenticate(
+        &self,
+        store: &dyn Store,
+        now: Timestamp,
+        origin: Origin,
+        text: &str,
+    ) -> Login {
+        let refused = |reason, evidence| LoginError::Refused { reason, evidence };
+        let token = Token::parse(text).map_err(|reason| refused(reason, None))?;
+        let claimed = |name: &str| token.claims.get(name).and_then(Value::as_str);
+        let named = claimed("iss").and_then(|iss| self.0.iter().find(|i| i.settings.issuer == iss));
+        let evidence = Evidence::Jwt {
+            issuer: claimed("iss").unwrap_or_default().to_owned(),
+            subject: claimed("sub").map(ToOwned::to_owned),
+        };
+        let wrong = |reason| refused(reason, Some(evidence.clone()));
+        let issuer = named.ok_or_else(|| wrong("JWT_ISSUER_UNKNOWN"))?;
+        let claims = issuer.verify(&token, now).await.map_err(wrong)?;
+        let operator = issuer.settings.operator(&claims).map_err(wrong)?;
+        let mut services = Vec::new();
+        for (binding, service) in store.bound_by_issuer(&issuer.settings.issuer).await? {
+            if let KnownBy::Oidc(rule) = &binding.known_by
+                && rule.matches(&claims.subject, &claims.audiences, claims.all)
+            {
+                services.push((binding, service));
+            }
+        }
+        let proof = |binding| Proof {
+            evidence: evidence.clone(),
+            binding,
+            expires_at: Some(claims.expires_at),
+        };
+        if let Some((name, role)) = operator {
+            // Nobody is two.
+            if !services.is_empty() {
+                return Err(wrong("IDENTITY_AMBIGUOUS"));
+            }
+            let operators = store.operators().await?;
+            if operators.iter().any(|known| known.name == name) {
+                return Err(wrong("OPERATOR_NAME_TAKEN"));
+            }
+            return Ok(Principal::proven(
+                Identity::Operator(name, role),
+                proof(None),
+                origin,
+            ));
+        }
+        let (binding, service) = services.pop().ok_or_else(|| wrong("IDENTITY_UNBOUND"))?;
+        if services
+            .iter()
+            .any(|(other, _)| other.service != binding.service)
+        {
+            return Err(wrong("IDENTITY_AMBIGUOUS"));
+        }
+        if service.suspension.is_some() {
+            return Err(LoginError::Suspended {
+                service: service.name,
+                evidence,
+            });
+        }
+        let identity = Identity::Service(service.name);
+        Ok(Principal::proven(identity, proof(Some(binding.id)), origin))
+    }
+}
+
+impl Issuer {
+    async fn verify<'a>(
+        &self,
+        token: &'a Token<'_>,
+        now: Timestamp,
+    ) -> Result<Claims<'a>, &'static str> {
+        let set = self.keys.for_token(token).await?;
+        let key = set.find(token).ok_or("JWT_KEY_UNKNOWN")?;
+        if !key.verifies(token) {
+            return Err("JWT_SIGNATURE_WRONG");
+        }
+        claims(&token.claims, &self.settings.audiences, now)
+    }
+}
+
+/// What a signed set of claims says, if it is good at `now` and for this broker.
+fn claims<'a>(
+    all: &'a Map<String, Value>,
+    ours: &[String],
+    now: Timestamp,
+) -> Result<Claims<'a>, &'static str> {
+    let expiry = number(all, "exp", "JWT_EXPIRY_INVALID")?.ok_or("JWT_EXPIRY_MISSING")?;
+    let issued = number(all, "iat", "JWT_ISSUED_AT_INVALID")?.ok_or("JWT_ISSUED_AT_MISSING")?;
+    let not_before = number(all, "nbf", "JWT_NOT_BEFORE_INVALID")?;
+    #[expect(clippy::cast_precision_loss, reason = "seconds of this age are exact")]
+    let now = now.as_second() as f64;
+    if expiry + LEEWAY <= now {
+        return Err("JWT_EXPIRED");
+    }
+    if issued > now + LEEWAY || not_before.is_some_and(|from| from > now + LEEWAY) {
+        return Err("JWT_NOT_VALID_YET");
+    }
+    if expiry <= issued || expiry - issued > LIFE_MAX {
+        return Err("JWT_LIFE_WRONG");
+    }
+    let audiences = audiences(all)?;
+    if !audiences.iter().any(|audience| ours.contains(audience)) {
+        return Err("JWT_AUDIENCE_WRONG");
+    }
+    let subject = all.get("sub").ok_or("JWT_SUBJECT_MISSING")?.as_str();
+    let subject = subject.filter(|sub| (1..=SUBJECT_MAX).contains(&sub.len()));
+    #[expect(clippy::cast_possible_truncation, reason = "a day from now at most")]
+    let expires_at = Timestamp::from_second(expiry as i64).map_err(|_| "JWT_EXPIRY_INVALID")?;
+    Ok(Claims {
+        subject: subject.ok_or("JWT_SUBJECT_INVALID")?.to_owned(),
+        audiences,
+        expires_at,
+        all,
+    })
+}
+
+/// A NumericDate (RFC 7519 section 2): a JSON number, and no text.
+fn number(
+    all: &Map<String, Value>,
+    name: &str,
+    wrong: &'static str,
+) -> Result<Option<f64>, &'static str> {
+    let Some(value) = all.get(name) else {
+        return Ok(None);
+    };
+    // Before the year 3000; what is larger is a mistake, or milliseconds.
+    let number = value.as_f64().filter(|number| (0.0..32e9).contains(number));
+    number.map(Some).ok_or(wrong)
+}
+
+fn audiences(all: &Map<String, Value>) -> Result<Vec<String>, &'static str> {
+    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+    let listed = match all.get("aud").ok_or("JWT_AUDIENCE_MISSING")? {
+        Value::Array(several) => several.iter().map(text).collect(),
+        one => text(one).map(|one| vec![one]),
+    };
+    listed.ok_or("JWT_AUDIENCE_INVALID")
+}
+
+impl IssuerSettings {
+    /// The operator that a token makes of its bearer, if any.
+    fn operator(&self, claims: &Claims<'_>) -> Result<Option<(Name, Role)>, &'static str> {
+        let has = |rule: &&OperatorRule| match claims.all.get(&rule.claim) {
+            Some(Value::Array(several)) => several.iter().any(|one| *one == rule.value.as_str()),
+            Some(one) => *one == rule.value.as_str(),
+            None => false,
+        };
+        let roles: Vec<Role> = self
+            .operators
+            .iter()
+            .filter(has)
+            .map(|rule| rule.role)
+            .collect();
+        let Some(role) = Role::ALL.into_iter().rfind(|role| roles.contains(role)) else {
+            return Ok(None);
+        };
+        let name = claims.all.get(&self.name_claim).and_then(Value::as_str);
+        let name = name.map(|name| format!("{}{name}", self.name_prefix).parse());
+        match name {
+            Some(Ok(name)) => Ok(Some((name, role))),
+            _ => Err("OPERATOR_NAME_INVALID"),
+        }
+    }
+}

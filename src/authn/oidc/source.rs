@@ -1,0 +1,116 @@
+//! The keys of an issuer as they stand now: read at the start, then from time to time, and
+//! when a token names a key that is not among them, but not often.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{keys::KeySet, token::Token};
+use crate::broker::ports::KeysOf;
+
+/// How long a read may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long keys that cannot be read anew go on being good.
+const STALE_AFTER: Duration = Duration::from_hours(24);
+
+pub(super) struct Keys {
+    issuer: String,
+    of: Arc<dyn KeysOf>,
+    known: Mutex<Known>,
+    /// Held while they are read: whoever waits takes what that brings.
+    reading: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    set: Option<Arc<KeySet>>,
+    read_at: Option<Instant>,
+    tried_at: Option<Instant>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys")
+            .field("issuer", &self.issuer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Keys {
+    pub(super) fn new(issuer: String, of: Arc<dyn KeysOf>) -> Self {
+        Self {
+            issuer,
+            of,
+            known: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The set that has the token's key, if any has.
+    pub(super) async fn for_token(&self, token: &Token<'_>) -> Result<Arc<KeySet>, &'static str> {
+        if let Some(set) = self.current()
+            && set.find(token).is_some()
+        {
+            return Ok(set);
+        }
+        self.read_again().await;
+        self.current().ok_or("JWT_KEYS_UNAVAILABLE")
+    }
+
+    fn current(&self) -> Option<Arc<KeySet>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_fresh = known.read_at.is_some_and(|at| at.elapsed() < STALE_AFTER);
+        known.set.clone().filter(|_| is_fresh)
+    }
+
+    async fn read_again(&self) {
+        let _reading = self.reading.lock().await;
+        let last = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .tried_at;
+        if last.is_none_or(|last| last.elapsed() >= self.of.again_after()) {
+            self.read().await;
+        }
+    }
+
+    /// Reads them whatever was before.
+    pub(super) async fn load(&self) {
+        let _reading = self.reading.lock().await;
+        self.read().await;
+    }
+
+    pub(super) async fn keep(&self) {
+        loop {
+            sleep(self.of.every()).await;
+            self.load().await;
+        }
+    }
+
+    async fn read(&self) {
+        let read = timeout(LIMIT, self.of.read()).await;
+        let read = read.unwrap_or_else(|_| Err("no answer within ten seconds".to_owned()));
+        let parsed = read.and_then(|json| KeySet::parse(&json));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.tried_at = Some(Instant::now());
+        match parsed {
+            Ok(set) => {
+                tracing::debug!(
+                    issuer = self.issuer,
+                    keys = set.len(),
+                    "the keys of an issuer are read"
+                );
+                known.set = Some(Arc::new(set));
+                known.read_at = known.tried_at;
+            }
+            Err(error) => {
+                tracing::error!(issuer = self.issuer, %error, "the keys of an issuer stay as they were");
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Signed tokens of an issuer that the configuration names.
+
+mod forged;
+mod issuer;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tokio::process::Child;
+
+use self::issuer::{Issuer, Signs, now};
+use crate::harness::{Account, site::Site};
+
+const ISSUER: &str = "https://issuer.example";
+const AUDIENCE: &str = "https://broker.example";
+const SUBJECT: &str = "repo:acme/pay:ref:refs/heads/main";
+
+/// A broker that takes tokens of one issuer, whose keys are in a file.
+struct Taken {
+    site: Site,
+    issuer: Issuer,
+    _child: Child,
+    _account: Account,
+}
+
+impl Taken {
+    async fn new() -> Self {
+        let issuer = Issuer::new();
+        let site =
+            Site::sealed(|site| configured(&format!("jwks_file = {:?}", site.text("keys.json"))));
+        fs::write(site.path("keys.json"), issuer.keys().to_string()).unwrap();
+        let account = Account::new().await;
+        let child = site.serving(&account.admin).await;
+        site.payments_api().await;
+        Self {
+            site,
+            issuer,
+            _child: child,
+            _account: account,
+        }
+    }
+
+    async fn bound() -> Self {
+        let world = Self::new().await;
+        world
+            .bind("payments-api", "repo:acme/pay:*", &["repository_id=42"])
+            .await;
+        world
+    }
+
+    async fn bind(&self, service: &str, subject: &str, claims: &[&str]) {
+        self.site.run(&binding(service, subject, claims)).await.ok();
+    }
+
+    async fn whoami(&self, token: &str) -> Value {
+        let whoami = self.site.run_as(token, &["whoami", "-o", "json"]).await;
+        whoami.ok().json()
+    }
+
+    async fn refused(&self) -> Vec<Value> {
+        let query = ["audit", "query", "--event", "login.failed", "-o", "json"];
+        let records = self.site.run(&query).await.ok().json();
+        records.as_array().unwrap().clone()
+    }
+}
+
+fn binding<'a>(service: &'a str, subject: &'a str, claims: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["service", "bind", service, "--oidc-issuer", ISSUER];
+    args.extend(["--oidc-subject", subject]);
+    args.extend(claims.iter().flat_map(|claim| ["--oidc-claim", claim]));
+    args
+}
+
+fn configured(keys: &str) -> String {
+    format!(
+        "[[oidc.issuers]]\nissuer = {ISSUER:?}\naudiences = [{AUDIENCE:?}]\n{keys}\noperator_prefix = \"acme-\"\n\
+         operator_name_claim = \"login\"\n\
+         [[oidc.issuers.operators]]\nclaim = \"groups\"\nvalue = \"platform\"\nrole = \"admin\"\n\
+         [[oidc.issuers.operators]]\nclaim = \"groups\"\nvalue = \"staff\"\nrole = \"viewer\"\n"
+    )
+}
+
+/// What a good token says.
+fn good() -> Value {
+    json!({
+        "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now(), "exp": now() + 300,
+        "repository_id": "42",
+    })
+}
+
+fn changed(name: &str, value: Value) -> Value {
+    let mut claims = good();
+    claims[name] = value;
+    claims
+}
+
+#[tokio::test]
+async fn a_service_is_known_by_its_token_of_every_algorithm() {
+    let world = Taken::bound().await;
+    for signer in Signs::ALL {
+        let token = world.issuer.sign(signer, &good());
+        let who = world.whoami(&token).await;
+        assert_eq!(who["actor"], "service:payments-api", "{signer:?} {who:#}");
+        assert_eq!(who["evidence"], format!("jwt of {ISSUER} for {SUBJECT}"));
+        assert_eq!(who["binding"]["oidc"]["subject"], "repo:acme/pay:*");
+        assert_eq!(
+            who["binding"]["oidc"]["claims"],
+            json!({"repository_id": "42"})
+        );
+        assert!(who["expires_at"].is_string());
+    }
+    let several = changed("aud", json!(["other", AUDIENCE]));
+    let token = world.issuer.sign(Signs::Es256, &several);
+    world.site.assert_issues(&token).await;
+    let fraction: Value = format!("{}.5", now() + 200).parse().unwrap();
+    let fraction = changed("exp", fraction);
+    world
+        .whoami(&world.issuer.sign(Signs::Rs256, &fraction))
+        .await;
+}
+
+#[tokio::test]
+async fn an_operator_is_known_by_its_group() {
+    let world = Taken::bound().await;
+    let login = |name: &str, groups: Value| {
+        let mut claims = good();
+        claims["sub"] = json!("user-1");
+        claims["login"] = json!(name);
+        claims["groups"] = groups;
+        world.issuer.sign(Signs::EdDsa, &claims)
+    };
+    let admin = login("ann", json!(["staff", "platform"]));
+    let who = world.whoami(&admin).await;
+    assert_eq!(
+        (&who["actor"], &who["role"]),
+        (&json!("operator:acme-ann"), &json!("admin"))
+    );
+    world
+        .site
+        .run_as(&admin, &["service", "create", "made"])
+        .await
+        .ok();
+    let viewer = login("vera", json!("staff"));
+    world.site.run_as(&viewer, &["service", "list"]).await.ok();
+    world
+        .site
+        .run_as(&viewer, &["service", "create", "no"])
+        .await
+        .fails(4, &["role viewer"]);
+    for (token, reason) in [
+        (login("Ann Smith", json!("staff")), "OPERATOR_NAME_INVALID"),
+        (login("ann", json!("others")), "IDENTITY_UNBOUND"),
+        (login("ann", json!({"0": "platform"})), "IDENTITY_UNBOUND"),
+    ] {
+        world
+            .site
+            .run_as(&token, &["whoami"])
+            .await
+            .fails(3, &["not accepted"]);
+        assert_eq!(world.refused().await.pop().unwrap()["reason"], reason);
+    }
+    // An operator of the broker's own keeps its name to itself.
+    let create = ["operator", "create", "acme-ann", "--role", "viewer"];
+    world.site.run(&create).await.ok();
+    world
+        .site
+        .run_as(&admin, &["whoami"])
+        .await
+        .fails(3, &["not accepted"]);
+    assert_eq!(
+        world.refused().await.pop().unwrap()["reason"],
+        "OPERATOR_NAME_TAKEN"
+    );
+    // And nobody is a service and an operator.
+    let mut both = good();
+    both["groups"] = json!("staff");
+    both["login"] = json!("bob");
+    let both = world.issuer.sign(Signs::Es256, &both);
+    world
+        .site
+        .run_as(&both, &["whoami"])
+        .await
+        .fails(3, &["not accepted"]);
+    assert_eq!(
+        world.refused().await.pop().unwrap()["reason"],
+        "IDENTITY_AMBIGUOUS"
+    );
+}
+
+#[tokio::test]
+async fn rules_of_two_services_that_could_meet_are_refused_when_they_are_made() {
+    let world = Taken::bound().await;
+    let site = &world.site;
+    site.create("billing").await;
+    for (subject, claims) in [
+        ("repo:acme/pay:*", &["repository_id=42"][..]),
+        ("repo:*", &[]),
+        (SUBJECT, &[]),
+        ("repo:acme/*:ref:*", &["environment=prod"]),
+    ] {
+        let refused = site.run(&binding("billing", subject, claims)).await;
+        refused.fails(
+            6,
+            &["service payments-api is known by subject", "IDENTITY_TAKEN"],
+        );
+    }
+    for (subject, claims) in [
+        ("repo:acme/billing:*", &["repository_id=42"][..]),
+        ("repo:acme/*", &["repository_id=43"]),
+    ] {
+        site.run(&binding("billing", subject, claims)).await.ok();
+    }
+    // One service may have rules that meet.
+    let again = binding("payments-api", SUBJECT, &["repository_id=42"]);
+    site.run(&again).await.ok();
+    let whose = async |repository: &str| {
+        let claims = changed("repository_id", json!(repository));
+        let token = world.issuer.sign(Signs::Es256, &claims);
+        world.whoami(&token).await["actor"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(whose("42").await, "service:payments-api");
+    assert_eq!(whose("43").await, "service:billing");
+    let refused = site.run(&binding("payments-api", SUBJECT, &[])).await;
+    refused.fails(
+        6,
+        &[
+            "service billing is known by subject repo:acme/*",
+            "IDENTITY_TAKEN",
+        ],
+    );
+    site.run(&again)
+        .await
+        .fails(6, &["service payments-api is known by", "IDENTITY_TAKEN"]);
+    for (wrong, words) in [
+        (binding("billing", "*", &[]), "something beside them"),
+        (binding("billing", "a", &["iss=x"]), "checked anyway"),
+        (
+            vec![
+                "service",
+                "bind",
+                "billing",
+                "--oidc-issuer",
+                "issuer",
+                "--oidc-subject",
+                "a",
+            ],
+            "https://",
+        ),
+        (
+            vec!["service", "bind", "billing", "--oidc-issuer", ISSUER],
+            "--oidc-subject",
+        ),
+    ] {
+        site.run(&wrong).await.fails(2, &[words]);
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_service_and_an_ended_binding_are_refused_whatever_the_token_says() {
+    let world = Taken::bound().await;
+    let token = world.issuer.sign(Signs::Ps256, &good());
+    world.whoami(&token).await;
+    world
+        .site
+        .run(&["service", "suspend", "payments-api"])
+        .await
+        .ok();
+    world
+        .site
+        .run_as(&token, &["whoami"])
+        .await
+        .fails(4, &["suspended"]);
+    world
+        .site
+        .run(&["service", "reinstate", "payments-api"])
+        .await
+        .ok();
+    let who = world.whoami(&token).await;
+    let id = who["binding"]["binding_id"].as_str().unwrap();
+    let delete = ["service", "binding", "delete", "payments-api", id];
+    world.site.run(&delete).await.ok();
+    world
+        .site
+        .run_as(&token, &["whoami"])
+        .await
+        .fails(3, &["not accepted"]);
+}
+
+#[tokio::test]
+async fn a_key_that_is_new_is_looked_for_and_one_that_is_gone_is_refused() {
+    let mut world = Taken::bound().await;
+    let old = world.issuer.sign(Signs::Es256, &good());
+    world.whoami(&old).await;
+    world.issuer = Issuer::new();
+    let keys = world.site.path("keys.json");
+    fs::write(&keys, "rubbish").unwrap();
+    world.whoami(&old).await;
+    fs::write(&keys, world.issuer.keys().to_string()).unwrap();
+    let new = world.issuer.sign(Signs::Es256, &good());
+    let is_taken = async || {
+        let run = world.site.run_as(&new, &["whoami"]).await;
+        (run.code == 0).then_some(())
+    };
+    crate::harness::eventually("the new key", is_taken).await;
+    world
+        .site
+        .run_as(&old, &["whoami"])
+        .await
+        .fails(3, &["not accepted"]);
+    assert_eq!(
+        world.refused().await.pop().unwrap()["reason"],
+        "JWT_KEY_UNKNOWN"
+    );
+}
+
+#[tokio::test]
+async fn keys_at_a_url_are_asked_for_once_however_many_tokens_name_others() {
+    let mut issuer = Issuer::new();
+    let account = Account::new().await;
+    let site = Site::sealed(|site| {
+        let server = issuer.listen(&site.path("tls.pem"), &site.path("tls.key"));
+        configured(&format!(
+            "jwks_url = \"https://{server}/keys\"\nca_file = {:?}",
+            site.text("tls.pem")
+        ))
+    });
+    let served = issuer.serve();
+    let _child = site.serving(&account.admin).await;
+    site.payments_api().await;
+    site.run(&binding("payments-api", SUBJECT, &[])).await.ok();
+    let token = issuer.sign(Signs::Es256, &good());
+    site.run_as(&token, &["whoami"]).await.ok();
+    assert_eq!(served.asked(), 1);
+    // Only half a minute after the last time it is asked for keys that it has not named.
+    for _ in 0..5 {
+        let unknown = Issuer::new().sign(Signs::Es256, &good());
+        site.run_as(&unknown, &["whoami"])
+            .await
+            .fails(3, &["not accepted"]);
+    }
+    assert_eq!(served.asked(), 1);
+    site.run_as(&token, &["whoami"]).await.ok();
+}
+
+#[tokio::test]
+async fn without_keys_the_broker_starts_and_refuses_the_tokens_until_it_has_them() {
+    let issuer = Issuer::new();
+    let account = Account::new().await;
+    let site =
+        Site::sealed(|site| configured(&format!("jwks_file = {:?}", site.text("keys.json"))));
+    let _child = site.serving(&account.admin).await;
+    site.payments_api().await;
+    site.run(&binding("payments-api", SUBJECT, &[])).await.ok();
+    let token = issuer.sign(Signs::Rs256, &good());
+    site.run_as(&token, &["whoami"])
+        .await
+        .fails(3, &["not accepted"]);
+    fs::write(site.path("keys.json"), issuer.keys().to_string()).unwrap();
+    let is_taken = async || (site.run_as(&token, &["whoami"]).await.code == 0).then_some(());
+    crate::harness::eventually("the keys", is_taken).await;
+}
