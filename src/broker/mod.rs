@@ -73,7 +73,7 @@ use crate::{
         },
         reap::Busy,
         under_way::UnderWay,
-        watch::Watchers,
+        watch::{ShutOuts, Watchers},
     },
     domain::{
         access::Caller,
@@ -152,6 +152,7 @@ pub struct Broker {
     unrecorded: Unrecorded,
     denying: Denying,
     watchers: Watchers,
+    shut_outs: ShutOuts,
     /// Sinks that are fed.
     fed: Mutex<Vec<Name>>,
     /// Held while a step of the admin key's replacement is taken.
@@ -189,6 +190,7 @@ impl Broker {
             unrecorded: Unrecorded::default(),
             denying: Denying::default(),
             watchers: Watchers::default(),
+            shut_outs: ShutOuts::default(),
             fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })

@@ -109,6 +109,9 @@ impl Broker {
             .service(name)
             .detail(words);
         let written = self.store().suspend_service(name, &suspension, audit).await;
+        if written.is_ok() {
+            self.tell_shut_out(name);
+        }
         self.after_change(name, written, "ALREADY_SUSPENDED", "is suspended already")
             .await
     }
@@ -153,6 +156,7 @@ impl Broker {
                 ),
             })?;
         }
+        self.tell_shut_out(name);
         Ok(())
     }
 

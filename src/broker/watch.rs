@@ -40,6 +40,15 @@ pub struct Watch {
 /// Those who watch.
 pub(super) struct Watchers(broadcast::Sender<Ended>);
 
+/// Those who hold connections.
+pub(super) struct ShutOuts(broadcast::Sender<Name>);
+
+impl Default for ShutOuts {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(WAITING))
+    }
+}
+
 impl Default for Watchers {
     fn default() -> Self {
         Self(broadcast::Sender::new(WAITING))
@@ -47,6 +56,17 @@ impl Default for Watchers {
 }
 
 impl Broker {
+    /// Tells which services are shut out from now on: suspended, revoked or deleted.
+    #[must_use]
+    pub fn shut_outs(&self) -> broadcast::Sender<Name> {
+        self.shut_outs.0.clone()
+    }
+
+    pub(super) fn tell_shut_out(&self, service: &Name) {
+        // Nobody may be connected.
+        let _ = self.shut_outs.0.send(service.clone());
+    }
+
     /// Begins to tell a service what of its own is revoked; `held` are leases that it holds.
     ///
     /// # Errors
@@ -80,6 +100,9 @@ impl Broker {
 
     /// Tells those who watch what was revoked.
     pub(super) fn tell_revoked(&self, target: &Target) {
+        if let Target::Service(service) = target {
+            self.tell_shut_out(service);
+        }
         let scope = match target {
             Target::Service(_) => Scope::Service,
             Target::Grant(grant) => Scope::Grant(grant.grant.clone()),

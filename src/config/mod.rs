@@ -45,6 +45,9 @@ const SECTIONS: [&str; 11] = [
     "operators",
     "log",
 ];
+/// How many may be connected, in all and from one address, where nothing is said.
+const CONNECTIONS: u32 = 4096;
+const CONNECTIONS_PER_ADDRESS: u32 = 64;
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Everything `serve` is told.
@@ -85,6 +88,10 @@ pub struct Listen {
     pub tls_cert_file: PathBuf,
     /// Its private key, PEM.
     pub tls_key_file: PathBuf,
+    /// How many may be connected.
+    pub connections: usize,
+    /// How many of them from one address.
+    pub connections_per_address: usize,
 }
 
 /// How to reach AWS; the admin key comes from the standard AWS chain.
@@ -193,6 +200,12 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let address = reader.required("listen", "address");
     let tls_cert_file = reader.required("listen", "tls_cert_file");
     let tls_key_file = reader.required("listen", "tls_key_file");
+    let mut count = |key, default| {
+        let count = reader.number("listen", key).unwrap_or(default);
+        usize::try_from(count).unwrap_or(usize::MAX)
+    };
+    let connections = count("connections", CONNECTIONS);
+    let connections_per_address = count("connections_per_address", CONNECTIONS_PER_ADDRESS);
     let client_authorities = certificates::read(reader);
     let issuers = oidc::read(reader);
     let enrollment = enrollment::read(reader, &client_authorities);
@@ -243,6 +256,8 @@ fn read(reader: &mut Reader) -> Option<Config> {
             address: address?,
             tls_cert_file: tls_cert_file?,
             tls_key_file: tls_key_file?,
+            connections,
+            connections_per_address,
         },
         client_authorities,
         issuers,
@@ -493,6 +508,8 @@ mod tests {
             [listen]
             address = "localhost"
             tls_cert_file = "a"
+            connections = 0
+            connections_per_address = "many"
             [aws]
             region = "Europe"
             partition = "azure"
@@ -514,6 +531,8 @@ mod tests {
             "colour",
             "listen.address",
             "listen.tls_key_file",
+            "listen.connections",
+            "listen.connections_per_address",
             "aws.region",
             "aws.partition",
             "aws.endpoint_url",

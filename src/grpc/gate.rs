@@ -1,11 +1,12 @@
 //! The gate in front of every RPC: authenticate, consult the access table, let in.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -24,6 +25,7 @@ use crate::{
     broker::{Broker, Error},
     domain::{
         access::{Caller, admit},
+        name::Name,
         principal::{Identity, Origin},
     },
 };
@@ -36,6 +38,28 @@ pub struct Peer {
     /// The client certificates that it has the key of, its own first; nobody has looked at
     /// what they are worth.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// Who has called over the connection.
+    pub services: Services,
+}
+
+/// The services that have called over a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Services(Arc<Mutex<BTreeSet<Name>>>);
+
+impl Services {
+    fn add(&self, service: &Name) {
+        let mut services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !services.contains(service) {
+            services.insert(service.clone());
+        }
+    }
+
+    /// Whether this one has.
+    #[must_use]
+    pub fn has(&self, service: &Name) -> bool {
+        let services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        services.contains(service)
+    }
 }
 
 /// Lets in whoever [`crate::domain::access::TABLE`] lets in.
@@ -86,6 +110,10 @@ where
             .and_then(|value| value.to_str().ok());
         let header = header.map(SecretString::from);
         let certificates = certificates(&request);
+        let services = request
+            .extensions()
+            .get()
+            .map(|peer: &Peer| peer.services.clone());
         Box::pin(async move {
             let shown = Shown {
                 authorization: header.as_ref().map(ExposeSecret::expose_secret),
@@ -93,6 +121,11 @@ where
             };
             match let_in(&broker, &authenticator, origin, shown).await {
                 Ok(caller) => {
+                    if let (Some(services), Identity::Service(name)) =
+                        (services, caller.principal().identity())
+                    {
+                        services.add(name);
+                    }
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }

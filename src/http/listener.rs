@@ -1,63 +1,101 @@
-//! The accept loop: TLS, then HTTP/1 or HTTP/2, with bounds on what a stranger can
-//! hold. tonic's own server leaves some of HTTP/2's bounds off, so it serves here as
-//! a plain service.
+//! The accept loop: who may connect, and how many at a time. tonic's own server leaves some
+//! of HTTP/2's bounds off, so it serves here as a plain service.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-use axum::{Router, body::Body, http::Request};
-use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-    service::TowerToHyperService,
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use axum::Router;
+use metrics::counter;
 use tokio::{
-    io::AsyncBufReadExt,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt;
 
-use crate::grpc::gate::Peer;
+use super::connection::Serving;
+use crate::domain::name::Name;
 
-const CONNECTIONS_MAX: usize = 4096;
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(5);
-const STREAMS_MAX: u32 = 64;
-const RESET_STREAMS_MAX: usize = 128;
-const HEADERS_MAX: u32 = 8 * 1024;
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
-const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
+/// How many handshakes go on at a time.
+const HANDSHAKES_MAX: usize = 256;
 /// After an error of accept itself, e.g. no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long running calls may take to end once asked to.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
-/// Serves `router` until `stop`, then lets running calls end.
+/// How many may be connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// In all.
+    pub most: usize,
+    /// From one address.
+    pub per_address: usize,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            most: 4096,
+            per_address: 64,
+        }
+    }
+}
+
+/// Where to listen, and how.
+pub struct Listening {
+    /// Already bound.
+    pub listener: TcpListener,
+    /// What it shows, as it stands now.
+    pub tls: watch::Receiver<Arc<ServerConfig>>,
+    /// How many may come.
+    pub connections: Connections,
+}
+
+/// Serves `router` until `stop`, then lets running calls end. Connections of a service that
+/// `shut_outs` tells end at once, but for what it hears of that.
 pub async fn serve(
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    listening: Listening,
     router: Router,
+    shut_outs: broadcast::Sender<Name>,
     stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
+    let Listening {
+        listener,
+        tls,
+        connections,
+    } = listening;
+    let permits = Arc::new(Semaphore::new(connections.most));
+    let addresses = Arc::new(Addresses::default());
+    let serving = Arc::new(Serving {
+        tls,
+        handshakes: Semaphore::new(HANDSHAKES_MAX),
+        router,
+        shut_outs,
+        stop: stop.clone(),
+    });
+    let tracker = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &permits)).await {
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let serve = connection(stream, peer, acceptor.clone(), router.clone(), stop.clone());
-        connections.spawn(async move {
-            serve.await;
-            drop(permit);
+        let Some(place) = addresses.enter(peer.ip(), connections.per_address) else {
+            counter!("credbroker_connections_refused_total", "reason" => "per_address")
+                .increment(1);
+            continue;
+        };
+        let serving = Arc::clone(&serving);
+        tracker.spawn(async move {
+            serving.serve(stream, peer).await;
+            drop((place, permit));
         });
     }
-    connections.close();
-    if timeout(DRAIN_LIMIT, connections.wait()).await.is_err() {
+    tracker.close();
+    if timeout(DRAIN_LIMIT, tracker.wait()).await.is_err() {
         tracing::warn!("some calls did not end in time and were cut off");
     }
 }
@@ -70,6 +108,7 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, peer)) => Some((stream, peer, permit)),
         Err(error) => {
+            counter!("credbroker_accept_errors_total").increment(1);
             tracing::warn!(%error, "a connection could not be accepted");
             sleep(ACCEPT_PAUSE).await;
             None
@@ -77,64 +116,41 @@ async fn accept(
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    acceptor: TlsAcceptor,
-    router: Router,
-    stop: CancellationToken,
-) {
-    // Small answers must not wait for more to send.
-    let _ = stream.set_nodelay(true);
-    let Ok(Ok(mut stream)) = timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await else {
-        tracing::debug!(%peer, "a TLS handshake failed");
-        return;
-    };
-    // hyper waits for the first bytes without limit, to tell HTTP/1 from HTTP/2.
-    if !matches!(
-        timeout(FIRST_REQUEST_LIMIT, stream.fill_buf()).await,
-        Ok(Ok(_))
-    ) {
-        tracing::debug!(%peer, "a connection asked for nothing");
-        return;
+/// How many are connected from where.
+#[derive(Default)]
+struct Addresses(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of them, until it is dropped.
+struct Place {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let shown = stream.get_ref().1.peer_certificates();
-    let shown = Peer {
-        address: peer,
-        certificates: shown.unwrap_or_default().into(),
-    };
-    let service = router.map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(shown.clone());
-        request.map(Body::new)
-    });
-    let builder = builder();
-    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    tokio::pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, %error, "a connection ended with an error");
+
+    /// Takes a place; `None` when `most` are taken.
+    fn enter(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<Place> {
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        (*count < most).then(|| {
+            *count += 1;
+            Place {
+                addresses: Arc::clone(self),
+                address,
+            }
+        })
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(FIRST_REQUEST_LIMIT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .max_header_list_size(HEADERS_MAX)
-        .keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_LIMIT);
-    builder
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.counts();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+        }
+        counts.retain(|_, count| *count > 0);
+    }
 }

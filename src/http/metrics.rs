@@ -139,6 +139,14 @@ fn describe() {
         "credbroker_unknown_keys_removed_total",
         "Access keys removed because no lease knew them"
     );
+    describe_counter!(
+        "credbroker_connections_refused_total",
+        "Connections that were refused for their number"
+    );
+    describe_counter!(
+        "credbroker_accept_errors_total",
+        "Connections that could not be accepted"
+    );
     describe_sinks();
     describe_witness();
     describe_histogram!(

@@ -1,6 +1,7 @@
 //! HTTPS beside gRPC on the same port: liveness, readiness, metrics, and the listener
 //! itself.
 
+mod connection;
 pub mod listener;
 mod metrics;
 pub mod tls;
@@ -37,13 +38,14 @@ pub fn router(broker: &Arc<Broker>, authenticator: &Arc<Authenticator>) -> Route
         .merge(grpc)
 }
 
-/// Ready when the store answers.
+/// Ready when the store answers and nothing speaks against the log; in words why not.
 async fn readiness(broker: &Broker) -> (StatusCode, &'static str) {
-    match broker.store().audit_size().await {
-        Ok(_) => (StatusCode::OK, "ok\n"),
-        Err(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the store does not answer\n",
-        ),
+    let not_ready = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
+    if broker.store().log_start().await.is_err() {
+        return not_ready("the store does not answer\n");
+    }
+    match broker.log_is_whole() {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(_) => not_ready("the audit log is in doubt: nothing is issued, revocation works\n"),
     }
 }

@@ -1,10 +1,14 @@
 //! TLS of the listener: rustls on aws-lc-rs, TLS 1.3 and 1.2, no resumption.
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::{sync::watch, time::sleep};
 use tokio_rustls::rustls::{
     self, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -48,6 +52,39 @@ pub enum ClientCertificates {
     Asked,
     /// Nobody would vouch for any.
     NotAsked,
+}
+
+/// How often the files are looked at.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Shows what these PEM files hold whenever they have changed, for ever. What cannot be used
+/// is told, and the last that could be stays.
+pub async fn keep(
+    cert: &Path,
+    key: &Path,
+    clients: ClientCertificates,
+    shown: watch::Sender<Arc<ServerConfig>>,
+) {
+    let state = |path: &Path| {
+        let found = fs::metadata(path).ok();
+        found.map(|found| (found.ino(), found.mtime(), found.mtime_nsec(), found.size()))
+    };
+    let mut last = (state(cert), state(key));
+    loop {
+        sleep(EVERY).await;
+        let now = (state(cert), state(key));
+        if last == now {
+            continue;
+        }
+        last = now;
+        match from_files(cert, key, clients) {
+            Ok(config) => {
+                tracing::info!("the TLS certificate has changed");
+                shown.send_replace(config);
+            }
+            Err(error) => tracing::error!(%error, "the TLS certificate stays as it was"),
+        }
+    }
 }
 
 /// From PEM files.

@@ -17,7 +17,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -40,7 +40,10 @@ use crate::{
         seal::SealingKey,
         service::Limits,
     },
-    http::tls::{self, ClientCertificates},
+    http::{
+        listener::{Connections, Listening},
+        tls::{self, ClientCertificates},
+    },
     store::anchor::replace_file,
 };
 
@@ -122,17 +125,15 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         .map_err(file_error(&env_file))?;
     let authenticator = Arc::new(Authenticator::default());
     authenticator.trust.replace(vec![authority]);
-    run(
-        assembled,
+    let listening = Listening {
         listener,
-        tls,
-        authenticator,
-        Vec::new(),
-        move || {
-            tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
-            println!("ready");
-        },
-    )
+        tls: watch::channel(tls).1,
+        connections: Connections::default(),
+    };
+    run(assembled, listening, authenticator, Vec::new(), move || {
+        tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
+        println!("ready");
+    })
     .await
 }
 

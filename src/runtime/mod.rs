@@ -20,7 +20,6 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 pub use self::trust::TrustError;
@@ -45,7 +44,11 @@ use crate::{
         seal::{SealError, SealingKey},
         service::Limits,
     },
-    http::{self, listener, tls::TlsError},
+    http::{
+        self,
+        listener::{self, Listening},
+        tls::TlsError,
+    },
     sink,
     store::{
         anchor::FileAnchor,
@@ -373,8 +376,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 /// Serves until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 async fn run(
     assembled: Assembled,
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    listening: Listening,
     authenticator: Arc<Authenticator>,
     sinks: Vec<Arc<dyn Sink>>,
     ready: impl FnOnce(),
@@ -398,7 +400,7 @@ async fn run(
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
-    listener::serve(listener, tls, router, stop).await;
+    listener::serve(listening, router, broker.shut_outs(), stop).await;
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
     finish(&broker).await;
     let cut_off = upkeep.abort_handle();

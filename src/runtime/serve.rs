@@ -4,6 +4,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use data_encoding::BASE64;
 use secrecy::ExposeSecret;
+use tokio::sync::watch;
 
 use super::{
     Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory, not_sealing,
@@ -21,7 +22,10 @@ use crate::{
     },
     config::{self, Config, Destination, KeysAt},
     domain::seal::{SealError, SealingKey},
-    http::tls::{self, ClientCertificates},
+    http::{
+        listener::{Connections, Listening},
+        tls::{self, ClientCertificates},
+    },
     sink::{
         FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, WebhookSink,
     },
@@ -62,9 +66,21 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let issuing = Arc::clone(&authenticator);
     let issuing = tokio::spawn(async move { issuing.issuers.keep().await });
     let ready = move || tracing::info!(%address, "serving");
-    let ended = run(assembled, listener, tls, authenticator, sinks, ready).await;
+    let (shown, tls) = watch::channel(tls);
+    let (cert, key) = (cert.clone(), key.clone());
+    let showing = tokio::spawn(async move { tls::keep(&cert, &key, clients, shown).await });
+    let listening = Listening {
+        listener,
+        tls,
+        connections: Connections {
+            most: config.listen.connections,
+            per_address: config.listen.connections_per_address,
+        },
+    };
+    let ended = run(assembled, listening, authenticator, sinks, ready).await;
     trusting.abort();
     issuing.abort();
+    showing.abort();
     ended
 }
 

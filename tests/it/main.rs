@@ -16,6 +16,7 @@ mod audit;
 mod bootstrap;
 mod clock;
 mod contract;
+mod edge;
 mod enforcement;
 mod errors;
 mod faults;

@@ -71,6 +71,11 @@ async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
         .broker
         .run_as(Some(&two.tokens["billing"]), &["issue", "work"]);
     issue.await.fails(6, &["LOG_CONTRADICTED"]);
+    let ready = two.world.broker.https_get("/readyz").await;
+    assert!(
+        ready.contains(" 503 ") && ready.contains("in doubt"),
+        "{ready}"
+    );
 
     let refusal = Fault::Answer(403, "AccessDenied", "not now");
     proxy.inject("PutRolePolicy", refusal);

@@ -8,8 +8,14 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri},
     routing::post,
 };
-use credbroker::http::{listener::serve, tls};
-use tokio::{net::TcpListener, sync::watch};
+use credbroker::http::{
+    listener::{Connections, Listening, serve},
+    tls,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast::Sender, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::site::Site;
@@ -49,7 +55,17 @@ impl Collector {
         let router = Router::new()
             .route("/audit", post(take))
             .with_state(collector.clone());
-        tokio::spawn(serve(listener, tls, router, CancellationToken::new()));
+        let listening = Listening {
+            listener,
+            tls: watch::channel(tls).1,
+            connections: Connections::default(),
+        };
+        tokio::spawn(serve(
+            listening,
+            router,
+            Sender::new(1),
+            CancellationToken::new(),
+        ));
         collector
     }
 

@@ -23,10 +23,17 @@ use credbroker::{
         note::{self, Verifier},
         tree::{EMPTY, Hash, extends},
     },
-    http::{listener::serve, tls},
+    http::{
+        listener::{Connections, Listening, serve},
+        tls,
+    },
 };
 use data_encoding::{BASE64, HEXLOWER};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast::Sender, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::site::Site;
@@ -125,7 +132,12 @@ impl Witness {
             .route("/submit/add-checkpoint", post(add_checkpoint))
             .with_state(self.clone());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, tls, router, stop.clone()));
+        let listening = Listening {
+            listener,
+            tls: watch::channel(tls).1,
+            connections: Connections::default(),
+        };
+        let task = tokio::spawn(serve(listening, router, Sender::new(1), stop.clone()));
         Running { stop, task }
     }
 

@@ -1,0 +1,239 @@
+//! One connection: TLS, then HTTP/1 or HTTP/2, with bounds on what a stranger can hold.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, broadcast, watch},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::{
+    domain::{
+        name::Name,
+        random::{Random, SystemRandom},
+    },
+    grpc::gate::{Peer, Services},
+};
+
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// From the end of the handshake until the first request has arrived with all its headers.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// How long the body of a request may take to arrive.
+const BODY_LIMIT: Duration = Duration::from_secs(8);
+const STREAMS_MAX: u32 = 64;
+const RESET_STREAMS_MAX: usize = 128;
+const PENDING_RESET_STREAMS_MAX: usize = 20;
+const HEADERS_MAX: u32 = 8 * 1024;
+const FRAME_MAX: u32 = 16 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
+/// How old a connection grows, a tenth more or less, so that clients spread over brokers.
+const AGE_MAX: Duration = Duration::from_mins(30);
+/// What is running may take so long to end then.
+const AGE_GRACE: Duration = Duration::from_secs(30);
+/// The same for one whose service is shut out: it hears of that first.
+const SHUT_OUT_GRACE: Duration = Duration::from_secs(2);
+
+/// What all connections have in common.
+pub(super) struct Serving {
+    pub(super) tls: watch::Receiver<Arc<ServerConfig>>,
+    pub(super) handshakes: Semaphore,
+    pub(super) router: Router,
+    /// Tells which services are shut out.
+    pub(super) shut_outs: broadcast::Sender<Name>,
+    pub(super) stop: CancellationToken,
+}
+
+/// Why a connection is to end.
+enum Ending {
+    /// It asked for nothing.
+    Silent,
+    /// Whatever runs may end, for so long.
+    After(Duration),
+    /// The broker ends.
+    Stop,
+}
+
+impl Serving {
+    pub(super) async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        // Small answers must not wait for more to send.
+        let _ = stream.set_nodelay(true);
+        let Ok(Some(stream)) = timeout(HANDSHAKE_LIMIT, self.handshake(stream)).await else {
+            tracing::debug!(%peer, "a TLS handshake failed");
+            return;
+        };
+        let shut_outs = self.shut_outs.subscribe();
+        let shown = Peer {
+            address: peer,
+            certificates: stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .unwrap_or_default()
+                .into(),
+            services: Services::default(),
+        };
+        let (services, asked) = (shown.services.clone(), Arc::new(AtomicBool::new(false)));
+        let has_asked = Arc::clone(&asked);
+        let service = self
+            .router
+            .clone()
+            .map_request(move |mut request: Request<Incoming>| {
+                has_asked.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(shown.clone());
+                request.map(|body| Body::new(Timed::new(body)))
+            });
+        let builder = builder();
+        let io = TokioIo::new(stream);
+        let serving = builder.serve_connection(io, TowerToHyperService::new(service));
+        tokio::pin!(serving);
+        let ended = tokio::select! {
+            ended = serving.as_mut() => ended,
+            ending = self.ending(&asked, &services, shut_outs) => {
+                serving.as_mut().graceful_shutdown();
+                match ending {
+                    Ending::Silent => return,
+                    Ending::Stop => serving.await,
+                    Ending::After(grace) => match timeout(grace, serving).await {
+                        Ok(ended) => ended,
+                        Err(_) => return,
+                    },
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "a connection ended with an error");
+        }
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let _permit = self.handshakes.acquire().await.ok()?;
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.borrow()));
+        acceptor.accept(stream).await.ok()
+    }
+
+    async fn ending(
+        &self,
+        asked: &AtomicBool,
+        services: &Services,
+        mut shut_outs: broadcast::Receiver<Name>,
+    ) -> Ending {
+        let silent = async {
+            sleep(FIRST_REQUEST_LIMIT).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let shut_out = async {
+            loop {
+                match shut_outs.recv().await {
+                    Ok(service) if services.has(&service) => return,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                    // Whoever it was is refused at the next call.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                }
+            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => Ending::Stop,
+            () = silent => Ending::Silent,
+            () = sleep(age()) => Ending::After(AGE_GRACE),
+            () = shut_out => Ending::After(SHUT_OUT_GRACE),
+        }
+    }
+}
+
+fn age() -> Duration {
+    let mut chance = [0];
+    SystemRandom.fill(&mut chance);
+    // From nine tenths to eleven.
+    AGE_MAX * 9 / 10 + AGE_MAX / 5 * u32::from(chance[0]) / 255
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(FIRST_REQUEST_LIMIT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESET_STREAMS_MAX)
+        .max_header_list_size(HEADERS_MAX)
+        .max_frame_size(FRAME_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_LIMIT);
+    builder
+}
+
+/// A body that must have arrived in time: every call has one message, and no more.
+struct Timed {
+    body: Incoming,
+    limit: Pin<Box<Sleep>>,
+}
+
+/// The body of a request did not arrive in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the request did not arrive in time")]
+struct Late;
+
+impl Timed {
+    fn new(body: Incoming) -> Self {
+        let limit = Box::pin(sleep(BODY_LIMIT));
+        Self { body, limit }
+    }
+}
+
+impl hyper::body::Body for Timed {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(frame) => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+            Poll::Pending => self
+                .limit
+                .as_mut()
+                .poll(context)
+                .map(|()| Some(Err(Late.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
