@@ -29,6 +29,19 @@ pub struct Status {
 }
 
 impl Broker {
+    /// Whether it can do what it is for: the store answers, and nothing speaks against the
+    /// log.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn readiness(&self) -> Result<(), &'static str> {
+        if self.store().log_start().await.is_err() {
+            return Err("the store does not answer");
+        }
+        let doubt = "the audit log is in doubt: nothing is issued, revocation works";
+        self.log_is_whole().map_err(|_| doubt)
+    }
+
     /// What this broker is and how it does, AWS asked anew.
     ///
     /// # Errors

@@ -15,10 +15,15 @@ mod revocation;
 pub mod status;
 pub mod within;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, service::Routes};
-use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+    server::{HealthReporter, health_reporter},
+};
 
 use crate::{
     broker::{Broker, Error},
@@ -35,6 +40,9 @@ use crate::{
 
 /// Largest request that is read, bytes. The largest field is a policy document.
 pub const REQUEST_MAX: usize = 64 * 1024;
+
+/// How often it is looked at whether the broker is ready.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
 
 /// One gRPC service's methods, over the use cases.
 #[derive(Clone)]
@@ -60,11 +68,25 @@ pub fn routes(broker: &Arc<Broker>) -> Routes {
         .add_service(AdminServiceServer::new(api).max_decoding_message_size(REQUEST_MAX))
 }
 
-/// `grpc.health.v1`, which anybody may ask: serving for as long as the process does.
+/// `grpc.health.v1`, which anybody may ask, and who tells it the state.
 #[must_use]
-pub fn health() -> HealthServer<impl Health> {
-    let (_, service) = tonic_health::server::health_reporter();
-    service
+pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
+    health_reporter()
+}
+
+/// Tells whether the broker is ready, until it ends: then it is not.
+pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
+    loop {
+        let status = match broker.readiness().await {
+            Ok(()) => ServingStatus::Serving,
+            Err(_) => ServingStatus::NotServing,
+        };
+        reporter.set_service_status("", status).await;
+        if timeout(HEALTH_EVERY, broker.stopped()).await.is_ok() {
+            let ending = ServingStatus::NotServing;
+            return reporter.set_service_status("", ending).await;
+        }
+    }
 }
 
 impl Api {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub use self::metrics::keep as keep_metrics;
 use axum::{Router, http::StatusCode, routing::get};
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::layer::layer_fn;
 
 use crate::{
@@ -20,7 +21,11 @@ use crate::{
 
 /// Everything that is served: gRPC behind the gate, `grpc.health.v1`, `/livez` and
 /// `/readyz` and `/metrics` in front of it.
-pub fn router(broker: &Arc<Broker>, authenticator: &Arc<Authenticator>) -> Router {
+pub fn router(
+    broker: &Arc<Broker>,
+    authenticator: &Arc<Authenticator>,
+    health: HealthServer<impl Health>,
+) -> Router {
     metrics::install();
     let (gated, authenticator) = (Arc::clone(broker), Arc::clone(authenticator));
     let grpc = grpc::routes(broker)
@@ -34,18 +39,14 @@ pub fn router(broker: &Arc<Broker>, authenticator: &Arc<Authenticator>) -> Route
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
         .route("/metrics", get(metrics::render))
-        .route_service("/grpc.health.v1.Health/{method}", grpc::health())
+        .route_service("/grpc.health.v1.Health/{method}", health)
         .merge(grpc)
 }
 
-/// Ready when the store answers and nothing speaks against the log; in words why not.
-async fn readiness(broker: &Broker) -> (StatusCode, &'static str) {
-    let not_ready = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
-    if broker.store().log_start().await.is_err() {
-        return not_ready("the store does not answer\n");
-    }
-    match broker.log_is_whole() {
-        Ok(()) => (StatusCode::OK, "ok\n"),
-        Err(_) => not_ready("the audit log is in doubt: nothing is issued, revocation works\n"),
+/// In words why not.
+async fn readiness(broker: &Broker) -> (StatusCode, String) {
+    match broker.readiness().await {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

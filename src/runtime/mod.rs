@@ -44,6 +44,7 @@ use crate::{
         seal::{SealError, SealingKey},
         service::Limits,
     },
+    grpc,
     http::{
         self,
         listener::{self, Listening},
@@ -388,7 +389,8 @@ async fn run(
         ..
     } = assembled;
     // From here on is counted.
-    let router = http::router(&broker, &authenticator);
+    let (reporter, health) = grpc::health();
+    let router = http::router(&broker, &authenticator, health);
     begin(&broker).await;
     stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
@@ -397,6 +399,8 @@ async fn run(
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
     let signing = Arc::clone(&broker);
     let signing = tokio::spawn(async move { signing.keep_signing().await });
+    let told = Arc::clone(&broker);
+    let telling = tokio::spawn(async move { grpc::keep_health(reporter, &told).await });
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
@@ -407,6 +411,7 @@ async fn run(
     let kept_up = timeout(UPKEEP_LIMIT, upkeep).await;
     cut_off.abort();
     counting.abort();
+    telling.abort();
     // It ends by itself, with the file that it may be writing.
     let _ = signing.await;
     // What is written from now on is streamed, and witnessed, after the next start.

@@ -170,6 +170,7 @@ const ROOMS: &[Room] = &[
             "tokio",
             "tokio_rustls",
             "tokio_util",
+            "tonic_health",
             "tower",
             "tracing",
         ],

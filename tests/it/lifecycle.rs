@@ -42,7 +42,7 @@ async fn plain_get(address: &str, path: &str) -> String {
     exchange(stream, path).await
 }
 
-async fn channel(env: &[(String, String)]) -> Channel {
+pub(crate) async fn channel(env: &[(String, String)]) -> Channel {
     let ca = std::fs::read(setting(env, "CREDBROKER_CA_FILE")).unwrap();
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
     let url = setting(env, "CREDBROKER_ADDR").to_owned();

@@ -3,12 +3,16 @@
 use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::Neighbours;
 use crate::harness::{
     Key, eventually_within,
     proxy::{Fault, Proxy},
 };
+use crate::lifecycle::channel;
 
 /// A copy of the store of two neighbours from before one of them was revoked.
 struct Older {
@@ -76,6 +80,9 @@ async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
         ready.contains(" 503 ") && ready.contains("in doubt"),
         "{ready}"
     );
+    let mut health = HealthClient::new(channel(&two.world.broker.env).await);
+    let told = health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(told.into_inner().status(), ServingStatus::NotServing);
 
     let refusal = Fault::Answer(403, "AccessDenied", "not now");
     proxy.inject("PutRolePolicy", refusal);
