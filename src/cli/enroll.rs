@@ -21,10 +21,10 @@ use crate::{
     proto::{ClientCertificate, EnrollRequest, RenewCertificateRequest},
 };
 
-/// Makes a key and gets a certificate for it: enrols this host by the token of
-/// `service enroll-token create`, or renews what it has got so.
+/// Get a client certificate for this host, for a key that it makes itself.
 ///
-/// The certificate goes to --client-cert-file, the key to --client-key-file, which every
+/// By the token of `service enroll-token create`, once; later with --renew. The certificate
+/// goes to --client-cert-file, the key to --client-key-file, which every
 /// other command then takes in the place of a token.
 #[derive(Args, Debug)]
 pub(super) struct Enroll {

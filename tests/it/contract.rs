@@ -418,3 +418,53 @@ async fn a_list_is_an_array_and_an_empty_one_too() {
         assert!(record["seq"].is_u64());
     }
 }
+
+#[tokio::test]
+async fn whoami_a_binding_and_an_enrolment_tell_what_they_are_about() {
+    let world = World::new().await;
+    let broker = &world.broker;
+    let who = broker.json(&["whoami"]).await;
+    let known = [
+        "actor",
+        "role",
+        "token_id",
+        "evidence",
+        "binding",
+        "expires_at",
+        "peer",
+    ];
+    assert_keys(&who, &known);
+    let bind = ["service", "bind", "pay", "--dns-name", "pay.example"];
+    let bound = broker.json(&bind).await;
+    let binding = [
+        "service",
+        "binding_id",
+        "spiffe_id",
+        "dns_name",
+        "enrolled_key_sha256",
+        "oidc",
+        "created_at",
+        "expires_at",
+    ];
+    assert_keys(&bound, &binding);
+    assert_time(&bound["created_at"]);
+    let create = ["service", "enroll-token", "create", "pay"];
+    let made = broker.json(&create).await;
+    assert_keys(&made, &["service", "token_id", "token", "expires_at"]);
+    assert_time(&made["expires_at"]);
+    let file = |name: &str| broker.state.join(name).display().to_string();
+    let (cert, key) = (file("host.pem"), file("host.key"));
+    let enroll = [
+        "enroll",
+        "--client-cert-file",
+        &cert,
+        "--client-key-file",
+        &key,
+    ];
+    let enrolled = broker.json_as(made["token"].as_str(), &enroll).await;
+    assert_keys(
+        &enrolled,
+        &["cert_file", "key_file", "expires_at", "renewed"],
+    );
+    assert_time(&enrolled["expires_at"]);
+}
