@@ -475,3 +475,34 @@ fn the_reader_of_imports_spells_out_what_it_reads() {
     assert_eq!(paths(code, "crate"), expected);
     assert_eq!(self::code("a // b\n#[cfg(test)]\nmod tests {\n"), "a \n");
 }
+
+#[test]
+fn every_test_that_the_documents_name_is_there() {
+    let documents = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/security.md"));
+    let named = documents.split('`').skip(1).step_by(2);
+    let named: BTreeSet<&str> = named.filter(|text| is_test_name(text)).collect();
+    assert!(named.len() > 20, "{named:?}");
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let mut all = String::new();
+    read_all(&tests, &mut all);
+    let missing = |name: &&&str| !all.contains(&format!("fn {name}()"));
+    let missing: Vec<_> = named.iter().filter(missing).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// A sentence, as tests are named.
+fn is_test_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b == b'_';
+    text.matches('_').count() > 3 && text.bytes().all(plain)
+}
+
+fn read_all(directory: &Path, all: &mut String) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+}
