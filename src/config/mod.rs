@@ -45,9 +45,11 @@ const SECTIONS: [&str; 11] = [
     "operators",
     "log",
 ];
-/// How many may be connected, in all and from one address, where nothing is said.
+/// How many may be connected, in all, from one address and of one service, where nothing is
+/// said.
 const CONNECTIONS: u32 = 4096;
 const CONNECTIONS_PER_ADDRESS: u32 = 64;
+const CONNECTIONS_PER_SERVICE: u32 = 32;
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Everything `serve` is told.
@@ -92,6 +94,8 @@ pub struct Listen {
     pub connections: usize,
     /// How many of them from one address.
     pub connections_per_address: usize,
+    /// How many of one service.
+    pub connections_per_service: usize,
 }
 
 /// How to reach AWS; the admin key comes from the standard AWS chain.
@@ -206,6 +210,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     };
     let connections = count("connections", CONNECTIONS);
     let connections_per_address = count("connections_per_address", CONNECTIONS_PER_ADDRESS);
+    let connections_per_service = count("connections_per_service", CONNECTIONS_PER_SERVICE);
     let client_authorities = certificates::read(reader);
     let issuers = oidc::read(reader);
     let enrollment = enrollment::read(reader, &client_authorities);
@@ -258,6 +263,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
             tls_key_file: tls_key_file?,
             connections,
             connections_per_address,
+            connections_per_service,
         },
         client_authorities,
         issuers,

@@ -1,13 +1,14 @@
 //! The gate in front of every RPC: authenticate, consult the access table, let in.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -15,6 +16,7 @@ use axum::{
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
+use metrics::counter;
 use secrecy::{ExposeSecret, SecretString};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tower::Service;
@@ -30,6 +32,9 @@ use crate::{
     },
 };
 
+/// When a service with too many connections may try again.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// The peer, put into every request by the listener.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -42,23 +47,88 @@ pub struct Peer {
     pub services: Services,
 }
 
-/// The services that have called over a connection.
-#[derive(Clone, Debug, Default)]
-pub struct Services(Arc<Mutex<BTreeSet<Name>>>);
+/// How many connections there are of each service.
+#[derive(Debug)]
+pub struct ByService {
+    counts: Mutex<HashMap<Name, usize>>,
+    most: usize,
+}
+
+impl ByService {
+    /// Up to so many.
+    #[must_use]
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            counts: Mutex::default(),
+            most,
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<Name, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The services that have called over a connection, until it ends.
+#[derive(Clone, Debug)]
+pub struct Services(Arc<Called>);
+
+#[derive(Debug)]
+struct Called {
+    names: Mutex<BTreeSet<Name>>,
+    all: Arc<ByService>,
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts();
+        for name in self
+            .names
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            if let Some(count) = counts.get_mut(name) {
+                *count -= 1;
+            }
+        }
+        counts.retain(|_, count| *count > 0);
+    }
+}
 
 impl Services {
-    fn add(&self, service: &Name) {
-        let mut services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !services.contains(service) {
-            services.insert(service.clone());
+    /// Of a connection over which nobody has called yet.
+    #[must_use]
+    pub fn none(all: &Arc<ByService>) -> Self {
+        Self(Arc::new(Called {
+            names: Mutex::default(),
+            all: Arc::clone(all),
+        }))
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeSet<Name>> {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the connection as the service's. False when it has as many as it may.
+    fn add(&self, service: &Name) -> bool {
+        let mut names = self.names();
+        if names.contains(service) {
+            return true;
         }
+        let mut counts = self.0.all.counts();
+        let count = counts.entry(service.clone()).or_default();
+        if *count >= self.0.all.most {
+            return false;
+        }
+        *count += 1;
+        names.insert(service.clone())
     }
 
     /// Whether this one has.
     #[must_use]
     pub fn has(&self, service: &Name) -> bool {
-        let services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        services.contains(service)
+        self.names().contains(service)
     }
 }
 
@@ -123,8 +193,9 @@ where
                 Ok(caller) => {
                     if let (Some(services), Identity::Service(name)) =
                         (services, caller.principal().identity())
+                        && !services.add(name)
                     {
-                        services.add(name);
+                        return Ok(status(&too_many_connections(name)).into_http());
                     }
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
@@ -179,6 +250,18 @@ pub(super) async fn let_in(
             broker.call_denied(&principal, &error).await?;
             Err(error.into())
         }
+    }
+}
+
+fn too_many_connections(service: &Name) -> Error {
+    counter!("credbroker_connections_refused_total", "reason" => "per_service").increment(1);
+    Error::Limited {
+        reason: "TOO_MANY_CONNECTIONS",
+        message: format!("service {service} has as many connections as it may"),
+        next: "keep one connection per process, or have whoever runs the broker raise \
+               listen.connections_per_service"
+            .to_owned(),
+        retry_after: Some(PAUSE),
     }
 }
 

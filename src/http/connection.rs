@@ -32,7 +32,7 @@ use crate::{
         name::Name,
         random::{Random, SystemRandom},
     },
-    grpc::gate::{Peer, Services},
+    grpc::gate::{ByService, Peer, Services},
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -61,6 +61,7 @@ pub(super) struct Serving {
     pub(super) tls: watch::Receiver<Arc<ServerConfig>>,
     pub(super) handshakes: Semaphore,
     pub(super) router: Router,
+    pub(super) by_service: Arc<ByService>,
     /// Tells which services are shut out.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
@@ -93,7 +94,7 @@ impl Serving {
                 .peer_certificates()
                 .unwrap_or_default()
                 .into(),
-            services: Services::default(),
+            services: Services::none(&self.by_service),
         };
         let (services, asked) = (shown.services.clone(), Arc::new(AtomicBool::new(false)));
         let has_asked = Arc::clone(&asked);

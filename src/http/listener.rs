@@ -19,7 +19,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::connection::Serving;
-use crate::domain::name::Name;
+use crate::{domain::name::Name, grpc::gate::ByService};
 
 /// How many handshakes go on at a time.
 const HANDSHAKES_MAX: usize = 256;
@@ -35,6 +35,8 @@ pub struct Connections {
     pub most: usize,
     /// From one address.
     pub per_address: usize,
+    /// Of one service.
+    pub per_service: usize,
 }
 
 impl Default for Connections {
@@ -42,6 +44,7 @@ impl Default for Connections {
         Self {
             most: 4096,
             per_address: 64,
+            per_service: 32,
         }
     }
 }
@@ -75,6 +78,7 @@ pub async fn serve(
         tls,
         handshakes: Semaphore::new(HANDSHAKES_MAX),
         router,
+        by_service: ByService::new(connections.per_service),
         shut_outs,
         stop: stop.clone(),
     });

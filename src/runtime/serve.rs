@@ -75,6 +75,7 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         connections: Connections {
             most: config.listen.connections,
             per_address: config.listen.connections_per_address,
+            per_service: config.listen.connections_per_service,
         },
     };
     let ended = run(assembled, listening, authenticator, sinks, ready).await;

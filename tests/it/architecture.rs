@@ -144,6 +144,7 @@ const ROOMS: &[Room] = &[
         &[
             "axum",
             "jiff",
+            "metrics",
             "prost_types",
             "secrecy",
             "tokio",

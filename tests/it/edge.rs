@@ -387,3 +387,33 @@ async fn a_new_certificate_is_shown_without_a_restart_and_a_wrong_one_never() {
     assert!(!trusts_old().await);
     stop(child).await;
 }
+
+#[tokio::test]
+async fn one_service_has_so_many_connections_and_no_more() {
+    let broker = Broker::start(&Account::new().await).await;
+    let (token, other) = (broker.service("pay").await, broker.service("billing").await);
+    let who = || credbroker::proto::WhoAmIRequest {};
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        let client = broker.client(&token).await;
+        client.identity().who_am_i(who()).await.unwrap();
+        held.push(client);
+    }
+    let one_more = broker.client(&token).await;
+    let refused = one_more.identity().who_am_i(who()).await.unwrap_err();
+    assert_eq!(
+        refused.code(),
+        tonic::Code::ResourceExhausted,
+        "{refused:?}"
+    );
+    assert!(
+        refused.message().contains("as many connections as it may"),
+        "{refused:?}"
+    );
+    // Those that it has go on, and so does everybody else.
+    held[0].identity().who_am_i(who()).await.unwrap();
+    broker.run_as(Some(&other), &["whoami"]).await.ok();
+    held.truncate(31);
+    let let_in = async || one_more.identity().who_am_i(who()).await.ok();
+    eventually("there is room again", let_in).await;
+}
