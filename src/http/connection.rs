@@ -53,8 +53,9 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 const AGE_MAX: Duration = Duration::from_mins(30);
 /// What is running may take so long to end then.
 const AGE_GRACE: Duration = Duration::from_secs(30);
-/// The same for one whose service is shut out: it hears of that first.
-const SHUT_OUT_GRACE: Duration = Duration::from_secs(2);
+/// The same for one whose service is shut out: whoever waits for an answer, or watches, hears
+/// of that first.
+const SHUT_OUT_GRACE: Duration = Duration::from_secs(10);
 
 /// What all connections have in common.
 pub(super) struct Serving {

@@ -128,7 +128,11 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let listening = Listening {
         listener,
         tls: watch::channel(tls).1,
-        connections: Connections::default(),
+        // Everybody here is on one machine.
+        connections: Connections {
+            per_address: Connections::default().most,
+            ..Connections::default()
+        },
     };
     run(assembled, listening, authenticator, Vec::new(), move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());

@@ -51,30 +51,16 @@ impl Broker {
             .unwrap()
     }
 
-    /// A connection that speaks HTTP/2, without a word said.
     async fn h2(&self) -> Stream {
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::pem_file_iter(Path::new(self.setting("CREDBROKER_CA_FILE")));
-        for certificate in ca.unwrap() {
-            roots.add(certificate.unwrap()).unwrap();
-        }
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider);
-        let config = config.with_safe_default_protocol_versions().unwrap();
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let stream = TcpStream::connect(self.address()).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(name, stream).await.unwrap()
+        h2(
+            self.address(),
+            Path::new(self.setting("CREDBROKER_CA_FILE")),
+        )
+        .await
     }
 
-    /// The same, with preface and settings sent.
     async fn begun(&self) -> Stream {
-        let mut stream = self.h2().await;
-        stream.write_all(PREFACE).await.unwrap();
-        stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-        stream
+        begun(self.h2().await).await
     }
 
     async fn is_served(&self) {
@@ -92,6 +78,30 @@ impl Broker {
             .parse()
             .unwrap()
     }
+}
+
+/// A connection that speaks HTTP/2, without a word said.
+async fn h2(address: &str, ca: &Path) -> Stream {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, stream).await.unwrap()
+}
+
+/// With preface and settings sent.
+async fn begun(mut stream: Stream) -> Stream {
+    stream.write_all(PREFACE).await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    stream
 }
 
 /// RFC 9113 section 4.1.
@@ -254,19 +264,23 @@ async fn floods_end_the_connection_and_take_no_memory() {
 
 #[tokio::test]
 async fn one_address_has_so_many_connections_and_no_more() {
-    let broker = Broker::start(&Account::new().await).await;
+    let account = Account::new().await;
+    let site = Site::new();
+    let child = site.serving(&account.admin).await;
     let mut held = Vec::new();
     for _ in 0..64 {
-        let mut stream = broker.begun().await;
+        let mut stream = begun(h2(&site.address, &site.path("tls.pem")).await).await;
         let headers = frame(HEADERS, END_HEADERS | 1, 1, &call("/livez"));
         stream.write_all(&headers).await.unwrap();
         held.push(stream);
     }
-    let more = broker.run(&["whoami"]).await;
+    let more = site.run(&["whoami"]).await;
     more.fails(7, &["cannot reach the broker"]);
     held.truncate(60);
-    let served = async || (broker.run(&["whoami"]).await.code == 0).then_some(());
+    let served = async || (site.run(&["whoami"]).await.code == 0).then_some(());
     eventually("there is room again", served).await;
+    drop(held);
+    stop(child).await;
 }
 
 #[tokio::test]
