@@ -23,12 +23,12 @@ use tokio_rustls::rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use super::{Login, LoginError};
+use super::{Login, LoginError, of_service};
 use crate::{
     broker::ports::Store,
     domain::{
         binding::{DnsName, KeyDigest, KnownBy, ServiceBinding, enrolled_id},
-        principal::{Evidence, Identity, Origin, Principal, Proof},
+        principal::{Evidence, Origin, Proof},
         spiffe::{SpiffeId, TrustDomain},
     },
 };
@@ -110,6 +110,13 @@ impl Authority {
             _ => false,
         }
     }
+
+    fn known_by(&self, named: &Named) -> KnownBy {
+        match self.vouches_for {
+            VouchesFor::Enrolled(_) => KnownBy::Enrolled(named.key.clone()),
+            VouchesFor::TrustDomain(_) | VouchesFor::DnsNames => named.known_by.clone(),
+        }
+    }
 }
 
 /// All authorities, as they stand now.
@@ -138,73 +145,50 @@ impl Trust {
             reason: "CERTIFICATE_ABSENT",
             evidence: None,
         })?;
-        let mut evidence = Evidence::Certificate {
-            fingerprint: HEXLOWER.encode(digest(&SHA256, own).as_ref()),
-            name: None,
+        let fingerprint = HEXLOWER.encode(digest(&SHA256, own).as_ref());
+        let evidence = |name| Evidence::Certificate {
+            fingerprint: fingerprint.clone(),
+            name,
         };
-        let refused = |evidence: &Evidence, reason| LoginError::Refused {
+        let refused = |evidence, reason| LoginError::Refused {
             reason,
-            evidence: Some(evidence.clone()),
+            evidence: Some(evidence),
         };
-        let named = named(own).map_err(|reason| refused(&evidence, reason))?;
-        if let Evidence::Certificate { name, .. } = &mut evidence {
-            *name = Some(named.known_by.name());
-        }
-        let verified = self.verify(&named.known_by, own, others, now);
-        verified.map_err(|reason| refused(&evidence, reason))?;
-        let bound = store.bound(&self.looked_up(&named)).await?;
+        let named = named(own).map_err(|reason| refused(evidence(None), reason))?;
+        let evidence = evidence(Some(named.known_by.name()));
+        let wrong = |reason| refused(evidence.clone(), reason);
+        let known_by = self.verify(&named, own, others, now).map_err(wrong)?;
+        let bound = store.bound(&known_by).await?;
         let bound = bound.filter(|(binding, _)| is_for(binding, &named));
-        let (binding, service) = bound.ok_or_else(|| refused(&evidence, "IDENTITY_UNBOUND"))?;
-        if service.suspension.is_some() {
-            return Err(LoginError::Suspended {
-                service: service.name,
-                evidence,
-            });
-        }
+        let (binding, service) = bound.ok_or_else(|| wrong("IDENTITY_UNBOUND"))?;
         let proof = Proof {
             evidence,
             binding: Some(binding.id),
             expires_at: Some(named.expires_at),
         };
-        Ok(Principal::proven(
-            Identity::Service(service.name),
-            proof,
-            origin,
-        ))
+        of_service(service, proof, origin)
     }
 
-    /// A host that has enrolled is known by its key, everybody else by name.
-    fn looked_up(&self, named: &Named) -> KnownBy {
-        let enrolled = |authority: &Authority| {
-            matches!(authority.vouches_for, VouchesFor::Enrolled(_))
-                && authority.vouches(&named.known_by)
-        };
-        if self.authorities().iter().any(enrolled) {
-            KnownBy::Enrolled(named.key.clone())
-        } else {
-            named.known_by.clone()
-        }
-    }
-
-    /// Whether an authority for the name vouches for the certificate at `now`; the reason
-    /// that the last one gave for not doing so.
+    /// What the holder of a certificate is known by, if an authority for its name vouches for
+    /// it at `now`: a host that has enrolled by its key, everybody else by name. Else the
+    /// reason that an authority gave.
     fn verify(
         &self,
-        known_by: &KnownBy,
+        named: &Named,
         own: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
         now: Timestamp,
-    ) -> Result<(), &'static str> {
+    ) -> Result<KnownBy, &'static str> {
         let authorities = self.authorities();
         let seconds = u64::try_from(now.as_second()).unwrap_or_default();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let mut why = "AUTHORITY_UNKNOWN";
         for authority in authorities
             .iter()
-            .filter(|authority| authority.vouches(known_by))
+            .filter(|authority| authority.vouches(&named.known_by))
         {
             match authority.verifier.verify_client_cert(own, others, now) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(authority.known_by(named)),
                 // Of several for DNS names the one that knows the issuer has the say.
                 Err(error) if why == "AUTHORITY_UNKNOWN" || why == ISSUER_UNKNOWN => {
                     why = reason(&error);

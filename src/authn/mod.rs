@@ -12,7 +12,8 @@ use crate::{
     broker::ports::{Store, StoreError},
     domain::{
         name::Name,
-        principal::{Evidence, Origin, Principal},
+        principal::{Evidence, Identity, Origin, Principal, Proof},
+        service::Service,
     },
 };
 
@@ -50,6 +51,18 @@ pub struct Shown<'a> {
     pub authorization: Option<&'a str>,
     /// The client certificates of the connection, the caller's own first.
     pub certificates: &'a [CertificateDer<'static>],
+}
+
+/// A service that was proven, unless it is shut out.
+fn of_service(service: Service, proof: Proof, origin: Origin) -> Login {
+    if service.suspension.is_some() {
+        return Err(LoginError::Suspended {
+            service: service.name,
+            evidence: proof.evidence,
+        });
+    }
+    let identity = Identity::Service(service.name);
+    Ok(Principal::proven(identity, proof, origin))
 }
 
 /// Finds out who calls.

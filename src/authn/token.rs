@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Login, LoginError};
+use super::{Login, LoginError, of_service};
 use crate::{
     broker::ports::{Store, TokenOwner},
     domain::{
@@ -35,25 +35,21 @@ pub async fn authenticate(
     if stored.expires_at.is_some_and(|expiry| expiry <= now) {
         return Err(refused("TOKEN_EXPIRED"));
     }
-    let identity = match owner {
-        TokenOwner::Service(service) | TokenOwner::Enrollee(service)
-            if service.suspension.is_some() =>
-        {
-            return Err(LoginError::Suspended {
-                service: service.name,
-                evidence: Evidence::Token(stored.id),
-            });
-        }
-        TokenOwner::Service(service) => Identity::Service(service.name),
-        TokenOwner::Enrollee(service) => Identity::Enrollee(service.name),
-        TokenOwner::Operator(operator) => Identity::Operator(operator.name, operator.role),
-    };
     let proof = Proof {
         evidence: Evidence::Token(stored.id),
         binding: None,
         expires_at: stored.expires_at,
     };
-    Ok(Principal::proven(identity, proof, origin))
+    let proven = |identity| Ok(Principal::proven(identity, proof.clone(), origin.clone()));
+    match owner {
+        TokenOwner::Enrollee(service) if service.suspension.is_none() => {
+            proven(Identity::Enrollee(service.name))
+        }
+        TokenOwner::Service(service) | TokenOwner::Enrollee(service) => {
+            of_service(service, proof, origin)
+        }
+        TokenOwner::Operator(operator) => proven(Identity::Operator(operator.name, operator.role)),
+    }
 }
 
 const fn refused(reason: &'static str) -> LoginError {

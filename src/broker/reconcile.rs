@@ -66,7 +66,7 @@ impl Broker {
         let stop = self.parts.stop.clone();
         if self.log_is_whole().is_err() {
             // What an older copy of the store does not know would be taken for forgotten.
-            self.keep_denying().await;
+            self.keep_denials().await;
             return Ok(());
         }
         if let Some(Err(error)) = stop.run_until_cancelled(self.account_is_verified()).await {

@@ -37,7 +37,8 @@ const AT_ONCE: usize = 64;
 
 impl Broker {
     /// Carries out what is due, lifts what is over and repairs what somebody has changed,
-    /// until the broker ends.
+    /// until the broker ends. While the log is in doubt it carries out, and no more: an older
+    /// copy may not know how long denials are to stand.
     pub(super) async fn keep_denials(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
@@ -53,18 +54,6 @@ impl Broker {
         .await;
     }
 
-    /// The same while the log is in doubt: what is due alone.
-    pub(super) async fn keep_denying(self: &Arc<Self>) {
-        let stop = self.parts.stop.clone();
-        stop.run_until_cancelled(async {
-            if let Err(error) = self.take_up_denials().await {
-                tracing::warn!(%error, "denials that were under way are left to their time");
-            }
-            tokio::join!(self.carry_out_due_denials(), self.keep_unrecorded_denials());
-        })
-        .await;
-    }
-
     /// From now on what AWS denies beyond the store stays: the store may be an older copy.
     pub fn keep_unknown_denials(&self) {
         self.denying.keeps_unknown.store(true, Ordering::Relaxed);
@@ -73,7 +62,9 @@ impl Broker {
     /// For the start: whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?;
-        left.retain(|denial| !denial.is_refused() || denial.is_over(self.now()));
+        let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
+        let is_left = |denial: &Denial| !denial.is_refused() && !denial.is_over(now);
+        left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));
         self.begin_denials(left);
         Ok(())
     }
@@ -102,7 +93,14 @@ impl Broker {
     }
 
     async fn begin_due_denials(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Error> {
-        let due = self.store().denials_due(self.now(), AT_ONCE).await?;
+        let now = self.now();
+        let due = if self.log_is_whole().is_ok() {
+            self.store().denials_due(now, AT_ONCE).await?
+        } else {
+            let mut all = self.store().denials().await?;
+            all.retain(|denial| denial.due_at <= now && !denial.is_over(now));
+            all
+        };
         Ok(self.begin_denials(due))
     }
 
@@ -110,11 +108,7 @@ impl Broker {
     /// waits for another.
     fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
-        let (mut over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
-        if self.log_is_whole().is_err() {
-            // An older copy may not know how long they are to stand.
-            over.clear();
-        }
+        let (over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
         let mut over_at: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
         for denial in over {
             let place = self.parts.placements.of(&denial.against.holder);
@@ -226,7 +220,9 @@ impl Broker {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.repair_denials().await {
+            if self.log_is_whole().is_ok()
+                && let Err(error) = self.repair_denials().await
+            {
                 tracing::warn!(%error, "denials in AWS are looked at again later");
             }
         }

@@ -55,7 +55,12 @@ const AGE_MAX: Duration = Duration::from_mins(30);
 const AGE_GRACE: Duration = Duration::from_secs(30);
 /// The same for one whose service is shut out: whoever waits for an answer, or watches, hears
 /// of that first.
-const SHUT_OUT_GRACE: Duration = Duration::from_secs(10);
+const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
+/// The same while the broker ends, which cuts off what is left by then.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+/// Before that: how long a connection that is to end waits for a first request, which may be
+/// on its way.
+const SILENT_GRACE: Duration = Duration::from_secs(2);
 
 /// What all connections have in common.
 pub(super) struct Serving {
@@ -66,16 +71,6 @@ pub(super) struct Serving {
     /// Tells which services are shut out.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
-}
-
-/// Why a connection is to end.
-enum Ending {
-    /// It asked for nothing.
-    Silent,
-    /// Whatever runs may end, for so long.
-    After(Duration),
-    /// The broker ends.
-    Stop,
 }
 
 impl Serving {
@@ -113,12 +108,13 @@ impl Serving {
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
-            ending = self.ending(&asked, &services, shut_outs) => {
+            grace = self.ending(&asked, &services, shut_outs) => {
+                // Whoever asks just now is still served: it need not know that this ends.
                 serving.as_mut().graceful_shutdown();
-                match ending {
-                    Ending::Silent => return,
-                    Ending::Stop => serving.await,
-                    Ending::After(grace) => match timeout(grace, serving).await {
+                match timeout(SILENT_GRACE, serving.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) if !asked.load(Ordering::Relaxed) => return,
+                    Err(_) => match timeout(grace, serving).await {
                         Ok(ended) => ended,
                         Err(_) => return,
                     },
@@ -136,12 +132,14 @@ impl Serving {
         acceptor.accept(stream).await.ok()
     }
 
+    /// Resolves when the connection is to take no more calls: for how long those that run may
+    /// go on.
     async fn ending(
         &self,
         asked: &AtomicBool,
         services: &Services,
         mut shut_outs: broadcast::Receiver<Name>,
-    ) -> Ending {
+    ) -> Duration {
         let silent = async {
             sleep(FIRST_REQUEST_LIMIT).await;
             if asked.load(Ordering::Relaxed) {
@@ -151,18 +149,18 @@ impl Serving {
         let shut_out = async {
             loop {
                 match shut_outs.recv().await {
-                    Ok(service) if services.has(&service) => return,
+                    Ok(service) if !services.has(&service) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                    // Whoever it was is refused at the next call.
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    // Of those that were missed one may be its own.
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                 }
             }
         };
         tokio::select! {
-            () = self.stop.cancelled() => Ending::Stop,
-            () = silent => Ending::Silent,
-            () = sleep(age()) => Ending::After(AGE_GRACE),
-            () = shut_out => Ending::After(SHUT_OUT_GRACE),
+            () = self.stop.cancelled() => STOP_GRACE,
+            () = silent => AGE_GRACE,
+            () = sleep(age()) => AGE_GRACE,
+            () = shut_out => SHUT_OUT_GRACE,
         }
     }
 }

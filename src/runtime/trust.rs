@@ -71,7 +71,8 @@ pub(super) struct Files {
     configured: Vec<ClientAuthority>,
     /// The broker's own, which stays.
     own: Option<Authority>,
-    contents: Vec<Vec<u8>>,
+    /// `None` before they were taken for the first time.
+    contents: Option<Vec<Vec<u8>>>,
 }
 
 impl Files {
@@ -87,7 +88,7 @@ impl Files {
         let mut files = Self {
             configured,
             own,
-            contents: Vec::new(),
+            contents: None,
         };
         files.take(authenticator)?;
         Ok(files)
@@ -100,7 +101,7 @@ impl Files {
             contents.push(read(&authority.ca_file)?);
             contents.extend(authority.crl_file.as_deref().map(read).transpose()?);
         }
-        if contents == self.contents && !contents.is_empty() {
+        if self.contents.as_ref() == Some(&contents) {
             return Ok(());
         }
         let mut left = contents.iter();
@@ -112,7 +113,7 @@ impl Files {
             authorities.push(authority(configured, bundle, revoked)?);
         }
         authenticator.trust.replace(authorities);
-        self.contents = contents;
+        self.contents = Some(contents);
         Ok(())
     }
 

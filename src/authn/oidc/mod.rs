@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
 use self::{source::Keys, token::Token};
-use super::{Login, LoginError};
+use super::{Login, LoginError, of_service};
 use crate::{
     broker::ports::{KeysOf, Store},
     domain::{
@@ -165,14 +165,7 @@ impl Issuers {
         {
             return Err(wrong("IDENTITY_AMBIGUOUS"));
         }
-        if service.suspension.is_some() {
-            return Err(LoginError::Suspended {
-                service: service.name,
-                evidence,
-            });
-        }
-        let identity = Identity::Service(service.name);
-        Ok(Principal::proven(identity, proof(Some(binding.id)), origin))
+        of_service(service, proof(Some(binding.id)), origin)
     }
 }
 

@@ -29,21 +29,7 @@ pub(super) async fn insert(
             return Err(StoreError::Conflict);
         }
     }
-    let done = sqlx::query(
-        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, issuer)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?7 WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NULL) < ?6",
-    )
-    .bind(binding.id.as_str())
-    .bind(binding.service.as_str())
-    .bind(binding.known_by.kind())
-    .bind(binding.known_by.name())
-    .bind(micros(binding.created_at))
-    .bind(i64::try_from(BINDINGS_MAX).unwrap_or(i64::MAX))
-    .bind(binding.known_by.issuer())
-    .execute(&mut *tx)
-    .await
-    .map_err(store_error)?;
-    exactly_one(&done)
+    add(tx, binding, BINDINGS_MAX).await
 }
 
 /// A host that enrols once more has its one binding. Those whose certificates are over go.
@@ -60,10 +46,20 @@ pub(super) async fn insert_enrolled(
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
+    add(tx, binding, ENROLLED_MAX).await
+}
+
+/// Unless the service has `most` already, of hosts that have enrolled or of others.
+async fn add(
+    tx: &mut SqliteConnection,
+    binding: &ServiceBinding,
+    most: usize,
+) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, bound_until)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6
-         WHERE (SELECT count(*) FROM bindings WHERE service = ?2 AND bound_until IS NOT NULL) < ?7",
+        "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, bound_until, issuer)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+         WHERE (SELECT count(*) FROM bindings
+                WHERE service = ?2 AND (bound_until IS NULL) = (?6 IS NULL)) < ?8",
     )
     .bind(binding.id.as_str())
     .bind(binding.service.as_str())
@@ -71,7 +67,8 @@ pub(super) async fn insert_enrolled(
     .bind(binding.known_by.name())
     .bind(micros(binding.created_at))
     .bind(binding.expires_at.map(micros))
-    .bind(i64::try_from(ENROLLED_MAX).unwrap_or(i64::MAX))
+    .bind(binding.known_by.issuer())
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;

@@ -1,0 +1,92 @@
+//! HTTP/2 by hand: what no well-behaved client sends.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
+
+pub(super) type Stream = TlsStream<TcpStream>;
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_HEADERS: u8 = 4;
+
+pub(super) const PING: u8 = 6;
+pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(super) const END_STREAM: u8 = 1;
+
+/// A connection that speaks HTTP/2, without a word said.
+pub(super) async fn h2(address: &str, ca: &Path) -> Stream {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, stream).await.unwrap()
+}
+
+/// With preface and settings sent.
+pub(super) async fn begun(mut stream: Stream) -> Stream {
+    stream.write_all(PREFACE).await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    stream
+}
+
+/// RFC 9113 section 4.1.
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head[..], payload].concat()
+}
+
+/// The headers of a call (RFC 7541, nothing indexed but what the static table has).
+pub(super) fn call(path: &str) -> Vec<u8> {
+    let literal = |index: u8, value: &str| {
+        let mut header = vec![index];
+        header.push(u8::try_from(value.len()).unwrap());
+        header.extend(value.as_bytes());
+        header
+    };
+    // POST, https, the path, an authority, a content type.
+    let content_type = [&[0x0f, 0x10][..], &literal(0, "application/grpc")[1..]].concat();
+    [
+        vec![0x83, 0x87],
+        literal(0x04, path),
+        literal(0x01, "localhost"),
+        content_type,
+    ]
+    .concat()
+}
+
+/// The next frame that comes: its type, its stream and what is in it.
+pub(super) async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; usize::try_from(length).unwrap()];
+    stream.read_exact(&mut payload).await.unwrap();
+    let number = u32::from_be_bytes(head[5..].try_into().unwrap());
+    (head[3], number, payload)
+}
