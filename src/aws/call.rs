@@ -98,6 +98,11 @@ impl Line {
         self.breaker.check().map_err(open)
     }
 
+    /// Whether AWS has answered of late, as far as somebody has asked.
+    pub(super) fn answers(&self) -> bool {
+        self.breaker.check().is_ok()
+    }
+
     /// Makes `call` when its turn comes. The SDK's futures are large: they come boxed.
     pub(super) async fn ask<C: SdkCall>(
         &self,

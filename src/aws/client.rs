@@ -326,6 +326,10 @@ pub(super) type IamCalls = Calls<aws_sdk_iam::Client>;
 pub(super) type StsCalls = Calls<aws_sdk_sts::Client>;
 
 impl<A: Sync> Calls<A> {
+    pub(super) fn answers(&self) -> bool {
+        self.line.answers()
+    }
+
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         self.line.ready()
     }

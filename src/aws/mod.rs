@@ -156,6 +156,11 @@ impl Issuer for AwsAccount {
         }
     }
 
+    fn answers(&self) -> bool {
+        let clients = &self.session().clients;
+        clients.iam(Purpose::Begin).answers() && clients.sts(None, Purpose::Begin).answers()
+    }
+
     fn removals_at_once(&self) -> usize {
         self.session().clients.removals_at_once()
     }

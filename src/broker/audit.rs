@@ -163,6 +163,7 @@ impl Broker {
                 Error::Denied(_)
                 | Error::Aws(_)
                 | Error::Limited { .. }
+                | Error::Late
                 | Error::Suspended(_)
                 | Error::Store(_)
                 | Error::Internal(_),

@@ -58,6 +58,9 @@ pub enum Error {
         /// When to try again, where that is known.
         retry_after: Option<Duration>,
     },
+    /// The broker is still at it when the caller is to have an answer.
+    #[error("this takes longer than a call may; it goes on")]
+    Late,
     /// Somebody else changed it at the same moment.
     #[error("{0} was changed by somebody else at the same moment")]
     Conflict(Subject),
@@ -99,6 +102,7 @@ impl Error {
             Self::NotFound(_) => "NOT_FOUND",
             Self::AlreadyExists(_) => "ALREADY_EXISTS",
             Self::WrongState { reason, .. } | Self::Limited { reason, .. } => reason,
+            Self::Late => "CALL_TOO_LONG",
             Self::Conflict(_) => "CONCURRENT_CHANGE",
             Self::Aws(failure) => failure.reason,
             Self::Store(StoreError::Unavailable(_)) => "STORE_UNAVAILABLE",
@@ -135,6 +139,7 @@ impl Error {
                 "issue anew, with a new request id".to_owned()
             }
             Self::WrongState { next, .. } | Self::Limited { next, .. } => next.clone(),
+            Self::Late => "ask again, with the same request id where there is one".to_owned(),
             Self::Conflict(_) => "look at it again and repeat".to_owned(),
             Self::Aws(failure) => failure.next.clone(),
             Self::Store(StoreError::Unavailable(_)) => "whoever runs the broker must see that its store can be written (disk space, file \

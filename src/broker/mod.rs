@@ -36,7 +36,7 @@ mod witness;
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -133,6 +133,8 @@ pub struct Parts {
 pub struct Broker {
     parts: Parts,
     started_at: jiff::Timestamp,
+    /// It is to end soon.
+    is_leaving: AtomicBool,
     /// Tells this run from others in the log: 8 characters `[0-9a-f]`.
     instance: String,
     sagas: TaskTracker,
@@ -176,6 +178,7 @@ impl Broker {
         Arc::new(Self {
             parts,
             started_at,
+            is_leaving: AtomicBool::new(false),
             instance: HEXLOWER.encode(&instance),
             sagas: TaskTracker::new(),
             under_way: UnderWay::default(),

@@ -1,5 +1,7 @@
 //! What this broker is and how it does.
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 
 use crate::{
@@ -35,11 +37,24 @@ impl Broker {
     /// # Errors
     /// Why not, in words.
     pub async fn readiness(&self) -> Result<(), &'static str> {
+        if self.is_leaving.load(Ordering::Relaxed) {
+            return Err("the broker ends");
+        }
         if self.store().log_start().await.is_err() {
             return Err("the store does not answer");
         }
         let doubt = "the audit log is in doubt: nothing is issued, revocation works";
         self.log_is_whole().map_err(|_| doubt)
+    }
+
+    /// Whether it can issue: it is ready, and AWS answers.
+    pub async fn issues(&self) -> bool {
+        self.parts.issuer.answers() && self.readiness().await.is_ok()
+    }
+
+    /// From now on the broker is unready, though it serves on until it ends.
+    pub fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
     }
 
     /// What this broker is and how it does, AWS asked anew.

@@ -5,12 +5,12 @@
 mod audit;
 mod certificates;
 mod enrollment;
+mod listen;
 mod oidc;
 mod revocation;
 
 use std::{
     fmt, fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -22,6 +22,7 @@ pub use self::{
     audit::{Audit, Destination, Server, Sink, Witness},
     certificates::ClientAuthority,
     enrollment::Enrollment,
+    listen::Listen,
     oidc::{Issuer, KeysAt, OperatorRule},
 };
 use crate::domain::{
@@ -32,8 +33,9 @@ use crate::domain::{
     service::Limits,
 };
 
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "listen",
+    "bounds",
     "oidc",
     "client_certificates",
     "enrollment",
@@ -45,11 +47,6 @@ const SECTIONS: [&str; 11] = [
     "operators",
     "log",
 ];
-/// How many may be connected, in all, from one address and of one service, where nothing is
-/// said.
-const CONNECTIONS: u32 = 4096;
-const CONNECTIONS_PER_ADDRESS: u32 = 64;
-const CONNECTIONS_PER_SERVICE: u32 = 32;
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 /// Everything `serve` is told.
@@ -79,23 +76,6 @@ pub struct Config {
     pub operators: Operators,
     /// What to log.
     pub log: Log,
-}
-
-/// Where to listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// Address and port.
-    pub address: SocketAddr,
-    /// Certificate chain, PEM, the server's first.
-    pub tls_cert_file: PathBuf,
-    /// Its private key, PEM.
-    pub tls_key_file: PathBuf,
-    /// How many may be connected.
-    pub connections: usize,
-    /// How many of them from one address.
-    pub connections_per_address: usize,
-    /// How many of one service.
-    pub connections_per_service: usize,
 }
 
 /// How to reach AWS; the admin key comes from the standard AWS chain.
@@ -201,16 +181,7 @@ impl Config {
 
 fn read(reader: &mut Reader) -> Option<Config> {
     let store = reader.required("", "store");
-    let address = reader.required("listen", "address");
-    let tls_cert_file = reader.required("listen", "tls_cert_file");
-    let tls_key_file = reader.required("listen", "tls_key_file");
-    let mut count = |key, default| {
-        let count = reader.number("listen", key).unwrap_or(default);
-        usize::try_from(count).unwrap_or(usize::MAX)
-    };
-    let connections = count("connections", CONNECTIONS);
-    let connections_per_address = count("connections_per_address", CONNECTIONS_PER_ADDRESS);
-    let connections_per_service = count("connections_per_service", CONNECTIONS_PER_SERVICE);
+    let listen = listen::read(reader);
     let client_authorities = certificates::read(reader);
     let issuers = oidc::read(reader);
     let enrollment = enrollment::read(reader, &client_authorities);
@@ -257,14 +228,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     }
     Some(Config {
         store: store?,
-        listen: Listen {
-            address: address?,
-            tls_cert_file: tls_cert_file?,
-            tls_key_file: tls_key_file?,
-            connections,
-            connections_per_address,
-            connections_per_service,
-        },
+        listen: listen?,
         client_authorities,
         issuers,
         enrollment,
@@ -491,6 +455,19 @@ mod tests {
         let uncommented = EXAMPLE
             .replace("# live_", "live_")
             .replace("# issues_per", "issues_per");
+        let (before, bounds) = uncommented.split_once("[bounds]").unwrap();
+        let (bounds, after) = bounds.split_once("\n\n").unwrap();
+        let settings: Vec<_> = bounds
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|l| l.contains(" = ")))
+            .collect();
+        assert_eq!(settings.iter().flatten().count(), 20);
+        let bounds = settings
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("\n");
+        let uncommented = format!("{before}[bounds]\n{bounds}\n\n{after}");
         let config = Config::parse(&uncommented).unwrap();
         assert_eq!(config, Config::parse(EXAMPLE).unwrap());
         let fewer = uncommented.replace("live_users = 100", "live_users = 7");
@@ -513,9 +490,13 @@ mod tests {
             colour = "blue"
             [listen]
             address = "localhost"
+            admin_address = "here"
             tls_cert_file = "a"
+            [bounds]
             connections = 0
             connections_per_address = "many"
+            call_timeout = "0s"
+            drain_timeout = 7
             [aws]
             region = "Europe"
             partition = "azure"
@@ -537,8 +518,11 @@ mod tests {
             "colour",
             "listen.address",
             "listen.tls_key_file",
-            "listen.connections",
-            "listen.connections_per_address",
+            "listen.admin_address",
+            "bounds.connections",
+            "bounds.connections_per_address",
+            "bounds.call_timeout",
+            "bounds.drain_timeout",
             "aws.region",
             "aws.partition",
             "aws.endpoint_url",

@@ -21,6 +21,15 @@ pub enum Access {
     Operators(&'static [Role]),
 }
 
+/// What is served at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// Every method.
+    Whole,
+    /// What is not for operators alone: they have an address of their own.
+    Services,
+}
+
 const READ: Access = Access::Operators(&[Viewer, Auditor, GrantAdmin, Responder, Admin]);
 const READ_AUDIT: Access = Access::Operators(&[Auditor, Responder, Admin]);
 const MANAGE: Access = Access::Operators(&[GrantAdmin, Admin]);
@@ -108,6 +117,9 @@ pub enum AccessError {
     /// The method is for operators.
     #[error("this call is for operators; a service's token cannot make it")]
     OperatorsOnly,
+    /// Operators are served elsewhere.
+    #[error("this call is served at the address for operators alone")]
+    Elsewhere,
     /// The method is for whoever enrols.
     #[error("this call takes an enrolment token")]
     EnrolleesOnly,
@@ -148,14 +160,17 @@ impl Caller {
 /// Lets `principal` through to the method that it called, or not.
 ///
 /// # Errors
-/// When the table does not have the method, or not for this caller.
-pub fn admit(principal: Principal) -> Result<Caller, AccessError> {
+/// When the table does not have the method, or not for this caller, or not at this address.
+pub fn admit(principal: Principal, surface: Surface) -> Result<Caller, AccessError> {
     let method = &principal.origin().method;
     let Some((_, access)) = TABLE.iter().find(|(name, _)| name == method) else {
         return Err(AccessError::UnknownMethod(
             method.chars().take(100).collect(),
         ));
     };
+    if surface == Surface::Services && matches!(access, Access::Operators(_)) {
+        return Err(AccessError::Elsewhere);
+    }
     match (access, principal.identity()) {
         (Access::Services, Identity::Service(_))
         | (Access::Anyone, Identity::Service(_) | Identity::Operator(..))
@@ -183,14 +198,17 @@ mod tests {
     use crate::domain::principal::{Origin, tests::by_token};
 
     fn call(identity: Identity, method: &str) -> Result<Caller, AccessError> {
-        admit(Principal::proven(
-            identity,
-            by_token(),
-            Origin {
-                peer: None,
-                method: method.to_owned(),
-            },
-        ))
+        admit(
+            Principal::proven(
+                identity,
+                by_token(),
+                Origin {
+                    peer: None,
+                    method: method.to_owned(),
+                },
+            ),
+            Surface::Whole,
+        )
     }
 
     fn operator(role: Role) -> Identity {

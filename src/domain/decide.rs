@@ -294,7 +294,7 @@ fn after(time: Timestamp, ttl: Duration) -> Timestamp {
 mod tests {
     use super::*;
     use crate::domain::{
-        access::admit,
+        access::{Surface, admit},
         grant::{GrantSpec, KindSpec},
         lease::{Binding, Cause, Issued},
         name::tests::Counting,
@@ -303,11 +303,14 @@ mod tests {
 
     fn caller(service: &str) -> Caller {
         let method = "credbroker.v1.CredentialService/IssueCredentials".to_owned();
-        admit(Principal::proven(
-            Identity::Service(service.parse().unwrap()),
-            by_token(),
-            Origin { peer: None, method },
-        ))
+        admit(
+            Principal::proven(
+                Identity::Service(service.parse().unwrap()),
+                by_token(),
+                Origin { peer: None, method },
+            ),
+            Surface::Whole,
+        )
         .unwrap()
     }
 

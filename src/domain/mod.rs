@@ -18,6 +18,7 @@ pub mod credential;
 pub mod decide;
 pub mod denial;
 pub mod duration;
+pub mod edge;
 pub mod grant;
 pub mod lease;
 pub mod name;

@@ -21,12 +21,12 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tower::Service;
 
-use super::status::status;
+use super::{calls::Calls, status::status};
 use crate::{
     authn::{Authenticator, LoginError, Shown},
     broker::{Broker, Error},
     domain::{
-        access::{Caller, admit},
+        access::{Caller, Surface, admit},
         name::Name,
         principal::{Identity, Origin},
     },
@@ -45,6 +45,8 @@ pub struct Peer {
     pub certificates: Arc<[CertificateDer<'static>]>,
     /// Who has called over the connection.
     pub services: Services,
+    /// The calls over it that are worked on.
+    pub calls: Calls,
 }
 
 /// How many connections there are of each service.
@@ -138,15 +140,22 @@ pub struct Gate<S> {
     inner: S,
     broker: Arc<Broker>,
     authenticator: Arc<Authenticator>,
+    surface: Surface,
 }
 
 impl<S> Gate<S> {
     /// A gate in front of `inner`.
-    pub const fn new(inner: S, broker: Arc<Broker>, authenticator: Arc<Authenticator>) -> Self {
+    pub const fn new(
+        inner: S,
+        broker: Arc<Broker>,
+        authenticator: Arc<Authenticator>,
+        surface: Surface,
+    ) -> Self {
         Self {
             inner,
             broker,
             authenticator,
+            surface,
         }
     }
 }
@@ -179,29 +188,34 @@ where
             .get("authorization")
             .and_then(|value| value.to_str().ok());
         let header = header.map(SecretString::from);
-        let certificates = certificates(&request);
-        let services = request
-            .extensions()
-            .get()
-            .map(|peer: &Peer| peer.services.clone());
+        let peer = request.extensions().get::<Peer>().cloned();
+        let surface = self.surface;
         Box::pin(async move {
-            let shown = Shown {
-                authorization: header.as_ref().map(ExposeSecret::expose_secret),
-                certificates: &certificates,
+            let Some(peer) = peer else {
+                let error = Error::Internal("a call came past the listener".to_owned());
+                return Ok(status(&error).into_http());
             };
-            match let_in(&broker, &authenticator, origin, shown).await {
-                Ok(caller) => {
-                    if let (Some(services), Identity::Service(name)) =
-                        (services, caller.principal().identity())
-                        && !services.add(name)
-                    {
-                        return Ok(status(&too_many_connections(name)).into_http());
-                    }
-                    request.extensions_mut().insert(caller);
-                    inner.call(request).await
+            let method = origin.method.clone();
+            let call = async {
+                let shown = Shown {
+                    authorization: header.as_ref().map(ExposeSecret::expose_secret),
+                    certificates: &peer.certificates,
+                };
+                let let_in = let_in(&broker, &authenticator, surface, origin, shown);
+                let caller = match let_in.await {
+                    Ok(caller) => caller,
+                    Err(error) => return status(&error).into_http(),
+                };
+                if let Identity::Service(name) = caller.principal().identity()
+                    && !peer.services.add(name)
+                {
+                    return status(&too_many_connections(name)).into_http();
                 }
-                Err(error) => Ok(status(&error).into_http()),
-            }
+                request.extensions_mut().insert(caller);
+                let Ok(answer) = inner.call(request).await;
+                answer
+            };
+            Ok(peer.calls.work(&method, call).await)
         })
     }
 }
@@ -218,6 +232,7 @@ fn is_grpc(request: &Request<Body>) -> bool {
 pub(super) async fn let_in(
     broker: &Broker,
     authenticator: &Authenticator,
+    surface: Surface,
     origin: Origin,
     shown: Shown<'_>,
 ) -> Result<Caller, Error> {
@@ -244,7 +259,7 @@ pub(super) async fn let_in(
     {
         return Err(Error::Suspended(service.clone()));
     }
-    match admit(principal.clone()) {
+    match admit(principal.clone(), surface) {
         Ok(caller) => Ok(caller),
         Err(error) => {
             broker.call_denied(&principal, &error).await?;
@@ -259,16 +274,10 @@ fn too_many_connections(service: &Name) -> Error {
         reason: "TOO_MANY_CONNECTIONS",
         message: format!("service {service} has as many connections as it may"),
         next: "keep one connection per process, or have whoever runs the broker raise \
-               listen.connections_per_service"
+               bounds.connections_per_service"
             .to_owned(),
         retry_after: Some(PAUSE),
     }
-}
-
-fn certificates(request: &Request<Body>) -> Arc<[CertificateDer<'static>]> {
-    let peer = request.extensions().get::<Peer>();
-    peer.map(|peer| Arc::clone(&peer.certificates))
-        .unwrap_or_default()
 }
 
 fn origin(request: &Request<Body>) -> Origin {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod audit;
+pub mod calls;
 pub mod convert;
 mod credentials;
 pub mod gate;
@@ -29,9 +30,11 @@ use crate::{
     broker::{Broker, Error},
     domain::access::Caller,
     proto::{
-        admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
-        credential_service_server::CredentialServiceServer,
-        grant_service_server::GrantServiceServer, identity_service_server::IdentityServiceServer,
+        admin_service_server::AdminServiceServer,
+        audit_service_server::AuditServiceServer,
+        credential_service_server::{self, CredentialServiceServer},
+        grant_service_server::GrantServiceServer,
+        identity_service_server::IdentityServiceServer,
         lease_service_server::LeaseServiceServer,
         revocation_service_server::RevocationServiceServer,
         service_registry_server::ServiceRegistryServer,
@@ -74,17 +77,25 @@ pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
     health_reporter()
 }
 
-/// Tells whether the broker is ready, until it ends: then it is not.
+/// Tells whether the broker is ready, and by the name of `CredentialService` whether it can
+/// issue, until it ends: then it is not. Without AWS it can still revoke, so whoever is sent
+/// where a broker is ready must not be kept from it.
 pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
+    let issuing = credential_service_server::SERVICE_NAME;
+    let tell = async |ready: bool, issues: bool| {
+        for (service, serves) in [("", ready), (issuing, issues)] {
+            let status = if serves {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            reporter.set_service_status(service, status).await;
+        }
+    };
     loop {
-        let status = match broker.readiness().await {
-            Ok(()) => ServingStatus::Serving,
-            Err(_) => ServingStatus::NotServing,
-        };
-        reporter.set_service_status("", status).await;
+        tell(broker.readiness().await.is_ok(), broker.issues().await).await;
         if timeout(HEALTH_EVERY, broker.stopped()).await.is_ok() {
-            let ending = ServingStatus::NotServing;
-            return reporter.set_service_status("", ending).await;
+            return tell(false, false).await;
         }
     }
 }

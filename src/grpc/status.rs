@@ -19,6 +19,8 @@ pub const ERROR_DOMAIN: &str = "credbroker";
 pub const NEXT: &str = "next";
 /// When a store that cannot be written may be worth another try.
 const STORE_PAUSE: Duration = Duration::from_secs(5);
+/// When what took too long may be done.
+const LATE_PAUSE: Duration = Duration::from_secs(2);
 
 /// An error as the caller sees it. What is no caller's business goes to the log alone.
 #[must_use]
@@ -47,6 +49,7 @@ const fn code(error: &Error) -> Code {
         Error::Unauthenticated => Code::Unauthenticated,
         Error::Suspended(_) | Error::NotPermitted(_) => Code::PermissionDenied,
         Error::Limited { .. } => Code::ResourceExhausted,
+        Error::Late => Code::DeadlineExceeded,
         Error::NotFound(_) | Error::Denied(Denial::NoSuchGrant(_)) => Code::NotFound,
         Error::AlreadyExists(_) => Code::AlreadyExists,
         Error::WrongState { .. }
@@ -100,6 +103,7 @@ fn retry_after(error: &Error) -> Option<Duration> {
     match error {
         Error::Aws(failure) => failure.retry_after,
         Error::Limited { retry_after, .. } => *retry_after,
+        Error::Late => Some(LATE_PAUSE),
         Error::Store(StoreError::Unavailable(_)) => Some(STORE_PAUSE),
         _ => None,
     }
@@ -149,6 +153,7 @@ mod tests {
                 Code::InvalidArgument,
             ),
             (Error::Unauthenticated, Code::Unauthenticated),
+            (Error::Late, Code::DeadlineExceeded),
             (
                 Error::Suspended("payments".parse().unwrap()),
                 Code::PermissionDenied,

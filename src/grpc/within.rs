@@ -9,7 +9,7 @@ use super::{Api, gate::let_in, revocation::Happening, status::status};
 use crate::{
     authn::{Authenticator, Shown},
     broker::Broker,
-    domain::principal::Origin,
+    domain::{access::Surface, principal::Origin},
     proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
 };
 
@@ -47,7 +47,7 @@ impl Within {
             ..Shown::default()
         };
         let by_token = Authenticator::default();
-        let let_in = let_in(&self.api.broker, &by_token, origin, shown);
+        let let_in = let_in(&self.api.broker, &by_token, Surface::Whole, origin, shown);
         let caller = let_in.await.map_err(|error| status(&error))?;
         let mut request = Request::new(message);
         request.extensions_mut().insert(caller);

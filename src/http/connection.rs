@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, Response},
+};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -27,37 +31,26 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::answer::{Answer, Waiting};
 use crate::{
     domain::{
+        edge::Bounds,
         name::Name,
         random::{Random, SystemRandom},
     },
-    grpc::gate::{ByService, Peer, Services},
+    grpc::{
+        calls::Calls,
+        gate::{ByService, Peer, Services},
+    },
 };
 
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-/// From the end of the handshake until the first request has arrived with all its headers.
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(5);
-/// How long the body of a request may take to arrive.
-const BODY_LIMIT: Duration = Duration::from_secs(8);
-const STREAMS_MAX: u32 = 64;
-const RESET_STREAMS_MAX: usize = 128;
 const PENDING_RESET_STREAMS_MAX: usize = 20;
-const HEADERS_MAX: u32 = 8 * 1024;
 const FRAME_MAX: u32 = 16 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
-const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
-/// How old a connection grows, a tenth more or less, so that clients spread over brokers.
-const AGE_MAX: Duration = Duration::from_mins(30);
-/// What is running may take so long to end then.
-const AGE_GRACE: Duration = Duration::from_secs(30);
-/// The same for one whose service is shut out: whoever waits for an answer, or watches, hears
-/// of that first.
+/// How long what runs for a service that is shut out may go on: whoever waits for an answer,
+/// or watches, hears of that first.
 const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
-/// The same while the broker ends, which cuts off what is left by then.
-const STOP_GRACE: Duration = Duration::from_secs(20);
 /// Before that: how long a connection that is to end waits for a first request, which may be
 /// on its way.
 const SILENT_GRACE: Duration = Duration::from_secs(2);
@@ -68,6 +61,8 @@ pub(super) struct Serving {
     pub(super) handshakes: Semaphore,
     pub(super) router: Router,
     pub(super) by_service: Arc<ByService>,
+    pub(super) calls: Calls,
+    pub(super) bounds: Bounds,
     /// Tells which services are shut out.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
@@ -77,7 +72,8 @@ impl Serving {
     pub(super) async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         // Small answers must not wait for more to send.
         let _ = stream.set_nodelay(true);
-        let Ok(Some(stream)) = timeout(HANDSHAKE_LIMIT, self.handshake(stream)).await else {
+        let Ok(Some(stream)) = timeout(self.bounds.handshake_timeout, self.handshake(stream)).await
+        else {
             tracing::debug!(%peer, "a TLS handshake failed");
             return;
         };
@@ -91,24 +87,31 @@ impl Serving {
                 .unwrap_or_default()
                 .into(),
             services: Services::none(&self.by_service),
+            calls: self.calls.of_another(&self.bounds),
         };
         let (services, asked) = (shown.services.clone(), Arc::new(AtomicBool::new(false)));
         let has_asked = Arc::clone(&asked);
+        let (waiting, body_limit) = (Waiting::default(), self.bounds.body_timeout);
+        let answered = waiting.clone();
         let service = self
             .router
             .clone()
             .map_request(move |mut request: Request<Incoming>| {
                 has_asked.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(shown.clone());
-                request.map(|body| Body::new(Timed::new(body)))
+                request.map(|body| Body::new(Timed::new(body, body_limit)))
+            })
+            .map_response(move |response: Response<Body>| {
+                response.map(|body| Body::new(Answer::new(body, answered.clone())))
             });
-        let builder = builder();
+        let builder = builder(&self.bounds);
         let io = TokioIo::new(stream);
         let serving = builder.serve_connection(io, TowerToHyperService::new(service));
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
-            grace = self.ending(&asked, &services, shut_outs) => {
+            grace = self.ending(&asked, &services, shut_outs, &waiting) => {
+                let Some(grace) = grace else { return };
                 // Whoever asks just now is still served: it need not know that this ends.
                 serving.as_mut().graceful_shutdown();
                 match timeout(SILENT_GRACE, serving.as_mut()).await {
@@ -133,15 +136,16 @@ impl Serving {
     }
 
     /// Resolves when the connection is to take no more calls: for how long those that run may
-    /// go on.
+    /// go on, or `None` when it ends at once.
     async fn ending(
         &self,
         asked: &AtomicBool,
         services: &Services,
         mut shut_outs: broadcast::Receiver<Name>,
-    ) -> Duration {
+        waiting: &Waiting,
+    ) -> Option<Duration> {
         let silent = async {
-            sleep(FIRST_REQUEST_LIMIT).await;
+            sleep(self.bounds.first_request_timeout).await;
             if asked.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
@@ -157,39 +161,41 @@ impl Serving {
             }
         };
         tokio::select! {
-            () = self.stop.cancelled() => STOP_GRACE,
-            () = silent => AGE_GRACE,
-            () = sleep(age()) => AGE_GRACE,
-            () = shut_out => SHUT_OUT_GRACE,
+            () = self.stop.cancelled() => Some(self.bounds.drain_timeout),
+            () = silent => Some(self.bounds.age_grace),
+            () = sleep(self.age()) => Some(self.bounds.age_grace),
+            () = shut_out => Some(SHUT_OUT_GRACE),
+            () = waiting.too_long(self.bounds.answer_timeout) => None,
         }
+    }
+
+    fn age(&self) -> Duration {
+        let mut chance = [0];
+        SystemRandom.fill(&mut chance);
+        // From nine tenths to eleven.
+        let age = self.bounds.connection_age;
+        age * 9 / 10 + age / 5 * u32::from(chance[0]) / 255
     }
 }
 
-fn age() -> Duration {
-    let mut chance = [0];
-    SystemRandom.fill(&mut chance);
-    // From nine tenths to eleven.
-    AGE_MAX * 9 / 10 + AGE_MAX / 5 * u32::from(chance[0]) / 255
-}
-
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(FIRST_REQUEST_LIMIT);
+        .header_read_timeout(bounds.first_request_timeout);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .max_concurrent_streams(bounds.streams)
+        .max_local_error_reset_streams(bounds.resets)
         .max_pending_accept_reset_streams(PENDING_RESET_STREAMS_MAX)
-        .max_header_list_size(HEADERS_MAX)
+        .max_header_list_size(bounds.header_bytes)
         .max_frame_size(FRAME_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_LIMIT);
+        .keep_alive_interval(bounds.keepalive_interval)
+        .keep_alive_timeout(bounds.keepalive_timeout);
     builder
 }
 
@@ -205,8 +211,8 @@ struct Timed {
 struct Late;
 
 impl Timed {
-    fn new(body: Incoming) -> Self {
-        let limit = Box::pin(sleep(BODY_LIMIT));
+    fn new(body: Incoming, limit: Duration) -> Self {
+        let limit = Box::pin(sleep(limit));
         Self { body, limit }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,44 +19,21 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::connection::Serving;
-use crate::{domain::name::Name, grpc::gate::ByService};
+use crate::{
+    domain::{edge::Bounds, name::Name},
+    grpc::{calls::Calls, gate::ByService},
+};
 
-/// How many handshakes go on at a time.
-const HANDSHAKES_MAX: usize = 256;
 /// After an error of accept itself, e.g. no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long running calls may take to end once asked to.
-const DRAIN_LIMIT: Duration = Duration::from_secs(20);
-
-/// How many may be connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connections {
-    /// In all.
-    pub most: usize,
-    /// From one address.
-    pub per_address: usize,
-    /// Of one service.
-    pub per_service: usize,
-}
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self {
-            most: 4096,
-            per_address: 64,
-            per_service: 32,
-        }
-    }
-}
-
 /// Where to listen, and how.
 pub struct Listening {
     /// Already bound.
     pub listener: TcpListener,
     /// What it shows, as it stands now.
     pub tls: watch::Receiver<Arc<ServerConfig>>,
-    /// How many may come.
-    pub connections: Connections,
+    /// What its peers may hold.
+    pub bounds: Bounds,
 }
 
 /// Serves `router` until `stop`, then lets running calls end. Connections of a service that
@@ -70,15 +47,17 @@ pub async fn serve(
     let Listening {
         listener,
         tls,
-        connections,
+        bounds,
     } = listening;
-    let permits = Arc::new(Semaphore::new(connections.most));
+    let permits = Arc::new(Semaphore::new(bounds.connections));
     let addresses = Arc::new(Addresses::default());
     let serving = Arc::new(Serving {
         tls,
-        handshakes: Semaphore::new(HANDSHAKES_MAX),
+        handshakes: Semaphore::new(bounds.handshakes),
         router,
-        by_service: ByService::new(connections.per_service),
+        by_service: ByService::new(bounds.connections_per_service),
+        calls: Calls::new(&bounds),
+        bounds: bounds.clone(),
         shut_outs,
         stop: stop.clone(),
     });
@@ -87,7 +66,7 @@ pub async fn serve(
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let Some(place) = addresses.enter(peer.ip(), connections.per_address) else {
+        let Some(place) = addresses.enter(peer.ip(), bounds.connections_per_address) else {
             counter!("credbroker_connections_refused_total", "reason" => "per_address")
                 .increment(1);
             continue;
@@ -99,7 +78,7 @@ pub async fn serve(
         });
     }
     tracker.close();
-    if timeout(DRAIN_LIMIT, tracker.wait()).await.is_err() {
+    if timeout(bounds.drain_timeout, tracker.wait()).await.is_err() {
         tracing::warn!("some calls did not end in time and were cut off");
     }
 }
@@ -120,6 +99,14 @@ async fn accept(
     }
 }
 
+/// Where an address is: a machine with IPv6 has a whole /64 (RFC 4291 section 2.5.4).
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
 /// How many are connected from where.
 #[derive(Default)]
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
@@ -137,6 +124,7 @@ impl Addresses {
 
     /// Takes a place; `None` when `most` are taken.
     fn enter(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<Place> {
+        let address = site(address);
         let mut counts = self.counts();
         let count = counts.entry(address).or_default();
         (*count < most).then(|| {
@@ -156,5 +144,19 @@ impl Drop for Place {
             *count -= 1;
         }
         counts.retain(|_, count| *count > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_a_64_has_the_places_of_one_address() {
+        let site = |text: &str| site(text.parse().unwrap());
+        assert_eq!(site("2001:db8:1:2::3"), site("2001:db8:1:2:ffff::9"));
+        assert_ne!(site("2001:db8:1:2::3"), site("2001:db8:1:3::3"));
+        assert_eq!(site("::ffff:192.0.2.1"), site("192.0.2.1"));
+        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
     }
 }

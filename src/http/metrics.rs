@@ -38,7 +38,7 @@ fn recorder() -> Option<&'static PrometheusHandle> {
 }
 
 /// Begins to count.
-pub(super) fn install() {
+pub fn install() {
     if recorder().is_none() {
         tracing::warn!("there are no metrics: another recorder is in place");
     }
@@ -101,6 +101,11 @@ fn set(counts: &Counts) {
 fn describe() {
     describe_gauge!("credbroker_leases", "Leases that have not ended");
     describe_gauge!("credbroker_denials", "Denials of revoked sessions");
+    describe_gauge!(
+        "credbroker_tls_certificate_expires_at_seconds",
+        Unit::Seconds,
+        "When the certificate that the broker shows expires, Unix time"
+    );
     describe_gauge!("credbroker_services", "Registered services");
     describe_gauge!("credbroker_grants", "Current grants");
     describe_gauge!("credbroker_audit_records", "Records in the audit log");
@@ -142,6 +147,10 @@ fn describe() {
     describe_counter!(
         "credbroker_connections_refused_total",
         "Connections that were refused for their number"
+    );
+    describe_counter!(
+        "credbroker_calls_shed_total",
+        "Calls that were refused since as many were worked on as may be"
     );
     describe_counter!(
         "credbroker_accept_errors_total",

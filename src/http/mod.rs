@@ -1,6 +1,7 @@
 //! HTTPS beside gRPC on the same port: liveness, readiness, metrics, and the listener
 //! itself.
 
+mod answer;
 mod connection;
 pub mod listener;
 mod metrics;
@@ -8,7 +9,7 @@ pub mod tls;
 
 use std::sync::Arc;
 
-pub use self::metrics::keep as keep_metrics;
+pub use self::metrics::{install as install_metrics, keep as keep_metrics};
 use axum::{Router, http::StatusCode, routing::get};
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::layer::layer_fn;
@@ -16,31 +17,40 @@ use tower::layer::layer_fn;
 use crate::{
     authn::Authenticator,
     broker::Broker,
+    domain::access::Surface,
     grpc::{self, gate::Gate},
 };
 
-/// Everything that is served: gRPC behind the gate, `grpc.health.v1`, `/livez` and
-/// `/readyz` and `/metrics` in front of it.
+/// What is served at an address: gRPC behind the gate, `grpc.health.v1`, `/livez` and
+/// `/readyz` in front of it, and `/metrics` where operators are served.
 pub fn router(
     broker: &Arc<Broker>,
     authenticator: &Arc<Authenticator>,
     health: HealthServer<impl Health>,
+    surface: Surface,
 ) -> Router {
-    metrics::install();
     let (gated, authenticator) = (Arc::clone(broker), Arc::clone(authenticator));
     let grpc = grpc::routes(broker)
         .prepare()
         .into_axum_router()
         .layer(layer_fn(move |inner| {
-            Gate::new(inner, Arc::clone(&gated), Arc::clone(&authenticator))
+            Gate::new(
+                inner,
+                Arc::clone(&gated),
+                Arc::clone(&authenticator),
+                surface,
+            )
         }));
     let ready = Arc::clone(broker);
-    Router::new()
+    let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
-        .route("/metrics", get(metrics::render))
         .route_service("/grpc.health.v1.Health/{method}", health)
-        .merge(grpc)
+        .merge(grpc);
+    match surface {
+        Surface::Whole => router.route("/metrics", get(metrics::render)),
+        Surface::Services => router,
+    }
 }
 
 /// In words why not.

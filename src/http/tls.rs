@@ -1,4 +1,4 @@
-//! TLS of the listener: rustls on aws-lc-rs, TLS 1.3 and 1.2, no resumption.
+//! TLS of the listener: rustls on aws-lc-rs, TLS 1.3 alone, no resumption, no early data.
 
 use std::{
     fs,
@@ -8,19 +8,20 @@ use std::{
     time::Duration,
 };
 
+use metrics::gauge;
 use tokio::{sync::watch, time::sleep};
 use tokio_rustls::rustls::{
     self, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
-    crypto::{
-        WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
-    },
+    crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    version::TLS13,
 };
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Most certificates of a client's chain.
 const CHAIN_MAX: usize = 5;
@@ -105,7 +106,22 @@ pub fn from_files(
         .collect::<Result<Vec<_>, _>>()
         .map_err(pem("the TLS certificate", cert))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(pem("the TLS private key", key))?;
-    server_config(chain, key, clients)
+    let expires = chain.first().and_then(expiry);
+    let config = server_config(chain, key, clients)?;
+    if let Some(expires) = expires {
+        gauge!("credbroker_tls_certificate_expires_at_seconds").set(expires);
+    }
+    Ok(config)
+}
+
+/// When a certificate expires, Unix seconds.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<f64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let at = parsed.validity().not_after.timestamp();
+    // Exact until the year 9999.
+    u64::try_from(at)
+        .ok()
+        .map(|at| Duration::from_secs(at).as_secs_f64())
 }
 
 /// From a certificate chain and its key.
@@ -120,7 +136,7 @@ pub fn server_config(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let algorithms = provider.signature_verification_algorithms;
     let builder =
-        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13])?;
     let builder = match clients {
         ClientCertificates::Asked => {
             builder.with_client_cert_verifier(Arc::new(Possession(algorithms)))
@@ -167,11 +183,11 @@ impl ClientCertVerifier for Possession {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        own: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
+        _message: &[u8],
+        _own: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, own, signed, &self.0)
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
     }
 
     fn verify_tls13_signature(

@@ -24,8 +24,8 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory, run,
-    sealing_key, tolerate_silence, trust,
+    Addresses, Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error,
+    memory, run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::{Authenticator, token},
@@ -35,13 +35,15 @@ use crate::{
     domain::{
         arn::Partition,
         denial::Placements,
+        edge::Bounds,
         principal::Origin,
         random::{Random, SystemRandom},
         seal::SealingKey,
         service::Limits,
     },
     http::{
-        listener::{Connections, Listening},
+        install_metrics,
+        listener::Listening,
         tls::{self, ClientCertificates},
     },
     store::anchor::replace_file,
@@ -79,6 +81,7 @@ pub struct DevOptions {
 /// Why it does not start.
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     memory::seal()?;
+    install_metrics();
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
     let aws = aws_of_chain(AwsSettings {
@@ -129,12 +132,17 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         listener,
         tls: watch::channel(tls).1,
         // Everybody here is on one machine.
-        connections: Connections {
-            per_address: Connections::default().most,
-            ..Connections::default()
+        bounds: Bounds {
+            connections_per_address: Bounds::default().connections,
+            shutdown_delay: Duration::ZERO,
+            ..Bounds::default()
         },
     };
-    run(assembled, listening, authenticator, Vec::new(), move || {
+    let at = Addresses {
+        all: listening,
+        operators: None,
+    };
+    run(assembled, at, authenticator, Vec::new(), move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
         println!("ready");
     })

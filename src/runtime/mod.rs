@@ -18,7 +18,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,7 @@ use crate::{
     },
     config::ConfigError,
     domain::{
+        access::Surface,
         arn::Partition,
         audit::Event,
         clock::{SteadyClock, wall_time},
@@ -374,10 +375,18 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         .map_err(|source| StartError::Listen { address, source })
 }
 
+/// Where the broker listens.
+struct Addresses {
+    /// For everybody.
+    all: Listening,
+    /// For operators, who are then served nowhere else.
+    operators: Option<Listening>,
+}
+
 /// Serves until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
 async fn run(
     assembled: Assembled,
-    listening: Listening,
+    at: Addresses,
     authenticator: Arc<Authenticator>,
     sinks: Vec<Arc<dyn Sink>>,
     ready: impl FnOnce(),
@@ -390,9 +399,10 @@ async fn run(
     } = assembled;
     // From here on is counted.
     let (reporter, health) = grpc::health();
-    let router = http::router(&broker, &authenticator, health);
     begin(&broker).await;
-    stop_on_signal(stop.clone()).map_err(file_error(Path::new("signal handlers")))?;
+    let delay = at.all.bounds.shutdown_delay;
+    let signals = stop_on_signal(Arc::clone(&broker), delay, stop.clone());
+    signals.map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
     let witnessed = Arc::clone(&broker);
     feeding.spawn(async move { witnessed.keep_witnessed().await });
@@ -404,7 +414,21 @@ async fn run(
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
-    listener::serve(listening, router, broker.shut_outs(), stop).await;
+    let serve = async |listening: Option<Listening>, surface| {
+        if let Some(listening) = listening {
+            let router = http::router(&broker, &authenticator, health.clone(), surface);
+            listener::serve(listening, router, broker.shut_outs(), stop.clone()).await;
+        }
+    };
+    let surface = match at.operators {
+        Some(_) => Surface::Services,
+        None => Surface::Whole,
+    };
+    // Each has its connections to itself: a flood of the one leaves the other.
+    tokio::join!(
+        serve(Some(at.all), surface),
+        serve(at.operators, Surface::Whole)
+    );
     // A clean-up that is cut off is due again; what was begun for a caller is finished.
     finish(&broker).await;
     let cut_off = upkeep.abort_handle();
@@ -458,25 +482,35 @@ async fn feed(broker: &Arc<Broker>, sinks: Vec<Arc<dyn Sink>>) -> Result<JoinSet
     Ok(feeding)
 }
 
-/// The first signal cancels `stop`, a second one ends the process at once.
-fn stop_on_signal(stop: CancellationToken) -> io::Result<()> {
+/// At the first signal the broker is unready, and `stop` is cancelled after `delay`; a second
+/// one ends the process at once.
+fn stop_on_signal(broker: Arc<Broker>, delay: Duration, stop: CancellationToken) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut signalled = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
     tokio::spawn(async move {
-        for _ in 0..2 {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
-            }
-            if stop.is_cancelled() {
-                tracing::warn!("second signal: ending at once");
-                std::process::exit(1);
-            }
+        signalled().await;
+        tracing::info!("ending: unready from now on");
+        broker.leave();
+        let ending = async {
+            sleep(delay).await;
             tracing::info!("ending: no new calls; running ones may finish");
             stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = ending => {}
+            () = signalled() => {}
         }
+        tracing::warn!("second signal: ending at once");
+        std::process::exit(1);
     });
     Ok(())
 }

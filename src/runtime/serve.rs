@@ -7,8 +7,8 @@ use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
 use super::{
-    Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory, not_sealing,
-    run, sealing_key, tolerate_silence, trust,
+    Addresses, Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory,
+    not_sealing, run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::{
@@ -23,7 +23,8 @@ use crate::{
     config::{self, Config, Destination, KeysAt},
     domain::seal::{SealError, SealingKey},
     http::{
-        listener::{Connections, Listening},
+        install_metrics,
+        listener::Listening,
         tls::{self, ClientCertificates},
     },
     sink::{
@@ -38,6 +39,7 @@ use crate::{
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     memory::seal()?;
+    install_metrics();
     let clients = if config.client_authorities.is_empty() && config.enrollment.is_none() {
         ClientCertificates::NotAsked
     } else {
@@ -61,6 +63,10 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
+    let administrative = match config.listen.admin_address {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let address = listener.local_addr().unwrap_or(config.listen.address);
     let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
     let issuing = Arc::clone(&authenticator);
@@ -69,16 +75,17 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     let (shown, tls) = watch::channel(tls);
     let (cert, key) = (cert.clone(), key.clone());
     let showing = tokio::spawn(async move { tls::keep(&cert, &key, clients, shown).await });
-    let listening = Listening {
+    let bounds = &config.listen.bounds;
+    let listening = |listener| Listening {
         listener,
-        tls,
-        connections: Connections {
-            most: config.listen.connections,
-            per_address: config.listen.connections_per_address,
-            per_service: config.listen.connections_per_service,
-        },
+        tls: tls.clone(),
+        bounds: bounds.clone(),
     };
-    let ended = run(assembled, listening, authenticator, sinks, ready).await;
+    let at = Addresses {
+        all: listening(listener),
+        operators: administrative.map(listening),
+    };
+    let ended = run(assembled, at, authenticator, sinks, ready).await;
     trusting.abort();
     issuing.abort();
     showing.abort();

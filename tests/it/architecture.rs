@@ -174,6 +174,7 @@ const ROOMS: &[Room] = &[
             "tonic_health",
             "tower",
             "tracing",
+            "x509_parser",
         ],
     ),
     room("proto", &[], &["tonic"]),

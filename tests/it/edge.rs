@@ -1,6 +1,7 @@
 //! Peers that do harm: each is gone within ten seconds, what it can hold is bounded, and
 //! everybody else is served all the while.
 
+mod bounds;
 mod floods;
 mod wire;
 
@@ -12,9 +13,10 @@ use tokio::{
     net::TcpStream,
     time::{interval, timeout},
 };
+use tokio_rustls::rustls::version::{TLS12, TLS13};
 use wire::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, Stream, begun,
-    call, frame, h2, next,
+    call, connect, frame, h2, next,
 };
 
 use crate::harness::{
@@ -282,6 +284,9 @@ async fn a_new_certificate_is_shown_without_a_restart_and_a_wrong_one_never() {
     told("has changed").await;
     site.run(&["whoami"]).await.ok();
     assert!(!trusts_old().await);
+    // rcgen's own default is the year 4096.
+    let expires = site.metric("credbroker_tls_certificate_expires_at_seconds");
+    assert_eq!(expires.await, Some(67_090_118_400.0));
     stop(child).await;
 }
 
@@ -313,4 +318,14 @@ async fn one_service_has_so_many_connections_and_no_more() {
     held.truncate(31);
     let let_in = async || one_more.identity().who_am_i(who()).await.ok();
     eventually("there is room again", let_in).await;
+}
+
+#[tokio::test]
+async fn tls_1_2_is_not_spoken() {
+    let broker = Broker::start(&Account::new().await).await;
+    let ca = broker.setting("CREDBROKER_CA_FILE");
+    for (version, spoken) in [(&TLS13, true), (&TLS12, false)] {
+        let connected = connect(broker.address(), Path::new(ca), version).await;
+        assert_eq!(connected.is_ok(), spoken, "{version:?}");
+    }
 }

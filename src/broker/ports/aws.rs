@@ -159,6 +159,8 @@ pub trait Issuer: Send + Sync {
     /// # Errors
     /// Not while it has been failing, or while too many calls wait already.
     fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure>;
+    /// Whether AWS has answered of late, or has not been asked; nobody is asked now.
+    fn answers(&self) -> bool;
     /// How many removals may go on side by side, so that each comes to its end in some
     /// 20 s: at least 1.
     fn removals_at_once(&self) -> usize;

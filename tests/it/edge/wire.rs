@@ -1,6 +1,6 @@
 //! HTTP/2 by hand: what no well-behaved client sends.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -10,9 +10,10 @@ use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        ClientConfig, RootCertStore,
+        ClientConfig, RootCertStore, SupportedProtocolVersion,
         crypto::aws_lc_rs,
         pki_types::{CertificateDer, ServerName, pem::PemObject},
+        version::TLS13,
     },
 };
 
@@ -32,19 +33,28 @@ pub(super) const END_STREAM: u8 = 1;
 
 /// A connection that speaks HTTP/2, without a word said.
 pub(super) async fn h2(address: &str, ca: &Path) -> Stream {
+    connect(address, ca, &TLS13).await.unwrap()
+}
+
+/// The same, by a version of TLS.
+pub(super) async fn connect(
+    address: &str,
+    ca: &Path,
+    version: &'static SupportedProtocolVersion,
+) -> io::Result<Stream> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
         roots.add(certificate.unwrap()).unwrap();
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider);
-    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_protocol_versions(&[version]).unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.unwrap()
+    connector.connect(name, stream).await
 }
 
 /// With preface and settings sent.
@@ -89,4 +99,14 @@ pub(super) async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, 
     stream.read_exact(&mut payload).await.unwrap();
     let number = u32::from_be_bytes(head[5..].try_into().unwrap());
     (head[3], number, payload)
+}
+
+/// Asks by GET for what it then grants no window for.
+pub(super) async fn ask_without_a_window(stream: &mut Stream, path: &str) {
+    // SETTINGS_INITIAL_WINDOW_SIZE is 4 (RFC 9113 section 6.5.2).
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let get = [&[0x82], &call(path)[1..]].concat();
+    let ask = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get);
+    let words = [PREFACE, &no_window, &ask].concat();
+    stream.write_all(&words).await.unwrap();
 }

@@ -79,6 +79,7 @@ impl Site {
             .replace("/var/lib/credbroker/", &here)
             .replace("/etc/credbroker/", &here)
             .replace("0.0.0.0:8443", &self.address)
+            .replace("# shutdown_delay = \"5s\"", "shutdown_delay = \"0s\"")
             .replace(
                 "# endpoint_url = \"https://sts.example.internal\"",
                 &endpoint,

@@ -17,7 +17,7 @@ use credbroker::{
         ports::{AuditFilter, LeaseFilter, Page, Store, Target},
     },
     domain::{
-        access::{Caller, admit},
+        access::{Caller, Surface, admit},
         arn::Partition,
         audit::AuditEvent,
         clock::{Clock, SteadyClock, wall_time},
@@ -190,7 +190,7 @@ impl Stepped {
         };
         let (store, now) = (self.broker.store(), self.clock.now());
         let proven = authenticate(store, now, origin, Some(&header)).await;
-        admit(proven.unwrap()).unwrap()
+        admit(proven.unwrap(), Surface::Whole).unwrap()
     }
 
     async fn service(&self, method: &str) -> Caller {

@@ -64,7 +64,6 @@ impl Broker {
         tls_get(address, Path::new(ca), path).await
     }
 
-    /// A connection without any proof of identity.
     /// What `status` tells once AWS has been looked at.
     pub async fn reconciled(&self) -> Value {
         let status = async || {
@@ -83,6 +82,7 @@ impl Broker {
         eventually(line, counted).await;
     }
 
+    /// A connection without any proof of identity.
     pub async fn wire(&self) -> Wire {
         let pem = std::fs::read(self.setting("CREDBROKER_CA_FILE")).unwrap();
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));

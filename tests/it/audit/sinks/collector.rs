@@ -8,9 +8,12 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri},
     routing::post,
 };
-use credbroker::http::{
-    listener::{Connections, Listening, serve},
-    tls,
+use credbroker::{
+    domain::edge::Bounds,
+    http::{
+        listener::{Listening, serve},
+        tls,
+    },
 };
 use tokio::{
     net::TcpListener,
@@ -58,7 +61,7 @@ impl Collector {
         let listening = Listening {
             listener,
             tls: watch::channel(tls).1,
-            connections: Connections::default(),
+            bounds: Bounds::default(),
         };
         tokio::spawn(serve(
             listening,

@@ -23,8 +23,9 @@ use credbroker::{
         note::{self, Verifier},
         tree::{EMPTY, Hash, extends},
     },
+    domain::edge::Bounds,
     http::{
-        listener::{Connections, Listening, serve},
+        listener::{Listening, serve},
         tls,
     },
 };
@@ -135,7 +136,7 @@ impl Witness {
         let listening = Listening {
             listener,
             tls: watch::channel(tls).1,
-            connections: Connections::default(),
+            bounds: Bounds::default(),
         };
         let task = tokio::spawn(serve(listening, router, Sender::new(1), stop.clone()));
         Running { stop, task }

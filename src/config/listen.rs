@@ -1,0 +1,90 @@
+//! `[listen]` and `[bounds]`: where to listen, and what a peer may hold.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{Lifetime, Reader};
+use crate::domain::edge::Bounds;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Where operators are served, and nowhere else; `None` for the same address.
+    pub admin_address: Option<SocketAddr>,
+    /// Certificate chain, PEM, the server's first.
+    pub tls_cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub tls_key_file: PathBuf,
+    /// What a peer may hold.
+    pub bounds: Bounds,
+}
+
+pub(super) fn read(reader: &mut Reader) -> Option<Listen> {
+    let address = reader.required("listen", "address");
+    let admin_address = reader.optional("listen", "admin_address");
+    let tls_cert_file = reader.required("listen", "tls_cert_file");
+    let tls_key_file = reader.required("listen", "tls_key_file");
+    let bounds = bounds(reader);
+    Some(Listen {
+        address: address?,
+        admin_address,
+        tls_cert_file: tls_cert_file?,
+        tls_key_file: tls_key_file?,
+        bounds,
+    })
+}
+
+fn bounds(reader: &mut Reader) -> Bounds {
+    let mut bounds = Bounds::default();
+    for (key, bound) in [
+        ("connections", &mut bounds.connections),
+        (
+            "connections_per_address",
+            &mut bounds.connections_per_address,
+        ),
+        (
+            "connections_per_service",
+            &mut bounds.connections_per_service,
+        ),
+        ("handshakes", &mut bounds.handshakes),
+        ("calls", &mut bounds.calls),
+        ("calls_per_connection", &mut bounds.calls_per_connection),
+        ("resets", &mut bounds.resets),
+    ] {
+        let number = reader.number("bounds", key);
+        *bound = number
+            .and_then(|n| usize::try_from(n).ok())
+            .unwrap_or(*bound);
+    }
+    for (key, bound) in [
+        ("streams", &mut bounds.streams),
+        ("header_bytes", &mut bounds.header_bytes),
+    ] {
+        *bound = reader.number("bounds", key).unwrap_or(*bound);
+    }
+    for (key, bound) in [
+        ("handshake_timeout", &mut bounds.handshake_timeout),
+        ("first_request_timeout", &mut bounds.first_request_timeout),
+        ("body_timeout", &mut bounds.body_timeout),
+        ("call_timeout", &mut bounds.call_timeout),
+        ("answer_timeout", &mut bounds.answer_timeout),
+        ("keepalive_interval", &mut bounds.keepalive_interval),
+        ("keepalive_timeout", &mut bounds.keepalive_timeout),
+        ("connection_age", &mut bounds.connection_age),
+        ("age_grace", &mut bounds.age_grace),
+        ("drain_timeout", &mut bounds.drain_timeout),
+    ] {
+        *bound = time(reader, key).unwrap_or(*bound);
+        if bound.is_zero() {
+            reader.wrong(&format!("bounds.{key}"), "must be a second or more");
+        }
+    }
+    bounds.shutdown_delay = time(reader, "shutdown_delay").unwrap_or(bounds.shutdown_delay);
+    bounds
+}
+
+fn time(reader: &mut Reader, key: &str) -> Option<Duration> {
+    let time: Option<Lifetime> = reader.optional("bounds", key);
+    time.map(|Lifetime(time)| time)
+}

@@ -1,0 +1,76 @@
+//! What a peer may hold of the listener, and for how long.
+
+use std::time::Duration;
+
+/// Bounds on peers, whoever they are. The defaults suit a broker of some hundred services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections, in all.
+    pub connections: usize,
+    /// Connections from one address; of IPv6, from one /64.
+    pub connections_per_address: usize,
+    /// Connections of one service.
+    pub connections_per_service: usize,
+    /// TLS handshakes that go on at a time.
+    pub handshakes: usize,
+    /// Calls that are worked on at a time.
+    pub calls: usize,
+    /// Calls over one connection that are worked on at a time.
+    pub calls_per_connection: usize,
+    /// HTTP/2 streams of one connection.
+    pub streams: u32,
+    /// Streams that the broker may have to reset for a peer's mistakes (RUSTSEC-2024-0003).
+    pub resets: usize,
+    /// The headers of a request, bytes.
+    pub header_bytes: u32,
+    /// From the connection to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// From there until the first request has arrived with all its headers.
+    pub first_request_timeout: Duration,
+    /// From its headers until a request is there whole.
+    pub body_timeout: Duration,
+    /// How long a call is worked on. A revocation may take half a minute more, for its proof.
+    pub call_timeout: Duration,
+    /// How long each message of an answer may wait for the peer to take it.
+    pub answer_timeout: Duration,
+    /// How often a connection is tried that is silent.
+    pub keepalive_interval: Duration,
+    /// How long the answer to that may take.
+    pub keepalive_timeout: Duration,
+    /// How old a connection grows, a tenth more or less, so that clients spread over brokers.
+    pub connection_age: Duration,
+    /// What is running may take so long to end then.
+    pub age_grace: Duration,
+    /// How long the broker goes on when it is to end, known to be unready, so that nobody is
+    /// sent to it any more.
+    pub shutdown_delay: Duration,
+    /// How long running calls may take to end after that.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 64,
+            connections_per_service: 32,
+            handshakes: 256,
+            calls: 1024,
+            calls_per_connection: 32,
+            streams: 64,
+            resets: 128,
+            header_bytes: 8 * 1024,
+            handshake_timeout: Duration::from_secs(5),
+            first_request_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(8),
+            call_timeout: Duration::from_secs(20),
+            answer_timeout: Duration::from_secs(8),
+            keepalive_interval: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
+            connection_age: Duration::from_mins(30),
+            age_grace: Duration::from_secs(30),
+            shutdown_delay: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
+}

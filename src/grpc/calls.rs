@@ -1,0 +1,85 @@
+//! How many calls are worked on at a time, and for how long.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use axum::response::Response;
+use metrics::counter;
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::status::status;
+use crate::{
+    broker::{Error, PROOF_LIMIT},
+    domain::edge::Bounds,
+};
+
+/// When one more may find room.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The calls over one connection, and with them all others.
+#[derive(Clone, Debug)]
+pub struct Calls {
+    all: Arc<Semaphore>,
+    own: Arc<Semaphore>,
+    limit: Duration,
+}
+
+impl Calls {
+    /// None yet.
+    #[must_use]
+    pub fn new(bounds: &Bounds) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(bounds.calls)),
+            own: Arc::new(Semaphore::new(bounds.calls_per_connection)),
+            limit: bounds.call_timeout,
+        }
+    }
+
+    /// Those over one more connection.
+    #[must_use]
+    pub fn of_another(&self, bounds: &Bounds) -> Self {
+        let own = Arc::new(Semaphore::new(bounds.calls_per_connection));
+        Self {
+            own,
+            ..self.clone()
+        }
+    }
+
+    /// Works on a call until it has an answer, be it the beginning of a stream: that goes on
+    /// beyond.
+    pub(super) async fn work(
+        &self,
+        method: &str,
+        call: impl Future<Output = Response>,
+    ) -> Response {
+        let (Ok(_own), Ok(_all)) = (self.own.try_acquire(), self.all.try_acquire()) else {
+            counter!("credbroker_calls_shed_total").increment(1);
+            return status(&too_many()).into_http();
+        };
+        let answer = timeout(limit_of(method, self.limit), call).await;
+        answer.unwrap_or_else(|_| {
+            tracing::warn!(
+                method,
+                "a call takes longer than it may; what it began goes on"
+            );
+            status(&Error::Late).into_http()
+        })
+    }
+}
+
+/// A revocation has an answer only once it is proven.
+fn limit_of(method: &str, limit: Duration) -> Duration {
+    let proves = method.starts_with("credbroker.v1.RevocationService/")
+        || method == "credbroker.v1.LeaseService/RevokeLease";
+    if proves { limit + PROOF_LIMIT } else { limit }
+}
+
+fn too_many() -> Error {
+    Error::Limited {
+        reason: "TOO_MANY_CALLS",
+        message: "the broker is working on as many calls as it may".to_owned(),
+        next: "try again, with fewer at a time over one connection; whoever runs the broker \
+               raises bounds.calls or bounds.calls_per_connection"
+            .to_owned(),
+        retry_after: Some(PAUSE),
+    }
+}

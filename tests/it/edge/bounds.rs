@@ -1,0 +1,175 @@
+//! What is bounded of those who mean well: more than the bound is refused in words, and
+//! everybody else is served.
+
+use std::process::Stdio;
+
+use credbroker::proto::{RevokeServiceRequest, credential_service_server};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{gone, wire};
+use crate::{
+    harness::{
+        Account, Broker, Run, World,
+        broker::credbroker,
+        emulator::emulator,
+        eventually,
+        proxy::{Fault, Proxy},
+        site::{Site, stop},
+        wire::tls_get,
+    },
+    lifecycle::channel,
+};
+
+/// A site with these bounds, whose broker reaches AWS by way of a proxy.
+async fn bounded(bounds: &str) -> (Site, Proxy) {
+    let (site, proxy) = (Site::new(), Proxy::start().await);
+    let config = site
+        .config()
+        .replace("[bounds]\n", &format!("[bounds]\n{bounds}\n"))
+        .replace(&emulator().endpoint, &proxy.endpoint);
+    std::fs::write(site.path("config.toml"), config).unwrap();
+    (site, proxy)
+}
+
+#[tokio::test]
+async fn calls_beyond_the_bound_are_refused_and_succeed_once_there_is_room() {
+    let account = Account::new().await;
+    let (site, proxy) = bounded("calls = 2").await;
+    let child = site.serving(&account.admin).await;
+    let token = site.payments_api().await;
+    proxy.inject("CreateUser", Fault::Hold);
+    let issue = async || site.run_as(&token, &["issue", "user"]).await;
+    let refused = async {
+        let both = async || (proxy.calls("CreateUser").len() == 2).then_some(());
+        eventually("two are under way", both).await;
+        let refused = site.run(&["status"]).await;
+        refused.fails(7, &["as many calls as it may", "next: try again"]);
+        proxy.heal();
+    };
+    let (one, two, ()) = tokio::join!(issue(), issue(), refused);
+    one.ok();
+    two.ok();
+    site.run(&["status"]).await.ok();
+    assert_eq!(site.metric("credbroker_calls_shed_total").await, Some(1.0));
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_is_answered_and_goes_on() {
+    let account = Account::new().await;
+    let (site, proxy) = bounded("call_timeout = \"1s\"").await;
+    let child = site.serving(&account.admin).await;
+    let token = site.payments_api().await;
+    proxy.inject("CreateUser", Fault::Hold);
+    let request = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
+    let issue = ["issue", "user", "--request-id", request];
+    let late = site.run_as(&token, &issue).await;
+    late.fails(
+        7,
+        &["takes longer than a call may", "CALL_TOO_LONG", request],
+    );
+    proxy.heal();
+    let issued = async || (site.run_as(&token, &issue).await.code == 0).then_some(());
+    eventually("it has gone on", issued).await;
+    assert_eq!(account.issued_users().await.len(), 1);
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn operators_are_served_at_an_address_of_their_own() {
+    let account = Account::new().await;
+    let site = Site::new();
+    let other = Site::new();
+    let config = site.config().replace(
+        "# admin_address = \"127.0.0.1:8444\"",
+        &format!("admin_address = {:?}", other.address),
+    );
+    std::fs::write(site.path("config.toml"), config).unwrap();
+    let operator = async |args: &[&str]| {
+        let mut command = credbroker(args);
+        command.envs(site.env());
+        command.env("CREDBROKER_ADDR", format!("https://{}", other.address));
+        Run::of(command, "").await
+    };
+    let mut serve = site.serve(&account.admin);
+    let child = serve.stderr(Stdio::null()).spawn().unwrap();
+    let answers = async || (operator(&["status"]).await.code == 0).then_some(());
+    eventually("it serves", answers).await;
+    let refused = site.run(&["service", "create", "pay"]).await;
+    refused.fails(4, &["at the address for operators"]);
+    operator(&["service", "create", "pay"]).await.ok();
+    let create = ["service", "token", "create", "pay", "-o", "json"];
+    let token = operator(&create).await.ok().json();
+    let token = token["token"].as_str().unwrap();
+    site.run_as(token, &["whoami"]).await.ok();
+    let get = async |address: &str, path| tls_get(address, &site.path("tls.pem"), path).await;
+    assert!(get(&site.address, "/readyz").await.contains(" 200 "));
+    assert!(get(&site.address, "/metrics").await.contains(" 404 "));
+    assert!(get(&other.address, "/metrics").await.contains(" 200 "));
+    let denied = operator(&["audit", "query", "--outcome", "denied"]).await;
+    assert!(denied.ok().stdout.contains("request.denied"));
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_to_end_is_unready_first_and_serves_on() {
+    let account = Account::new().await;
+    let site = Site::new();
+    let config = site.config().replace("shutdown_delay = \"0s\"", "");
+    std::fs::write(site.path("config.toml"), config).unwrap();
+    let child = site.serving(&account.admin).await;
+    let ready = async || tls_get(&site.address, &site.path("tls.pem"), "/readyz").await;
+    assert!(ready().await.contains(" 200 "));
+    let ended = stop(child);
+    let unready = async {
+        let unready = async || ready().await.contains("the broker ends").then_some(());
+        eventually("it is unready", unready).await;
+        site.run(&["status"]).await.ok();
+    };
+    tokio::join!(ended, unready);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_answer_is_gone() {
+    let broker = Broker::start(&Account::new().await).await;
+    let mut stream = broker.h2().await;
+    wire::ask_without_a_window(&mut stream, "/metrics").await;
+    tokio::join!(gone(&mut stream, "zero window"), broker.is_served());
+}
+
+#[tokio::test]
+async fn a_message_over_the_bound_is_not_read() {
+    let broker = Broker::start(&Account::new().await).await;
+    let client = broker.client(broker.admin_token()).await;
+    let revoke = RevokeServiceRequest {
+        service: "x".repeat(64 * 1024),
+        reason: String::new(),
+    };
+    let refused = client.revocation().revoke_service(revoke).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    assert!(refused.message().contains("65536"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn whether_it_can_issue_follows_aws_and_whether_it_is_ready_does_not() {
+    let world = World::new().await;
+    let health = HealthClient::new(channel(&world.broker.env).await);
+    let told = async |service: &str| {
+        let service = service.to_owned();
+        let told = health.clone().check(HealthCheckRequest { service }).await;
+        told.unwrap().into_inner().status()
+    };
+    let issuing = credential_service_server::SERVICE_NAME;
+    assert_eq!(told(issuing).await, ServingStatus::Serving);
+    world.proxy.inject("AssumeRole", Fault::Cut);
+    for _ in 0..5 {
+        world.issue(&["role"]).await;
+    }
+    let paused = async || (told(issuing).await == ServingStatus::NotServing).then_some(());
+    eventually("issuing pauses", paused).await;
+    assert_eq!(told("").await, ServingStatus::Serving);
+}
