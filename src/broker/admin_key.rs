@@ -16,6 +16,7 @@ use crate::{
     domain::{
         access::Caller,
         admin_key::{AccessKeyId, AdminKey, InvalidStep, KeptKey, Phase, place},
+        approval::Change,
         audit::{AuditEvent, Event, Subject},
         credential::AccessKey,
         random::back_off,
@@ -86,7 +87,8 @@ impl Broker {
     ///
     /// # Errors
     /// The broker keeps no keys, AWS does not accept it, it is not an IAM user's, it is
-    /// at work already, or it is of another user or account than before.
+    /// at work already, it is of another user or account than before, or it takes a second
+    /// operator.
     pub async fn import_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -126,6 +128,10 @@ impl Broker {
         let _no_step_meanwhile = self.rotating.lock().await;
         let before = self.store().admin_key().await?;
         may_take_over(&admin.arn, before.as_ref())?;
+        let change = Change::ImportAdminKey {
+            access_key_id: id.as_str().to_owned(),
+        };
+        self.approved(caller, change).await?;
         self.bind_account(By::Caller(caller), &admin).await?;
         let kept = KeptKey {
             id: id.clone(),

@@ -1,16 +1,16 @@
 //! Grants: put, look at, delete.
 
 use crate::{
-    broker::{Broker, Error, on_conflict, ports::Page},
+    broker::{Broker, Error, approvals::operator, on_conflict, ports::Page},
     domain::{
         access::Caller,
+        approval::Change,
         audit::{AuditEvent, Event, Subject},
         grant::{
             Grant, GrantSpec, KindSpec,
             check::{Violation, violations},
         },
         name::{GrantName, Name},
-        principal::Identity,
     },
 };
 
@@ -19,7 +19,8 @@ impl Broker {
     /// whether anything changed.
     ///
     /// # Errors
-    /// AWS would refuse it, it is broad without leave, or its service is unknown.
+    /// AWS would refuse it, it is broad without leave, its service is unknown, or it may
+    /// permit more than before and takes a second operator.
     pub async fn put_grant(
         &self,
         caller: &Caller,
@@ -32,11 +33,19 @@ impl Broker {
             return Err(Error::Invalid(wrong));
         }
         self.known_service(&name.service).await?;
-        if let Some(current) = self.store().grant(&name).await?.filter(|g| g.spec == spec) {
+        let before = self.store().grant(&name).await?;
+        if let Some(current) = before.as_ref().filter(|grant| grant.spec == spec) {
             self.store()
-                .record(self.caller_event(caller, Event::GrantRead).grant(&current))
+                .record(self.caller_event(caller, Event::GrantRead).grant(current))
                 .await?;
-            return Ok((current, false));
+            return Ok((current.clone(), false));
+        }
+        if spec.may_widen(before.as_ref().map(|grant| &grant.spec)) {
+            let change = Change::PutGrant {
+                grant: name.to_string(),
+                spec: Box::new(spec.clone()),
+            };
+            self.approved(caller, change).await?;
         }
         let version = self.store().newest_grant_version(&name).await? + 1;
         let grant = Grant {
@@ -126,13 +135,5 @@ impl Broker {
             )
             .await?;
         Ok(())
-    }
-}
-
-fn operator(caller: &Caller) -> Name {
-    match caller.principal().identity() {
-        Identity::Operator(name, _) | Identity::Service(name) | Identity::Enrollee(name) => {
-            name.clone()
-        }
     }
 }

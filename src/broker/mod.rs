@@ -5,6 +5,7 @@ pub mod ports;
 
 mod account;
 mod admin_key;
+mod approvals;
 mod audit;
 mod bindings;
 mod checkpoints;
@@ -125,6 +126,8 @@ pub struct Parts {
     pub witness: Option<Arc<dyn Witness>>,
     /// Where revocations are kept while the store takes no records.
     pub spool: Arc<dyn Spool>,
+    /// Whether some changes take a second operator.
+    pub two_person: bool,
     /// Cancelled when the broker is to end: what would go on for ever, ends.
     pub stop: CancellationToken,
 }

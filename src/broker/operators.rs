@@ -4,6 +4,7 @@ use crate::{
     broker::{Broker, By, Error, NewToken, on_conflict},
     domain::{
         access::Caller,
+        approval::Change,
         audit::{Event, Subject},
         name::Name,
         operator::{Operator, Role},
@@ -24,13 +25,22 @@ impl Broker {
     /// Adds an operator.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or it takes a second operator.
     pub async fn create_operator(
         &self,
         caller: &Caller,
         name: Name,
         role: Role,
     ) -> Result<NewOperator, Error> {
+        let known = self.store().operators().await?;
+        if known.iter().any(|operator| operator.name == name) {
+            return Err(Error::AlreadyExists(Subject::Operator(name)));
+        }
+        let change = Change::CreateOperator {
+            operator: name.to_string(),
+            role: role.to_string(),
+        };
+        self.approved(caller, change).await?;
         let NewToken { token, stored } = self.new_token(TokenKind::Operator, None)?;
         let audit = self
             .caller_event(caller, Event::OperatorCreated)
@@ -65,7 +75,7 @@ impl Broker {
     /// Removes an operator and its token.
     ///
     /// # Errors
-    /// It is unknown, or the last admin.
+    /// It is unknown, the last admin, or it takes a second operator.
     pub async fn delete_operator(&self, caller: &Caller, name: &Name) -> Result<(), Error> {
         let known = self
             .store()
@@ -76,6 +86,10 @@ impl Broker {
         if !known {
             return Err(Error::NotFound(Subject::Operator(name.clone())));
         }
+        let change = Change::DeleteOperator {
+            operator: name.to_string(),
+        };
+        self.approved(caller, change).await?;
         let audit = self
             .caller_event(caller, Event::OperatorDeleted)
             .detail(name.as_str());

@@ -13,6 +13,7 @@ use crate::{
     broker::{Broker, Error, on_conflict},
     domain::{
         access::Caller,
+        approval::Change,
         audit::{Event, Subject},
         duration::humanize,
         grant::check::Violation,
@@ -65,6 +66,10 @@ impl Broker {
                 .record(audit.detail("nothing to prune"))
                 .await?;
             return Ok(pruned);
+        }
+        let change = Change::PruneLog { records: count };
+        if let Change::PruneLog { records } = self.approved(caller, change).await? {
+            count = records;
         }
         let audit = self.caller_event(caller, Event::LogPruned);
         let audit = audit.pruned(count);

@@ -1,6 +1,7 @@
 //! The command line: a file per noun, output as text or JSON.
 
 mod admin_key;
+mod approval;
 mod audit;
 mod break_glass;
 #[cfg(feature = "server")]
@@ -156,6 +157,9 @@ enum Command {
     /// Operators: who manages the broker.
     #[command(subcommand)]
     Operator(operator::Operator),
+    /// Changes that take a second operator.
+    #[command(subcommand)]
+    Approval(approval::Approval),
     /// Completion script for a shell.
     Completion {
         /// Which shell.
@@ -238,6 +242,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Audit(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::AdminKey(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Operator(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Approval(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "credbroker", &mut script);

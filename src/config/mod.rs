@@ -104,11 +104,13 @@ pub struct AdminKey {
     pub rotate_every: Option<Duration>,
 }
 
-/// The first operator.
+/// Operators: the first, and what they may do alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operators {
     /// Where the token of operator `admin` is written when there is no operator yet.
     pub bootstrap_token_file: PathBuf,
+    /// Whether some changes take a second operator.
+    pub two_person: bool,
 }
 
 /// What to log, to standard error.
@@ -195,6 +197,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
     let audit = audit::read(reader);
     let revocation = revocation::read(reader);
     let bootstrap_token_file = reader.required("operators", "bootstrap_token_file");
+    let two_person = reader.flag("operators", "two_person").unwrap_or_default();
     let level = reader
         .optional("log", "level")
         .unwrap_or_else(|| "info".to_owned());
@@ -245,6 +248,7 @@ fn read(reader: &mut Reader) -> Option<Config> {
         revocation,
         operators: Operators {
             bootstrap_token_file: bootstrap_token_file?,
+            two_person,
         },
         log: Log {
             level,
@@ -383,6 +387,15 @@ impl Reader {
         number
     }
 
+    fn flag(&mut self, section: &str, key: &str) -> Option<bool> {
+        let value = self.take(section, key)?;
+        if value.as_bool().is_none() {
+            let message = "must be true or false, without quotes";
+            self.wrong(&path(section, key), message);
+        }
+        value.as_bool()
+    }
+
     fn take(&mut self, section: &str, key: &str) -> Option<Value> {
         let table = match section {
             "" => Some(&mut self.table),
@@ -508,6 +521,8 @@ mod tests {
             [admin_key]
             rotate_every = "10m"
             sealing_kms_region = "Mars"
+            [operators]
+            two_person = "yes"
             [log]
             format = "xml"
             level = "loud"
@@ -533,6 +548,7 @@ mod tests {
             "admin_key.sealing_kms_region",
             "admin_key.sealing_key_file",
             "operators.bootstrap_token_file",
+            "operators.two_person",
             "log.format",
             "log.level",
         ] {

@@ -38,12 +38,15 @@ const ADMINISTER: Access = Access::Operators(&[Admin]);
 
 /// Every RPC of the broker, by its full name.
 pub const TABLE: &[(&str, Access)] = &[
+    ("credbroker.v1.AdminService/ApproveChange", MANAGE),
     ("credbroker.v1.AdminService/CreateOperator", ADMINISTER),
     ("credbroker.v1.AdminService/DeleteOperator", ADMINISTER),
     ("credbroker.v1.AdminService/GetAdminKey", READ),
     ("credbroker.v1.AdminService/GetStatus", READ),
     ("credbroker.v1.AdminService/ImportAdminKey", ADMINISTER),
+    ("credbroker.v1.AdminService/ListApprovals", MANAGE),
     ("credbroker.v1.AdminService/ListOperators", ADMINISTER),
+    ("credbroker.v1.AdminService/RejectChange", MANAGE),
     ("credbroker.v1.AdminService/RotateAdminKey", ADMINISTER),
     ("credbroker.v1.AuditService/ExportEntries", READ_AUDIT),
     ("credbroker.v1.AuditService/GetCheckpoint", READ_AUDIT),

@@ -3,13 +3,13 @@
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
 use crate::domain::{
     claims::OidcIdentity,
+    id::Id,
     name::Name,
-    random::Random,
     spiffe::{SpiffeId, TrustDomain},
 };
 
@@ -20,45 +20,9 @@ pub const ENROLLED_MAX: usize = 10_000;
 /// Longest DNS name, bytes (RFC 1035).
 const DNS_NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
-const ID_LENGTH: usize = 16;
 
-/// A binding's id: 16 characters `[a-z2-7]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct BindingId(String);
-
-impl BindingId {
-    /// A new one.
-    #[must_use]
-    pub fn new(random: &dyn Random) -> Self {
-        let mut bytes = [0; 10];
-        random.fill(&mut bytes);
-        Self(BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
-    }
-
-    /// As text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for BindingId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for BindingId {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        let fits = |b: u8| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b);
-        let is_one = text.len() == ID_LENGTH && text.bytes().all(fits);
-        is_one
-            .then(|| Self(text.to_owned()))
-            .ok_or("a binding's id has 16 characters a-z and 2-7")
-    }
-}
+/// A binding's id.
+pub type BindingId = Id<ServiceBinding>;
 
 /// A DNS name as a certificate has it: lower-case labels, at least two, no wildcard, no dot
 /// at the end (RFC 1123). Compared byte by byte.

@@ -5,6 +5,8 @@
 pub mod access;
 #[cfg(feature = "server")]
 pub mod admin_key;
+#[cfg(feature = "server")]
+pub mod approval;
 pub mod arn;
 pub mod audit;
 pub mod binding;
@@ -20,6 +22,7 @@ pub mod denial;
 pub mod duration;
 pub mod edge;
 pub mod grant;
+pub mod id;
 pub mod lease;
 pub mod name;
 pub mod operator;

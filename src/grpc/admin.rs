@@ -11,13 +11,15 @@ use crate::{
     broker,
     domain::{
         admin_key::Phase,
+        approval::Approval,
         denial::{Denial, DenialState},
     },
     proto::{
-        self, CreateOperatorRequest, CreateOperatorResponse, DeleteOperatorRequest,
-        DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest, ImportAdminKeyRequest,
-        ListOperatorsRequest, ListOperatorsResponse, OpenDenial, RotateAdminKeyRequest,
-        admin_service_server::AdminService,
+        self, ApproveChangeRequest, CreateOperatorRequest, CreateOperatorResponse,
+        DeleteOperatorRequest, DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest,
+        ImportAdminKeyRequest, ListApprovalsRequest, ListApprovalsResponse, ListOperatorsRequest,
+        ListOperatorsResponse, OpenDenial, RejectChangeRequest, RejectChangeResponse,
+        RotateAdminKeyRequest, admin_service_server::AdminService,
     },
 };
 
@@ -131,6 +133,42 @@ impl AdminService for Api {
         .await
     }
 
+    async fn list_approvals(
+        &self,
+        request: Request<ListApprovalsRequest>,
+    ) -> Result<Response<ListApprovalsResponse>, Status> {
+        self.call(request, async |broker, caller, _| {
+            let approvals = broker.approvals(&caller).await?;
+            Ok(ListApprovalsResponse {
+                approvals: approvals.iter().map(to_approval).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn approve_change(
+        &self,
+        request: Request<ApproveChangeRequest>,
+    ) -> Result<Response<proto::Approval>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let id = parse("approval_id", &message.approval_id)?;
+            Ok(to_approval(&broker.give_approval(&caller, &id).await?))
+        })
+        .await
+    }
+
+    async fn reject_change(
+        &self,
+        request: Request<RejectChangeRequest>,
+    ) -> Result<Response<RejectChangeResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let id = parse("approval_id", &message.approval_id)?;
+            broker.reject_approval(&caller, &id).await?;
+            Ok(RejectChangeResponse {})
+        })
+        .await
+    }
+
     async fn rotate_admin_key(
         &self,
         request: Request<RotateAdminKeyRequest>,
@@ -139,6 +177,19 @@ impl AdminService for Api {
             Ok(to_admin_key(&broker.rotate_admin_key(caller).await?))
         })
         .await
+    }
+}
+
+fn to_approval(approval: &Approval) -> proto::Approval {
+    let by = approval.approved_by.as_ref();
+    proto::Approval {
+        approval_id: approval.id.to_string(),
+        summary: approval.change.to_string(),
+        change: approval.change.to_json(),
+        requested_by: approval.requested_by.to_string(),
+        requested_at: Some(to_time(approval.requested_at)),
+        expires_at: Some(to_time(approval.expires_at)),
+        approved_by: by.map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -110,6 +110,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let (ca, authority) = trust::own(&enrollment(dir)?)?;
     let own = Own {
         custody,
+        two_person: false,
         authority: Some(Arc::new(ca)),
     };
     let assembled = assemble(&store, aws, limits, own, Placements::default(), log).await?;

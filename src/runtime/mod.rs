@@ -240,6 +240,8 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
 struct Own {
     /// How its AWS key is kept.
     custody: Custody,
+    /// Whether some changes take a second operator.
+    two_person: bool,
     /// Its authority for client certificates.
     authority: Option<Arc<dyn CertificateAuthority>>,
 }
@@ -290,6 +292,7 @@ async fn assemble(
         keep: log.keep,
         proof_limit: PROOF_LIMIT,
         witness: log.witness,
+        two_person: own.two_person,
         stop: stop.clone(),
     });
     broker.check_log().await?;

@@ -156,6 +156,7 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         Placements::default(),
     );
     let own = Own {
+        two_person: false,
         custody,
         authority: None,
     };

@@ -105,7 +105,11 @@ pub(super) async fn assembled(
     let custody = custody(config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let (limits, placements) = (config.limits, config.revocation.clone());
-    let own = Own { custody, authority };
+    let own = Own {
+        custody,
+        two_person: config.operators.two_person,
+        authority,
+    };
     assemble(&config.store, aws, limits, own, placements, log).await
 }
 

@@ -48,7 +48,7 @@ async fn fill(broker: &Broker, count: usize) {
     fill_store(&broker.database(), count).await;
 }
 
-async fn fill_store(database: &Path, count: usize) {
+pub(crate) async fn fill_store(database: &Path, count: usize) {
     let store = Arc::new(SqliteStore::open(database).await.unwrap());
     let mut writers = JoinSet::new();
     for _ in 0..count {

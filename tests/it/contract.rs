@@ -388,6 +388,7 @@ async fn a_list_is_an_array_and_an_empty_one_too() {
         &["service", "list"][..],
         &["grant", "list"],
         &["lease", "list"],
+        &["approval", "list"],
     ] {
         assert_eq!(broker.json(list).await, json!([]), "{list:?}");
         let text = broker.run(list).await.ok();

@@ -1,5 +1,6 @@
 //! What the use cases need from the outside, in words of the domain.
 
+mod approvals;
 mod aws;
 mod certificates;
 mod identities;
@@ -11,7 +12,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{aws::*, certificates::*, identities::*, keys::*, log::*};
+pub use self::{approvals::*, aws::*, certificates::*, identities::*, keys::*, log::*};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,
@@ -163,7 +164,7 @@ pub struct LeaseChange {
 /// finds nothing is `None`, not an error. An update that does not find what it expects
 /// is [`StoreError::Conflict`] and changes nothing.
 #[async_trait]
-pub trait Store: Identities {
+pub trait Store: Identities + Approvals {
     /// Adds a record that belongs to no change.
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError>;
     /// Records after the sequence number `page.after`, oldest first.

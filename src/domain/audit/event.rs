@@ -90,6 +90,16 @@ events! {
     CertificateRenewed => "certificate.renewed",
     /// A caller asked who it is.
     IdentityRead => "identity.read",
+    /// A change was asked for that takes a second operator.
+    ApprovalRequested => "approval.requested",
+    /// A second operator agreed to a change.
+    ApprovalGiven => "approval.given",
+    /// A change that was asked for is not to be.
+    ApprovalRejected => "approval.rejected",
+    /// A change that a second operator agreed to is being made.
+    ApprovalUsed => "approval.used",
+    /// Changes that were asked for were looked at.
+    ApprovalRead => "approval.read",
     /// A grant got a new version.
     GrantPut => "grant.put",
     /// Grants were looked at.

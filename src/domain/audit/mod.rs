@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use self::{event::Event, permissions::Permissions};
 use crate::domain::{
+    approval::ApprovalId,
     binding::BindingId,
     denial::{Denial, Holder, Scope},
     grant::{Grant, Kind},
@@ -107,6 +108,8 @@ pub enum Subject {
     Lease(LeaseId),
     /// An operator.
     Operator(Name),
+    /// An approval.
+    Approval(ApprovalId),
     /// The enrolment of hosts.
     Enrollment,
     /// The broker's own key.
@@ -124,6 +127,7 @@ impl fmt::Display for Subject {
             Self::Grant(name) => write!(f, "grant {name}"),
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Operator(name) => write!(f, "operator {name}"),
+            Self::Approval(id) => write!(f, "approval {id}"),
             Self::Enrollment => f.write_str("enrolment"),
             Self::AdminKey => f.write_str("admin key"),
             Self::AuditLog => f.write_str("audit log"),
@@ -330,9 +334,11 @@ impl AuditEvent {
                 lease_id: Some(id.clone()),
                 ..self
             },
-            Subject::Operator(_) | Subject::Enrollment | Subject::AdminKey | Subject::AuditLog => {
-                self
-            }
+            Subject::Operator(_)
+            | Subject::Approval(_)
+            | Subject::Enrollment
+            | Subject::AdminKey
+            | Subject::AuditLog => self,
         }
     }
 

@@ -206,6 +206,23 @@ impl GrantSpec {
         })
     }
 
+    /// Whether it may permit more than `before`: anything but the same with shorter lives,
+    /// or with no leave to be broad. What a policy permits is not compared.
+    #[must_use]
+    pub fn may_widen(&self, before: Option<&Self>) -> bool {
+        let Some(before) = before else {
+            return true;
+        };
+        let same_but_shorter = Self {
+            default_ttl: self.default_ttl.min(before.default_ttl),
+            max_ttl: self.max_ttl.min(before.max_ttl),
+            allow_broad: self.allow_broad && before.allow_broad,
+            probe: self.probe,
+            ..before.clone()
+        };
+        *self != same_but_shorter
+    }
+
     /// In words, why the grant counts as broad; empty when it is narrow.
     #[must_use]
     pub fn breadth(&self) -> Vec<String> {
@@ -252,3 +269,42 @@ pub struct Grant {
 pub const OWN_TAG_PREFIX: &str = "credbroker:";
 /// How many tags of its own the broker sets.
 pub const OWN_TAGS: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(max_ttl: u64, allow_broad: bool, action: &str) -> GrantSpec {
+        let statement = json!({"Effect": "Allow", "Action": action, "Resource": "*"});
+        let document = json!({"Version": "2012-10-17", "Statement": [statement]});
+        let user = json!({"groups": [], "path": "/", "permissions_boundary": null, "tags": []});
+        let spec = json!({
+            "kind": {"iam_user": user},
+            "policy": {"document": document, "template": null},
+            "managed_policies": [],
+            "default_ttl": 900,
+            "max_ttl": max_ttl,
+            "allow_broad": allow_broad,
+        });
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn a_grant_may_widen_unless_it_is_the_same_with_shorter_lives_or_less_leave() {
+        let before = spec(3600, true, "s3:GetObject");
+        for (after, widens) in [
+            (spec(3600, true, "s3:GetObject"), false),
+            (spec(900, true, "s3:GetObject"), false),
+            (spec(3600, false, "s3:GetObject"), false),
+            (spec(7200, true, "s3:GetObject"), true),
+            // What a policy permits is not compared.
+            (spec(900, false, "s3:GetObjectTagging"), true),
+        ] {
+            assert_eq!(after.may_widen(Some(&before)), widens, "{after:?}");
+        }
+        assert!(before.may_widen(None));
+        assert!(before.may_widen(Some(&spec(3600, false, "s3:GetObject"))));
+    }
+}

@@ -5,6 +5,7 @@
 //! many at a time as wait; a few read.
 
 mod admin_key;
+mod approvals;
 mod bindings;
 mod check;
 mod denials;

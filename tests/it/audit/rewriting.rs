@@ -72,6 +72,7 @@ pub(super) fn broker(
         proof_limit: PROOF_LIMIT,
         authority: None,
         witness: None,
+        two_person: false,
         stop: CancellationToken::new(),
     })
 }

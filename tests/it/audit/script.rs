@@ -199,6 +199,18 @@ impl Script<'_> {
         }
     }
 
+    /// This broker takes none: they were asked for when it did.
+    async fn approvals(&mut self) {
+        let ask = "INSERT INTO approvals SELECT value, '{\"change\":\"delete_operator\",\"operator\":\"x\"}', 'ann', 1, 4000000000000000, NULL FROM json_each('[\"aaaaaaaaaaaaaaaa\",\"bbbbbbbbbbbbbbbb\"]')";
+        self.broker.write_store(ask).await;
+        self.admin("AdminService/ListApprovals", &["approval", "list"])
+            .await;
+        let approve = ["approval", "approve", "aaaaaaaaaaaaaaaa"];
+        self.admin("AdminService/ApproveChange", &approve).await;
+        let reject = ["approval", "reject", "bbbbbbbbbbbbbbbb"];
+        self.admin("AdminService/RejectChange", &reject).await;
+    }
+
     async fn admin_key(&mut self) {
         let Key { id, secret, .. } = &self.account.admin;
         let key = format!("aws_access_key_id={id}\naws_secret_access_key={secret}\n");
@@ -231,6 +243,7 @@ impl Script<'_> {
             &["operator", "delete", "ann"],
         )
         .await;
+        self.approvals().await;
         self.admin("AdminService/GetStatus", &["status"]).await;
         self.admin("AdminService/GetAdminKey", &["admin-key", "status"])
             .await;

@@ -187,6 +187,7 @@ async fn every_command_explains_itself() {
         &["revoke", "--help"],
         &["audit", "query", "--help"],
         &["operator", "--help"],
+        &["approval", "--help"],
         &["dev", "--help"],
         &["serve", "--help"],
         &["--version"],

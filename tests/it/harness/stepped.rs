@@ -437,6 +437,7 @@ async fn broker(
         proof_limit: ways.proof_limit,
         authority: None,
         witness: None,
+        two_person: false,
         stop: CancellationToken::new(),
     })
 }

@@ -45,6 +45,16 @@ CREATE TABLE bindings (
 CREATE INDEX bindings_by_service ON bindings (service);
 CREATE INDEX bindings_by_issuer ON bindings (issuer) WHERE issuer IS NOT NULL;
 
+-- Changes that take a second operator, in JSON, until they are made, rejected or over.
+CREATE TABLE approvals (
+    approval_id  TEXT    NOT NULL PRIMARY KEY,
+    change       TEXT    NOT NULL,
+    requested_by TEXT    NOT NULL,
+    requested_at INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL,
+    approved_by  TEXT    CHECK (approved_by <> requested_by)
+) STRICT, WITHOUT ROWID;
+
 -- Every version of every grant; a deletion is a version without a spec.
 CREATE TABLE grant_versions (
     service    TEXT    NOT NULL,

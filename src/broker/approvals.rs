@@ -1,0 +1,195 @@
+//! Changes that take a second operator, where the configuration says so.
+//!
+//! Who wants to make one does what he would do anyway and is told that it is asked for;
+//! another operator agrees; the first repeats what he did. So nothing but what was agreed to
+//! is done, by whom it was agreed with, and no request is kept but in words: a key's secret
+//! comes with the repetition.
+
+use crate::{
+    broker::{Broker, Error, on_conflict},
+    domain::{
+        access::Caller,
+        approval::{Approval, ApprovalId, Change, LIFETIME, OPEN_MAX},
+        audit::{AuditEvent, Event, Subject},
+        name::Name,
+        principal::Identity,
+    },
+};
+
+impl Broker {
+    /// Lets a change be made if it takes no second operator, or one has agreed: that is used
+    /// up then. Returns the change that may be made, which may be less than was wanted.
+    ///
+    /// # Errors
+    /// It takes one, and is asked for now if it was not.
+    pub(super) async fn approved(&self, caller: &Caller, wanted: Change) -> Result<Change, Error> {
+        if !self.parts.two_person {
+            return Ok(wanted);
+        }
+        let by = operator(caller);
+        let open = self.store().approvals(self.now()).await?;
+        let own = |a: &&Approval| a.requested_by == by && a.change.covers(&wanted);
+        let given = open.iter().filter(own).find(|a| a.approved_by.is_some());
+        if let Some(given) = given {
+            let audit = self.approval_event(caller, Event::ApprovalUsed, given);
+            let used = self
+                .store()
+                .use_approval(&given.id, self.now(), audit)
+                .await;
+            on_conflict(used, || {
+                Error::Conflict(Subject::Approval(given.id.clone()))
+            })?;
+            return Ok(given.change.clone());
+        }
+        let asked = match open.iter().find(own) {
+            Some(asked) => asked.clone(),
+            None => self.ask_for(caller, by, wanted).await?,
+        };
+        Err(to_be_approved(&asked))
+    }
+
+    async fn ask_for(&self, caller: &Caller, by: Name, change: Change) -> Result<Approval, Error> {
+        let now = self.now();
+        let asked = Approval {
+            id: ApprovalId::new(self.parts.random.as_ref()),
+            change,
+            requested_by: by,
+            requested_at: now,
+            expires_at: now + LIFETIME,
+            approved_by: None,
+        };
+        let audit = self.approval_event(caller, Event::ApprovalRequested, &asked);
+        let written = self.store().request_approval(&asked, audit).await;
+        on_conflict(written, || Error::Limited {
+            reason: "TOO_MANY_APPROVALS",
+            message: format!("{OPEN_MAX} changes wait for a second operator already"),
+            next: "see `credbroker approval list`, and reject what is not to be".to_owned(),
+            retry_after: None,
+        })?;
+        Ok(asked)
+    }
+
+    /// Changes that wait for a second operator, or for whoever wants to make them.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn approvals(&self, caller: &Caller) -> Result<Vec<Approval>, Error> {
+        let open = self.store().approvals(self.now()).await?;
+        let read = self.caller_event(caller, Event::ApprovalRead);
+        self.store().record(read).await?;
+        Ok(open)
+    }
+
+    /// Agrees to a change that another operator wants to make.
+    ///
+    /// # Errors
+    /// It is unknown, over, agreed to, the caller's own, or not for its role.
+    pub async fn give_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<Approval, Error> {
+        let asked = self.open_approval(id).await?;
+        let by = operator(caller);
+        if let Identity::Operator(_, role) = caller.principal().identity()
+            && !asked.change.may_be_approved_by(*role)
+        {
+            return Err(not_approved(
+                &asked,
+                "APPROVAL_ROLE",
+                format!("role {role} could not make this change itself"),
+                "have an admin approve it",
+            ));
+        }
+        if asked.requested_by == by {
+            return Err(not_approved(
+                &asked,
+                "APPROVAL_OWN",
+                format!("operator {by} wants to make this change"),
+                "have another operator approve it",
+            ));
+        }
+        let audit = self.approval_event(caller, Event::ApprovalGiven, &asked);
+        let given = self.store().give_approval(id, &by, self.now(), audit).await;
+        on_conflict(given, || {
+            not_approved(
+                &asked,
+                "APPROVAL_GIVEN",
+                "somebody has approved it already".to_owned(),
+                "see `credbroker approval list`",
+            )
+        })?;
+        Ok(Approval {
+            approved_by: Some(by),
+            ..asked
+        })
+    }
+
+    /// Forgets a change that somebody wants to make and nobody has agreed to.
+    ///
+    /// # Errors
+    /// It is unknown, over, or agreed to.
+    pub async fn reject_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<(), Error> {
+        let asked = self.open_approval(id).await?;
+        let audit = self.approval_event(caller, Event::ApprovalRejected, &asked);
+        let rejected = self.store().reject_approval(id, audit).await;
+        on_conflict(rejected, || {
+            not_approved(
+                &asked,
+                "APPROVAL_GIVEN",
+                "it is approved".to_owned(),
+                "it is over a day after it was asked for",
+            )
+        })
+    }
+
+    async fn open_approval(&self, id: &ApprovalId) -> Result<Approval, Error> {
+        let open = self.store().approvals(self.now()).await?;
+        let found = open.into_iter().find(|approval| approval.id == *id);
+        found.ok_or_else(|| Error::NotFound(Subject::Approval(id.clone())))
+    }
+
+    fn approval_event(&self, caller: &Caller, event: Event, approval: &Approval) -> AuditEvent {
+        let Approval {
+            id,
+            change,
+            requested_by,
+            ..
+        } = approval;
+        let approved = match &approval.approved_by {
+            Some(by) => format!(", approved by {by}"),
+            None => String::new(),
+        };
+        let words = format!("approval {id}: {change}, for {requested_by}{approved}");
+        self.caller_event(caller, event).detail(&words)
+    }
+}
+
+/// Whose name the caller goes by.
+pub(super) fn operator(caller: &Caller) -> Name {
+    match caller.principal().identity() {
+        Identity::Operator(name, _) | Identity::Service(name) | Identity::Enrollee(name) => {
+            name.clone()
+        }
+    }
+}
+
+fn to_be_approved(asked: &Approval) -> Error {
+    let (id, change) = (&asked.id, &asked.change);
+    let message = format!("to {change} takes a second operator; it is asked for as {id}");
+    let next = format!(
+        "have another operator say `credbroker approval approve {id}`, then repeat this,          until {}",
+        asked.expires_at.strftime("%F %T UTC")
+    );
+    Error::WrongState {
+        subject: Subject::Approval(id.clone()),
+        reason: "APPROVAL_REQUIRED",
+        message,
+        next,
+    }
+}
+
+fn not_approved(asked: &Approval, reason: &'static str, message: String, next: &str) -> Error {
+    Error::WrongState {
+        subject: Subject::Approval(asked.id.clone()),
+        reason,
+        message,
+        next: next.to_owned(),
+    }
+}

@@ -1,0 +1,147 @@
+//! Changes that take a second operator.
+
+use std::{fmt, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role};
+
+/// How long an approval may be given and used, from when it was asked for.
+pub const LIFETIME: Duration = Duration::from_hours(24);
+/// How many may be open at a time.
+pub const OPEN_MAX: usize = 100;
+
+/// An approval's id.
+pub type ApprovalId = Id<Approval>;
+
+/// What takes a second operator. Its JSON is what the second one is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "change")]
+pub enum Change {
+    /// A grant that is new, or may permit more than it did.
+    PutGrant {
+        /// `SERVICE/NAME`.
+        grant: String,
+        /// All that it is to be.
+        spec: Box<GrantSpec>,
+    },
+    /// Another key for the broker itself.
+    ImportAdminKey {
+        /// Its id, which AWS gives to one secret alone.
+        access_key_id: String,
+    },
+    /// Records of the log are given up.
+    PruneLog {
+        /// The first so many.
+        records: u64,
+    },
+    /// Another operator.
+    CreateOperator {
+        /// Its name.
+        operator: String,
+        /// What it may do.
+        role: String,
+    },
+    /// An operator less.
+    DeleteOperator {
+        /// Its name.
+        operator: String,
+    },
+}
+
+impl Change {
+    /// Whether an approval of this lets somebody do `wanted`: the same, or to prune more,
+    /// of which only what is approved is then done.
+    #[must_use]
+    pub fn covers(&self, wanted: &Self) -> bool {
+        match (self, wanted) {
+            (Self::PruneLog { records }, Self::PruneLog { records: wanted }) => records <= wanted,
+            _ => self == wanted,
+        }
+    }
+
+    /// As JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_value(self).map_or_else(|_| String::new(), |value| value.to_string())
+    }
+
+    /// From [`Self::to_json`].
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// Whoever could do it.
+    #[must_use]
+    pub const fn may_be_approved_by(&self, role: Role) -> bool {
+        match self {
+            Self::PutGrant { .. } => matches!(role, Role::GrantAdmin | Role::Admin),
+            _ => matches!(role, Role::Admin),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutGrant { grant, .. } => write!(f, "put grant {grant}"),
+            Self::ImportAdminKey { access_key_id } => {
+                write!(f, "import admin key {access_key_id}")
+            }
+            Self::PruneLog { records } => write!(f, "prune the first {records} records"),
+            Self::CreateOperator { operator, role } => {
+                write!(f, "create operator {operator} as {role}")
+            }
+            Self::DeleteOperator { operator } => write!(f, "delete operator {operator}"),
+        }
+    }
+}
+
+/// A change that somebody wants to make, and perhaps may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// Its id.
+    pub id: ApprovalId,
+    /// What is to be done.
+    pub change: Change,
+    /// Who wants to do it, and alone may.
+    pub requested_by: Name,
+    /// When that was.
+    pub requested_at: Timestamp,
+    /// When it is over.
+    pub expires_at: Timestamp,
+    /// Who agreed, never who asked.
+    pub approved_by: Option<Name>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_approval_covers_the_same_and_of_a_pruning_less() {
+        let prune = |records| Change::PruneLog { records };
+        assert!(prune(512).covers(&prune(512)));
+        assert!(prune(512).covers(&prune(768)));
+        assert!(!prune(512).covers(&prune(256)));
+        let create = |role: &str| Change::CreateOperator {
+            operator: "ann".to_owned(),
+            role: role.to_owned(),
+        };
+        assert!(create("viewer").covers(&create("viewer")));
+        assert!(!create("viewer").covers(&create("admin")));
+        assert!(!create("viewer").covers(&prune(512)));
+    }
+
+    #[test]
+    fn only_who_could_make_a_change_may_approve_it() {
+        let prune = Change::PruneLog { records: 256 };
+        let may = |role: &Role| prune.may_be_approved_by(*role);
+        let those: Vec<_> = Role::ALL.into_iter().filter(may).collect();
+        assert_eq!(those, [Role::Admin]);
+    }
+}

@@ -1,0 +1,132 @@
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::{SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    SqliteStore,
+    row::{exactly_one, get, inconsistent, micros, parse, parse_optional, store_error, time},
+};
+use crate::{
+    broker::ports::{Approvals, StoreError},
+    domain::{
+        approval::{Approval, ApprovalId, Change, OPEN_MAX},
+        audit::AuditEvent,
+        name::Name,
+    },
+};
+
+const TABLE: &str = "approvals";
+
+#[async_trait]
+impl Approvals for SqliteStore {
+    async fn approvals(&self, now: Timestamp) -> Result<Vec<Approval>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT * FROM approvals WHERE expires_at > ? ORDER BY requested_at, approval_id",
+        )
+        .bind(micros(now))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(store_error)?;
+        rows.iter().map(approval).collect()
+    }
+
+    async fn request_approval(
+        &self,
+        approval: &Approval,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let approval = approval.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { insert(tx, &approval).await })
+        })
+        .await
+    }
+
+    async fn give_approval(
+        &self,
+        id: &ApprovalId,
+        by: &Name,
+        now: Timestamp,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let give = sqlx::query(
+            "UPDATE approvals SET approved_by = ?1 WHERE approval_id = ?2
+             AND approved_by IS NULL AND requested_by <> ?1 AND expires_at > ?3",
+        )
+        .bind(by.to_string())
+        .bind(id.to_string())
+        .bind(micros(now));
+        self.one(give, audit).await
+    }
+
+    async fn reject_approval(&self, id: &ApprovalId, audit: AuditEvent) -> Result<(), StoreError> {
+        let reject =
+            sqlx::query("DELETE FROM approvals WHERE approval_id = ? AND approved_by IS NULL")
+                .bind(id.to_string());
+        self.one(reject, audit).await
+    }
+
+    async fn use_approval(
+        &self,
+        id: &ApprovalId,
+        now: Timestamp,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let used = sqlx::query(
+            "DELETE FROM approvals WHERE approval_id = ?
+             AND approved_by IS NOT NULL AND expires_at > ?",
+        )
+        .bind(id.to_string())
+        .bind(micros(now));
+        self.one(used, audit).await
+    }
+}
+
+type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+impl SqliteStore {
+    /// A change of one row, or none at all.
+    async fn one(&self, query: Query, audit: AuditEvent) -> Result<(), StoreError> {
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                let done = query.execute(&mut *tx).await.map_err(store_error)?;
+                exactly_one(&done)
+            })
+        })
+        .await
+    }
+}
+
+async fn insert(tx: &mut SqliteConnection, approval: &Approval) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM approvals WHERE expires_at <= ?")
+        .bind(micros(approval.requested_at))
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    let done = sqlx::query(
+        "INSERT INTO approvals (approval_id, change, requested_by, requested_at, expires_at)
+         SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM approvals) < ?",
+    )
+    .bind(approval.id.as_str())
+    .bind(approval.change.to_json())
+    .bind(approval.requested_by.as_str())
+    .bind(micros(approval.requested_at))
+    .bind(micros(approval.expires_at))
+    .bind(i64::try_from(OPEN_MAX).unwrap_or(i64::MAX))
+    .execute(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    exactly_one(&done)
+}
+
+fn approval(row: &SqliteRow) -> Result<Approval, StoreError> {
+    let change: String = get(row, "change")?;
+    Ok(Approval {
+        id: parse(row, TABLE, "approval_id")?,
+        change: Change::from_json(&change).map_err(|error| inconsistent(TABLE, error))?,
+        requested_by: parse(row, TABLE, "requested_by")?,
+        requested_at: time(row, TABLE, "requested_at")?,
+        expires_at: time(row, TABLE, "expires_at")?,
+        approved_by: parse_optional(row, TABLE, "approved_by")?,
+    })
+}

@@ -1,0 +1,257 @@
+//! Where the configuration says so, some changes take a second operator.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Child;
+
+use crate::{
+    audit::fill_store,
+    harness::{
+        Account, Key, Run,
+        broker::credbroker,
+        site::{Site, stop},
+        stepped::policy,
+    },
+};
+
+/// A broker that takes two for some changes; operators `ann` and `bob` are admins, `carl` is
+/// a grant-admin.
+struct Pair {
+    account: Account,
+    site: Site,
+    child: Child,
+    tokens: Vec<(&'static str, String)>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let account = Account::new().await;
+        let site = Site::sealed(|_| "keep = \"1s\"".to_owned());
+        let child = site.serving(&account.admin).await;
+        let mut tokens = Vec::new();
+        for (name, role) in [("ann", "admin"), ("bob", "admin"), ("carl", "grant-admin")] {
+            let create = ["operator", "create", name, "--role", role, "-o", "json"];
+            let made = site.run(&create).await.ok().json();
+            tokens.push((name, made["token"].as_str().unwrap().to_owned()));
+        }
+        site.create("pay").await;
+        stop(child).await;
+        fill_store(&site.path("credbroker.db"), 600).await;
+        let config = std::fs::read_to_string(site.path("config.toml")).unwrap();
+        let config = config.replace("# two_person", "two_person");
+        std::fs::write(site.path("config.toml"), config).unwrap();
+        let child = site.serving(&account.admin).await;
+        Self {
+            account,
+            site,
+            child,
+            tokens,
+        }
+    }
+
+    async fn run_in(&self, name: &str, args: &[&str], input: &str) -> Run {
+        let (_, token) = self
+            .tokens
+            .iter()
+            .find(|(known, _)| *known == name)
+            .unwrap();
+        let mut command = credbroker(args);
+        command
+            .envs(self.site.env())
+            .env_remove("CREDBROKER_TOKEN_FILE");
+        command.env("CREDBROKER_TOKEN", token);
+        Run::of(command, input).await
+    }
+
+    async fn run(&self, name: &str, args: &[&str]) -> Run {
+        self.run_in(name, args, "").await
+    }
+
+    /// Those that are open, as `name` sees them.
+    async fn open(&self, name: &str) -> Vec<Value> {
+        let list = self.run(name, &["approval", "list", "-o", "json"]).await;
+        list.ok().json().as_array().unwrap().clone()
+    }
+
+    /// It is refused to one alone, done with the other's consent, and not once more.
+    async fn takes_two(&self, args: &[&str], input: &str, summary: &str) -> Value {
+        let asked = self.run_in("ann", args, input).await;
+        let asked = asked.fails(
+            6,
+            &["takes a second operator", "APPROVAL_REQUIRED", summary],
+        );
+        // To ask twice is to ask once.
+        self.run_in("ann", args, input)
+            .await
+            .fails(6, &["APPROVAL_REQUIRED"]);
+        let [open] = &self.open("bob").await[..] else {
+            panic!("{summary}: {:?}", self.open("bob").await);
+        };
+        assert_eq!(
+            (&open["summary"], &open["requested_by"]),
+            (&json!(summary), &json!("ann"))
+        );
+        let id = open["approval_id"].as_str().unwrap();
+        assert!(asked.stderr.contains(id), "{asked:?}");
+        let own = self.run("ann", &["approval", "approve", id]).await;
+        own.fails(6, &["APPROVAL_OWN"]);
+        let given = self
+            .run("bob", &["approval", "approve", id, "-o", "json"])
+            .await;
+        assert_eq!(given.ok().json()["approved_by"], "bob");
+        // It is ann's to do, and nobody else's.
+        self.run_in("bob", args, input)
+            .await
+            .fails(6, &["APPROVAL_REQUIRED"]);
+        let own = self.open("bob").await;
+        let own = own
+            .iter()
+            .find(|open| open["requested_by"] == "bob")
+            .unwrap();
+        let reject = ["approval", "reject", own["approval_id"].as_str().unwrap()];
+        self.run("bob", &reject).await.ok();
+        self.run_in("ann", args, input).await.ok();
+        assert_eq!(self.open("ann").await, [Value::Null; 0]);
+        open.clone()
+    }
+}
+
+#[tokio::test]
+async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
+    let pair = Pair::new().await;
+    let policy = policy().to_string();
+    let put = [
+        "grant",
+        "put",
+        "pay/work",
+        "--kind",
+        "iam_user",
+        "--max-ttl",
+        "2h",
+    ];
+    let put = [&put[..], &["--policy-file", "-"]].concat();
+    let open = pair.takes_two(&put, &policy, "put grant pay/work").await;
+    assert_eq!(open["change"]["spec"]["max_ttl"], 7200, "{open}");
+    // The same with a shorter life takes one, with a longer life two.
+    let shorter = [&put[..6], &["1h", "--policy-file", "-"]].concat();
+    pair.run_in("ann", &shorter, &policy).await.ok();
+    pair.takes_two(&put, &policy, "put grant pay/work").await;
+    // To take away takes one.
+    pair.run("ann", &["grant", "delete", "pay/work"]).await.ok();
+
+    let create = ["operator", "create", "dora", "--role", "viewer"];
+    pair.takes_two(&create, "", "create operator dora as viewer")
+        .await;
+    let delete = ["operator", "delete", "dora"];
+    pair.takes_two(&delete, "", "delete operator dora").await;
+
+    let Key { id, secret, .. } = &pair.account.admin;
+    let key = format!("aws_access_key_id={id}\naws_secret_access_key={secret}\n");
+    let summary = format!("import admin key {id}");
+    let open = pair.takes_two(&["admin-key", "import"], &key, &summary);
+    assert!(!open.await.to_string().contains(secret.as_str()));
+
+    let archive = TempDir::new().unwrap();
+    let archive = archive.path().display().to_string();
+    pair.run("ann", &["audit", "export", &archive]).await.ok();
+    let prune = ["audit", "prune", &archive, "--older-than", "1s"];
+    pair.takes_two(&prune, "", "prune the first 512 records")
+        .await;
+
+    let events = pair.run(
+        "ann",
+        &["audit", "query", "--event", "approval.used", "-o", "json"],
+    );
+    let used = events.await.ok().json();
+    assert_eq!(used.as_array().unwrap().len(), 6);
+    let told = used[1]["detail"].as_str().unwrap();
+    assert!(
+        told.contains("create operator dora as viewer, for ann, approved by bob")
+            || told.contains("put grant pay/work, for ann, approved by bob"),
+        "{told}"
+    );
+    stop(pair.child).await;
+}
+
+#[tokio::test]
+async fn an_approval_is_for_what_was_asked_by_whom_it_was_asked_and_for_a_day() {
+    let pair = Pair::new().await;
+    let create = |role| ["operator", "create", "dora", "--role", role];
+    let open = async || {
+        let open = pair.open("bob").await;
+        open.last()
+            .map(|open| open["approval_id"].as_str().unwrap().to_owned())
+    };
+    pair.run("ann", &create("viewer"))
+        .await
+        .fails(6, &["APPROVAL_REQUIRED"]);
+    let id = open().await.unwrap();
+    // Whoever could not do it does not approve it.
+    let carl = pair.run("carl", &["approval", "approve", &id]).await;
+    carl.fails(6, &["APPROVAL_ROLE"]);
+    pair.run("bob", &["approval", "approve", &id]).await.ok();
+    pair.run("bob", &["approval", "approve", &id])
+        .await
+        .fails(6, &["APPROVAL_GIVEN"]);
+    pair.run("bob", &["approval", "reject", &id])
+        .await
+        .fails(6, &["APPROVAL_GIVEN"]);
+    // More than was approved takes another.
+    pair.run("ann", &create("admin"))
+        .await
+        .fails(6, &["APPROVAL_REQUIRED"]);
+    let more = open().await.unwrap();
+    assert_ne!(more, id);
+    pair.run("ann", &["approval", "reject", &more]).await.ok();
+    let gone = pair.run("bob", &["approval", "approve", &more]).await;
+    gone.fails(5, &["there is no approval"]);
+    // Over is over.
+    pair.site
+        .write_store("UPDATE approvals SET expires_at = 1")
+        .await;
+    assert_eq!(pair.open("bob").await, [Value::Null; 0]);
+    pair.run("ann", &create("viewer"))
+        .await
+        .fails(6, &["APPROVAL_REQUIRED"]);
+    assert_ne!(open().await.unwrap(), id);
+
+    let put = [
+        "grant",
+        "put",
+        "pay/work",
+        "--kind",
+        "iam_user",
+        "--policy-file",
+        "-",
+    ];
+    let put = pair.run_in("ann", &put, &policy().to_string()).await;
+    put.fails(6, &["APPROVAL_REQUIRED"]);
+    let id = open().await.unwrap();
+    pair.run("carl", &["approval", "approve", &id]).await.ok();
+    let shown = pair
+        .run("carl", &["approval", "show", &id])
+        .await
+        .ok()
+        .stdout;
+    assert!(
+        shown.contains("sqs:ListQueues") && shown.contains("carl"),
+        "{shown}"
+    );
+    stop(pair.child).await;
+}
+
+#[tokio::test]
+async fn of_two_who_use_one_approval_at_a_time_one_does() {
+    let pair = Pair::new().await;
+    let create = ["operator", "create", "dora", "--role", "viewer"];
+    pair.run("ann", &create)
+        .await
+        .fails(6, &["APPROVAL_REQUIRED"]);
+    let open = pair.open("bob").await;
+    let id = open[0]["approval_id"].as_str().unwrap();
+    pair.run("bob", &["approval", "approve", id]).await.ok();
+    let (one, two) = tokio::join!(pair.run("ann", &create), pair.run("ann", &create));
+    let done = [&one, &two].iter().filter(|run| run.code == 0).count();
+    assert_eq!(done, 1, "{one:?} {two:?}");
+    stop(pair.child).await;
+}
