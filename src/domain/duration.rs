@@ -5,6 +5,9 @@ use std::time::Duration;
 /// One hour, the lifetime that suits SDK refresh best.
 pub const HOUR: Duration = Duration::from_hours(1);
 
+/// A hundred years, seconds.
+const LONGEST: u64 = 100 * 365 * 86_400;
+
 /// `5400 s` as `1h30m`, `172800 s` as `2d`.
 ///
 /// ```
@@ -41,11 +44,10 @@ pub struct DurationError(String);
 /// When the text is anything else, or more than 100 years.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let wrong = || DurationError(text.chars().take(40).collect());
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Ok(Duration::from_secs(seconds.into()));
-    }
-    let mut total: u64 = 0;
-    let mut rest = text;
+    let (mut total, mut rest) = match text.parse::<u32>() {
+        Ok(seconds) => (u64::from(seconds), ""),
+        Err(_) => (0, text),
+    };
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
         let count: u32 = rest[..digits].parse().map_err(|_| wrong())?;
@@ -56,10 +58,10 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
             b's' => 1,
             _ => return Err(wrong()),
         };
-        total += u64::from(count) * unit;
+        total = total.saturating_add(u64::from(count) * unit);
         rest = &rest[digits + 1..];
     }
-    if text.is_empty() || total > 100 * 365 * 86_400 {
+    if text.is_empty() || total > LONGEST {
         return Err(wrong());
     }
     Ok(Duration::from_secs(total))
@@ -111,6 +113,7 @@ mod tests {
             "1.5h",
             "99999999999h",
             "4000000000d",
+            "3333333330",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -112,19 +112,20 @@ impl Services {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the connection as the service's. False when it has as many as it may.
-    fn add(&self, service: &Name) -> bool {
+    /// Counts the connection as the service's, and tells whether it was not before. An error
+    /// when the service has as many as it may.
+    fn add(&self, service: &Name) -> Result<bool, Error> {
         let mut names = self.names();
         if names.contains(service) {
-            return true;
+            return Ok(false);
         }
         let mut counts = self.0.all.counts();
         let count = counts.entry(service.clone()).or_default();
         if *count >= self.0.all.most {
-            return false;
+            return Err(too_many_connections(service));
         }
         *count += 1;
-        names.insert(service.clone())
+        Ok(names.insert(service.clone()))
     }
 
     /// Whether this one has.
@@ -201,22 +202,29 @@ where
                     authorization: header.as_ref().map(ExposeSecret::expose_secret),
                     certificates: &peer.certificates,
                 };
-                let let_in = let_in(&broker, &authenticator, surface, origin, shown);
-                let caller = match let_in.await {
-                    Ok(caller) => caller,
+                let prove = || let_in(&broker, &authenticator, surface, origin.clone(), shown);
+                match known(prove, &peer.services).await {
+                    Ok(caller) => request.extensions_mut().insert(caller),
                     Err(error) => return status(&error).into_http(),
                 };
-                if let Identity::Service(name) = caller.principal().identity()
-                    && !peer.services.add(name)
-                {
-                    return status(&too_many_connections(name)).into_http();
-                }
-                request.extensions_mut().insert(caller);
                 let Ok(answer) = inner.call(request).await;
                 answer
             };
             Ok(peer.calls.work(&method, call).await)
         })
+    }
+}
+
+/// Who calls, counted as one who has called over this connection.
+async fn known<F>(prove: impl Fn() -> F, services: &Services) -> Result<Caller, Error>
+where
+    F: Future<Output = Result<Caller, Error>>,
+{
+    let caller = prove().await?;
+    match caller.principal().identity() {
+        // Shut out in between, it would not be known as one to be told of that.
+        Identity::Service(name) if services.add(name)? => prove().await,
+        _ => Ok(caller),
     }
 }
 

@@ -52,13 +52,13 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         ..Authenticator::default()
     });
     authenticator.issuers.load().await;
-    let own = config.enrollment.as_ref().map(trust::own).transpose()?;
-    let (ca, own) = own.unzip();
+    let own = config.enrollment.clone().map(trust::Own::new).transpose()?;
+    let ca = own.map(Arc::new);
     let configured = config.client_authorities.clone();
-    let trusted = trust::Files::taken(configured, own, &authenticator)?;
+    let trusted = trust::Files::taken(configured, ca.clone(), &authenticator)?;
     let sinks = sinks(&config.audit.sinks)?;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
-    let ca = ca.map(|ca| Arc::new(ca) as Arc<dyn CertificateAuthority>);
+    let ca = ca.map(|ca| ca as Arc<dyn CertificateAuthority>);
     let assembled = assembled(&config, ca).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;

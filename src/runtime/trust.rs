@@ -4,10 +4,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::rustls::pki_types::{
@@ -20,8 +22,10 @@ use crate::{
         Authenticator,
         certificate::{Authority, AuthorityError, VouchesFor},
     },
+    broker::ports::{CertificateAuthority, ClientCertificate, RequestError},
     ca::OwnCa,
     config::{ClientAuthority, Enrollment},
+    domain::name::Name,
 };
 
 /// How often the files are looked at.
@@ -66,11 +70,41 @@ pub enum TrustError {
     },
 }
 
+/// The broker's own CA as it stands now.
+pub(super) struct Own {
+    files: Enrollment,
+    ca: RwLock<Arc<OwnCa>>,
+}
+
+impl Own {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// They cannot be read or used.
+    pub(super) fn new(files: Enrollment) -> Result<Self, TrustError> {
+        let (ca, _) = own(&files)?;
+        let ca = RwLock::new(Arc::new(ca));
+        Ok(Self { files, ca })
+    }
+}
+
+impl CertificateAuthority for Own {
+    fn sign(
+        &self,
+        request: &[u8],
+        service: &Name,
+        now: Timestamp,
+    ) -> Result<ClientCertificate, RequestError> {
+        let ca = Arc::clone(&self.ca.read().unwrap_or_else(PoisonError::into_inner));
+        ca.sign(request, service, now)
+    }
+}
+
 /// What the files held when they were last taken.
 pub(super) struct Files {
     configured: Vec<ClientAuthority>,
-    /// The broker's own, which stays.
-    own: Option<Authority>,
+    /// The broker's own.
+    own: Option<Arc<Own>>,
     /// `None` before they were taken for the first time.
     contents: Option<Vec<Vec<u8>>>,
 }
@@ -82,7 +116,7 @@ impl Files {
     /// A file cannot be read or used.
     pub(super) fn taken(
         configured: Vec<ClientAuthority>,
-        own: Option<Authority>,
+        own: Option<Arc<Own>>,
         authenticator: &Authenticator,
     ) -> Result<Self, TrustError> {
         let mut files = Self {
@@ -101,16 +135,27 @@ impl Files {
             contents.push(read(&authority.ca_file)?);
             contents.extend(authority.crl_file.as_deref().map(read).transpose()?);
         }
+        if let Some(own) = &self.own {
+            contents.push(read(&own.files.ca_cert_file)?);
+            // Known again by that; the key itself is not kept here.
+            let key = read(&own.files.ca_key_file)?;
+            contents.push(digest(&SHA256, &key).as_ref().to_vec());
+        }
         if self.contents.as_ref() == Some(&contents) {
             return Ok(());
         }
         let mut left = contents.iter();
         let mut next = || left.next().map_or(&[][..], Vec::as_slice);
-        let mut authorities: Vec<Authority> = self.own.iter().cloned().collect();
+        let mut authorities = Vec::new();
         for configured in &self.configured {
             let bundle = next();
             let revoked = configured.crl_file.as_deref().map(|path| (path, next()));
             authorities.push(authority(configured, bundle, revoked)?);
+        }
+        if let Some(at) = &self.own {
+            let (ca, authority) = own(&at.files)?;
+            authorities.push(authority);
+            *at.ca.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ca);
         }
         authenticator.trust.replace(authorities);
         self.contents = Some(contents);

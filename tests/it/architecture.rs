@@ -215,6 +215,7 @@ const ROOMS: &[Room] = &[
         &[
             "aws_lc_rs",
             "data_encoding",
+            "jiff",
             "rcgen",
             "rustix",
             "secrecy",

@@ -2,79 +2,37 @@
 //! everybody else is served all the while.
 
 mod bounds;
-mod floods;
-mod wire;
 
 use std::{fs, path::Path, time::Duration};
 
 use rcgen::{CertificateParams, KeyPair};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::TcpStream,
     time::{interval, timeout},
 };
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use wire::{
-    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, Stream, begun,
-    call, connect, frame, h2, next,
-};
 
 use crate::harness::{
     Account, Broker, Run,
     broker::{credbroker, dev},
     emulator::emulator,
     eventually,
+    floods::{FLOODS, sent},
+    h2::{
+        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, LIMIT, PREFACE, RST_STREAM, SETTINGS,
+        begun, call, connect, frame, gone, h2, next,
+    },
     site::{Site, stop},
 };
 
-/// How long an offender may stay.
-const LIMIT: Duration = Duration::from_secs(10);
 /// What the broker may take for all of them, kB.
 const MEMORY_MAX: u64 = 256 * 1024;
+
 impl Broker {
-    fn address(&self) -> &str {
-        self.setting("CREDBROKER_ADDR")
-            .strip_prefix("https://")
-            .unwrap()
-    }
-
-    async fn h2(&self) -> Stream {
-        h2(
-            self.address(),
-            Path::new(self.setting("CREDBROKER_CA_FILE")),
-        )
-        .await
-    }
-
-    async fn begun(&self) -> Stream {
-        begun(self.h2().await).await
-    }
-
     async fn is_served(&self) {
         self.run(&["whoami"]).await.ok();
     }
-
-    /// The most memory that it ever had, kB.
-    fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        line.unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
-    }
-}
-
-/// Sends until the peer hangs up; writes that it does not take are as good.
-async fn gone(stream: &mut (impl AsyncReadExt + Unpin), offender: &str) {
-    let ended = timeout(LIMIT, async {
-        let mut answer = vec![0; 64 * 1024];
-        while stream.read(&mut answer).await.is_ok_and(|read| read > 0) {}
-    });
-    let ended = ended.await;
-    ended.unwrap_or_else(|_| panic!("still there: {offender}"));
 }
 
 #[tokio::test]
@@ -328,4 +286,16 @@ async fn tls_1_2_is_not_spoken() {
         let connected = connect(broker.address(), Path::new(ca), version).await;
         assert_eq!(connected.is_ok(), spoken, "{version:?}");
     }
+}
+
+#[tokio::test]
+async fn floods_end_the_connection_and_take_no_memory() {
+    let broker = Broker::start(&Account::new().await).await;
+    for (name, next) in FLOODS {
+        let (mut reader, writer) = tokio::io::split(broker.begun().await);
+        let flood = async { tokio::join!(sent(writer, next), gone(&mut reader, name)) };
+        tokio::join!(flood, broker.is_served());
+        assert!(broker.peak() < MEMORY_MAX, "{name}: {} kB", broker.peak());
+    }
+    broker.is_served().await;
 }

@@ -21,6 +21,7 @@ use crate::harness::{Account, Run, broker::credbroker, site::Site};
 /// An authority for client certificates.
 pub(crate) struct Ca {
     pem: String,
+    key: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -32,8 +33,13 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key).unwrap().pem();
+        let key_pem = key.serialize_pem();
         let issuer = Issuer::new(params, key);
-        Self { pem, issuer }
+        Self {
+            pem,
+            key: key_pem,
+            issuer,
+        }
     }
 
     /// A certificate made as these say, in PEM, and its key.

@@ -9,13 +9,13 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{gone, wire};
 use crate::{
     harness::{
         Account, Broker, Run, World,
         broker::credbroker,
         emulator::emulator,
         eventually,
+        h2::{ask_without_a_window, gone},
         proxy::{Fault, Proxy},
         site::{Site, stop},
         wire::tls_get,
@@ -136,7 +136,7 @@ async fn a_broker_that_is_to_end_is_unready_first_and_serves_on() {
 async fn a_peer_that_takes_no_answer_is_gone() {
     let broker = Broker::start(&Account::new().await).await;
     let mut stream = broker.h2().await;
-    wire::ask_without_a_window(&mut stream, "/metrics").await;
+    ask_without_a_window(&mut stream, "/metrics").await;
     tokio::join!(gone(&mut stream, "zero window"), broker.is_served());
 }
 

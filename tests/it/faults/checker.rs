@@ -13,7 +13,7 @@ use credbroker::audit::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::harness::{Account, Key, aws::ADMIN_USER};
 
@@ -400,6 +400,8 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
 
 /// Every record is a leaf of the log's tree, and the tree has no other.
 async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+    // Both as they are at one moment: the broker runs, and may write in between.
+    let mut store = store.begin().await.unwrap();
     let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
     let mut tree = Edge::default();
     for row in rows.await.unwrap() {
@@ -413,7 +415,7 @@ async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<Strin
             ));
         }
     }
-    let edge = sqlx::query("SELECT size, subtrees FROM audit_edge").fetch_one(store);
+    let edge = sqlx::query("SELECT size, subtrees FROM audit_edge").fetch_one(&mut *store);
     let edge = edge.await.unwrap();
     let (size, subtrees): (i64, Vec<u8>) = (edge.get("size"), edge.get("subtrees"));
     let same = subtrees == tree.subtrees().as_flattened();

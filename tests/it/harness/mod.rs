@@ -4,7 +4,9 @@
 pub mod aws;
 pub mod broker;
 pub mod emulator;
+pub mod floods;
 pub mod form;
+pub mod h2;
 pub mod proxy;
 pub mod site;
 pub mod stepped;

@@ -14,7 +14,13 @@ use tokio::task::JoinSet;
 use credbroker::proto::{EnrollRequest, RenewCertificateRequest};
 use tonic::Code;
 
-use crate::harness::{Account, Broker, Run, broker::credbroker};
+use super::Ca;
+use crate::harness::{
+    Account, Broker, Run,
+    broker::credbroker,
+    eventually,
+    site::{Site, stop},
+};
 
 /// A host with a directory for its key and certificate.
 struct Host<'a> {
@@ -339,4 +345,60 @@ async fn an_enrolment_that_fails_can_be_repeated_with_the_key_that_is_there() {
         .ok();
     assert_eq!(fs::read(host.key()).unwrap(), key);
     assert_eq!(bindings(&broker).await.len(), 1);
+}
+
+#[tokio::test]
+async fn another_ca_signs_once_its_files_are_there_and_the_old_ones_certificates_end() {
+    let account = Account::new().await;
+    let site = Site::with_audit(|site| {
+        format!(
+            "[enrollment]\ntrust_domain = \"broker.example\"\nca_cert_file = {:?}\nca_key_file = {:?}",
+            site.text("ca.pem"),
+            site.text("ca.key")
+        )
+    });
+    let install = |ca: &Ca| {
+        fs::write(site.path("ca.key"), &ca.key).unwrap();
+        fs::write(site.path("ca.pem"), &ca.pem).unwrap();
+    };
+    let (old, new) = (Ca::new("old"), Ca::new("new"));
+    install(&old);
+    let child = site.serving(&account.admin).await;
+    site.create("pay").await;
+    let run = async |host: &str, token: Option<&str>, args: &[&str]| {
+        let mut command = credbroker(args);
+        command.envs(site.env()).env_remove("CREDBROKER_TOKEN_FILE");
+        command.envs(token.map(|token| ("CREDBROKER_TOKEN", token)));
+        command.env(
+            "CREDBROKER_CLIENT_CERT_FILE",
+            site.path(&format!("{host}.pem")),
+        );
+        command.env(
+            "CREDBROKER_CLIENT_KEY_FILE",
+            site.path(&format!("{host}.key")),
+        );
+        Run::of(command, "").await
+    };
+    let signed_by = async |host: &str| {
+        let args = ["service", "enroll-token", "create", "pay", "-o", "json"];
+        let made = site.run(&args).await.ok().json();
+        run(host, made["token"].as_str(), &["enroll"]).await.ok();
+        fs::read_to_string(site.path(&format!("{host}.pem"))).unwrap()
+    };
+    assert!(signed_by("first").await.contains(&old.pem));
+    run("first", None, &["whoami"]).await.ok();
+    install(&new);
+    let taken = async || signed_by("second").await.contains(&new.pem).then_some(());
+    eventually("the new one signs", taken).await;
+    run("second", None, &["whoami"]).await.ok();
+    run("first", None, &["whoami"]).await.fails(3, &[]);
+    // What cannot be used changes nothing.
+    fs::write(site.path("ca.key"), "rubbish").unwrap();
+    let told = async || {
+        let log = fs::read_to_string(site.path("log")).unwrap();
+        log.contains("stay as they were").then_some(())
+    };
+    eventually("the mistake is told", told).await;
+    assert!(signed_by("third").await.contains(&new.pem));
+    stop(child).await;
 }

@@ -1,10 +1,11 @@
 //! HTTP/2 by hand: what no well-behaved client sends.
 
-use std::{io, path::Path, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -17,27 +18,31 @@ use tokio_rustls::{
     },
 };
 
-pub(super) type Stream = TlsStream<TcpStream>;
-pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const CONTINUATION: u8 = 9;
-pub(super) const END_HEADERS: u8 = 4;
+use super::Broker;
 
-pub(super) const PING: u8 = 6;
-pub(super) const GOAWAY: u8 = 7;
-pub(super) const WINDOW_UPDATE: u8 = 8;
-pub(super) const END_STREAM: u8 = 1;
+/// How long an offender may stay.
+pub const LIMIT: Duration = Duration::from_secs(10);
+pub type Stream = TlsStream<TcpStream>;
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const CONTINUATION: u8 = 9;
+pub const END_HEADERS: u8 = 4;
+
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const END_STREAM: u8 = 1;
 
 /// A connection that speaks HTTP/2, without a word said.
-pub(super) async fn h2(address: &str, ca: &Path) -> Stream {
+pub async fn h2(address: &str, ca: &Path) -> Stream {
     connect(address, ca, &TLS13).await.unwrap()
 }
 
 /// The same, by a version of TLS.
-pub(super) async fn connect(
+pub async fn connect(
     address: &str,
     ca: &Path,
     version: &'static SupportedProtocolVersion,
@@ -58,21 +63,21 @@ pub(super) async fn connect(
 }
 
 /// With preface and settings sent.
-pub(super) async fn begun(mut stream: Stream) -> Stream {
+pub async fn begun(mut stream: Stream) -> Stream {
     stream.write_all(PREFACE).await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
     stream
 }
 
 /// RFC 9113 section 4.1.
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
     [&head[..], payload].concat()
 }
 
 /// The headers of a call (RFC 7541, nothing indexed but what the static table has).
-pub(super) fn call(path: &str) -> Vec<u8> {
+pub fn call(path: &str) -> Vec<u8> {
     let literal = |index: u8, value: &str| {
         let mut header = vec![index];
         header.push(u8::try_from(value.len()).unwrap());
@@ -91,7 +96,7 @@ pub(super) fn call(path: &str) -> Vec<u8> {
 }
 
 /// The next frame that comes: its type, its stream and what is in it.
-pub(super) async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>) {
+pub async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>) {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.unwrap();
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
@@ -102,11 +107,54 @@ pub(super) async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, 
 }
 
 /// Asks by GET for what it then grants no window for.
-pub(super) async fn ask_without_a_window(stream: &mut Stream, path: &str) {
+pub async fn ask_without_a_window(stream: &mut Stream, path: &str) {
     // SETTINGS_INITIAL_WINDOW_SIZE is 4 (RFC 9113 section 6.5.2).
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let get = [&[0x82], &call(path)[1..]].concat();
     let ask = frame(HEADERS, END_HEADERS | END_STREAM, 1, &get);
     let words = [PREFACE, &no_window, &ask].concat();
     stream.write_all(&words).await.unwrap();
+}
+
+impl Broker {
+    pub fn address(&self) -> &str {
+        self.setting("CREDBROKER_ADDR")
+            .strip_prefix("https://")
+            .unwrap()
+    }
+
+    pub async fn h2(&self) -> Stream {
+        h2(
+            self.address(),
+            Path::new(self.setting("CREDBROKER_CA_FILE")),
+        )
+        .await
+    }
+
+    /// The same, with preface and settings sent.
+    pub async fn begun(&self) -> Stream {
+        begun(self.h2().await).await
+    }
+
+    /// The most memory that it ever had, kB.
+    pub fn peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        line.unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+}
+
+/// Sends until the peer hangs up; writes that it does not take are as good.
+pub async fn gone(stream: &mut (impl AsyncReadExt + Unpin), offender: &str) {
+    let ended = timeout(LIMIT, async {
+        let mut answer = vec![0; 64 * 1024];
+        while stream.read(&mut answer).await.is_ok_and(|read| read > 0) {}
+    });
+    let ended = ended.await;
+    ended.unwrap_or_else(|_| panic!("still there: {offender}"));
 }

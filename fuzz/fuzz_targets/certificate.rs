@@ -1,0 +1,32 @@
+//! A client's certificates, as they come in the handshake.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use credbroker::authn::{Authenticator, LoginError, Shown};
+use credbroker_fuzz::{Doors, parts};
+use libfuzzer_sys::fuzz_target;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+
+static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
+    let doors = Doors::new();
+    let authenticator = doors.authenticator(None);
+    (doors, authenticator)
+});
+
+fuzz_target!(|chain: &[u8]| {
+    let (doors, authenticator) = &*DOORS;
+    let certificates: Vec<_> = parts(chain)
+        .into_iter()
+        .map(|der| CertificateDer::from(der.to_vec()))
+        .collect();
+    let shown = Shown {
+        certificates: &certificates,
+        ..Shown::default()
+    };
+    // The store knows nobody.
+    match doors.login(authenticator, shown) {
+        Err(LoginError::Refused { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+});

@@ -1,0 +1,11 @@
+//! The configuration file: it is used, or every mistake is told.
+#![no_main]
+
+use credbroker::config::Config;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    if let Err(mistakes) = Config::parse(text) {
+        assert!(!mistakes.is_empty());
+    }
+});

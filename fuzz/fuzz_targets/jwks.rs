@@ -1,0 +1,22 @@
+//! An issuer's JWK set, by which a token is then looked at.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use credbroker::authn::{LoginError, Shown};
+use credbroker_fuzz::Doors;
+use libfuzzer_sys::fuzz_target;
+
+static DOORS: LazyLock<Doors> = LazyLock::new(Doors::new);
+const TOKEN: &str = include_str!("../seeds/login/jwt");
+
+fuzz_target!(|keys: &[u8]| {
+    let shown = Shown {
+        authorization: Some(TOKEN),
+        ..Shown::default()
+    };
+    match DOORS.login(&DOORS.authenticator(Some(keys)), shown) {
+        Ok(_) | Err(LoginError::Refused { .. }) => {}
+        Err(other) => panic!("{other}"),
+    }
+});
