@@ -7,7 +7,7 @@ use credbroker::{
     authn::{
         Authenticator, Login, Shown,
         certificate::{Authority, VouchesFor},
-        oidc::{IssuerSettings, Issuers, OperatorRule},
+        oidc::{IssuerSettings, Issuers, OperatorRule, TrustedIssuer},
     },
     broker::ports::KeysOf,
     domain::{operator::Role, principal::Origin},
@@ -78,7 +78,11 @@ impl Doors {
         };
         let keys: Arc<dyn KeysOf> = Arc::new(Known(keys.unwrap_or(KEYS).to_vec()));
         let authenticator = Authenticator {
-            issuers: Issuers::new(vec![(issuer, keys)]),
+            issuers: Issuers::new(vec![TrustedIssuer {
+                settings: issuer,
+                keys,
+                reviewer: None,
+            }]),
             ..Authenticator::default()
         };
         self.runtime.block_on(authenticator.issuers.load());

@@ -244,6 +244,18 @@ impl Broker {
             .ok_or_else(|| Error::NotFound(Subject::Service(name.clone())))
     }
 
+    /// Whether a service that was proven a moment ago is not shut out.
+    ///
+    /// # Errors
+    /// It is; the store's.
+    pub async fn lets_in(&self, name: &Name) -> Result<(), Error> {
+        let known = self.known_service(name).await?;
+        if known.service.suspension.is_some() || self.is_shut_out(name) {
+            return Err(Error::Suspended(name.clone()));
+        }
+        Ok(())
+    }
+
     async fn after_change(
         &self,
         name: &Name,

@@ -16,6 +16,8 @@ pub struct Issuer {
     pub audiences: Vec<String>,
     /// Where its keys are.
     pub keys: KeysAt,
+    /// Whom to ask about each of its tokens.
+    pub review: Option<Review>,
     /// How the names of its operators begin; `None` where it has none.
     pub operator_prefix: Option<String>,
     /// The claim that tells an operator's name.
@@ -36,6 +38,15 @@ pub enum KeysAt {
         /// Its path and query.
         path: String,
     },
+}
+
+/// A Kubernetes cluster that reviews its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Review {
+    /// Its API server.
+    pub server: Server,
+    /// File of the broker's own token for it.
+    pub token_file: PathBuf,
 }
 
 /// Whom a token makes an operator.
@@ -81,7 +92,9 @@ fn issuer(section: &str, table: Table) -> Result<Issuer, Vec<String>> {
         );
     }
     let audiences = audiences(&mut reader, section);
-    let keys = keys(&mut reader, section);
+    let ca_file: Option<PathBuf> = reader.optional(section, "ca_file");
+    let keys = keys(&mut reader, section, ca_file.clone());
+    let review = review(&mut reader, section, ca_file);
     let prefix: Option<String> = reader.optional(section, "operator_prefix");
     let name_claim = reader.optional(section, "operator_name_claim");
     let operators = operators(&mut reader, section);
@@ -99,6 +112,7 @@ fn issuer(section: &str, table: Table) -> Result<Issuer, Vec<String>> {
         issuer,
         audiences,
         keys,
+        review,
         operator_prefix: prefix,
         operator_name_claim: name_claim.unwrap_or_else(|| "sub".to_owned()),
         operators,
@@ -126,11 +140,28 @@ fn audiences(reader: &mut Reader, section: &str) -> Vec<String> {
     }
 }
 
-fn keys(reader: &mut Reader, section: &str) -> Option<KeysAt> {
+fn review(reader: &mut Reader, section: &str, ca_file: Option<PathBuf>) -> Option<Review> {
+    let before = reader.mistakes.len();
+    let url: Option<Url> = reader.optional(section, "token_review_url");
+    let token_file: Option<PathBuf> = reader.optional(section, "token_review_token_file");
+    if url.as_ref().is_some_and(|url| url.path != "/") {
+        let message = "write it without a path, like https://kubernetes.default.svc";
+        reader.wrong(&path(section, "token_review_url"), message);
+    }
+    if url.is_some() != token_file.is_some() && reader.mistakes.len() == before {
+        let message = "give it with token_review_token_file, or leave both out";
+        reader.wrong(&path(section, "token_review_url"), message);
+    }
+    Some(Review {
+        server: url?.address.with(ca_file),
+        token_file: token_file?,
+    })
+}
+
+fn keys(reader: &mut Reader, section: &str, ca_file: Option<PathBuf>) -> Option<KeysAt> {
     let file: Option<PathBuf> = reader.optional(section, "jwks_file");
     let before = reader.mistakes.len();
     let url: Option<Url> = reader.optional(section, "jwks_url");
-    let ca_file = reader.optional(section, "ca_file");
     match (file, url) {
         (Some(file), None) => Some(KeysAt::File(file)),
         (None, Some(Url { address, path })) => Some(KeysAt::Url {

@@ -66,11 +66,21 @@ impl Calls {
     }
 }
 
-/// A revocation has an answer only once it is proven.
+/// What has an answer only once AWS has proven it.
+const PROVEN: [&str; 5] = [
+    "credbroker.v1.AdminService/ImportAdminKey",
+    "credbroker.v1.AdminService/RotateAdminKey",
+    "credbroker.v1.LeaseService/RevokeLease",
+    "credbroker.v1.RevocationService/RevokeGrant",
+    "credbroker.v1.RevocationService/RevokeService",
+];
+
 fn limit_of(method: &str, limit: Duration) -> Duration {
-    let proves = method.starts_with("credbroker.v1.RevocationService/")
-        || method == "credbroker.v1.LeaseService/RevokeLease";
-    if proves { limit + PROOF_LIMIT } else { limit }
+    if PROVEN.contains(&method) {
+        limit + PROOF_LIMIT
+    } else {
+        limit
+    }
 }
 
 fn too_many() -> Error {
@@ -81,5 +91,24 @@ fn too_many() -> Error {
                raises bounds.calls or bounds.calls_per_connection"
             .to_owned(),
         retry_after: Some(PAUSE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::access::TABLE;
+
+    #[test]
+    fn what_waits_for_aws_is_a_method_and_has_longer() {
+        let limit = Duration::from_secs(20);
+        for method in PROVEN {
+            assert!(TABLE.iter().any(|(name, _)| *name == method), "{method}");
+            assert_eq!(limit_of(method, limit), limit + PROOF_LIMIT);
+        }
+        assert_eq!(
+            limit_of("credbroker.v1.IdentityService/WhoAmI", limit),
+            limit
+        );
     }
 }

@@ -202,8 +202,8 @@ where
                     authorization: header.as_ref().map(ExposeSecret::expose_secret),
                     certificates: &peer.certificates,
                 };
-                let prove = || let_in(&broker, &authenticator, surface, origin.clone(), shown);
-                match known(prove, &peer.services).await {
+                let let_in = let_in(&broker, &authenticator, surface, origin, shown);
+                match known(&broker, let_in, &peer.services).await {
                     Ok(caller) => request.extensions_mut().insert(caller),
                     Err(error) => return status(&error).into_http(),
                 };
@@ -216,16 +216,19 @@ where
 }
 
 /// Who calls, counted as one who has called over this connection.
-async fn known<F>(prove: impl Fn() -> F, services: &Services) -> Result<Caller, Error>
-where
-    F: Future<Output = Result<Caller, Error>>,
-{
-    let caller = prove().await?;
-    match caller.principal().identity() {
+async fn known(
+    broker: &Broker,
+    let_in: impl Future<Output = Result<Caller, Error>>,
+    services: &Services,
+) -> Result<Caller, Error> {
+    let caller = let_in.await?;
+    if let Identity::Service(name) = caller.principal().identity()
+        && services.add(name)?
+    {
         // Shut out in between, it would not be known as one to be told of that.
-        Identity::Service(name) if services.add(name)? => prove().await,
-        _ => Ok(caller),
+        broker.lets_in(name).await?;
     }
+    Ok(caller)
 }
 
 fn is_grpc(request: &Request<Body>) -> bool {

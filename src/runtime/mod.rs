@@ -132,8 +132,8 @@ pub enum StartError {
         /// Why.
         source: sink::SetupError,
     },
-    /// The keys of an issuer of tokens cannot be asked for.
-    #[error("the keys of {issuer} cannot be asked for: {source}")]
+    /// An issuer of tokens, or who reviews them, cannot be asked.
+    #[error("{issuer} cannot be asked: {source}")]
     Issuer {
         /// Which.
         issuer: String,

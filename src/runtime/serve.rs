@@ -13,12 +13,12 @@ use super::{
 use crate::{
     authn::{
         Authenticator,
-        oidc::{IssuerSettings, Issuers, OperatorRule},
+        oidc::{IssuerSettings, Issuers, OperatorRule, TrustedIssuer},
     },
     aws::{AwsSettings, kms},
     broker::{
         Custody, Error,
-        ports::{CertificateAuthority, KeysOf, Sink, Witness},
+        ports::{CertificateAuthority, KeysOf, Reviewer, Sink, Witness},
     },
     config::{self, Config, Destination, KeysAt},
     domain::seal::{SealError, SealingKey},
@@ -28,7 +28,8 @@ use crate::{
         tls::{self, ClientCertificates},
     },
     sink::{
-        FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, WebhookSink,
+        FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, TokenReview,
+        WebhookSink,
     },
     store::anchor::replace_file,
 };
@@ -153,10 +154,7 @@ fn issuers(configured: &[config::Issuer]) -> Result<Issuers, StartError> {
         let keys: Arc<dyn KeysOf> = match &issuer.keys {
             KeysAt::File(path) => Arc::new(KeyFile::new(path.clone())),
             KeysAt::Url { server: at, path } => {
-                let server = server(at).map_err(|source| StartError::Issuer {
-                    issuer: issuer.issuer.clone(),
-                    source,
-                })?;
+                let server = server(at).map_err(unasked(issuer))?;
                 Arc::new(HttpsKeys::new(server, path.clone()))
             }
         };
@@ -172,9 +170,28 @@ fn issuers(configured: &[config::Issuer]) -> Result<Issuers, StartError> {
             name_prefix: issuer.operator_prefix.clone().unwrap_or_default(),
             name_claim: issuer.operator_name_claim.clone(),
         };
-        issuers.push((settings, keys));
+        let reviewer: Option<Arc<dyn Reviewer>> = match &issuer.review {
+            Some(review) => {
+                let server = server(&review.server).map_err(unasked(issuer))?;
+                Some(Arc::new(TokenReview::new(
+                    server,
+                    review.token_file.clone(),
+                )))
+            }
+            None => None,
+        };
+        issuers.push(TrustedIssuer {
+            settings,
+            keys,
+            reviewer,
+        });
     }
     Ok(Issuers::new(issuers))
+}
+
+fn unasked(issuer: &config::Issuer) -> impl FnOnce(SetupError) -> StartError {
+    let issuer = issuer.issuer.clone();
+    move |source| StartError::Issuer { issuer, source }
 }
 
 fn server(to: &config::Server) -> Result<Server, SetupError> {

@@ -4,6 +4,7 @@
 mod file;
 mod keys;
 mod post;
+mod review;
 mod syslog;
 mod tls;
 mod webhook;
@@ -16,6 +17,7 @@ use tokio_rustls::rustls;
 pub use self::{
     file::FileSink,
     keys::{HttpsKeys, KeyFile},
+    review::TokenReview,
     syslog::SyslogSink,
     tls::Server,
     webhook::WebhookSink,

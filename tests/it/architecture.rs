@@ -133,6 +133,8 @@ const ROOMS: &[Room] = &[
             "hyper_util",
             "rustls_native_certs",
             "secrecy",
+            "serde",
+            "serde_json",
             "thiserror",
             "tokio",
             "tokio_rustls",

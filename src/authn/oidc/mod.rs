@@ -9,7 +9,7 @@ mod keys;
 mod source;
 mod token;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use self::{source::Keys, token::Token};
 use super::{Login, LoginError, of_service};
 use crate::{
-    broker::ports::{KeysOf, Store},
+    broker::ports::{KeysOf, Reviewer, Store},
     domain::{
         binding::KnownBy,
         name::Name,
@@ -60,10 +60,26 @@ pub struct IssuerSettings {
     pub name_claim: String,
 }
 
-#[derive(Debug)]
+/// An issuer, and who speaks for it.
+pub struct TrustedIssuer {
+    /// What is expected of its tokens.
+    pub settings: IssuerSettings,
+    /// Where its keys are.
+    pub keys: Arc<dyn KeysOf>,
+    /// Who is asked about each good token, if anybody.
+    pub reviewer: Option<Arc<dyn Reviewer>>,
+}
+
 struct Issuer {
     settings: IssuerSettings,
     keys: Keys,
+    reviewer: Option<Arc<dyn Reviewer>>,
+}
+
+impl fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.settings.fmt(f)
+    }
 }
 
 /// The issuers of the configuration.
@@ -80,12 +96,16 @@ struct Claims<'a> {
 }
 
 impl Issuers {
-    /// These, each with where its keys are.
+    /// These.
     #[must_use]
-    pub fn new(issuers: Vec<(IssuerSettings, Arc<dyn KeysOf>)>) -> Self {
-        let issuer = |(settings, of): (IssuerSettings, _)| {
-            let keys = Keys::new(settings.issuer.clone(), of);
-            Arc::new(Issuer { settings, keys })
+    pub fn new(issuers: Vec<TrustedIssuer>) -> Self {
+        let issuer = |trusted: TrustedIssuer| {
+            let keys = Keys::new(trusted.settings.issuer.clone(), trusted.keys);
+            Arc::new(Issuer {
+                settings: trusted.settings,
+                keys,
+                reviewer: trusted.reviewer,
+            })
         };
         Self(issuers.into_iter().map(issuer).collect())
     }
@@ -129,6 +149,7 @@ impl Issuers {
         let wrong = |reason| refused(reason, Some(evidence.clone()));
         let issuer = named.ok_or_else(|| wrong("JWT_ISSUER_UNKNOWN"))?;
         let claims = issuer.verify(&token, now).await.map_err(wrong)?;
+        issuer.review(text).await.map_err(wrong)?;
         let operator = issuer.settings.operator(&claims).map_err(wrong)?;
         let mut services = Vec::new();
         for (binding, service) in store.bound_by_issuer(&issuer.settings.issuer).await? {
@@ -181,6 +202,25 @@ impl Issuer {
             return Err("JWT_SIGNATURE_WRONG");
         }
         claims(&token.claims, &self.settings.audiences, now)
+    }
+
+    /// Whether somebody still stands by a good token, where that is asked.
+    async fn review(&self, text: &str) -> Result<(), &'static str> {
+        let Some(reviewer) = &self.reviewer else {
+            return Ok(());
+        };
+        match reviewer.stands_by(text, &self.settings.audiences).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("TOKEN_REVIEW_DENIED"),
+            Err(why) => {
+                tracing::warn!(
+                    issuer = self.settings.issuer,
+                    why,
+                    "a token could not be reviewed"
+                );
+                Err("TOKEN_REVIEW_FAILED")
+            }
+        }
     }
 }
 
