@@ -31,7 +31,10 @@ use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::answer::{Answer, Waiting};
+use super::{
+    answer::{Answer, Waiting},
+    metered::Metered,
+};
 use crate::{
     domain::{
         edge::Bounds,
@@ -105,7 +108,7 @@ impl Serving {
                 response.map(|body| Body::new(Answer::new(body, answered.clone())))
             });
         let builder = builder(&self.bounds);
-        let io = TokioIo::new(stream);
+        let io = TokioIo::new(Metered::new(stream, Arc::clone(&asked)));
         let serving = builder.serve_connection(io, TowerToHyperService::new(service));
         tokio::pin!(serving);
         let ended = tokio::select! {

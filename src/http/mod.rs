@@ -4,6 +4,7 @@
 mod answer;
 mod connection;
 pub mod listener;
+mod metered;
 mod metrics;
 pub mod tls;
 

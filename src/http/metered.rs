@@ -1,0 +1,85 @@
+//! A connection's bytes, of which a stranger may send so many and no more.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What may come before the first request is known: its headers and as much of its body as a
+/// stream's window lets it send with them, and some frames of no consequence.
+const BEFORE_ASKING_MAX: usize = 128 * 1024;
+
+/// A stream that ends with an error when too much came before the first request: frames that
+/// HTTP/2 has to pass over cost their sender less than the receiver.
+pub(super) struct Metered<S> {
+    stream: S,
+    left: usize,
+    asked: Arc<AtomicBool>,
+}
+
+impl<S> Metered<S> {
+    /// `asked` tells whether the first request has come.
+    pub(super) const fn new(stream: S, asked: Arc<AtomicBool>) -> Self {
+        Self {
+            stream,
+            left: BEFORE_ASKING_MAX,
+            asked,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if !self.asked.load(Ordering::Relaxed) {
+            let read = buffer.filled().len() - before;
+            let Some(left) = self.left.checked_sub(read) else {
+                return Poll::Ready(Err(io::Error::other("too much before the first request")));
+            };
+            self.left = left;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
