@@ -5,7 +5,6 @@
 pub mod access;
 #[cfg(feature = "server")]
 pub mod admin_key;
-#[cfg(feature = "server")]
 pub mod approval;
 pub mod arn;
 pub mod audit;
