@@ -51,6 +51,7 @@ fn bounds(reader: &mut Reader) -> Bounds {
         ("calls", &mut bounds.calls),
         ("calls_per_connection", &mut bounds.calls_per_connection),
         ("resets", &mut bounds.resets),
+        ("message_bytes", &mut bounds.message_bytes),
     ] {
         let number = reader.number("bounds", key);
         *bound = number

@@ -474,7 +474,7 @@ mod tests {
             .lines()
             .map(|line| line.strip_prefix("# ").filter(|l| l.contains(" = ")))
             .collect();
-        assert_eq!(settings.iter().flatten().count(), 20);
+        assert_eq!(settings.iter().flatten().count(), 21);
         let bounds = settings
             .into_iter()
             .flatten()

@@ -23,6 +23,8 @@ pub struct Bounds {
     pub resets: usize,
     /// The headers of a request, bytes.
     pub header_bytes: u32,
+    /// The message of a request, bytes. The largest field is a policy document.
+    pub message_bytes: usize,
     /// From the connection to the end of the TLS handshake.
     pub handshake_timeout: Duration,
     /// From there until the first request has arrived with all its headers.
@@ -60,6 +62,7 @@ impl Default for Bounds {
             streams: 64,
             resets: 128,
             header_bytes: 8 * 1024,
+            message_bytes: 64 * 1024,
             handshake_timeout: Duration::from_secs(5),
             first_request_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(8),

@@ -41,9 +41,6 @@ use crate::{
     },
 };
 
-/// Largest request that is read, bytes. The largest field is a policy document.
-pub const REQUEST_MAX: usize = 64 * 1024;
-
 /// How often it is looked at whether the broker is ready.
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,22 +50,27 @@ pub(super) struct Api {
     broker: Arc<Broker>,
 }
 
-/// All services of the broker, without the gate in front of them.
+/// All services of the broker, without the gate in front of them; messages of requests may
+/// have so many bytes.
 #[must_use]
-pub fn routes(broker: &Arc<Broker>) -> Routes {
+pub fn routes(broker: &Arc<Broker>, message_bytes: usize) -> Routes {
     let api = Api {
         broker: Arc::clone(broker),
     };
-    Routes::new(CredentialServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
-        .add_service(ServiceRegistryServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
-        .add_service(GrantServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
-        .add_service(IdentityServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
-        .add_service(LeaseServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+    Routes::new(CredentialServiceServer::new(api.clone()).max_decoding_message_size(message_bytes))
         .add_service(
-            RevocationServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX),
+            ServiceRegistryServer::new(api.clone()).max_decoding_message_size(message_bytes),
         )
-        .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
-        .add_service(AdminServiceServer::new(api).max_decoding_message_size(REQUEST_MAX))
+        .add_service(GrantServiceServer::new(api.clone()).max_decoding_message_size(message_bytes))
+        .add_service(
+            IdentityServiceServer::new(api.clone()).max_decoding_message_size(message_bytes),
+        )
+        .add_service(LeaseServiceServer::new(api.clone()).max_decoding_message_size(message_bytes))
+        .add_service(
+            RevocationServiceServer::new(api.clone()).max_decoding_message_size(message_bytes),
+        )
+        .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(message_bytes))
+        .add_service(AdminServiceServer::new(api).max_decoding_message_size(message_bytes))
 }
 
 /// `grpc.health.v1`, which anybody may ask, and who tells it the state.

@@ -29,9 +29,10 @@ pub fn router(
     authenticator: &Arc<Authenticator>,
     health: HealthServer<impl Health>,
     surface: Surface,
+    message_bytes: usize,
 ) -> Router {
     let (gated, authenticator) = (Arc::clone(broker), Arc::clone(authenticator));
-    let grpc = grpc::routes(broker)
+    let grpc = grpc::routes(broker, message_bytes)
         .prepare()
         .into_axum_router()
         .layer(layer_fn(move |inner| {

@@ -419,7 +419,8 @@ async fn run(
     ready();
     let serve = async |listening: Option<Listening>, surface| {
         if let Some(listening) = listening {
-            let router = http::router(&broker, &authenticator, health.clone(), surface);
+            let (health, most) = (health.clone(), listening.bounds.message_bytes);
+            let router = http::router(&broker, &authenticator, health, surface, most);
             listener::serve(listening, router, broker.shut_outs(), stop.clone()).await;
         }
     };

@@ -11,7 +11,10 @@ use tokio::{
     net::TcpStream,
     time::{interval, timeout},
 };
-use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{
+    HandshakeKind,
+    version::{TLS12, TLS13},
+};
 
 use crate::harness::{
     Account, Broker, Run,
@@ -21,7 +24,7 @@ use crate::harness::{
     floods::{FLOODS, sent},
     h2::{
         DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, LIMIT, PREFACE, RST_STREAM, SETTINGS,
-        begun, call, connect, frame, gone, h2, next,
+        begun, call, connect, connector, frame, gone, h2, localhost, next, tcp,
     },
     site::{Site, stop},
 };
@@ -276,6 +279,25 @@ async fn one_service_has_so_many_connections_and_no_more() {
     held.truncate(31);
     let let_in = async || one_more.identity().who_am_i(who()).await.ok();
     eventually("there is room again", let_in).await;
+}
+
+#[tokio::test]
+async fn no_session_is_resumed() {
+    let broker = Broker::start(&Account::new().await).await;
+    let ca = broker.setting("CREDBROKER_CA_FILE");
+    let connector = connector(Path::new(ca), &TLS13);
+    for _ in 0..2 {
+        let stream = connector.connect(localhost(), tcp(broker.address()).await);
+        let mut stream = begun(stream.await.unwrap()).await;
+        let livez = frame(HEADERS, END_HEADERS | END_STREAM, 1, &call("/livez"));
+        stream.write_all(&livez).await.unwrap();
+        // What a session would be resumed by comes before the answer.
+        while next(&mut stream).await.0 != HEADERS {}
+        let (_, tls) = stream.get_ref();
+        assert_eq!(tls.handshake_kind(), Some(HandshakeKind::Full));
+        // Nor is there early data without one.
+        assert_eq!(tls.tls13_tickets_received(), 0);
+    }
 }
 
 #[tokio::test]

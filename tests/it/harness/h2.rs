@@ -47,6 +47,13 @@ pub async fn connect(
     ca: &Path,
     version: &'static SupportedProtocolVersion,
 ) -> io::Result<Stream> {
+    connector(ca, version)
+        .connect(localhost(), tcp(address).await)
+        .await
+}
+
+/// Whoever connects by the same resumes a session where it can.
+pub fn connector(ca: &Path, version: &'static SupportedProtocolVersion) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
         roots.add(certificate.unwrap()).unwrap();
@@ -56,10 +63,15 @@ pub async fn connect(
     let config = config.with_protocol_versions(&[version]).unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let stream = TcpStream::connect(address).await.unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
-    let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await
+    TlsConnector::from(Arc::new(config))
+}
+
+pub async fn tcp(address: &str) -> TcpStream {
+    TcpStream::connect(address).await.unwrap()
+}
+
+pub fn localhost() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
 }
 
 /// With preface and settings sent.

@@ -2,6 +2,7 @@
 
 mod forged;
 mod issuer;
+mod recipes;
 mod review;
 
 use std::fs;
