@@ -33,6 +33,8 @@ impl Broker {
             return Err(Error::Invalid(wrong));
         }
         self.known_service(&name.service).await?;
+        // In this order: whoever changes it in between makes this one a conflict.
+        let version = self.store().newest_grant_version(&name).await? + 1;
         let before = self.store().grant(&name).await?;
         if let Some(current) = before.as_ref().filter(|grant| grant.spec == spec) {
             self.store()
@@ -47,7 +49,6 @@ impl Broker {
             };
             self.approved(caller, change).await?;
         }
-        let version = self.store().newest_grant_version(&name).await? + 1;
         let grant = Grant {
             name,
             version,
