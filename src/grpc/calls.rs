@@ -6,7 +6,7 @@ use axum::response::Response;
 use metrics::counter;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::status::status;
+use super::gate::Refusal;
 use crate::{
     broker::{Error, PROOF_LIMIT},
     domain::edge::Bounds,
@@ -50,10 +50,11 @@ impl Calls {
         &self,
         method: &str,
         call: impl Future<Output = Response>,
+        refusal: Refusal,
     ) -> Response {
         let (Ok(_own), Ok(_all)) = (self.own.try_acquire(), self.all.try_acquire()) else {
             counter!("credbroker_calls_shed_total").increment(1);
-            return status(&too_many()).into_http();
+            return refusal(&too_many());
         };
         let answer = timeout(limit_of(method, self.limit), call).await;
         answer.unwrap_or_else(|_| {
@@ -61,7 +62,7 @@ impl Calls {
                 method,
                 "a call takes longer than it may; what it began goes on"
             );
-            status(&Error::Late).into_http()
+            refusal(&Error::Late)
         })
     }
 }

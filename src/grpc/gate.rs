@@ -135,29 +135,80 @@ impl Services {
     }
 }
 
+/// How a refusal is answered.
+pub type Refusal = fn(&Error) -> Response;
+
 /// Lets in whoever [`crate::domain::access::TABLE`] lets in.
 #[derive(Clone)]
-pub struct Gate<S> {
-    inner: S,
+pub struct Door {
     broker: Arc<Broker>,
     authenticator: Arc<Authenticator>,
     surface: Surface,
 }
 
-impl<S> Gate<S> {
-    /// A gate in front of `inner`.
+impl Door {
+    /// A door to what is served at an address.
     pub const fn new(
-        inner: S,
         broker: Arc<Broker>,
         authenticator: Arc<Authenticator>,
         surface: Surface,
     ) -> Self {
         Self {
-            inner,
             broker,
             authenticator,
             surface,
         }
+    }
+
+    /// Works on a call of `method` for whoever is let in, within the bounds of the peer.
+    pub async fn enter<F: Future<Output = Response>>(
+        &self,
+        peer: Option<Peer>,
+        authorization: Option<SecretString>,
+        method: &str,
+        work: impl FnOnce(Arc<Broker>, Caller) -> F,
+        refusal: Refusal,
+    ) -> Response {
+        let Some(peer) = peer else {
+            let message = "a call came past the listener".to_owned();
+            return refusal(&Error::Internal(message));
+        };
+        let call = async {
+            let shown = Shown {
+                authorization: authorization.as_ref().map(ExposeSecret::expose_secret),
+                certificates: &peer.certificates,
+            };
+            let origin = Origin {
+                peer: Some(peer.address),
+                method: method.to_owned(),
+            };
+            let let_in = let_in(
+                &self.broker,
+                &self.authenticator,
+                self.surface,
+                origin,
+                shown,
+            );
+            match known(&self.broker, let_in, &peer.services).await {
+                Ok(caller) => work(Arc::clone(&self.broker), caller).await,
+                Err(error) => refusal(&error),
+            }
+        };
+        peer.calls.work(method, call, refusal).await
+    }
+}
+
+/// The door in front of every RPC.
+#[derive(Clone)]
+pub struct Gate<S> {
+    inner: S,
+    door: Door,
+}
+
+impl<S> Gate<S> {
+    /// A gate in front of `inner`.
+    pub const fn new(inner: S, door: Door) -> Self {
+        Self { inner, door }
     }
 }
 
@@ -175,44 +226,43 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let broker = Arc::clone(&self.broker);
-        let authenticator = Arc::clone(&self.authenticator);
+        let door = self.door.clone();
         // The service that was polled ready goes with the call, its clone stays.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         if !is_grpc(&request) {
             return Box::pin(async { Ok(StatusCode::NOT_FOUND.into_response()) });
         }
-        let origin = origin(&request);
-        let header = request
-            .headers()
-            .get("authorization")
-            .and_then(|value| value.to_str().ok());
-        let header = header.map(SecretString::from);
-        let peer = request.extensions().get::<Peer>().cloned();
-        let surface = self.surface;
         Box::pin(async move {
-            let Some(peer) = peer else {
-                let error = Error::Internal("a call came past the listener".to_owned());
-                return Ok(status(&error).into_http());
-            };
-            let method = origin.method.clone();
-            let call = async {
-                let shown = Shown {
-                    authorization: header.as_ref().map(ExposeSecret::expose_secret),
-                    certificates: &peer.certificates,
-                };
-                let let_in = let_in(&broker, &authenticator, surface, origin, shown);
-                match known(&broker, let_in, &peer.services).await {
-                    Ok(caller) => request.extensions_mut().insert(caller),
-                    Err(error) => return status(&error).into_http(),
-                };
+            let (peer, authorization) = (peer(&request), authorization(&request));
+            let method = method(&request);
+            let work = async |_, caller| {
+                request.extensions_mut().insert(caller);
                 let Ok(answer) = inner.call(request).await;
                 answer
             };
-            Ok(peer.calls.work(&method, call).await)
+            let refusal: Refusal = |error| status(error).into_http();
+            Ok(door
+                .enter(peer, authorization, &method, work, refusal)
+                .await)
         })
     }
+}
+
+/// Who is at the other end, as the listener knows.
+pub fn peer(request: &Request<Body>) -> Option<Peer> {
+    request.extensions().get().cloned()
+}
+
+/// The header `authorization`.
+pub fn authorization(request: &Request<Body>) -> Option<SecretString> {
+    let header = request.headers().get("authorization")?;
+    header.to_str().ok().map(SecretString::from)
+}
+
+fn method(request: &Request<Body>) -> String {
+    let path = request.uri().path().trim_start_matches('/');
+    path.chars().take(100).collect()
 }
 
 /// Who calls, counted as one who has called over this connection.
@@ -289,16 +339,4 @@ fn too_many_connections(service: &Name) -> Error {
             .to_owned(),
         retry_after: Some(PAUSE),
     }
-}
-
-fn origin(request: &Request<Body>) -> Origin {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
-    let method = request
-        .uri()
-        .path()
-        .trim_start_matches('/')
-        .chars()
-        .take(100)
-        .collect();
-    Origin { peer, method }
 }

@@ -3,6 +3,7 @@
 
 mod answer;
 mod connection;
+mod credentials;
 pub mod listener;
 mod metered;
 mod metrics;
@@ -19,11 +20,14 @@ use crate::{
     authn::Authenticator,
     broker::Broker,
     domain::access::Surface,
-    grpc::{self, gate::Gate},
+    grpc::{
+        self,
+        gate::{Door, Gate},
+    },
 };
 
 /// What is served at an address: gRPC behind the gate, `grpc.health.v1`, `/livez` and
-/// `/readyz` in front of it, and `/metrics` where operators are served.
+/// `/readyz` in front of it, credentials for SDKs, and `/metrics` where operators are served.
 pub fn router(
     broker: &Arc<Broker>,
     authenticator: &Arc<Authenticator>,
@@ -31,22 +35,19 @@ pub fn router(
     surface: Surface,
     message_bytes: usize,
 ) -> Router {
-    let (gated, authenticator) = (Arc::clone(broker), Arc::clone(authenticator));
+    let door = Door::new(Arc::clone(broker), Arc::clone(authenticator), surface);
+    let gated = door.clone();
     let grpc = grpc::routes(broker, message_bytes)
         .prepare()
         .into_axum_router()
-        .layer(layer_fn(move |inner| {
-            Gate::new(
-                inner,
-                Arc::clone(&gated),
-                Arc::clone(&authenticator),
-                surface,
-            )
-        }));
+        .layer(layer_fn(move |inner| Gate::new(inner, gated.clone())));
+    let credentials =
+        get(async move |grant, request| credentials::serve(&door, grant, request).await);
     let ready = Arc::clone(broker);
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
+        .route("/v1/credentials/{grant}", credentials)
         .route_service("/grpc.health.v1.Health/{method}", health)
         .merge(grpc);
     match surface {

@@ -16,6 +16,7 @@ mod architecture;
 mod audit;
 mod bootstrap;
 mod clock;
+mod container;
 mod contract;
 mod edge;
 mod enforcement;

@@ -127,6 +127,11 @@ impl Wire {
 
 /// What it answers over TLS that `ca` vouches for.
 pub async fn tls_get(address: &str, ca: &Path, path: &str) -> String {
+    tls_ask(address, ca, &get(path)).await
+}
+
+/// The same, of a whole request of HTTP/1.1.
+pub async fn tls_ask(address: &str, ca: &Path, request: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_file(ca).unwrap())
@@ -140,11 +145,18 @@ pub async fn tls_get(address: &str, ca: &Path, path: &str) -> String {
     let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let connector = TlsConnector::from(Arc::new(config));
-    exchange(connector.connect(name, stream).await.unwrap(), path).await
+    asked(connector.connect(name, stream).await.unwrap(), request).await
 }
 
-pub async fn exchange(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+}
+
+pub async fn exchange(stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &str) -> String {
+    asked(stream, &get(path)).await
+}
+
+async fn asked(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     // A broken connection is an answer too.

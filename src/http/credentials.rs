@@ -1,0 +1,153 @@
+//! `GET /v1/credentials/GRANT`: what AWS SDKs ask a container's credentials endpoint.
+//! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::Path,
+    http::{
+        Method, Request, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use tonic::Code;
+
+use crate::{
+    broker::{Broker, Error},
+    domain::{
+        access::Caller,
+        audit::Subject,
+        decide::{IssueRequest, own_service},
+        grant::{Grant, check::Violation},
+        name::GrantName,
+    },
+    grpc::{
+        gate::{Door, authorization, peer},
+        status::status,
+    },
+};
+
+/// What it is an issue by another way.
+const METHOD: &str = "credbroker.v1.CredentialService/IssueCredentials";
+/// Least life of what is handed out: SDKs begin to look for the next a quarter of an hour
+/// before the end, and would never stop.
+const LEAST: Duration = Duration::from_mins(20);
+
+/// A session under a grant of the caller's own.
+pub(super) async fn serve(
+    door: &Door,
+    Path(grant): Path<String>,
+    request: Request<Body>,
+) -> Response {
+    if request.method() != Method::GET {
+        // HEAD would issue what nobody sees.
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let (peer, token) = (peer(&request), authorization(&request).map(bearer));
+    let work = async |broker: Arc<Broker>, caller: Caller| {
+        let issued = issue(&broker, caller.clone(), &grant).await;
+        match broker.settle(&caller, issued).await {
+            Ok(document) => document,
+            Err(error) => refusal(&error),
+        }
+    };
+    door.enter(peer, token, METHOD, work, refusal).await
+}
+
+/// SDKs send what is in their token file, and no more.
+fn bearer(header: SecretString) -> SecretString {
+    let text = header.expose_secret();
+    if text.contains(' ') {
+        return header;
+    }
+    SecretString::from(format!("Bearer {text}"))
+}
+
+async fn issue(broker: &Arc<Broker>, caller: Caller, grant: &str) -> Result<Response, Error> {
+    let service = own_service(&caller).ok_or(Error::Unauthenticated)?;
+    let wrong = |message: String| Error::Invalid(vec![Violation::new("grant", message)]);
+    let name = GrantName::within(service, grant).map_err(|error| wrong(error.to_string()))?;
+    let known = broker.store().grant(&name).await?;
+    let ttl = known.as_ref().map(long_enough).transpose()?;
+    let issued = broker
+        .issue(caller, IssueRequest::new(name, ttl, None))
+        .await?;
+    let (credentials, lease) = (&issued.credentials, &issued.lease);
+    let expires = credentials
+        .expires_at
+        .or(lease.issued().map(|issued| issued.expires_at));
+    let token = credentials.session_token.as_ref();
+    let document = json!({
+        "AccessKeyId": credentials.access_key_id,
+        "SecretAccessKey": credentials.secret_access_key.expose_secret(),
+        "Token": token.map(ExposeSecret::expose_secret),
+        "Expiration": expires.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+    });
+    Ok(answer(StatusCode::OK, &document))
+}
+
+/// The lifetime to ask for.
+fn long_enough(grant: &Grant) -> Result<Duration, Error> {
+    let refused = |reason, message: &str, next: &str| {
+        Err(Error::WrongState {
+            subject: Subject::Grant(grant.name.clone()),
+            reason,
+            message: format!("grant {} {message}", grant.name),
+            next: next.to_owned(),
+        })
+    };
+    let spec = &grant.spec;
+    if !spec.kind().is_session() {
+        return refused(
+            "GRANT_NOT_A_SESSION",
+            "is of kind iam_user, which has no session token, so that SDKs do not take it here",
+            "use `credbroker issue`, or a grant of another kind",
+        );
+    }
+    if spec.max_ttl < LEAST {
+        return refused(
+            "GRANT_TOO_SHORT",
+            "allows less than the 20 minutes that SDKs need",
+            "have an operator raise its --max-ttl",
+        );
+    }
+    Ok(spec.default_ttl.max(LEAST))
+}
+
+/// What SDKs show of an error: 403 is final, 503 is tried again. Both spellings are read by
+/// some.
+fn refusal(error: &Error) -> Response {
+    let told = status(error);
+    let (code, name) = match told.code() {
+        Code::Unavailable
+        | Code::ResourceExhausted
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Internal => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+        _ => (StatusCode::FORBIDDEN, "AccessDenied"),
+    };
+    let next = error.next();
+    let message = if next.is_empty() {
+        told.message().to_owned()
+    } else {
+        format!("{}; {next}", told.message())
+    };
+    let document = json!({"Code": name, "Message": message, "code": name, "message": message});
+    let mut refused = answer(code, &document);
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        refused.headers_mut().insert(RETRY_AFTER, 1.into());
+    }
+    refused
+}
+
+fn answer(code: StatusCode, document: &serde_json::Value) -> Response {
+    let headers = [
+        (CONTENT_TYPE, "application/json"),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    (code, headers, document.to_string()).into_response()
+}
