@@ -85,6 +85,11 @@ impl Failure {
         Self::new(Exit::Conflict, what)
     }
 
+    /// Whether what was asked for is not to be had at the moment.
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.exit == Exit::Unavailable
+    }
+
     /// A setting of the connection that nobody gave.
     pub(super) fn unset(variable: &str, flag: &str) -> Self {
         Self::usage(format!("{variable} is not set")).next(format!(

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
 
 use super::{
     convert::proto_duration,
+    credential_process::document,
     failure::Failure,
     output::{Format, Output},
     view::{self, Credentials, Exports},
@@ -38,25 +38,32 @@ pub(super) struct Release {
 
 impl Issue {
     pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let id = self.request_id;
-        let id = id.unwrap_or_else(|| RequestId::random(&SystemRandom));
-        let request = IssueCredentialsRequest {
-            grant: self.grant,
-            ttl: self.ttl.map(proto_duration),
-            request_id: id.to_string(),
-        };
-        let issued = client.credentials().issue_credentials(request).await;
-        let issued = issued
-            .map_err(|status| Failure::from(status).of_request(&id))?
-            .into_inner();
-        let credentials = Credentials::from(issued);
+        let credentials = issue(client, self.grant, self.ttl, self.request_id).await?;
         match out.format() {
             Format::Text | Format::Json => out.show(&credentials)?,
             Format::Env => out.line(&env(&credentials.exports()))?,
-            Format::CredentialProcess => out.line(&credential_process(&credentials))?,
+            Format::CredentialProcess => out.line(&document(&credentials).to_string())?,
         }
         Ok(())
     }
+}
+
+/// Asks for credentials, by a request that can be repeated when its answer is lost.
+pub(super) async fn issue(
+    client: &Client,
+    grant: String,
+    ttl: Option<Duration>,
+    id: Option<RequestId>,
+) -> Result<Credentials, Failure> {
+    let id = id.unwrap_or_else(|| RequestId::random(&SystemRandom));
+    let request = IssueCredentialsRequest {
+        grant,
+        ttl: ttl.map(proto_duration),
+        request_id: id.to_string(),
+    };
+    let issued = client.credentials().issue_credentials(request).await;
+    let issued = issued.map_err(|status| Failure::from(status).of_request(&id))?;
+    Ok(Credentials::from(issued.into_inner()))
 }
 
 impl Release {
@@ -91,20 +98,6 @@ pub(super) fn env(exports: &Exports<'_>) -> String {
     lines.join("\n")
 }
 
-/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
-fn credential_process(credentials: &Credentials) -> String {
-    let mut document = json!({
-        "Version": 1,
-        "AccessKeyId": credentials.access_key_id,
-        "SecretAccessKey": credentials.secret_access_key,
-        "Expiration": credentials.expiration,
-    });
-    if let Some(token) = &credentials.session_token {
-        document["SessionToken"] = json!(token);
-    }
-    document.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,10 +121,10 @@ mod tests {
     #[test]
     fn credential_process_output_is_what_sdks_expect() {
         assert_eq!(
-            credential_process(&credentials(Some("t"))),
+            document(&credentials(Some("t"))).to_string(),
             r#"{"Version":1,"AccessKeyId":"AKIA1","SecretAccessKey":"s/+=","Expiration":"2026-01-01T00:00:00Z","SessionToken":"t"}"#
         );
-        assert!(!credential_process(&credentials(None)).contains("SessionToken"));
+        assert_eq!(document(&credentials(None)).get("SessionToken"), None);
     }
 
     #[test]

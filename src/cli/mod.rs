@@ -7,6 +7,8 @@ mod break_glass;
 #[cfg(feature = "server")]
 mod broker;
 mod convert;
+mod credential_cache;
+mod credential_process;
 mod enroll;
 mod export;
 mod failure;
@@ -139,6 +141,7 @@ enum Command {
     Policy(policy::Policy),
     /// Get credentials, as a service.
     Issue(issue::Issue),
+    CredentialProcess(credential_process::CredentialProcess),
     /// Hand credentials back before their time, as a service.
     Release(issue::Release),
     /// Leases: see and end what has been issued.
@@ -195,7 +198,9 @@ impl Command {
                 self,
                 Self::Issue(_) | Self::Lease(lease::Lease::Renew { .. })
             ),
-            Format::CredentialProcess => matches!(self, Self::Issue(_)),
+            Format::CredentialProcess => {
+                matches!(self, Self::Issue(_) | Self::CredentialProcess(_))
+            }
         }
     }
 }
@@ -220,6 +225,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Grant(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Issue(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::CredentialProcess(command) => command.run(connection, &mut out).await,
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         #[cfg(not(feature = "server"))]

@@ -192,8 +192,10 @@ const ROOMS: &[Room] = &[
         "cli",
         &["audit", "client", "config", "domain", "proto", "runtime"],
         &[
+            "aws_lc_rs",
             "clap",
             "clap_complete",
+            "data_encoding",
             "flate2",
             "indicatif",
             "jiff",

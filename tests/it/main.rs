@@ -31,6 +31,7 @@ mod lookup;
 mod memory;
 mod oracle;
 mod probes;
+mod process;
 mod reaping;
 mod reconciliation;
 mod removal;

@@ -1,0 +1,163 @@
+//! Credentials that are kept on disk for the next process that asks: in the user's cache
+//! directory, for the user alone, as other tools of AWS keep theirs. Without such a place
+//! nothing is kept, and each process asks the broker.
+
+use std::{
+    env,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+
+/// SDKs begin to look for the next credentials a quarter of an hour before the end, and
+/// would ask for every request from there.
+const NEAR_THE_END: i64 = 16 * 60;
+/// What ends so soon is no use to anybody.
+const OVER: i64 = 60;
+
+/// Credentials, and when they were got and end, Unix seconds.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) document: Value,
+    pub(super) issued_at: i64,
+    pub(super) expires_at: i64,
+}
+
+impl Kept {
+    /// Whether nobody needs others yet: of short ones the first half of their life.
+    pub(super) fn is_fresh(&self, now: Timestamp) -> bool {
+        let life = self.expires_at - self.issued_at;
+        self.expires_at - now.as_second() > NEAR_THE_END.min(life / 2)
+    }
+
+    pub(super) fn is_alive(&self, now: Timestamp) -> bool {
+        self.expires_at - now.as_second() > OVER
+    }
+}
+
+/// The place of one sort of credentials.
+pub(super) struct Cache {
+    file: PathBuf,
+    lock: PathBuf,
+}
+
+impl Cache {
+    /// Named by all that decides what they are, in a way that does not tell it.
+    pub(super) fn of(asked: &[String]) -> Option<Self> {
+        let mut sum = Context::new(&SHA256);
+        for part in asked {
+            sum.update(&part.len().to_be_bytes());
+            sum.update(part.as_bytes());
+        }
+        let name = HEXLOWER.encode(sum.finish().as_ref());
+        let directory = directory()?;
+        if let Err(error) = private(&directory) {
+            eprintln!(
+                "warning: nothing is kept in {}: {error}",
+                directory.display()
+            );
+            return None;
+        }
+        Some(Self {
+            file: directory.join(format!("{name}.json")),
+            lock: directory.join(format!("{name}.lock")),
+        })
+    }
+
+    /// What is there, if it can be read.
+    pub(super) fn read(&self) -> Option<Kept> {
+        let text = fs::read(&self.file).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Waits until nobody else asks the broker, as long as the result is held. Where that
+    /// cannot be known, everybody asks.
+    pub(super) async fn lock(&self) -> Option<File> {
+        let path = self.lock.clone();
+        let locked = spawn_blocking(move || {
+            let file = open(&path, false)?;
+            file.lock().map(|()| file)
+        });
+        match locked.await.ok()? {
+            Ok(file) => Some(file),
+            Err(error) => {
+                eprintln!("warning: cannot lock {}: {error}", self.lock.display());
+                None
+            }
+        }
+    }
+
+    /// Whoever reads sees the old or the new, whole.
+    pub(super) fn write(&self, kept: &Kept) {
+        let new = self.file.with_extension("new");
+        let written = serde_json::to_vec(kept).map_err(io::Error::from);
+        let written = written.and_then(|text| open(&new, true)?.write_all(&text));
+        if let Err(error) = written.and_then(|()| fs::rename(&new, &self.file)) {
+            eprintln!("warning: cannot keep {}: {error}", self.file.display());
+        }
+    }
+
+    pub(super) fn remove(&self) {
+        // It may never have been there.
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+fn open(path: &Path, truncate: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(truncate)
+        .mode(0o600)
+        .open(path)
+}
+
+/// The XDG base directory specification's place for what can be had again.
+fn directory() -> Option<PathBuf> {
+    let home = || env::home_dir().map(|home| home.join(".cache"));
+    let base = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute());
+    base.or_else(home)
+        .map(|base| base.join("credbroker/credentials"))
+}
+
+/// Makes it, for its owner alone.
+fn private(directory: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    match fs::metadata(directory)?.mode() & 0o077 {
+        0 => Ok(()),
+        _ => Err(io::Error::other("others may look into it; chmod 700 it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_serves_until_it_is_near_its_end() {
+        let kept = |life: i64| Kept {
+            document: Value::Null,
+            issued_at: 0,
+            expires_at: life,
+        };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        for (life, fresh_until) in [(3600, 3600 - 960), (900, 450), (43_200, 43_200 - 960)] {
+            assert!(kept(life).is_fresh(at(fresh_until - 1)), "{life}");
+            assert!(!kept(life).is_fresh(at(fresh_until)), "{life}");
+            assert!(kept(life).is_alive(at(life - 61)) && !kept(life).is_alive(at(life - 60)));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! `credbroker credential-process`: for `credential_process` in the AWS config file.
+//! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
+
+use std::time::Duration;
+
+use clap::Args;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    Connection,
+    credential_cache::{Cache, Kept},
+    failure::Failure,
+    issue::issue,
+    output::Output,
+    view::Credentials,
+};
+use crate::{
+    client::Evidence,
+    domain::{clock::wall_time, duration},
+};
+
+/// SDKs wait for ever.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// For `credential_process` in the AWS config file: the JSON that SDKs read, kept for the
+/// next who asks until it is near its end.
+#[derive(Args, Debug)]
+pub(super) struct CredentialProcess {
+    /// GRANT of the service whose token is used, or SERVICE/GRANT.
+    grant: String,
+    /// Lifetime, e.g. 1h; the grant's default if not given.
+    #[arg(long, value_parser = duration::parse)]
+    ttl: Option<Duration>,
+}
+
+impl CredentialProcess {
+    pub(super) async fn run(
+        self,
+        connection: &Connection,
+        out: &mut Output,
+    ) -> Result<(), Failure> {
+        let evidence = connection.evidence()?;
+        let cache = Cache::of(&self.asked(connection, &evidence));
+        let late = |_| Failure::unavailable(format!("no credentials within {} s", LIMIT.as_secs()));
+        let kept = timeout(LIMIT, self.get(connection, cache.as_ref())).await;
+        let kept = kept.map_err(late)??;
+        Ok(out.line(&kept.document.to_string())?)
+    }
+
+    /// All that decides what is answered: whoever asks otherwise has another place.
+    fn asked(&self, connection: &Connection, evidence: &Evidence) -> [String; 4] {
+        let shown = match evidence {
+            Evidence::Token(token) => token.expose_secret().to_owned(),
+            Evidence::Certificate {
+                cert_file,
+                key_file,
+            } => format!("{} {}", cert_file.display(), key_file.display()),
+        };
+        [
+            connection.addr.clone().unwrap_or_default(),
+            shown,
+            self.grant.clone(),
+            self.ttl.map(duration::humanize).unwrap_or_default(),
+        ]
+    }
+
+    /// Of many who ask at a time one asks the broker, and the others find what it got.
+    async fn get(&self, connection: &Connection, cache: Option<&Cache>) -> Result<Kept, Failure> {
+        let fresh = |cache: &Cache| cache.read().filter(|kept| kept.is_fresh(wall_time()));
+        let Some(cache) = cache else {
+            return self.issue(connection).await;
+        };
+        if let Some(kept) = fresh(cache) {
+            return Ok(kept);
+        }
+        let _alone = cache.lock().await;
+        if let Some(kept) = fresh(cache) {
+            return Ok(kept);
+        }
+        match self.issue(connection).await {
+            Ok(issued) => {
+                cache.write(&issued);
+                Ok(issued)
+            }
+            // What is there is good for a while.
+            Err(failure) if failure.is_unavailable() => {
+                let left = cache.read().filter(|kept| kept.is_alive(wall_time()));
+                let left = left.ok_or(failure)?;
+                eprintln!("warning: the broker has no others at the moment; these end soon");
+                Ok(left)
+            }
+            Err(failure) => {
+                cache.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    async fn issue(&self, connection: &Connection) -> Result<Kept, Failure> {
+        let client = connection.connect().await?;
+        let credentials = issue(&client, self.grant.clone(), self.ttl, None).await?;
+        let expires = credentials.expiration.as_deref().unwrap_or_default();
+        let expires = expires.parse();
+        let no_end = |_| Failure::unexpected("the broker does not tell when they end");
+        Ok(Kept {
+            document: document(&credentials),
+            issued_at: wall_time().as_second(),
+            expires_at: expires
+                .map(|at: jiff::Timestamp| at.as_second())
+                .map_err(no_end)?,
+        })
+    }
+}
+
+/// What SDKs read.
+pub(super) fn document(credentials: &Credentials) -> Value {
+    let mut document = json!({
+        "Version": 1,
+        "AccessKeyId": credentials.access_key_id,
+        "SecretAccessKey": credentials.secret_access_key,
+        "Expiration": credentials.expiration,
+    });
+    if let Some(token) = &credentials.session_token {
+        document["SessionToken"] = json!(token);
+    }
+    document
+}
