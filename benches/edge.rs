@@ -14,6 +14,7 @@
     reason = "a benchmark that cannot go on stops; the harness is shared with the tests"
 )]
 
+mod figures;
 #[allow(dead_code, unused_imports, reason = "shared with the tests")]
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use credbroker::{client::Client, proto::WhoAmIRequest};
+use figures::{quantile, row};
 use harness::{
     Account, Broker,
     floods::{FLOODS, Flood, sent},
@@ -55,8 +57,8 @@ async fn main() {
         quiet.sort();
         beside.sort();
         let ratio = quantile(&beside, 0.99).as_secs_f64() / quantile(&quiet, 0.99).as_secs_f64();
-        row("(quiet)", &quiet);
-        row(name, &beside);
+        row("(quiet)", 28, &quiet);
+        row(name, 28, &beside);
         println!("{ratio:59.1}");
     }
     println!(
@@ -118,19 +120,4 @@ async fn offend(address: &str, ca: &Path, name: &str, flood: Flood) {
         let (mut reader, writer) = tokio::io::split(begun(h2(address, ca).await).await);
         tokio::join!(sent(writer, flood), gone(&mut reader, name));
     }
-}
-
-fn row(name: &str, times: &[Duration]) {
-    let millis = |at| quantile(times, at).as_secs_f64() * 1000.0;
-    println!("{name:28}  {:6.2} ms  {:6.2} ms", millis(0.5), millis(0.99));
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "small numbers"
-)]
-fn quantile(sorted: &[Duration], at: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * at) as usize]
 }

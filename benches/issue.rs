@@ -13,16 +13,18 @@
     reason = "a benchmark that cannot go on stops; the harness is shared with the tests"
 )]
 
+mod figures;
 #[allow(dead_code, unused_imports, reason = "shared with the tests")]
 #[path = "../tests/it/harness/mod.rs"]
 mod harness;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use credbroker::{
     client::{Client, Evidence, Settings},
     proto::IssueCredentialsRequest,
 };
+use figures::{quantile, row};
 use harness::{Account, Broker};
 use serde_json::json;
 
@@ -90,8 +92,8 @@ async fn main() {
     bare.sort();
     println!("assume_role, {CALLS} calls, one caller, kept connection");
     println!("             p50        p99");
-    row("issue", &issued);
-    row("bare SDK", &bare);
+    row("issue", 10, &issued);
+    row("bare SDK", 10, &bare);
     let own =
         |at: f64| 1.0 - quantile(&bare, at).as_secs_f64() / quantile(&issued, at).as_secs_f64();
     println!(
@@ -99,19 +101,4 @@ async fn main() {
         own(0.5) * 100.0,
         own(0.99) * 100.0
     );
-}
-
-fn row(name: &str, times: &[Duration]) {
-    let millis = |at| quantile(times, at).as_secs_f64() * 1000.0;
-    println!("{name:10}  {:6.2} ms  {:6.2} ms", millis(0.5), millis(0.99));
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "small numbers"
-)]
-fn quantile(sorted: &[Duration], at: f64) -> Duration {
-    sorted[((sorted.len() - 1) as f64 * at) as usize]
 }
