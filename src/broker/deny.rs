@@ -292,7 +292,7 @@ impl Broker {
             if size <= room {
                 return Ok((denials, policy, widened));
             }
-            let Some((put, remove)) = widen(&denials) else {
+            let Some((put, remove)) = widen(&denials, self.now()) else {
                 return Err(no_room(place, size, room).into());
             };
             let words = told_broader(place, &put);

@@ -130,7 +130,7 @@ impl Broker {
             .service(name);
         let written = self.store().reinstate_service(name, audit).await;
         if written.is_ok() {
-            self.fix_moments(name);
+            self.write_anew(name);
         }
         self.after_change(name, written, "NOT_SUSPENDED", "is not suspended")
             .await

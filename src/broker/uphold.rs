@@ -63,7 +63,7 @@ impl Broker {
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?;
         let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
-        let is_left = |denial: &Denial| !denial.is_refused() && !denial.is_over(now);
+        let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_over(now);
         left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));
         self.begin_denials(left);
         Ok(())
@@ -104,27 +104,37 @@ impl Broker {
         Ok(self.begin_denials(due))
     }
 
-    /// Each open denial, and each place where some are over, in a task of its own: none
-    /// waits for another.
+    /// Each open denial, and each place where some are over or moved, in a task of its own:
+    /// none waits for another.
     fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
-        let (over, open): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
-        let mut over_at: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
-        for denial in over {
-            let place = self.parts.placements.of(&denial.against.holder);
-            over_at.entry(place).or_default().push(denial);
-        }
+        let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
+        let (moved, open): (Vec<_>, Vec<_>) = live.into_iter().partition(Denial::is_refused);
         let open = open.into_iter().map(|denial| {
             let broker = Arc::clone(self);
             self.sagas
                 .spawn(async move { broker.try_denial_again(denial).await })
         });
-        let over = over_at.into_iter().map(|(place, over)| {
+        let over = self.by_place(over).into_iter().map(|(place, over)| {
             let broker = Arc::clone(self);
             self.sagas
                 .spawn(async move { broker.try_lifting(&place, &over).await })
         });
-        open.chain(over).collect()
+        let moved = self.by_place(moved).into_iter().map(|(place, moved)| {
+            let broker = Arc::clone(self);
+            self.sagas
+                .spawn(async move { broker.try_writing_anew(&place, &moved).await })
+        });
+        open.chain(over).chain(moved).collect()
+    }
+
+    fn by_place(&self, denials: Vec<Denial>) -> BTreeMap<Place, Vec<Denial>> {
+        let mut by_place: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
+        for denial in denials {
+            let place = self.parts.placements.of(&denial.against.holder);
+            by_place.entry(place).or_default().push(denial);
+        }
+        by_place
     }
 
     /// Has these denials to itself for a while; what fails is due again after that.
@@ -195,22 +205,42 @@ impl Broker {
     }
 
     /// A service is let in again: its denials no longer share the moments of later ones.
-    pub(super) fn fix_moments(self: &Arc<Self>, service: &Name) {
+    pub(super) fn write_anew(self: &Arc<Self>, service: &Name) {
         let (broker, service) = (Arc::clone(self), service.clone());
         self.sagas.spawn(async move {
-            if let Err(error) = broker.write_anew(&service).await {
-                tracing::warn!(%service, %error, "the denials of a reinstated service are written anew later");
-            }
+            // What cannot be read now is due all the same.
+            let denials = broker.store().denials_of(&service).await;
+            let moved = |denial: &Denial| denial.is_refused() && !denial.is_settled();
+            let moved = denials.unwrap_or_default().into_iter().filter(moved);
+            broker.begin_denials(moved.collect());
         });
     }
 
-    async fn write_anew(&self, service: &Name) -> Result<(), Error> {
-        let denials = self.store().denials_of(service).await?;
-        for place in self.places(&denials) {
-            let slot = self.denying.place(&place);
-            let mut written = slot.lock().await;
-            self.write_place(&place, &mut written, Instant::now())
-                .await?;
+    async fn try_writing_anew(&self, place: &Place, moved: &[Denial]) {
+        if let Err(error) = self.write_moved(place, moved).await {
+            tracing::warn!(%place, %error, "what was moved of the denials there is written anew later");
+        }
+    }
+
+    async fn write_moved(&self, place: &Place, moved: &[Denial]) -> Result<(), Error> {
+        let since = Instant::now();
+        let Ok(moved) = self.claim_denials(moved).await else {
+            // Somebody else is at it, or the store takes nothing.
+            return Ok(());
+        };
+        let slot = self.denying.place(place);
+        let mut written = slot.lock().await;
+        self.write_place(place, &mut written, since).await?;
+        for denial in moved {
+            if let Some(failure) = written.put.missed.get(&denial.against.holder) {
+                return Err(failure.clone().into());
+            }
+            let settled = [denial.settle()];
+            match self.store().change_denials(&settled, &[], Vec::new()).await {
+                // Revoked once more, or moved again.
+                Err(StoreError::Conflict) => {}
+                changed => changed?,
+            }
         }
         Ok(())
     }
@@ -234,13 +264,10 @@ impl Broker {
     /// # Errors
     /// The store's.
     pub async fn repair_denials(&self) -> Result<(), Error> {
-        let now = self.now();
-        let all = self.store().denials().await?;
-        let (over, mut denials): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
+        let mut denials = self.store().denials().await?;
         let mut unsure = BTreeSet::new();
-        // Whoever lifts what is over writes the others too.
-        for place in self.places(&denials).difference(&self.places(&over)) {
-            let stands = self.repair(place).await;
+        for (place, _) in self.by_place(denials.clone()) {
+            let stands = self.repair(&place).await;
             if let Err(error) = &stands {
                 tracing::warn!(%place, %error, "the denials there could not be looked at");
             }
@@ -256,11 +283,6 @@ impl Broker {
             }
         }
         Ok(())
-    }
-
-    fn places(&self, denials: &[Denial]) -> BTreeSet<Place> {
-        let place = |denial: &Denial| self.parts.placements.of(&denial.against.holder);
-        denials.iter().map(place).collect()
     }
 
     /// Where an earlier configuration may have written these.
@@ -297,8 +319,9 @@ impl Broker {
             return Ok(written.put.missed.is_empty());
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
-        if denials.is_empty() || denials.iter().any(|denial| !denial.is_refused()) {
-            // Whoever carries one out writes them all, and so does whoever lifts the last.
+        let settled = !denials.is_empty() && denials.iter().all(Denial::is_settled);
+        if !settled || self.is_over_at(place).await? {
+            // Whoever carries out, moves or lifts one writes them all.
             return Ok(false);
         }
         self.enter(place).await?;
@@ -321,6 +344,15 @@ impl Broker {
         let audit = self.repaired(place, &written).detail(&place.to_string());
         self.store().record(audit).await?;
         Ok(true)
+    }
+
+    /// Whether any of the denials there is over, and so to be lifted.
+    async fn is_over_at(&self, place: &Place) -> Result<bool, Error> {
+        let (all, now) = (self.store().denials().await?, self.now());
+        let is_over = |denial: &Denial| {
+            denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
+        };
+        Ok(all.iter().any(is_over))
     }
 
     fn repaired(&self, place: &Place, written: &Written) -> AuditEvent {

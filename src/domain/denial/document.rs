@@ -245,12 +245,15 @@ fn statement(
 /// be put, in the place of those of the same subject, and those that they make needless.
 /// `None` when nothing can be made broader.
 #[must_use]
-pub fn widen(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
-    one_service_as_a_whole(denials).or_else(|| one_moment(denials))
+pub fn widen(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
+    one_service_as_a_whole(denials, now).or_else(|| one_moment(denials, now))
 }
 
 /// The service whose leases and grants take the most room is denied as a whole.
-fn one_service_as_a_whole(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
+fn one_service_as_a_whole(
+    denials: &[Denial],
+    now: Timestamp,
+) -> Option<(Vec<Denial>, Vec<Denial>)> {
     let subject = |denial: &Denial| {
         let against = &denial.against;
         (against.holder.clone(), against.service.clone())
@@ -268,7 +271,7 @@ fn one_service_as_a_whole(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial
     let standing = denials
         .iter()
         .find(|denial| denial.against.scope == Scope::Service && subject(denial) == of);
-    let mut whole = standing.unwrap_or(narrow[0]).next();
+    let mut whole = standing.unwrap_or(narrow[0]).moved(now);
     whole.against.scope = Scope::Service;
     whole.revision = standing.map_or(0, |standing| standing.revision + 1);
     for denial in &narrow {
@@ -290,7 +293,7 @@ fn one_service_as_a_whole(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial
 }
 
 /// Of the moments that cannot be moved, the two that are nearest become the later.
-fn one_moment(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
+fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
     let moments: BTreeSet<Timestamp> = denials.iter().map(|d| d.issued_before).collect();
     let nearest = moments
         .iter()
@@ -298,7 +301,7 @@ fn one_moment(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
         .map(|(earlier, later)| {
             (
                 later.duration_since(*earlier),
-                moved(denials, *earlier, *later),
+                moved(denials, *earlier, *later, now),
             )
         })
         .filter(|(_, moved)| !moved.is_empty())
@@ -307,7 +310,7 @@ fn one_moment(denials: &[Denial]) -> Option<(Vec<Denial>, Vec<Denial>)> {
 }
 
 /// The denials of the earlier moment that cannot share the later one, as they do then.
-fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp) -> Vec<Denial> {
+fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp, now: Timestamp) -> Vec<Denial> {
     let fixed = |denial: &&Denial| {
         denial.issued_before == earlier && denial.latest.is_some_and(|latest| latest < later)
     };
@@ -315,7 +318,7 @@ fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp) -> Vec<Denial
         issued_before: later,
         denied_before: Some(later),
         latest: Some(later),
-        ..denial.next()
+        ..denial.moved(now)
     });
     moved.collect()
 }

@@ -205,7 +205,8 @@ pub struct Denial {
     pub lasts_until: Timestamp,
     /// How far it is.
     pub state: DenialState,
-    /// When something is to be done about it.
+    /// When something is to be done about it: to end it, once it is refused, unless it was
+    /// moved since.
     pub due_at: Timestamp,
     /// Counts its changes: its fencing token.
     pub revision: u64,
@@ -289,6 +290,13 @@ impl Denial {
     #[must_use]
     pub const fn is_refused(&self) -> bool {
         matches!(self.state, DenialState::Refused { .. })
+    }
+
+    /// Whether what it says stands in AWS until it is over: it was seen to hold, and has not
+    /// been moved since.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.is_refused() && self.due_at == self.lasts_until
     }
 
     /// Whether it is what was asked for then, as precisely as a store keeps it.
@@ -379,13 +387,40 @@ impl Denial {
         }
     }
 
+    /// Its service is let in again at `now`: what that is given from then on is not denied.
+    /// It no longer shares the moments of later ones, and is to be written anew.
+    #[must_use]
+    pub fn spare_newer(&self, now: Timestamp) -> Self {
+        Self {
+            latest: Some(latest_after(self.issued_before, now)),
+            ..self.moved(now)
+        }
+    }
+
+    /// It is to be written anew from `now` on, if whoever carries it out does not do so.
+    fn moved(&self, now: Timestamp) -> Self {
+        let due_at = if self.is_refused() { now } else { self.due_at };
+        Self {
+            due_at,
+            ..self.next()
+        }
+    }
+
+    /// It was written anew.
+    #[must_use]
+    pub fn settle(&self) -> Self {
+        Self {
+            due_at: self.lasts_until,
+            ..self.next()
+        }
+    }
+
     /// AWS refuses its sessions.
     #[must_use]
     pub fn confirm(&self, now: Timestamp) -> Self {
         Self {
             state: DenialState::Refused { at: now },
-            due_at: self.lasts_until,
-            ..self.next()
+            ..self.settle()
         }
     }
 
@@ -454,8 +489,7 @@ pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
 }
 
 /// How far the moment of a service's denial may be moved once it is reinstated at `now`.
-#[must_use]
-pub fn latest_after(issued_before: Timestamp, now: Timestamp) -> Timestamp {
+fn latest_after(issued_before: Timestamp, now: Timestamp) -> Timestamp {
     issued_before.max(whole_second(now - SKEW * 2))
 }
 

@@ -60,13 +60,6 @@ fn lease(digit: char) -> LeaseId {
     digit.to_string().repeat(26).parse().unwrap()
 }
 
-fn reinstated(denial: Denial, second: i64) -> Denial {
-    Denial {
-        latest: Some(latest_after(denial.issued_before, at(second))),
-        ..denial
-    }
-}
-
 fn statements(denials: &[Denial]) -> Vec<Value> {
     said(&document(denials).unwrap().unwrap())
 }
@@ -164,7 +157,7 @@ fn services_that_are_shut_out_share_a_statement_whenever_each_was() {
 #[test]
 fn the_moment_never_reaches_a_session_that_a_reinstated_service_was_given_since() {
     // Reinstated a minute later, and another revoked after an hour.
-    let back = reinstated(denied("back", 0), 60);
+    let back = denied("back", 0).spare_newer(at(60));
     let out = denied("out", 3600);
     let apart = statements(&[back.clone(), out.clone()]);
     assert_eq!(apart.len(), 2);
@@ -230,7 +223,7 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
         .map(|digit| asked(role(), "pay", Scope::Lease(lease(digit)), 10))
         .collect();
     denials.push(asked(role(), "log", Scope::Lease(lease('a')), 20));
-    let (put, remove) = widen(&denials).unwrap();
+    let (put, remove) = widen(&denials, at(900)).unwrap();
     assert_eq!(remove.len(), 16);
     let [whole] = &put[..] else { panic!("{put:?}") };
     assert_eq!(whole.against.scope, Scope::Service);
@@ -244,12 +237,12 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
 #[test]
 fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
     let denials: Vec<Denial> = (0..5)
-        .map(|n| reinstated(denied(&format!("service-{n}"), n * 1000), n * 1000 + 60))
+        .map(|n| denied(&format!("service-{n}"), n * 1000).spare_newer(at(n * 1000 + 60)))
         .collect();
     assert_eq!(statements(&denials).len(), 5);
     let mut all = denials;
     let mut steps = 0;
-    while let Some((moved, remove)) = widen(&all) {
+    while let Some((moved, remove)) = widen(&all, at(900)) {
         assert!(remove.is_empty());
         for denial in moved {
             let place = all.iter_mut().find(|d| d.against == denial.against);
@@ -263,7 +256,7 @@ fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
 
 #[test]
 fn a_new_session_waits_until_every_denial_misses_it() {
-    let back = reinstated(denied("pay", 0), 1);
+    let back = denied("pay", 0).spare_newer(at(1));
     let free = free_from(std::slice::from_ref(&back), &name("work"));
     assert_eq!(free, Some(at(2)));
     let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 100);
@@ -285,7 +278,7 @@ fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     let later = failed.reach(at(3600), Newer::Spared).unwrap();
     assert_eq!(later.issued_before, at(3602));
-    let back = reinstated(failed, 1800);
+    let back = failed.spare_newer(at(1800));
     assert_eq!(back.reach(at(3600), Newer::Spared), None);
     let alone = back.reach(at(3600), Newer::None).unwrap();
     assert_eq!(
@@ -325,7 +318,7 @@ fn one_that_is_asked_for_again_is_open_again_and_lasts_longer() {
 fn every_document_is_one_that_aws_takes() {
     let denials = [
         denied("pay", 0),
-        reinstated(denied("back", 0), 60),
+        denied("back", 0).spare_newer(at(60)),
         asked(role(), "log", Scope::Grant(name("work")), 5),
         asked(user(), "log", Scope::Lease(lease('c')), 5),
     ];

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     broker::ports::{Revoked, StoreError, Target},
     domain::{
-        denial::{Against, Attempts, Concerned, Denial, DenialState, Holder, Scope, latest_after},
+        denial::{Against, Attempts, Concerned, Denial, DenialState, Holder, Scope},
         grant::{Grant, KindSpec},
         lease::Lease,
         name::{GrantName, Name},
@@ -220,12 +220,7 @@ pub(super) async fn spare_new_sessions(
 ) -> Result<(), StoreError> {
     for denial in of_service(&mut *tx, service).await? {
         if denial.against.scope == Scope::Service && denial.latest.is_none() {
-            let spared = Denial {
-                latest: Some(latest_after(denial.issued_before, now)),
-                revision: denial.revision + 1,
-                ..denial
-            };
-            put(tx, &spared).await?;
+            put(tx, &denial.spare_newer(now)).await?;
         }
     }
     Ok(())

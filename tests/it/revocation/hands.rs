@@ -7,7 +7,13 @@ use serde_json::{Value, json};
 use super::{Neighbours, decoded, denials_of_role, denials_of_user, ours};
 use crate::{
     enforcement::{refused, send},
-    harness::{Broker, emulator::emulator, eventually, proxy::Fault, stepped::Stepped},
+    harness::{
+        Broker,
+        emulator::emulator,
+        eventually,
+        proxy::{Fault, Proxy},
+        stepped::Stepped,
+    },
 };
 
 /// What somebody does to a policy of this name and content on a role.
@@ -107,6 +113,37 @@ async fn a_denial_that_somebody_has_changed_is_written_anew() {
     two = restarted(two, &emulator().endpoint).await;
     two.world.broker.reconciled().await;
     assert_eq!(repairs(&two.world.broker).await, 4);
+}
+
+#[tokio::test]
+async fn what_the_broker_left_half_done_is_not_taken_for_somebody_elses_doing() {
+    let proxy = Proxy::start().await;
+    let mut two = restarted(Neighbours::new().await, &proxy.endpoint).await;
+    let (_, theirs) = two.issue("billing", "work").await;
+    let (_, key) = two.issue("payments-api", "work").await;
+    two.revoke("billing").await;
+    let earlier = "UPDATE denials SET issued_before = issued_before - 1000000,
+                                      denied_before = denied_before - 1000000";
+    two.world.broker.write_store(earlier).await;
+    two.revoke("payments-api").await;
+    let statements = async |two: &Neighbours| {
+        let (_, policy) = denials_of_role(&two.world.account, &two.role)
+            .await
+            .unwrap();
+        policy["Statement"].as_array().map_or(1, Vec::len)
+    };
+    assert_eq!(statements(&two).await, 1, "both share a moment");
+
+    // Reinstated, it shares it no longer; but the broker dies before it says so.
+    proxy.inject("PutRolePolicy", Fault::Answer(503, "Slow", "not now"));
+    two.reinstate("billing").await;
+    two = restarted(two, &emulator().endpoint).await;
+    let apart = async || (statements(&two).await == 2).then_some(());
+    eventually("each has its own", apart).await;
+    two.world.broker.reconciled().await;
+    assert_eq!(repairs(&two.world.broker).await, 0);
+    two.dead(&theirs).await;
+    two.dead(&key).await;
 }
 
 #[tokio::test]
