@@ -9,6 +9,11 @@ use crate::{
     },
 };
 
+/// When a store that cannot be written may be worth another try.
+const STORE_PAUSE: Duration = Duration::from_secs(5);
+/// When what took too long may be done.
+const LATE_PAUSE: Duration = Duration::from_secs(2);
+
 /// Why a use case did not do as asked. Each says what happened and why; `next` says
 /// what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -90,6 +95,17 @@ impl Error {
         Self::Invalid(vec![Violation::new("request_id", message)])
     }
 
+    /// Somebody is told less than has happened.
+    #[must_use]
+    pub fn watcher_too_slow() -> Self {
+        Self::Limited {
+            reason: "WATCHER_TOO_SLOW",
+            message: "more was revoked than this watcher has read".to_owned(),
+            next: "watch again, with the leases that are held".to_owned(),
+            retry_after: None,
+        }
+    }
+
     /// The machine reason, in UPPER_SNAKE_CASE (AIP-193).
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -146,6 +162,18 @@ impl Error {
                  permissions); then try again"
                 .to_owned(),
             _ => String::new(),
+        }
+    }
+
+    /// When to try again, where that can help.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Aws(failure) => failure.retry_after,
+            Self::Limited { retry_after, .. } => *retry_after,
+            Self::Late => Some(LATE_PAUSE),
+            Self::Store(StoreError::Unavailable(_)) => Some(STORE_PAUSE),
+            _ => None,
         }
     }
 

@@ -14,6 +14,7 @@ mod denying;
 mod emergency;
 mod end;
 mod enrollment;
+mod follow;
 mod grants;
 mod issue;
 mod log_key;
@@ -51,6 +52,7 @@ pub use self::{
     deny::Denied,
     end::TakenAway,
     error::Error,
+    follow::{Followed, Following},
     issue::IssuedLease,
     lookup::KeyOwner,
     operators::NewOperator,

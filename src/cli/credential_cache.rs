@@ -17,29 +17,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
-/// SDKs begin to look for the next credentials a quarter of an hour before the end, and
-/// would ask for every request from there.
-const NEAR_THE_END: i64 = 16 * 60;
-/// What ends so soon is no use to anybody.
-const OVER: i64 = 60;
+use crate::domain::refresh;
 
-/// Credentials, and when they were got and end, Unix seconds.
+/// Credentials, and when they were got and end.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Kept {
     pub(super) document: Value,
-    pub(super) issued_at: i64,
-    pub(super) expires_at: i64,
+    pub(super) issued_at: Timestamp,
+    pub(super) expires_at: Timestamp,
 }
 
 impl Kept {
-    /// Whether nobody needs others yet: of short ones the first half of their life.
     pub(super) fn is_fresh(&self, now: Timestamp) -> bool {
-        let life = self.expires_at - self.issued_at;
-        self.expires_at - now.as_second() > NEAR_THE_END.min(life / 2)
+        refresh::is_fresh(self.issued_at, self.expires_at, now)
     }
 
     pub(super) fn is_alive(&self, now: Timestamp) -> bool {
-        self.expires_at - now.as_second() > OVER
+        refresh::is_alive(self.expires_at, now)
     }
 }
 
@@ -139,25 +133,5 @@ fn private(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory)?.mode() & 0o077 {
         0 => Ok(()),
         _ => Err(io::Error::other("others may look into it; chmod 700 it")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_kept_serves_until_it_is_near_its_end() {
-        let kept = |life: i64| Kept {
-            document: Value::Null,
-            issued_at: 0,
-            expires_at: life,
-        };
-        let at = |second| Timestamp::from_second(second).unwrap();
-        for (life, fresh_until) in [(3600, 3600 - 960), (900, 450), (43_200, 43_200 - 960)] {
-            assert!(kept(life).is_fresh(at(fresh_until - 1)), "{life}");
-            assert!(!kept(life).is_fresh(at(fresh_until)), "{life}");
-            assert!(kept(life).is_alive(at(life - 61)) && !kept(life).is_alive(at(life - 60)));
-        }
     }
 }

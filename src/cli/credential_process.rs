@@ -102,14 +102,11 @@ impl CredentialProcess {
         let client = connection.connect().await?;
         let credentials = issue(&client, self.grant.clone(), self.ttl, None).await?;
         let expires = credentials.expiration.as_deref().unwrap_or_default();
-        let expires = expires.parse();
         let no_end = |_| Failure::unexpected("the broker does not tell when they end");
         Ok(Kept {
             document: document(&credentials),
-            issued_at: wall_time().as_second(),
-            expires_at: expires
-                .map(|at: jiff::Timestamp| at.as_second())
-                .map_err(no_end)?,
+            issued_at: wall_time(),
+            expires_at: expires.parse().map_err(no_end)?,
         })
     }
 }

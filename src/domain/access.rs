@@ -68,6 +68,10 @@ pub const TABLE: &[(&str, Access)] = &[
         Access::Services,
     ),
     (
+        "credbroker.v1.CredentialService/WatchCredentials",
+        Access::Services,
+    ),
+    (
         "credbroker.v1.CredentialService/WatchRevocations",
         Access::Services,
     ),

@@ -29,6 +29,7 @@ pub mod policy;
 pub mod principal;
 pub mod probe;
 pub mod random;
+pub mod refresh;
 pub mod request;
 #[cfg(feature = "server")]
 pub mod seal;

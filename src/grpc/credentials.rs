@@ -1,43 +1,26 @@
-use std::{pin::Pin, time::Duration};
-
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{sync::mpsc, time::interval};
-use tonic::{
-    Request, Response, Status,
-    codegen::tokio_stream::{Stream, wrappers::ReceiverStream},
-};
+use tonic::{Request, Response, Status};
 
 use super::{
     Api,
     convert::{Fields, parse, parse_optional, parse_ttl, to_duration, to_lease, to_time},
     records::to_receipt,
-    status::status,
+    watch::{Told, follow, notices, parse_leases},
 };
 use crate::{
-    broker::{Broker, Error, Watch},
+    broker::{Error, IssuedLease},
     domain::{
         access::Caller,
         decide::{IssueRequest, RenewRequest, own_service},
-        denial::Scope,
-        grant::check::Violation,
-        name::{GrantName, LeaseId, Name},
+        name::GrantName,
     },
     proto::{
         IssueCredentialsRequest, IssueCredentialsResponse, ReleaseLeaseRequest,
         ReleaseLeaseResponse, RenewLeaseRequest, RenewLeaseResponse, RevocationNotice,
-        WatchRevocationsRequest, credential_service_server::CredentialService,
-        revocation_notice::What,
+        WatchCredentialsRequest, WatchCredentialsResponse, WatchRevocationsRequest,
+        credential_service_server::CredentialService,
     },
 };
-
-/// Most leases that somebody may ask about who begins to watch.
-const HELD_MAX: usize = 1000;
-/// How often it is looked whether a watcher may still watch.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many notices wait for a slow watcher.
-const BUFFER: usize = 64;
-
-type Notices = mpsc::Sender<Result<RevocationNotice, Status>>;
 
 #[tonic::async_trait]
 impl CredentialService for Api {
@@ -46,33 +29,12 @@ impl CredentialService for Api {
         request: Request<IssueCredentialsRequest>,
     ) -> Result<Response<IssueCredentialsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let service = own_service(&caller).ok_or(Error::Unauthenticated)?;
-            let mut fields = Fields::default();
-            let grant = GrantName::within(service, &message.grant);
-            let grant = grant
-                .map_err(|error| fields.wrong("grant", error.to_string()))
-                .ok();
-            let grant = fields.done(grant)?;
+            let grant = parse_grant(&caller, &message.grant)?;
             let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
             let id = parse_optional("request_id", &message.request_id)?;
             let request = IssueRequest::new(grant, ttl, id);
             let issued = broker.issue(caller, request).await?;
-            let credentials = &issued.credentials;
-            Ok(IssueCredentialsResponse {
-                lease: Some(to_lease(&issued.lease)),
-                secret_access_key: credentials.secret_access_key.expose_secret().to_owned(),
-                session_token: credentials
-                    .session_token
-                    .as_ref()
-                    .map(|token| token.expose_secret().to_owned()),
-                expiration: credentials
-                    .expires_at
-                    .or(issued.lease.issued().map(|issued| issued.expires_at))
-                    .map(to_time),
-                redelivered: issued.redelivered,
-                usable_after: credentials.usable_after.map(to_duration),
-                receipt: Some(to_receipt(&issued.receipt)),
-            })
+            Ok(to_issued(&issued))
         })
         .await
     }
@@ -121,8 +83,23 @@ impl CredentialService for Api {
         .await
     }
 
-    type WatchRevocationsStream =
-        Pin<Box<dyn Stream<Item = Result<RevocationNotice, Status>> + Send>>;
+    type WatchCredentialsStream = Told<WatchCredentialsResponse>;
+
+    async fn watch_credentials(
+        &self,
+        request: Request<WatchCredentialsRequest>,
+    ) -> Result<Response<Self::WatchCredentialsStream>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let grant = parse_grant(&caller, &message.grant)?;
+            let ttl = parse_ttl("ttl", message.ttl.as_ref())?;
+            let held = parse_optional("lease_id", &message.lease_id)?;
+            let following = broker.follow(caller, grant, ttl, held).await?;
+            Ok(follow(broker, following))
+        })
+        .await
+    }
+
+    type WatchRevocationsStream = Told<RevocationNotice>;
 
     async fn watch_revocations(
         &self,
@@ -131,92 +108,38 @@ impl CredentialService for Api {
         self.call(request, async |broker, caller, message| {
             let held = parse_leases(&message.lease_ids)?;
             let watch = broker.watch(&caller, &held).await?;
-            let (sender, receiver) = mpsc::channel(BUFFER);
-            tokio::spawn(async move {
-                if let Err(error) = notify(&broker, &caller, watch, &sender).await {
-                    // A reader who has left needs no error.
-                    let _ = sender.send(Err(status(&error))).await;
-                }
-            });
-            let stream: Self::WatchRevocationsStream = Box::pin(ReceiverStream::new(receiver));
-            Ok(stream)
+            Ok(notices(broker, caller, watch))
         })
         .await
     }
 }
 
-fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
-    if ids.len() > HELD_MAX {
-        let wrong = Violation::new("lease_ids", format!("up to {HELD_MAX} of them"));
-        return Err(Error::Invalid(vec![wrong]));
-    }
-    ids.iter().map(|id| parse("lease_ids", id)).collect()
+/// A grant of the caller's own.
+fn parse_grant(caller: &Caller, grant: &str) -> Result<GrantName, Error> {
+    let service = own_service(caller).ok_or(Error::Unauthenticated)?;
+    let mut fields = Fields::default();
+    let grant = GrantName::within(service, grant);
+    let grant = grant
+        .map_err(|error| fields.wrong("grant", error.to_string()))
+        .ok();
+    fields.done(grant)
 }
 
-/// Tells a service what of its own is revoked, until it leaves, or may watch no longer.
-async fn notify(
-    broker: &Broker,
-    caller: &Caller,
-    mut watch: Watch,
-    sender: &Notices,
-) -> Result<(), Error> {
-    for id in std::mem::take(&mut watch.over) {
-        if sender
-            .send(Ok(to_notice(What::LeaseId(id.to_string()))))
-            .await
-            .is_err()
-        {
-            return Ok(());
-        }
+pub(super) fn to_issued(issued: &IssuedLease) -> IssueCredentialsResponse {
+    let credentials = &issued.credentials;
+    IssueCredentialsResponse {
+        lease: Some(to_lease(&issued.lease)),
+        secret_access_key: credentials.secret_access_key.expose_secret().to_owned(),
+        session_token: credentials
+            .session_token
+            .as_ref()
+            .map(|token| token.expose_secret().to_owned()),
+        expiration: credentials
+            .expires_at
+            .or(issued.lease.issued().map(|issued| issued.expires_at))
+            .map(to_time),
+        redelivered: issued.redelivered,
+        usable_after: credentials.usable_after.map(to_duration),
+        receipt: Some(to_receipt(&issued.receipt)),
     }
-    let mut looks = interval(LOOK_EVERY);
-    loop {
-        let ended = tokio::select! {
-            () = sender.closed() => return Ok(()),
-            () = broker.stopped() => return Ok(()),
-            _ = looks.tick() => {
-                still_admitted(broker, caller, &watch.service).await?;
-                continue;
-            }
-            ended = watch.news.recv() => ended.map_err(|_| too_slow())?,
-        };
-        if ended.service != watch.service {
-            continue;
-        }
-        let what = match &ended.scope {
-            Scope::Service => What::Everything(true),
-            Scope::Grant(grant) => What::Grant(format!("{}/{grant}", ended.service)),
-            Scope::Lease(id) => What::LeaseId(id.to_string()),
-        };
-        if sender.send(Ok(to_notice(what))).await.is_err() {
-            return Ok(());
-        }
-        still_admitted(broker, caller, &watch.service).await?;
-    }
-}
-
-async fn still_admitted(broker: &Broker, caller: &Caller, service: &Name) -> Result<(), Error> {
-    if broker.is_still_admitted(caller).await? && !broker.is_shut_out(service) {
-        return Ok(());
-    }
-    let known = broker.store().service(service).await?;
-    let suspended = known.is_some_and(|known| known.service.suspension.is_some());
-    Err(if suspended || broker.is_shut_out(service) {
-        Error::Suspended(service.clone())
-    } else {
-        Error::Unauthenticated
-    })
-}
-
-fn too_slow() -> Error {
-    Error::Limited {
-        reason: "WATCHER_TOO_SLOW",
-        message: "more was revoked than this watcher has read".to_owned(),
-        next: "watch again, with the leases that are held".to_owned(),
-        retry_after: None,
-    }
-}
-
-const fn to_notice(what: What) -> RevocationNotice {
-    RevocationNotice { what: Some(what) }
 }

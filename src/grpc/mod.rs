@@ -14,6 +14,7 @@ mod records;
 mod registry;
 mod revocation;
 pub mod status;
+mod watch;
 pub mod within;
 
 use std::{future::Future, sync::Arc, time::Duration};

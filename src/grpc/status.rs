@@ -1,6 +1,6 @@
 //! The one table from errors to gRPC status, with `google.rpc` details (AIP-193).
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -17,10 +17,6 @@ use crate::{
 pub const ERROR_DOMAIN: &str = "credbroker";
 /// Key of the `ErrorInfo` metadata that says what to do next.
 pub const NEXT: &str = "next";
-/// When a store that cannot be written may be worth another try.
-const STORE_PAUSE: Duration = Duration::from_secs(5);
-/// When what took too long may be done.
-const LATE_PAUSE: Duration = Duration::from_secs(2);
 
 /// An error as the caller sees it. What is no caller's business goes to the log alone.
 #[must_use]
@@ -93,24 +89,16 @@ fn details(error: &Error) -> ErrorDetails {
         }
         _ => {}
     }
-    if let Some(pause) = retry_after(error) {
+    if let Some(pause) = error.retry_after() {
         details.set_retry_info(Some(pause));
     }
     details
 }
 
-fn retry_after(error: &Error) -> Option<Duration> {
-    match error {
-        Error::Aws(failure) => failure.retry_after,
-        Error::Limited { retry_after, .. } => *retry_after,
-        Error::Late => Some(LATE_PAUSE),
-        Error::Store(StoreError::Unavailable(_)) => Some(STORE_PAUSE),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         broker::ports::AwsFailure,

@@ -22,6 +22,7 @@ mod edge;
 mod enforcement;
 mod errors;
 mod faults;
+mod follow;
 mod grants;
 mod harness;
 mod identities;

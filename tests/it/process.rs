@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -56,9 +57,12 @@ impl<'a> Host<'a> {
     /// What is kept ends so many seconds from now, as far as its file says.
     fn ends_in(&self, seconds: i64) {
         for (path, mut kept) in self.kept() {
-            let now = credbroker::domain::clock::wall_time().as_second();
-            kept["issued_at"] = json!(now - 3600);
-            kept["expires_at"] = json!(now + seconds);
+            let at = |seconds| {
+                let now = credbroker::domain::clock::wall_time();
+                json!((now + SignedDuration::from_secs(seconds)).to_string())
+            };
+            kept["issued_at"] = at(-3600);
+            kept["expires_at"] = at(seconds);
             fs::write(path, kept.to_string()).unwrap();
         }
     }
@@ -149,7 +153,7 @@ async fn near_the_end_others_are_got_and_through_an_outage_the_last_ones_serve()
     let last = host.run(&["role"]).await.ok();
     assert!(last.stderr.contains("at the moment"), "{last:?}");
     assert_eq!(last.json(), second);
-    host.ends_in(30);
+    host.ends_in(1);
     let none = host.run(&["role"]).await;
     none.fails(7, &[]);
     world.proxy.heal();

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use credbroker::proto::{RevokeGrantRequest, RevokeServiceRequest, WatchRevocationsRequest};
+use credbroker::proto::{
+    RevokeGrantRequest, RevokeServiceRequest, WatchCredentialsRequest, WatchRevocationsRequest,
+};
 use serde_json::Value;
 
 use crate::{
@@ -168,8 +170,17 @@ impl Script<'_> {
         let watch = WatchRevocationsRequest::default();
         let watched = client.credentials().watch_revocations(watch).await;
         drop(watched.unwrap());
-        let method = "credbroker.v1.CredentialService/WatchRevocations";
-        self.called.push(method.to_owned());
+        let follow = WatchCredentialsRequest {
+            grant: "work".to_owned(),
+            ..WatchCredentialsRequest::default()
+        };
+        let followed = client.credentials().watch_credentials(follow).await;
+        let first = followed.unwrap().into_inner().message().await.unwrap();
+        assert!(first.is_some());
+        for method in ["WatchRevocations", "WatchCredentials"] {
+            let method = format!("credbroker.v1.CredentialService/{method}");
+            self.called.push(method);
+        }
         let id = lease(self).await;
         self.lease.clone_from(&id);
         self.admin("LeaseService/RevokeLease", &["lease", "revoke", &id])

@@ -12,8 +12,8 @@ use credbroker::{
     authn::token::authenticate,
     aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
-        AdminKeyStatus, Broker, Custody, Error, IssuedLease, PROOF_LIMIT, Parts, Reconciliation,
-        RenewedLease, Revocation, RevokedLease, TakenAway,
+        AdminKeyStatus, Broker, Custody, Error, Following, IssuedLease, PROOF_LIMIT, Parts,
+        Reconciliation, RenewedLease, Revocation, RevokedLease, TakenAway,
         ports::{AuditFilter, LeaseFilter, Page, Store, Target},
     },
     domain::{
@@ -216,6 +216,11 @@ impl Stepped {
         let caller = self.service("IssueCredentials").await;
         let request = IssueRequest::new(name(grant), ttl, id);
         self.broker.issue(caller, request).await
+    }
+
+    pub async fn follow(&self, grant: &str) -> Result<Following, Error> {
+        let caller = self.service("WatchCredentials").await;
+        self.broker.follow(caller, name(grant), None, None).await
     }
 
     pub async fn renew(

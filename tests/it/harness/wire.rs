@@ -110,7 +110,7 @@ impl Wire {
         let codec = ProstCodec::<(), ()>::default();
         // On the wire a single answer is a stream of one.
         let answer = grpc.server_streaming(request, path, codec).await?;
-        if method.ends_with("/WatchRevocations") {
+        if method.contains("/Watch") {
             // It goes on for as long as somebody watches.
             return Ok(());
         }

@@ -1,0 +1,192 @@
+//! Credentials that somebody follows: the next ones before the old end, and that they are
+//! revoked at once.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::{Interval, MissedTickBehavior, interval},
+};
+
+use crate::{
+    broker::{Broker, Error, IssuedLease, watch::Ended},
+    domain::{
+        access::Caller,
+        decide::IssueRequest,
+        denial::Scope,
+        lease::{Lease, LeaseState},
+        name::{GrantName, LeaseId},
+        refresh,
+    },
+};
+
+/// How often it is looked whether the follower may still follow, and whether the next are due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// When the next are asked for again that could not be had, where nothing tells.
+const PAUSE: SignedDuration = SignedDuration::from_secs(30);
+
+/// What a follower is told.
+#[derive(Clone, Debug)]
+pub enum Followed {
+    /// The next credentials.
+    Issued(Box<IssuedLease>),
+    /// What it holds is revoked.
+    Revoked,
+}
+
+/// Somebody who follows the credentials of a grant.
+#[derive(Debug)]
+pub struct Following {
+    caller: Caller,
+    grant: GrantName,
+    ttl: Option<Duration>,
+    news: Receiver<Ended>,
+    looks: Interval,
+    /// What it held is over, and it does not know yet.
+    is_over: bool,
+    held: Option<Held>,
+}
+
+/// What a follower holds.
+#[derive(Debug)]
+struct Held {
+    lease_id: LeaseId,
+    expires_at: Timestamp,
+    renew_at: Timestamp,
+}
+
+impl Broker {
+    /// Begins to follow: with the next credentials, unless `held` names a lease of the same
+    /// grant that is fresh.
+    ///
+    /// # Errors
+    /// The caller is no service; the store's.
+    pub async fn follow(
+        self: &Arc<Self>,
+        caller: Caller,
+        grant: GrantName,
+        ttl: Option<Duration>,
+        held: Option<LeaseId>,
+    ) -> Result<Following, Error> {
+        let asked: Vec<LeaseId> = held.iter().cloned().collect();
+        let watch = self.watch(&caller, &asked).await?;
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut following = Following {
+            caller,
+            grant,
+            ttl,
+            news: watch.news,
+            looks,
+            is_over: !watch.over.is_empty(),
+            held: None,
+        };
+        if let Some(id) = held.filter(|_| !following.is_over) {
+            let lease = self.store().lease(&id).await?;
+            let lease = lease.filter(|lease| lease.binding.grant == following.grant);
+            following.held = lease.and_then(|lease| self.as_held(&lease));
+        }
+        Ok(following)
+    }
+
+    fn as_held(&self, lease: &Lease) -> Option<Held> {
+        let LeaseState::Active { issued, .. } = &lease.state else {
+            return None;
+        };
+        let random = self.parts.random.as_ref();
+        Some(Held {
+            lease_id: lease.binding.lease_id.clone(),
+            expires_at: issued.expires_at,
+            renew_at: refresh::renewal(issued.at, issued.expires_at, random),
+        })
+    }
+
+    /// What the follower is to be told next; `None` when the broker ends.
+    ///
+    /// Credentials that cannot be had now are asked for again while the follower holds others
+    /// that live.
+    ///
+    /// # Errors
+    /// It may follow no longer, or there are no credentials for it; those of an issue.
+    pub async fn next_followed(
+        self: &Arc<Self>,
+        following: &mut Following,
+    ) -> Result<Option<Followed>, Error> {
+        if std::mem::take(&mut following.is_over) {
+            return Ok(Some(Followed::Revoked));
+        }
+        let service = following.grant.service.clone();
+        loop {
+            let now = self.now();
+            if following
+                .held
+                .as_ref()
+                .is_none_or(|held| held.renew_at <= now)
+                && let Some(issued) = self.issue_next(following).await?
+            {
+                return Ok(Some(Followed::Issued(Box::new(issued))));
+            }
+            tokio::select! {
+                () = self.stopped() => return Ok(None),
+                _ = following.looks.tick() => {
+                    self.still_admits(&following.caller, &service).await?;
+                }
+                ended = following.news.recv() => if following.loses(ended)? {
+                    following.held = None;
+                    return Ok(Some(Followed::Revoked));
+                },
+            }
+        }
+    }
+
+    /// The next credentials; `None` when they are to be asked for later.
+    async fn issue_next(
+        self: &Arc<Self>,
+        following: &mut Following,
+    ) -> Result<Option<IssuedLease>, Error> {
+        let request = IssueRequest::new(following.grant.clone(), following.ttl, None);
+        let issued = self.issue(following.caller.clone(), request).await;
+        let now = self.now();
+        match (issued, &mut following.held) {
+            (Ok(issued), held) => {
+                *held = self.as_held(&issued.lease);
+                Ok(Some(issued))
+            }
+            (Err(error), Some(held))
+                if is_passing(&error) && refresh::is_alive(held.expires_at, now) =>
+            {
+                let pause = error.retry_after().map(SignedDuration::try_from);
+                held.renew_at = now + pause.and_then(Result::ok).unwrap_or(PAUSE);
+                Ok(None)
+            }
+            (Err(error), _) => {
+                // Shut out meanwhile, it is to hear of that.
+                let service = &following.grant.service;
+                self.still_admits(&following.caller, service).await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Following {
+    /// Whether what was revoked is what it holds.
+    fn loses(&self, ended: Result<Ended, RecvError>) -> Result<bool, Error> {
+        let ended = ended.map_err(|_| Error::watcher_too_slow())?;
+        Ok(ended.service == self.grant.service
+            && match &ended.scope {
+                Scope::Service => true,
+                Scope::Grant(grant) => *grant == self.grant.grant,
+                Scope::Lease(id) => self.held.as_ref().is_some_and(|held| held.lease_id == *id),
+            })
+    }
+}
+
+/// Whether it may be otherwise in a while, without the caller's doing.
+const fn is_passing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Aws(_) | Error::Limited { .. } | Error::Late | Error::Conflict(_) | Error::Store(_)
+    )
+}

@@ -1,0 +1,74 @@
+//! When whoever holds credentials should have the next.
+//!
+//! SDKs begin to look for others a quarter of an hour before the end and would ask for every
+//! request from there; so the next are to be there before. Short ones are good for half
+//! their life.
+//! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::random::{Random, up_to};
+
+/// How long before the end nobody should still be given them.
+const NEAR_THE_END: SignedDuration = SignedDuration::from_mins(16);
+/// What ends so soon is no use to anybody.
+const OVER: SignedDuration = SignedDuration::from_secs(1);
+/// Over which part of their life the renewals of many are spread.
+const SPREAD: u32 = 10;
+
+/// Whether nobody needs others yet, at `now`.
+#[must_use]
+pub fn is_fresh(issued_at: Timestamp, expires_at: Timestamp, now: Timestamp) -> bool {
+    let life = expires_at.duration_since(issued_at);
+    expires_at.duration_since(now) > NEAR_THE_END.min(life / 2)
+}
+
+/// Whether they are still of use at `now`.
+#[must_use]
+pub fn is_alive(expires_at: Timestamp, now: Timestamp) -> bool {
+    expires_at.duration_since(now) > OVER
+}
+
+/// When to ask for the next, so that they are there while these are fresh: the holders of
+/// what was issued at one moment do not ask at one moment.
+#[must_use]
+pub fn renewal(issued_at: Timestamp, expires_at: Timestamp, random: &dyn Random) -> Timestamp {
+    let life = expires_at.duration_since(issued_at);
+    let spread = Duration::try_from(life).unwrap_or_default() / SPREAD;
+    let early = SignedDuration::try_from(up_to(spread, random)).unwrap_or_default();
+    expires_at - NEAR_THE_END.min(life / 2) - early
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::random::SystemRandom;
+
+    #[test]
+    fn the_next_are_asked_for_while_the_old_are_fresh() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        for (life, fresh_until) in [
+            (3600, 3600 - 960),
+            (900, 450),
+            (43_200, 43_200 - 960),
+            (10, 5),
+        ] {
+            assert!(is_fresh(at(0), at(life), at(fresh_until - 1)), "{life}");
+            assert!(!is_fresh(at(0), at(life), at(fresh_until)), "{life}");
+            for _ in 0..100 {
+                let asked = renewal(at(0), at(life), &SystemRandom);
+                assert!(asked <= at(fresh_until), "{life}");
+                let earliest = at(fresh_until) - SignedDuration::from_millis(life * 100);
+                assert!(asked >= earliest, "{life}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_ends_within_a_second_is_of_no_use() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(is_alive(at(10), at(8)) && !is_alive(at(10), at(9)));
+    }
+}

@@ -1,0 +1,138 @@
+//! What callers are told for as long as they listen: what is revoked, and the next credentials.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc::{Sender, channel},
+    time::interval,
+};
+use tonic::{
+    Status,
+    codegen::tokio_stream::{Stream, wrappers::ReceiverStream},
+};
+
+use super::{convert::parse, credentials::to_issued, status::status};
+use crate::{
+    broker::{Broker, Error, Followed, Following, Watch},
+    domain::{access::Caller, denial::Scope, grant::check::Violation, name::LeaseId},
+    proto::{
+        RevocationNotice, WatchCredentialsResponse, revocation_notice::What,
+        watch_credentials_response,
+    },
+};
+
+/// Most leases that somebody may ask about who begins to watch.
+const HELD_MAX: usize = 1000;
+/// How often it is looked whether a watcher may still watch.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How many messages wait for a slow reader.
+const BUFFER: usize = 64;
+
+/// A stream of messages.
+pub(super) type Told<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+
+pub(super) fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
+    if ids.len() > HELD_MAX {
+        let wrong = Violation::new("lease_ids", format!("up to {HELD_MAX} of them"));
+        return Err(Error::Invalid(vec![wrong]));
+    }
+    ids.iter().map(|id| parse("lease_ids", id)).collect()
+}
+
+/// Tells a service what of its own is revoked.
+pub(super) fn notices(broker: Arc<Broker>, caller: Caller, watch: Watch) -> Told<RevocationNotice> {
+    told(async move |sender| notify(&broker, &caller, watch, &sender).await)
+}
+
+/// Tells a service its next credentials under a grant, and that they are revoked.
+pub(super) fn follow(
+    broker: Arc<Broker>,
+    mut following: Following,
+) -> Told<WatchCredentialsResponse> {
+    told(async move |sender| {
+        loop {
+            let followed = tokio::select! {
+                () = sender.closed() => return Ok(()),
+                followed = broker.next_followed(&mut following) => followed?,
+            };
+            let Some(followed) = followed else {
+                return Ok(());
+            };
+            if sender.send(Ok(to_followed(&followed))).await.is_err() {
+                return Ok(());
+            }
+        }
+    })
+}
+
+/// What `tell` sends, and the error that it ends with.
+fn told<M, F>(tell: impl FnOnce(Sender<Result<M, Status>>) -> F) -> Told<M>
+where
+    M: Send + 'static,
+    F: Future<Output = Result<(), Error>> + Send + 'static,
+{
+    let (sender, receiver) = channel(BUFFER);
+    let telling = tell(sender.clone());
+    tokio::spawn(async move {
+        if let Err(error) = telling.await {
+            // A reader who has left needs no error.
+            let _ = sender.send(Err(status(&error))).await;
+        }
+    });
+    Box::pin(ReceiverStream::new(receiver))
+}
+
+/// Tells a service what of its own is revoked, until it leaves, or may watch no longer.
+async fn notify(
+    broker: &Broker,
+    caller: &Caller,
+    mut watch: Watch,
+    sender: &Sender<Result<RevocationNotice, Status>>,
+) -> Result<(), Error> {
+    for id in std::mem::take(&mut watch.over) {
+        if sender
+            .send(Ok(to_notice(What::LeaseId(id.to_string()))))
+            .await
+            .is_err()
+        {
+            return Ok(());
+        }
+    }
+    let mut looks = interval(LOOK_EVERY);
+    loop {
+        let ended = tokio::select! {
+            () = sender.closed() => return Ok(()),
+            () = broker.stopped() => return Ok(()),
+            _ = looks.tick() => {
+                broker.still_admits(caller, &watch.service).await?;
+                continue;
+            }
+            ended = watch.news.recv() => ended.map_err(|_| Error::watcher_too_slow())?,
+        };
+        if ended.service != watch.service {
+            continue;
+        }
+        let what = match &ended.scope {
+            Scope::Service => What::Everything(true),
+            Scope::Grant(grant) => What::Grant(format!("{}/{grant}", ended.service)),
+            Scope::Lease(id) => What::LeaseId(id.to_string()),
+        };
+        if sender.send(Ok(to_notice(what))).await.is_err() {
+            return Ok(());
+        }
+        broker.still_admits(caller, &watch.service).await?;
+    }
+}
+
+const fn to_notice(what: What) -> RevocationNotice {
+    RevocationNotice { what: Some(what) }
+}
+
+fn to_followed(followed: &Followed) -> WatchCredentialsResponse {
+    use watch_credentials_response::What;
+    let what = match followed {
+        Followed::Issued(issued) => What::Issued(to_issued(issued)),
+        Followed::Revoked => What::Revoked(true),
+    };
+    WatchCredentialsResponse { what: Some(what) }
+}
