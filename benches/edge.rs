@@ -1,10 +1,11 @@
 //! What peers that do harm cost the others: `cargo bench --bench edge`.
 //!
-//! One well-behaved caller on one kept connection, each call authenticated and audited; in
-//! turn without company and beside four peers that flood the broker as fast as they can,
-//! each with the next connection once its last was ended. All of them are on one machine, so
-//! what the floods cost to make is in the figures, too: the offenders run in a thread of the
-//! lowest priority that the system has for them.
+//! One well-behaved caller on one kept connection, each call authenticated and audited; first
+//! without company, then beside four peers that flood the broker as fast as they can for
+//! twenty seconds, each with the next connection once its last was ended or refused. Each
+//! flood has a broker of its own. All of them are on one machine, so what the floods cost to
+//! make is in the figures, too: the offenders run in a thread of the lowest priority that the
+//! system has for them.
 
 #![allow(
     clippy::expect_used,
@@ -29,33 +30,30 @@ use figures::{quantile, row};
 use harness::{
     Account, Broker,
     floods::{FLOODS, Flood, sent},
-    h2::{begun, gone, h2},
+    h2::{begun, connect, gone},
 };
 use tokio::{runtime, task::JoinSet};
+use tokio_rustls::rustls::version::TLS13;
 use tokio_util::sync::CancellationToken;
 
 const OFFENDERS: usize = 4;
-const CALLS: usize = 400;
-const ROUNDS: usize = 3;
+const QUIET: Duration = Duration::from_secs(5);
+const BESIDE: Duration = Duration::from_secs(20);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let broker = Broker::start(&Account::new().await).await;
-    let token = broker.service("bench").await;
-    let client = broker.client(&token).await;
-    calls(&client).await;
-    println!("whoami, one caller, {} calls each", CALLS * ROUNDS);
+    let account = Account::new().await;
+    let mut most_memory = 0;
     println!("beside {OFFENDERS} peers of            p50        p99    p99 to quiet");
     for (name, flood) in FLOODS {
-        let (mut quiet, mut beside) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            quiet.extend(calls(&client).await);
-            let offenders = Offenders::begin(&broker, name, flood);
-            beside.extend(calls(&client).await);
-            offenders.end();
-        }
-        quiet.sort();
-        beside.sort();
+        let broker = Broker::start(&account).await;
+        let client = broker.client(&broker.service("bench").await).await;
+        calls(&client, Duration::from_secs(1)).await;
+        let quiet = calls(&client, QUIET).await;
+        let offenders = Offenders::begin(&broker, name, flood);
+        let beside = calls(&client, BESIDE).await;
+        offenders.end();
+        most_memory = most_memory.max(broker.peak());
         let ratio = quantile(&beside, 0.99).as_secs_f64() / quantile(&quiet, 0.99).as_secs_f64();
         row("(quiet)", 28, &quiet);
         row(name, 28, &beside);
@@ -63,17 +61,19 @@ async fn main() {
     }
     println!(
         "most memory that the broker had: {} MiB",
-        broker.peak() / 1024
+        most_memory / 1024
     );
 }
 
-async fn calls(client: &Client) -> Vec<Duration> {
-    let mut took = Vec::new();
-    for _ in 0..CALLS {
+/// How long each call took, one after the other for this long; sorted.
+async fn calls(client: &Client, duration: Duration) -> Vec<Duration> {
+    let (first, mut took) = (Instant::now(), Vec::new());
+    while first.elapsed() < duration {
         let began = Instant::now();
         client.identity().who_am_i(WhoAmIRequest {}).await.unwrap();
         took.push(began.elapsed());
     }
+    took.sort();
     took
 }
 
@@ -117,7 +117,11 @@ impl Offenders {
 
 async fn offend(address: &str, ca: &Path, name: &str, flood: Flood) {
     loop {
-        let (mut reader, writer) = tokio::io::split(begun(h2(address, ca).await).await);
+        // The broker takes so many connections of one address.
+        let Ok(stream) = connect(address, ca, &TLS13).await else {
+            continue;
+        };
+        let (mut reader, writer) = tokio::io::split(begun(stream).await);
         tokio::join!(sent(writer, flood), gone(&mut reader, name));
     }
 }

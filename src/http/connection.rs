@@ -1,6 +1,7 @@
 //! One connection: TLS, then HTTP/1 or HTTP/2, with bounds on what a stranger can hold.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -33,7 +34,7 @@ use tower::ServiceExt;
 
 use super::{
     answer::{Answer, Waiting},
-    metered::Metered,
+    metered::{Metered, TOO_MUCH},
 };
 use crate::{
     domain::{
@@ -72,13 +73,14 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    pub(super) async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    /// Returns whether the connection was ended for what its peer sent.
+    pub(super) async fn serve(&self, stream: TcpStream, peer: SocketAddr) -> bool {
         // Small answers must not wait for more to send.
         let _ = stream.set_nodelay(true);
         let Ok(Some(stream)) = timeout(self.bounds.handshake_timeout, self.handshake(stream)).await
         else {
             tracing::debug!(%peer, "a TLS handshake failed");
-            return;
+            return false;
         };
         let shut_outs = self.shut_outs.subscribe();
         let shown = Peer {
@@ -114,22 +116,23 @@ impl Serving {
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
             grace = self.ending(&asked, &services, shut_outs, &waiting) => {
-                let Some(grace) = grace else { return };
+                let Some(grace) = grace else { return false };
                 // Whoever asks just now is still served: it need not know that this ends.
                 serving.as_mut().graceful_shutdown();
                 match timeout(SILENT_GRACE, serving.as_mut()).await {
                     Ok(ended) => ended,
-                    Err(_) if !asked.load(Ordering::Relaxed) => return,
+                    Err(_) if !asked.load(Ordering::Relaxed) => return false,
                     Err(_) => match timeout(grace, serving).await {
                         Ok(ended) => ended,
-                        Err(_) => return,
+                        Err(_) => return false,
                     },
                 }
             }
         };
-        if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "a connection ended with an error");
-        }
+        let Err(error) = ended else { return false };
+        let is_offence = is_offence(error.as_ref());
+        tracing::debug!(%peer, %error, is_offence, "a connection ended with an error");
+        is_offence
     }
 
     async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
@@ -179,6 +182,17 @@ impl Serving {
         let age = self.bounds.connection_age;
         age * 9 / 10 + age / 5 * u32::from(chance[0]) / 255
     }
+}
+
+/// Whether a connection ended because its peer broke the protocol or the bounds of it, and
+/// not by its leaving.
+fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let broken = cause.downcast_ref().map(io::Error::kind);
+        let broke = cause.downcast_ref().is_some_and(h2::Error::is_library);
+        broke || broken == Some(TOO_MUCH)
+    })
 }
 
 fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {

@@ -26,6 +26,9 @@ use crate::{
 
 /// After an error of accept itself, e.g. no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long the place of a connection that was ended for what its peer sent stays taken.
+const OFFENCE_PAUSE: Duration = Duration::from_secs(10);
+
 /// Where to listen, and how.
 pub struct Listening {
     /// Already bound.
@@ -73,8 +76,14 @@ pub async fn serve(
         };
         let serving = Arc::clone(&serving);
         tracker.spawn(async move {
-            serving.serve(stream, peer).await;
-            drop((place, permit));
+            let is_offender = serving.serve(stream, peer).await;
+            drop(permit);
+            if is_offender {
+                // Its next connection would cost as much again: its address has one less.
+                counter!("credbroker_connections_offending_total").increment(1);
+                serving.stop.run_until_cancelled(sleep(OFFENCE_PAUSE)).await;
+            }
+            drop(place);
         });
     }
     tracker.close();

@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// stream's window lets it send with them, and some frames of no consequence.
 const BEFORE_ASKING_MAX: usize = 128 * 1024;
 
+/// The error of that: HTTP/2 hands on its kind, and no socket has it.
+pub(super) const TOO_MUCH: io::ErrorKind = io::ErrorKind::QuotaExceeded;
+
 /// A stream that ends with an error when too much came before the first request: frames that
 /// HTTP/2 has to pass over cost their sender less than the receiver.
 pub(super) struct Metered<S> {
@@ -46,7 +49,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         if !self.asked.load(Ordering::Relaxed) {
             let read = buffer.filled().len() - before;
             let Some(left) = self.left.checked_sub(read) else {
-                return Poll::Ready(Err(io::Error::other("too much before the first request")));
+                return Poll::Ready(Err(io::Error::new(
+                    TOO_MUCH,
+                    "too much before the first request",
+                )));
             };
             self.left = left;
         }

@@ -149,6 +149,10 @@ fn describe() {
         "Connections that were refused for their number"
     );
     describe_counter!(
+        "credbroker_connections_offending_total",
+        "Connections that were ended because of what their peers sent"
+    );
+    describe_counter!(
         "credbroker_calls_shed_total",
         "Calls that were refused since as many were worked on as may be"
     );

@@ -165,6 +165,7 @@ const ROOMS: &[Room] = &[
             // rustls calls its module so.
             "aws_lc_rs",
             "axum",
+            "h2",
             "hyper",
             "hyper_util",
             "metrics",

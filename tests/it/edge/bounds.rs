@@ -4,6 +4,7 @@
 use std::process::Stdio;
 
 use credbroker::proto::{RevokeServiceRequest, credential_service_server};
+use tokio::io::{AsyncWriteExt, split};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -14,8 +15,11 @@ use crate::{
         Account, Broker, Run, World,
         broker::credbroker,
         emulator::emulator,
-        eventually,
-        h2::{ask_without_a_window, gone},
+        eventually, eventually_within,
+        floods::{FLOODS, sent},
+        h2::{
+            END_HEADERS, END_STREAM, HEADERS, ask_without_a_window, begun, call, frame, gone, h2,
+        },
         proxy::{Fault, Proxy},
         site::{Site, stop},
         wire::tls_get,
@@ -54,6 +58,35 @@ async fn calls_beyond_the_bound_are_refused_and_succeed_once_there_is_room() {
     two.ok();
     site.run(&["status"]).await.ok();
     assert_eq!(site.metric("credbroker_calls_shed_total").await, Some(1.0));
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn the_place_of_an_offender_stays_taken_for_a_while() {
+    let account = Account::new().await;
+    let (site, _proxy) = bounded("connections_per_address = 4").await;
+    let child = site.serving(&account.admin).await;
+    let connected = async || begun(h2(&site.address, &site.path("tls.pem")).await).await;
+    for (name, flood) in FLOODS.into_iter().skip(1).step_by(4) {
+        let (mut reader, writer) = split(connected().await);
+        tokio::join!(sent(writer, flood), gone(&mut reader, name));
+    }
+    // Whoever merely leaves is none.
+    drop(connected().await);
+    let offending = "credbroker_connections_offending_total";
+    assert_eq!(site.metric(offending).await, Some(2.0));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connected().await;
+        let headers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &call("/livez"));
+        stream.write_all(&headers).await.unwrap();
+        held.push(stream);
+    }
+    let more = site.run(&["whoami"]).await;
+    more.fails(7, &["cannot reach the broker"]);
+    let served = async || (site.run(&["whoami"]).await.code == 0).then_some(());
+    eventually_within(15, "there is room again", served).await;
+    drop(held);
     stop(child).await;
 }
 
