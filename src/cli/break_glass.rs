@@ -102,7 +102,7 @@ mod with_store {
             if self.break_glass.print_aws_commands {
                 return print_script(&self.target, &whose, out).await;
             }
-            let token = connection.token()?;
+            let token = connection.token()?.token()?.unwrap_or_default();
             let offline = Offline::open(whose).await?;
             let broker = offline.called_by(token);
             let done = match broker.stream_revocation(self.request()).await {

@@ -42,7 +42,7 @@ impl CredentialProcess {
         out: &mut Output,
     ) -> Result<(), Failure> {
         let evidence = connection.evidence()?;
-        let cache = Cache::of(&self.asked(connection, &evidence));
+        let cache = Cache::of(&self.asked(connection, &evidence)?);
         let late = |_| Failure::unavailable(format!("no credentials within {} s", LIMIT.as_secs()));
         let kept = timeout(LIMIT, self.get(connection, cache.as_ref())).await;
         let kept = kept.map_err(late)??;
@@ -50,20 +50,23 @@ impl CredentialProcess {
     }
 
     /// All that decides what is answered: whoever asks otherwise has another place.
-    fn asked(&self, connection: &Connection, evidence: &Evidence) -> [String; 4] {
+    fn asked(&self, connection: &Connection, evidence: &Evidence) -> Result<[String; 4], Failure> {
         let shown = match evidence {
-            Evidence::Token(token) => token.expose_secret().to_owned(),
             Evidence::Certificate {
                 cert_file,
                 key_file,
             } => format!("{} {}", cert_file.display(), key_file.display()),
+            token => {
+                let token = token.token()?.unwrap_or_default();
+                token.expose_secret().to_owned()
+            }
         };
-        [
+        Ok([
             connection.addr.clone().unwrap_or_default(),
             shown,
             self.grant.clone(),
             self.ttl.map(duration::humanize).unwrap_or_default(),
-        ]
+        ])
     }
 
     /// Of many who ask at a time one asks the broker, and the others find what it got.

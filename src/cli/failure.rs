@@ -80,7 +80,10 @@ impl Failure {
         Self::new(Exit::Unavailable, what)
     }
 
-    #[cfg(feature = "server")]
+    pub(super) fn denied(what: impl Into<String>) -> Self {
+        Self::new(Exit::Denied, what)
+    }
+
     pub(super) fn conflict(what: impl Into<String>) -> Self {
         Self::new(Exit::Conflict, what)
     }

@@ -1,6 +1,7 @@
 //! The command line: a file per noun, output as text or JSON.
 
 mod admin_key;
+mod agent;
 mod approval;
 mod audit;
 mod break_glass;
@@ -10,6 +11,7 @@ mod convert;
 mod credential_cache;
 mod credential_process;
 mod enroll;
+mod exec;
 mod export;
 mod failure;
 mod fetch;
@@ -22,6 +24,7 @@ mod operator;
 mod output;
 mod pages;
 mod policy;
+mod profile;
 mod proof;
 mod prune;
 mod revoke;
@@ -45,7 +48,7 @@ use self::{
     failure::Failure,
     output::{Format, Output},
 };
-use crate::client::{Client, Evidence, Settings, read_secret};
+use crate::client::{Client, Evidence, Settings};
 
 /// Every service its own narrow, short-lived AWS credentials, from one broker that
 /// alone holds the admin key.
@@ -142,6 +145,8 @@ enum Command {
     /// Get credentials, as a service.
     Issue(issue::Issue),
     CredentialProcess(credential_process::CredentialProcess),
+    Exec(exec::Exec),
+    Agent(agent::Agent),
     /// Hand credentials back before their time, as a service.
     Release(issue::Release),
     /// Leases: see and end what has been issued.
@@ -226,6 +231,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Issue(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::CredentialProcess(command) => command.run(connection, &mut out).await,
+        Command::Exec(command) => command.run(connection).await,
+        Command::Agent(command) => command.run(connection, &mut out).await,
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         #[cfg(not(feature = "server"))]
@@ -271,7 +278,15 @@ impl Connection {
     }
 
     async fn connect_with(&self, evidence: Evidence) -> Result<Client, Failure> {
-        let settings = Settings {
+        Ok(Client::connect(&self.settings_with(evidence)?).await?)
+    }
+
+    fn settings(&self) -> Result<Settings, Failure> {
+        self.settings_with(self.evidence()?)
+    }
+
+    fn settings_with(&self, evidence: Evidence) -> Result<Settings, Failure> {
+        Ok(Settings {
             address: self
                 .addr
                 .clone()
@@ -281,15 +296,27 @@ impl Connection {
                 .clone()
                 .ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
             evidence,
-        };
-        Ok(Client::connect(&settings).await?)
+        })
+    }
+
+    /// Gives another process of this program the same settings.
+    fn hand_on(&self, command: &mut std::process::Command) {
+        let files = [
+            ("CREDBROKER_CA_FILE", &self.ca_file),
+            ("CREDBROKER_TOKEN_FILE", &self.token_file),
+            ("CREDBROKER_CLIENT_CERT_FILE", &self.client_cert_file),
+            ("CREDBROKER_CLIENT_KEY_FILE", &self.client_key_file),
+        ];
+        let files = files.into_iter();
+        command.envs(files.filter_map(|(name, file)| file.as_ref().map(|file| (name, file))));
+        command.envs(self.addr.as_ref().map(|addr| ("CREDBROKER_ADDR", addr)));
     }
 
     fn evidence(&self) -> Result<Evidence, Failure> {
         let has_token = self.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
         match self.certificate() {
             Some(certificate) if !has_token => Ok(certificate),
-            _ => self.token().map(Evidence::Token),
+            _ => self.token(),
         }
     }
 
@@ -300,12 +327,12 @@ impl Connection {
         })
     }
 
-    fn token(&self) -> Result<SecretString, Failure> {
+    fn token(&self) -> Result<Evidence, Failure> {
         if let Some(path) = &self.token_file {
-            return Ok(read_secret(path)?);
+            return Ok(Evidence::TokenFile(path.clone()));
         }
         match std::env::var("CREDBROKER_TOKEN") {
-            Ok(token) => Ok(SecretString::from(token)),
+            Ok(token) => Ok(Evidence::Token(SecretString::from(token))),
             Err(_) => Err(Failure::unset(
                 "CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE",
                 "--token-file",

@@ -1,5 +1,10 @@
-//! A connection to a broker: TLS against a given CA, the bearer token on every call.
+//! A connection to a broker: TLS against a given CA, the bearer token on every call; and
+//! [`Credentials`] that AWS SDKs take, kept fresh over it.
 //! The generated clients are in [`crate::proto`], for whoever wants nothing more.
+
+mod credentials;
+pub mod endpoint;
+mod follow;
 
 use std::{
     fs,
@@ -16,6 +21,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
+pub use self::credentials::{Credentials, Issued, Missing};
 use crate::proto::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
     credential_service_client::CredentialServiceClient, grant_service_client::GrantServiceClient,
@@ -36,7 +42,7 @@ pub struct Settings {
     pub address: String,
     /// PEM of the CA that signed the broker's certificate.
     pub ca_file: PathBuf,
-    /// Proves it: a token, or a certificate and its key; of both the token counts.
+    /// What the caller proves itself by.
     pub evidence: Evidence,
 }
 
@@ -45,6 +51,8 @@ pub struct Settings {
 pub enum Evidence {
     /// A bearer token.
     Token(SecretString),
+    /// A file that holds one, read anew for each connection.
+    TokenFile(PathBuf),
     /// A client certificate.
     Certificate {
         /// The chain, PEM, the caller's own first.
@@ -52,6 +60,20 @@ pub enum Evidence {
         /// Its private key, PEM.
         key_file: PathBuf,
     },
+}
+
+impl Evidence {
+    /// The token, if it is one; read anew where it is in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn token(&self) -> Result<Option<SecretString>, ConnectError> {
+        match self {
+            Self::Token(token) => Ok(Some(token.clone())),
+            Self::TokenFile(path) => read_secret(path).map(Some),
+            Self::Certificate { .. } => Ok(None),
+        }
+    }
 }
 
 /// Why no connection can be made.
@@ -152,6 +174,7 @@ impl Client {
             .connect_timeout(CONNECT_LIMIT);
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
         let endpoint = with_tls(endpoint, tls, &settings.evidence)?;
+        let bearer = Bearer(header(&settings.evidence)?);
         let channel = endpoint
             .connect()
             .await
@@ -160,7 +183,7 @@ impl Client {
                 why: root_cause(&error),
             })?;
         Ok(Self {
-            channel: InterceptedService::new(channel, Bearer(header(&settings.evidence)?)),
+            channel: InterceptedService::new(channel, bearer),
         })
     }
 
@@ -258,7 +281,7 @@ fn with_tls(
 }
 
 fn header(evidence: &Evidence) -> Result<Option<MetadataValue<Ascii>>, ConnectError> {
-    let Evidence::Token(token) = evidence else {
+    let Some(token) = evidence.token()? else {
         return Ok(None);
     };
     let header = format!("Bearer {}", token.expose_secret());

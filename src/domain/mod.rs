@@ -14,6 +14,7 @@ pub mod bucket;
 pub mod catalogue;
 pub mod claims;
 pub mod clock;
+pub mod container;
 pub mod credential;
 #[cfg(feature = "server")]
 pub mod decide;

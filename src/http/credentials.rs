@@ -13,7 +13,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::json;
 use tonic::Code;
 
 use crate::{
@@ -21,6 +20,8 @@ use crate::{
     domain::{
         access::Caller,
         audit::Subject,
+        container::{Refusal, document},
+        credential::Credentials,
         decide::{IssueRequest, own_service},
         grant::{Grant, check::Violation},
         name::GrantName,
@@ -76,17 +77,17 @@ async fn issue(broker: &Arc<Broker>, caller: Caller, grant: &str) -> Result<Resp
     let issued = broker
         .issue(caller, IssueRequest::new(name, ttl, None))
         .await?;
-    let (credentials, lease) = (&issued.credentials, &issued.lease);
-    let expires = credentials
-        .expires_at
-        .or(lease.issued().map(|issued| issued.expires_at));
-    let token = credentials.session_token.as_ref();
-    let document = json!({
-        "AccessKeyId": credentials.access_key_id,
-        "SecretAccessKey": credentials.secret_access_key.expose_secret(),
-        "Token": token.map(ExposeSecret::expose_secret),
-        "Expiration": expires.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-    });
+    let Credentials {
+        access_key_id,
+        secret_access_key,
+        session_token: Some(token),
+        expires_at: Some(expires_at),
+        ..
+    } = &issued.credentials
+    else {
+        return Err(Error::Internal("a session without its token".to_owned()));
+    };
+    let document = document(access_key_id, secret_access_key, token, *expires_at);
     Ok(answer(StatusCode::OK, &document))
 }
 
@@ -118,17 +119,15 @@ fn long_enough(grant: &Grant) -> Result<Duration, Error> {
     Ok(spec.default_ttl.max(LEAST))
 }
 
-/// What SDKs show of an error: 403 is final, 503 is tried again. Both spellings are read by
-/// some.
 fn refusal(error: &Error) -> Response {
     let told = status(error);
-    let (code, name) = match told.code() {
+    let refusal = match told.code() {
         Code::Unavailable
         | Code::ResourceExhausted
         | Code::DeadlineExceeded
         | Code::Aborted
-        | Code::Internal => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
-        _ => (StatusCode::FORBIDDEN, "AccessDenied"),
+        | Code::Internal => Refusal::Unavailable,
+        _ => Refusal::Denied,
     };
     let next = error.next();
     let message = if next.is_empty() {
@@ -136,9 +135,9 @@ fn refusal(error: &Error) -> Response {
     } else {
         format!("{}; {next}", told.message())
     };
-    let document = json!({"Code": name, "Message": message, "code": name, "message": message});
-    let mut refused = answer(code, &document);
-    if code == StatusCode::SERVICE_UNAVAILABLE {
+    let code = StatusCode::from_u16(refusal.status()).unwrap_or_default();
+    let mut refused = answer(code, &refusal.document(&message));
+    if refusal == Refusal::Unavailable {
         refused.headers_mut().insert(RETRY_AFTER, 1.into());
     }
     refused

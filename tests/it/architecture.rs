@@ -187,7 +187,23 @@ const ROOMS: &[Room] = &[
     room(
         "client",
         &["proto", "domain"],
-        &["secrecy", "thiserror", "tonic"],
+        // What AWS SDKs take credentials from, in the process and over HTTP.
+        &[
+            "aws_credential_types",
+            "aws_lc_rs",
+            "data_encoding",
+            "http_body_util",
+            "hyper",
+            "hyper_util",
+            "jiff",
+            "prost_types",
+            "secrecy",
+            "serde_json",
+            "thiserror",
+            "tokio",
+            "tonic",
+            "tonic_types",
+        ],
     ),
     room(
         "cli",

@@ -11,6 +11,7 @@
 
 mod access;
 mod admin_key;
+mod agent;
 mod approvals;
 mod architecture;
 mod audit;

@@ -1,0 +1,134 @@
+//! `credbroker exec`: a command with credentials, and with no others.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use clap::Args;
+use tokio::task::spawn_blocking;
+
+use super::{Connection, failure::Failure, issue::issue};
+use crate::domain::duration;
+
+/// By what AWS SDKs could find other credentials than these, and by what a broker knows the
+/// caller: neither is the command's business.
+const CLEARED: [&str; 20] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CREDENTIAL_EXPIRATION",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_PROFILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "CREDBROKER_CLIENT_CERT_FILE",
+    "CREDBROKER_CLIENT_KEY_FILE",
+    "CREDBROKER_LEASE_ID",
+    "CREDBROKER_TOKEN",
+    "CREDBROKER_TOKEN_FILE",
+];
+
+/// Run a command with credentials in its environment, and with no others.
+///
+/// The command takes the place of credbroker: signals and exit status are its own.
+#[derive(Args, Debug)]
+pub(super) struct Exec {
+    /// GRANT of the service whose token is used, or SERVICE/GRANT.
+    grant: String,
+    /// Lifetime, e.g. 1h; the grant's default if not given.
+    #[arg(long, value_parser = duration::parse)]
+    ttl: Option<Duration>,
+    /// For a command that runs longer than its credentials live: it gets an endpoint of its
+    /// own, which ends with it, where its SDK finds the next ones. Not for iam_user.
+    #[arg(long)]
+    refresh: bool,
+    /// What to run.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Exec {
+    pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let (program, args) = self
+            .command
+            .split_first()
+            .ok_or_else(|| Failure::usage("there is no command to run"))?;
+        let mut command = Command::new(program);
+        command.args(args);
+        for variable in CLEARED {
+            command.env_remove(variable);
+        }
+        // No other source, should these come to an end.
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        if self.refresh {
+            let url = self.endpoint(connection).await?;
+            command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", url);
+            // What stands there goes before an endpoint.
+            command.env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        } else {
+            let client = connection.connect().await?;
+            let issued = issue(&client, self.grant.clone(), self.ttl, None).await?;
+            let session = issued.session_token.iter();
+            let until = issued.expiration.iter();
+            command
+                .env("AWS_ACCESS_KEY_ID", &issued.access_key_id)
+                .env("AWS_SECRET_ACCESS_KEY", &issued.secret_access_key)
+                .env("CREDBROKER_LEASE_ID", &issued.lease_id)
+                .envs(session.map(|token| ("AWS_SESSION_TOKEN", token)))
+                .envs(until.map(|until| ("AWS_CREDENTIAL_EXPIRATION", until)));
+        }
+        let error = command.exec();
+        let program = program.display();
+        Err(Failure::usage(format!("cannot run {program}: {error}")))
+    }
+
+    /// An endpoint in a process of its own, which ends when this one does, whatever this one
+    /// has become until then.
+    async fn endpoint(&self, connection: &Connection) -> Result<String, Failure> {
+        let mut agent = Command::new(env::current_exe()?);
+        agent
+            .args(["agent", "--for-parent", "--grant", &self.grant])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            // What a terminal sends is for the command.
+            .process_group(0);
+        if let Some(ttl) = self.ttl {
+            agent.args(["--ttl", &format!("{}s", ttl.as_secs())]);
+        }
+        connection.hand_on(&mut agent);
+        let told = spawn_blocking(move || {
+            let mut agent = agent.spawn()?;
+            let mut url = String::new();
+            if let Some(told) = agent.stdout.take() {
+                BufReader::new(told).read_line(&mut url)?;
+            }
+            // One that has an endpoint stays.
+            let ended = if url.is_empty() {
+                agent.wait()?.code()
+            } else {
+                None
+            };
+            Ok::<_, std::io::Error>((url.trim_end().to_owned(), ended))
+        });
+        let told = told
+            .await
+            .map_err(|error| Failure::unexpected(error.to_string()))?;
+        match told? {
+            (url, _) if !url.is_empty() => Ok(url),
+            // It has told why.
+            (_, ended) => std::process::exit(ended.unwrap_or(1)),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! A profile in the AWS credentials file, among those of others.
+//! <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>
+
+use std::{
+    env,
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::failure::Failure;
+use crate::client::Issued;
+
+/// By this line a section is known as the agent's.
+const OURS: &str = "# Kept by `credbroker agent`, which removes it when it ends.";
+
+/// A profile that the agent keeps.
+pub(super) struct Profile {
+    name: String,
+    file: PathBuf,
+}
+
+impl Profile {
+    /// In the file that SDKs read.
+    pub(super) fn named(name: &str) -> Result<Self, Failure> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@+".contains(c);
+        if name.is_empty() || !name.chars().all(plain) {
+            let why = format!("{name:?} is no name of a profile: letters, digits and -_.@+");
+            return Err(Failure::usage(why));
+        }
+        let home = || env::home_dir().map(|home| home.join(".aws/credentials"));
+        let named = env::var_os("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
+        let file = named.or_else(home);
+        let unset =
+            || Failure::usage("HOME is not set").next("set it, or AWS_SHARED_CREDENTIALS_FILE");
+        let profile = Self {
+            name: name.to_owned(),
+            file: file.ok_or_else(unset)?,
+        };
+        // Somebody else's stays.
+        profile.change(None)?;
+        Ok(profile)
+    }
+
+    pub(super) fn write(&self, issued: &Issued) -> Result<(), Failure> {
+        let token = issued.session_token.as_ref().map(|token| {
+            let token = token.expose_secret();
+            format!("aws_session_token = {token}\n")
+        });
+        let body = format!(
+            "{OURS}\naws_access_key_id = {}\naws_secret_access_key = {}\n{}",
+            issued.access_key_id,
+            issued.secret_access_key.expose_secret(),
+            token.unwrap_or_default()
+        );
+        self.change(Some(&SecretString::from(body)))
+    }
+
+    pub(super) fn remove(&self) -> Result<(), Failure> {
+        self.change(None)
+    }
+
+    fn change(&self, body: Option<&SecretString>) -> Result<(), Failure> {
+        let name = &self.name;
+        let wrong = |error: &dyn std::fmt::Display| {
+            let file = self.file.display();
+            Failure::usage(format!("cannot keep profile {name} in {file}: {error}"))
+        };
+        let foreign = || {
+            wrong(&"it is there already, and not the agent's")
+                .next("give --write-profile another name, or remove that profile")
+        };
+        // Where it is a link, what it leads to is changed.
+        let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let changed = || -> io::Result<Option<()>> {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)?;
+            // Several agents may be at it.
+            let alone = File::open(directory)?;
+            alone.lock()?;
+            let old = SecretString::from(match fs::read_to_string(&file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+                old => old?,
+            });
+            let body = body.map(ExposeSecret::expose_secret);
+            let Some(new) = with_section(old.expose_secret(), name, body) else {
+                return Ok(None);
+            };
+            if new.expose_secret() != old.expose_secret() {
+                replace(&file, &new)?;
+            }
+            Ok(Some(()))
+        };
+        let changed = changed().map_err(|error| wrong(&error))?;
+        changed.ok_or_else(foreign)
+    }
+}
+
+/// Whoever reads sees the old or the new, whole.
+fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
+    let mode = fs::metadata(file).map(|old| old.permissions().mode() & 0o777);
+    let new = file.with_extension("credbroker-new");
+    // One that is left over may have another mode.
+    let _ = fs::remove_file(&new);
+    let mut options = OpenOptions::new();
+    let mut written = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    written.write_all(text.expose_secret().as_bytes())?;
+    if let Ok(mode) = mode {
+        written.set_permissions(Permissions::from_mode(mode))?;
+    }
+    fs::rename(&new, file)
+}
+
+/// The file with this body in the section, or without the section; nothing else changes.
+/// `None` when the section is somebody else's.
+fn with_section(text: &str, name: &str, body: Option<&str>) -> Option<SecretString> {
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let is_head = |line: &str| line.trim_start().starts_with('[');
+    let is_ours = |line: &&str| section(line) == Some(name);
+    let from = lines.iter().position(is_ours);
+    let to = from.map_or(lines.len(), |from| {
+        let mut after = lines.iter().skip(from + 1);
+        let next = after.position(|line| is_head(line));
+        next.map_or(lines.len(), |next| from + 1 + next)
+    });
+    let from = from.unwrap_or(lines.len());
+    if from < to
+        && lines
+            .get(from + 1)
+            .is_none_or(|line| line.trim_end() != OURS)
+    {
+        return None;
+    }
+    let mut new: String = lines[..from].concat();
+    if let Some(body) = body {
+        if !new.is_empty() && !new.ends_with('\n') {
+            new.push('\n');
+        }
+        new.extend(["[", name, "]\n", body]);
+    }
+    new += &lines[to..].concat();
+    Some(SecretString::from(new))
+}
+
+/// The name of the section that a line begins.
+fn section(line: &str) -> Option<&str> {
+    let (name, _) = line.trim().strip_prefix('[')?.split_once(']')?;
+    Some(name.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str, body: Option<&str>) -> Option<String> {
+        let new = with_section(text, "pay", body);
+        new.map(|new| new.expose_secret().to_owned())
+    }
+
+    #[test]
+    fn a_profile_is_kept_among_others_and_none_of_theirs_changes() {
+        let ours = |key: &str| format!("[pay]\n{OURS}\naws_access_key_id = {key}\n");
+        let body = |key: &str| format!("{OURS}\naws_access_key_id = {key}\n");
+        let before = "# mine\n[default]\nkey=1 \n\n";
+        let after = "[ other ]\r\nkey=[pay]\n";
+        for (before, after) in [("", ""), (before, ""), ("", after), (before, after)] {
+            let one = format!("{before}{}{after}", ours("AKIA1"));
+            let two = format!("{before}{}{after}", ours("AKIA2"));
+            let none = format!("{before}{after}");
+            assert_eq!(with(&one, Some(&body("AKIA2"))), Some(two));
+            assert_eq!(with(&one, None), Some(none.clone()));
+            assert_eq!(with(&none, None), Some(none.clone()));
+            let last = format!("{none}{}", ours("AKIA1"));
+            assert_eq!(with(&none, Some(&body("AKIA1"))), Some(last));
+        }
+        // A last line without an end stays a line.
+        let grown = with("[default]\nkey=1", Some(&body("AKIA1"))).unwrap();
+        assert_eq!(grown, format!("[default]\nkey=1\n{}", ours("AKIA1")));
+    }
+
+    #[test]
+    fn a_profile_of_somebody_elses_is_left_alone() {
+        for text in [
+            "[pay]\naws_access_key_id = AKIA1\n",
+            "[pay]",
+            "[default]\n[ pay ]\n",
+        ] {
+            assert_eq!(with(text, None), None, "{text}");
+            assert_eq!(with(text, Some("")), None, "{text}");
+        }
+    }
+}

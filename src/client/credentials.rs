@@ -1,0 +1,217 @@
+//! Credentials under one grant, as AWS SDKs take them.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use aws_credential_types::{
+    Credentials as AwsCredentials,
+    provider::{ProvideCredentials, error::CredentialsError, future},
+};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+
+use super::{Settings, follow::follow};
+use crate::{
+    domain::{clock::wall_time, refresh},
+    proto::IssueCredentialsResponse,
+};
+
+/// How long an SDK waits for credentials that are not there yet; it gives up after five
+/// seconds by itself.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How long an SDK keeps what it has been given. It asks again in good time, so that it uses
+/// no session for long that was revoked; that costs a look into memory.
+const KEPT_FOR: SignedDuration = SignedDuration::from_mins(5);
+
+/// Credentials under one grant, kept fresh in the background for as long as a clone of this
+/// lives: the broker sends the next before the old end, and tells when they are revoked.
+/// However many ask, there is one stream to the broker. Through an outage the last ones serve
+/// until they end.
+///
+/// ```no_run
+/// use credbroker::client::{Credentials, Evidence, Settings};
+///
+/// # async fn example() {
+/// let credentials = Credentials::under(
+///     Settings {
+///         address: "https://broker.example:8443".to_owned(),
+///         ca_file: "/etc/credbroker/ca.pem".into(),
+///         evidence: Evidence::TokenFile("/run/secrets/credbroker-token".into()),
+///     },
+///     "uploads",
+/// );
+/// let config = aws_config::from_env()
+///     .credentials_provider(credentials)
+///     .load()
+///     .await;
+/// let sts = aws_sdk_sts::Client::new(&config);
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    state: watch::Receiver<State>,
+    _following: Arc<Following>,
+}
+
+/// What is known at the moment.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    /// Nothing yet.
+    Asked,
+    /// These.
+    Held(Arc<Issued>),
+    /// There are none.
+    Without(Missing),
+}
+
+/// Why there are no credentials.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Missing {
+    /// The broker does not give any, or has taken them away.
+    #[error("{0}")]
+    Refused(String),
+    /// There may be some in a while.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Issued credentials. Debug hides the secrets.
+#[derive(Clone)]
+pub struct Issued {
+    /// The lease.
+    pub lease_id: String,
+    /// `AKIA…` or `ASIA…`.
+    pub access_key_id: String,
+    /// The secret access key.
+    pub secret_access_key: SecretString,
+    /// Of a session; an IAM user has none.
+    pub session_token: Option<SecretString>,
+    /// When they end.
+    pub expires_at: Timestamp,
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued")
+            .field("lease_id", &self.lease_id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Issued {
+    pub(super) fn of(issued: IssueCredentialsResponse) -> Option<Self> {
+        let (lease, expiration) = (issued.lease?, issued.expiration?);
+        Some(Self {
+            lease_id: lease.lease_id,
+            access_key_id: lease.access_key_id?,
+            secret_access_key: SecretString::from(issued.secret_access_key),
+            session_token: issued.session_token.map(SecretString::from),
+            expires_at: Timestamp::new(expiration.seconds, expiration.nanos).ok()?,
+        })
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        refresh::is_alive(self.expires_at, wall_time())
+    }
+}
+
+/// The task that follows; it ends with its last owner.
+#[derive(Debug)]
+struct Following(JoinHandle<()>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Credentials {
+    /// Begins to follow the credentials of a grant: `GRANT` of the caller's service, or
+    /// `SERVICE/GRANT`.
+    ///
+    /// Whatever is wrong, be it of the settings, is told to those who ask for credentials,
+    /// and tried again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn under(settings: Settings, grant: &str) -> Self {
+        Self::living(settings, grant, None)
+    }
+
+    /// The same; each lives so long, the grant's default if not given.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn living(settings: Settings, grant: &str, ttl: Option<Duration>) -> Self {
+        let (sender, state) = watch::channel(State::Asked);
+        let following = tokio::spawn(follow(settings, grant.to_owned(), ttl, sender));
+        Self {
+            state,
+            _following: Arc::new(Following(following)),
+        }
+    }
+
+    /// Those that are good now; waits so long for the first, or for the next after an outage
+    /// or a revocation.
+    ///
+    /// # Errors
+    /// There are none.
+    pub async fn current(&self, patience: Duration) -> Result<Arc<Issued>, Missing> {
+        let mut state = self.state.clone();
+        let limit = Instant::now() + patience;
+        loop {
+            let now = state.borrow_and_update().clone();
+            let why = match now {
+                State::Held(issued) if issued.is_alive() => return Ok(issued),
+                State::Without(Missing::Refused(why)) => return Err(Missing::Refused(why)),
+                State::Without(Missing::Unavailable(why)) => why,
+                State::Held(_) => "the last ones are over".to_owned(),
+                State::Asked => "the broker has not answered yet".to_owned(),
+            };
+            if !matches!(timeout_at(limit, state.changed()).await, Ok(Ok(()))) {
+                return Err(Missing::Unavailable(why));
+            }
+        }
+    }
+
+    /// Waits until there are others, or none any more.
+    pub async fn changed(&mut self) {
+        // Whoever sends lives as long as this.
+        let _ = self.state.changed().await;
+    }
+
+    async fn provide(&self) -> Result<AwsCredentials, CredentialsError> {
+        let issued = self.current(PATIENCE).await;
+        let issued = issued.map_err(CredentialsError::provider_error)?;
+        let token = issued.session_token.as_ref();
+        let until = issued.expires_at.min(wall_time() + KEPT_FOR);
+        let until = SystemTime::try_from(until).map_err(CredentialsError::unhandled)?;
+        Ok(AwsCredentials::new(
+            &issued.access_key_id,
+            issued.secret_access_key.expose_secret(),
+            token.map(|token| token.expose_secret().to_owned()),
+            Some(until),
+            "credbroker",
+        ))
+    }
+}
+
+impl ProvideCredentials for Credentials {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.provide())
+    }
+}

@@ -1,0 +1,111 @@
+//! `credbroker exec`: a command with credentials, and with no others.
+
+use std::{os::unix::process::ExitStatusExt, process::Stdio};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+};
+
+use super::{command, served};
+use crate::harness::{Key, Run, World, eventually};
+
+/// All of its environment, as JSON.
+const SHOW: [&str; 3] = [
+    "python3",
+    "-c",
+    "import json, os; print(json.dumps(dict(os.environ)))",
+];
+
+async fn shown(world: &World, grant: &str) -> Value {
+    let args = [&["exec", grant, "--"], &SHOW[..]].concat();
+    let mut command = command(world, &args);
+    for variable in [
+        "AWS_PROFILE",
+        "AWS_SESSION_TOKEN",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "CREDBROKER_TOKEN_FILE",
+    ] {
+        command.env(variable, "of the parent's");
+    }
+    command
+        .env_remove("CREDBROKER_TOKEN_FILE")
+        .env("AWS_REGION", "eu-central-1");
+    Run::of(command, "").await.ok().json()
+}
+
+#[tokio::test]
+async fn a_command_has_these_credentials_and_no_others() {
+    let world = World::new().await;
+    for grant in ["role", "user"] {
+        let env = shown(&world, grant).await;
+        let text = |name: &str| env[name].as_str().map(ToOwned::to_owned);
+        let key = Key {
+            id: text("AWS_ACCESS_KEY_ID").unwrap(),
+            secret: text("AWS_SECRET_ACCESS_KEY").unwrap(),
+            token: text("AWS_SESSION_TOKEN"),
+        };
+        assert!(key.works().await);
+        assert_eq!(key.token.is_some(), grant == "role");
+        assert!(text("AWS_CREDENTIAL_EXPIRATION").is_some());
+        assert_eq!(text("AWS_REGION").unwrap(), "eu-central-1");
+        let all = env.to_string();
+        assert!(!all.contains("of the parent's"), "{all}");
+        assert!(!all.contains(&world.token), "{all}");
+        let lease = text("CREDBROKER_LEASE_ID").unwrap();
+        let shown = world.broker.json(&["lease", "show", &lease]).await;
+        assert_eq!(shown["state"], "active");
+    }
+}
+
+#[tokio::test]
+async fn exit_status_and_signals_are_the_commands_own() {
+    let world = World::new().await;
+    for refresh in [&[][..], &["--refresh"]] {
+        let run = async |script: &str| {
+            let args = [&["exec", "role"], refresh, &["--", "sh", "-c", script]].concat();
+            command(&world, &args).status().await.unwrap()
+        };
+        assert_eq!(run("exit 7").await.code(), Some(7));
+        assert_eq!(run("kill -TERM $$").await.signal(), Some(15));
+        let args = [&["exec", "role"], refresh, &["--", "/no/such/program"]].concat();
+        let missing = Run::of(command(&world, &args), "").await;
+        missing.fails(2, &["cannot run /no/such/program"]);
+        let args = [&["exec", "nothing"], refresh, &["--", "true"]].concat();
+        let refused = Run::of(command(&world, &args), "").await;
+        assert!([4, 5].contains(&refused.code), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("there is no grant"),
+            "{}",
+            refused.stderr
+        );
+    }
+    let args = ["exec", "user", "--refresh", "--", "true"];
+    let refused = Run::of(command(&world, &args), "").await;
+    refused.fails(6, &["iam_user", "without --refresh"]);
+}
+
+#[tokio::test]
+async fn a_long_command_has_an_endpoint_of_its_own_that_ends_with_it() {
+    let world = World::new().await;
+    let script =
+        "echo $AWS_CONTAINER_CREDENTIALS_FULL_URI; echo \"key: $AWS_ACCESS_KEY_ID\"; read line";
+    let args = ["exec", "role", "--refresh", "--", "sh", "-c", script];
+    let mut command = command(&world, &args);
+    command
+        .env("AWS_ACCESS_KEY_ID", "AKIAOFTHEPARENT")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let url = lines.next_line().await.unwrap().unwrap();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "key: ");
+    assert!(served(&url).await.works().await);
+    drop(child.stdin.take());
+    assert!(!child.wait().await.unwrap().success());
+    let address = url[7..].split_once('/').unwrap().0.to_owned();
+    let gone = async || TcpStream::connect(&address).await.is_err().then_some(());
+    eventually("the endpoint ends", gone).await;
+}

@@ -1,0 +1,96 @@
+//! `credbroker::client::Credentials`, which AWS SDKs take.
+
+use std::time::Duration;
+
+use aws_credential_types::provider::ProvideCredentials;
+use credbroker::client::{Credentials, Evidence, Missing, Settings};
+
+use crate::harness::{Key, World, eventually};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn settings(world: &World) -> Settings {
+    Settings {
+        address: format!(
+            "https://{}",
+            world.broker.address().replace("127.0.0.1", "localhost")
+        ),
+        ca_file: world.broker.setting("CREDBROKER_CA_FILE").into(),
+        evidence: Evidence::Token(world.token.clone().into()),
+    }
+}
+
+#[tokio::test]
+async fn an_sdk_has_fresh_credentials_for_as_long_as_it_runs() {
+    let world = World::new().await;
+    world.put_user(&["--ttl", "8s", "--max-ttl", "8s"]).await;
+    let credentials = Credentials::under(settings(&world), "user");
+    let provided = credentials.provide_credentials().await.unwrap();
+    let key = Key {
+        id: provided.access_key_id().to_owned(),
+        secret: provided.secret_access_key().to_owned(),
+        token: provided.session_token().map(ToOwned::to_owned),
+    };
+    assert!(key.works().await);
+    assert!(provided.expiry().is_some());
+    let others = async || {
+        let provided = credentials.provide_credentials().await.unwrap();
+        (provided.access_key_id() != key.id).then_some(())
+    };
+    eventually("the next are there", others).await;
+    assert!(key.works().await, "and the old ones still work");
+}
+
+#[tokio::test]
+async fn however_many_ask_and_go_away_the_broker_is_asked_once() {
+    let world = World::new().await;
+    let credentials = Credentials::under(settings(&world), "role");
+    // Whoever gives up takes nothing away from those who wait.
+    let given_up = tokio::time::timeout(Duration::ZERO, credentials.current(LIMIT));
+    assert!(given_up.await.is_err());
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let credentials = credentials.clone();
+            tokio::spawn(async move { credentials.current(LIMIT).await.unwrap().lease_id.clone() })
+        })
+        .collect();
+    let mut leases = Vec::new();
+    for asked in asking {
+        leases.push(asked.await.unwrap());
+    }
+    leases.dedup();
+    assert_eq!(leases.len(), 1);
+    assert_eq!(world.leases().await.len(), 1);
+    let shown = format!("{:?}", credentials.current(LIMIT).await.unwrap());
+    let (_, secrets) = shown.split_once("Issued").unwrap();
+    assert!(!secrets.contains("secret"), "{shown}");
+}
+
+#[tokio::test]
+async fn why_there_are_none_is_told_in_the_brokers_words() {
+    let world = World::new().await;
+    let refused = Credentials::under(settings(&world), "nothing");
+    let missing = refused.current(LIMIT).await.unwrap_err();
+    assert!(matches!(missing, Missing::Refused(_)), "{missing:?}");
+    assert!(
+        missing.to_string().contains("there is no grant"),
+        "{missing}"
+    );
+    let told = refused.provide_credentials().await.unwrap_err();
+    assert!(
+        format!("{told:?}").contains("there is no grant"),
+        "{told:?}"
+    );
+
+    let elsewhere = Settings {
+        address: "https://localhost:1".to_owned(),
+        ..settings(&world)
+    };
+    let away = Credentials::under(elsewhere, "role");
+    let missing = away.current(Duration::from_secs(2)).await.unwrap_err();
+    assert!(matches!(missing, Missing::Unavailable(_)), "{missing:?}");
+    assert!(
+        missing.to_string().contains("cannot reach the broker"),
+        "{missing}"
+    );
+}
