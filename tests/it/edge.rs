@@ -1,6 +1,7 @@
 //! Peers that do harm: each is gone within ten seconds, what it can hold is bounded, and
 //! everybody else is served all the while.
 
+mod answers;
 mod bounds;
 
 use std::{fs, path::Path, time::Duration};
