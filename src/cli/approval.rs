@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{failure::Failure, output::Output, view};
+use super::{failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, ApproveChangeRequest, ListApprovalsRequest, RejectChangeRequest},
@@ -94,9 +94,13 @@ impl Approval {
 }
 
 async fn listed(client: &Client) -> Result<impl Iterator<Item = Shown>, Failure> {
-    let answer = client
-        .admin()
-        .list_approvals(ListApprovalsRequest {})
-        .await?;
-    Ok(answer.into_inner().approvals.into_iter().map(Shown::from))
+    let approvals = pages::all(u32::MAX, async |page_size, page_token| {
+        let request = ListApprovalsRequest {
+            page_size,
+            page_token,
+        };
+        let page = client.admin().list_approvals(request).await?.into_inner();
+        Ok((page.approvals, page.next_page_token))
+    });
+    Ok(approvals.await?.into_iter().map(Shown::from))
 }

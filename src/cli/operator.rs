@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::Failure, output::Output, view};
+use super::{failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, CreateOperatorRequest, DeleteOperatorRequest, ListOperatorsRequest},
@@ -57,12 +57,16 @@ impl Operator {
                 out.show(&operator.with_token(created.token))?;
             }
             Self::List => {
-                let operators = admin
-                    .list_operators(ListOperatorsRequest {})
-                    .await?
-                    .into_inner()
-                    .operators;
-                let operators: Vec<_> = operators.into_iter().map(view::Operator::from).collect();
+                let operators = pages::all(u32::MAX, async |page_size, page_token| {
+                    let request = ListOperatorsRequest {
+                        page_size,
+                        page_token,
+                    };
+                    let page = client.admin().list_operators(request).await?.into_inner();
+                    let operators = page.operators.into_iter().map(view::Operator::from);
+                    Ok((operators.collect(), page.next_page_token))
+                })
+                .await?;
                 out.list(&operators, &["name", "role", "token_id", "created_at"])?;
             }
             Self::Delete { name } => {

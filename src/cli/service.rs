@@ -212,6 +212,22 @@ impl Service {
     }
 }
 
+/// What a service is known by.
+async fn bindings(client: &Client, service: &str) -> Result<Vec<view::Binding>, Failure> {
+    pages::all(u32::MAX, async |page_size, page_token| {
+        let request = ListServiceBindingsRequest {
+            service: service.to_owned(),
+            page_size,
+            page_token,
+        };
+        let answer = client.services().list_service_bindings(request).await?;
+        let page = answer.into_inner();
+        let bindings = page.service_bindings.into_iter().map(view::Binding::from);
+        Ok((bindings.collect(), page.next_page_token))
+    })
+    .await
+}
+
 async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
     let all = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListServicesRequest {
@@ -250,10 +266,7 @@ impl Binding {
         let mut services = client.services();
         match self {
             Self::List { name } => {
-                let request = ListServiceBindingsRequest { service: name };
-                let answer = services.list_service_bindings(request).await?;
-                let bindings = answer.into_inner().service_bindings.into_iter();
-                let bindings: Vec<_> = bindings.map(view::Binding::from).collect();
+                let bindings = bindings(client, &name).await?;
                 let columns = [
                     "binding_id",
                     "spiffe_id",

@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
+    pages::{Since, fill, parse_page, part_of},
 };
 use crate::{
     broker,
@@ -13,6 +14,8 @@ use crate::{
         admin_key::Phase,
         approval::Approval,
         denial::{Denial, DenialState},
+        name::Name,
+        operator::Operator,
     },
     proto::{
         self, ApproveChangeRequest, CreateOperatorRequest, CreateOperatorResponse,
@@ -83,10 +86,14 @@ impl AdminService for Api {
         &self,
         request: Request<ListOperatorsRequest>,
     ) -> Result<Response<ListOperatorsResponse>, Status> {
-        self.call(request, async |broker, caller, _| {
-            let operators = broker.operators(&caller).await?;
+        self.call(request, async |broker, caller, message| {
+            let page = parse_page::<Name>(message.page_size, message.page_token)?;
+            let key = |operator: &Operator| operator.name.clone();
+            let operators = part_of(&page, broker.operators(&caller).await?, key);
+            let (operators, next_page_token) = fill(&page, &operators, 0, key, to_operator);
             Ok(ListOperatorsResponse {
-                operators: operators.iter().map(to_operator).collect(),
+                operators,
+                next_page_token,
             })
         })
         .await
@@ -137,10 +144,14 @@ impl AdminService for Api {
         &self,
         request: Request<ListApprovalsRequest>,
     ) -> Result<Response<ListApprovalsResponse>, Status> {
-        self.call(request, async |broker, caller, _| {
-            let approvals = broker.approvals(&caller).await?;
+        self.call(request, async |broker, caller, message| {
+            let page = parse_page::<Since>(message.page_size, message.page_token)?;
+            let key = |asked: &Approval| Since::new(asked.requested_at, &asked.id);
+            let approvals = part_of(&page, broker.approvals(&caller).await?, key);
+            let (approvals, next_page_token) = fill(&page, &approvals, 0, key, to_approval);
             Ok(ListApprovalsResponse {
-                approvals: approvals.iter().map(to_approval).collect(),
+                approvals,
+                next_page_token,
             })
         })
         .await

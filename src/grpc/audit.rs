@@ -1,5 +1,6 @@
 use std::{collections::BTreeSet, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
+use prost::Message;
 use tokio::sync::mpsc;
 use tonic::{
     Request, Response, Status,
@@ -8,7 +9,8 @@ use tonic::{
 
 use super::{
     Api,
-    convert::{next_page, parse, parse_page, parse_time},
+    convert::{parse, parse_time},
+    pages::{fill, parse_page},
     records::{parse_audit_filter, to_checkpoint, to_proof, to_record},
     status::status,
 };
@@ -46,9 +48,11 @@ impl AuditService for Api {
             let filter = parse_audit_filter(&message)?;
             let page = parse_page::<u64>(message.page_size, message.page_token)?;
             let records = broker.audit(&caller, &filter, &page).await?;
+            let (records, next_page_token) =
+                fill(&page, &records, 0, |record| record.seq, to_record);
             Ok(ListAuditRecordsResponse {
-                next_page_token: next_page(&page, &records, |record| record.seq.to_string()),
-                records: records.iter().map(to_record).collect(),
+                records,
+                next_page_token,
             })
         })
         .await
@@ -99,10 +103,14 @@ impl AuditService for Api {
             let lease = parse("lease_id", &message.lease_id)?;
             let page = parse_page::<u64>(message.page_size, message.page_token)?;
             let (signed, proofs) = broker.prove(caller, &lease, &page).await?;
+            let checkpoint = to_checkpoint(signed);
+            let other = checkpoint.encoded_len();
+            let (proofs, next_page_token) =
+                fill(&page, &proofs, other, |proof| proof.index + 1, to_proof);
             Ok(ProveLeaseResponse {
-                next_page_token: next_page(&page, &proofs, |proof| (proof.index + 1).to_string()),
-                checkpoint: Some(to_checkpoint(signed)),
-                proofs: proofs.into_iter().map(to_proof).collect(),
+                checkpoint: Some(checkpoint),
+                proofs,
+                next_page_token,
             })
         })
         .await

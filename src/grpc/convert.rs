@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
 use crate::{
-    broker::{Error, ports::Page},
+    broker::Error,
     domain::{
         arn::Partition,
         binding::{KnownBy, ServiceBinding},
@@ -26,9 +26,6 @@ use crate::{
     proto::{self, service_binding},
 };
 
-/// Most entries of one page.
-const PAGE_MAX: u32 = 1000;
-const PAGE_DEFAULT: u32 = 100;
 /// Longest reason that an operator may give, characters.
 const REASON_MAX: usize = 256;
 
@@ -110,36 +107,6 @@ pub(super) fn parse_reason(reason: &str) -> Result<String, Error> {
         return Err(Error::Invalid(vec![Violation::new("reason", message)]));
     }
     Ok(reason.to_owned())
-}
-
-/// A page whose token is the key of a `K`, the last one of the page before.
-pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, Error> {
-    let mut fields = Fields::default();
-    let limit = match u32::try_from(size) {
-        Ok(0) => PAGE_DEFAULT,
-        Ok(size) => size.min(PAGE_MAX),
-        Err(_) => {
-            fields.wrong("page_size", "a page has 1 to 1,000 entries");
-            0
-        }
-    };
-    let after = (!token.is_empty()).then_some(token);
-    if after
-        .as_deref()
-        .is_some_and(|key| key.parse::<K>().is_err())
-    {
-        fields.wrong(
-            "page_token",
-            "not a token of this list: send the last answer's as it is",
-        );
-    }
-    fields.done(Some(Page { after, limit }))
-}
-
-/// The token of the next page: the key of the last entry, if the page was full.
-pub(super) fn next_page<T>(page: &Page, entries: &[T], key: impl Fn(&T) -> String) -> String {
-    let full = u32::try_from(entries.len()).is_ok_and(|count| count == page.limit);
-    entries.last().filter(|_| full).map(key).unwrap_or_default()
 }
 
 pub(super) fn parse_grant(

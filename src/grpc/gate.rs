@@ -28,7 +28,7 @@ use crate::{
     domain::{
         access::{Caller, Surface, admit},
         name::Name,
-        principal::{Identity, Origin},
+        principal::{Evidence, Identity, Origin},
     },
 };
 
@@ -272,11 +272,24 @@ async fn known(
     services: &Services,
 ) -> Result<Caller, Error> {
     let caller = let_in.await?;
-    if let Identity::Service(name) = caller.principal().identity()
+    let principal = caller.principal();
+    if let Identity::Service(name) = principal.identity()
         && services.add(name)?
     {
         // Shut out in between, it would not be known as one to be told of that.
-        broker.lets_in(name).await?;
+        let still = broker.lets_in(name).await;
+        if let Err(Error::Suspended(_)) = still
+            && !broker.is_shut_out(name)
+        {
+            suspended(
+                broker,
+                principal.origin(),
+                &principal.proof().evidence,
+                name,
+            )
+            .await?;
+        }
+        still?;
     }
     Ok(caller)
 }
@@ -307,10 +320,7 @@ pub(super) async fn let_in(
             return Err(Error::Unauthenticated);
         }
         Err(LoginError::Suspended { service, evidence }) => {
-            let reason = "SERVICE_SUSPENDED";
-            broker
-                .login_failed(&origin, reason, Some(&evidence), Some(&service))
-                .await?;
+            suspended(broker, &origin, &evidence, &service).await?;
             return Err(Error::Suspended(service));
         }
         Err(LoginError::Store(error)) => return Err(error.into()),
@@ -327,6 +337,18 @@ pub(super) async fn let_in(
             Err(error.into())
         }
     }
+}
+
+/// Records that a service was refused for being shut out.
+async fn suspended(
+    broker: &Broker,
+    origin: &Origin,
+    evidence: &Evidence,
+    service: &Name,
+) -> Result<(), Error> {
+    broker
+        .login_failed(origin, "SERVICE_SUSPENDED", Some(evidence), Some(service))
+        .await
 }
 
 fn too_many_connections(service: &Name) -> Error {

@@ -2,7 +2,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{next_page, parse, parse_grant, parse_optional, parse_page, render, to_grant},
+    convert::{parse, parse_grant, parse_optional, render, to_grant},
+    pages::{fill, parse_page},
 };
 use crate::{
     broker::Error,
@@ -60,9 +61,11 @@ impl GrantService for Api {
             let service: Option<Name> = parse_optional("service", &message.service)?;
             let page = parse_page::<GrantName>(message.page_size, message.page_token)?;
             let grants = broker.grants(&caller, service.as_ref(), &page).await?;
+            let (grants, next_page_token) =
+                fill(&page, &grants, 0, |grant| grant.name.clone(), to_grant);
             Ok(ListGrantsResponse {
-                next_page_token: next_page(&page, &grants, |grant| grant.name.to_string()),
-                grants: grants.iter().map(to_grant).collect(),
+                grants,
+                next_page_token,
             })
         })
         .await

@@ -2,15 +2,13 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{
-        Fields, next_page, parse, parse_optional, parse_page, parse_reason, parse_state, to_lease,
-        to_time,
-    },
+    convert::{Fields, parse, parse_optional, parse_reason, parse_state, to_lease, to_time},
+    pages::{fill, parse_page},
     records::to_receipt,
 };
 use crate::{
     broker::{Error, KeyOwner, ports::LeaseFilter},
-    domain::{credential::KeyId, name::LeaseId},
+    domain::{self, credential::KeyId, name::LeaseId},
     proto::{
         AccessKeyOwner, GetLeaseRequest, Lease, ListLeasesRequest, ListLeasesResponse,
         LookupAccessKeysRequest, LookupAccessKeysResponse, RevokeLeaseRequest, RevokeLeaseResponse,
@@ -50,11 +48,11 @@ impl LeaseService for Api {
             };
             let page = parse_page::<LeaseId>(message.page_size, message.page_token)?;
             let leases = broker.leases(&caller, &filter, &page).await?;
+            let key = |lease: &domain::lease::Lease| lease.binding.lease_id.clone();
+            let (leases, next_page_token) = fill(&page, &leases, 0, key, to_lease);
             Ok(ListLeasesResponse {
-                next_page_token: next_page(&page, &leases, |lease| {
-                    lease.binding.lease_id.to_string()
-                }),
-                leases: leases.iter().map(to_lease).collect(),
+                leases,
+                next_page_token,
             })
         })
         .await

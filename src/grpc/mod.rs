@@ -10,6 +10,7 @@ pub mod gate;
 mod grants;
 mod identity;
 mod leases;
+mod pages;
 mod records;
 mod registry;
 mod revocation;

@@ -135,9 +135,9 @@ fn to_log_key(key: LogKey) -> proto::LogKey {
     }
 }
 
-pub(super) fn to_proof(proof: InclusionProof) -> proto::InclusionProof {
+pub(super) fn to_proof(proof: &InclusionProof) -> proto::InclusionProof {
     proto::InclusionProof {
-        leaf: proof.leaf,
+        leaf: proof.leaf.clone(),
         index: proof.index,
         hashes: proof.hashes.iter().map(|hash| hash.to_vec()).collect(),
     }

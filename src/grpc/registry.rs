@@ -5,18 +5,18 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    convert::{
-        Fields, next_page, parse, parse_page, parse_reason, parse_ttl, to_binding, to_service,
-        to_time, to_token,
-    },
+    convert::{Fields, parse, parse_reason, parse_ttl, to_binding, to_service, to_time, to_token},
+    pages::{Since, fill, parse_page, part_of},
 };
 use crate::{
     broker::Error,
     domain::{
+        self,
         binding::{BindingId, KnownBy},
         claims::OidcIdentity,
         grant::check::Violation,
         name::Name,
+        service::ServiceOverview,
         token::TokenId,
     },
     proto::{
@@ -68,11 +68,11 @@ impl ServiceRegistry for Api {
         self.call(request, async |broker, caller, message| {
             let page = parse_page::<Name>(message.page_size, message.page_token)?;
             let services = broker.services(&caller, &page).await?;
+            let key = |overview: &ServiceOverview| overview.service.name.clone();
+            let (services, next_page_token) = fill(&page, &services, 0, key, to_service);
             Ok(ListServicesResponse {
-                next_page_token: next_page(&page, &services, |overview| {
-                    overview.service.name.to_string()
-                }),
-                services: services.iter().map(to_service).collect(),
+                services,
+                next_page_token,
             })
         })
         .await
@@ -210,9 +210,14 @@ impl ServiceRegistry for Api {
     ) -> Result<Response<ListServiceBindingsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let service: Name = parse("service", &message.service)?;
-            let bindings = broker.bindings(&caller, &service).await?;
+            let page = parse_page::<Since>(message.page_size, message.page_token)?;
+            let key =
+                |bound: &domain::binding::ServiceBinding| Since::new(bound.created_at, &bound.id);
+            let bindings = part_of(&page, broker.bindings(&caller, &service).await?, key);
+            let (service_bindings, next_page_token) = fill(&page, &bindings, 0, key, to_binding);
             Ok(ListServiceBindingsResponse {
-                service_bindings: bindings.iter().map(to_binding).collect(),
+                service_bindings,
+                next_page_token,
             })
         })
         .await

@@ -1,5 +1,6 @@
 use std::pin::Pin;
 
+use prost::Message;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tonic::{
     Request, Response, Status,
@@ -9,6 +10,7 @@ use tonic::{
 use super::{
     Api,
     convert::{parse, parse_reason, to_kind, to_state, to_time},
+    pages::Room,
     records::to_receipt,
     status::status,
 };
@@ -29,6 +31,8 @@ pub(super) type Happening = Pin<Box<dyn Stream<Item = Result<RevocationProgress,
 
 /// How many messages wait for a slow reader.
 const BUFFER: usize = 64;
+/// Of an answer, for the two counts of what it leaves out.
+const COUNTS_BYTES: usize = 32;
 
 #[tonic::async_trait]
 impl RevocationService for Api {
@@ -40,14 +44,21 @@ impl RevocationService for Api {
             let target = Target::Service(parse("service", &message.service)?);
             let reason = parse_reason(&message.reason)?;
             let revocation = broker.revoke(caller, target, reason, None).await?;
-            Ok(RevokeServiceResponse {
+            let answer = RevokeServiceResponse {
                 service: message.service,
                 suspended_at: Some(to_time(revocation.suspension.at)),
                 confirmed: revocation.confirmed(),
                 receipt: revocation.receipt.as_ref().map(to_receipt),
                 notice: revocation.notice.clone().unwrap_or_default(),
-                leases: revocation.leases.iter().map(to_revoked).collect(),
-                sessions: revocation.denials.iter().map(to_sessions).collect(),
+                ..RevokeServiceResponse::default()
+            };
+            let told = Told::beside(&answer, &revocation);
+            Ok(RevokeServiceResponse {
+                leases: told.leases,
+                sessions: told.sessions,
+                omitted_leases: told.omitted_leases,
+                omitted_sessions: told.omitted_sessions,
+                ..answer
             })
         })
         .await
@@ -61,14 +72,21 @@ impl RevocationService for Api {
             let target = Target::Grant(parse("grant", &message.grant)?);
             let reason = parse_reason(&message.reason)?;
             let revocation = broker.revoke(caller, target, reason, None).await?;
-            Ok(RevokeGrantResponse {
+            let answer = RevokeGrantResponse {
                 grant: message.grant,
                 revoked_at: Some(to_time(revocation.suspension.at)),
                 confirmed: revocation.confirmed(),
                 receipt: revocation.receipt.as_ref().map(to_receipt),
                 notice: revocation.notice.clone().unwrap_or_default(),
-                leases: revocation.leases.iter().map(to_revoked).collect(),
-                sessions: revocation.denials.iter().map(to_sessions).collect(),
+                ..RevokeGrantResponse::default()
+            };
+            let told = Told::beside(&answer, &revocation);
+            Ok(RevokeGrantResponse {
+                leases: told.leases,
+                sessions: told.sessions,
+                omitted_leases: told.omitted_leases,
+                omitted_sessions: told.omitted_sessions,
+                ..answer
             })
         })
         .await
@@ -149,6 +167,35 @@ fn to_done(revocation: &Revocation) -> What {
         receipt: revocation.receipt.as_ref().map(to_receipt),
         notice: revocation.notice.clone().unwrap_or_default(),
     })
+}
+
+/// What one answer has room to tell of a revocation.
+struct Told {
+    leases: Vec<RevokedLease>,
+    sessions: Vec<RevokedSessions>,
+    omitted_leases: u64,
+    omitted_sessions: u64,
+}
+
+impl Told {
+    /// Beside the rest of an answer. Leases that AWS was not seen to refuse come first.
+    fn beside(answer: &impl Message, revocation: &Revocation) -> Self {
+        let mut room = Room::beside(answer.encoded_len() + COUNTS_BYTES);
+        let all = revocation.denials.iter().map(to_sessions);
+        let sessions: Vec<_> = all.take_while(|one| room.takes(one)).collect();
+        let all = &revocation.leases;
+        let (refused, open): (Vec<_>, Vec<_>) = all
+            .iter()
+            .partition(|lease| lease.refused_after_seconds.is_some());
+        let leases = open.into_iter().chain(refused).map(to_revoked);
+        let leases: Vec<_> = leases.take_while(|one| room.takes(one)).collect();
+        Self {
+            omitted_leases: (all.len() - leases.len()) as u64,
+            omitted_sessions: (revocation.denials.len() - sessions.len()) as u64,
+            leases,
+            sessions,
+        }
+    }
 }
 
 fn to_sessions(denied: &Denied) -> RevokedSessions {

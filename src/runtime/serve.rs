@@ -53,14 +53,11 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         ..Authenticator::default()
     });
     authenticator.issuers.load().await;
-    let own = config.enrollment.clone().map(trust::Own::new).transpose()?;
-    let ca = own.map(Arc::new);
-    let configured = config.client_authorities.clone();
-    let trusted = trust::Files::taken(configured, ca.clone(), &authenticator)?;
+    let (configured, enrollment) = (config.client_authorities.clone(), config.enrollment.clone());
+    let trusted = trust::Files::taken(configured, enrollment, &authenticator)?;
     let sinks = sinks(&config.audit.sinks)?;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
-    let ca = ca.map(|ca| ca as Arc<dyn CertificateAuthority>);
-    let assembled = assembled(&config, ca).await?;
+    let assembled = assembled(&config, trusted.own()).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;

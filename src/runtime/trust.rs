@@ -10,7 +10,7 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretSlice};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer,
@@ -71,22 +71,7 @@ pub enum TrustError {
 }
 
 /// The broker's own CA as it stands now.
-pub(super) struct Own {
-    files: Enrollment,
-    ca: RwLock<Arc<OwnCa>>,
-}
-
-impl Own {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// They cannot be read or used.
-    pub(super) fn new(files: Enrollment) -> Result<Self, TrustError> {
-        let (ca, _) = own(&files)?;
-        let ca = RwLock::new(Arc::new(ca));
-        Ok(Self { files, ca })
-    }
-}
+struct Own(RwLock<Arc<OwnCa>>);
 
 impl CertificateAuthority for Own {
     fn sign(
@@ -95,7 +80,7 @@ impl CertificateAuthority for Own {
         service: &Name,
         now: Timestamp,
     ) -> Result<ClientCertificate, RequestError> {
-        let ca = Arc::clone(&self.ca.read().unwrap_or_else(PoisonError::into_inner));
+        let ca = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
         ca.sign(request, service, now)
     }
 }
@@ -103,7 +88,8 @@ impl CertificateAuthority for Own {
 /// What the files held when they were last taken.
 pub(super) struct Files {
     configured: Vec<ClientAuthority>,
-    /// The broker's own.
+    enrollment: Option<Enrollment>,
+    /// The broker's own, once its files were taken.
     own: Option<Arc<Own>>,
     /// `None` before they were taken for the first time.
     contents: Option<Vec<Vec<u8>>>,
@@ -116,16 +102,23 @@ impl Files {
     /// A file cannot be read or used.
     pub(super) fn taken(
         configured: Vec<ClientAuthority>,
-        own: Option<Arc<Own>>,
+        enrollment: Option<Enrollment>,
         authenticator: &Authenticator,
     ) -> Result<Self, TrustError> {
         let mut files = Self {
             configured,
-            own,
+            enrollment,
+            own: None,
             contents: None,
         };
         files.take(authenticator)?;
         Ok(files)
+    }
+
+    /// The broker's own CA, which follows its files.
+    pub(super) fn own(&self) -> Option<Arc<dyn CertificateAuthority>> {
+        let own = self.own.as_ref()?;
+        Some(Arc::<Own>::clone(own))
     }
 
     /// Takes the files anew if any has changed. What cannot be used changes nothing.
@@ -135,11 +128,12 @@ impl Files {
             contents.push(read(&authority.ca_file)?);
             contents.extend(authority.crl_file.as_deref().map(read).transpose()?);
         }
-        if let Some(own) = &self.own {
-            contents.push(read(&own.files.ca_cert_file)?);
+        let pair = self.enrollment.as_ref().map(Pair::read).transpose()?;
+        if let Some(pair) = &pair {
+            contents.push(pair.certificate.clone());
             // Known again by that; the key itself is not kept here.
-            let key = read(&own.files.ca_key_file)?;
-            contents.push(digest(&SHA256, &key).as_ref().to_vec());
+            let digest = digest(&SHA256, pair.key.expose_secret());
+            contents.push(digest.as_ref().to_vec());
         }
         if self.contents.as_ref() == Some(&contents) {
             return Ok(());
@@ -152,12 +146,20 @@ impl Files {
             let revoked = configured.crl_file.as_deref().map(|path| (path, next()));
             authorities.push(authority(configured, bundle, revoked)?);
         }
-        if let Some(at) = &self.own {
-            let (ca, authority) = own(&at.files)?;
+        let mut signing = None;
+        if let Some((enrollment, pair)) = self.enrollment.as_ref().zip(pair) {
+            let (ca, authority) = pair.authority(enrollment)?;
             authorities.push(authority);
-            *at.ca.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ca);
+            signing = Some(Arc::new(ca));
         }
+        // What it signs is trusted before it signs.
         authenticator.trust.replace(authorities);
+        if let Some(ca) = signing {
+            match &self.own {
+                Some(own) => *own.0.write().unwrap_or_else(PoisonError::into_inner) = ca,
+                None => self.own = Some(Arc::new(Own(RwLock::new(ca)))),
+            }
+        }
         self.contents = Some(contents);
         Ok(())
     }
@@ -184,35 +186,54 @@ impl Files {
 /// # Errors
 /// Its files cannot be read or used.
 pub(super) fn own(enrollment: &Enrollment) -> Result<(OwnCa, Authority), TrustError> {
-    let (cert_file, key_file) = (&enrollment.ca_cert_file, &enrollment.ca_key_file);
-    let pem = read(cert_file)?;
-    let mut bundle = parse::<CertificateDer<'static>>(cert_file, &pem, "certificate")?;
-    // Those above it vouch for others, too.
-    bundle.truncate(1);
-    let vouches_for = VouchesFor::Enrolled(enrollment.trust_domain.clone());
-    let authority = Authority::new(vouches_for, &bundle, Vec::new());
-    let authority = authority.map_err(|source| TrustError::Authority {
-        path: cert_file.clone(),
-        source,
-    })?;
-    let text = |path: &Path, bytes: Vec<u8>| {
-        String::from_utf8(bytes).map_err(|_| TrustError::Own {
-            path: path.to_owned(),
-            why: "it is not PEM".to_owned(),
+    Pair::read(enrollment)?.authority(enrollment)
+}
+
+/// What the files of the broker's own authority hold, PEM.
+struct Pair {
+    certificate: Vec<u8>,
+    key: SecretSlice<u8>,
+}
+
+impl Pair {
+    fn read(enrollment: &Enrollment) -> Result<Self, TrustError> {
+        Ok(Self {
+            certificate: read(&enrollment.ca_cert_file)?,
+            key: read(&enrollment.ca_key_file)?.into(),
         })
-    };
-    let key = SecretString::from(text(key_file, read(key_file)?)?);
-    let ca = OwnCa::new(
-        text(cert_file, pem)?,
-        key.expose_secret(),
-        enrollment.trust_domain.clone(),
-        enrollment.certificate_ttl,
-    );
-    let ca = ca.map_err(|error| TrustError::Own {
-        path: key_file.clone(),
-        why: error.to_string(),
-    })?;
-    Ok((ca, authority))
+    }
+
+    fn authority(self, enrollment: &Enrollment) -> Result<(OwnCa, Authority), TrustError> {
+        let (cert_file, key_file) = (&enrollment.ca_cert_file, &enrollment.ca_key_file);
+        let pem = &self.certificate;
+        let mut bundle = parse::<CertificateDer<'static>>(cert_file, pem, "certificate")?;
+        // Those above it vouch for others, too.
+        bundle.truncate(1);
+        let vouches_for = VouchesFor::Enrolled(enrollment.trust_domain.clone());
+        let authority = Authority::new(vouches_for, &bundle, Vec::new());
+        let authority = authority.map_err(|source| TrustError::Authority {
+            path: cert_file.clone(),
+            source,
+        })?;
+        let ca = OwnCa::new(
+            text(cert_file, pem)?.to_owned(),
+            text(key_file, self.key.expose_secret())?,
+            enrollment.trust_domain.clone(),
+            enrollment.certificate_ttl,
+        );
+        let ca = ca.map_err(|error| TrustError::Own {
+            path: key_file.clone(),
+            why: error.to_string(),
+        })?;
+        Ok((ca, authority))
+    }
+}
+
+fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, TrustError> {
+    str::from_utf8(bytes).map_err(|_| TrustError::Own {
+        path: path.to_owned(),
+        why: "it is not PEM".to_owned(),
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TrustError> {

@@ -147,6 +147,7 @@ const ROOMS: &[Room] = &[
             "axum",
             "jiff",
             "metrics",
+            "prost",
             "prost_types",
             "secrecy",
             "tokio",

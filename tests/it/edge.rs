@@ -1,10 +1,12 @@
 //! Peers that do harm: each is gone within ten seconds, what it can hold is bounded, and
 //! everybody else is served all the while.
 
+mod answers;
 mod bounds;
 
 use std::{fs, path::Path, time::Duration};
 
+use credbroker::{client::Client, proto::WhoAmIRequest};
 use rcgen::{CertificateParams, KeyPair};
 use tokio::{
     io::AsyncWriteExt,
@@ -15,6 +17,7 @@ use tokio_rustls::rustls::{
     HandshakeKind,
     version::{TLS12, TLS13},
 };
+use tonic::Code;
 
 use crate::harness::{
     Account, Broker, Run,
@@ -23,8 +26,8 @@ use crate::harness::{
     eventually,
     floods::{FLOODS, sent},
     h2::{
-        DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, LIMIT, PREFACE, RST_STREAM, SETTINGS,
-        begun, call, connect, connector, frame, gone, h2, localhost, next, tcp,
+        END_HEADERS, END_STREAM, GOAWAY, HEADERS, LIMIT, PREFACE, RST_STREAM, SETTINGS, begun,
+        call, connect, connector, frame, gone, h2, half_a_call, localhost, next, tcp,
     },
     site::{Site, stop},
 };
@@ -88,14 +91,9 @@ async fn a_first_request_that_comes_late_is_served() {
 async fn a_request_whose_body_never_ends_is_given_up() {
     let broker = Broker::start(&Account::new().await).await;
     let mut stream = broker.begun().await;
-    let bearer = format!("Bearer {}", broker.admin_token());
-    let length = u8::try_from(bearer.len()).unwrap();
-    let headers = call("/credbroker.v1.IdentityService/WhoAmI");
-    // `authorization` is in the static table.
-    let headers = [&headers, &[0x0f, 0x08, length][..], bearer.as_bytes()].concat();
-    let began = frame(HEADERS, END_HEADERS, 1, &headers);
-    let half = frame(DATA, 0, 1, &[0, 0, 0]);
-    stream.write_all(&[began, half].concat()).await.unwrap();
+    let who = "/credbroker.v1.IdentityService/WhoAmI";
+    let half = half_a_call(1, who, broker.admin_token());
+    stream.write_all(&half).await.unwrap();
     let answered = async {
         loop {
             let (kind, number, _) = next(&mut stream).await;
@@ -173,11 +171,7 @@ async fn the_connections_of_a_service_that_is_shut_out_end() {
     for (end, name) in [("suspend", "pay"), ("delete", "log"), ("revoke", "web")] {
         let token = broker.service(name).await;
         let client = broker.client(&token).await;
-        client
-            .identity()
-            .who_am_i(credbroker::proto::WhoAmIRequest {})
-            .await
-            .unwrap();
+        client.identity().who_am_i(WhoAmIRequest {}).await.unwrap();
         let open = async |count: usize| {
             let is_so = async || (connections(&broker) == count).then_some(());
             eventually("so many connections", is_so).await;
@@ -192,6 +186,45 @@ async fn the_connections_of_a_service_that_is_shut_out_end() {
         open(0).await;
         drop(client);
     }
+}
+
+#[tokio::test]
+async fn a_service_that_is_shut_out_before_its_first_call_is_refused() {
+    let broker = Broker::start(&Account::new().await).await;
+    let (pay, web) = (broker.service("pay").await, broker.service("web").await);
+    let (by_pay, by_web) = (broker.client(&pay).await, broker.client(&web).await);
+    broker.run(&["service", "suspend", "pay"]).await.ok();
+    let who = async |client: &Client| client.identity().who_am_i(WhoAmIRequest {}).await;
+    let refused = who(&by_pay).await.unwrap_err();
+    assert!(refused.message().contains("suspended"), "{refused:?}");
+    who(&by_web).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_is_shut_out_while_its_first_call_is_let_in_is_refused() {
+    let broker = Broker::start(&Account::new().await).await;
+    let token = broker.service("pay").await;
+    let (known, new) = (broker.client(&token).await, broker.client(&token).await);
+    let who = async |client: &Client| client.identity().who_am_i(WhoAmIRequest {}).await;
+    who(&known).await.unwrap();
+    // The login reads the table; what is looked at after that says that it is suspended.
+    broker.write_store("DROP VIEW service_overviews").await;
+    broker
+        .write_store(
+            "CREATE VIEW service_overviews AS
+             SELECT name, created_at, created_at AS suspended_at, 'meanwhile' AS suspend_reason,
+                    0 AS live_leases, NULL AS last_issued_at
+             FROM services",
+        )
+        .await;
+    let refused = who(&new).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    assert!(refused.message().contains("suspended"), "{refused:?}");
+    let refusals = broker.audit().await;
+    let last = refusals.iter().rfind(|r| r["event"] == "login.failed");
+    assert_eq!(last.unwrap()["reason"], "SERVICE_SUSPENDED");
+    // One over which it has called is told of it, and not asked again.
+    who(&known).await.unwrap();
 }
 
 /// How many are connected to the broker, as the system tells.
@@ -255,7 +288,7 @@ async fn a_new_certificate_is_shown_without_a_restart_and_a_wrong_one_never() {
 async fn one_service_has_so_many_connections_and_no_more() {
     let broker = Broker::start(&Account::new().await).await;
     let (token, other) = (broker.service("pay").await, broker.service("billing").await);
-    let who = || credbroker::proto::WhoAmIRequest {};
+    let who = || WhoAmIRequest {};
     let mut held = Vec::new();
     for _ in 0..32 {
         let client = broker.client(&token).await;
@@ -264,11 +297,7 @@ async fn one_service_has_so_many_connections_and_no_more() {
     }
     let one_more = broker.client(&token).await;
     let refused = one_more.identity().who_am_i(who()).await.unwrap_err();
-    assert_eq!(
-        refused.code(),
-        tonic::Code::ResourceExhausted,
-        "{refused:?}"
-    );
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     assert!(
         refused.message().contains("as many connections as it may"),
         "{refused:?}"

@@ -4,7 +4,10 @@
 use std::process::Stdio;
 
 use credbroker::proto::{RevokeServiceRequest, credential_service_server};
-use tokio::io::{AsyncWriteExt, split};
+use tokio::{
+    io::{AsyncWriteExt, split},
+    time::timeout,
+};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -18,7 +21,8 @@ use crate::{
         eventually, eventually_within,
         floods::{FLOODS, sent},
         h2::{
-            END_HEADERS, END_STREAM, HEADERS, ask_without_a_window, begun, call, frame, gone, h2,
+            END_HEADERS, END_STREAM, HEADERS, LIMIT, ask_without_a_window, begun, call, frame,
+            gone, h2, half_a_call, next,
         },
         proxy::{Fault, Proxy},
         site::{Site, stop},
@@ -163,6 +167,31 @@ async fn a_broker_that_is_to_end_is_unready_first_and_serves_on() {
         site.run(&["status"]).await.ok();
     };
     tokio::join!(ended, unready);
+}
+
+#[tokio::test]
+async fn a_call_that_a_peer_keeps_open_is_cut_off_when_the_broker_ends() {
+    let account = Account::new().await;
+    let bounds = "drain_timeout = \"1s\"\nbody_timeout = \"1h\"\ncall_timeout = \"1h\"";
+    let (site, _) = bounded(bounds).await;
+    let child = site.serving(&account.admin).await;
+    let mut stream = begun(h2(&site.address, &site.path("tls.pem")).await).await;
+    let token = std::fs::read_to_string(site.path("admin-token")).unwrap();
+    let half = half_a_call(1, "/credbroker.v1.IdentityService/WhoAmI", token.trim());
+    let livez = frame(HEADERS, END_HEADERS | END_STREAM, 3, &call("/livez"));
+    stream.write_all(&[half, livez].concat()).await.unwrap();
+    // What came after it has an answer: so it is there.
+    loop {
+        let (kind, number, _) = next(&mut stream).await;
+        if (kind, number) == (HEADERS, 3) {
+            break;
+        }
+    }
+    let ended = timeout(LIMIT, stop(child)).await;
+    ended.expect("it ends, whatever a peer keeps open");
+    let log = std::fs::read_to_string(site.path("log")).unwrap();
+    assert!(log.contains("some calls did not end in time"), "{log}");
+    gone(&mut stream, "the call that was kept open").await;
 }
 
 #[tokio::test]

@@ -107,6 +107,16 @@ pub fn call(path: &str) -> Vec<u8> {
     .concat()
 }
 
+/// A call of a method by the bearer of this token, its message begun and never ended.
+pub fn half_a_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
+    let bearer = format!("Bearer {token}");
+    let length = u8::try_from(bearer.len()).unwrap();
+    // `authorization` is in the static table.
+    let headers = [&call(path), &[0x0f, 0x08, length][..], bearer.as_bytes()].concat();
+    let began = frame(HEADERS, END_HEADERS, stream, &headers);
+    [began, frame(DATA, 0, stream, &[0, 0, 0])].concat()
+}
+
 /// The next frame that comes: its type, its stream and what is in it.
 pub async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>) {
     let mut head = [0; 9];

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use credbroker::{
     client::Client,
     proto::{
-        LeaseState, StreamRevocationRequest, revocation_progress::What,
+        LeaseState, RevokeServiceRequest, StreamRevocationRequest, revocation_progress::What,
         stream_revocation_request::Target,
     },
 };
+
+use prost::Message;
 
 use super::{Neighbours, denials_of_role, hands::restarted, size};
 use crate::{
@@ -81,6 +83,27 @@ async fn ten_thousand_leases_are_revoked_by_a_handful_of_calls() {
     assert_eq!(count(&two.world.broker, RECORDED).await, MADE + 1);
     refused("sending", send(&key, &two.world.queue).await);
     assert!(two.works(&neighbour).await);
+}
+
+#[tokio::test]
+async fn one_answer_about_ten_thousand_leases_tells_what_it_has_room_for_and_how_many_more() {
+    let proxy = Proxy::start().await;
+    let two = restarted(Neighbours::new().await, &proxy.endpoint).await;
+    two.issue("payments-api", "work").await;
+    two.world.broker.write_store(MAKE).await;
+    let request = RevokeServiceRequest {
+        service: "payments-api".to_owned(),
+        reason: "leaked".to_owned(),
+    };
+    let revoked = two.admin().await.revocation().revoke_service(request).await;
+    let revoked = revoked.unwrap().into_inner();
+    assert!(revoked.encoded_len() <= 256 * 1024);
+    assert!(revoked.leases.len() > 1000, "{}", revoked.leases.len());
+    let omitted = usize::try_from(revoked.omitted_leases).unwrap();
+    assert_eq!(revoked.leases.len() + omitted, MADE + 1);
+    assert_eq!((revoked.sessions.len(), revoked.omitted_sessions), (1, 0));
+    assert!(revoked.confirmed);
+    assert_eq!(count(&two.world.broker, REVOKED).await, MADE + 1);
 }
 
 #[tokio::test]

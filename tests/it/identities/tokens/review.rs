@@ -20,6 +20,7 @@ use credbroker::{
 };
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncReadExt,
     net::TcpListener,
     sync::{broadcast::Sender, watch},
 };
@@ -77,11 +78,8 @@ async fn review(
     }
 }
 
-#[tokio::test]
-async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
-    let issuer = Issuer::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+/// A site that asks the cluster at this port about the tokens of an issuer.
+fn asking(port: u16, issuer: &Issuer) -> Site {
     let site = Site::sealed(|site| {
         configured(&format!(
             "jwks_file = {:?}\nca_file = {:?}\ntoken_review_url = \"https://localhost:{port}\"\n\
@@ -93,6 +91,46 @@ async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
     });
     fs::write(site.path("keys.json"), issuer.keys().to_string()).unwrap();
     fs::write(site.path("own-token"), format!("{OWN_TOKEN}\n")).unwrap();
+    site
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_silent_is_not_waited_for_and_its_tokens_are_refused() {
+    let issuer = Issuer::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let site = asking(listener.local_addr().unwrap().port(), &issuer);
+    let asked = tokio::spawn(async move {
+        let (mut asked, _) = listener.accept().await.unwrap();
+        // It reads, and says nothing, until it is hung up on.
+        let mut said = Vec::new();
+        asked.read_to_end(&mut said).await.map(|_| said.len())
+    });
+    let account = Account::new().await;
+    let child = site.serving(&account.admin).await;
+    let own = site.payments_api().await;
+    site.run(&binding("payments-api", SUBJECT, &[])).await.ok();
+    let token = issuer.sign(Signs::Es256, &good());
+    let whoami = async || site.run_as(&token, &["whoami"]).await;
+    // Whom the cluster has no say in is served meanwhile.
+    let (refused, served) = tokio::join!(whoami(), site.run_as(&own, &["whoami"]));
+    served.ok();
+    // Not that the call takes too long, which is told after twenty seconds.
+    refused.fails(3, &["the token was not accepted"]);
+    assert!(asked.await.unwrap().unwrap() > 0);
+    let query = ["audit", "query", "--event", "login.failed", "-o", "json"];
+    let records = site.run(&query).await.ok().json();
+    let newest = records.as_array().unwrap().last().unwrap().clone();
+    assert_eq!(newest["reason"], "TOKEN_REVIEW_FAILED");
+    let log = fs::read_to_string(site.path("log")).unwrap();
+    assert!(log.contains("it does not answer"), "{log}");
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
+    let issuer = Issuer::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let site = asking(listener.local_addr().unwrap().port(), &issuer);
     let cluster = Cluster::start(&site, listener);
     let account = Account::new().await;
     let child = site.serving(&account.admin).await;
