@@ -9,6 +9,7 @@ mod broker;
 mod convert;
 mod credential_cache;
 mod credential_process;
+mod doctor;
 mod enroll;
 mod export;
 mod failure;
@@ -142,6 +143,7 @@ enum Command {
     /// Get credentials, as a service.
     Issue(issue::Issue),
     CredentialProcess(credential_process::CredentialProcess),
+    Doctor(doctor::Doctor),
     /// Hand credentials back before their time, as a service.
     Release(issue::Release),
     /// Leases: see and end what has been issued.
@@ -226,6 +228,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Policy(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Issue(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::CredentialProcess(command) => command.run(connection, &mut out).await,
+        Command::Doctor(command) => command.run(connection, &mut out).await,
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         #[cfg(not(feature = "server"))]

@@ -1,6 +1,8 @@
 //! A connection to a broker: TLS against a given CA, the bearer token on every call.
 //! The generated clients are in [`crate::proto`], for whoever wants nothing more.
 
+pub mod reach;
+
 use std::{
     fs,
     io::{self, Read},

@@ -186,7 +186,7 @@ const ROOMS: &[Room] = &[
     room(
         "client",
         &["proto", "domain"],
-        &["secrecy", "thiserror", "tonic"],
+        &["secrecy", "thiserror", "tokio", "tokio_rustls", "tonic"],
     ),
     room(
         "cli",

@@ -18,6 +18,7 @@ mod bootstrap;
 mod clock;
 mod container;
 mod contract;
+mod doctor;
 mod edge;
 mod enforcement;
 mod errors;
