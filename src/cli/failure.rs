@@ -9,7 +9,7 @@ use crate::{client::ConnectError, domain::request::RequestId};
 
 /// Exit statuses of the contract; 0 is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Exit {
+pub(super) enum Exit {
     Unexpected = 1,
     Usage = 2,
     NotAuthenticated = 3,
@@ -33,7 +33,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn new(exit: Exit, what: impl Into<String>) -> Self {
+    pub(super) fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self {
             exit,
             what: what.into(),
@@ -91,6 +91,31 @@ impl Failure {
     /// Whether what was asked for is not to be had at the moment.
     pub(super) fn is_unavailable(&self) -> bool {
         self.exit == Exit::Unavailable
+    }
+
+    pub(super) const fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    pub(super) const fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// The machine reason that the broker gave.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// What happened and why, on one line, and what to do next.
+    pub(super) fn told(self) -> (String, Option<String>) {
+        let mut what = self.what;
+        for detail in &self.details {
+            what = format!("{what}; {detail}");
+        }
+        if let Some(reason) = &self.reason {
+            what = format!("{what} ({reason})");
+        }
+        (what, self.next)
     }
 
     /// A setting of the connection that nobody gave.

@@ -10,6 +10,7 @@ mod broker;
 mod convert;
 mod credential_cache;
 mod credential_process;
+mod doctor;
 mod enroll;
 mod exec;
 mod export;
@@ -147,6 +148,7 @@ enum Command {
     CredentialProcess(credential_process::CredentialProcess),
     Exec(exec::Exec),
     Agent(agent::Agent),
+    Doctor(doctor::Doctor),
     /// Hand credentials back before their time, as a service.
     Release(issue::Release),
     /// Leases: see and end what has been issued.
@@ -233,6 +235,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::CredentialProcess(command) => command.run(connection, &mut out).await,
         Command::Exec(command) => command.run(connection).await,
         Command::Agent(command) => command.run(connection, &mut out).await,
+        Command::Doctor(command) => command.run(connection, &mut out).await,
         Command::Release(command) => command.run(&connection.connect().await?, &mut out).await,
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         #[cfg(not(feature = "server"))]

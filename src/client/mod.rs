@@ -5,6 +5,7 @@
 mod credentials;
 pub mod endpoint;
 mod follow;
+pub mod reach;
 
 use std::{
     fs,

@@ -202,6 +202,7 @@ const ROOMS: &[Room] = &[
             "serde_json",
             "thiserror",
             "tokio",
+            "tokio_rustls",
             "tonic",
             "tonic_types",
         ],

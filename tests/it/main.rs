@@ -19,6 +19,7 @@ mod bootstrap;
 mod clock;
 mod container;
 mod contract;
+mod doctor;
 mod edge;
 mod enforcement;
 mod errors;

@@ -1,0 +1,48 @@
+//! `credbroker doctor`: on a service's host, why its AWS SDK gets no credentials.
+
+mod broker;
+mod endpoint;
+mod host;
+mod profiles;
+mod report;
+mod shadows;
+mod trial;
+
+use clap::Args;
+
+use self::{
+    host::{Host, Program},
+    report::Report,
+};
+use super::{Connection, failure::Failure, output::Output};
+use crate::domain::clock::wall_time;
+
+/// Why the AWS SDK on this host gets no credentials, and what cures that.
+///
+/// Looks at the variables and files that SDKs look at, in their order, at the way to the
+/// broker, and gets and hands back credentials once. Run it as the service, with the
+/// service's environment. It shows no secret and changes nothing on the host.
+#[derive(Args, Debug)]
+pub(super) struct Doctor {
+    /// The grant to try, as for `issue`; that of AWS_CONTAINER_CREDENTIALS_FULL_URI or of
+    /// credential_process if not given.
+    grant: Option<String>,
+}
+
+impl Doctor {
+    pub(super) async fn run(
+        self,
+        connection: &Connection,
+        out: &mut Output,
+    ) -> Result<(), Failure> {
+        let (host, mut report) = (Host::look(), Report::default());
+        shadows::judge(&host, wall_time(), &mut report);
+        let process = profiles::judge(&host, Program::look, &mut report);
+        let asked = endpoint::judge(&host, process.as_ref(), &mut report);
+        let callers = broker::judge(connection, &host, &asked, &mut report).await;
+        let trial = trial::Trial::of(self.grant, &asked, process);
+        trial::judge(trial, &callers, &mut report).await;
+        report.write(out)?;
+        report.outcome()
+    }
+}
