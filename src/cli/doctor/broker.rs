@@ -187,8 +187,8 @@ fn evidence(connection: &Connection, asked: &Asked) -> Result<Step<Evidence>, Fa
         _ => {}
     }
     let evidence = connection.evidence()?;
-    match &evidence {
-        Evidence::Token(token) if token.expose_secret().is_empty() => {
+    match evidence.token()? {
+        Some(token) if token.expose_secret().is_empty() => {
             let what = "the token in CREDBROKER_TOKEN or its file is empty";
             Err(Failure::usage(what).next("write the service's token there"))
         }
