@@ -26,6 +26,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// When the next are asked for again that could not be had, where nothing tells.
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 
+/// The same for a session that others share.
+const SHARED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
+
 /// What a follower is told.
 #[derive(Clone, Debug)]
 pub enum Followed {
@@ -149,6 +152,11 @@ impl Broker {
         let issued = self.issue(following.caller.clone(), request).await;
         let now = self.now();
         match (issued, &mut following.held) {
+            // A session that is shared: the next is seen to, and not there yet.
+            (Ok(issued), Some(held)) if issued.lease.binding.lease_id == held.lease_id => {
+                held.renew_at = now + SHARED_PAUSE;
+                Ok(None)
+            }
             (Ok(issued), held) => {
                 *held = self.as_held(&issued.lease);
                 Ok(Some(issued))

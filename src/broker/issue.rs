@@ -106,12 +106,15 @@ impl Broker {
     }
 
     async fn issue_saga(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         request: &IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let grant = self.store().grant(&request.grant).await?;
         match decide(caller, request, grant) {
+            Ok(issue) if issue.get().grant.spec.reuse.is_some() => {
+                self.issue_shared(caller, &issue, request.least_left).await
+            }
             Ok(issue) => {
                 self.issue_decided(caller, &issue, request.named.as_ref(), None)
                     .await

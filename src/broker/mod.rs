@@ -28,6 +28,7 @@ mod repeat;
 mod retention;
 mod revoke;
 mod services;
+mod share;
 mod sinks;
 mod status;
 mod trial;
@@ -75,6 +76,7 @@ use crate::{
             StoreError, Witness,
         },
         reap::Busy,
+        share::Shared,
         under_way::UnderWay,
         watch::{ShutOuts, Watchers},
     },
@@ -160,6 +162,7 @@ pub struct Broker {
     denying: Denying,
     watchers: Watchers,
     shut_outs: ShutOuts,
+    shared: Shared,
     /// Sinks that are fed.
     fed: Mutex<Vec<Name>>,
     /// Held while a step of the admin key's replacement is taken.
@@ -199,6 +202,7 @@ impl Broker {
             denying: Denying::default(),
             watchers: Watchers::default(),
             shut_outs: ShutOuts::default(),
+            shared: Shared::default(),
             fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })

@@ -92,6 +92,7 @@ impl Broker {
         let mut ticks = ticks();
         loop {
             ticks.tick().await;
+            self.shared.forget_old(self.now());
             if let Err(error) = self.settle_sessions().await {
                 tracing::warn!(%error, "the clean-up of sessions failed and is tried again");
             }

@@ -63,6 +63,7 @@ impl Broker {
     }
 
     pub(super) fn tell_shut_out(&self, service: &Name) {
+        self.shared.forget(service);
         // Nobody may be connected.
         let _ = self.shut_outs.0.send(service.clone());
     }
@@ -128,6 +129,7 @@ impl Broker {
     }
 
     pub(super) fn tell_ended(&self, service: &Name, scope: Scope) {
+        self.shared.forget(service);
         // Nobody may watch.
         let _ = self.watchers.0.send(Ended {
             service: service.clone(),

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
 use crate::{
     client::Client,
-    domain::{duration, probe::Probe},
+    domain::{duration, grant::Reuse, probe::Probe},
     proto::{
         self, DeleteGrantRequest, GetGrantRequest, InlinePolicy, ListGrantsRequest,
         PutGrantRequest, Tag, TemplateUse, inline_policy::Source,
@@ -107,6 +107,10 @@ pub(super) struct Put {
     /// unless given.
     #[arg(long, value_name = "ACTION", value_parser = PossibleValuesParser::new(Probe::ALL.map(Probe::as_str)))]
     probe: Option<String>,
+    /// STS kinds: callers of the service that prove themselves by the same share a session
+    /// while it is fresh; each who asks has its own unless given.
+    #[arg(long, value_name = "WHO", value_parser = PossibleValuesParser::new([Reuse::PerService.as_str()]))]
+    reuse: Option<String>,
     /// iam_user: group the user joins; may be repeated, up to 10.
     #[arg(long)]
     group: Vec<String>,
@@ -250,6 +254,7 @@ impl Put {
             max_ttl: self.max_ttl.map(proto_duration),
             allow_broad: self.allow_broad,
             probe: self.probe,
+            reuse: self.reuse,
             ..proto::Grant::default()
         })
     }
@@ -268,6 +273,7 @@ impl Put {
             ("--transitive-tag", !self.transitive_tag.is_empty(), role),
             ("--region", self.region.is_some(), role || federation),
             ("--probe", self.probe.is_some(), role || federation),
+            ("--reuse", self.reuse.is_some(), role || federation),
             ("--group", !self.group.is_empty(), user),
             ("--path", self.path.is_some(), user),
             (

@@ -24,6 +24,8 @@ pub struct IssueRequest {
     pub ttl: Option<Duration>,
     /// The request's own name, by which a repetition is known.
     pub named: Option<NamedRequest>,
+    /// How much life a session that is shared must have left.
+    pub least_left: Duration,
 }
 
 impl IssueRequest {
@@ -32,7 +34,12 @@ impl IssueRequest {
     pub fn new(grant: GrantName, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
         let asked = ["issue", &grant.to_string(), &seconds(ttl)];
         let named = id.map(|id| NamedRequest::new(id, &asked));
-        Self { grant, ttl, named }
+        Self {
+            grant,
+            ttl,
+            named,
+            least_left: Duration::ZERO,
+        }
     }
 }
 
@@ -67,6 +74,7 @@ impl RenewRequest {
             grant: grant.clone(),
             ttl: self.ttl,
             named: self.named.clone(),
+            least_left: Duration::ZERO,
         }
     }
 }
@@ -329,6 +337,7 @@ mod tests {
                 max_ttl: Duration::from_secs(7200),
                 allow_broad: false,
                 probe: None,
+                reuse: None,
             },
             created_at: Timestamp::UNIX_EPOCH,
             created_by: "ann".parse().unwrap(),

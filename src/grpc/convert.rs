@@ -124,6 +124,8 @@ pub(super) fn parse_grant(
     let kind = parse_kind(&mut fields, grant.kind);
     let probe = grant.probe.as_deref();
     let probe = probe.and_then(|probe| fields.parse("grant.probe", probe));
+    let reuse = grant.reuse.as_deref();
+    let reuse = reuse.and_then(|reuse| fields.parse("grant.reuse", reuse));
     let allow_broad = grant.allow_broad;
     let spec = kind.map(|kind| GrantSpec {
         kind,
@@ -133,6 +135,7 @@ pub(super) fn parse_grant(
         max_ttl,
         allow_broad,
         probe,
+        reuse,
     });
     fields.done(name.zip(spec))
 }
@@ -372,6 +375,7 @@ pub(super) fn to_grant(grant: &Grant) -> proto::Grant {
         created_at: Some(to_time(grant.created_at)),
         created_by: grant.created_by.to_string(),
         probe: spec.probe.map(|probe| probe.to_string()),
+        reuse: spec.reuse.map(|reuse| reuse.to_string()),
     }
 }
 

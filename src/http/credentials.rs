@@ -74,9 +74,11 @@ async fn issue(broker: &Arc<Broker>, caller: Caller, grant: &str) -> Result<Resp
     let name = GrantName::within(service, grant).map_err(|error| wrong(error.to_string()))?;
     let known = broker.store().grant(&name).await?;
     let ttl = known.as_ref().map(long_enough).transpose()?;
-    let issued = broker
-        .issue(caller, IssueRequest::new(name, ttl, None))
-        .await?;
+    let request = IssueRequest {
+        least_left: LEAST,
+        ..IssueRequest::new(name, ttl, None)
+    };
+    let issued = broker.issue(caller, request).await?;
     let Credentials {
         access_key_id,
         secret_access_key,

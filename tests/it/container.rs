@@ -113,6 +113,22 @@ async fn what_is_handed_out_lives_twenty_minutes_however_short_the_grants_defaul
 }
 
 #[tokio::test]
+async fn a_session_that_is_shared_is_there_at_once_and_without_aws() {
+    let world = World::new().await;
+    let shared = ["--role-arn", &world.role, "--reuse", "per-service"];
+    world
+        .broker
+        .grant("payments-api/shared", &shared, &policy())
+        .await;
+    let first = ask(&world.broker, "GET", "shared", &world.token).await;
+    world.proxy.inject("AssumeRole", Fault::Hold);
+    let again = ask(&world.broker, "GET", "shared", &world.token).await;
+    assert_eq!(again.status, 200, "{}", again.document);
+    assert_eq!(again.document, first.document);
+    world.proxy.heal();
+}
+
+#[tokio::test]
 async fn a_refusal_is_final_and_an_outage_is_worth_another_try() {
     let world = World::new().await;
     let (broker, token) = (&world.broker, &world.token);

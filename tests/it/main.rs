@@ -41,4 +41,5 @@ mod removal;
 mod renewal;
 mod repeats;
 mod revocation;
+mod sharing;
 mod store;

@@ -146,6 +146,7 @@ fn grant(grant: &str, version: u64) -> Grant {
             max_ttl: Duration::from_secs(60 * version),
             allow_broad: false,
             probe: None,
+            reuse: None,
         },
         created_at: at(1),
         created_by: name("ann"),

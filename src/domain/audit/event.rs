@@ -112,6 +112,8 @@ events! {
     LeaseRequested => "lease.requested",
     /// Credentials were issued.
     LeaseIssued => "lease.issued",
+    /// A session was handed out that others have, too.
+    LeaseShared => "lease.shared",
     /// Credentials were refused, by the broker or by AWS.
     LeaseDenied => "lease.denied",
     /// AWS's answer never came; what exists is found out later.

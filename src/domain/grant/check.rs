@@ -42,7 +42,7 @@ pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
     found.tags(spec.tags(), spec.kind());
     found.kind(spec, partition);
     found.breadth(spec);
-    found.probe(spec);
+    found.of_sessions_alone(spec);
     found.0
 }
 
@@ -283,11 +283,16 @@ impl Found {
         });
     }
 
-    fn probe(&mut self, spec: &GrantSpec) {
-        let fits = spec.probe.is_none() || spec.kind().is_session();
-        self.refuse_unless(fits, "probe", || {
-            format!("{} credentials are deleted, not probed", spec.kind())
-        });
+    fn of_sessions_alone(&mut self, spec: &GrantSpec) {
+        for (is_given, field, instead) in [
+            (spec.probe.is_some(), "probe", "deleted, not probed"),
+            (spec.reuse.is_some(), "reuse", "for one caller"),
+        ] {
+            let fits = !is_given || spec.kind().is_session();
+            self.refuse_unless(fits, field, || {
+                format!("{} credentials are {instead}", spec.kind())
+            });
+        }
     }
 
     fn breadth(&mut self, spec: &GrantSpec) {
@@ -349,8 +354,9 @@ fn is_tag_character(c: char) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use super::super::{InlinePolicy, Reuse};
     use super::*;
-    use crate::domain::{grant::InlinePolicy, policy::Document, probe::Probe};
+    use crate::domain::{policy::Document, probe::Probe};
 
     fn role_grant() -> GrantSpec {
         GrantSpec {
@@ -371,6 +377,7 @@ mod tests {
             max_ttl: Duration::from_secs(7200),
             allow_broad: false,
             probe: None,
+            reuse: None,
         }
     }
 
@@ -565,15 +572,16 @@ mod tests {
     }
 
     #[test]
-    fn sessions_alone_are_probed() {
-        let probed = |spec| {
+    fn sessions_alone_are_probed_and_shared() {
+        let given = |spec| {
             fields(&GrantSpec {
                 probe: Some(Probe::KmsListKeys),
+                reuse: Some(Reuse::PerService),
                 ..spec
             })
         };
-        assert_eq!(probed(role_grant()), [""; 0]);
-        assert_eq!(probed(user_grant()), ["grant.probe"]);
+        assert_eq!(given(role_grant()), [""; 0]);
+        assert_eq!(given(user_grant()), ["grant.probe", "grant.reuse"]);
     }
 
     #[test]

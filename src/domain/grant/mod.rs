@@ -4,12 +4,14 @@
 //! rules, AWS's and the broker's own, stand in [`check`].
 
 pub mod check;
+mod reuse;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::reuse::Reuse;
 use crate::domain::{
     arn::{PolicyArn, RoleArn},
     duration::seconds,
@@ -97,6 +99,9 @@ pub struct GrantSpec {
     /// Shows that a revoked session is refused; `None` for the usual one. Sessions alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
+    /// Who shares a session; `None` for a session for each who asks. Sessions alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
 }
 
 /// What each kind needs.
@@ -218,6 +223,7 @@ impl GrantSpec {
             max_ttl: self.max_ttl.min(before.max_ttl),
             allow_broad: self.allow_broad && before.allow_broad,
             probe: self.probe,
+            reuse: self.reuse,
             ..before.clone()
         };
         *self != same_but_shorter

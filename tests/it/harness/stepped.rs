@@ -24,6 +24,7 @@ use credbroker::{
         credential::AccessKey,
         decide::{IssueRequest, RenewRequest},
         denial::Placements,
+        grant::{GrantSpec, Reuse},
         lease::Lease,
         name::GrantName,
         principal::Origin,
@@ -168,11 +169,18 @@ impl Stepped {
     }
 
     pub async fn put(&self, grant: &str, kind: &Value, managed: &[&str]) {
-        let spec = json!({
-            "kind": kind, "policy": {"document": policy(), "template": null}, "managed_policies": managed,
-            "default_ttl": 3600, "max_ttl": 21600, "allow_broad": false,
-        });
-        let spec = serde_json::from_value(spec).unwrap();
+        self.put_spec(grant, spec(kind, managed)).await;
+    }
+
+    /// From now on callers share a session of this grant.
+    pub async fn share(&self, grant: &str) {
+        let put = self.broker.store().grant(&name(grant)).await.unwrap();
+        let mut spec = put.unwrap().spec;
+        spec.reuse = Some(Reuse::PerService);
+        self.put_spec(grant, spec).await;
+    }
+
+    async fn put_spec(&self, grant: &str, spec: GrantSpec) {
         let caller = self.operator("GrantService/PutGrant").await;
         let put = self.broker.put_grant(&caller, name(grant), spec);
         put.await.unwrap();
@@ -213,8 +221,12 @@ impl Stepped {
         ttl: Option<Duration>,
         id: Option<RequestId>,
     ) -> Result<IssuedLease, Error> {
-        let caller = self.service("IssueCredentials").await;
         let request = IssueRequest::new(name(grant), ttl, id);
+        self.issue_request(request).await
+    }
+
+    pub async fn issue_request(&self, request: IssueRequest) -> Result<IssuedLease, Error> {
+        let caller = self.service("IssueCredentials").await;
         self.broker.issue(caller, request).await
     }
 
@@ -367,6 +379,14 @@ impl Stepped {
 }
 
 /// What every grant allows: what cannot be denied, and what can.
+fn spec(kind: &Value, managed: &[&str]) -> GrantSpec {
+    let spec = json!({
+        "kind": kind, "policy": {"document": policy(), "template": null}, "managed_policies": managed,
+        "default_ttl": 3600, "max_ttl": 21600, "allow_broad": false,
+    });
+    serde_json::from_value(spec).unwrap()
+}
+
 pub fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": ["sts:GetCallerIdentity", "sqs:ListQueues"], "Resource": "*"},
