@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 use secrecy::ExposeSecret;
-use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
@@ -14,7 +13,6 @@ use super::{
     failure::Failure,
     issue::issue,
     output::Output,
-    view::Credentials,
 };
 use crate::{
     client::Evidence,
@@ -107,23 +105,9 @@ impl CredentialProcess {
         let expires = credentials.expiration.as_deref().unwrap_or_default();
         let no_end = |_| Failure::unexpected("the broker does not tell when they end");
         Ok(Kept {
-            document: document(&credentials),
+            document: credentials.for_process(),
             issued_at: wall_time(),
             expires_at: expires.parse().map_err(no_end)?,
         })
     }
-}
-
-/// What SDKs read.
-pub(super) fn document(credentials: &Credentials) -> Value {
-    let mut document = json!({
-        "Version": 1,
-        "AccessKeyId": credentials.access_key_id,
-        "SecretAccessKey": credentials.secret_access_key,
-        "Expiration": credentials.expiration,
-    });
-    if let Some(token) = &credentials.session_token {
-        document["SessionToken"] = json!(token);
-    }
-    document
 }

@@ -6,7 +6,6 @@ use clap::Args;
 
 use super::{
     convert::proto_duration,
-    credential_process::document,
     failure::Failure,
     output::{Format, Output},
     view::{self, Credentials, Exports},
@@ -42,7 +41,7 @@ impl Issue {
         match out.format() {
             Format::Text | Format::Json => out.show(&credentials)?,
             Format::Env => out.line(&env(&credentials.exports()))?,
-            Format::CredentialProcess => out.line(&document(&credentials).to_string())?,
+            Format::CredentialProcess => out.line(&credentials.for_process().to_string())?,
         }
         Ok(())
     }
@@ -121,10 +120,10 @@ mod tests {
     #[test]
     fn credential_process_output_is_what_sdks_expect() {
         assert_eq!(
-            document(&credentials(Some("t"))).to_string(),
+            credentials(Some("t")).for_process().to_string(),
             r#"{"Version":1,"AccessKeyId":"AKIA1","SecretAccessKey":"s/+=","Expiration":"2026-01-01T00:00:00Z","SessionToken":"t"}"#
         );
-        assert_eq!(document(&credentials(None)).get("SessionToken"), None);
+        assert_eq!(credentials(None).for_process().get("SessionToken"), None);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Credentials under one grant, as AWS SDKs take them.
 
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -10,19 +9,20 @@ use aws_credential_types::{
     Credentials as AwsCredentials,
     provider::{ProvideCredentials, error::CredentialsError, future},
 };
-use jiff::{SignedDuration, Timestamp};
-use secrecy::{ExposeSecret, SecretString};
+use jiff::SignedDuration;
+use secrecy::ExposeSecret;
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
-use super::{Settings, follow::follow};
-use crate::{
-    domain::{clock::wall_time, refresh},
-    proto::IssueCredentialsResponse,
+use super::{
+    Settings,
+    follow::follow,
+    issued::{Issued, Missing, State},
 };
+use crate::domain::clock::wall_time;
 
 /// How long an SDK waits for credentials that are not there yet; it gives up after five
 /// seconds by itself.
@@ -59,69 +59,6 @@ const KEPT_FOR: SignedDuration = SignedDuration::from_mins(5);
 pub struct Credentials {
     state: watch::Receiver<State>,
     _following: Arc<Following>,
-}
-
-/// What is known at the moment.
-#[derive(Clone, Debug)]
-pub(super) enum State {
-    /// Nothing yet.
-    Asked,
-    /// These.
-    Held(Arc<Issued>),
-    /// There are none.
-    Without(Missing),
-}
-
-/// Why there are no credentials.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Missing {
-    /// The broker does not give any, or has taken them away.
-    #[error("{0}")]
-    Refused(String),
-    /// There may be some in a while.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-/// Issued credentials. Debug hides the secrets.
-#[derive(Clone)]
-pub struct Issued {
-    /// The lease.
-    pub lease_id: String,
-    /// `AKIA…` or `ASIA…`.
-    pub access_key_id: String,
-    /// The secret access key.
-    pub secret_access_key: SecretString,
-    /// Of a session; an IAM user has none.
-    pub session_token: Option<SecretString>,
-    /// When they end.
-    pub expires_at: Timestamp,
-}
-
-impl fmt::Debug for Issued {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issued")
-            .field("lease_id", &self.lease_id)
-            .field("expires_at", &self.expires_at)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Issued {
-    pub(super) fn of(issued: IssueCredentialsResponse) -> Option<Self> {
-        let (lease, expiration) = (issued.lease?, issued.expiration?);
-        Some(Self {
-            lease_id: lease.lease_id,
-            access_key_id: lease.access_key_id?,
-            secret_access_key: SecretString::from(issued.secret_access_key),
-            session_token: issued.session_token.map(SecretString::from),
-            expires_at: Timestamp::new(expiration.seconds, expiration.nanos).ok()?,
-        })
-    }
-
-    pub(super) fn is_alive(&self) -> bool {
-        refresh::is_alive(self.expires_at, wall_time())
-    }
 }
 
 /// The task that follows; it ends with its last owner.

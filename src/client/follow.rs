@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 
 use super::{
     Client, ConnectError, Settings,
-    credentials::{Issued, Missing, State},
+    issued::{Issued, Missing, State},
 };
 use crate::{
     domain::random::{SystemRandom, back_off, up_to},
@@ -121,8 +121,10 @@ impl Follower {
         self.failures = self.failures.saturating_add(1);
         let passing = failed.is_passing();
         let holds = matches!(&*self.state.borrow(), State::Held(issued) if issued.is_alive());
+        // A file that is just being replaced says nothing against what is held.
+        let is_refused = !passing && matches!(failed, Failed::Told(_));
         match passing {
-            true if holds => {}
+            _ if holds && !is_refused => {}
             true => self.lose(Missing::Unavailable(failed.told())),
             false => self.lose(Missing::Refused(failed.told())),
         }
@@ -170,6 +172,103 @@ impl Failed {
         match self {
             Self::Connect(_) => None,
             Self::Told(status) => status.get_details_retry_info()?.retry_delay,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+    use crate::{client::Evidence, domain::clock::wall_time};
+
+    fn follower(lives: Option<SignedDuration>) -> Follower {
+        let held = lives.map(|lives| {
+            State::Held(std::sync::Arc::new(Issued {
+                lease_id: "lease".to_owned(),
+                access_key_id: "AKIA1".to_owned(),
+                secret_access_key: "secret".into(),
+                session_token: None,
+                expires_at: wall_time() + lives,
+            }))
+        });
+        let (state, _) = watch::channel(held.unwrap_or(State::Asked));
+        Follower {
+            settings: Settings {
+                address: "https://localhost:1".to_owned(),
+                ca_file: "none".into(),
+                evidence: Evidence::Token("token".into()),
+            },
+            grant: "uploads".to_owned(),
+            ttl: None,
+            state,
+            failures: 0,
+        }
+    }
+
+    fn told(code: Code, hint: Option<Duration>) -> Result<(), Failed> {
+        let mut details = ErrorDetails::new();
+        if let Some(hint) = hint {
+            details.set_retry_info(Some(hint));
+        }
+        let status = Status::with_error_details(code, "why", details);
+        Err(Failed::Told(status))
+    }
+
+    #[test]
+    fn after_a_brokers_end_its_followers_come_again_spread_over_five_seconds() {
+        for ended in [|| Ok(()), || told(Code::Unavailable, None)] {
+            let pauses: Vec<Duration> = (0..1000)
+                .map(|_| follower(Some(SignedDuration::from_hours(1))).pause_after(ended()))
+                .collect();
+            for second in 0..5 {
+                let within = |pause: &&Duration| pause.as_secs() == second;
+                assert!(pauses.iter().filter(within).count() > 100, "{second}");
+            }
+            assert!(pauses.iter().all(|pause| *pause <= SPREAD));
+        }
+    }
+
+    #[test]
+    fn the_brokers_hint_is_waited_for_and_no_pause_is_for_ever() {
+        let mut follower = follower(None);
+        for _ in 0..50 {
+            let pause = follower.pause_after(told(Code::ResourceExhausted, Some(SPREAD)));
+            assert!(pause >= SPREAD && pause <= SPREAD + LONGEST_PAUSE);
+        }
+        let year = Duration::from_secs(365 * 86_400);
+        let pause = follower.pause_after(told(Code::Unavailable, Some(year)));
+        assert!(pause <= 2 * LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn what_is_held_goes_with_a_refusal_and_stays_through_an_outage_until_it_ends() {
+        let hour = SignedDuration::from_hours(1);
+        for (code, lives, stays) in [
+            (Code::Unavailable, hour, true),
+            (Code::Aborted, hour, true),
+            (Code::Unavailable, SignedDuration::ZERO, false),
+            (Code::PermissionDenied, hour, false),
+            (Code::Unauthenticated, hour, false),
+            (Code::NotFound, hour, false),
+            (Code::FailedPrecondition, hour, false),
+        ] {
+            let mut follower = follower(Some(lives));
+            follower.pause_after(told(code, None));
+            let holds = matches!(&*follower.state.borrow(), State::Held(_));
+            assert_eq!(holds, stays, "{code:?}");
+        }
+        let file = || Err(ConnectError::Token.into());
+        for lives in [Some(hour), None] {
+            let mut follower = follower(lives);
+            follower.pause_after(file());
+            let refused = matches!(
+                &*follower.state.borrow(),
+                State::Without(Missing::Refused(_))
+            );
+            assert_eq!(refused, lives.is_none());
         }
     }
 }

@@ -5,6 +5,7 @@
 mod credentials;
 pub mod endpoint;
 mod follow;
+mod issued;
 pub mod reach;
 
 use std::{
@@ -22,7 +23,10 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-pub use self::credentials::{Credentials, Issued, Missing};
+pub use self::{
+    credentials::Credentials,
+    issued::{Issued, Missing},
+};
 use crate::proto::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
     credential_service_client::CredentialServiceClient, grant_service_client::GrantServiceClient,

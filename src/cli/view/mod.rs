@@ -372,6 +372,21 @@ pub(super) struct Exports<'a> {
 }
 
 impl Credentials {
+    /// What SDKs read from a process.
+    /// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
+    pub(super) fn for_process(&self) -> Value {
+        let mut document = json!({
+            "Version": 1,
+            "AccessKeyId": self.access_key_id,
+            "SecretAccessKey": self.secret_access_key,
+            "Expiration": self.expiration,
+        });
+        if let Some(token) = &self.session_token {
+            document["SessionToken"] = json!(token);
+        }
+        document
+    }
+
     pub(super) fn exports(&self) -> Exports<'_> {
         Exports {
             key: Some((&self.access_key_id, &self.secret_access_key)),

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use aws_credential_types::provider::ProvideCredentials;
-use credbroker::client::{Credentials, Evidence, Missing, Settings};
+use credbroker::{
+    client::{Credentials, Evidence, Missing, Settings},
+    domain::clock::wall_time,
+};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::harness::{Key, World, eventually};
 
@@ -61,6 +65,10 @@ async fn however_many_ask_and_go_away_the_broker_is_asked_once() {
     leases.dedup();
     assert_eq!(leases.len(), 1);
     assert_eq!(world.leases().await.len(), 1);
+    // An SDK keeps none for longer than five minutes, so that it keeps no revoked one.
+    let provided = credentials.provide_credentials().await.unwrap();
+    let until = Timestamp::try_from(provided.expiry().unwrap()).unwrap();
+    assert!(until <= wall_time() + SignedDuration::from_mins(5));
     let shown = format!("{:?}", credentials.current(LIMIT).await.unwrap());
     let (_, secrets) = shown.split_once("Issued").unwrap();
     assert!(!secrets.contains("secret"), "{shown}");
