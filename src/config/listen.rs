@@ -5,6 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use super::{Lifetime, Reader};
 use crate::domain::edge::Bounds;
 
+/// RFC 9113 section 4.2.
+const FRAME_LEAST: u32 = 16_384;
+/// RFC 9113 section 6.9.2: a peer may send so much before it has read any setting.
+const WINDOW_LEAST: u32 = 65_535;
+
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
@@ -51,6 +56,7 @@ fn bounds(reader: &mut Reader) -> Bounds {
         ("calls", &mut bounds.calls),
         ("calls_per_connection", &mut bounds.calls_per_connection),
         ("resets", &mut bounds.resets),
+        ("pending_resets", &mut bounds.pending_resets),
         ("message_bytes", &mut bounds.message_bytes),
     ] {
         let number = reader.number("bounds", key);
@@ -58,11 +64,26 @@ fn bounds(reader: &mut Reader) -> Bounds {
             .and_then(|n| usize::try_from(n).ok())
             .unwrap_or(*bound);
     }
-    for (key, bound) in [
-        ("streams", &mut bounds.streams),
-        ("header_bytes", &mut bounds.header_bytes),
+    for (key, least, bound) in [
+        ("streams", 1, &mut bounds.streams),
+        ("header_bytes", 1, &mut bounds.header_bytes),
+        ("frame_bytes", FRAME_LEAST, &mut bounds.frame_bytes),
+        (
+            "stream_window_bytes",
+            WINDOW_LEAST,
+            &mut bounds.stream_window_bytes,
+        ),
+        (
+            "connection_window_bytes",
+            WINDOW_LEAST,
+            &mut bounds.connection_window_bytes,
+        ),
     ] {
         *bound = reader.number("bounds", key).unwrap_or(*bound);
+        if *bound < least {
+            let message = format!("must be {least} or more: HTTP/2 allows no less");
+            reader.wrong(&format!("bounds.{key}"), &message);
+        }
     }
     for (key, bound) in [
         ("handshake_timeout", &mut bounds.handshake_timeout),

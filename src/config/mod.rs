@@ -474,7 +474,7 @@ mod tests {
             .lines()
             .map(|line| line.strip_prefix("# ").filter(|l| l.contains(" = ")))
             .collect();
-        assert_eq!(settings.iter().flatten().count(), 21);
+        assert_eq!(settings.iter().flatten().count(), 25);
         let bounds = settings
             .into_iter()
             .flatten()
@@ -510,6 +510,9 @@ mod tests {
             connections_per_address = "many"
             call_timeout = "0s"
             drain_timeout = 7
+            frame_bytes = 16383
+            stream_window_bytes = 65534
+            connection_window_bytes = "1m"
             [aws]
             region = "Europe"
             partition = "azure"
@@ -538,6 +541,9 @@ mod tests {
             "bounds.connections_per_address",
             "bounds.call_timeout",
             "bounds.drain_timeout",
+            "bounds.frame_bytes",
+            "bounds.stream_window_bytes",
+            "bounds.connection_window_bytes",
             "aws.region",
             "aws.partition",
             "aws.endpoint_url",

@@ -21,6 +21,15 @@ pub struct Bounds {
     pub streams: u32,
     /// Streams that the broker may have to reset for a peer's mistakes (RUSTSEC-2024-0003).
     pub resets: usize,
+    /// Streams that a peer has reset before the broker looked at them (CVE-2023-44487).
+    pub pending_resets: usize,
+    /// The largest frame that the broker takes, bytes; 16,384 at least (RFC 9113 section 4.2).
+    pub frame_bytes: u32,
+    /// What a peer may send on a stream, and on a connection, before the broker has taken it,
+    /// bytes; 65,535 at least, where HTTP/2 begins (RFC 9113 section 6.9.2).
+    pub stream_window_bytes: u32,
+    /// See [`stream_window_bytes`](Self::stream_window_bytes).
+    pub connection_window_bytes: u32,
     /// The headers of a request, bytes.
     pub header_bytes: u32,
     /// The message of a request, bytes. The largest field is a policy document.
@@ -61,6 +70,10 @@ impl Default for Bounds {
             calls_per_connection: 32,
             streams: 64,
             resets: 128,
+            pending_resets: 20,
+            frame_bytes: 16 * 1024,
+            stream_window_bytes: 64 * 1024,
+            connection_window_bytes: 256 * 1024,
             header_bytes: 8 * 1024,
             message_bytes: 64 * 1024,
             handshake_timeout: Duration::from_secs(5),

@@ -48,10 +48,8 @@ use crate::{
     },
 };
 
-const PENDING_RESET_STREAMS_MAX: usize = 20;
-const FRAME_MAX: u32 = 16 * 1024;
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// Bytes that a peer may send beside its first request.
+const FRAMES_OF_NO_CONSEQUENCE: usize = 64 * 1024;
 /// How long what runs for a service that is shut out may go on: whoever waits for an answer,
 /// or watches, hears of that first.
 const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
@@ -110,7 +108,11 @@ impl Serving {
                 response.map(|body| Body::new(Answer::new(body, answered.clone())))
             });
         let builder = builder(&self.bounds);
-        let io = TokioIo::new(Metered::new(stream, Arc::clone(&asked)));
+        let io = TokioIo::new(Metered::new(
+            stream,
+            before_asking(&self.bounds),
+            Arc::clone(&asked),
+        ));
         let serving = builder.serve_connection(io, TowerToHyperService::new(service));
         tokio::pin!(serving);
         let ended = tokio::select! {
@@ -184,6 +186,13 @@ impl Serving {
     }
 }
 
+/// What may come before the first request is known: its headers and as much of its body as a
+/// stream's window lets it send with them, and some frames of no consequence.
+fn before_asking(bounds: &Bounds) -> usize {
+    let window = usize::try_from(bounds.stream_window_bytes).unwrap_or(usize::MAX);
+    window.saturating_add(FRAMES_OF_NO_CONSEQUENCE)
+}
+
 /// Whether a connection ended because its peer broke the protocol or the bounds of it, and
 /// not by its leaving.
 fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -206,11 +215,11 @@ fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(bounds.streams)
         .max_local_error_reset_streams(bounds.resets)
-        .max_pending_accept_reset_streams(PENDING_RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(bounds.pending_resets)
         .max_header_list_size(bounds.header_bytes)
-        .max_frame_size(FRAME_MAX)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(bounds.frame_bytes)
+        .initial_stream_window_size(bounds.stream_window_bytes)
+        .initial_connection_window_size(bounds.connection_window_bytes)
         .keep_alive_interval(bounds.keepalive_interval)
         .keep_alive_timeout(bounds.keepalive_timeout);
     builder

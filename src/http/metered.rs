@@ -12,11 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What may come before the first request is known: its headers and as much of its body as a
-/// stream's window lets it send with them, and some frames of no consequence.
-const BEFORE_ASKING_MAX: usize = 128 * 1024;
-
-/// The error of that: HTTP/2 hands on its kind, and no socket has it.
+/// The error of too much: HTTP/2 hands on its kind, and no socket has it.
 pub(super) const TOO_MUCH: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
 /// A stream that ends with an error when too much came before the first request: frames that
@@ -28,11 +24,11 @@ pub(super) struct Metered<S> {
 }
 
 impl<S> Metered<S> {
-    /// `asked` tells whether the first request has come.
-    pub(super) const fn new(stream: S, asked: Arc<AtomicBool>) -> Self {
+    /// `before_asking` bytes may come before `asked` tells that the first request has.
+    pub(super) const fn new(stream: S, before_asking: usize, asked: Arc<AtomicBool>) -> Self {
         Self {
             stream,
-            left: BEFORE_ASKING_MAX,
+            left: before_asking,
             asked,
         }
     }
