@@ -8,6 +8,7 @@
 
 pub mod audit;
 pub mod domain;
+pub mod memory;
 pub mod proto;
 
 #[cfg(feature = "client")]

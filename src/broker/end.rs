@@ -69,6 +69,12 @@ impl Broker {
             if lease.removal().is_some() {
                 return broker.released_already(&caller, lease).await;
             }
+            if broker.is_shared(&lease).await? {
+                let notice = "others share it, so that it goes on until its end";
+                return broker
+                    .released_in_words(&caller, lease, notice.to_owned())
+                    .await;
+            }
             broker
                 .end(
                     By::Caller(&caller),
@@ -81,6 +87,15 @@ impl Broker {
         .await
     }
 
+    /// Whether callers share the session of a lease.
+    async fn is_shared(&self, lease: &Lease) -> Result<bool, Error> {
+        let binding = &lease.binding;
+        let grant = self
+            .store()
+            .grant_version(&binding.grant, binding.grant_version);
+        Ok(grant.await?.is_some_and(|grant| grant.spec.reuse.is_some()))
+    }
+
     /// It is being taken away, and a service cannot make that faster.
     async fn released_already(
         &self,
@@ -91,6 +106,16 @@ impl Broker {
             Some(notice) => notice,
             None => "it is being taken away already".to_owned(),
         };
+        self.released_in_words(caller, lease, notice).await
+    }
+
+    /// Records that a service hands back what does not end by that.
+    async fn released_in_words(
+        &self,
+        caller: &Caller,
+        lease: Lease,
+        notice: String,
+    ) -> Result<(TakenAway, Receipt), Error> {
         let audit = self.caller_event(caller, Event::LeaseReleased);
         let audit = audit.lease(&lease).detail(&notice);
         let receipt = self.store().record(audit).await?;

@@ -15,7 +15,7 @@ use crate::{
         access::Caller,
         decide::IssueRequest,
         denial::Scope,
-        lease::{Lease, LeaseState},
+        lease::{Cause, Lease, LeaseState},
         name::{GrantName, LeaseId},
         refresh,
     },
@@ -25,9 +25,6 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// When the next are asked for again that could not be had, where nothing tells.
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
-
-/// The same for a session that others share.
-const SHARED_PAUSE: SignedDuration = SignedDuration::from_secs(5);
 
 /// What a follower is told.
 #[derive(Clone, Debug)]
@@ -46,8 +43,8 @@ pub struct Following {
     ttl: Option<Duration>,
     news: Receiver<Ended>,
     looks: Interval,
-    /// What it held is over, and it does not know yet.
-    is_over: bool,
+    /// What it held is revoked, and it does not know yet.
+    is_revoked: bool,
     held: Option<Held>,
 }
 
@@ -72,36 +69,55 @@ impl Broker {
         ttl: Option<Duration>,
         held: Option<LeaseId>,
     ) -> Result<Following, Error> {
-        let asked: Vec<LeaseId> = held.iter().cloned().collect();
-        let watch = self.watch(&caller, &asked).await?;
+        let watch = self.watch(&caller, &[]).await?;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut following = Following {
+        let held = match held {
+            Some(id) => self.still_held(&grant, &id).await?,
+            None => Some(None),
+        };
+        Ok(Following {
             caller,
             grant,
             ttl,
             news: watch.news,
             looks,
-            is_over: !watch.over.is_empty(),
-            held: None,
-        };
-        if let Some(id) = held.filter(|_| !following.is_over) {
-            let lease = self.store().lease(&id).await?;
-            let lease = lease.filter(|lease| lease.binding.grant == following.grant);
-            following.held = lease.and_then(|lease| self.as_held(&lease));
-        }
-        Ok(following)
+            is_revoked: held.is_none(),
+            held: held.flatten(),
+        })
     }
 
-    fn as_held(&self, lease: &Lease) -> Option<Held> {
+    /// What is left of a lease that somebody holds: `None` if it was taken away, nothing if
+    /// it merely ended or is of another grant.
+    async fn still_held(
+        &self,
+        grant: &GrantName,
+        id: &LeaseId,
+    ) -> Result<Option<Option<Held>>, Error> {
+        let lease = self.store().lease(id).await?;
+        let ours = |lease: &Lease| lease.binding.grant.service == grant.service;
+        let Some(lease) = lease.filter(ours) else {
+            return Ok(None);
+        };
+        Ok(match lease.cause() {
+            None | Some(Cause::Expired | Cause::Released) => {
+                let held = self.as_held(&lease, None);
+                Some(held.filter(|_| lease.binding.grant == *grant))
+            }
+            Some(Cause::Revoked(_) | Cause::NotIssued(_)) => None,
+        })
+    }
+
+    fn as_held(&self, lease: &Lease, renew_at: Option<Timestamp>) -> Option<Held> {
         let LeaseState::Active { issued, .. } = &lease.state else {
             return None;
         };
         let random = self.parts.random.as_ref();
+        let own = || refresh::renewal(issued.at, issued.expires_at, random);
         Some(Held {
             lease_id: lease.binding.lease_id.clone(),
             expires_at: issued.expires_at,
-            renew_at: refresh::renewal(issued.at, issued.expires_at, random),
+            renew_at: renew_at.unwrap_or_else(own),
         })
     }
 
@@ -116,7 +132,7 @@ impl Broker {
         self: &Arc<Self>,
         following: &mut Following,
     ) -> Result<Option<Followed>, Error> {
-        if std::mem::take(&mut following.is_over) {
+        if std::mem::take(&mut following.is_revoked) {
             return Ok(Some(Followed::Revoked));
         }
         let service = following.grant.service.clone();
@@ -148,17 +164,15 @@ impl Broker {
         self: &Arc<Self>,
         following: &mut Following,
     ) -> Result<Option<IssuedLease>, Error> {
-        let request = IssueRequest::new(following.grant.clone(), following.ttl, None);
+        let request = IssueRequest {
+            other_than: following.held.as_ref().map(|held| held.lease_id.clone()),
+            ..IssueRequest::new(following.grant.clone(), following.ttl, None)
+        };
         let issued = self.issue(following.caller.clone(), request).await;
         let now = self.now();
         match (issued, &mut following.held) {
-            // A session that is shared: the next is seen to, and not there yet.
-            (Ok(issued), Some(held)) if issued.lease.binding.lease_id == held.lease_id => {
-                held.renew_at = now + SHARED_PAUSE;
-                Ok(None)
-            }
             (Ok(issued), held) => {
-                *held = self.as_held(&issued.lease);
+                *held = self.as_held(&issued.lease, issued.renew_at);
                 Ok(Some(issued))
             }
             (Err(error), Some(held))
@@ -191,10 +205,15 @@ impl Following {
     }
 }
 
-/// Whether it may be otherwise in a while, without the caller's doing.
+/// Whether it says nothing against what the caller holds already.
 const fn is_passing(error: &Error) -> bool {
-    matches!(
+    !matches!(
         error,
-        Error::Aws(_) | Error::Limited { .. } | Error::Late | Error::Conflict(_) | Error::Store(_)
+        Error::Invalid(_)
+            | Error::Unauthenticated
+            | Error::Suspended(_)
+            | Error::NotPermitted(_)
+            | Error::Denied(_)
+            | Error::NotFound(_)
     )
 }

@@ -3,7 +3,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, histogram};
 use tokio::time::sleep;
 
@@ -44,6 +44,8 @@ pub struct IssuedLease {
     pub credentials: Credentials,
     /// Whether the request had been answered, or was being, before.
     pub redelivered: bool,
+    /// When those who share the session see to the next; `None` where nobody shares it.
+    pub renew_at: Option<Timestamp>,
     /// That it is in the log.
     pub receipt: Receipt,
 }
@@ -113,7 +115,7 @@ impl Broker {
         let grant = self.store().grant(&request.grant).await?;
         match decide(caller, request, grant) {
             Ok(issue) if issue.get().grant.spec.reuse.is_some() => {
-                self.issue_shared(caller, &issue, request.least_left).await
+                Box::pin(self.issue_shared(caller, &issue, request)).await
             }
             Ok(issue) => {
                 self.issue_decided(caller, &issue, request.named.as_ref(), None)
@@ -364,6 +366,7 @@ impl Broker {
             lease: active,
             credentials,
             redelivered: event == Event::LeaseRedelivered,
+            renew_at: None,
             receipt,
         })
     }

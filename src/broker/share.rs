@@ -9,6 +9,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use metrics::counter;
+use tokio::time::Instant;
 
 use crate::{
     broker::{Broker, Error, IssuedLease},
@@ -16,7 +17,7 @@ use crate::{
         access::Caller,
         audit::Event,
         credential::Credentials,
-        decide::{Authorized, Issue},
+        decide::{Authorized, Issue, IssueRequest},
         lease::{Lease, LeaseState},
         name::{GrantName, Name},
         principal::{Evidence, Proof},
@@ -47,8 +48,9 @@ struct Session {
 #[derive(Default)]
 struct Slot {
     session: Mutex<Option<Arc<Session>>>,
-    /// Held by whoever asks for the next; the others wait for it, or go on with what there is.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by whoever asks for the next; the others wait for what comes of it. In it, when
+    /// somebody last asked in vain, and why.
+    asking: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
 
 impl Slot {
@@ -56,13 +58,27 @@ impl Slot {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session with so much life left, whose next nobody has to wait for.
-    fn fresh(&self, now: Timestamp, least_left: Duration) -> Option<Arc<Session>> {
+    /// A session that will do for a request.
+    fn session_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
         let session = self.session().clone()?;
         let left = session.expires_at.duration_since(now);
-        let least_left = SignedDuration::try_from(least_left).unwrap_or(SignedDuration::MAX);
-        let is_fresh = refresh::is_fresh(session.issued_at, session.expires_at, now);
-        (is_fresh && left >= least_left).then_some(session)
+        let least = SignedDuration::try_from(request.least_left).unwrap_or(SignedDuration::MAX);
+        let is_other = request.other_than.as_ref() != Some(&session.lease.binding.lease_id);
+        let will_do = is_other && left >= least && refresh::is_alive(session.expires_at, now);
+        will_do.then_some(session)
+    }
+
+    /// The same, whose next nobody has to wait for.
+    fn fresh_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
+        let session = self.session_for(request, now)?;
+        refresh::is_fresh(session.issued_at, session.expires_at, now).then_some(session)
+    }
+
+    fn is_old(&self, now: Timestamp) -> bool {
+        let session = self.session();
+        session
+            .as_ref()
+            .is_none_or(|session| !refresh::is_alive(session.expires_at, now))
     }
 }
 
@@ -85,11 +101,11 @@ impl Shared {
         self.slots().retain(|sharers, _| !of_service(sharers));
     }
 
-    /// What is near its end, is not kept.
+    /// What is over, is not kept.
     pub(super) fn forget_old(&self, now: Timestamp) {
         self.slots().retain(|_, slot| {
             let in_use = Arc::strong_count(slot) > 1;
-            in_use || slot.fresh(now, Duration::ZERO).is_some()
+            in_use || !slot.is_old(now)
         });
     }
 }
@@ -100,7 +116,7 @@ impl Broker {
         self: &Arc<Self>,
         caller: &Caller,
         issue: &Authorized<Issue>,
-        least_left: Duration,
+        request: &IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let Issue { grant, ttl } = issue.get();
         let slot = self.shared.slot(&Sharers {
@@ -109,15 +125,30 @@ impl Broker {
             ttl: *ttl,
             proof: shown(caller.principal().proof()),
         });
-        if let Some(issued) = self.share(caller, issue, &slot, least_left).await? {
+        let fresh = |now| slot.fresh_for(request, now);
+        if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
             return Ok(issued);
         }
-        let _alone = slot.asking.lock().await;
-        // Somebody else may have asked meanwhile.
-        if let Some(issued) = self.share(caller, issue, &slot, least_left).await? {
+        let since = Instant::now();
+        let mut in_vain = slot.asking.lock().await;
+        // Somebody else has asked meanwhile.
+        if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
             return Ok(issued);
         }
-        self.ask_for_next(caller, issue, &slot).await
+        let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
+        let asked = match failed {
+            Some((_, error)) => Err(error.clone()),
+            None => self.ask_for_next(caller, issue, &slot).await,
+        };
+        let Err(error) = asked else {
+            *in_vain = None;
+            return asked;
+        };
+        *in_vain = Some((Instant::now(), error.clone()));
+        drop(in_vain);
+        // What is there is good for a while.
+        let left = self.share(caller, issue, &slot, |now| slot.session_for(request, now));
+        left.await?.ok_or(error)
     }
 
     async fn ask_for_next(
@@ -126,31 +157,32 @@ impl Broker {
         issue: &Authorized<Issue>,
         slot: &Slot,
     ) -> Result<IssuedLease, Error> {
-        let issued = self.issue_decided(caller, issue, None, None).await?;
-        if let Some((issued_at, expires_at)) =
-            issued.lease.issued().map(|at| (at.at, at.expires_at))
-        {
+        let mut made = self.issue_decided(caller, issue, None, None).await?;
+        if let Some(issued) = made.lease.issued() {
+            let (issued_at, expires_at) = (issued.at, issued.expires_at);
+            let renew_at = refresh::renewal(issued_at, expires_at, self.parts.random.as_ref());
+            made.renew_at = Some(renew_at);
             *slot.session() = Some(Arc::new(Session {
-                lease: issued.lease.clone(),
-                credentials: issued.credentials.clone(),
+                lease: made.lease.clone(),
+                credentials: made.credentials.clone(),
                 issued_at,
                 expires_at,
-                renew_at: refresh::renewal(issued_at, expires_at, self.parts.random.as_ref()),
+                renew_at,
             }));
         }
-        Ok(issued)
+        Ok(made)
     }
 
-    /// Hands out what is shared, if it is fresh and nobody has taken it away.
+    /// Hands out what `find` finds shared, if nobody has taken it away.
     async fn share(
         self: &Arc<Self>,
         caller: &Caller,
         issue: &Authorized<Issue>,
         slot: &Arc<Slot>,
-        least_left: Duration,
+        find: impl Fn(Timestamp) -> Option<Arc<Session>>,
     ) -> Result<Option<IssuedLease>, Error> {
         let now = self.now();
-        let Some(session) = slot.fresh(now, least_left) else {
+        let Some(session) = find(now) else {
             return Ok(None);
         };
         self.log_is_whole()?;
@@ -174,6 +206,7 @@ impl Broker {
             lease: session.lease.clone(),
             credentials: session.credentials.clone(),
             redelivered: false,
+            renew_at: Some(session.renew_at),
             receipt,
         }))
     }
@@ -183,7 +216,7 @@ impl Broker {
         let (broker, slot) = (Arc::clone(self), Arc::clone(slot));
         let (caller, issue) = (caller.clone(), issue.clone());
         self.sagas.spawn(async move {
-            let Ok(_alone) = slot.asking.try_lock() else {
+            let Ok(mut in_vain) = slot.asking.try_lock() else {
                 return;
             };
             let is_due = |session: &Arc<Session>| session.renew_at <= broker.now();
@@ -193,6 +226,7 @@ impl Broker {
             if let Err(error) = broker.ask_for_next(&caller, &issue, &slot).await {
                 let grant = &issue.get().grant.name;
                 tracing::warn!(%grant, %error, "the next session to be shared is asked for again");
+                *in_vain = Some((Instant::now(), error));
             }
         });
     }

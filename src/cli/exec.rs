@@ -3,13 +3,14 @@
 use std::{
     env,
     ffi::OsString,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use clap::Args;
+use secrecy::ExposeSecret;
 use tokio::task::spawn_blocking;
 
 use super::{Connection, failure::Failure, issue::issue};
@@ -17,18 +18,24 @@ use crate::domain::duration;
 
 /// By what AWS SDKs could find other credentials than these, and by what a broker knows the
 /// caller: neither is the command's business.
-const CLEARED: [&str; 20] = [
+const CLEARED: [&str; 27] = [
+    "AMAZON_ACCESS_KEY_ID",
+    "AMAZON_SECRET_ACCESS_KEY",
+    "AWS_ACCESS_KEY",
     "AWS_ACCESS_KEY_ID",
+    "AWS_BEARER_TOKEN_BEDROCK",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CREDENTIAL_EXPIRATION",
+    "AWS_CREDENTIAL_FILE",
     "AWS_DEFAULT_PROFILE",
     "AWS_PROFILE",
     "AWS_ROLE_ARN",
     "AWS_ROLE_SESSION_NAME",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECRET_KEY",
     "AWS_SECURITY_TOKEN",
     "AWS_SESSION_TOKEN",
     "AWS_SHARED_CREDENTIALS_FILE",
@@ -38,6 +45,13 @@ const CLEARED: [&str; 20] = [
     "CREDBROKER_LEASE_ID",
     "CREDBROKER_TOKEN",
     "CREDBROKER_TOKEN_FILE",
+    "SECRET_ACCESS_KEY",
+];
+/// Files that SDKs look into before they ask an endpoint.
+const FILES_BEFORE_ENDPOINTS: [&str; 3] = [
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "BOTO_CONFIG",
 ];
 
 /// Run a command with credentials in its environment, and with no others.
@@ -51,7 +65,8 @@ pub(super) struct Exec {
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
     /// For a command that runs longer than its credentials live: it gets an endpoint of its
-    /// own, which ends with it, where its SDK finds the next ones. Not for iam_user.
+    /// own, which ends with it, where its SDK finds the next ones. It reads no AWS files then:
+    /// set AWS_REGION. Not for iam_user.
     #[arg(long)]
     refresh: bool,
     /// What to run.
@@ -75,8 +90,7 @@ impl Exec {
         if self.refresh {
             let url = self.endpoint(connection).await?;
             command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", url);
-            // What stands there goes before an endpoint.
-            command.env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+            command.envs(FILES_BEFORE_ENDPOINTS.map(|file| (file, "/dev/null")));
         } else {
             let client = connection.connect().await?;
             let issued = issue(&client, self.grant.clone(), self.ttl, None).await?;
@@ -99,28 +113,26 @@ impl Exec {
     async fn endpoint(&self, connection: &Connection) -> Result<String, Failure> {
         let mut agent = Command::new(env::current_exe()?);
         agent
-            .args(["agent", "--for-parent", "--grant", &self.grant])
-            .stdin(Stdio::null())
+            .args(["agent", "--grant", &self.grant])
+            .args(["--for-process", &std::process::id().to_string()])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // What a terminal sends is for the command.
             .process_group(0);
         if let Some(ttl) = self.ttl {
             agent.args(["--ttl", &format!("{}s", ttl.as_secs())]);
         }
-        connection.hand_on(&mut agent);
+        let token = connection.hand_on(&mut agent)?;
         let told = spawn_blocking(move || {
             let mut agent = agent.spawn()?;
+            if let (Some(mut input), Some(token)) = (agent.stdin.take(), token) {
+                input.write_all(token.expose_secret().as_bytes())?;
+            }
             let mut url = String::new();
             if let Some(told) = agent.stdout.take() {
                 BufReader::new(told).read_line(&mut url)?;
             }
-            // One that has an endpoint stays.
-            let ended = if url.is_empty() {
-                agent.wait()?.code()
-            } else {
-                None
-            };
-            Ok::<_, std::io::Error>((url.trim_end().to_owned(), ended))
+            Ok::<_, std::io::Error>((url.trim_end().to_owned(), agent.wait()?.code()))
         });
         let told = told
             .await

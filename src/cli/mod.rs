@@ -25,7 +25,6 @@ mod operator;
 mod output;
 mod pages;
 mod policy;
-mod profile;
 mod proof;
 mod prune;
 mod revoke;
@@ -288,6 +287,14 @@ impl Connection {
         self.settings_with(self.evidence()?)
     }
 
+    /// By this token, if there is one.
+    fn settings_or(&self, token: Option<SecretString>) -> Result<Settings, Failure> {
+        match token {
+            Some(token) => self.settings_with(Evidence::Token(token)),
+            None => self.settings(),
+        }
+    }
+
     fn settings_with(&self, evidence: Evidence) -> Result<Settings, Failure> {
         Ok(Settings {
             address: self
@@ -302,8 +309,12 @@ impl Connection {
         })
     }
 
-    /// Gives another process of this program the same settings.
-    fn hand_on(&self, command: &mut std::process::Command) {
+    /// Gives another process of this program the same settings. A token that is in no file
+    /// is returned: the environment of a process can be read by others.
+    fn hand_on(
+        &self,
+        command: &mut std::process::Command,
+    ) -> Result<Option<SecretString>, Failure> {
         let files = [
             ("CREDBROKER_CA_FILE", &self.ca_file),
             ("CREDBROKER_TOKEN_FILE", &self.token_file),
@@ -313,6 +324,11 @@ impl Connection {
         let files = files.into_iter();
         command.envs(files.filter_map(|(name, file)| file.as_ref().map(|file| (name, file))));
         command.envs(self.addr.as_ref().map(|addr| ("CREDBROKER_ADDR", addr)));
+        command.env_remove("CREDBROKER_TOKEN");
+        Ok(match self.evidence()? {
+            Evidence::Token(token) => Some(token),
+            Evidence::TokenFile(_) | Evidence::Certificate { .. } => None,
+        })
     }
 
     fn evidence(&self) -> Result<Evidence, Failure> {

@@ -3,7 +3,8 @@
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 //!
 //! Whoever knows the path may ask: it has a random part, and is told to nobody but those who
-//! are to use it. Browsers and proxies are sent away, whatever they ask.
+//! are to use it. Browsers and proxies are sent away, whatever they ask; each connection is
+//! for one question, and ends after ten seconds.
 
 use std::{
     collections::BTreeMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration,
@@ -13,9 +14,11 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use data_encoding::BASE64URL_NOPAD;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::{Bytes, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, RETRY_AFTER},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+    },
     server::conn::http1,
     service::service_fn,
 };
@@ -25,7 +28,7 @@ use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{Credentials, Missing};
@@ -38,7 +41,9 @@ use crate::domain::{
 const PATIENCE: Duration = Duration::from_millis(800);
 /// How long a peer may take to ask.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// How many may be connected.
+/// How long a connection may last.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How many may be connected; more are hung up on.
 const CONNECTIONS: usize = 256;
 /// After an error of accept itself, e.g. no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -49,7 +54,7 @@ const STRANGERS: [&str; 6] = [
     "referer",
     "sec-fetch-site",
     "via",
-    "x-forwarded-for",
+    "x-real-ip",
 ];
 
 /// Sessions under some grants, served to this machine.
@@ -114,11 +119,11 @@ impl Endpoint {
     pub async fn serve(self) {
         let (door, permits) = (Arc::new(self.door), Arc::new(Semaphore::new(CONNECTIONS)));
         loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return;
-            };
             match self.listener.accept().await {
                 Ok((stream, peer)) if peer.ip().is_loopback() => {
+                    let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                        continue;
+                    };
                     let door = Arc::clone(&door);
                     tokio::spawn(async move {
                         serve(&door, stream).await;
@@ -135,27 +140,25 @@ impl Endpoint {
 async fn serve(door: &Door, stream: TcpStream) {
     let service = service_fn(async |request: Request<Incoming>| {
         let (head, _) = request.into_parts();
-        Ok::<_, Infallible>(
-            door.answer(&head.method, head.uri.path(), &head.headers)
-                .await,
-        )
+        Ok::<_, Infallible>(door.answer(&head.method, &head.uri, &head.headers).await)
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(ASK_LIMIT)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // A peer that leaves needs no answer.
-    let _ = serving.await;
+    // A peer that leaves, or reads nothing, needs no answer.
+    let _ = timeout(LIMIT, serving).await;
 }
 
 impl Door {
     async fn answer(
         &self,
         method: &Method,
-        path: &str,
+        uri: &Uri,
         headers: &HeaderMap,
     ) -> Response<Full<Bytes>> {
-        let credentials = match self.admit(method, path, headers) {
+        let credentials = match self.admit(method, uri, headers) {
             Ok(credentials) => credentials,
             Err((code, why)) => return refused(code, why),
         };
@@ -181,23 +184,25 @@ impl Door {
     fn admit(
         &self,
         method: &Method,
-        path: &str,
+        uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<&Credentials, (StatusCode, &'static str)> {
         let mut hosts = headers.get_all(HOST).iter();
         let host = hosts.next().and_then(|host| host.to_str().ok());
         let is_ours = host.is_some_and(|host| self.hosts.iter().any(|ours| ours == host));
-        if !is_ours || hosts.next().is_some() {
+        // A target with an authority of its own is what a proxy gets.
+        if !is_ours || hosts.next().is_some() || uri.authority().is_some() {
             return Err((StatusCode::FORBIDDEN, "this is no name of the endpoint"));
         }
-        if STRANGERS.iter().any(|header| headers.contains_key(*header)) {
+        if is_strange(headers) {
             return Err((
                 StatusCode::FORBIDDEN,
                 "browsers and proxies get no credentials",
             ));
         }
         let nothing = (StatusCode::NOT_FOUND, "there is nothing here");
-        let (secret, grant) = path[1.min(path.len())..].split_once('/').ok_or(nothing)?;
+        let path = uri.path().strip_prefix('/').ok_or(nothing)?;
+        let (secret, grant) = path.split_once('/').ok_or(nothing)?;
         let ours = self.secret.expose_secret().as_bytes();
         verify_slices_are_equal(secret.as_bytes(), ours).map_err(|_| nothing)?;
         if method != Method::GET {
@@ -207,10 +212,21 @@ impl Door {
     }
 }
 
+/// Whether a browser or a proxy asks.
+fn is_strange(headers: &HeaderMap) -> bool {
+    let forwarded = |name: &HeaderName| name.as_str().starts_with("x-forwarded-");
+    let agent = headers
+        .get(USER_AGENT)
+        .and_then(|agent| agent.to_str().ok());
+    STRANGERS.iter().any(|header| headers.contains_key(*header))
+        || headers.keys().any(forwarded)
+        || agent.is_some_and(|agent| agent.starts_with("Mozilla/"))
+}
+
 fn refused(code: StatusCode, why: &str) -> Response<Full<Bytes>> {
     let mut refused = answer(code, &Refusal::Denied.document(why));
     if code == StatusCode::METHOD_NOT_ALLOWED {
-        let allowed = hyper::header::HeaderValue::from_static("GET");
+        let allowed = HeaderValue::from_static("GET");
         refused.headers_mut().insert(ALLOW, allowed);
     }
     refused
@@ -232,7 +248,7 @@ fn answer(code: StatusCode, document: &Value) -> Response<Full<Bytes>> {
         (CONTENT_TYPE, "application/json"),
         (CACHE_CONTROL, "no-store"),
     ] {
-        let value = hyper::header::HeaderValue::from_static(value);
+        let value = HeaderValue::from_static(value);
         answer.headers_mut().insert(name, value);
     }
     answer

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -18,6 +21,8 @@ use crate::{
 
 /// After a broker's end all its followers come again, spread over so long.
 const SPREAD: Duration = Duration::from_secs(5);
+/// How long the broker may take to begin; the first credentials come after that.
+const BEGIN_LIMIT: Duration = Duration::from_secs(30);
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -81,8 +86,10 @@ impl Follower {
             }),
             lease_id: self.held(),
         };
-        let watching = client.credentials().watch_credentials(request).await?;
-        let mut told = watching.into_inner();
+        let mut client = client.credentials();
+        let watching = timeout(BEGIN_LIMIT, client.watch_credentials(request)).await;
+        let late = |_| Status::deadline_exceeded("the broker does not begin to answer");
+        let mut told = watching.map_err(late)??.into_inner();
         while let Some(message) = told.message().await? {
             self.failures = 0;
             match message.what {

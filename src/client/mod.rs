@@ -39,6 +39,8 @@ const PEM_START: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// More than this no token has, bytes.
 const SECRET_MAX: u64 = 16 * 1024;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection may be silent before it is tried whether the broker is still there.
+const SILENT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the broker is and how to prove oneself to it.
 #[derive(Clone, Debug)]
@@ -176,7 +178,10 @@ impl Client {
         }
         let endpoint = Endpoint::from_shared(address.clone())
             .map_err(|_| ConnectError::Address(address.clone()))?
-            .connect_timeout(CONNECT_LIMIT);
+            .connect_timeout(CONNECT_LIMIT)
+            .http2_keep_alive_interval(SILENT_LIMIT)
+            .keep_alive_timeout(CONNECT_LIMIT)
+            .keep_alive_while_idle(true);
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
         let endpoint = with_tls(endpoint, tls, &settings.evidence)?;
         let bearer = Bearer(header(&settings.evidence)?);

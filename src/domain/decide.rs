@@ -26,6 +26,9 @@ pub struct IssueRequest {
     pub named: Option<NamedRequest>,
     /// How much life a session that is shared must have left.
     pub least_left: Duration,
+    /// A lease that is not to be handed out once more, where sessions are shared: its holder
+    /// asks for the next.
+    pub other_than: Option<LeaseId>,
 }
 
 impl IssueRequest {
@@ -39,6 +42,7 @@ impl IssueRequest {
             ttl,
             named,
             least_left: Duration::ZERO,
+            other_than: None,
         }
     }
 }
@@ -75,6 +79,7 @@ impl RenewRequest {
             ttl: self.ttl,
             named: self.named.clone(),
             least_left: Duration::ZERO,
+            other_than: None,
         }
     }
 }

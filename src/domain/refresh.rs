@@ -1,8 +1,8 @@
 //! When whoever holds credentials should have the next.
 //!
 //! SDKs begin to look for others a quarter of an hour before the end and would ask for every
-//! request from there; so the next are to be there before. Short ones are good for half
-//! their life.
+//! request from there; so the next are to be there twenty minutes before. Short ones are good
+//! for half their life.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::random::{Random, up_to};
 
 /// How long before the end nobody should still be given them.
-const NEAR_THE_END: SignedDuration = SignedDuration::from_mins(16);
+pub const NEAR_THE_END: SignedDuration = SignedDuration::from_mins(20);
 /// What ends so soon is no use to anybody.
 const OVER: SignedDuration = SignedDuration::from_secs(1);
 /// Over which part of their life the renewals of many are spread.
@@ -50,9 +50,9 @@ mod tests {
     fn the_next_are_asked_for_while_the_old_are_fresh() {
         let at = |second| Timestamp::from_second(second).unwrap();
         for (life, fresh_until) in [
-            (3600, 3600 - 960),
+            (3600, 3600 - 1200),
             (900, 450),
-            (43_200, 43_200 - 960),
+            (43_200, 43_200 - 1200),
             (10, 5),
         ] {
             assert!(is_fresh(at(0), at(life), at(fresh_until - 1)), "{life}");

@@ -118,7 +118,13 @@ fn long_enough(grant: &Grant) -> Result<Duration, Error> {
             "have an operator raise its --max-ttl",
         );
     }
-    Ok(spec.default_ttl.max(LEAST))
+    // One that is shared is to be of use to whoever comes later, too.
+    let least = if spec.reuse.is_some() {
+        2 * LEAST
+    } else {
+        LEAST
+    };
+    Ok(spec.default_ttl.max(least).min(spec.max_ttl))
 }
 
 fn refusal(error: &Error) -> Response {

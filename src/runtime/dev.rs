@@ -24,8 +24,8 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Addresses, Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error,
-    memory, run, sealing_key, tolerate_silence, trust,
+    Addresses, Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error, run,
+    sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::{Authenticator, token},
@@ -46,6 +46,7 @@ use crate::{
         listener::Listening,
         tls::{self, ClientCertificates},
     },
+    memory,
     store::anchor::replace_file,
 };
 
@@ -80,7 +81,7 @@ pub struct DevOptions {
 /// # Errors
 /// Why it does not start.
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
-    memory::seal()?;
+    memory::seal().map_err(StartError::Memory)?;
     install_metrics();
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;

@@ -1,7 +1,6 @@
 //! The composition root: builds the adapters, starts what runs, ends it in order.
 
 pub mod dev;
-mod memory;
 pub mod offline;
 pub mod serve;
 mod trust;

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use super::{
     Assembled, LogKeeping, Own, StartError, assemble, begin, close,
     dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
-    finish, memory, sealing_key, serve,
+    finish, sealing_key, serve,
 };
 use crate::{
     aws::{self, AwsSettings},
@@ -21,6 +21,7 @@ use crate::{
         service::Limits,
     },
     grpc::within::Within,
+    memory,
     store::sqlite::{self, OpenError},
 };
 
@@ -48,7 +49,7 @@ impl Offline {
     /// # Errors
     /// A broker runs, or would not start either; or there is no store.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
-        memory::seal()?;
+        memory::seal().map_err(StartError::Memory)?;
         existing(&whose)?;
         let assembled = match whose {
             Whose::Configured(config) => serve::assembled(&config, None).await,

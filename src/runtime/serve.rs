@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
 use super::{
-    Addresses, Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error, memory,
+    Addresses, Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error,
     not_sealing, run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
         listener::Listening,
         tls::{self, ClientCertificates},
     },
+    memory,
     sink::{
         FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, TokenReview,
         WebhookSink,
@@ -39,7 +40,7 @@ use crate::{
 /// # Errors
 /// Why it does not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
-    memory::seal()?;
+    memory::seal().map_err(StartError::Memory)?;
     install_metrics();
     let clients = if config.client_authorities.is_empty() && config.enrollment.is_none() {
         ClientCertificates::NotAsked

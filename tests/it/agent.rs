@@ -4,7 +4,7 @@ mod exec;
 mod library;
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -18,7 +18,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::harness::{Key, World, broker::credbroker, eventually};
+use crate::harness::{Key, Run, World, broker::credbroker, eventually, eventually_within};
 
 /// An agent of `payments-api`, with its directory and AWS files of its own.
 struct Agent {
@@ -94,13 +94,15 @@ async fn ask(url: &str) -> (u16, Value) {
 
 /// With these headers; one that is `Host` takes the place of the right one.
 async fn ask_with(url: &str, method: &str, headers: &[(&str, &str)]) -> (u16, Value) {
-    let (host, path) = url
-        .strip_prefix("http://")
-        .unwrap()
-        .split_once('/')
-        .unwrap();
+    let (_, path) = url[7..].split_once('/').unwrap();
+    ask_for(url, method, &format!("/{path}"), headers).await
+}
+
+/// The endpoint of this URL for another target.
+async fn ask_for(url: &str, method: &str, target: &str, headers: &[(&str, &str)]) -> (u16, Value) {
+    let (host, _) = url[7..].split_once('/').unwrap();
     let mut request =
-        format!("{method} /{path} HTTP/1.1\r\nAccept: application/json\r\nConnection: close\r\n");
+        format!("{method} {target} HTTP/1.1\r\nAccept: application/json\r\nConnection: close\r\n");
     if !headers.iter().any(|(name, _)| *name == "Host") {
         request.extend(["Host: ", host, "\r\n"]);
     }
@@ -166,6 +168,65 @@ async fn sdks_of_the_machine_get_sessions_of_several_grants_and_one_each() {
     let again = Agent::start_in(home, &world, &["role"], &["--listen", &listen]).await;
     assert_eq!(again.url(0), url);
     served(&url).await;
+    // At another address it is another: somebody may have taken the old one meanwhile.
+    let home = again.stop().await;
+    let moved = Agent::start_in(home, &world, &["role"], &[]).await;
+    let secret = |url: &str| url.rsplit('/').nth(1).unwrap().to_owned();
+    assert_ne!(secret(&moved.url(0)), secret(&url));
+}
+
+#[tokio::test]
+async fn an_agents_files_are_its_own() {
+    let world = World::new().await;
+    let home = TempDir::new().unwrap();
+    let dir = home.path().join("credbroker");
+    fs::create_dir(&dir).unwrap();
+    let beside = home.path().to_owned();
+    let run = async |runtime: &str| {
+        let mut command = command(&world, &["agent", "--grant", "role"]);
+        command.env("XDG_RUNTIME_DIR", runtime).current_dir(&beside);
+        Run::of(command, "").await
+    };
+    let runtime = home.path().to_str().unwrap().to_owned();
+    fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
+    let open = run(&runtime).await;
+    open.fails(2, &["others may look into it; chmod 700 it"]);
+    for relative in ["", "here"] {
+        let nowhere = run(relative).await;
+        nowhere.fails(2, &["XDG_RUNTIME_DIR names no directory"]);
+    }
+    fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+    // What is no whole secret is none.
+    fs::write(dir.join("secret"), "").unwrap();
+    let mut agent = Agent::start_in(home, &world, &["role"], &[]).await;
+    assert_eq!(agent.url(0).rsplit('/').nth(1).unwrap().len(), 43);
+    let second = run(&runtime).await;
+    second.fails(6, &["another agent has its files", "next: end it"]);
+    let pid = agent.child.id().unwrap().to_string();
+    let hang_up = Command::new("kill").args(["-HUP", &pid]).status();
+    assert!(hang_up.await.unwrap().success());
+    assert!(agent.child.wait().await.unwrap().success());
+    assert!(!agent.env_file(0).exists());
+}
+
+#[tokio::test]
+async fn who_asks_nothing_keeps_nobody_from_being_served_for_long() {
+    let world = World::new().await;
+    let agent = Agent::start(&world, &["role"], &[]).await;
+    let url = agent.url(0);
+    served(&url).await;
+    let address = url[7..].split_once('/').unwrap().0.to_owned();
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        idle.push(TcpStream::connect(&address).await.unwrap());
+    }
+    let served_again = async || {
+        let url = url.clone();
+        let asked = tokio::spawn(async move { ask(&url).await.0 });
+        (asked.await.ok() == Some(200)).then_some(())
+    };
+    eventually_within(15, "there is room again", served_again).await;
+    drop(idle);
 }
 
 #[tokio::test]
@@ -180,13 +241,16 @@ async fn nobody_else_gets_any() {
     assert_eq!(status, 200);
     let elsewhere = format!("evil.example:{port}");
     let two = [("Host", named.as_str()), ("Host", named.as_str())];
-    let strangers: [&[(&str, &str)]; 9] = [
+    let strangers: [&[(&str, &str)]; 12] = [
         &[("Host", &elsewhere)],
         &[("Host", "127.0.0.1")],
         &two,
         &[("X-Forwarded-For", "192.0.2.1")],
         &[("Forwarded", "for=192.0.2.1")],
         &[("Via", "1.1 proxy")],
+        &[("X-Forwarded-Host", "127.0.0.1")],
+        &[("X-Real-IP", "192.0.2.1")],
+        &[("User-Agent", "Mozilla/5.0 (X11; Linux x86_64)")],
         &[("Origin", "https://evil.example")],
         &[("Referer", "https://evil.example/")],
         &[("Sec-Fetch-Site", "cross-site")],
@@ -213,6 +277,9 @@ async fn nobody_else_gets_any() {
         assert_eq!(got, status, "{asked}: {document}");
         assert!(document.get("AccessKeyId").is_none(), "{asked}");
     }
+    // The form in which a proxy is asked.
+    let (status, _) = ask_for(&url, "GET", &url, &[]).await;
+    assert_eq!(status, 403);
     for method in ["HEAD", "POST", "PUT"] {
         let (status, _) = ask_with(&url, method, &[]).await;
         assert_eq!(status, 405, "{method}");
@@ -226,7 +293,7 @@ async fn nobody_else_gets_any() {
         "--dir",
         "/tmp/never-made-by-a-test",
     ];
-    let refused = crate::harness::Run::of(command(&world, &open), "").await;
+    let refused = Run::of(command(&world, &open), "").await;
     refused.fails(2, &["loopback address alone"]);
     assert!(!agent.url(0).contains(&world.token));
 }
@@ -270,7 +337,7 @@ async fn the_last_session_serves_through_an_outage_and_a_revoked_one_is_dropped_
     let reinstate = ["service", "reinstate", "payments-api"];
     world.broker.run(&reinstate).await.ok();
     let back = async || (ask(&url).await.0 == 200).then_some(());
-    crate::harness::eventually_within(30, "it is served again", back).await;
+    eventually_within(30, "it is served again", back).await;
     assert_ne!(served(&url).await.id, first.id);
 }
 
@@ -321,7 +388,7 @@ async fn somebody_elses_profile_is_left_alone_and_one_profile_is_of_one_grant() 
         command
             .env("XDG_RUNTIME_DIR", home.path())
             .env("AWS_SHARED_CREDENTIALS_FILE", &aws);
-        crate::harness::Run::of(command, "").await
+        Run::of(command, "").await
     };
     run(&[]).await.fails(
         2,

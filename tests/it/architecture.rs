@@ -185,6 +185,8 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room("proto", &[], &["tonic"]),
+    // What the system is told of a process that holds secrets.
+    room("memory", &[], &["rustix"]),
     room(
         "client",
         &["proto", "domain"],
@@ -209,7 +211,9 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "cli",
-        &["audit", "client", "config", "domain", "proto", "runtime"],
+        &[
+            "audit", "client", "config", "domain", "memory", "proto", "runtime",
+        ],
         &[
             "aws_lc_rs",
             "clap",
@@ -221,6 +225,7 @@ const ROOMS: &[Room] = &[
             "prost_types",
             // A host makes its key and its request.
             "rcgen",
+            "rustix",
             "secrecy",
             "serde",
             "serde_json",
@@ -236,14 +241,14 @@ const ROOMS: &[Room] = &[
     room(
         "runtime",
         &[
-            "authn", "aws", "broker", "ca", "config", "domain", "grpc", "http", "sink", "store",
+            "authn", "aws", "broker", "ca", "config", "domain", "grpc", "http", "memory", "sink",
+            "store",
         ],
         &[
             "aws_lc_rs",
             "data_encoding",
             "jiff",
             "rcgen",
-            "rustix",
             "secrecy",
             "thiserror",
             "tokio",

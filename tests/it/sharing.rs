@@ -1,6 +1,6 @@
 //! Callers of one service share a session where its grant says so, and no others.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use credbroker::{broker::Followed, domain::decide::IssueRequest};
 use serde_json::Value;
@@ -115,15 +115,23 @@ async fn nobody_shares_with_another_token_lifetime_version_or_service() {
 async fn what_was_taken_away_is_shared_no_more() {
     let world = shared().await;
     let mut before = issued_by(&world, &world.token).await;
+    // One who hands it back ends it for nobody else.
+    let release = ["release", lease(&before), "-o", "json"];
+    let released = world.broker.run_as(Some(&world.token), &release).await;
+    let released = released.ok().json();
+    assert_eq!(released["state"], "active");
+    let notice = released["notice"].as_str().unwrap();
+    assert!(notice.contains("others share it"), "{released}");
+    let again = issued_by(&world, &world.token).await;
+    assert_eq!(lease(&again), lease(&before));
     let id = lease(&before).to_owned();
-    let release = ["release", &id];
-    let steps: [(Option<&str>, &[&str]); 3] = [
-        (Some(&world.token), &release),
-        (None, &["revoke", "payments-api/role"]),
-        (None, &["revoke", "payments-api"]),
+    let steps: [&[&str]; 3] = [
+        &["lease", "revoke", &id],
+        &["revoke", "payments-api/role"],
+        &["revoke", "payments-api"],
     ];
-    for (who, args) in steps {
-        world.broker.run_as(who, args).await.ok();
+    for args in steps {
+        world.broker.run(args).await.ok();
         let reinstate = ["service", "reinstate", "payments-api"];
         let _ = world.broker.run(&reinstate).await;
         let next = issued_by(&world, &world.token).await;
@@ -151,9 +159,9 @@ async fn the_next_is_there_before_the_old_one_is_near_its_end() {
     let again = world.issue("role").await.unwrap();
     assert_eq!(first.lease.binding.lease_id, again.lease.binding.lease_id);
 
-    // 16 minutes before the end whoever asks waits for the next; before, it is seen to.
+    // 20 minutes before the end whoever asks waits for the next; before, it is seen to.
     let held = world.proxy.calls("AssumeRole").len();
-    world.wait(3600 - 16 * 60 - 1);
+    world.wait(3600 - 20 * 60 - 1);
     let late = world.issue("role").await.unwrap();
     assert_eq!(late.lease.binding.lease_id, first.lease.binding.lease_id);
     let renewed = async || {
@@ -193,7 +201,7 @@ async fn followers_share_too_and_are_told_of_the_next_once_it_is_there() {
     assert_eq!(leases[0], leases[1]);
     let late = Fault::Answer(503, "ServiceUnavailable", "later");
     world.proxy.inject("AssumeRole", late);
-    world.wait(3600 - 16 * 60 - 1);
+    world.wait(3600 - 20 * 60 - 1);
     let waiting = world.broker.next_followed(&mut two[0]);
     let waiting = tokio::time::timeout(Duration::from_secs(2), waiting);
     assert!(waiting.await.is_err(), "the same is not told twice");
@@ -204,4 +212,33 @@ async fn followers_share_too_and_are_told_of_the_next_once_it_is_there() {
         panic!("nothing issued")
     };
     assert_ne!(next.lease.binding.lease_id, leases[0]);
+}
+
+#[tokio::test]
+async fn who_waits_for_another_gets_what_came_of_it_be_it_a_failure() {
+    let world = Stepped::new().await;
+    world.share("role").await;
+    let away = || Fault::Answer(503, "ServiceUnavailable", "later");
+    world.proxy.inject("AssumeRole", away());
+    world.issue("role").await.unwrap_err();
+    let alone = world.proxy.calls("AssumeRole").len();
+    let world = Arc::new(world);
+    let mut eight = JoinSet::new();
+    for _ in 0..8 {
+        let world = Arc::clone(&world);
+        eight.spawn(async move { world.issue("role").await.is_err() });
+    }
+    assert!(eight.join_all().await.into_iter().all(|failed| failed));
+    assert_eq!(world.proxy.calls("AssumeRole").len(), 2 * alone);
+
+    // What lives serves when no other can be had.
+    world.proxy.heal();
+    world.wait(60);
+    let first = world.issue("role").await.unwrap();
+    world.proxy.inject("AssumeRole", away());
+    world.wait(3600 - 120);
+    let left = world.issue("role").await.unwrap();
+    assert_eq!(left.lease.binding.lease_id, first.lease.binding.lease_id);
+    world.wait(120);
+    world.issue("role").await.unwrap_err();
 }

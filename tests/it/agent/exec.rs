@@ -1,6 +1,6 @@
 //! `credbroker exec`: a command with credentials, and with no others.
 
-use std::{os::unix::process::ExitStatusExt, process::Stdio};
+use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf, process::Stdio, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -87,6 +87,28 @@ async fn exit_status_and_signals_are_the_commands_own() {
     refused.fails(6, &["iam_user", "without --refresh"]);
 }
 
+/// Where Linux tells of the agent of a process.
+fn agent_of(pid: u32) -> PathBuf {
+    let of_pid = format!("--for-process\0{pid}\0");
+    let processes = fs::read_dir("/proc").unwrap();
+    let is_agent = |process: &PathBuf| {
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&of_pid)
+    };
+    let mut processes = processes.map(|process| process.unwrap().path());
+    processes.find(is_agent).unwrap()
+}
+
+#[tokio::test]
+async fn the_agent_is_no_child_of_the_command() {
+    let world = World::new().await;
+    let script = "import os\ntry:\n    os.wait()\nexcept ChildProcessError:\n    print('alone')";
+    let args = ["exec", "role", "--refresh", "--", "python3", "-c", script];
+    let run = Run::of(command(&world, &args), "");
+    let run = tokio::time::timeout(Duration::from_secs(20), run).await;
+    assert_eq!(run.unwrap().ok().stdout.trim(), "alone");
+}
+
 #[tokio::test]
 async fn a_long_command_has_an_endpoint_of_its_own_that_ends_with_it() {
     let world = World::new().await;
@@ -103,6 +125,10 @@ async fn a_long_command_has_an_endpoint_of_its_own_that_ends_with_it() {
     let url = lines.next_line().await.unwrap().unwrap();
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "key: ");
     assert!(served(&url).await.works().await);
+    // Nobody reads the broker's token off the agent.
+    let agent = agent_of(child.id().unwrap());
+    let environment = fs::read(agent.join("environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains(&world.token));
     drop(child.stdin.take());
     assert!(!child.wait().await.unwrap().success());
     let address = url[7..].split_once('/').unwrap().0.to_owned();

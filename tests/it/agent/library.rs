@@ -9,7 +9,12 @@ use credbroker::{
 };
 use jiff::{SignedDuration, Timestamp};
 
-use crate::harness::{Key, World, eventually};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use crate::harness::{Key, World, eventually, eventually_within};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -101,4 +106,51 @@ async fn why_there_are_none_is_told_in_the_brokers_words() {
         missing.to_string().contains("cannot reach the broker"),
         "{missing}"
     );
+}
+
+/// A way to the broker whose first connection falls silent when told, and stays open.
+async fn freezing(broker: &str, frozen: watch::Receiver<bool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let broker = broker.to_owned();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(&broker).await.unwrap();
+            let mut frozen = frozen.clone();
+            tokio::spawn(async move {
+                let falls_silent = async {
+                    if number > 0 || frozen.wait_for(|frozen| *frozen).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    () = falls_silent => {}
+                }
+                // Neither end hears of it.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    format!("https://localhost:{}", address.port())
+}
+
+#[tokio::test]
+async fn a_connection_that_falls_silent_is_noticed() {
+    let world = World::new().await;
+    let (freeze, frozen) = watch::channel(false);
+    let through = Settings {
+        address: freezing(world.broker.address(), frozen).await,
+        ..settings(&world)
+    };
+    let credentials = Credentials::under(through, "role");
+    credentials.current(LIMIT).await.unwrap();
+    freeze.send_replace(true);
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let dropped = async || {
+        let refused = credentials.current(Duration::ZERO).await.err()?;
+        matches!(refused, Missing::Refused(_)).then_some(())
+    };
+    eventually_within(30, "it asks anew, and hears of the revocation", dropped).await;
 }

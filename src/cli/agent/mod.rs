@@ -1,41 +1,41 @@
 //! `credbroker agent`: credentials for the SDKs of this machine, over HTTP on loopback.
 
+mod home;
+mod process;
+mod profile;
+
 use std::{
     collections::BTreeMap,
-    env,
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
+    io::{self, Read},
     net::SocketAddr,
-    os::unix::{
-        fs::{DirBuilderExt, OpenOptionsExt},
-        process::parent_id,
-    },
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
 use clap::Args;
+use rustix::process::Pid;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::interval,
-};
 
-use super::{Connection, failure::Failure, output::Output, profile::Profile};
+use self::{
+    home::Home,
+    process::{detach, end_of, told_to_end},
+    profile::Profile,
+};
+use super::{Connection, failure::Failure, output::Output};
 use crate::{
     client::{
-        Credentials, Missing,
+        Credentials, Missing, Settings,
         endpoint::{Endpoint, secret},
-        read_secret,
     },
     domain::{duration, name::Name},
+    memory,
 };
 
 /// How long the first credentials may take where somebody waits for them.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
-/// How often it is looked whether the parent lives.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// More than this no token has, bytes.
+const TOKEN_MAX: u64 = 16 * 1024;
 
 /// Serve credentials to the SDKs of this machine, on a loopback address.
 ///
@@ -61,9 +61,13 @@ pub(super) struct Agent {
     /// read nothing else; with one grant alone.
     #[arg(long, value_name = "NAME")]
     write_profile: Option<String>,
-    /// Ends with the process that started it, and tells it the address alone.
-    #[arg(long, hide = true, conflicts_with_all = ["dir", "write_profile"])]
-    for_parent: bool,
+    /// Ends with this process, gets a token from standard input if there is one, and tells
+    /// the address alone.
+    #[arg(long, hide = true, value_name = "PID", conflicts_with_all = ["dir", "write_profile"])]
+    for_process: Option<i32>,
+    /// It is no child of that process.
+    #[arg(long, hide = true, requires = "for_process")]
+    detached: bool,
 }
 
 /// What is told of a grant.
@@ -79,14 +83,21 @@ impl Agent {
         connection: &Connection,
         out: &mut Output,
     ) -> Result<(), Failure> {
-        let parent = parent_id();
-        let grants = self.grants(connection)?;
-        if self.for_parent {
-            return self.serve_parent(grants, parent, out).await;
+        memory::seal()?;
+        match self.for_process {
+            Some(pid) if self.detached => self.serve_process(connection, pid, out).await,
+            Some(_) => detach().await,
+            None => self.serve(connection, out).await,
         }
+    }
+
+    /// Until it is told to end.
+    async fn serve(self, connection: &Connection, out: &mut Output) -> Result<(), Failure> {
+        let grants = self.grants(&connection.settings()?)?;
         let home = Home::of(self.dir.as_deref())?;
-        let profile = self.profile(&grants)?;
-        let endpoint = Endpoint::bind(self.listen, home.secret()?, grants.clone()).await;
+        let profile = self.profile(&grants).await?;
+        let secret = home.secret(self.listen.port() != 0)?;
+        let endpoint = Endpoint::bind(self.listen, secret, grants.clone()).await;
         let endpoint = endpoint.map_err(|error| self.cannot_listen(&error))?;
         for grant in grants.keys() {
             let env_file = home.tell(grant, &endpoint.url(grant))?;
@@ -95,16 +106,14 @@ impl Agent {
         for (grant, credentials) in &grants {
             tokio::spawn(tell(grant.clone(), credentials.clone()));
         }
-        let mut term = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            () = endpoint.serve() => {}
-            () = keep(profile.as_ref()) => {}
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let kept = profile.clone();
+        let keeping = tokio::spawn(async move { keep(kept.as_ref()).await });
+        let serving = tokio::spawn(endpoint.serve());
+        told_to_end().await?;
+        serving.abort();
+        keeping.abort();
         if let Some((profile, _)) = profile {
-            profile.remove()?;
+            profile.remove().await?;
         }
         for grant in grants.keys() {
             home.forget(grant);
@@ -112,8 +121,7 @@ impl Agent {
         Ok(())
     }
 
-    fn grants(&self, connection: &Connection) -> Result<BTreeMap<String, Credentials>, Failure> {
-        let settings = connection.settings()?;
+    fn grants(&self, settings: &Settings) -> Result<BTreeMap<String, Credentials>, Failure> {
         let mut grants = BTreeMap::new();
         for grant in &self.grant {
             let name: Result<Name, _> = grant.rsplit('/').next().unwrap_or(grant).parse();
@@ -126,7 +134,7 @@ impl Agent {
         Ok(grants)
     }
 
-    fn profile(
+    async fn profile(
         &self,
         grants: &BTreeMap<String, Credentials>,
     ) -> Result<Option<(Profile, Credentials)>, Failure> {
@@ -135,7 +143,10 @@ impl Agent {
         };
         let mut credentials = grants.values();
         match (credentials.next(), credentials.next()) {
-            (Some(credentials), None) => Ok(Some((Profile::named(name)?, credentials.clone()))),
+            (Some(credentials), None) => {
+                let profile = Profile::named(name).await?;
+                Ok(Some((profile, credentials.clone())))
+            }
             _ => Err(Failure::usage("--write-profile goes with one --grant")
                 .next("start an agent for each profile")),
         }
@@ -145,13 +156,21 @@ impl Agent {
         Failure::usage(format!("cannot listen on {}: {error}", self.listen))
     }
 
-    /// Tells where the credentials are once there are some.
-    async fn serve_parent(
+    /// Tells where the credentials are once there are some; ends with that process.
+    async fn serve_process(
         &self,
-        grants: BTreeMap<String, Credentials>,
-        parent: u32,
+        connection: &Connection,
+        pid: i32,
         out: &mut Output,
     ) -> Result<(), Failure> {
+        let no_process = || Failure::usage(format!("there is no process {pid}"));
+        let process = Pid::from_raw(pid).ok_or_else(no_process)?;
+        let mut token = String::new();
+        io::stdin().take(TOKEN_MAX).read_to_string(&mut token)?;
+        let token =
+            Some(SecretString::from(token)).filter(|token| !token.expose_secret().is_empty());
+        let settings = connection.settings_or(token)?;
+        let grants = self.grants(&settings)?;
         let endpoint = Endpoint::bind(self.listen, secret(), grants.clone()).await;
         let endpoint = endpoint.map_err(|error| self.cannot_listen(&error))?;
         for (grant, credentials) in &grants {
@@ -168,76 +187,13 @@ impl Agent {
             }
             out.line(endpoint.url(grant).expose_secret())?;
         }
-        let mut looks = interval(LOOK_EVERY);
-        let orphaned = async {
-            while parent_id() == parent {
-                looks.tick().await;
-            }
-        };
         tokio::select! {
             () = endpoint.serve() => {}
-            () = orphaned => {}
+            () = end_of(process) => {}
         }
         Ok(())
     }
 }
-
-/// Where the agent's files are.
-struct Home(PathBuf);
-
-impl Home {
-    fn of(dir: Option<&Path>) -> Result<Self, Failure> {
-        let runtime =
-            || env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("credbroker"));
-        let unset = || Failure::usage("XDG_RUNTIME_DIR is not set").next("set it, or give --dir");
-        let dir = dir.map(Path::to_owned).or_else(runtime).ok_or_else(unset)?;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.map_err(|error| unusable(&dir, &error))?;
-        Ok(Self(dir))
-    }
-
-    /// The secret of an earlier agent, so that what was told then stays true; or a new one.
-    fn secret(&self) -> Result<SecretString, Failure> {
-        let path = self.0.join("secret");
-        if path.exists() {
-            return Ok(read_secret(&path)?);
-        }
-        let secret = secret();
-        write(&path, &secret)?;
-        Ok(secret)
-    }
-
-    /// Writes the file of a grant.
-    fn tell(&self, grant: &str, url: &SecretString) -> Result<PathBuf, Failure> {
-        let path = self.0.join(format!("{grant}.env"));
-        let url = url.expose_secret();
-        let line = format!("AWS_CONTAINER_CREDENTIALS_FULL_URI={url}\n");
-        write(&path, &SecretString::from(line))?;
-        Ok(path)
-    }
-
-    fn forget(&self, grant: &str) {
-        // Somebody may have removed it.
-        let _ = fs::remove_file(self.0.join(format!("{grant}.env")));
-    }
-}
-
-/// A file for its owner alone; whoever reads sees the old or the new, whole.
-fn write(path: &Path, text: &SecretString) -> Result<(), Failure> {
-    let new = path.with_extension("new");
-    // Its mode may be another's.
-    let _ = fs::remove_file(&new);
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(&new);
-    file.and_then(|mut file| file.write_all(text.expose_secret().as_bytes()))
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(|error| unusable(path, &error))
-}
-
-fn unusable(path: &Path, error: &io::Error) -> Failure {
-    Failure::usage(format!("cannot use {}: {error}", path.display()))
-}
-
 /// Tells standard error what becomes of the credentials, and no secret of them.
 async fn tell(grant: String, mut credentials: Credentials) {
     loop {
@@ -260,8 +216,8 @@ async fn keep(profile: Option<&(Profile, Credentials)>) {
     let mut credentials = credentials.clone();
     loop {
         let kept = match credentials.current(Duration::ZERO).await {
-            Ok(issued) => profile.write(&issued),
-            Err(_) => profile.remove(),
+            Ok(issued) => profile.write(&issued).await,
+            Err(_) => profile.remove().await,
         };
         if let Err(failure) = kept {
             failure.report();

@@ -3,21 +3,29 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
 };
 
+use rustix::process::geteuid;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::task::spawn_blocking;
 
-use super::failure::Failure;
-use crate::client::Issued;
+use crate::{cli::failure::Failure, client::Issued};
 
 /// By this line a section is known as the agent's.
 const OURS: &str = "# Kept by `credbroker agent`, which removes it when it ends.";
 
+/// How long another agent may be at the file, in tries.
+const TRIES: u32 = 50;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
+
 /// A profile that the agent keeps.
+#[derive(Clone)]
 pub(super) struct Profile {
     name: String,
     file: PathBuf,
@@ -25,7 +33,7 @@ pub(super) struct Profile {
 
 impl Profile {
     /// In the file that SDKs read.
-    pub(super) fn named(name: &str) -> Result<Self, Failure> {
+    pub(super) async fn named(name: &str) -> Result<Self, Failure> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@+".contains(c);
         if name.is_empty() || !name.chars().all(plain) {
             let why = format!("{name:?} is no name of a profile: letters, digits and -_.@+");
@@ -33,7 +41,7 @@ impl Profile {
         }
         let home = || env::home_dir().map(|home| home.join(".aws/credentials"));
         let named = env::var_os("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
-        let file = named.or_else(home);
+        let file = named.filter(|file| file.is_absolute()).or_else(home);
         let unset =
             || Failure::usage("HOME is not set").next("set it, or AWS_SHARED_CREDENTIALS_FILE");
         let profile = Self {
@@ -41,11 +49,11 @@ impl Profile {
             file: file.ok_or_else(unset)?,
         };
         // Somebody else's stays.
-        profile.change(None)?;
+        profile.change(None).await?;
         Ok(profile)
     }
 
-    pub(super) fn write(&self, issued: &Issued) -> Result<(), Failure> {
+    pub(super) async fn write(&self, issued: &Issued) -> Result<(), Failure> {
         let token = issued.session_token.as_ref().map(|token| {
             let token = token.expose_secret();
             format!("aws_session_token = {token}\n")
@@ -56,57 +64,79 @@ impl Profile {
             issued.secret_access_key.expose_secret(),
             token.unwrap_or_default()
         );
-        self.change(Some(&SecretString::from(body)))
+        self.change(Some(SecretString::from(body))).await
     }
 
-    pub(super) fn remove(&self) -> Result<(), Failure> {
-        self.change(None)
+    pub(super) async fn remove(&self) -> Result<(), Failure> {
+        self.change(None).await
     }
 
-    fn change(&self, body: Option<&SecretString>) -> Result<(), Failure> {
+    async fn change(&self, body: Option<SecretString>) -> Result<(), Failure> {
+        let profile = self.clone();
+        let changed = spawn_blocking(move || profile.change_file(body.as_ref())).await;
+        let changed = changed.map_err(|error| Failure::unexpected(error.to_string()))?;
         let name = &self.name;
-        let wrong = |error: &dyn std::fmt::Display| {
+        let wrong = |error: &str| {
             let file = self.file.display();
             Failure::usage(format!("cannot keep profile {name} in {file}: {error}"))
         };
-        let foreign = || {
-            wrong(&"it is there already, and not the agent's")
-                .next("give --write-profile another name, or remove that profile")
-        };
+        match changed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(wrong("it is there already, and not the agent's")
+                .next("give --write-profile another name, or remove that profile")),
+            Err(error) => Err(wrong(&error.to_string())),
+        }
+    }
+
+    /// False when the profile is somebody else's.
+    fn change_file(&self, body: Option<&SecretString>) -> io::Result<bool> {
         // Where it is a link, what it leads to is changed.
         let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let changed = || -> io::Result<Option<()>> {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)?;
-            // Several agents may be at it.
-            let alone = File::open(directory)?;
-            alone.lock()?;
-            let old = SecretString::from(match fs::read_to_string(&file) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-                old => old?,
-            });
-            let body = body.map(ExposeSecret::expose_secret);
-            let Some(new) = with_section(old.expose_secret(), name, body) else {
-                return Ok(None);
-            };
-            if new.expose_secret() != old.expose_secret() {
-                replace(&file, &new)?;
-            }
-            Ok(Some(()))
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(directory)?;
+        let _alone = lock(&file.with_extension("credbroker-lock"))?;
+        let old = SecretString::from(match fs::read_to_string(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            old => old?,
+        });
+        let body = body.map(ExposeSecret::expose_secret);
+        let Some(new) = with_section(old.expose_secret(), &self.name, body) else {
+            return Ok(false);
         };
-        let changed = changed().map_err(|error| wrong(&error))?;
-        changed.ok_or_else(foreign)
+        if new.expose_secret() != old.expose_secret() {
+            replace(&file, &new)?;
+        }
+        Ok(true)
     }
+}
+
+/// Several agents may be at it; nobody else can lock a file that only its owner may open.
+fn lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600);
+    let file = file.open(path)?;
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => sleep(BETWEEN_TRIES),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::other("another agent has it locked"))
 }
 
 /// Whoever reads sees the old or the new, whole.
 fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
-    let mode = fs::metadata(file).map(|old| old.permissions().mode() & 0o777);
+    let old = fs::metadata(file).ok();
+    if old
+        .as_ref()
+        .is_some_and(|old| old.uid() != geteuid().as_raw())
+    {
+        return Err(io::Error::other("it belongs to another user"));
+    }
     let new = file.with_extension("credbroker-new");
-    // One that is left over may have another mode.
+    // One that is left over.
     let _ = fs::remove_file(&new);
     let mut options = OpenOptions::new();
     let mut written = options
@@ -115,9 +145,7 @@ fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
         .mode(0o600)
         .open(&new)?;
     written.write_all(text.expose_secret().as_bytes())?;
-    if let Ok(mode) = mode {
-        written.set_permissions(Permissions::from_mode(mode))?;
-    }
+    written.sync_all()?;
     fs::rename(&new, file)
 }
 
