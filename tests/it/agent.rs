@@ -21,7 +21,7 @@ use tokio::{
 use crate::harness::{Key, Run, World, broker::credbroker, eventually, eventually_within};
 
 /// An agent of `payments-api`, with its directory and AWS files of its own.
-struct Agent {
+pub(crate) struct Agent {
     home: TempDir,
     child: Child,
     /// What it has told of each grant.
@@ -30,7 +30,7 @@ struct Agent {
 
 impl Agent {
     /// With these grants, and more flags.
-    async fn start(world: &World, grants: &[&str], flags: &[&str]) -> Self {
+    pub(crate) async fn start(world: &World, grants: &[&str], flags: &[&str]) -> Self {
         Self::start_in(TempDir::new().unwrap(), world, grants, flags).await
     }
 
@@ -62,7 +62,7 @@ impl Agent {
     }
 
     /// Where the credentials of its grant of this number are.
-    fn url(&self, number: usize) -> String {
+    pub(crate) fn url(&self, number: usize) -> String {
         let line = fs::read_to_string(self.env_file(number)).unwrap();
         let url = line.strip_prefix("AWS_CONTAINER_CREDENTIALS_FULL_URI=");
         url.unwrap().trim_end().to_owned()

@@ -41,5 +41,6 @@ mod removal;
 mod renewal;
 mod repeats;
 mod revocation;
+mod sdks;
 mod sharing;
 mod store;

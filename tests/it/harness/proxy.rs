@@ -49,6 +49,8 @@ pub enum Fault {
     HoldAnswer,
     /// It happens, and the answer is no answer of AWS's.
     Garble,
+    /// It happens, and this is made of the answer.
+    Rewrite(fn(&str) -> String),
     /// This is done before it happens, and then it does not.
     Instead(Arc<dyn Fn() + Send + Sync>),
     /// It happens, this is done, and there is no answer.
@@ -229,6 +231,11 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         Some(Fault::Garble) => {
             proxy.pass_on(parts, bytes).await;
             Response::new(Body::from("<html>it works"))
+        }
+        Some(Fault::Rewrite(change)) => {
+            let answer = proxy.pass_on(parts, bytes).await;
+            let bytes = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+            xml(change(std::str::from_utf8(&bytes).unwrap()))
         }
         Some(Fault::Instead(deed)) => {
             deed();

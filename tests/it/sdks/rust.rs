@@ -1,0 +1,35 @@
+//! The SDK for Rust, in a process of its own: what it trusts stands in its environment.
+
+use std::io::{Write, stdin};
+
+use serde_json::{Value, json};
+
+/// What `tests/sdks` has for the others: for each line of standard input it calls AWS, and
+/// tells what came of it.
+#[tokio::test]
+#[ignore = "the other tests start it in a process of its own"]
+async fn for_each_line_it_calls_aws() {
+    let config = aws_config::load_from_env().await;
+    let sqs = aws_sdk_sqs::Client::new(&config);
+    let sts = aws_sdk_sts::Client::new(&config);
+    for line in stdin().lines() {
+        line.unwrap();
+        let told = call(&sqs, &sts).await;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{told}").unwrap();
+    }
+}
+
+async fn call(sqs: &aws_sdk_sqs::Client, sts: &aws_sdk_sts::Client) -> Value {
+    use aws_sdk_sqs::error::DisplayErrorContext;
+    if let Err(error) = sqs.list_queues().send().await {
+        return json!({"failed": DisplayErrorContext(error).to_string()});
+    }
+    let made = sqs.create_queue().queue_name("not-allowed").send().await;
+    let denied = made.map_or_else(
+        |error| DisplayErrorContext(error).to_string(),
+        |_| String::new(),
+    );
+    let identity = sts.get_caller_identity().send().await.unwrap();
+    json!({"as": identity.arn, "denied": denied})
+}
