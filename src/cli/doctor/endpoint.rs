@@ -49,9 +49,19 @@ pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report)
         };
     };
     let endpoint = report.add("endpoint_url", url(written));
+    let is_near = matches!(endpoint, Ok(None));
     let elsewhere = || format!("{FULL_URI} does not lead to a broker");
     let endpoint = endpoint.and_then(|endpoint| endpoint.ok_or_else(elsewhere));
-    let token = report.add("endpoint_token", token(host));
+    let has_token = host.token_file.is_some() || host.env.secret(TOKEN).is_some();
+    let token = if is_near && !has_token {
+        // An agent asks for none.
+        report.skip(
+            "endpoint_token",
+            "an endpoint on this machine may take none",
+        )
+    } else {
+        report.add("endpoint_token", token(host))
+    };
     Asked {
         is_set: true,
         endpoint,
@@ -94,8 +104,9 @@ fn url(written: &str) -> Verdict<Option<Endpoint>> {
     match scheme {
         "https" => broker(written, &uri),
         "http" if is_near(authority.host()) => {
-            let what = format!("{FULL_URI} is http://{authority}{}", uri.path());
-            let cure = "the broker speaks https alone: see that what listens there is meant, or write https";
+            // The path to an agent is a secret.
+            let what = format!("{FULL_URI} leads to http://{authority}, which is no broker");
+            let cure = "see that `credbroker agent` listens there, or what else is meant; the broker itself is https";
             doubtful(what, cure).map(|told| told.with(None))
         }
         "http" => wrong(
@@ -253,7 +264,7 @@ mod tests {
             ("http://broker.example/v1/credentials/uploads", Problem, "loopback alone"),
             ("http://10.0.0.1/v1/credentials/uploads", Problem, "loopback alone"),
             ("http://localhost:1/v1/credentials/uploads", Warning, "http://localhost:1"),
-            ("http://127.0.0.2/x", Warning, "http://127.0.0.2"),
+            ("http://127.0.0.2:7773/hush/uploads", Warning, "http://127.0.0.2:7773"),
             ("http://[::1]/x", Warning, "http://[::1]"),
             ("http://169.254.170.23/v1/credentials", Warning, "169.254.170.23"),
             ("http://[fd00:ec2::23]/v1/credentials", Warning, "fd00:ec2::23"),
@@ -297,6 +308,10 @@ mod tests {
         assert_found(&host(&variable("hush"), None), check, Fine, "holds a token");
         assert_found(&host(&variable("hush\n"), None), check, Problem, "line end");
         assert_found(&host(&[full], None), check, Problem, "no token to send");
+        let agent = (FULL_URI, "http://127.0.0.1:7773/hush/x");
+        assert_found(&host(&[agent], None), check, Skipped, "may take none");
+        let both = [agent, (TOKEN, "hush\n")];
+        assert_found(&host(&both, None), check, Problem, "line end");
         assert_found(&host(&[], None), check, Skipped, "not set");
     }
 
