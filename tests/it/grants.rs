@@ -163,6 +163,8 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
         "2h",
         "--probe",
         "kms:ListKeys",
+        "--reuse",
+        "per-service",
     ];
     put(&broker, &flags, Some(&narrow())).await.ok();
     let mut shown = broker.json(&["grant", "show", GRANT]).await;
@@ -176,7 +178,7 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
             {"key": "project", "value": "atlas", "transitive": true},
         ],
         "managed_policy_arns": [managed], "default_ttl_seconds": 1200, "max_ttl_seconds": 7200,
-        "allow_broad": false, "breadth": [], "probe": "kms:ListKeys", "created_by": "admin",
+        "allow_broad": false, "breadth": [], "probe": "kms:ListKeys", "reuse": "per-service", "created_by": "admin",
         "policy": {"Version": "2012-10-17", "Statement": [narrow()["Statement"][0]]},
         "effective_policy": null, "created_at": null,
     });
