@@ -320,6 +320,8 @@ impl Broker {
                 for id in old {
                     keyring.delete(&key.user, id.as_str()).await?;
                 }
+                // AWS may have made one late that nobody waited for any more.
+                self.delete_lost_keys(&key).await?;
                 (key.finish(now)?, Event::AdminKeyRotated)
             }
         };
@@ -355,15 +357,9 @@ impl Broker {
     /// A second key, sealed. One that an earlier attempt made, whose secret was lost
     /// with it, is deleted first; never the one at work, which is the kept one.
     async fn create_second_key(&self, key: &AdminKey) -> Result<KeptKey, Failed> {
-        let keyring = &self.parts.keyring;
         self.open(&key.current)?;
-        for lost in keyring.keys(&key.user).await? {
-            if lost != key.current.id.as_str() {
-                keyring.deactivate(&key.user, &lost).await?;
-                keyring.delete(&key.user, &lost).await?;
-            }
-        }
-        let made = match keyring.create(&key.user).await {
+        self.delete_lost_keys(key).await?;
+        let made = match self.parts.keyring.create(&key.user).await {
             Err(failure) if failure.class != FailureClass::Uncertain => {
                 return Err(Failed::NothingMade(failure));
             }
@@ -378,6 +374,18 @@ impl Broker {
             id,
             since: self.now(),
         })
+    }
+
+    /// Deletes every key of the user but the one at work.
+    async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), AwsFailure> {
+        let keyring = &self.parts.keyring;
+        for lost in keyring.keys(&key.user).await? {
+            if lost != key.current.id.as_str() {
+                keyring.deactivate(&key.user, &lost).await?;
+                keyring.delete(&key.user, &lost).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {

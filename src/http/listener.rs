@@ -28,6 +28,11 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long the place of a connection that was ended for what its peer sent stays taken.
 const OFFENCE_PAUSE: Duration = Duration::from_secs(10);
+/// How long a connection that is one too many waits for its end: whoever comes again at once
+/// would cost more than it.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+/// How many may wait so; the others end at once.
+const REFUSED: usize = 256;
 
 /// Where to listen, and how.
 pub struct Listening {
@@ -53,6 +58,7 @@ pub async fn serve(
         bounds,
     } = listening;
     let permits = Arc::new(Semaphore::new(bounds.connections));
+    let refused = Arc::new(Semaphore::new(REFUSED));
     let addresses = Arc::new(Addresses::default());
     let serving = Arc::new(Serving {
         tls,
@@ -72,6 +78,13 @@ pub async fn serve(
         let Some(place) = addresses.enter(peer.ip(), bounds.connections_per_address) else {
             counter!("credbroker_connections_refused_total", "reason" => "per_address")
                 .increment(1);
+            if let Ok(room) = Arc::clone(&refused).try_acquire_owned() {
+                let stop = stop.clone();
+                tracker.spawn(async move {
+                    stop.run_until_cancelled(sleep(REFUSAL_PAUSE)).await;
+                    drop((stream, room));
+                });
+            }
             continue;
         };
         let serving = Arc::clone(&serving);

@@ -391,6 +391,30 @@ async fn there_is_never_a_moment_without_a_key_that_works() {
 }
 
 #[tokio::test]
+async fn a_key_that_aws_made_late_is_gone_when_the_rotation_is_done() {
+    let world = Stepped::with(Ways::impatient()).await;
+    world.import(&world.account.admin).await.unwrap();
+    world.rotate().await.unwrap();
+    let kept = world.admin_key().await.kept.unwrap();
+    assert_eq!(kept.phase.as_str(), "grace");
+    // Just as the old one goes, AWS makes what was asked of it long ago.
+    let (iam, old) = (world.account.root.iam(), &world.account.admin.id);
+    let delete = iam.delete_access_key().user_name(ADMIN_USER);
+    delete.access_key_id(old).send().await.unwrap();
+    let create = iam.create_access_key().user_name(ADMIN_USER);
+    create.send().await.unwrap();
+    assert_eq!(world.account.keys_of(ADMIN_USER).await.len(), 2);
+    for _ in 0..2 {
+        world.wait(301);
+        world.broker.tend_admin_key_once().await.unwrap();
+    }
+    let kept = world.admin_key().await.kept.unwrap();
+    assert_eq!(kept.phase.as_str(), "steady");
+    let left = world.account.keys_of(ADMIN_USER).await;
+    assert_eq!(left, [kept.current.id.as_str()]);
+}
+
+#[tokio::test]
 async fn a_store_belongs_to_one_account() {
     let mut world = World::new().await;
     world.assert_issues("user").await;

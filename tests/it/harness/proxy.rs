@@ -19,6 +19,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use tokio::{net::TcpListener, sync::Notify};
+use tokio_util::task::TaskTracker;
 
 use super::emulator::emulator;
 
@@ -62,6 +63,8 @@ pub struct Proxy {
     pub endpoint: String,
     state: Arc<Mutex<Calls>>,
     healed: Arc<Notify>,
+    /// What was held and happens late.
+    late: TaskTracker,
     client: Client<HttpConnector, Body>,
 }
 
@@ -124,6 +127,7 @@ impl Proxy {
             endpoint,
             state: Arc::default(),
             healed: Arc::default(),
+            late: TaskTracker::new(),
             client,
         };
         let router = Router::new().fallback(forward).with_state(proxy.clone());
@@ -162,6 +166,12 @@ impl Proxy {
         state.in_turn.clear();
         state.strike = None;
         self.healed.notify_waiters();
+    }
+
+    /// What was held has happened, whether somebody still waited or not.
+    pub async fn caught_up(&self) {
+        self.late.close();
+        self.late.wait().await;
     }
 
     /// Bodies of the calls of one action.
@@ -217,11 +227,12 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
             cut()
         }
         Some(Fault::Hold) => {
+            let tracker = proxy.late.clone();
             let late = async move {
                 healed.await;
                 proxy.pass_on(parts, bytes).await
             };
-            tokio::spawn(late).await.unwrap()
+            tracker.spawn(late).await.unwrap()
         }
         Some(Fault::HoldAnswer) => {
             let answer = proxy.pass_on(parts, bytes).await;

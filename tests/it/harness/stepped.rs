@@ -331,6 +331,7 @@ impl Stepped {
     /// and what is due is done, as in a broker that runs.
     pub async fn recover(&self) {
         self.proxy.heal();
+        self.proxy.caught_up().await;
         for _ in 0..15 {
             self.step(61).await;
             match self.broker.tend_admin_key_once().await {
