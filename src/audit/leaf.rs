@@ -170,7 +170,7 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
     Ok(AuditRecord {
         seq: leaf.seq,
         event: AuditEvent {
-            time: value::<Timestamp>(&leaf.time, "time")?,
+            time: time(&leaf.time, "time")?,
             event: value(&leaf.event, "event")?,
             outcome: value(&leaf.outcome, "outcome")?,
             actor: value(&leaf.actor, "actor")?,
@@ -193,7 +193,10 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
             request_id: optional(leaf.request_id.as_deref(), "request_id")?,
             kind: optional(leaf.kind.as_deref(), "kind")?,
             aws_name: leaf.aws_name,
-            expires_at: optional(leaf.expires_at.as_deref(), "expires_at")?,
+            expires_at: leaf
+                .expires_at
+                .map(|text| time(&text, "expires_at"))
+                .transpose()?,
             permissions: leaf.permissions.map(Permissions::from),
             late: leaf.late,
             holder: optional(leaf.holder.as_deref(), "holder")?,
@@ -213,10 +216,39 @@ fn to_the_millisecond(seconds: f64) -> Result<Duration, LeafError> {
     Ok(Duration::from_millis(millis))
 }
 
+/// No record tells a time more precisely than it is written.
+fn time(text: &str, field: &'static str) -> Result<Timestamp, LeafError> {
+    let time: Timestamp = value(text, field)?;
+    let is_precise = time.subsec_nanosecond() % 1000 == 0;
+    is_precise.then_some(time).ok_or(LeafError::Field(field))
+}
+
 fn value<T: FromStr>(text: &str, field: &'static str) -> Result<T, LeafError> {
     text.parse().map_err(|_| LeafError::Field(field))
 }
 
 fn optional<T: FromStr>(text: Option<&str>, field: &'static str) -> Result<Option<T>, LeafError> {
     text.map(|text| value(text, field)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_as_precise_as_it_is_written_and_no_more() {
+        let record = |time: &str| {
+            format!(
+                r#"{{"seq":1,"time":"{time}","event":"broker.started","outcome":"success","actor":"broker"}}"#
+            )
+        };
+        for (time, good) in [
+            ("2026-11-26T12:42:02.447235Z", true),
+            ("2026-11-26T12:42:02Z", true),
+            ("2026-11-26T12:42:02.4472355Z", false),
+        ] {
+            let decoded = decode(record(time).as_bytes());
+            assert_eq!(decoded.is_ok(), good, "{time}");
+        }
+    }
 }
