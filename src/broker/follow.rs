@@ -72,39 +72,22 @@ impl Broker {
         let watch = self.watch(&caller, &[]).await?;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let held = match held {
-            Some(id) => self.still_held(&grant, &id).await?,
-            None => Some(None),
+        let lease = match &held {
+            Some(id) => self.store().lease(id).await?,
+            None => None,
         };
+        let lease = lease.filter(|lease| lease.binding.grant.service == grant.service);
+        let is_revoked = held.is_some() && lease.as_ref().is_none_or(was_taken_away);
+        let held = lease.filter(|lease| lease.binding.grant == grant);
+        let held = held.and_then(|lease| self.as_held(&lease, None));
         Ok(Following {
             caller,
             grant,
             ttl,
             news: watch.news,
             looks,
-            is_revoked: held.is_none(),
-            held: held.flatten(),
-        })
-    }
-
-    /// What is left of a lease that somebody holds: `None` if it was taken away, nothing if
-    /// it merely ended or is of another grant.
-    async fn still_held(
-        &self,
-        grant: &GrantName,
-        id: &LeaseId,
-    ) -> Result<Option<Option<Held>>, Error> {
-        let lease = self.store().lease(id).await?;
-        let ours = |lease: &Lease| lease.binding.grant.service == grant.service;
-        let Some(lease) = lease.filter(ours) else {
-            return Ok(None);
-        };
-        Ok(match lease.cause() {
-            None | Some(Cause::Expired | Cause::Released) => {
-                let held = self.as_held(&lease, None);
-                Some(held.filter(|_| lease.binding.grant == *grant))
-            }
-            Some(Cause::Revoked(_) | Cause::NotIssued(_)) => None,
+            is_revoked,
+            held,
         })
     }
 
@@ -203,6 +186,11 @@ impl Following {
                 Scope::Lease(id) => self.held.as_ref().is_some_and(|held| held.lease_id == *id),
             })
     }
+}
+
+/// Whether somebody has ended it; to run out, or to be handed back, is no such end.
+const fn was_taken_away(lease: &Lease) -> bool {
+    matches!(lease.cause(), Some(Cause::Revoked(_) | Cause::NotIssued(_)))
 }
 
 /// Whether it says nothing against what the caller holds already.

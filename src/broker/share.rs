@@ -74,6 +74,12 @@ impl Slot {
         refresh::is_fresh(session.issued_at, session.expires_at, now).then_some(session)
     }
 
+    /// It was taken away; one that has taken its place meanwhile stays.
+    fn drop_session(&self, gone: &Arc<Session>) {
+        let mut session = self.session();
+        session.take_if(|session| Arc::ptr_eq(session, gone));
+    }
+
     fn is_old(&self, now: Timestamp) -> bool {
         let session = self.session();
         session
@@ -136,15 +142,18 @@ impl Broker {
             return Ok(issued);
         }
         let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
-        let asked = match failed {
-            Some((_, error)) => Err(error.clone()),
-            None => self.ask_for_next(caller, issue, &slot).await,
+        let error = match failed {
+            Some((_, error)) => error.clone(),
+            None => match self.ask_for_next(caller, issue, &slot).await {
+                Ok(issued) => return Ok(issued),
+                Err(error) => {
+                    // Whoever waits since then need not ask; whoever merely hears of it, does
+                    // not make it any newer.
+                    *in_vain = Some((Instant::now(), error.clone()));
+                    error
+                }
+            },
         };
-        let Err(error) = asked else {
-            *in_vain = None;
-            return asked;
-        };
-        *in_vain = Some((Instant::now(), error.clone()));
         drop(in_vain);
         // What is there is good for a while.
         let left = self.share(caller, issue, &slot, |now| slot.session_for(request, now));
@@ -190,7 +199,7 @@ impl Broker {
         let lease = self.store().lease(id).await?;
         let lives = |lease: &Lease| matches!(lease.state, LeaseState::Active { .. });
         if !lease.as_ref().is_some_and(lives) {
-            slot.session().take();
+            slot.drop_session(&session);
             return Ok(None);
         }
         if session.renew_at <= now {
