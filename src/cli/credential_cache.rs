@@ -4,10 +4,9 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    fs::{self, File},
+    io,
+    path::PathBuf,
 };
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
+use super::private;
 use crate::domain::refresh;
 
 /// Credentials, and when they were got and end.
@@ -53,7 +53,7 @@ impl Cache {
         }
         let name = HEXLOWER.encode(sum.finish().as_ref());
         let directory = directory()?;
-        if let Err(error) = private(&directory) {
+        if let Err(error) = private::directory(&directory) {
             eprintln!(
                 "warning: nothing is kept in {}: {error}",
                 directory.display()
@@ -77,7 +77,7 @@ impl Cache {
     pub(super) async fn lock(&self) -> Option<File> {
         let path = self.lock.clone();
         let locked = spawn_blocking(move || {
-            let file = open(&path, false)?;
+            let file = private::lock_file(&path)?;
             file.lock().map(|()| file)
         });
         match locked.await.ok()? {
@@ -91,10 +91,9 @@ impl Cache {
 
     /// Whoever reads sees the old or the new, whole.
     pub(super) fn write(&self, kept: &Kept) {
-        let new = self.file.with_extension("new");
-        let written = serde_json::to_vec(kept).map_err(io::Error::from);
-        let written = written.and_then(|text| open(&new, true)?.write_all(&text));
-        if let Err(error) = written.and_then(|()| fs::rename(&new, &self.file)) {
+        let text = serde_json::to_string(kept).map_err(io::Error::from);
+        let written = text.and_then(|text| private::replace(&self.file, &text.into()));
+        if let Err(error) = written {
             eprintln!("warning: cannot keep {}: {error}", self.file.display());
         }
     }
@@ -105,15 +104,6 @@ impl Cache {
     }
 }
 
-fn open(path: &Path, truncate: bool) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(truncate)
-        .mode(0o600)
-        .open(path)
-}
-
 /// The XDG base directory specification's place for what can be had again.
 fn directory() -> Option<PathBuf> {
     let home = || env::home_dir().map(|home| home.join(".cache"));
@@ -122,16 +112,4 @@ fn directory() -> Option<PathBuf> {
         .filter(|path| path.is_absolute());
     base.or_else(home)
         .map(|base| base.join("credbroker/credentials"))
-}
-
-/// Makes it, for its owner alone.
-fn private(directory: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    match fs::metadata(directory)?.mode() & 0o077 {
-        0 => Ok(()),
-        _ => Err(io::Error::other("others may look into it; chmod 700 it")),
-    }
 }

@@ -80,8 +80,9 @@ impl Failure {
         Self::new(Exit::Unavailable, what)
     }
 
-    pub(super) fn denied(what: impl Into<String>) -> Self {
-        Self::new(Exit::Denied, what)
+    /// The broker's no, in its own words.
+    pub(super) fn refused(code: Code, what: impl Into<String>) -> Self {
+        Self::new(exit(code), what)
     }
 
     pub(super) fn conflict(what: impl Into<String>) -> Self {

@@ -25,6 +25,7 @@ mod operator;
 mod output;
 mod pages;
 mod policy;
+mod private;
 mod proof;
 mod prune;
 mod revoke;

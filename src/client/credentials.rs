@@ -111,7 +111,7 @@ impl Credentials {
             let now = state.borrow_and_update().clone();
             let why = match now {
                 State::Held(issued) if issued.is_alive() => return Ok(issued),
-                State::Without(Missing::Refused(why)) => return Err(Missing::Refused(why)),
+                State::Without(refused @ Missing::Refused { .. }) => return Err(refused),
                 State::Without(Missing::Unavailable(why)) => why,
                 State::Held(_) => "the last ones are over".to_owned(),
                 State::Asked => "the broker has not answered yet".to_owned(),

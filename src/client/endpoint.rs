@@ -175,7 +175,7 @@ impl Door {
                      use `credbroker credential-process`",
                 ),
             },
-            Err(Missing::Refused(why)) => missing(Refusal::Denied, &why),
+            Err(Missing::Refused { why, .. }) => missing(Refusal::Denied, &why),
             Err(Missing::Unavailable(why)) => missing(Refusal::Unavailable, &why),
         }
     }

@@ -133,7 +133,10 @@ impl Follower {
         match passing {
             _ if holds && !is_refused => {}
             true => self.lose(Missing::Unavailable(failed.told())),
-            false => self.lose(Missing::Refused(failed.told())),
+            false => self.lose(Missing::Refused {
+                code: failed.code(),
+                why: failed.told(),
+            }),
         }
         if passing && was_good && holds {
             return up_to(SPREAD, &SystemRandom);
@@ -157,6 +160,13 @@ impl Failed {
                     | Code::FailedPrecondition
                     | Code::Unimplemented
             ),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Connect(_) => Code::InvalidArgument,
+            Self::Told(status) => status.code(),
         }
     }
 
@@ -273,7 +283,7 @@ mod tests {
             follower.pause_after(file());
             let refused = matches!(
                 &*follower.state.borrow(),
-                State::Without(Missing::Refused(_))
+                State::Without(Missing::Refused { .. })
             );
             assert_eq!(refused, lives.is_none());
         }

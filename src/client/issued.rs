@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tonic::Code;
 
 use crate::{
     domain::{clock::wall_time, refresh},
@@ -24,9 +25,14 @@ pub(super) enum State {
 /// Why there are no credentials.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Missing {
-    /// The broker does not give any, or has taken them away.
-    #[error("{0}")]
-    Refused(String),
+    /// The broker does not give any, or has taken them away; or the settings are wrong.
+    #[error("{why}")]
+    Refused {
+        /// The broker's code, or that of an invalid argument.
+        code: Code,
+        /// In words, with what to do next.
+        why: String,
+    },
     /// There may be some in a while.
     #[error("{0}")]
     Unavailable(String),

@@ -5,9 +5,11 @@ mod library;
 
 use std::{
     fs::{self, Permissions},
+    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -16,6 +18,8 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
+    task::JoinSet,
+    time::timeout,
 };
 
 use crate::harness::{Key, Run, World, broker::credbroker, eventually, eventually_within};
@@ -209,24 +213,44 @@ async fn an_agents_files_are_its_own() {
     assert!(!agent.env_file(0).exists());
 }
 
+/// Asks for as much as the endpoint takes, and reads nothing.
+async fn unread(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let asked = b"GET /x HTTP/1.1\r\nHost: evil.example\r\n\r\n".repeat(1000);
+    // What it does not take in a while it does not take.
+    while timeout(Duration::from_millis(100), stream.writable())
+        .await
+        .is_ok()
+    {
+        match stream.try_write(&asked) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    stream
+}
+
 #[tokio::test]
-async fn who_asks_nothing_keeps_nobody_from_being_served_for_long() {
+async fn who_asks_and_reads_nothing_keeps_nobody_from_being_served_for_long() {
     let world = World::new().await;
     let agent = Agent::start(&world, &["role"], &[]).await;
     let url = agent.url(0);
     served(&url).await;
     let address = url[7..].split_once('/').unwrap().0.to_owned();
-    let mut idle = Vec::new();
+    let mut unread = JoinSet::new();
     for _ in 0..256 {
-        idle.push(TcpStream::connect(&address).await.unwrap());
+        let address = address.clone();
+        unread.spawn(async move { super::agent::unread(&address).await });
     }
+    let held = unread.join_all().await;
     let served_again = async || {
         let url = url.clone();
         let asked = tokio::spawn(async move { ask(&url).await.0 });
         (asked.await.ok() == Some(200)).then_some(())
     };
     eventually_within(15, "there is room again", served_again).await;
-    drop(idle);
+    drop(held);
 }
 
 #[tokio::test]

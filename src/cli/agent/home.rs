@@ -2,18 +2,16 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
 };
 
 use data_encoding::BASE64URL_NOPAD;
-use rustix::process::geteuid;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    cli::failure::Failure,
+    cli::{failure::Failure, private},
     client::{endpoint::secret, read_secret},
 };
 
@@ -34,7 +32,7 @@ impl Home {
             Some(given) => given.to_owned(),
             None => runtime.ok_or_else(unset)?.join("credbroker"),
         };
-        let alone = private(&directory).map_err(|error| unusable(&directory, &error))?;
+        let alone = private::directory(&directory).map_err(|error| unusable(&directory, &error))?;
         match alone.try_lock() {
             Ok(()) => Ok(Self {
                 directory,
@@ -85,35 +83,8 @@ fn is_whole(secret: &SecretString) -> bool {
     bytes.is_ok_and(|bytes| bytes.len() == 32)
 }
 
-/// Makes a directory for its owner alone, or sees that it is one, and opens it. In such a
-/// directory every file is its owner's doing.
-fn private(directory: &Path) -> io::Result<File> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(directory)?;
-    let opened = File::open(directory)?;
-    let found = opened.metadata()?;
-    if found.uid() != geteuid().as_raw() {
-        return Err(io::Error::other("it belongs to another user"));
-    }
-    if found.mode() & 0o077 != 0 {
-        return Err(io::Error::other("others may look into it; chmod 700 it"));
-    }
-    Ok(opened)
-}
-
-/// A file for its owner alone; whoever reads sees the old or the new, whole.
 fn write(path: &Path, text: &SecretString) -> Result<(), Failure> {
-    let new = path.with_extension("new");
-    // One that is left over.
-    let _ = fs::remove_file(&new);
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(&new);
-    file.and_then(|mut file| {
-        file.write_all(text.expose_secret().as_bytes())?;
-        file.sync_all()
-    })
-    .and_then(|()| fs::rename(&new, path))
-    .map_err(|error| unusable(path, &error))
+    private::replace(path, text).map_err(|error| unusable(path, &error))
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Failure {

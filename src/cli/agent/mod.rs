@@ -176,7 +176,7 @@ impl Agent {
         for (grant, credentials) in &grants {
             let first = credentials.current(FIRST_LIMIT).await;
             let first = first.map_err(|missing| match missing {
-                Missing::Refused(why) => Failure::denied(why),
+                Missing::Refused { code, why } => Failure::refused(code, why),
                 Missing::Unavailable(why) => Failure::unavailable(why),
             })?;
             if first.session_token.is_none() {

@@ -3,9 +3,9 @@
 
 use std::{
     env,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs::{self, DirBuilder, File, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     thread::sleep,
     time::Duration,
@@ -15,7 +15,10 @@ use rustix::process::geteuid;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::spawn_blocking;
 
-use crate::{cli::failure::Failure, client::Issued};
+use crate::{
+    cli::{failure::Failure, private},
+    client::Issued,
+};
 
 /// By this line a section is known as the agent's.
 const OURS: &str = "# Kept by `credbroker agent`, which removes it when it ends.";
@@ -111,11 +114,9 @@ impl Profile {
     }
 }
 
-/// Several agents may be at it; nobody else can lock a file that only its owner may open.
+/// Several agents may be at it.
 fn lock(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600);
-    let file = file.open(path)?;
+    let file = private::lock_file(path)?;
     for _ in 0..TRIES {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -126,27 +127,13 @@ fn lock(path: &Path) -> io::Result<File> {
     Err(io::Error::other("another agent has it locked"))
 }
 
-/// Whoever reads sees the old or the new, whole.
+/// A file of another user's would become ours.
 fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
     let old = fs::metadata(file).ok();
-    if old
-        .as_ref()
-        .is_some_and(|old| old.uid() != geteuid().as_raw())
-    {
+    if old.is_some_and(|old| old.uid() != geteuid().as_raw()) {
         return Err(io::Error::other("it belongs to another user"));
     }
-    let new = file.with_extension("credbroker-new");
-    // One that is left over.
-    let _ = fs::remove_file(&new);
-    let mut options = OpenOptions::new();
-    let mut written = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    written.write_all(text.expose_secret().as_bytes())?;
-    written.sync_all()?;
-    fs::rename(&new, file)
+    private::replace(file, text)
 }
 
 /// The file with this body in the section, or without the section; nothing else changes.

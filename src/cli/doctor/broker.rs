@@ -242,7 +242,7 @@ async fn recognized(settings: &Settings, times: &mut Option<Times>) -> Verdict<C
             "the broker takes this host for {}, not for a service",
             known.actor
         );
-        return Err(Failure::denied(what)
+        return Err(Failure::refused(Code::PermissionDenied, what)
             .next("give it a token of its service: credbroker service token create SERVICE"));
     }
     let told = fine(format!("the broker takes this host for {}", known.actor))?;

@@ -84,7 +84,7 @@ async fn why_there_are_none_is_told_in_the_brokers_words() {
     let world = World::new().await;
     let refused = Credentials::under(settings(&world), "nothing");
     let missing = refused.current(LIMIT).await.unwrap_err();
-    assert!(matches!(missing, Missing::Refused(_)), "{missing:?}");
+    assert!(matches!(missing, Missing::Refused { .. }), "{missing:?}");
     assert!(
         missing.to_string().contains("there is no grant"),
         "{missing}"
@@ -150,7 +150,7 @@ async fn a_connection_that_falls_silent_is_noticed() {
     world.broker.run(&["revoke", "payments-api"]).await.ok();
     let dropped = async || {
         let refused = credentials.current(Duration::ZERO).await.err()?;
-        matches!(refused, Missing::Refused(_)).then_some(())
+        matches!(refused, Missing::Refused { .. }).then_some(())
     };
     eventually_within(30, "it asks anew, and hears of the revocation", dropped).await;
 }
