@@ -4,10 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,7 +31,7 @@ use tower::ServiceExt;
 
 use super::{
     answer::{Answer, Waiting},
-    metered::{Metered, TOO_MUCH},
+    metered::{Allowance, Metered, TOO_MUCH},
 };
 use crate::{
     domain::{
@@ -48,7 +45,7 @@ use crate::{
     },
 };
 
-/// Bytes that a peer may send beside its first request.
+/// Bytes that a peer may send beside a request.
 const FRAMES_OF_NO_CONSEQUENCE: usize = 64 * 1024;
 /// How long what runs for a service that is shut out may go on: whoever waits for an answer,
 /// or watches, hears of that first.
@@ -92,15 +89,16 @@ impl Serving {
             services: Services::none(&self.by_service),
             calls: self.calls.of_another(&self.bounds),
         };
-        let (services, asked) = (shown.services.clone(), Arc::new(AtomicBool::new(false)));
-        let has_asked = Arc::clone(&asked);
+        let services = shown.services.clone();
+        let allowance = Arc::new(Allowance::new(per_request(&self.bounds)));
+        let asked = Arc::clone(&allowance);
         let (waiting, body_limit) = (Waiting::default(), self.bounds.body_timeout);
         let answered = waiting.clone();
         let service = self
             .router
             .clone()
             .map_request(move |mut request: Request<Incoming>| {
-                has_asked.store(true, Ordering::Relaxed);
+                asked.request();
                 request.extensions_mut().insert(shown.clone());
                 request.map(|body| Body::new(Timed::new(body, body_limit)))
             })
@@ -108,22 +106,18 @@ impl Serving {
                 response.map(|body| Body::new(Answer::new(body, answered.clone())))
             });
         let builder = builder(&self.bounds);
-        let io = TokioIo::new(Metered::new(
-            stream,
-            before_asking(&self.bounds),
-            Arc::clone(&asked),
-        ));
+        let io = TokioIo::new(Metered::new(stream, Arc::clone(&allowance)));
         let serving = builder.serve_connection(io, TowerToHyperService::new(service));
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
-            grace = self.ending(&asked, &services, shut_outs, &waiting) => {
+            grace = self.ending(&allowance, &services, shut_outs, &waiting) => {
                 let Some(grace) = grace else { return false };
                 // Whoever asks just now is still served: it need not know that this ends.
                 serving.as_mut().graceful_shutdown();
                 match timeout(SILENT_GRACE, serving.as_mut()).await {
                     Ok(ended) => ended,
-                    Err(_) if !asked.load(Ordering::Relaxed) => return false,
+                    Err(_) if !allowance.has_asked() => return false,
                     Err(_) => match timeout(grace, serving).await {
                         Ok(ended) => ended,
                         Err(_) => return false,
@@ -147,14 +141,14 @@ impl Serving {
     /// go on, or `None` when it ends at once.
     async fn ending(
         &self,
-        asked: &AtomicBool,
+        allowance: &Allowance,
         services: &Services,
         mut shut_outs: broadcast::Receiver<Name>,
         waiting: &Waiting,
     ) -> Option<Duration> {
         let silent = async {
             sleep(self.bounds.first_request_timeout).await;
-            if asked.load(Ordering::Relaxed) {
+            if allowance.has_asked() {
                 std::future::pending::<()>().await;
             }
         };
@@ -186,11 +180,12 @@ impl Serving {
     }
 }
 
-/// What may come before the first request is known: its headers and as much of its body as a
-/// stream's window lets it send with them, and some frames of no consequence.
-fn before_asking(bounds: &Bounds) -> usize {
+/// What may come with a request: its headers and its message, or as much as a stream's window
+/// lets it send unread, and some frames of no consequence.
+fn per_request(bounds: &Bounds) -> usize {
     let window = usize::try_from(bounds.stream_window_bytes).unwrap_or(usize::MAX);
-    window.saturating_add(FRAMES_OF_NO_CONSEQUENCE)
+    let message = window.max(bounds.message_bytes);
+    message.saturating_add(FRAMES_OF_NO_CONSEQUENCE)
 }
 
 /// Whether a connection ended because its peer broke the protocol or the bounds of it, and

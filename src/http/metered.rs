@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -15,21 +15,67 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The error of too much: HTTP/2 hands on its kind, and no socket has it.
 pub(super) const TOO_MUCH: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
-/// A stream that ends with an error when too much came before the first request: frames that
-/// HTTP/2 has to pass over cost their sender less than the receiver.
+/// Bytes that are said to a peer that has not asked for anything yet: HTTP/2's settings, and
+/// what it has to answer to the first frames.
+const SAID_UNASKED: usize = 2 * 1024;
+/// Bytes that are taken of one connection before the others have their turn.
+const TURN: usize = 4 * 1024;
+
+/// What a peer may send: so many bytes with and before a first request, and as many with every
+/// other.
+pub(super) struct Allowance {
+    per_request: usize,
+    left: AtomicUsize,
+    asked: AtomicBool,
+}
+
+impl Allowance {
+    pub(super) const fn new(per_request: usize) -> Self {
+        Self {
+            per_request,
+            left: AtomicUsize::new(per_request),
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn request(&self) {
+        if self.asked.swap(true, Ordering::Relaxed) {
+            self.left.fetch_add(self.per_request, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request has ever come.
+    pub(super) fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: usize) -> io::Result<()> {
+        let less = |left: usize| left.checked_sub(bytes);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .map_err(|_| io::Error::new(TOO_MUCH, "too much between two requests"))?;
+        Ok(())
+    }
+}
+
+/// A stream that ends with an error when too much comes that is no request, or has to be
+/// answered before the first: frames of HTTP/2 may cost their sender less than the receiver.
 pub(super) struct Metered<S> {
     stream: S,
-    left: usize,
-    asked: Arc<AtomicBool>,
+    allowance: Arc<Allowance>,
+    said_unasked: usize,
+    /// Of this connection's turn.
+    taken: usize,
 }
 
 impl<S> Metered<S> {
-    /// `before_asking` bytes may come before `asked` tells that the first request has.
-    pub(super) const fn new(stream: S, before_asking: usize, asked: Arc<AtomicBool>) -> Self {
+    pub(super) const fn new(stream: S, allowance: Arc<Allowance>) -> Self {
         Self {
             stream,
-            left: before_asking,
-            asked,
+            allowance,
+            said_unasked: 0,
+            taken: 0,
         }
     }
 }
@@ -40,19 +86,34 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if !self.asked.load(Ordering::Relaxed) {
-            let read = buffer.filled().len() - before;
-            let Some(left) = self.left.checked_sub(read) else {
-                return Poll::Ready(Err(io::Error::new(
-                    TOO_MUCH,
-                    "too much before the first request",
-                )));
-            };
-            self.left = left;
+        if self.taken >= TURN {
+            self.taken = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        Poll::Ready(Ok(()))
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer)?;
+        if read.is_pending() {
+            self.taken = 0;
+        }
+        ready!(read);
+        let read = buffer.filled().len() - before;
+        self.taken += read;
+        Poll::Ready(self.allowance.take(read))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Metered<S> {
+    fn said(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written
+            && !self.allowance.has_asked()
+        {
+            self.said_unasked += bytes;
+            if self.said_unasked > SAID_UNASKED {
+                return Poll::Ready(Err(io::Error::new(TOO_MUCH, "too much to answer")));
+            }
+        }
+        written
     }
 }
 
@@ -62,7 +123,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.said(written)
     }
 
     fn poll_write_vectored(
@@ -70,7 +132,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.said(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -9,7 +9,7 @@ use super::h2::{
 /// What is sent as the frame of this number.
 pub type Flood = fn(u32) -> Vec<u8>;
 
-pub const FLOODS: [(&str, Flood); 9] = [
+pub const FLOODS: [(&str, Flood); 10] = [
     ("rapid reset", |number| {
         [opened(number), frame(RST_STREAM, 0, odd(number), &CANCEL)].concat()
     }),
@@ -34,6 +34,10 @@ pub const FLOODS: [(&str, Flood); 9] = [
     ("ten thousand streams", opened),
     ("unknown frames", |_| frame(0xbe, 0xff, 0, &[0xaa; 16_000])),
     ("pings", |_| frame(PING, 0, 0, &[0; 8])),
+    ("pings beside a request", |number| match number {
+        0 => opened(0),
+        _ => frame(PING, 0, 0, &[0; 8]),
+    }),
     ("frame over the limit", |number| match number {
         0 => opened(0),
         _ => frame(DATA, 0, 1, &[0; 17 * 1024]),
