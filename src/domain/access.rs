@@ -110,6 +110,10 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.ServiceRegistry/ListServices", READ),
     ("credbroker.v1.ServiceRegistry/ReinstateService", RESPOND),
     ("credbroker.v1.ServiceRegistry/SuspendService", RESPOND),
+    (
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        READ,
+    ),
 ];
 
 /// Why a proven caller may not call a method.
@@ -266,7 +270,15 @@ mod tests {
         };
         let changes = |m: &&str| {
             let reads = [
-                "/Export", "/Get", "/List", "/Lookup", "/Prove", "/Tail", "/Render", "/Who",
+                "/Export",
+                "/Get",
+                "/List",
+                "/Lookup",
+                "/Prove",
+                "/Tail",
+                "/Render",
+                "/Who",
+                "/ServerReflection",
             ];
             !reads.iter().any(|v| m.contains(v))
         };

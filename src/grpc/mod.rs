@@ -27,11 +27,13 @@ use tonic_health::{
     pb::health_server::{Health, HealthServer},
     server::{HealthReporter, health_reporter},
 };
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::{
     broker::{Broker, Error},
     domain::access::Caller,
     proto::{
+        self,
         admin_service_server::AdminServiceServer,
         audit_service_server::AuditServiceServer,
         credential_service_server::{self, CredentialServiceServer},
@@ -73,6 +75,19 @@ pub fn routes(broker: &Arc<Broker>, message_bytes: usize) -> Routes {
         )
         .add_service(AuditServiceServer::new(api.clone()).max_decoding_message_size(message_bytes))
         .add_service(AdminServiceServer::new(api).max_decoding_message_size(message_bytes))
+        .add_service(reflection().max_decoding_message_size(message_bytes))
+}
+
+/// `grpc.reflection.v1`, for operators: what the broker serves, as its proto files say.
+#[expect(
+    clippy::expect_used,
+    reason = "the descriptors were compiled with the broker"
+)]
+fn reflection() -> ServerReflectionServer<impl ServerReflection> {
+    let built = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .build_v1();
+    built.expect("the compiled proto files are whole")
 }
 
 /// `grpc.health.v1`, which anybody may ask, and who tells it the state.

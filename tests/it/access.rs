@@ -21,12 +21,17 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 use crate::harness::{Account, Broker};
 
 const ISSUE: &str = "credbroker.v1.CredentialService/IssueCredentials";
 const STATUS: &str = "credbroker.v1.AdminService/GetStatus";
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const NOT_A_METHOD: &str = "credbroker.v1.AdminService/Shutdown";
 /// Where in a token its secret begins.
 const SECRET_AT: usize = 21;
@@ -81,7 +86,44 @@ fn the_table_names_every_rpc_of_the_proto_files_and_nothing_else() {
         .collect();
     let table: BTreeSet<String> = TABLE.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(table.len(), TABLE.len(), "a method stands there twice");
-    assert_eq!(table, methods);
+    let others: Vec<&String> = table.difference(&methods).collect();
+    assert_eq!(others, [REFLECTION]);
+    assert!(table.is_superset(&methods));
+}
+
+#[tokio::test]
+async fn operators_are_told_by_reflection_what_is_served() {
+    let broker = broker().await;
+    let asked = |token: &str| {
+        let ask = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut request = Request::new(tonic::codegen::tokio_stream::once(ask));
+        let header = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", header);
+        request
+    };
+    let mut reflection = ServerReflectionClient::new(broker.wire().await.channel());
+    let told = reflection
+        .server_reflection_info(asked(broker.admin_token()))
+        .await;
+    let told = told.unwrap().into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(told)) = told.message_response else {
+        panic!("{told:?}");
+    };
+    let served: BTreeSet<String> = told.service.into_iter().map(|one| one.name).collect();
+    for (method, _) in TABLE {
+        let (service, _) = method.split_once('/').unwrap();
+        assert!(served.contains(service), "{service}");
+    }
+    let token = broker.service("payments-api").await;
+    let refusal = reflection.server_reflection_info(asked(&token)).await;
+    refused(
+        refusal.map(drop),
+        Code::PermissionDenied,
+        "is for operators",
+    );
 }
 
 #[tokio::test]

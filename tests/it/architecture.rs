@@ -154,6 +154,7 @@ const ROOMS: &[Room] = &[
             "tokio_rustls",
             "tonic",
             "tonic_health",
+            "tonic_reflection",
             "tonic_types",
             "tower",
             "tracing",

@@ -66,11 +66,12 @@ async fn every_rpc_leaves_a_record_when_it_succeeds() {
     let broker = Broker::start(&account).await;
     let called = script::called(&account, &broker).await;
     let methods: BTreeSet<&str> = called.iter().map(String::as_str).collect();
-    assert_eq!(
-        methods,
-        TABLE.iter().map(|(name, _)| *name).collect(),
-        "the script"
-    );
+    // What reflection tells is no state of the broker's, and leaves no record.
+    let ours = TABLE
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| name.starts_with("credbroker."));
+    assert_eq!(methods, ours.collect(), "the script");
 
     let records = broker.audit().await;
     let mut recorded: Vec<&str> = records

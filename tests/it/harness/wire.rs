@@ -97,6 +97,11 @@ impl Broker {
 pub struct Wire(Channel);
 
 impl Wire {
+    /// For clients of any service.
+    pub fn channel(&self) -> Channel {
+        self.0.clone()
+    }
+
     /// Calls `PACKAGE.Service/Method` with an empty message and this `authorization`.
     pub async fn call(&self, method: &str, authorization: Option<&str>) -> Result<(), Status> {
         let mut grpc = Grpc::new(self.0.clone());
