@@ -2,6 +2,8 @@
 //! [`crate::broker::ports::Anchor`] and [`crate::broker::ports::Spool`].
 
 pub mod anchor;
+mod migrations;
+pub mod postgres;
 pub mod spool;
 pub mod sqlite;
 

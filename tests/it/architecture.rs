@@ -114,6 +114,7 @@ const ROOMS: &[Room] = &[
         &[
             "async_trait",
             "jiff",
+            "secrecy",
             "serde_json",
             "sqlx",
             "thiserror",

@@ -5,6 +5,7 @@ mod audit;
 mod grants;
 mod leases;
 mod owners;
+mod postgres;
 mod sqlite;
 
 use std::{fmt::Debug, time::Duration};
@@ -88,6 +89,7 @@ macro_rules! over {
 }
 
 mod over {
+    over!(postgres);
     over!(sqlite);
 }
 

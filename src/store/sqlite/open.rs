@@ -7,17 +7,13 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::{
+    super::{migrations, private_file},
+    SqliteStore,
 };
 
-use super::{super::private_file, SqliteStore, log, writer::Writer};
-
-const MIGRATIONS: [(&str, &str); 1] = [(
-    "initial",
-    include_str!("../migrations/sqlite/0001_initial.sql"),
-)];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 
@@ -100,7 +96,7 @@ impl SqliteStore {
             .connect_with(options.clone())
             .await
             .map_err(database)?;
-        migrator()
+        migrations::sqlite()
             .run(&writing)
             .await
             .map_err(|source| OpenError::Migrate {
@@ -112,26 +108,12 @@ impl SqliteStore {
             .connect_with(options.read_only(true))
             .await
             .map_err(database)?;
-        let edge = log::stored_edge(&writing).await;
-        let edge = edge.map_err(|error| OpenError::Damaged {
+        let store = Self::over(writing, readers, lock).await;
+        store.map_err(|error| OpenError::Damaged {
             path: path.to_owned(),
             detail: error.to_string(),
-        })?;
-        Ok(Self {
-            writer: Writer::start(writing.clone(), edge),
-            writing,
-            readers,
-            _lock: lock,
         })
     }
-}
-
-fn migrator() -> Migrator {
-    let migrations = MIGRATIONS.iter().zip(1..).map(|((name, sql), version)| {
-        let sql = sqlx::SqlSafeStr::into_sql_str(*sql);
-        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
-    });
-    Migrator::with_migrations(migrations.collect())
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

@@ -7,6 +7,7 @@ pub mod emulator;
 pub mod floods;
 pub mod form;
 pub mod h2;
+pub mod postgres;
 pub mod proxy;
 pub mod site;
 pub mod stepped;

@@ -193,3 +193,21 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
         .unwrap();
     assert_eq!(edge, (603, tree.subtrees().as_flattened().to_vec()));
 }
+
+#[tokio::test]
+async fn the_lease_of_a_key_is_found_by_index() {
+    let home = TempDir::new().unwrap();
+    at(home.path()).await.unwrap().close().await;
+    let options = SqliteConnectOptions::new().filename(home.path().join("credbroker.db"));
+    let mut raw = SqliteConnection::connect_with(&options).await.unwrap();
+    let explain = "EXPLAIN QUERY PLAN SELECT * FROM leases WHERE access_key_id = $1 LIMIT 1";
+    let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
+        .bind("AKIAIOSFODNN7EXAMPLE")
+        .fetch_all(&mut raw)
+        .await
+        .unwrap();
+    let [(.., step)] = plan.as_slice() else {
+        panic!("{plan:?}");
+    };
+    assert!(step.contains("USING INDEX leases_by_access_key"), "{step}");
+}

@@ -192,14 +192,14 @@ BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 -- The right edge of the log's Merkle tree: the hashes of its perfect subtrees, the largest
 -- first, 32 bytes each.
 CREATE TABLE audit_edge (
-    only     INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    single INTEGER NOT NULL PRIMARY KEY CHECK (single = 1),
     size     INTEGER NOT NULL,
     subtrees BLOB    NOT NULL CHECK (length(subtrees) % 32 = 0),
     -- How many of the first records have been, or are being, deleted: whole bundles, whose
     -- roots stay.
     pruned   INTEGER NOT NULL DEFAULT 0 CHECK (pruned % 256 = 0)
 ) STRICT;
-INSERT INTO audit_edge (only, size, subtrees) VALUES (1, 0, x'');
+INSERT INTO audit_edge (single, size, subtrees) VALUES (1, 0, x'');
 
 -- Roots of full tiles: of 256 leaves at level 1, of 256 such roots at level 2, and so on.
 CREATE TABLE audit_tiles (
@@ -221,7 +221,7 @@ CREATE TABLE audit_keys (
 
 -- The newest checkpoint, a signed note.
 CREATE TABLE audit_checkpoint (
-    only     INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    single INTEGER NOT NULL PRIMARY KEY CHECK (single = 1),
     size     INTEGER NOT NULL,
     note     TEXT    NOT NULL,
     -- Whether one has been written beside the store.
@@ -230,7 +230,7 @@ CREATE TABLE audit_checkpoint (
 
 -- The newest checkpoint that the witness has cosigned, a note with both signatures.
 CREATE TABLE audit_witness (
-    only INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    single INTEGER NOT NULL PRIMARY KEY CHECK (single = 1),
     size INTEGER NOT NULL,
     note TEXT    NOT NULL
 ) STRICT;
@@ -243,17 +243,17 @@ CREATE TABLE audit_sinks (
 
 -- What tells this broker's users in AWS from another's.
 CREATE TABLE deployment (
-    only    INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
+    single INTEGER NOT NULL PRIMARY KEY CHECK (single = 1),
     id      TEXT    NOT NULL,
     -- The AWS account that its users and sessions are in, once AWS has told it.
     account TEXT
 ) STRICT;
-INSERT INTO deployment (only, id) VALUES (1, lower(hex(randomblob(5))));
+INSERT INTO deployment (single, id) VALUES (1, lower(hex(randomblob(5))));
 
 -- The broker's own key, sealed, and its replacement by another.
 CREATE TABLE admin_key (
-    only         INTEGER NOT NULL PRIMARY KEY CHECK (only = 1),
-    user         TEXT    NOT NULL,
+    single INTEGER NOT NULL PRIMARY KEY CHECK (single = 1),
+    iam_user     TEXT    NOT NULL,
     key_id       TEXT    NOT NULL,
     secret       BLOB    NOT NULL,
     since        INTEGER NOT NULL,

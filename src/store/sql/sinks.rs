@@ -1,12 +1,13 @@
 //! How far each sink of the audit log is.
 
-use sqlx::{SqliteConnection, SqlitePool};
-
-use super::row::store_error;
+use super::{
+    dialect::{Connection, Pool},
+    row::store_error,
+};
 use crate::{broker::ports::StoreError, domain::name::Name};
 
-pub(super) async fn cursor(pool: &SqlitePool, name: &Name) -> Result<u64, StoreError> {
-    let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sinks WHERE name = ?")
+pub(super) async fn cursor(pool: &Pool, name: &Name) -> Result<u64, StoreError> {
+    let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM audit_sinks WHERE name = $1")
         .bind(name.as_str())
         .fetch_optional(pool)
         .await
@@ -15,13 +16,13 @@ pub(super) async fn cursor(pool: &SqlitePool, name: &Name) -> Result<u64, StoreE
 }
 
 pub(super) async fn keep_cursor(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &Name,
     seq: u64,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_sinks (name, seq) VALUES (?1, ?2)
-         ON CONFLICT (name) DO UPDATE SET seq = ?2",
+        "INSERT INTO audit_sinks (name, seq) VALUES ($1, $2)
+         ON CONFLICT (name) DO UPDATE SET seq = $2",
     )
     .bind(name.as_str())
     .bind(seq.cast_signed())

@@ -1,8 +1,8 @@
 use jiff::Timestamp;
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::row::{
-    count, exactly_one, get as column, inconsistent, micros, parse, store_error, time,
+use super::{
+    dialect::{Connection, Pool, Row},
+    row::{count, exactly_one, get as column, inconsistent, micros, parse, store_error, time},
 };
 use crate::{
     broker::ports::{Page, StoreError},
@@ -15,14 +15,14 @@ use crate::{
 
 const TABLE: &str = "grant_versions";
 
-pub(super) async fn insert(tx: &mut SqliteConnection, grant: &Grant) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut Connection, grant: &Grant) -> Result<(), StoreError> {
     let spec = serde_json::to_string(&grant.spec).map_err(|e| inconsistent(TABLE, e))?;
     let done = sqlx::query(
         "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6
-         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?1)
-           AND ?3 = 1 + (SELECT coalesce(max(version), 0) FROM grant_versions
-                         WHERE service = ?1 AND grant_name = ?2)",
+         SELECT $1, $2, $3, $4, $5, $6
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = $1)
+           AND $3 = 1 + (SELECT coalesce(max(version), 0) FROM grant_versions
+                         WHERE service = $1 AND grant_name = $2)",
     )
     .bind(grant.name.service.as_str())
     .bind(grant.name.grant.as_str())
@@ -36,8 +36,8 @@ pub(super) async fn insert(tx: &mut SqliteConnection, grant: &Grant) -> Result<(
     exactly_one(&done)
 }
 
-pub(super) async fn get(pool: &SqlitePool, name: &GrantName) -> Result<Option<Grant>, StoreError> {
-    let row = sqlx::query("SELECT * FROM grants WHERE service = ? AND grant_name = ?")
+pub(super) async fn get(pool: &Pool, name: &GrantName) -> Result<Option<Grant>, StoreError> {
+    let row = sqlx::query("SELECT * FROM grants WHERE service = $1 AND grant_name = $2")
         .bind(name.service.as_str())
         .bind(name.grant.as_str())
         .fetch_optional(pool)
@@ -47,8 +47,8 @@ pub(super) async fn get(pool: &SqlitePool, name: &GrantName) -> Result<Option<Gr
 }
 
 /// Conflict unless there is, or was, such a grant.
-pub(super) async fn known(tx: &mut SqliteConnection, name: &GrantName) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT 1 FROM grant_versions WHERE service = ? AND grant_name = ?")
+pub(super) async fn known(tx: &mut Connection, name: &GrantName) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT 1 FROM grant_versions WHERE service = $1 AND grant_name = $2")
         .bind(name.service.as_str())
         .bind(name.grant.as_str())
         .fetch_optional(tx)
@@ -59,13 +59,13 @@ pub(super) async fn known(tx: &mut SqliteConnection, name: &GrantName) -> Result
 
 /// A version that was in force at some time.
 pub(super) async fn version(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     name: &GrantName,
     version: u64,
 ) -> Result<Option<Grant>, StoreError> {
     let row = sqlx::query(
         "SELECT * FROM grant_versions
-         WHERE service = ? AND grant_name = ? AND version = ? AND spec IS NOT NULL",
+         WHERE service = $1 AND grant_name = $2 AND version = $3 AND spec IS NOT NULL",
     )
     .bind(name.service.as_str())
     .bind(name.grant.as_str())
@@ -76,9 +76,9 @@ pub(super) async fn version(
     row.as_ref().map(grant).transpose()
 }
 
-pub(super) async fn newest_version(pool: &SqlitePool, name: &GrantName) -> Result<u64, StoreError> {
+pub(super) async fn newest_version(pool: &Pool, name: &GrantName) -> Result<u64, StoreError> {
     let row = sqlx::query(
-        "SELECT coalesce(max(version), 0) AS version FROM grant_versions WHERE service = ? AND grant_name = ?",
+        "SELECT coalesce(max(version), 0) AS version FROM grant_versions WHERE service = $1 AND grant_name = $2",
     )
     .bind(name.service.as_str())
     .bind(name.grant.as_str())
@@ -89,7 +89,7 @@ pub(super) async fn newest_version(pool: &SqlitePool, name: &GrantName) -> Resul
 }
 
 pub(super) async fn list(
-    pool: &SqlitePool,
+    pool: &Pool,
     service: Option<&Name>,
     page: &Page,
 ) -> Result<Vec<Grant>, StoreError> {
@@ -100,13 +100,13 @@ pub(super) async fn list(
         .unwrap_or_default();
     let rows = sqlx::query(
         "SELECT * FROM grants
-         WHERE (service, grant_name) > (?1, ?2) AND (?3 IS NULL OR service = ?3)
-         ORDER BY service, grant_name LIMIT ?4",
+         WHERE (service, grant_name) > ($1, $2) AND ($3 IS NULL OR service = $3)
+         ORDER BY service, grant_name LIMIT $4",
     )
     .bind(after_service)
     .bind(after_grant)
     .bind(service.map(Name::as_str))
-    .bind(page.limit)
+    .bind(i64::from(page.limit))
     .fetch_all(pool)
     .await
     .map_err(store_error)?;
@@ -114,15 +114,15 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &GrantName,
     at: Timestamp,
     by: &Name,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
-         SELECT service, grant_name, version + 1, NULL, ?3, ?4 FROM grants
-         WHERE service = ?1 AND grant_name = ?2",
+         SELECT service, grant_name, version + 1, NULL, $3, $4 FROM grants
+         WHERE service = $1 AND grant_name = $2",
     )
     .bind(name.service.as_str())
     .bind(name.grant.as_str())
@@ -135,13 +135,13 @@ pub(super) async fn delete(
 }
 
 pub(super) async fn delete_all(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     audit: &AuditEvent,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO grant_versions (service, grant_name, version, spec, created_at, created_by)
-         SELECT service, grant_name, version + 1, NULL, ?2, ?3 FROM grants WHERE service = ?1",
+         SELECT service, grant_name, version + 1, NULL, $2, $3 FROM grants WHERE service = $1",
     )
     .bind(service.as_str())
     .bind(micros(audit.time))
@@ -152,7 +152,7 @@ pub(super) async fn delete_all(
     Ok(())
 }
 
-fn grant(row: &SqliteRow) -> Result<Grant, StoreError> {
+fn grant(row: &Row) -> Result<Grant, StoreError> {
     let spec: String = column(row, "spec")?;
     Ok(Grant {
         name: GrantName {

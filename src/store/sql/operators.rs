@@ -1,7 +1,9 @@
 use jiff::Timestamp;
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::row::{exactly_one, micros, parse, store_error, time, token_id};
+use super::{
+    dialect::{Connection, Pool, Row},
+    row::{exactly_one, micros, parse, store_error, time, token_id},
+};
 use crate::{
     broker::ports::StoreError,
     domain::{
@@ -13,12 +15,12 @@ use crate::{
 const TABLE: &str = "operators";
 
 pub(super) async fn insert(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &Name,
     role: Role,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("INSERT INTO operators (name, role, created_at) VALUES (?, ?, ?)")
+    let done = sqlx::query("INSERT INTO operators (name, role, created_at) VALUES ($1, $2, $3)")
         .bind(name.as_str())
         .bind(role.as_str())
         .bind(micros(at))
@@ -29,12 +31,12 @@ pub(super) async fn insert(
 }
 
 pub(super) async fn ensure_admin(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &Name,
     at: Timestamp,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "INSERT INTO operators (name, role, created_at) VALUES (?, ?, ?)
+        "INSERT INTO operators (name, role, created_at) VALUES ($1, $2, $3)
          ON CONFLICT (name) DO UPDATE SET role = excluded.role",
     )
     .bind(name.as_str())
@@ -46,7 +48,7 @@ pub(super) async fn ensure_admin(
     exactly_one(&done)
 }
 
-pub(super) async fn list(pool: &SqlitePool) -> Result<Vec<Operator>, StoreError> {
+pub(super) async fn list(pool: &Pool) -> Result<Vec<Operator>, StoreError> {
     let rows = sqlx::query(
         "SELECT o.*, t.token_id FROM operators o JOIN tokens t ON t.operator = o.name ORDER BY o.name",
     )
@@ -57,10 +59,10 @@ pub(super) async fn list(pool: &SqlitePool) -> Result<Vec<Operator>, StoreError>
 }
 
 /// Its token goes with it, by foreign key.
-pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "DELETE FROM operators WHERE name = ?1
-         AND (role <> 'admin' OR EXISTS (SELECT 1 FROM operators WHERE role = 'admin' AND name <> ?1))",
+        "DELETE FROM operators WHERE name = $1
+         AND (role <> 'admin' OR EXISTS (SELECT 1 FROM operators WHERE role = 'admin' AND name <> $1))",
     )
     .bind(name.as_str())
     .execute(&mut *tx)
@@ -69,7 +71,7 @@ pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(),
     exactly_one(&done)
 }
 
-pub(super) fn operator(row: &SqliteRow) -> Result<Operator, StoreError> {
+pub(super) fn operator(row: &Row) -> Result<Operator, StoreError> {
     Ok(Operator {
         name: parse(row, TABLE, "name")?,
         role: parse(row, TABLE, "role")?,

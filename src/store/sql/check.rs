@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{SqlitePool, sqlite::SqliteRow};
-
 use super::{
+    dialect::{self, Connection, Pool, Row},
     log,
     row::{get, micros, record, store_error},
     search::{self, Span},
@@ -23,13 +22,13 @@ const AT_ONCE: i64 = 4096;
 
 /// Reads the whole log: what it holds against itself, and its roots when it had as many
 /// records as `sizes` say. What was pruned is as the roots of its bundles tell.
-pub(super) async fn check(
-    pool: &SqlitePool,
-    sizes: &[u64],
-    head: &Edge,
-) -> Result<LogCheck, StoreError> {
-    let pruned = log::pruned(pool).await?;
-    let roots = log::roots(pool, 1, 0, pruned / WIDTH).await?;
+pub(super) async fn check(pool: &Pool, sizes: &[u64], seen: &Edge) -> Result<LogCheck, StoreError> {
+    // Others may be writing.
+    let snapshot = pool.begin_with(dialect::BEGIN_SNAPSHOT);
+    let mut tx = snapshot.await.map_err(store_error)?;
+    let head = log::head(&mut tx, seen).await?;
+    let pruned = log::pruned(&mut *tx).await?;
+    let roots = log::roots(&mut *tx, 1, 0, pruned / WIDTH).await?;
     if roots.len() as u64 != pruned / WIDTH {
         return Ok(damaged(
             pruned,
@@ -38,10 +37,10 @@ pub(super) async fn check(
     }
     let mut reading = Reading::over(&roots, sizes);
     loop {
-        let rows = sqlx::query("SELECT * FROM audit WHERE seq > ? ORDER BY seq LIMIT ?")
+        let rows = sqlx::query("SELECT * FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2")
             .bind(reading.tree.size().cast_signed())
             .bind(AT_ONCE)
-            .fetch_all(pool)
+            .fetch_all(&mut *tx)
             .await
             .map_err(store_error)?;
         if rows.is_empty() {
@@ -75,9 +74,9 @@ pub(super) async fn check(
     }
     tiles.sort_unstable();
     let spans: Vec<Span> = (pruned / WIDTH..).zip(spans).collect();
-    let same = tree == *head
-        && stored_tiles(pool).await? == tiles
-        && search::spans(pool, pruned / WIDTH).await? == spans;
+    let same = tree == head
+        && stored_tiles(&mut tx).await? == tiles
+        && search::spans(&mut tx, pruned / WIDTH).await? == spans;
     let fault = "the audit log and its Merkle tree differ";
     Ok(LogCheck {
         roots,
@@ -147,12 +146,12 @@ impl<'s> Reading<'s> {
     }
 }
 
-async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, StoreError> {
+async fn stored_tiles(connection: &mut Connection) -> Result<Vec<(u8, u64, Vec<u8>)>, StoreError> {
     let rows = sqlx::query("SELECT level, idx, hash FROM audit_tiles ORDER BY level, idx")
-        .fetch_all(pool)
+        .fetch_all(connection)
         .await
         .map_err(store_error)?;
-    let tile = |row: &SqliteRow| {
+    let tile = |row: &Row| {
         let (level, index): (i64, i64) = (get(row, "level")?, get(row, "idx")?);
         let level = u8::try_from(level).unwrap_or(u8::MAX);
         Ok((level, index.cast_unsigned(), get(row, "hash")?))
@@ -162,7 +161,7 @@ async fn stored_tiles(pool: &SqlitePool) -> Result<Vec<(u8, u64, Vec<u8>)>, Stor
 
 /// The record of this number, if the row holds it, and beside it nothing but what the
 /// record says.
-fn read(row: &SqliteRow, number: u64) -> Option<AuditRecord> {
+fn read(row: &Row, number: u64) -> Option<AuditRecord> {
     let text = |column| get::<Option<String>>(row, column).ok().flatten();
     let (seq, time) = (get::<i64>(row, "seq").ok()?, get::<i64>(row, "time").ok()?);
     let record = record(row).ok()?;

@@ -3,40 +3,27 @@
 use std::{fmt::Display, str::FromStr};
 
 use jiff::Timestamp;
-use sqlx::{ColumnIndex, Decode, Row, SqlitePool, Type, sqlite::SqliteRow};
+use sqlx::{ColumnIndex, Decode, Row as _, Type};
 
+use super::dialect::{self, Db, Pool, QueryResult, Row};
 use crate::{
     audit::leaf,
     broker::ports::{Counts, StoreError},
     domain::{audit::AuditRecord, token::TokenId},
 };
 
-/// SQLite's primary result codes: <https://sqlite.org/rescode.html>.
-const FULL: i64 = 13;
-const READ_ONLY: i64 = 8;
-const IO_ERROR: i64 = 10;
-const BUSY: i64 = 5;
-
-pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+pub(in super::super) fn store_error(error: sqlx::Error) -> StoreError {
     let sqlx::Error::Database(database) = error else {
         return StoreError::Unavailable(error.to_string());
     };
     if database.is_unique_violation() || database.is_foreign_key_violation() {
         return StoreError::Conflict;
     }
-    let code: Option<i64> = database.code().and_then(|code| code.parse().ok());
-    let why = match code.map(|extended| extended & 0xff) {
-        Some(FULL) => "its disk is full".to_owned(),
-        Some(READ_ONLY) => "it is read-only".to_owned(),
-        Some(IO_ERROR) => format!("its disk refuses to work ({})", database.message()),
-        Some(BUSY) => "somebody else has locked it".to_owned(),
-        _ => database.message().to_owned(),
-    };
-    StoreError::Unavailable(why)
+    StoreError::Unavailable(dialect::why(database.as_ref()))
 }
 
 /// An update that should have hit exactly one row.
-pub(super) fn exactly_one(done: &sqlx::sqlite::SqliteQueryResult) -> Result<(), StoreError> {
+pub(super) fn exactly_one(done: &QueryResult) -> Result<(), StoreError> {
     if done.rows_affected() == 1 {
         Ok(())
     } else {
@@ -49,17 +36,17 @@ pub(super) fn micros(time: Timestamp) -> i64 {
 }
 
 /// A column as it is.
-pub(super) fn get<'r, T>(row: &'r SqliteRow, column: &'static str) -> Result<T, StoreError>
+pub(super) fn get<'r, T>(row: &'r Row, column: &'static str) -> Result<T, StoreError>
 where
-    T: Decode<'r, sqlx::Sqlite> + Type<sqlx::Sqlite>,
-    &'static str: ColumnIndex<SqliteRow>,
+    T: Decode<'r, Db> + Type<Db>,
+    &'static str: ColumnIndex<Row>,
 {
     row.try_get(column).map_err(store_error)
 }
 
 /// A text column parsed into a domain type.
 pub(super) fn parse<T: FromStr>(
-    row: &SqliteRow,
+    row: &Row,
     table: &'static str,
     column: &'static str,
 ) -> Result<T, StoreError> {
@@ -69,7 +56,7 @@ pub(super) fn parse<T: FromStr>(
 
 /// A text column that may be NULL, parsed into a domain type.
 pub(super) fn parse_optional<T: FromStr>(
-    row: &SqliteRow,
+    row: &Row,
     table: &'static str,
     column: &'static str,
 ) -> Result<Option<T>, StoreError> {
@@ -79,13 +66,13 @@ pub(super) fn parse_optional<T: FromStr>(
 }
 
 /// A count that SQLite keeps as a signed number.
-pub(super) fn count(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+pub(super) fn count(row: &Row, column: &'static str) -> Result<u64, StoreError> {
     Ok(u64::try_from(get::<i64>(row, column)?).unwrap_or(0))
 }
 
 /// A point in time.
 pub(super) fn time(
-    row: &SqliteRow,
+    row: &Row,
     table: &'static str,
     column: &'static str,
 ) -> Result<Timestamp, StoreError> {
@@ -94,7 +81,7 @@ pub(super) fn time(
 
 /// A point in time that may be NULL.
 pub(super) fn time_optional(
-    row: &SqliteRow,
+    row: &Row,
     table: &'static str,
     column: &'static str,
 ) -> Result<Option<Timestamp>, StoreError> {
@@ -104,7 +91,7 @@ pub(super) fn time_optional(
         .transpose()
 }
 
-pub(super) fn token_id(row: &SqliteRow) -> Result<TokenId, StoreError> {
+pub(super) fn token_id(row: &Row) -> Result<TokenId, StoreError> {
     let id: String = get(row, "token_id")?;
     TokenId::parse(&id).ok_or_else(|| inconsistent("tokens", "token_id"))
 }
@@ -117,12 +104,12 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
 }
 
 /// The audit record of a row with its leaf.
-pub(super) fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
+pub(super) fn record(row: &Row) -> Result<AuditRecord, StoreError> {
     let leaf: Vec<u8> = get(row, "leaf")?;
     leaf::decode(&leaf).map_err(|error| inconsistent("audit", error))
 }
 
-pub(super) async fn counts(pool: &SqlitePool) -> Result<Counts, StoreError> {
+pub(super) async fn counts(pool: &Pool) -> Result<Counts, StoreError> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM services) AS services,
                 (SELECT count(*) FROM grants) AS grants,

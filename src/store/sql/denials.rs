@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
 use super::{
-    bindings, grants, leases,
+    bindings,
+    dialect::{Connection, Pool, Row},
+    grants, leases,
     row::{
         count, exactly_one, get as column, micros, parse, parse_optional, store_error, time,
         time_optional,
@@ -26,7 +27,7 @@ const TABLE: &str = "denials";
 
 /// Begins to take away all of a service, which is shut out with it, or of one grant.
 pub(super) async fn revoke(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     target: &Target,
     suspension: Suspension,
 ) -> Result<Revoked, StoreError> {
@@ -56,7 +57,7 @@ pub(super) async fn revoke(
 
 /// Asks for the denial of the session of a lease that is being revoked, if it is one.
 pub(super) async fn ask_for_lease(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     lease: Lease,
 ) -> Result<Vec<Denial>, StoreError> {
     let Some(asked_at) = lease.removal().map(|removal| removal.asked_at) else {
@@ -68,7 +69,7 @@ pub(super) async fn ask_for_lease(
 
 /// Asks for the denial of every live session of these leases, which are being revoked.
 pub(super) async fn ask(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     scope: &Scope,
     leases: &[Lease],
     now: Timestamp,
@@ -85,7 +86,7 @@ pub(super) async fn ask(
 
 /// What is to be denied of these leases, at each role and user.
 pub(super) async fn concerned(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     scope: &Scope,
     leases: &[Lease],
     now: Timestamp,
@@ -101,7 +102,7 @@ pub(super) async fn concerned(
 /// Whether any of these leases' sessions at a holder bears the service's name as source
 /// identity.
 async fn bears_source_identity(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     holder: &Holder,
     leases: &[Lease],
 ) -> Result<bool, StoreError> {
@@ -129,19 +130,20 @@ async fn bears_source_identity(
     Ok(false)
 }
 
-async fn find(tx: &mut SqliteConnection, against: &Against) -> Result<Option<Denial>, StoreError> {
-    let row = sqlx::query("SELECT * FROM denials WHERE service = ? AND holder = ? AND scope = ?")
-        .bind(against.service.as_str())
-        .bind(against.holder.as_str())
-        .bind(against.scope.to_string())
-        .fetch_optional(tx)
-        .await
-        .map_err(store_error)?;
+async fn find(tx: &mut Connection, against: &Against) -> Result<Option<Denial>, StoreError> {
+    let row =
+        sqlx::query("SELECT * FROM denials WHERE service = $1 AND holder = $2 AND scope = $3")
+            .bind(against.service.as_str())
+            .bind(against.holder.as_str())
+            .bind(against.scope.to_string())
+            .fetch_optional(tx)
+            .await
+            .map_err(store_error)?;
     row.as_ref().map(denial).transpose()
 }
 
 /// Adds a denial, or replaces the one that it follows.
-async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreError> {
+async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     let against = &denial.against;
     let (refused_at, attempts) = match &denial.state {
         DenialState::Refused { at } => (Some(*at), Attempts::default()),
@@ -151,13 +153,13 @@ async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreErro
         "INSERT INTO denials (service, holder, scope, grant_name, grant_version, source_identity, asked_at,
                               issued_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision,
                               denied_before)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
-         WHERE ?15 = 0 OR EXISTS (SELECT 1 FROM denials WHERE service = ?1 AND holder = ?2 AND scope = ?3)
-         ON CONFLICT DO UPDATE
-         SET grant_name = ?4, grant_version = ?5, source_identity = ?6, asked_at = ?7, issued_before = ?8,
-             latest = ?9, lasts_until = ?10, due_at = ?11, refused_at = ?12, attempts = ?13, failure = ?14,
-             revision = ?15, denied_before = ?16
-         WHERE revision = ?15 - 1",
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+         WHERE $15 = 0 OR EXISTS (SELECT 1 FROM denials WHERE service = $1 AND holder = $2 AND scope = $3)
+         ON CONFLICT (service, holder, scope) DO UPDATE
+         SET grant_name = $4, grant_version = $5, source_identity = $6, asked_at = $7, issued_before = $8,
+             latest = $9, lasts_until = $10, due_at = $11, refused_at = $12, attempts = $13, failure = $14,
+             revision = $15, denied_before = $16
+         WHERE denials.revision = $15 - 1",
     )
     .bind(against.service.as_str())
     .bind(against.holder.as_str())
@@ -171,7 +173,7 @@ async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreErro
     .bind(micros(denial.lasts_until))
     .bind(micros(denial.due_at))
     .bind(refused_at.map(micros))
-    .bind(attempts.count)
+    .bind(i64::from(attempts.count))
     .bind(attempts.failure)
     .bind(denial.revision.cast_signed())
     .bind(denial.denied_before.map(micros))
@@ -183,7 +185,7 @@ async fn put(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreErro
 
 /// Puts and removes, all of it or nothing.
 pub(super) async fn change(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     put: &[Denial],
     remove: &[Denial],
 ) -> Result<(), StoreError> {
@@ -197,10 +199,10 @@ pub(super) async fn change(
 }
 
 /// Only in the revision given.
-async fn remove(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreError> {
+async fn remove(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     let against = &denial.against;
     let done = sqlx::query(
-        "DELETE FROM denials WHERE service = ? AND holder = ? AND scope = ? AND revision = ?",
+        "DELETE FROM denials WHERE service = $1 AND holder = $2 AND scope = $3 AND revision = $4",
     )
     .bind(against.service.as_str())
     .bind(against.holder.as_str())
@@ -214,7 +216,7 @@ async fn remove(tx: &mut SqliteConnection, denial: &Denial) -> Result<(), StoreE
 
 /// The service is let in again: what it is given from now on is not denied.
 pub(super) async fn spare_new_sessions(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -227,10 +229,10 @@ pub(super) async fn spare_new_sessions(
 }
 
 pub(super) async fn of_service(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     service: &Name,
 ) -> Result<Vec<Denial>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM denials WHERE service = ?")
+    let rows = sqlx::query("SELECT * FROM denials WHERE service = $1")
         .bind(service.as_str())
         .fetch_all(connection)
         .await
@@ -239,11 +241,11 @@ pub(super) async fn of_service(
 }
 
 pub(super) async fn due(
-    pool: &SqlitePool,
+    pool: &Pool,
     now: Timestamp,
     limit: usize,
 ) -> Result<Vec<Denial>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM denials WHERE due_at <= ? ORDER BY due_at LIMIT ?")
+    let rows = sqlx::query("SELECT * FROM denials WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
         .bind(micros(now))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(pool)
@@ -252,7 +254,7 @@ pub(super) async fn due(
     rows.iter().map(denial).collect()
 }
 
-pub(super) async fn all(pool: &SqlitePool) -> Result<Vec<Denial>, StoreError> {
+pub(super) async fn all(pool: &Pool) -> Result<Vec<Denial>, StoreError> {
     let rows = sqlx::query("SELECT * FROM denials ORDER BY service, holder, scope")
         .fetch_all(pool)
         .await
@@ -260,7 +262,7 @@ pub(super) async fn all(pool: &SqlitePool) -> Result<Vec<Denial>, StoreError> {
     rows.iter().map(denial).collect()
 }
 
-fn denial(row: &SqliteRow) -> Result<Denial, StoreError> {
+fn denial(row: &Row) -> Result<Denial, StoreError> {
     let service: Name = parse(row, TABLE, "service")?;
     Ok(Denial {
         grant: GrantName {

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{SqliteStore, bindings, operators, row, tokens};
+use super::{SqlStore, bindings, operators, row, tokens};
 use crate::{
     broker::ports::{Identities, StoreError, TokenOwner},
     domain::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[async_trait]
-impl Identities for SqliteStore {
+impl Identities for SqlStore {
     async fn create_token(
         &self,
         service: &Name,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use sqlx::{Executor, QueryBuilder};
 
 use super::{
+    dialect::{self, Connection, Db, Pool, Row},
     row::{count, exactly_one, get, inconsistent, micros, store_error, time},
     search::keep_span,
 };
@@ -23,8 +24,8 @@ use crate::{
 
 const TABLE: &str = "audit";
 
-/// The log in a write transaction. Its edge is read once, when the store is opened: what
-/// somebody changes in the table afterwards is written over.
+/// The log in a write transaction. Where nobody else writes, its edge is read once, when the
+/// store is opened: what somebody changes in the table afterwards is written over.
 pub(super) struct Log {
     /// Its size before.
     from: u64,
@@ -38,10 +39,42 @@ pub(super) struct Log {
 /// Records that are written by one statement.
 const AT_ONCE: usize = 64;
 
+const EDGE: &str = "SELECT size, subtrees FROM audit_edge";
+
 /// The edge as it is stored.
-pub(super) async fn stored_edge(pool: &SqlitePool) -> Result<Edge, StoreError> {
-    let row = sqlx::query("SELECT size, subtrees FROM audit_edge")
-        .fetch_one(pool)
+pub(super) async fn stored_edge(connection: &mut Connection) -> Result<Edge, StoreError> {
+    edge_by(connection, EDGE).await
+}
+
+/// The edge as it is now, for who reads: `seen` was committed by this broker, or read.
+pub(super) async fn head(connection: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
+    match dialect::LOCK_EDGE {
+        None => Ok(seen.clone()),
+        Some(_) => following(stored_edge(connection).await?, seen),
+    }
+}
+
+/// The same for who writes: nobody else does before the transaction ends.
+pub(super) async fn lock(tx: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
+    match dialect::LOCK_EDGE {
+        None => Ok(seen.clone()),
+        Some(locking) => following(edge_by(tx, locking).await?, seen),
+    }
+}
+
+/// What was committed stays.
+fn following(edge: Edge, seen: &Edge) -> Result<Edge, StoreError> {
+    if edge.size() < seen.size() || edge.size() == seen.size() && edge != *seen {
+        let (now, then) = (edge.size(), seen.size());
+        let lost = format!("it ends at record {now}, and had {then} that were durable");
+        return Err(inconsistent("audit_edge", lost));
+    }
+    Ok(edge)
+}
+
+async fn edge_by(connection: &mut Connection, query: &'static str) -> Result<Edge, StoreError> {
+    let row = sqlx::query(query)
+        .fetch_one(connection)
         .await
         .map_err(store_error)?;
     let (size, bytes): (i64, Vec<u8>) = (get(&row, "size")?, get(&row, "subtrees")?);
@@ -79,12 +112,12 @@ impl Log {
         Ok(())
     }
 
-    pub(super) async fn close(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+    pub(super) async fn close(&self, tx: &mut Connection) -> Result<(), StoreError> {
         if self.rows.is_empty() {
             return Ok(());
         }
         self.write(tx).await.map_err(occupied)?;
-        let done = sqlx::query("UPDATE audit_edge SET size = ?, subtrees = ?")
+        let done = sqlx::query("UPDATE audit_edge SET size = $1, subtrees = $2")
             .bind(self.edge.size().cast_signed())
             .bind(self.edge.subtrees().as_flattened())
             .execute(tx)
@@ -93,7 +126,22 @@ impl Log {
         exactly_one(&done).map_err(occupied)
     }
 
-    async fn write(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+    /// Whether its last record is there, once nobody writes: the outcome of a commit that
+    /// nobody has told.
+    pub(super) async fn stands(&self, tx: &mut Connection) -> Result<bool, StoreError> {
+        let Some((record, leaf)) = self.rows.last() else {
+            return Ok(false);
+        };
+        lock(tx, &Edge::default()).await?;
+        let stored: Option<Vec<u8>> = sqlx::query_scalar("SELECT leaf FROM audit WHERE seq = $1")
+            .bind(record.seq.cast_signed())
+            .fetch_optional(tx)
+            .await
+            .map_err(store_error)?;
+        Ok(stored.as_ref() == Some(leaf))
+    }
+
+    async fn write(&self, tx: &mut Connection) -> Result<(), StoreError> {
         for rows in self.rows.chunks(AT_ONCE) {
             insert(tx, rows).await?;
         }
@@ -107,11 +155,8 @@ impl Log {
     }
 }
 
-async fn insert(
-    tx: &mut SqliteConnection,
-    rows: &[(AuditRecord, Vec<u8>)],
-) -> Result<(), StoreError> {
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+async fn insert(tx: &mut Connection, rows: &[(AuditRecord, Vec<u8>)]) -> Result<(), StoreError> {
+    let mut query: QueryBuilder<Db> = QueryBuilder::new(
         "INSERT INTO audit (seq, leaf, time, event, outcome, actor, service, grant_name, lease_id, access_key_id) ",
     );
     query.push_values(rows, |mut row, (record, leaf)| {
@@ -131,14 +176,9 @@ async fn insert(
     done.map(drop).map_err(store_error)
 }
 
-async fn keep(
-    tx: &mut SqliteConnection,
-    tile: Tile,
-    node: Node,
-    hash: Hash,
-) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO audit_tiles (level, idx, hash) VALUES (?, ?, ?)")
-        .bind(tile.level)
+async fn keep(tx: &mut Connection, tile: Tile, node: Node, hash: Hash) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO audit_tiles (level, idx, hash) VALUES ($1, $2, $3)")
+        .bind(i64::from(tile.level))
         .bind(node.index.cast_signed())
         .bind(&hash[..])
         .execute(tx)
@@ -148,17 +188,17 @@ async fn keep(
 }
 
 /// How many of the first records have been pruned: whole bundles.
-pub(super) async fn pruned(pool: &SqlitePool) -> Result<u64, StoreError> {
+pub(super) async fn pruned(db: impl Executor<'_, Database = Db>) -> Result<u64, StoreError> {
     let pruned: i64 = sqlx::query_scalar("SELECT pruned FROM audit_edge")
-        .fetch_one(pool)
+        .fetch_one(db)
         .await
         .map_err(store_error)?;
     Ok(pruned.cast_unsigned())
 }
 
 /// Says that the first `count` records are to be deleted.
-pub(super) async fn prune(tx: &mut SqliteConnection, count: u64) -> Result<(), StoreError> {
-    let done = sqlx::query("UPDATE audit_edge SET pruned = ?1 WHERE pruned < ?1 AND size >= ?1")
+pub(super) async fn prune(tx: &mut Connection, count: u64) -> Result<(), StoreError> {
+    let done = sqlx::query("UPDATE audit_edge SET pruned = $1 WHERE pruned < $1 AND size >= $1")
         .bind(count.cast_signed())
         .execute(tx)
         .await
@@ -167,13 +207,10 @@ pub(super) async fn prune(tx: &mut SqliteConnection, count: u64) -> Result<(), S
 }
 
 /// Deletes up to `limit` of those; returns how many.
-pub(super) async fn delete_pruned(
-    tx: &mut SqliteConnection,
-    limit: u64,
-) -> Result<u64, StoreError> {
+pub(super) async fn delete_pruned(tx: &mut Connection, limit: u64) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "DELETE FROM audit WHERE seq IN
-         (SELECT seq FROM audit WHERE seq <= (SELECT pruned FROM audit_edge) ORDER BY seq LIMIT ?)",
+         (SELECT seq FROM audit WHERE seq <= (SELECT pruned FROM audit_edge) ORDER BY seq LIMIT $1)",
     )
     .bind(limit.cast_signed())
     .execute(tx)
@@ -183,11 +220,11 @@ pub(super) async fn delete_pruned(
 }
 
 pub(super) async fn leaves(
-    pool: &SqlitePool,
+    pool: &Pool,
     start: u64,
     limit: u64,
 ) -> Result<Vec<Vec<u8>>, StoreError> {
-    sqlx::query_scalar("SELECT leaf FROM audit WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")
+    sqlx::query_scalar("SELECT leaf FROM audit WHERE seq > $1 AND seq <= $2 ORDER BY seq")
         .bind(start.cast_signed())
         .bind(start.saturating_add(limit).cast_signed())
         .fetch_all(pool)
@@ -196,7 +233,7 @@ pub(super) async fn leaves(
 }
 
 pub(super) async fn tiles(
-    pool: &SqlitePool,
+    pool: &Pool,
     tiles: &BTreeSet<Tile>,
     size: u64,
 ) -> Result<Tiles, StoreError> {
@@ -216,18 +253,18 @@ pub(super) async fn tiles(
 
 /// Roots of full tiles, as the tiles of `level` hold them.
 pub(super) async fn roots(
-    pool: &SqlitePool,
+    db: impl Executor<'_, Database = Db>,
     level: u8,
     first: u64,
     limit: u64,
 ) -> Result<Vec<Hash>, StoreError> {
     let hashes: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT hash FROM audit_tiles WHERE level = ? AND idx >= ? ORDER BY idx LIMIT ?",
+        "SELECT hash FROM audit_tiles WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3",
     )
-    .bind(level)
+    .bind(i64::from(level))
     .bind(first.cast_signed())
     .bind(limit.cast_signed())
-    .fetch_all(pool)
+    .fetch_all(db)
     .await
     .map_err(store_error)?;
     let hash = |hash: Vec<u8>| {
@@ -237,13 +274,13 @@ pub(super) async fn roots(
     hashes.into_iter().map(hash).collect()
 }
 
-pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<LogKey>, StoreError> {
+pub(super) async fn keys(pool: &Pool) -> Result<Vec<LogKey>, StoreError> {
     let rows =
         sqlx::query("SELECT verifier, seed, since, handover FROM audit_keys ORDER BY number")
             .fetch_all(pool)
             .await
             .map_err(store_error)?;
-    let key = |row: &SqliteRow| {
+    let key = |row: &Row| {
         Ok(LogKey {
             verifier: get(row, "verifier")?,
             seed: Sealed::from_bytes(get(row, "seed")?),
@@ -254,23 +291,26 @@ pub(super) async fn keys(pool: &SqlitePool) -> Result<Vec<LogKey>, StoreError> {
     rows.iter().map(key).collect()
 }
 
-pub(super) async fn add_key(tx: &mut SqliteConnection, key: &LogKey) -> Result<(), StoreError> {
-    let done = sqlx::query("INSERT INTO audit_keys (verifier, seed, since) VALUES (?, ?, ?)")
-        .bind(key.verifier.as_str())
-        .bind(key.seed.as_bytes())
-        .bind(micros(key.since))
-        .execute(tx)
-        .await
-        .map_err(store_error)?;
+pub(super) async fn add_key(tx: &mut Connection, key: &LogKey) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "INSERT INTO audit_keys (number, verifier, seed, since)
+         SELECT coalesce(max(number), 0) + 1, $1, $2, $3 FROM audit_keys",
+    )
+    .bind(key.verifier.as_str())
+    .bind(key.seed.as_bytes())
+    .bind(micros(key.since))
+    .execute(tx)
+    .await
+    .map_err(store_error)?;
     exactly_one(&done)
 }
 
 pub(super) async fn hand_over_key(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     verifier: &str,
     note: &str,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("UPDATE audit_keys SET handover = ? WHERE verifier = ?")
+    let done = sqlx::query("UPDATE audit_keys SET handover = $1 WHERE verifier = $2")
         .bind(note)
         .bind(verifier)
         .execute(tx)
@@ -279,12 +319,12 @@ pub(super) async fn hand_over_key(
     exactly_one(&done)
 }
 
-pub(super) async fn checkpoint(pool: &SqlitePool) -> Result<Option<KeptCheckpoint>, StoreError> {
+pub(super) async fn checkpoint(pool: &Pool) -> Result<Option<KeptCheckpoint>, StoreError> {
     let row = sqlx::query("SELECT size, note, anchored FROM audit_checkpoint")
         .fetch_optional(pool)
         .await
         .map_err(store_error)?;
-    let kept = |row: &SqliteRow| {
+    let kept = |row: &Row| {
         Ok(KeptCheckpoint {
             size: count(row, "size")?,
             note: get(row, "note")?,
@@ -295,12 +335,12 @@ pub(super) async fn checkpoint(pool: &SqlitePool) -> Result<Option<KeptCheckpoin
 }
 
 pub(super) async fn keep_checkpoint(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     kept: &KeptCheckpoint,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_checkpoint (only, size, note, anchored) VALUES (1, ?1, ?2, ?3)
-         ON CONFLICT (only) DO UPDATE SET size = ?1, note = ?2, anchored = ?3 WHERE size <= ?1",
+        "INSERT INTO audit_checkpoint (single, size, note, anchored) VALUES (1, $1, $2, $3)
+         ON CONFLICT (single) DO UPDATE SET size = $1, note = $2, anchored = $3 WHERE audit_checkpoint.size <= $1",
     )
     .bind(kept.size.cast_signed())
     .bind(kept.note.as_str())

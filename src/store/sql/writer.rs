@@ -6,16 +6,22 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
+use sqlx::pool::PoolConnection;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
+    time::{sleep, timeout},
 };
 
-use super::{log::Log, row::store_error};
+use super::{
+    dialect::{self, Connection, Db, Pool},
+    log::{self, Log},
+    row::store_error,
+};
 use crate::{
     audit::tree::Edge,
     broker::ports::{LogHead, Receipt, StoreError},
@@ -36,7 +42,7 @@ trait Change: Send {
     /// Whether it comes to a record and nothing else, so that nothing could be undone.
     fn is_record_alone(&self) -> bool;
     /// Does the work. Returns its records, or why there are none.
-    async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError>;
+    async fn work(&mut self, tx: &mut Connection) -> Result<Vec<AuditEvent>, StoreError>;
     /// Tells whoever waits what has come of it.
     fn tell(self: Box<Self>, committed: Result<Receipt, StoreError>);
 }
@@ -52,13 +58,13 @@ struct Asked<T, W> {
 impl<T, W> Change for Asked<T, W>
 where
     T: Send,
-    W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send,
+    W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send,
 {
     fn is_record_alone(&self) -> bool {
         self.is_record_alone
     }
 
-    async fn work(&mut self, tx: &mut SqliteConnection) -> Result<Vec<AuditEvent>, StoreError> {
+    async fn work(&mut self, tx: &mut Connection) -> Result<Vec<AuditEvent>, StoreError> {
         let Some(work) = self.work.take() else {
             return Ok(Vec::new());
         };
@@ -100,14 +106,14 @@ pub(super) struct Writer {
 type Head = Arc<RwLock<Edge>>;
 
 impl Writer {
-    pub(super) fn start(pool: SqlitePool, edge: Edge) -> Self {
+    pub(super) fn start(pool: Pool, edge: Edge) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
         let task = Mutex::new(tokio::spawn(write_all(pool, changes, Arc::clone(&head))));
         Self { queue, task, head }
     }
 
-    /// The edge of the log as it was last committed.
-    pub(super) fn head(&self) -> Edge {
+    /// The edge of the log as this broker has last committed or read it.
+    pub(super) fn seen(&self) -> Edge {
         let head = self.head.read().unwrap_or_else(PoisonError::into_inner);
         head.clone()
     }
@@ -117,7 +123,7 @@ impl Writer {
     pub(super) async fn write<T, W>(&self, work: W) -> Result<(T, Receipt), StoreError>
     where
         T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
+        W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send + 'static,
     {
         self.ask(work, false).await
     }
@@ -135,7 +141,7 @@ impl Writer {
     async fn ask<T, W>(&self, work: W, is_record_alone: bool) -> Result<(T, Receipt), StoreError>
     where
         T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut SqliteConnection) -> Working<'c, T> + Send + 'static,
+        W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let asked = Asked {
@@ -164,7 +170,7 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>, head: Head) {
+async fn write_all(pool: Pool, mut queue: mpsc::Receiver<Next>, head: Head) {
     let (mut taken, mut ended) = (Vec::new(), false);
     while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
         let mut batch = Vec::with_capacity(taken.len());
@@ -191,13 +197,13 @@ async fn write_all(pool: SqlitePool, mut queue: mpsc::Receiver<Next>, head: Head
 
 /// Makes all that waits durable. Returns a receipt for each.
 async fn commit(
-    pool: &SqlitePool,
+    pool: &Pool,
     head: &Head,
     batch: &mut [Box<dyn Change>],
 ) -> Result<Vec<Receipt>, StoreError> {
     let mut tx = Tx::begin(pool).await?;
-    let edge = head.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut log = Log::new(edge);
+    let seen = head.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut log = Log::new(log::lock(&mut tx.connection, &seen).await?);
     let (mut written, mut last) = (Vec::new(), Vec::with_capacity(batch.len()));
     for change in batch {
         if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
@@ -207,7 +213,11 @@ async fn commit(
     }
     log.close(&mut tx.connection).await?;
     death::may_come("before", &written);
-    tx.end("COMMIT").await?;
+    if let Err(error) = tx.end("COMMIT").await
+        && !has_happened(pool, &log).await
+    {
+        return Err(error);
+    }
     let committed = LogHead::of(&log.edge);
     *head.write().unwrap_or_else(PoisonError::into_inner) = log.edge;
     death::may_come("after", &written);
@@ -217,6 +227,32 @@ async fn commit(
         root: committed.root,
     };
     Ok(last.into_iter().map(receipt).collect())
+}
+
+/// How long a store is asked what has become of a commit.
+const OUTCOME_LIMIT: Duration = Duration::from_secs(8);
+const OUTCOME_EVERY: Duration = Duration::from_millis(200);
+
+/// What a commit came to whose answer was lost, by what is there once the transaction has
+/// ended.
+async fn has_happened(pool: &Pool, log: &Log) -> bool {
+    if dialect::LOCK_EDGE.is_none() {
+        return false;
+    }
+    let look = async || {
+        let mut tx = Tx::begin(pool).await?;
+        log.stands(&mut tx.connection).await
+    };
+    let looked = timeout(OUTCOME_LIMIT, async {
+        loop {
+            match look().await {
+                Ok(stands) => return stands,
+                Err(error) => tracing::debug!(%error, "what a commit came to is not known yet"),
+            }
+            sleep(OUTCOME_EVERY).await;
+        }
+    });
+    looked.await.unwrap_or(false)
 }
 
 /// One change in a savepoint of its own.
@@ -245,17 +281,17 @@ async fn apply(
 /// A write transaction. Dropped before its end it closes its connection, which rolls it
 /// back whatever state a full or failing disk has left it in; the pool opens another.
 struct Tx {
-    connection: PoolConnection<Sqlite>,
+    connection: PoolConnection<Db>,
     ended: bool,
 }
 
 impl Tx {
-    async fn begin(pool: &SqlitePool) -> Result<Self, StoreError> {
+    async fn begin(pool: &Pool) -> Result<Self, StoreError> {
         let mut tx = Self {
             connection: pool.acquire().await.map_err(store_error)?,
             ended: false,
         };
-        tx.run("BEGIN IMMEDIATE").await?;
+        tx.run(dialect::BEGIN).await?;
         Ok(tx)
     }
 

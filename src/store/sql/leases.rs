@@ -1,15 +1,14 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use sqlx::{
-    AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection, SqlitePool,
-    query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
-};
+use sqlx::{AssertSqlSafe, QueryBuilder, query::Query};
 
-use super::row::{
-    count, exactly_one, get as column, inconsistent, micros, parse, parse_optional, store_error,
-    time, time_optional,
+use super::{
+    dialect::{Arguments, Connection, Db, Pool, Row},
+    row::{
+        count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
+        store_error, time, time_optional,
+    },
 };
 use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
@@ -27,17 +26,17 @@ use crate::{
 const TABLE: &str = "leases";
 
 /// Only while its service may have leases and its grant is still of this version.
-pub(super) async fn insert(tx: &mut SqliteConnection, lease: &Lease) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut Connection, lease: &Lease) -> Result<(), StoreError> {
     let binding = &lease.binding;
     let query = sqlx::query(
         "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
                              ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
                              key_lost, asked_at, lease_id, service, grant_name, grant_version, kind, aws_name, renews,
                              requested_at, request_digest, holder)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-                ?22, ?23, ?24, ?25, ?26
-         WHERE EXISTS (SELECT 1 FROM services WHERE name = ?18 AND suspended_at IS NULL)
-           AND EXISTS (SELECT 1 FROM grants WHERE service = ?18 AND grant_name = ?19 AND version = ?20)",
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                $22, $23, $24, $25, $26
+         WHERE EXISTS (SELECT 1 FROM services WHERE name = $18 AND suspended_at IS NULL)
+           AND EXISTS (SELECT 1 FROM grants WHERE service = $18 AND grant_name = $19 AND version = $20)",
     );
     let done = bind_state(query, lease)
         .bind(binding.lease_id.as_str())
@@ -59,7 +58,7 @@ pub(super) async fn insert(tx: &mut SqliteConnection, lease: &Lease) -> Result<(
 /// Only from the revision given, and with other credentials or a longer life only while
 /// its service is not shut out.
 pub(super) async fn update(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     from: u64,
     lease: &Lease,
 ) -> Result<(), StoreError> {
@@ -74,21 +73,21 @@ const AT_ONCE: usize = 64;
 
 /// The same for many. Returns the ids of those that were replaced.
 pub(super) async fn update_all(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     leases: &[(u64, &Lease)],
 ) -> Result<BTreeSet<String>, StoreError> {
     let mut replaced = BTreeSet::new();
     for leases in leases.chunks(AT_ONCE) {
-        let rows = vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"; leases.len()];
+        let rows = (0..leases.len()).map(placeholders).collect::<Vec<_>>();
         let statement = format!(
             "UPDATE leases SET state = column1, revision = column2, due_at = column3, access_key_id = column4,
                                issued_at = column5, expires_at = column6, cause = column7, attempts = column8,
                                ended_at = column9, request_id = column10, replacing_until = column11,
                                made_by = column12, left_to_issuer = column13, failing_since = column14,
                                key_lost = column15, asked_at = column16
-             FROM (VALUES {})
+             FROM (VALUES {}) AS next
              WHERE lease_id = column17 AND revision = column18
-               AND (column1 <> 'active' OR (access_key_id IS column4 AND expires_at IS column6)
+               AND (column1 <> 'active' OR (access_key_id IS NOT DISTINCT FROM column4 AND expires_at IS NOT DISTINCT FROM column6)
                     OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
              RETURNING lease_id",
             rows.join(", ")
@@ -107,7 +106,18 @@ pub(super) async fn update_all(
     Ok(replaced)
 }
 
-type LeaseQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
+/// Columns of a row that replaces another, and of what tells which.
+const COLUMNS: usize = 18;
+
+fn placeholders(row: usize) -> String {
+    let first = row * COLUMNS + 1;
+    let row: Vec<String> = (first..first + COLUMNS)
+        .map(|number| format!("${number}"))
+        .collect();
+    format!("({})", row.join(", "))
+}
+
+type LeaseQuery<'q> = Query<'q, Db, Arguments>;
 
 /// Binds the columns that change, in the order of the statements above.
 fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
@@ -128,7 +138,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
         .bind(issued.map(|issued| micros(issued.at)))
         .bind(issued.map(|issued| micros(issued.expires_at)))
         .bind(lease.cause().map(ToString::to_string))
-        .bind(removal.map_or(0, |removal| removal.attempts))
+        .bind(removal.map_or(0, |removal| i64::from(removal.attempts)))
         .bind(lease.ended_at().map(micros))
         .bind(lease.request.as_ref().map(|request| request.id.as_str()))
         .bind(replacing_until.map(micros))
@@ -146,7 +156,7 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its
 /// service has `most` of the kind that count together with it.
 pub(super) async fn hindrance(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     lease: &Lease,
     most: u64,
 ) -> Result<Option<Begun>, StoreError> {
@@ -159,8 +169,8 @@ pub(super) async fn hindrance(
     }
     let row = sqlx::query(
         "SELECT count(*) AS live, min(expires_at) AS next_end FROM leases
-         WHERE service = ?1 AND due_at IS NOT NULL AND (kind = 'iam_user') = ?2
-           AND (kind = 'iam_user' OR expires_at IS NULL OR expires_at > ?3)",
+         WHERE service = $1 AND due_at IS NOT NULL AND (kind = 'iam_user') = $2
+           AND (kind = 'iam_user' OR expires_at IS NULL OR expires_at > $3)",
     )
     .bind(service.as_str())
     .bind(binding.kind == Kind::IamUser)
@@ -175,12 +185,12 @@ pub(super) async fn hindrance(
 /// Those of a service, or of one grant of it, that have not ended. A lease that cannot be
 /// read must not keep the others alive: it is passed over, and told.
 pub(super) async fn live(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     service: &Name,
     grant: Option<&Name>,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE service = ?1 AND due_at IS NOT NULL AND (?2 IS NULL OR grant_name = ?2)
+        "SELECT * FROM leases WHERE service = $1 AND due_at IS NOT NULL AND ($2 IS NULL OR grant_name = $2)
          ORDER BY lease_id",
     )
     .bind(service.as_str())
@@ -193,13 +203,13 @@ pub(super) async fn live(
 
 /// How many there are, readable or not.
 pub(super) async fn count_live(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     grant: Option<&Name>,
 ) -> Result<u64, StoreError> {
     let row = sqlx::query(
         "SELECT count(*) AS live FROM leases
-         WHERE service = ?1 AND due_at IS NOT NULL AND (?2 IS NULL OR grant_name = ?2)",
+         WHERE service = $1 AND due_at IS NOT NULL AND ($2 IS NULL OR grant_name = $2)",
     )
     .bind(service.as_str())
     .bind(grant.map(Name::as_str))
@@ -211,7 +221,7 @@ pub(super) async fn count_live(
 
 /// All of them.
 pub(super) async fn begin_revoking_all(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     grant: Option<&Name>,
     suspension: &Suspension,
@@ -236,8 +246,8 @@ pub(super) async fn begin_revoking_all(
     Ok(revoking.into_iter().map(|(_, after)| after).collect())
 }
 
-pub(super) async fn get(pool: &SqlitePool, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
-    let row = sqlx::query("SELECT * FROM leases WHERE lease_id = ?")
+pub(super) async fn get(pool: &Pool, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
+    let row = sqlx::query("SELECT * FROM leases WHERE lease_id = $1")
         .bind(id.as_str())
         .fetch_optional(pool)
         .await
@@ -246,11 +256,11 @@ pub(super) async fn get(pool: &SqlitePool, id: &LeaseId) -> Result<Option<Lease>
 }
 
 pub(super) async fn of_request(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     service: &Name,
     request: &RequestId,
 ) -> Result<Option<Lease>, StoreError> {
-    let row = sqlx::query("SELECT * FROM leases WHERE service = ? AND request_id = ?")
+    let row = sqlx::query("SELECT * FROM leases WHERE service = $1 AND request_id = $2")
         .bind(service.as_str())
         .bind(request.as_str())
         .fetch_optional(connection)
@@ -259,10 +269,8 @@ pub(super) async fn of_request(
     row.as_ref().map(lease).transpose()
 }
 
-const OF_KEY: &str = "SELECT * FROM leases WHERE access_key_id = ? LIMIT 1";
-
-pub(super) async fn of_key(pool: &SqlitePool, key: &KeyId) -> Result<Option<Lease>, StoreError> {
-    let row = sqlx::query(OF_KEY)
+pub(super) async fn of_key(pool: &Pool, key: &KeyId) -> Result<Option<Lease>, StoreError> {
+    let row = sqlx::query("SELECT * FROM leases WHERE access_key_id = $1 LIMIT 1")
         .bind(key.as_str())
         .fetch_optional(pool)
         .await
@@ -270,28 +278,29 @@ pub(super) async fn of_key(pool: &SqlitePool, key: &KeyId) -> Result<Option<Leas
     row.as_ref().map(lease).transpose()
 }
 
-pub(super) async fn live_users(pool: &SqlitePool) -> Result<Vec<Lease>, StoreError> {
-    let rows =
-        sqlx::query("SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = ? ORDER BY aws_name")
-            .bind(Kind::IamUser.as_str())
-            .fetch_all(pool)
-            .await
-            .map_err(store_error)?;
+pub(super) async fn live_users(pool: &Pool) -> Result<Vec<Lease>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = $1 ORDER BY aws_name",
+    )
+    .bind(Kind::IamUser.as_str())
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
     rows.iter().map(lease).collect()
 }
 
 pub(super) async fn revoking_sessions(
-    pool: &SqlitePool,
+    pool: &Pool,
     service: &Name,
     page: &Page,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE service = ? AND state IN ('revoking', 'quarantined') AND holder IS NOT NULL
-         AND lease_id > ? ORDER BY lease_id LIMIT ?",
+        "SELECT * FROM leases WHERE service = $1 AND state IN ('revoking', 'quarantined') AND holder IS NOT NULL
+         AND lease_id > $2 ORDER BY lease_id LIMIT $3",
     )
     .bind(service.as_str())
     .bind(page.after.as_deref().unwrap_or_default())
-    .bind(page.limit)
+    .bind(i64::from(page.limit))
     .fetch_all(pool)
     .await
     .map_err(store_error)?;
@@ -299,13 +308,12 @@ pub(super) async fn revoking_sessions(
 }
 
 pub(super) async fn list(
-    pool: &SqlitePool,
+    pool: &Pool,
     filter: &LeaseFilter,
     page: &Page,
 ) -> Result<Vec<Lease>, StoreError> {
     // Ids are of [0-9a-v]; nothing sorts after "w".
-    let mut query: QueryBuilder<Sqlite> =
-        QueryBuilder::new("SELECT * FROM leases WHERE lease_id < ");
+    let mut query: QueryBuilder<Db> = QueryBuilder::new("SELECT * FROM leases WHERE lease_id < ");
     query.push_bind(page.after.as_deref().unwrap_or("w"));
     if let Some(service) = &filter.service {
         query.push(" AND service = ").push_bind(service.as_str());
@@ -321,7 +329,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn due(
-    pool: &SqlitePool,
+    pool: &Pool,
     users: bool,
     now: Timestamp,
     limit: usize,
@@ -329,8 +337,8 @@ pub(super) async fn due(
     let mut most = limit;
     loop {
         let rows = sqlx::query(
-            "SELECT * FROM leases WHERE (kind = 'iam_user') = ?1 AND due_at <= ?2
-             ORDER BY ?1 AND (cause IS NULL OR cause NOT LIKE 'revoked%'), due_at LIMIT ?3",
+            "SELECT * FROM leases WHERE (kind = 'iam_user') = $1 AND due_at <= $2
+             ORDER BY $1 AND (cause IS NULL OR cause NOT LIKE 'revoked%'), due_at LIMIT $3",
         )
         .bind(users)
         .bind(micros(now))
@@ -347,13 +355,13 @@ pub(super) async fn due(
     }
 }
 
-fn readable(row: &SqliteRow) -> Option<Lease> {
+fn readable(row: &Row) -> Option<Lease> {
     lease(row)
         .inspect_err(|error| tracing::error!(%error, "a lease is passed over"))
         .ok()
 }
 
-fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
+fn lease(row: &Row) -> Result<Lease, StoreError> {
     Ok(Lease {
         binding: Binding {
             lease_id: parse(row, TABLE, "lease_id")?,
@@ -374,12 +382,12 @@ fn lease(row: &SqliteRow) -> Result<Lease, StoreError> {
     })
 }
 
-fn kind(row: &SqliteRow) -> Result<Kind, StoreError> {
+fn kind(row: &Row) -> Result<Kind, StoreError> {
     let text: String = column(row, "kind")?;
     text.parse().map_err(|()| inconsistent(TABLE, "kind"))
 }
 
-fn request(row: &SqliteRow) -> Result<Option<NamedRequest>, StoreError> {
+fn request(row: &Row) -> Result<Option<NamedRequest>, StoreError> {
     let Some(id) = parse_optional(row, TABLE, "request_id")? else {
         return Ok(None);
     };
@@ -390,7 +398,7 @@ fn request(row: &SqliteRow) -> Result<Option<NamedRequest>, StoreError> {
     Ok(Some(NamedRequest { id, digest }))
 }
 
-fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
+fn state(row: &Row) -> Result<LeaseState, StoreError> {
     let name: String = column(row, "state")?;
     let issued = issued(row)?;
     let must = |issued: Option<Issued>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
@@ -417,7 +425,7 @@ fn state(row: &SqliteRow) -> Result<LeaseState, StoreError> {
     }
 }
 
-fn standing(row: &SqliteRow) -> Result<Standing, StoreError> {
+fn standing(row: &Row) -> Result<Standing, StoreError> {
     let key_lost: bool = column(row, "key_lost")?;
     Ok(match time_optional(row, TABLE, "replacing_until")? {
         Some(until) => Standing::Replacing { until },
@@ -426,7 +434,7 @@ fn standing(row: &SqliteRow) -> Result<Standing, StoreError> {
     })
 }
 
-fn removal(row: &SqliteRow, issued: Option<Issued>) -> Result<Removal, StoreError> {
+fn removal(row: &Row, issued: Option<Issued>) -> Result<Removal, StoreError> {
     Ok(Removal {
         issued,
         cause: cause(row)?,
@@ -439,11 +447,11 @@ fn removal(row: &SqliteRow, issued: Option<Issued>) -> Result<Removal, StoreErro
     })
 }
 
-fn cause(row: &SqliteRow) -> Result<Cause, StoreError> {
+fn cause(row: &Row) -> Result<Cause, StoreError> {
     parse_optional(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
 }
 
-fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {
+fn issued(row: &Row) -> Result<Option<Issued>, StoreError> {
     let access_key_id: Option<String> = column(row, "access_key_id")?;
     access_key_id
         .map(|access_key_id| {
@@ -454,28 +462,4 @@ fn issued(row: &SqliteRow) -> Result<Option<Issued>, StoreError> {
             })
         })
         .transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use tempfile::TempDir;
-
-    use super::*;
-    use crate::store::sqlite::SqliteStore;
-
-    #[tokio::test]
-    async fn the_lease_of_a_key_is_found_by_index() {
-        let home = TempDir::new().unwrap();
-        let store = SqliteStore::open(&home.path().join("store")).await.unwrap();
-        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {OF_KEY}"));
-        let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
-            .bind("AKIAIOSFODNN7EXAMPLE")
-            .fetch_all(&store.readers)
-            .await
-            .unwrap();
-        let [(.., step)] = plan.as_slice() else {
-            panic!("{plan:?}");
-        };
-        assert!(step.contains("USING INDEX leases_by_access_key"), "{step}");
-    }
 }

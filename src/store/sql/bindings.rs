@@ -1,6 +1,5 @@
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
-
 use super::{
+    dialect::{Connection, Pool, Row},
     row::{exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional},
     services,
 };
@@ -16,7 +15,7 @@ use crate::{
 const TABLE: &str = "bindings";
 
 pub(super) async fn insert(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     binding: &ServiceBinding,
 ) -> Result<(), StoreError> {
     if let Some(issuer) = binding.known_by.issuer() {
@@ -34,11 +33,11 @@ pub(super) async fn insert(
 
 /// A host that enrols once more has its one binding. Those whose certificates are over go.
 pub(super) async fn insert_enrolled(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     binding: &ServiceBinding,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "DELETE FROM bindings WHERE service = ?1 AND bound_until IS NOT NULL AND (bound_until <= ?2 OR known_by = ?3)",
+        "DELETE FROM bindings WHERE service = $1 AND bound_until IS NOT NULL AND (bound_until <= $2 OR known_by = $3)",
     )
     .bind(binding.service.as_str())
     .bind(micros(binding.created_at))
@@ -50,16 +49,12 @@ pub(super) async fn insert_enrolled(
 }
 
 /// Unless the service has `most` already, of hosts that have enrolled or of others.
-async fn add(
-    tx: &mut SqliteConnection,
-    binding: &ServiceBinding,
-    most: usize,
-) -> Result<(), StoreError> {
+async fn add(tx: &mut Connection, binding: &ServiceBinding, most: usize) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, bound_until, issuer)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+         SELECT $1, $2, $3, $4, $5, $6, $7
          WHERE (SELECT count(*) FROM bindings
-                WHERE service = ?2 AND (bound_until IS NULL) = (?6 IS NULL)) < ?8",
+                WHERE service = $2 AND (bound_until IS NULL) = ($6 IS NULL)) < $8",
     )
     .bind(binding.id.as_str())
     .bind(binding.service.as_str())
@@ -76,11 +71,11 @@ async fn add(
 }
 
 pub(super) async fn prolong(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     binding: &ServiceBinding,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "UPDATE bindings SET bound_until = ? WHERE binding_id = ? AND service = ? AND bound_until IS NOT NULL",
+        "UPDATE bindings SET bound_until = $1 WHERE binding_id = $2 AND service = $3 AND bound_until IS NOT NULL",
     )
     .bind(binding.expires_at.map(micros))
     .bind(binding.id.as_str())
@@ -92,11 +87,8 @@ pub(super) async fn prolong(
 }
 
 /// Those of a service that is revoked.
-pub(super) async fn end_enrolled(
-    tx: &mut SqliteConnection,
-    service: &Name,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM bindings WHERE service = ? AND bound_until IS NOT NULL")
+pub(super) async fn end_enrolled(tx: &mut Connection, service: &Name) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM bindings WHERE service = $1 AND bound_until IS NOT NULL")
         .bind(service.as_str())
         .execute(&mut *tx)
         .await
@@ -104,12 +96,9 @@ pub(super) async fn end_enrolled(
     Ok(())
 }
 
-pub(super) async fn list(
-    pool: &SqlitePool,
-    service: &Name,
-) -> Result<Vec<ServiceBinding>, StoreError> {
+pub(super) async fn list(pool: &Pool, service: &Name) -> Result<Vec<ServiceBinding>, StoreError> {
     let rows =
-        sqlx::query("SELECT * FROM bindings WHERE service = ? ORDER BY bound_at, binding_id")
+        sqlx::query("SELECT * FROM bindings WHERE service = $1 ORDER BY bound_at, binding_id")
             .bind(service.as_str())
             .fetch_all(pool)
             .await
@@ -118,11 +107,11 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     id: &BindingId,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("DELETE FROM bindings WHERE binding_id = ? AND service = ?")
+    let done = sqlx::query("DELETE FROM bindings WHERE binding_id = $1 AND service = $2")
         .bind(id.as_str())
         .bind(service.as_str())
         .execute(&mut *tx)
@@ -132,12 +121,12 @@ pub(super) async fn delete(
 }
 
 pub(super) async fn bound(
-    pool: &SqlitePool,
+    pool: &Pool,
     known_by: &KnownBy,
 ) -> Result<Option<(ServiceBinding, Service)>, StoreError> {
     let row = sqlx::query(
         "SELECT b.*, s.* FROM bindings b JOIN services s ON s.name = b.service
-         WHERE b.kind = ? AND b.known_by = ?",
+         WHERE b.kind = $1 AND b.known_by = $2",
     )
     .bind(known_by.kind())
     .bind(known_by.name())
@@ -148,12 +137,12 @@ pub(super) async fn bound(
 }
 
 pub(super) async fn of_issuer(
-    reader: &mut SqliteConnection,
+    reader: &mut Connection,
     issuer: &str,
 ) -> Result<Vec<(ServiceBinding, Service)>, StoreError> {
     let rows = sqlx::query(
         "SELECT b.*, s.* FROM bindings b JOIN services s ON s.name = b.service
-         WHERE b.issuer = ? ORDER BY b.bound_at, b.binding_id",
+         WHERE b.issuer = $1 ORDER BY b.bound_at, b.binding_id",
     )
     .bind(issuer)
     .fetch_all(reader)
@@ -162,11 +151,11 @@ pub(super) async fn of_issuer(
     rows.iter().map(both).collect()
 }
 
-fn both(row: &SqliteRow) -> Result<(ServiceBinding, Service), StoreError> {
+fn both(row: &Row) -> Result<(ServiceBinding, Service), StoreError> {
     Ok((binding(row)?, services::service(row)?))
 }
 
-fn binding(row: &SqliteRow) -> Result<ServiceBinding, StoreError> {
+fn binding(row: &Row) -> Result<ServiceBinding, StoreError> {
     let (kind, known_by): (String, String) = (get(row, "kind")?, get(row, "known_by")?);
     let known_by = KnownBy::parse(&kind, &known_by);
     Ok(ServiceBinding {

@@ -1,7 +1,6 @@
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
-
-use super::row::{
-    count, exactly_one, get as column, micros, parse, store_error, time, time_optional,
+use super::{
+    dialect::{Connection, Pool, Row},
+    row::{count, exactly_one, get as column, micros, parse, store_error, time, time_optional},
 };
 use crate::{
     broker::ports::{Page, StoreError},
@@ -13,8 +12,8 @@ use crate::{
 
 const TABLE: &str = "services";
 
-pub(super) async fn insert(tx: &mut SqliteConnection, service: &Service) -> Result<(), StoreError> {
-    let done = sqlx::query("INSERT INTO services (name, created_at) VALUES (?, ?)")
+pub(super) async fn insert(tx: &mut Connection, service: &Service) -> Result<(), StoreError> {
+    let done = sqlx::query("INSERT INTO services (name, created_at) VALUES ($1, $2)")
         .bind(service.name.as_str())
         .bind(micros(service.created_at))
         .execute(&mut *tx)
@@ -23,11 +22,8 @@ pub(super) async fn insert(tx: &mut SqliteConnection, service: &Service) -> Resu
     exactly_one(&done)
 }
 
-pub(super) async fn get(
-    pool: &SqlitePool,
-    name: &Name,
-) -> Result<Option<ServiceOverview>, StoreError> {
-    let row = sqlx::query("SELECT * FROM service_overviews WHERE name = ?")
+pub(super) async fn get(pool: &Pool, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
+    let row = sqlx::query("SELECT * FROM service_overviews WHERE name = $1")
         .bind(name.as_str())
         .fetch_optional(pool)
         .await
@@ -35,26 +31,24 @@ pub(super) async fn get(
     row.as_ref().map(overview).transpose()
 }
 
-pub(super) async fn list(
-    pool: &SqlitePool,
-    page: &Page,
-) -> Result<Vec<ServiceOverview>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM service_overviews WHERE name > ? ORDER BY name LIMIT ?")
-        .bind(page.after.as_deref().unwrap_or_default())
-        .bind(page.limit)
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
+pub(super) async fn list(pool: &Pool, page: &Page) -> Result<Vec<ServiceOverview>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM service_overviews WHERE name > $1 ORDER BY name LIMIT $2")
+            .bind(page.after.as_deref().unwrap_or_default())
+            .bind(i64::from(page.limit))
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
     rows.iter().map(overview).collect()
 }
 
 pub(super) async fn suspend(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "UPDATE services SET suspended_at = ?, suspend_reason = ? WHERE name = ? AND suspended_at IS NULL",
+        "UPDATE services SET suspended_at = $1, suspend_reason = $2 WHERE name = $3 AND suspended_at IS NULL",
     )
     .bind(micros(suspension.at))
     .bind(suspension.reason.as_deref())
@@ -67,15 +61,15 @@ pub(super) async fn suspend(
 
 /// Suspends the service unless it is already; returns the suspension that stands.
 pub(super) async fn ensure_suspended(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     name: &Name,
     suspension: &Suspension,
 ) -> Result<Suspension, StoreError> {
     let row = sqlx::query(
         "UPDATE services
-         SET suspend_reason = iif(suspended_at IS NULL, ?, suspend_reason),
-             suspended_at = coalesce(suspended_at, ?)
-         WHERE name = ? RETURNING *",
+         SET suspend_reason = CASE WHEN suspended_at IS NULL THEN $1 ELSE suspend_reason END,
+             suspended_at = coalesce(suspended_at, $2)
+         WHERE name = $3 RETURNING *",
     )
     .bind(suspension.reason.as_deref())
     .bind(micros(suspension.at))
@@ -89,10 +83,10 @@ pub(super) async fn ensure_suspended(
         .ok_or(StoreError::Conflict)
 }
 
-pub(super) async fn reinstate(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn reinstate(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "UPDATE services SET suspended_at = NULL, suspend_reason = NULL
-         WHERE name = ? AND suspended_at IS NOT NULL",
+         WHERE name = $1 AND suspended_at IS NOT NULL",
     )
     .bind(name.as_str())
     .execute(&mut *tx)
@@ -102,10 +96,10 @@ pub(super) async fn reinstate(tx: &mut SqliteConnection, name: &Name) -> Result<
 }
 
 /// Its tokens go with it, by foreign key.
-pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(), StoreError> {
+pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "DELETE FROM services WHERE name = ?1
-         AND NOT EXISTS (SELECT 1 FROM leases WHERE service = ?1 AND due_at IS NOT NULL)",
+        "DELETE FROM services WHERE name = $1
+         AND NOT EXISTS (SELECT 1 FROM leases WHERE service = $1 AND due_at IS NOT NULL)",
     )
     .bind(name.as_str())
     .execute(&mut *tx)
@@ -114,7 +108,7 @@ pub(super) async fn delete(tx: &mut SqliteConnection, name: &Name) -> Result<(),
     exactly_one(&done)
 }
 
-pub(super) fn service(row: &SqliteRow) -> Result<Service, StoreError> {
+pub(super) fn service(row: &Row) -> Result<Service, StoreError> {
     let at = time_optional(row, TABLE, "suspended_at")?;
     let reason: Option<String> = column(row, "suspend_reason")?;
     Ok(Service {
@@ -124,7 +118,7 @@ pub(super) fn service(row: &SqliteRow) -> Result<Service, StoreError> {
     })
 }
 
-fn overview(row: &SqliteRow) -> Result<ServiceOverview, StoreError> {
+fn overview(row: &Row) -> Result<ServiceOverview, StoreError> {
     Ok(ServiceOverview {
         service: service(row)?,
         live_leases: count(row, "live_leases")?,

@@ -2,9 +2,10 @@
 //! time is first turned into numbers, by the spans of full bundles.
 
 use jiff::Timestamp;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::QueryBuilder;
 
 use super::{
+    dialect::{Connection, Db, Pool},
     log,
     row::{micros, record, store_error},
 };
@@ -18,10 +19,10 @@ use crate::{
 type Numbers = (i64, i64);
 
 /// Keeps when the records of a full bundle were made.
-pub(super) async fn keep_span(tx: &mut SqliteConnection, bundle: u64) -> Result<(), StoreError> {
+pub(super) async fn keep_span(tx: &mut Connection, bundle: u64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit_spans (idx, earliest, latest)
-         SELECT ?1, min(time), max(time) FROM audit WHERE seq > ?1 * ?2 AND seq <= (?1 + 1) * ?2",
+         SELECT $1, min(time), max(time) FROM audit WHERE seq > $1 * $2 AND seq <= ($1 + 1) * $2",
     )
     .bind(bundle.cast_signed())
     .bind(WIDTH.cast_signed())
@@ -32,14 +33,14 @@ pub(super) async fn keep_span(tx: &mut SqliteConnection, bundle: u64) -> Result<
 }
 
 pub(super) async fn list(
-    pool: &SqlitePool,
+    pool: &Pool,
     filter: &AuditFilter,
     page: &Page,
 ) -> Result<Vec<AuditRecord>, StoreError> {
     let after = page.after.as_deref().and_then(|text| text.parse().ok());
     let (start, end) = numbers(pool, filter).await?;
     let pruned = log::pruned(pool).await?.cast_signed();
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT leaf FROM audit WHERE seq > ");
+    let mut query: QueryBuilder<Db> = QueryBuilder::new("SELECT leaf FROM audit WHERE seq > ");
     query.push_bind(start.max(after.unwrap_or(0)).max(pruned));
     query.push(" AND seq <= ").push_bind(end);
     let failed = filter.outcome.clone().filter(|outcome| outcome != SUCCESS);
@@ -78,7 +79,7 @@ const FAILED: &str = " AND outcome <> 'success' AND outcome = ";
 const SUCCESS: &str = Outcome::Success.as_str();
 
 /// Numbers outside of which no record is of the times that are asked for.
-async fn numbers(pool: &SqlitePool, filter: &AuditFilter) -> Result<Numbers, StoreError> {
+async fn numbers(pool: &Pool, filter: &AuditFilter) -> Result<Numbers, StoreError> {
     let start = match filter.since {
         Some(since) => older(pool, since).await?.cast_signed(),
         None => 0,
@@ -91,9 +92,9 @@ async fn numbers(pool: &SqlitePool, filter: &AuditFilter) -> Result<Numbers, Sto
 }
 
 /// How many of the first records are in full bundles, each of which ends before a time.
-pub(super) async fn older(pool: &SqlitePool, before: Timestamp) -> Result<u64, StoreError> {
+pub(super) async fn older(pool: &Pool, before: Timestamp) -> Result<u64, StoreError> {
     let count: i64 = sqlx::query_scalar(
-        "SELECT ?2 * coalesce((SELECT idx FROM audit_spans WHERE latest >= ?1 ORDER BY idx LIMIT 1),
+        "SELECT $2 * coalesce((SELECT idx FROM audit_spans WHERE latest >= $1 ORDER BY idx LIMIT 1),
                               (SELECT max(idx) + 1 FROM audit_spans), 0)",
     )
     .bind(micros(before))
@@ -104,11 +105,11 @@ pub(super) async fn older(pool: &SqlitePool, before: Timestamp) -> Result<u64, S
     Ok(count.cast_unsigned())
 }
 
-async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
+async fn end(pool: &Pool, until: Timestamp) -> Result<i64, StoreError> {
     let last: Option<i64> = sqlx::query_scalar(
-        "SELECT CASE WHEN EXISTS (SELECT 1 FROM audit WHERE time < ?1
-                     AND seq > ?2 * coalesce((SELECT max(idx) + 1 FROM audit_spans), 0)) THEN NULL
-                ELSE ?2 * coalesce((SELECT idx + 1 FROM audit_spans WHERE earliest < ?1
+        "SELECT CASE WHEN EXISTS (SELECT 1 FROM audit WHERE time < $1
+                     AND seq > $2 * coalesce((SELECT max(idx) + 1 FROM audit_spans), 0)) THEN NULL
+                ELSE $2 * coalesce((SELECT idx + 1 FROM audit_spans WHERE earliest < $1
                                     ORDER BY idx DESC LIMIT 1), 0) END",
     )
     .bind(micros(until))
@@ -123,13 +124,17 @@ async fn end(pool: &SqlitePool, until: Timestamp) -> Result<i64, StoreError> {
 pub(super) type Span = (u64, (i64, i64));
 
 /// The spans of all full bundles after the first `skipped`.
-pub(super) async fn spans(pool: &SqlitePool, skipped: u64) -> Result<Vec<Span>, StoreError> {
-    let spans: Vec<(i64, i64, i64)> =
-        sqlx::query_as("SELECT idx, earliest, latest FROM audit_spans WHERE idx >= ? ORDER BY idx")
-            .bind(skipped.cast_signed())
-            .fetch_all(pool)
-            .await
-            .map_err(store_error)?;
+pub(super) async fn spans(
+    connection: &mut Connection,
+    skipped: u64,
+) -> Result<Vec<Span>, StoreError> {
+    let spans: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "SELECT idx, earliest, latest FROM audit_spans WHERE idx >= $1 ORDER BY idx",
+    )
+    .bind(skipped.cast_signed())
+    .fetch_all(connection)
+    .await
+    .map_err(store_error)?;
     let span =
         |(index, earliest, latest): (i64, i64, i64)| (index.cast_unsigned(), (earliest, latest));
     Ok(spans.into_iter().map(span).collect())

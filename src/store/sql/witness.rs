@@ -1,16 +1,17 @@
 //! What the witness of the audit log has cosigned.
 
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
-
-use super::row::{count, get, store_error};
+use super::{
+    dialect::{Connection, Pool, Row},
+    row::{count, get, store_error},
+};
 use crate::broker::ports::{CosignedCheckpoint, StoreError};
 
-pub(super) async fn cosigned(pool: &SqlitePool) -> Result<Option<CosignedCheckpoint>, StoreError> {
+pub(super) async fn cosigned(pool: &Pool) -> Result<Option<CosignedCheckpoint>, StoreError> {
     let row = sqlx::query("SELECT size, note FROM audit_witness")
         .fetch_optional(pool)
         .await
         .map_err(store_error)?;
-    let cosigned = |row: &SqliteRow| {
+    let cosigned = |row: &Row| {
         Ok(CosignedCheckpoint {
             size: count(row, "size")?,
             note: get(row, "note")?,
@@ -20,12 +21,12 @@ pub(super) async fn cosigned(pool: &SqlitePool) -> Result<Option<CosignedCheckpo
 }
 
 pub(super) async fn keep_cosigned(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     cosigned: &CosignedCheckpoint,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO audit_witness (only, size, note) VALUES (1, ?1, ?2)
-         ON CONFLICT (only) DO UPDATE SET size = ?1, note = ?2",
+        "INSERT INTO audit_witness (single, size, note) VALUES (1, $1, $2)
+         ON CONFLICT (single) DO UPDATE SET size = $1, note = $2",
     )
     .bind(cosigned.size.cast_signed())
     .bind(cosigned.note.as_str())

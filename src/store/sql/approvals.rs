@@ -1,9 +1,9 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sqlx::{SqliteConnection, sqlite::SqliteRow};
 
 use super::{
-    SqliteStore,
+    SqlStore,
+    dialect::{Arguments, Connection, Db, Row},
     row::{exactly_one, get, inconsistent, micros, parse, parse_optional, store_error, time},
 };
 use crate::{
@@ -18,10 +18,10 @@ use crate::{
 const TABLE: &str = "approvals";
 
 #[async_trait]
-impl Approvals for SqliteStore {
+impl Approvals for SqlStore {
     async fn approvals(&self, now: Timestamp) -> Result<Vec<Approval>, StoreError> {
         let rows = sqlx::query(
-            "SELECT * FROM approvals WHERE expires_at > ? ORDER BY requested_at, approval_id",
+            "SELECT * FROM approvals WHERE expires_at > $1 ORDER BY requested_at, approval_id",
         )
         .bind(micros(now))
         .fetch_all(&self.readers)
@@ -50,8 +50,8 @@ impl Approvals for SqliteStore {
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
         let give = sqlx::query(
-            "UPDATE approvals SET approved_by = ?1 WHERE approval_id = ?2
-             AND approved_by IS NULL AND requested_by <> ?1 AND expires_at > ?3",
+            "UPDATE approvals SET approved_by = $1 WHERE approval_id = $2
+             AND approved_by IS NULL AND requested_by <> $1 AND expires_at > $3",
         )
         .bind(by.to_string())
         .bind(id.to_string())
@@ -61,7 +61,7 @@ impl Approvals for SqliteStore {
 
     async fn reject_approval(&self, id: &ApprovalId, audit: AuditEvent) -> Result<(), StoreError> {
         let reject =
-            sqlx::query("DELETE FROM approvals WHERE approval_id = ? AND approved_by IS NULL")
+            sqlx::query("DELETE FROM approvals WHERE approval_id = $1 AND approved_by IS NULL")
                 .bind(id.to_string());
         self.one(reject, audit).await
     }
@@ -73,8 +73,8 @@ impl Approvals for SqliteStore {
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
         let used = sqlx::query(
-            "DELETE FROM approvals WHERE approval_id = ?
-             AND approved_by IS NOT NULL AND expires_at > ?",
+            "DELETE FROM approvals WHERE approval_id = $1
+             AND approved_by IS NOT NULL AND expires_at > $2",
         )
         .bind(id.to_string())
         .bind(micros(now));
@@ -82,9 +82,9 @@ impl Approvals for SqliteStore {
     }
 }
 
-type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+type Query = sqlx::query::Query<'static, Db, Arguments>;
 
-impl SqliteStore {
+impl SqlStore {
     /// A change of one row, or none at all.
     async fn one(&self, query: Query, audit: AuditEvent) -> Result<(), StoreError> {
         self.change(audit, move |tx| {
@@ -97,15 +97,15 @@ impl SqliteStore {
     }
 }
 
-async fn insert(tx: &mut SqliteConnection, approval: &Approval) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM approvals WHERE expires_at <= ?")
+async fn insert(tx: &mut Connection, approval: &Approval) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM approvals WHERE expires_at <= $1")
         .bind(micros(approval.requested_at))
         .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     let done = sqlx::query(
         "INSERT INTO approvals (approval_id, change, requested_by, requested_at, expires_at)
-         SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM approvals) < ?",
+         SELECT $1, $2, $3, $4, $5 WHERE (SELECT count(*) FROM approvals) < $6",
     )
     .bind(approval.id.as_str())
     .bind(approval.change.to_json())
@@ -119,7 +119,7 @@ async fn insert(tx: &mut SqliteConnection, approval: &Approval) -> Result<(), St
     exactly_one(&done)
 }
 
-fn approval(row: &SqliteRow) -> Result<Approval, StoreError> {
+fn approval(row: &Row) -> Result<Approval, StoreError> {
     let change: String = get(row, "change")?;
     Ok(Approval {
         id: parse(row, TABLE, "approval_id")?,

@@ -1,16 +1,17 @@
-use sqlx::{SqliteConnection, SqlitePool};
-
-use super::row::{exactly_one, inconsistent, store_error};
+use super::{
+    dialect::{Connection, Pool},
+    row::{exactly_one, inconsistent, store_error},
+};
 use crate::{broker::ports::StoreError, domain::arn::AccountId};
 
-pub(super) async fn id(pool: &SqlitePool) -> Result<String, StoreError> {
+pub(super) async fn id(pool: &Pool) -> Result<String, StoreError> {
     sqlx::query_scalar("SELECT id FROM deployment")
         .fetch_one(pool)
         .await
         .map_err(store_error)
 }
 
-pub(super) async fn account(pool: &SqlitePool) -> Result<Option<AccountId>, StoreError> {
+pub(super) async fn account(pool: &Pool) -> Result<Option<AccountId>, StoreError> {
     let account: Option<String> = sqlx::query_scalar("SELECT account FROM deployment")
         .fetch_one(pool)
         .await
@@ -20,10 +21,10 @@ pub(super) async fn account(pool: &SqlitePool) -> Result<Option<AccountId>, Stor
 }
 
 pub(super) async fn bind_account(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     account: &AccountId,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("UPDATE deployment SET account = ?1 WHERE account IS NULL")
+    let done = sqlx::query("UPDATE deployment SET account = $1 WHERE account IS NULL")
         .bind(account.as_str())
         .execute(&mut *tx)
         .await

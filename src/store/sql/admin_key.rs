@@ -1,11 +1,8 @@
-use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool,
-    query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
-};
+use sqlx::query::Query;
 
-use super::row::{
-    count, exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional,
+use super::{
+    dialect::{Arguments, Connection, Db, Pool, Row},
+    row::{count, exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional},
 };
 use crate::{
     broker::ports::StoreError,
@@ -17,7 +14,7 @@ use crate::{
 
 const TABLE: &str = "admin_key";
 
-pub(super) async fn find(pool: &SqlitePool) -> Result<Option<AdminKey>, StoreError> {
+pub(super) async fn find(pool: &Pool) -> Result<Option<AdminKey>, StoreError> {
     let row = sqlx::query("SELECT * FROM admin_key")
         .fetch_optional(pool)
         .await
@@ -26,21 +23,21 @@ pub(super) async fn find(pool: &SqlitePool) -> Result<Option<AdminKey>, StoreErr
 }
 
 pub(super) async fn replace(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     from: Option<u64>,
     key: &AdminKey,
 ) -> Result<(), StoreError> {
     let query = match from {
         None => sqlx::query(
-            "INSERT INTO admin_key (only, user, key_id, secret, since, phase, other_key_id, other_secret,
+            "INSERT INTO admin_key (single, iam_user, key_id, secret, since, phase, other_key_id, other_secret,
                                     other_since, phase_since, due_at, attempts, failure, revision)
-             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+             VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         ),
         Some(_) => sqlx::query(
-            "UPDATE admin_key SET user = ?1, key_id = ?2, secret = ?3, since = ?4, phase = ?5,
-                                  other_key_id = ?6, other_secret = ?7, other_since = ?8, phase_since = ?9,
-                                  due_at = ?10, attempts = ?11, failure = ?12, revision = ?13
-             WHERE revision = ?14",
+            "UPDATE admin_key SET iam_user = $1, key_id = $2, secret = $3, since = $4, phase = $5,
+                                  other_key_id = $6, other_secret = $7, other_since = $8, phase_since = $9,
+                                  due_at = $10, attempts = $11, failure = $12, revision = $13
+             WHERE revision = $14",
         ),
     };
     let query = bind(query, key);
@@ -52,7 +49,7 @@ pub(super) async fn replace(
     exactly_one(&done)
 }
 
-type KeyQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
+type KeyQuery<'q> = Query<'q, Db, Arguments>;
 
 fn bind<'q>(query: KeyQuery<'q>, key: &'q AdminKey) -> KeyQuery<'q> {
     let proving = match &key.phase {
@@ -70,7 +67,7 @@ fn bind<'q>(query: KeyQuery<'q>, key: &'q AdminKey) -> KeyQuery<'q> {
         .bind(proving.map(|new| micros(new.since)))
         .bind(micros(key.phase_since))
         .bind(key.due_at.map(micros))
-        .bind(key.attempts)
+        .bind(i64::from(key.attempts))
         .bind(key.failure.as_deref())
         .bind(key.revision.cast_signed())
 }
@@ -81,9 +78,9 @@ fn others(key: &AdminKey) -> Option<String> {
     (!ids.is_empty()).then(|| ids.join(","))
 }
 
-fn admin_key(row: &SqliteRow) -> Result<AdminKey, StoreError> {
+fn admin_key(row: &Row) -> Result<AdminKey, StoreError> {
     Ok(AdminKey {
-        user: get(row, "user")?,
+        user: get(row, "iam_user")?,
         current: kept(row, ["key_id", "secret", "since"])?,
         phase: phase(row)?,
         phase_since: time(row, TABLE, "phase_since")?,
@@ -94,7 +91,7 @@ fn admin_key(row: &SqliteRow) -> Result<AdminKey, StoreError> {
     })
 }
 
-fn kept(row: &SqliteRow, [id, secret, since]: [&'static str; 3]) -> Result<KeptKey, StoreError> {
+fn kept(row: &Row, [id, secret, since]: [&'static str; 3]) -> Result<KeptKey, StoreError> {
     Ok(KeptKey {
         id: parse(row, TABLE, id)?,
         secret: Sealed::from_bytes(get(row, secret)?),
@@ -102,7 +99,7 @@ fn kept(row: &SqliteRow, [id, secret, since]: [&'static str; 3]) -> Result<KeptK
     })
 }
 
-fn phase(row: &SqliteRow) -> Result<Phase, StoreError> {
+fn phase(row: &Row) -> Result<Phase, StoreError> {
     let name: String = get(row, "phase")?;
     let old = || {
         let ids: String = get(row, "other_key_id")?;

@@ -1,6 +1,5 @@
-use sqlx::{SqliteConnection, SqlitePool, sqlite::SqliteRow};
-
 use super::{
+    dialect::{Connection, Pool, Row},
     operators,
     row::{exactly_one, get, inconsistent, micros, store_error, time, time_optional, token_id},
     services,
@@ -17,13 +16,13 @@ use crate::{
 const TABLE: &str = "tokens";
 
 pub(super) async fn insert_for_service(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO tokens (token_id, service, digest, created_at, expires_at)
-         SELECT ?1, ?2, ?3, ?4, ?5 WHERE (SELECT count(*) FROM tokens WHERE service = ?2 AND NOT enrolls) < ?6",
+         SELECT $1, $2, $3, $4, $5 WHERE (SELECT count(*) FROM tokens WHERE service = $2 AND NOT enrolls) < $6",
     )
     .bind(token.id.as_str())
     .bind(service.as_str())
@@ -39,11 +38,11 @@ pub(super) async fn insert_for_service(
 
 /// Those that nobody has used in time go.
 pub(super) async fn insert_for_enrollment(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM tokens WHERE service = ? AND enrolls AND expires_at <= ?")
+    sqlx::query("DELETE FROM tokens WHERE service = $1 AND enrolls AND expires_at <= $2")
         .bind(service.as_str())
         .bind(micros(token.created_at))
         .execute(&mut *tx)
@@ -51,7 +50,7 @@ pub(super) async fn insert_for_enrollment(
         .map_err(store_error)?;
     let done = sqlx::query(
         "INSERT INTO tokens (token_id, service, digest, created_at, expires_at, enrolls)
-         VALUES (?, ?, ?, ?, ?, 1)",
+         VALUES ($1, $2, $3, $4, $5, TRUE)",
     )
     .bind(token.id.as_str())
     .bind(service.as_str())
@@ -66,11 +65,11 @@ pub(super) async fn insert_for_enrollment(
 
 /// An enrolment token is for one enrolment.
 pub(super) async fn use_up(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     id: &TokenId,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ? AND enrolls")
+    let done = sqlx::query("DELETE FROM tokens WHERE token_id = $1 AND service = $2 AND enrolls")
         .bind(id.as_str())
         .bind(service.as_str())
         .execute(&mut *tx)
@@ -80,11 +79,8 @@ pub(super) async fn use_up(
 }
 
 /// Those of a service that is revoked.
-pub(super) async fn end_enrollments(
-    tx: &mut SqliteConnection,
-    service: &Name,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM tokens WHERE service = ? AND enrolls")
+pub(super) async fn end_enrollments(tx: &mut Connection, service: &Name) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM tokens WHERE service = $1 AND enrolls")
         .bind(service.as_str())
         .execute(&mut *tx)
         .await
@@ -94,17 +90,17 @@ pub(super) async fn end_enrollments(
 
 /// An operator has one token: the one before goes.
 pub(super) async fn insert_for_operator(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     operator: &Name,
     token: &StoredToken,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM tokens WHERE operator = ?")
+    sqlx::query("DELETE FROM tokens WHERE operator = $1")
         .bind(operator.as_str())
         .execute(&mut *tx)
         .await
         .map_err(store_error)?;
     let done = sqlx::query(
-        "INSERT INTO tokens (token_id, operator, digest, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO tokens (token_id, operator, digest, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(token.id.as_str())
     .bind(operator.as_str())
@@ -117,13 +113,10 @@ pub(super) async fn insert_for_operator(
     exactly_one(&done)
 }
 
-pub(super) async fn list(
-    pool: &SqlitePool,
-    service: &Name,
-) -> Result<Vec<StoredToken>, StoreError> {
+pub(super) async fn list(pool: &Pool, service: &Name) -> Result<Vec<StoredToken>, StoreError> {
     let rows = sqlx::query(
         "SELECT token_id, digest, created_at AS token_created_at, expires_at
-         FROM tokens WHERE service = ? AND NOT enrolls ORDER BY created_at, token_id",
+         FROM tokens WHERE service = $1 AND NOT enrolls ORDER BY created_at, token_id",
     )
     .bind(service.as_str())
     .fetch_all(pool)
@@ -133,26 +126,27 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(
-    tx: &mut SqliteConnection,
+    tx: &mut Connection,
     service: &Name,
     id: &TokenId,
 ) -> Result<(), StoreError> {
-    let done = sqlx::query("DELETE FROM tokens WHERE token_id = ? AND service = ? AND NOT enrolls")
-        .bind(id.as_str())
-        .bind(service.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(store_error)?;
+    let done =
+        sqlx::query("DELETE FROM tokens WHERE token_id = $1 AND service = $2 AND NOT enrolls")
+            .bind(id.as_str())
+            .bind(service.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(store_error)?;
     exactly_one(&done)
 }
 
 pub(super) async fn owner(
-    pool: &SqlitePool,
+    pool: &Pool,
     id: &TokenId,
 ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
     let service = sqlx::query(
         "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, t.enrolls, s.*
-         FROM tokens t JOIN services s ON s.name = t.service WHERE t.token_id = ?",
+         FROM tokens t JOIN services s ON s.name = t.service WHERE t.token_id = $1",
     );
     if let Some(row) = service
         .bind(id.as_str())
@@ -170,7 +164,7 @@ pub(super) async fn owner(
     }
     let operator = sqlx::query(
         "SELECT t.token_id, t.digest, t.created_at AS token_created_at, t.expires_at, o.*
-         FROM tokens t JOIN operators o ON o.name = t.operator WHERE t.token_id = ?",
+         FROM tokens t JOIN operators o ON o.name = t.operator WHERE t.token_id = $1",
     );
     match operator
         .bind(id.as_str())
@@ -186,7 +180,7 @@ pub(super) async fn owner(
     }
 }
 
-fn stored(row: &SqliteRow) -> Result<StoredToken, StoreError> {
+fn stored(row: &Row) -> Result<StoredToken, StoreError> {
     let digest: Vec<u8> = get(row, "digest")?;
     Ok(StoredToken {
         id: token_id(row)?,

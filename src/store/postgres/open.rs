@@ -1,0 +1,291 @@
+//! Reaching the database, and its tables.
+
+use std::{fmt::Display, net::IpAddr, time::Duration};
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    migrate::{Migrate, MigrateError},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+};
+
+use super::{super::migrations, PostgresStore, sql};
+use crate::broker::ports::{Held, StoreError, Target};
+
+/// Connections that read.
+const READERS: u32 = 8;
+/// How long a connection may take to be had.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Of every connection. A broker that is stopped in the middle of a transaction keeps others
+/// from writing for as long as the third says.
+const SETTINGS: [(&str, &str); 4] = [
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "8s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("synchronous_commit", "on"),
+];
+/// One broker writes at a time: whoever writes holds this lock for as long as it is connected.
+const IN_USE: &str = "SELECT pg_try_advisory_lock(7165063317461069675)";
+/// Where the versions of the tables are told.
+const VERSIONS: &str = "_sqlx_migrations";
+const NO_SUCH_TABLE: &str = "42P01";
+
+/// Why the store cannot be opened. No error tells the password.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is none, or does not keep to itself what is sent.
+    #[error("the store's URL cannot be used: {0}")]
+    Url(String),
+    /// The database is not reached, or refuses.
+    #[error("cannot use {place}: {source}")]
+    Database {
+        /// Whose, and where.
+        place: String,
+        /// Why.
+        source: StoreError,
+    },
+    /// Another broker has it.
+    #[error("another broker is using {0}: stop it, or give this one a database of its own")]
+    InUse(String),
+    /// Its tables are not there, or of an earlier version.
+    #[error("{0} does not have the tables of this version: run `credbroker migrate`")]
+    NotMigrated(String),
+    /// Its tables are of a later version.
+    #[error("{place} has tables of version {version}, which is newer than this broker: update it")]
+    Newer {
+        /// Whose, and where.
+        place: String,
+        /// Of the tables.
+        version: i64,
+    },
+    /// It holds what no broker writes.
+    #[error("{place} is damaged: {detail}; restore a good copy")]
+    Damaged {
+        /// Whose, and where.
+        place: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Its tables cannot be brought to this version.
+    #[error("cannot bring {place} to this version: {source}")]
+    Migrate {
+        /// Whose, and where.
+        place: String,
+        /// Why.
+        source: MigrateError,
+    },
+}
+
+impl PostgresStore {
+    /// Opens the database of this URL, whose tables must be of this version.
+    ///
+    /// # Errors
+    /// It cannot be reached, another broker uses it, or `migrate` has not been run.
+    pub async fn open(url: &SecretString) -> Result<Self, OpenError> {
+        let at = At::parse(url)?;
+        at.check_version().await?;
+        at.check_free().await?;
+        let writing = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_LIMIT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .after_connect(|connection, _| Box::pin(take(connection)))
+            .connect_with(at.options.clone())
+            .await
+            .map_err(|error| at.unusable(error))?;
+        let readers = at.options.clone();
+        let readers = readers.options([("default_transaction_read_only", "on")]);
+        let readers = PgPoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(CONNECT_LIMIT)
+            .connect_with(readers)
+            .await
+            .map_err(|error| at.unusable(error))?;
+        let store = Self::over(writing, readers, ()).await;
+        store.map_err(|error| at.damaged(&error))
+    }
+}
+
+/// Brings the tables of the database of this URL to this version.
+///
+/// # Errors
+/// It cannot be reached, or has tables of a later version.
+pub async fn migrate(url: &SecretString) -> Result<(), OpenError> {
+    let at = At::parse(url)?;
+    let mut connection = at.connect().await?;
+    let migrated = migrations::postgres().run(&mut connection).await;
+    let _ = connection.close().await;
+    migrated.map_err(|source| match source {
+        MigrateError::VersionMissing(version) => at.newer(version),
+        source => OpenError::Migrate {
+            place: at.place(),
+            source,
+        },
+    })
+}
+
+/// What has not ended of `target` in the database of a broker that may be using it, and the
+/// denials that its sessions would take; `None` for what the store does not know. Nothing is
+/// written.
+///
+/// # Errors
+/// It cannot be reached, or is no store of this version.
+pub async fn held(
+    url: &SecretString,
+    target: &Target,
+    now: Timestamp,
+) -> Result<Option<Held>, OpenError> {
+    let at = At::parse(url)?;
+    at.check_version().await?;
+    let options = at.options.clone();
+    let options = options.options([("default_transaction_read_only", "on")]);
+    let one: PgPool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(CONNECT_LIMIT)
+        .connect_with(options)
+        .await
+        .map_err(|error| at.unusable(error))?;
+    let held = sql::held(&one, target, now).await;
+    held.map_err(|source| at.database(source))
+}
+
+/// Takes the lock of whoever writes; until it is to be had, the pool tries with pauses.
+async fn take(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let taken = is_taken(connection).await?;
+    taken.then_some(()).ok_or(sqlx::Error::WorkerCrashed)
+}
+
+async fn is_taken(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(IN_USE).fetch_one(connection).await
+}
+
+/// A database.
+struct At {
+    options: PgConnectOptions,
+}
+
+impl At {
+    fn parse(url: &SecretString) -> Result<Self, OpenError> {
+        let options: PgConnectOptions = url.expose_secret().parse().map_err(|error| {
+            OpenError::Url(format!("{error}; write postgres://USER@HOST/DATABASE"))
+        })?;
+        let verified = matches!(
+            options.get_ssl_mode(),
+            PgSslMode::VerifyCa | PgSslMode::VerifyFull
+        );
+        let is_near = options.get_socket().is_some() || is_loopback(options.get_host());
+        if !verified && !is_near {
+            return Err(OpenError::Url(
+                "the way to another host must be kept from others: add ?sslmode=verify-full, and sslrootcert=FILE for an authority of your own".to_owned(),
+            ));
+        }
+        let options = options
+            .application_name("credbroker")
+            .options(SETTINGS)
+            .disable_statement_logging();
+        Ok(Self { options })
+    }
+
+    async fn connect(&self) -> Result<PgConnection, OpenError> {
+        let connecting = tokio::time::timeout(CONNECT_LIMIT, self.options.connect());
+        let connected = connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        connected.map_err(|error| self.unusable(error))
+    }
+
+    /// Whether the tables are what this broker works with.
+    async fn check_version(&self) -> Result<(), OpenError> {
+        let mut connection = self.connect().await?;
+        let applied = connection.list_applied_migrations(VERSIONS).await;
+        let _ = connection.close().await;
+        let applied = match applied {
+            Ok(applied) => applied,
+            Err(MigrateError::Execute(sqlx::Error::Database(error)))
+                if error.code().as_deref() == Some(NO_SUCH_TABLE) =>
+            {
+                Vec::new()
+            }
+            Err(source) => {
+                return Err(OpenError::Migrate {
+                    place: self.place(),
+                    source,
+                });
+            }
+        };
+        let known = migrations::postgres();
+        for one in &applied {
+            match known.iter().find(|known| known.version == one.version) {
+                None => return Err(self.newer(one.version)),
+                Some(known) if known.checksum != one.checksum => {
+                    let source = MigrateError::VersionMismatch(one.version);
+                    let place = self.place();
+                    return Err(OpenError::Migrate { place, source });
+                }
+                Some(_) => {}
+            }
+        }
+        if applied.len() < known.iter().count() {
+            return Err(OpenError::NotMigrated(self.place()));
+        }
+        Ok(())
+    }
+
+    /// Whether no other broker uses it. One whose last connection is just ending does not.
+    async fn check_free(&self) -> Result<(), OpenError> {
+        let mut connection = self.connect().await?;
+        for _ in 0..10 {
+            let taken = is_taken(&mut connection).await;
+            if taken.map_err(|error| self.unusable(error))? {
+                let _ = connection.close().await;
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(OpenError::InUse(self.place()))
+    }
+
+    /// Whose database it is, and where; nothing that is secret.
+    fn place(&self) -> String {
+        let options = &self.options;
+        let database = options.get_database().unwrap_or(options.get_username());
+        match options.get_socket() {
+            Some(socket) => format!("the database {database} at {}", socket.display()),
+            None => format!(
+                "the database {database} at {}:{}",
+                options.get_host(),
+                options.get_port()
+            ),
+        }
+    }
+
+    fn unusable(&self, error: sqlx::Error) -> OpenError {
+        self.database(sql::store_error(error))
+    }
+
+    fn database(&self, source: StoreError) -> OpenError {
+        OpenError::Database {
+            place: self.place(),
+            source,
+        }
+    }
+
+    fn newer(&self, version: i64) -> OpenError {
+        OpenError::Newer {
+            place: self.place(),
+            version,
+        }
+    }
+
+    fn damaged(&self, detail: &impl Display) -> OpenError {
+        OpenError::Damaged {
+            place: self.place(),
+            detail: detail.to_string(),
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address: Result<IpAddr, _> = host.parse();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}

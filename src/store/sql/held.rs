@@ -1,0 +1,41 @@
+//! What a service holds, for who reads a store beside its broker.
+
+use jiff::Timestamp;
+
+use super::{denials, deployment, dialect::Pool, grants, leases, row::store_error, services};
+use crate::{
+    broker::ports::{Held, StoreError, Target},
+    domain::denial::{Denial, Scope},
+};
+
+/// What has not ended of `target`, and the denials that its sessions would take; `None` for
+/// what the store does not know. Nothing is written.
+pub(in super::super) async fn held(
+    store: &Pool,
+    target: &Target,
+    now: Timestamp,
+) -> Result<Option<Held>, StoreError> {
+    if services::get(store, target.service()).await?.is_none() {
+        return Ok(None);
+    }
+    let account = deployment::account(store).await?;
+    let mut reader = store.acquire().await.map_err(store_error)?;
+    let (grant, scope) = match target {
+        Target::Service(_) => (None, Scope::Service),
+        Target::Grant(name) => {
+            match grants::known(&mut reader, name).await {
+                Err(StoreError::Conflict) => return Ok(None),
+                known => known?,
+            }
+            (Some(&name.grant), Scope::Grant(name.grant.clone()))
+        }
+    };
+    let leases = leases::live(&mut reader, target.service(), grant).await?;
+    let concerned = denials::concerned(&mut reader, &scope, &leases, now).await?;
+    let denial = |concerned| Denial::ask(concerned, None, now);
+    Ok(Some(Held {
+        account,
+        denials: concerned.into_iter().map(denial).collect(),
+        leases,
+    }))
+}

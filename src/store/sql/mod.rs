@@ -1,0 +1,536 @@
+//! The store in SQL that SQLite and PostgreSQL both take: written once, compiled for each
+//! with what `dialect` says of it. One connection writes, for as many at a time as wait; a
+//! few read.
+
+mod admin_key;
+mod approvals;
+mod bindings;
+mod check;
+mod denials;
+mod deployment;
+mod grants;
+mod held;
+mod identities;
+mod leases;
+mod log;
+mod operators;
+mod row;
+mod search;
+mod services;
+mod sinks;
+mod tokens;
+mod witness;
+mod writer;
+
+use std::{collections::BTreeSet, pin::Pin};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use self::writer::Writer;
+pub(super) use self::{held::held, row::store_error};
+use super::dialect::{self, Connection, Guard, Pool};
+use crate::{
+    audit::{
+        tile::{Tile, Tiles},
+        tree::Edge,
+    },
+    broker::ports::{
+        AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
+        LogCheck, LogHead, LogKey, Page, Receipt, Revoked, Store, StoreError, Target,
+    },
+    domain::{
+        admin_key::AdminKey,
+        arn::AccountId,
+        audit::{AuditEvent, AuditRecord},
+        credential::KeyId,
+        denial::Denial,
+        grant::Grant,
+        lease::Lease,
+        name::{GrantName, LeaseId, Name},
+        request::RequestId,
+        service::{Service, ServiceOverview, Suspension},
+    },
+};
+
+/// The store.
+#[derive(Debug)]
+pub struct SqlStore {
+    writer: Writer,
+    writing: Pool,
+    readers: Pool,
+    _guard: Guard,
+}
+
+impl SqlStore {
+    /// A store whose tables are of this version.
+    pub(super) async fn over(
+        writing: Pool,
+        readers: Pool,
+        guard: Guard,
+    ) -> Result<Self, StoreError> {
+        let mut connection = writing.acquire().await.map_err(row::store_error)?;
+        let edge = log::stored_edge(&mut connection).await?;
+        Ok(Self {
+            writer: Writer::start(writing.clone(), edge),
+            writing,
+            readers,
+            _guard: guard,
+        })
+    }
+
+    /// The edge of the log as it is.
+    async fn head(&self) -> Result<Edge, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        log::head(&mut reader, &self.writer.seen()).await
+    }
+
+    /// Closes it in good order.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.end().await;
+        self.writing.close().await;
+    }
+
+    /// A change whose record is `audit`.
+    async fn change<T, W>(&self, audit: AuditEvent, work: W) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut Connection) -> Doing<'c, T> + Send + 'static,
+    {
+        let (value, _) = self.attested(audit, work).await?;
+        Ok(value)
+    }
+
+    /// The same, with the receipt of the record.
+    async fn attested<T, W>(&self, audit: AuditEvent, work: W) -> Result<(T, Receipt), StoreError>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut Connection) -> Doing<'c, T> + Send + 'static,
+    {
+        self.writer
+            .write(move |tx| Box::pin(async move { Ok((work(tx).await?, vec![audit])) }))
+            .await
+    }
+}
+
+/// The work of a change that always has a record.
+type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'c>>;
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
+        self.writer.record(audit).await
+    }
+
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        page: &Page,
+    ) -> Result<Vec<AuditRecord>, StoreError> {
+        search::list(&self.readers, filter, page).await
+    }
+
+    async fn audit_size(&self) -> Result<u64, StoreError> {
+        Ok(self.head().await?.size())
+    }
+
+    async fn log_head(&self) -> Result<LogHead, StoreError> {
+        Ok(LogHead::of(&self.head().await?))
+    }
+
+    async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError> {
+        check::check(&self.readers, sizes, &self.writer.seen()).await
+    }
+
+    async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        log::leaves(&self.readers, start, limit).await
+    }
+
+    async fn log_start(&self) -> Result<u64, StoreError> {
+        log::pruned(&self.readers).await
+    }
+
+    async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError> {
+        search::older(&self.readers, before).await
+    }
+
+    async fn prune_log(&self, count: u64, audit: AuditEvent) -> Result<(), StoreError> {
+        self.change(audit, move |tx| {
+            Box::pin(async move { log::prune(tx, count).await })
+        })
+        .await
+    }
+
+    async fn delete_pruned(&self, limit: u64) -> Result<u64, StoreError> {
+        let deleting = self.writer.write(move |tx| {
+            Box::pin(async move { Ok((log::delete_pruned(tx, limit).await?, Vec::new())) })
+        });
+        deleting.await.map(|(count, _)| count)
+    }
+
+    async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError> {
+        log::tiles(&self.readers, tiles, size).await
+    }
+
+    async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError> {
+        log::keys(&self.readers).await
+    }
+
+    async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError> {
+        let key = key.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { log::add_key(tx, &key).await })
+        })
+        .await
+    }
+
+    async fn hand_over_log_key(&self, verifier: &str, note: &str) -> Result<(), StoreError> {
+        let (verifier, note) = (verifier.to_owned(), note.to_owned());
+        let handing = self.writer.write(move |tx| {
+            Box::pin(async move {
+                log::hand_over_key(tx, &verifier, &note).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        handing.await.map(drop)
+    }
+
+    async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError> {
+        log::checkpoint(&self.readers).await
+    }
+
+    async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError> {
+        let kept = kept.clone();
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                log::keep_checkpoint(tx, &kept).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        keeping.await.map(drop)
+    }
+
+    async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError> {
+        witness::cosigned(&self.readers).await
+    }
+
+    async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError> {
+        let cosigned = cosigned.clone();
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                witness::keep_cosigned(tx, &cosigned).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        keeping.await.map(drop)
+    }
+
+    async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError> {
+        sinks::cursor(&self.readers, name).await
+    }
+
+    async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError> {
+        let name = name.clone();
+        let keeping = self.writer.write(move |tx| {
+            Box::pin(async move {
+                sinks::keep_cursor(tx, &name, seq).await?;
+                Ok(((), Vec::new()))
+            })
+        });
+        keeping.await.map(drop)
+    }
+
+    async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError> {
+        let service = service.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                services::insert(tx, &service).await?;
+                denials::spare_new_sessions(tx, &service.name, service.created_at).await
+            })
+        })
+        .await
+    }
+
+    async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
+        services::get(&self.readers, name).await
+    }
+
+    async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError> {
+        services::list(&self.readers, page).await
+    }
+
+    async fn suspend_service(
+        &self,
+        name: &Name,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (name, suspension) = (name.clone(), suspension.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { services::suspend(tx, &name, &suspension).await })
+        })
+        .await
+    }
+
+    async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let (name, now) = (name.clone(), audit.time);
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                services::reinstate(tx, &name).await?;
+                denials::spare_new_sessions(tx, &name, now).await
+            })
+        })
+        .await
+    }
+
+    async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError> {
+        let (name, ending) = (name.clone(), audit.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move {
+                services::delete(tx, &name).await?;
+                grants::delete_all(tx, &name, &ending).await
+            })
+        })
+        .await
+    }
+
+    async fn revoke(
+        &self,
+        target: &Target,
+        suspension: &Suspension,
+        audit: AuditEvent,
+    ) -> Result<(Revoked, Receipt), StoreError> {
+        let (target, suspension) = (target.clone(), suspension.clone());
+        self.attested(audit, move |tx| {
+            Box::pin(async move { denials::revoke(tx, &target, suspension).await })
+        })
+        .await
+    }
+
+    async fn revoke_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<(Vec<Denial>, Receipt), StoreError> {
+        let lease = lease.clone();
+        self.attested(audit, move |tx| {
+            Box::pin(async move {
+                leases::update(tx, from, &lease).await?;
+                denials::ask_for_lease(tx, lease).await
+            })
+        })
+        .await
+    }
+
+    async fn denials(&self) -> Result<Vec<Denial>, StoreError> {
+        denials::all(&self.readers).await
+    }
+
+    async fn denials_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Denial>, StoreError> {
+        denials::due(&self.readers, now, limit).await
+    }
+
+    async fn denials_of(&self, service: &Name) -> Result<Vec<Denial>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        denials::of_service(&mut reader, service).await
+    }
+
+    async fn change_denials(
+        &self,
+        put: &[Denial],
+        remove: &[Denial],
+        audit: Vec<AuditEvent>,
+    ) -> Result<(), StoreError> {
+        let (put, remove) = (put.to_vec(), remove.to_vec());
+        let changing = self.writer.write(move |tx| {
+            Box::pin(async move {
+                denials::change(tx, &put, &remove).await?;
+                Ok(((), audit))
+            })
+        });
+        changing.await.map(drop)
+    }
+
+    async fn live_leases(
+        &self,
+        service: &Name,
+        grant: Option<&Name>,
+    ) -> Result<Vec<Lease>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        leases::live(&mut reader, service, grant).await
+    }
+
+    async fn revoking_sessions(
+        &self,
+        service: &Name,
+        page: &Page,
+    ) -> Result<Vec<Lease>, StoreError> {
+        leases::revoking_sessions(&self.readers, service, page).await
+    }
+
+    async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError> {
+        let grant = grant.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { grants::insert(tx, &grant).await })
+        })
+        .await
+    }
+
+    async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
+        grants::get(&self.readers, name).await
+    }
+
+    async fn grant_version(
+        &self,
+        name: &GrantName,
+        version: u64,
+    ) -> Result<Option<Grant>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        grants::version(&mut reader, name, version).await
+    }
+
+    async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError> {
+        grants::newest_version(&self.readers, name).await
+    }
+
+    async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError> {
+        grants::list(&self.readers, service, page).await
+    }
+
+    async fn delete_grant(
+        &self,
+        name: &GrantName,
+        at: Timestamp,
+        by: &Name,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let (name, by) = (name.clone(), by.clone());
+        self.change(audit, move |tx| {
+            Box::pin(async move { grants::delete(tx, &name, at, &by).await })
+        })
+        .await
+    }
+
+    async fn begin_lease(
+        &self,
+        lease: &Lease,
+        most: u64,
+        audit: AuditEvent,
+    ) -> Result<Begun, StoreError> {
+        let lease = lease.clone();
+        let beginning = self.writer.write(move |tx| {
+            Box::pin(async move {
+                if let Some(hindrance) = leases::hindrance(tx, &lease, most).await? {
+                    return Ok((hindrance, Vec::new()));
+                }
+                leases::insert(tx, &lease).await?;
+                Ok((Begun::Recorded, vec![audit]))
+            })
+        });
+        beginning.await.map(|(begun, _)| begun)
+    }
+
+    async fn update_lease(
+        &self,
+        from: u64,
+        lease: &Lease,
+        audit: AuditEvent,
+    ) -> Result<Receipt, StoreError> {
+        let lease = lease.clone();
+        let updating = self.attested(audit, move |tx| {
+            Box::pin(async move { leases::update(tx, from, &lease).await })
+        });
+        let ((), receipt) = updating.await?;
+        Ok(receipt)
+    }
+
+    async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
+        let changes = changes.to_vec();
+        let updating = self.writer.write(move |tx| {
+            Box::pin(async move {
+                let all: Vec<_> = changes.iter().map(|c| (c.from, &c.lease)).collect();
+                let replaced = leases::update_all(tx, &all).await?;
+                let is_done = |change: &LeaseChange| {
+                    let id = change.lease.binding.lease_id.as_str();
+                    replaced.contains(id)
+                };
+                let done = changes.into_iter().filter(is_done);
+                let done: Vec<_> = done.map(|change| change.audit).collect();
+                Ok((done.len(), done))
+            })
+        });
+        updating.await.map(|(done, _)| done)
+    }
+
+    async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {
+        leases::get(&self.readers, id).await
+    }
+
+    async fn lease_of_request(
+        &self,
+        service: &Name,
+        request: &RequestId,
+    ) -> Result<Option<Lease>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        leases::of_request(&mut reader, service, request).await
+    }
+
+    async fn lease_of_key(&self, key: &KeyId) -> Result<Option<Lease>, StoreError> {
+        leases::of_key(&self.readers, key).await
+    }
+
+    async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError> {
+        leases::list(&self.readers, filter, page).await
+    }
+
+    async fn users_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError> {
+        leases::due(&self.readers, true, now, limit).await
+    }
+
+    async fn sessions_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError> {
+        leases::due(&self.readers, false, now, limit).await
+    }
+
+    async fn live_users(&self) -> Result<Vec<Lease>, StoreError> {
+        leases::live_users(&self.readers).await
+    }
+
+    async fn admin_key(&self) -> Result<Option<AdminKey>, StoreError> {
+        admin_key::find(&self.readers).await
+    }
+
+    async fn replace_admin_key(
+        &self,
+        from: Option<u64>,
+        key: &AdminKey,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
+        let key = key.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { admin_key::replace(tx, from, &key).await })
+        })
+        .await
+    }
+
+    async fn deployment(&self) -> Result<String, StoreError> {
+        deployment::id(&self.readers).await
+    }
+
+    async fn account(&self) -> Result<Option<AccountId>, StoreError> {
+        deployment::account(&self.readers).await
+    }
+
+    async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError> {
+        let account = account.clone();
+        self.change(audit, move |tx| {
+            Box::pin(async move { deployment::bind_account(tx, &account).await })
+        })
+        .await
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        row::counts(&self.readers).await
+    }
+}

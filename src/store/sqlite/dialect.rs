@@ -1,0 +1,36 @@
+//! What SQLite calls by its own names.
+
+use std::fs::File;
+
+use sqlx::error::DatabaseError;
+
+pub(super) use sqlx::{
+    Sqlite as Db, SqliteConnection as Connection, SqlitePool as Pool,
+    sqlite::{SqliteArguments as Arguments, SqliteQueryResult as QueryResult, SqliteRow as Row},
+};
+
+/// What is held for as long as the store is open: the lock of its file.
+pub(super) type Guard = File;
+
+pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
+pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN";
+/// Nobody else writes: the edge of the log is as this store has left it.
+pub(super) const LOCK_EDGE: Option<&str> = None;
+
+// Primary result codes: <https://sqlite.org/rescode.html>.
+const FULL: i64 = 13;
+const READ_ONLY: i64 = 8;
+const IO_ERROR: i64 = 10;
+const BUSY: i64 = 5;
+
+/// Why it does not work.
+pub(super) fn why(error: &dyn DatabaseError) -> String {
+    let code: Option<i64> = error.code().and_then(|code| code.parse().ok());
+    match code.map(|extended| extended & 0xff) {
+        Some(FULL) => "its disk is full".to_owned(),
+        Some(READ_ONLY) => "it is read-only".to_owned(),
+        Some(IO_ERROR) => format!("its disk refuses to work ({})", error.message()),
+        Some(BUSY) => "somebody else has locked it".to_owned(),
+        _ => error.message().to_owned(),
+    }
+}

@@ -1,0 +1,153 @@
+//! What PostgreSQL promises beyond the port: tables of one version, one broker, nothing lost.
+
+use std::sync::Arc;
+
+use credbroker::{
+    broker::ports::Store,
+    domain::{audit::Event, service::Service},
+    store::postgres::{OpenError, PostgresStore, migrate},
+};
+use secrecy::SecretString;
+use sqlx::Executor;
+use tokio::task::JoinSet;
+
+use super::{Engine, at as moment, audit, name};
+use crate::harness::postgres::{connection, empty, migrated};
+
+pub(super) async fn open() -> Engine {
+    let store = at(&migrated().await).await.unwrap();
+    Engine {
+        store: Box::new(store),
+        _home: Box::new(()),
+    }
+}
+
+async fn at(url: &SecretString) -> Result<PostgresStore, OpenError> {
+    PostgresStore::open(url).await
+}
+
+#[tokio::test]
+async fn a_database_is_opened_with_the_tables_of_this_version_alone() {
+    let url = empty().await;
+    let refused = at(&url).await.unwrap_err();
+    assert!(matches!(refused, OpenError::NotMigrated(_)), "{refused}");
+    migrate(&url).await.unwrap();
+    migrate(&url).await.unwrap();
+    at(&url).await.unwrap().close().await;
+
+    let mut raw = connection(&url).await;
+    let later = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), TRUE, '', 1)";
+    raw.execute(later).await.unwrap();
+    for refused in [at(&url).await.map(drop), migrate(&url).await] {
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, OpenError::Newer { version: 99, .. }),
+            "{refused}"
+        );
+    }
+    let other = "DELETE FROM _sqlx_migrations WHERE version = 99; UPDATE _sqlx_migrations SET checksum = 'x'";
+    raw.execute(other).await.unwrap();
+    let refused = at(&url).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Migrate { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn of_two_brokers_one_has_the_database() {
+    let url = migrated().await;
+    let first = at(&url).await.unwrap();
+    let refused = at(&url).await.unwrap_err();
+    assert!(matches!(refused, OpenError::InUse(_)), "{refused}");
+    first.close().await;
+    at(&url).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_error_tells_the_password() {
+    let nowhere = "postgres://ann:hunter2@127.0.0.1:1/x".to_owned().into();
+    let remote = "postgres://ann:hunter2@db.example/x".to_owned().into();
+    let no_url = "postgres://ann:hunter2@127.0.0.1:port/x".to_owned().into();
+    for (url, words) in [
+        (nowhere, "the database x at 127.0.0.1:1"),
+        (remote, "sslmode=verify-full"),
+        (no_url, "write postgres://"),
+    ] {
+        let refused = at(&url).await.unwrap_err();
+        assert!(refused.to_string().contains(words), "{refused}");
+        assert!(!format!("{refused} {refused:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_not_rewritten_in_the_database() {
+    let url = migrated().await;
+    let store = at(&url).await.unwrap();
+    store.record(audit(Event::StatusRead)).await.unwrap();
+    let mut raw = connection(&url).await;
+    for statement in [
+        "UPDATE audit SET leaf = 'x'",
+        "DELETE FROM audit",
+        "TRUNCATE audit",
+    ] {
+        let refused = raw.execute(statement).await.unwrap_err();
+        assert!(refused.to_string().contains("append-only"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_durable_is_missed() {
+    let url = migrated().await;
+    let store = at(&url).await.unwrap();
+    let mut raw = connection(&url).await;
+    let before = "CREATE TABLE before AS SELECT * FROM audit_edge";
+    raw.execute(before).await.unwrap();
+    store.record(audit(Event::StatusRead)).await.unwrap();
+    // As when a copy takes over that had not heard of the record.
+    let lose = "UPDATE audit_edge SET size = 0, subtrees = ''";
+    raw.execute(lose).await.unwrap();
+    let refused = store.record(audit(Event::StatusRead)).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("ends at record 0"),
+        "{refused}"
+    );
+    let refused = store.log_head().await.unwrap_err();
+    assert!(
+        refused.to_string().contains("ends at record 0"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_store_whose_connections_are_killed_goes_on_and_loses_nothing() {
+    let url = migrated().await;
+    let store = Arc::new(at(&url).await.unwrap());
+    let mut writers = JoinSet::new();
+    for number in 0..200 {
+        let store = Arc::clone(&store);
+        writers.spawn(async move {
+            let service = Service {
+                name: name(&format!("service-{number}")),
+                created_at: moment(1),
+                suspension: None,
+            };
+            let event = audit(Event::ServiceCreated);
+            let made = store.create_service(&service, event).await;
+            (service.name, made.is_ok())
+        });
+    }
+    let mut raw = connection(&url).await;
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    let mut made = Vec::new();
+    while let Some(one) = writers.join_next().await {
+        if made.len() % 20 == 0 {
+            raw.execute(kill).await.unwrap();
+        }
+        made.push(one.unwrap());
+    }
+    for (name, is_made) in made {
+        assert_eq!(store.service(&name).await.unwrap().is_some(), is_made);
+    }
+    let size = store.audit_size().await.unwrap();
+    assert_eq!(store.check_log(&[size]).await.unwrap().fault, None);
+    store.close().await;
+}

@@ -1,0 +1,103 @@
+"""A PostgreSQL for the tests: a cluster of its own in a temporary directory, under a user who
+is not root. Tells its URL as a line of JSON once it answers, and ends when its standard input
+closes. Installs Debian's package where there is none and it may."""
+
+import glob
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def installed():
+    """The directory of the newest server's programs, if there is one."""
+    found = glob.glob("/usr/lib/postgresql/*/bin/initdb")
+    version = lambda path: int(path.split("/")[4].split(".")[0])
+    if found:
+        return os.path.dirname(max(found, key=version))
+    there = shutil.which("initdb")
+    return os.path.dirname(there) if there else None
+
+
+def programs():
+    if not installed() and os.getuid() == 0 and shutil.which("apt-get"):
+        quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+        for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", "postgresql"]):
+            subprocess.run(["apt-get", *command], check=True, env=quiet, stdout=sys.stderr)
+    directory = installed()
+    if not directory:
+        sys.exit("the tests need PostgreSQL 13 or newer: install it, such as by `apt-get install postgresql`")
+    return directory
+
+
+def user():
+    """Who may run the server: nobody runs it as root."""
+    if os.getuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            pass
+    sys.exit("the tests run as root and find no user `postgres` or `nobody` to run PostgreSQL as")
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def main():
+    bin_directory, runs_as = programs(), user()
+    home, password, port = tempfile.mkdtemp(prefix="credbroker-postgres-"), secrets.token_hex(16), free_port()
+    data, password_file = os.path.join(home, "data"), os.path.join(home, "password")
+    with open(password_file, "w") as file:
+        file.write(password)
+    # TLS with what is in the directory that the tests have made.
+    tls = []
+    if len(sys.argv) > 1:
+        for name in ("cert.pem", "key.pem"):
+            shutil.copy(os.path.join(sys.argv[1], name), home)
+            os.chmod(os.path.join(home, name), 0o600)
+        tls = ["-c", "ssl=on", "-c", f"ssl_cert_file={home}/cert.pem", "-c", f"ssl_key_file={home}/key.pem"]
+    who = {}
+    if runs_as:
+        for path in (home, *(os.path.join(home, name) for name in os.listdir(home))):
+            os.chown(path, runs_as.pw_uid, runs_as.pw_gid)
+        who = {"user": runs_as.pw_uid, "group": runs_as.pw_gid, "extra_groups": []}
+    program = lambda name: os.path.join(bin_directory, name)
+    subprocess.run(
+        [program("initdb"), "-D", data, "-U", "credbroker", "-A", "scram-sha-256", f"--pwfile={password_file}",
+         "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"],
+        check=True, stdout=subprocess.DEVNULL, cwd="/", **who,
+    )
+    # Processes are killed here, machines are not: what the system has taken is safe.
+    settings = ["fsync=off", "max_connections=400", "shared_buffers=64MB", "listen_addresses=127.0.0.1",
+                f"unix_socket_directories={home}"]
+    server = subprocess.Popen(
+        [program("postgres"), "-D", data, "-p", str(port), *(word for one in settings for word in ("-c", one)), *tls],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(os.path.join(home, "log"), "w"), cwd="/", **who,
+    )
+    try:
+        ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "credbroker"]
+        while subprocess.run(ready).returncode != 0:
+            if server.poll() is not None:
+                sys.exit(f"PostgreSQL does not start: {open(os.path.join(home, 'log')).read()}")
+            time.sleep(0.05)
+        told = {"address": f"127.0.0.1:{port}", "password": password, "data": data, "pid": server.pid, "bin": bin_directory}
+        print(json.dumps(told), flush=True)
+        sys.stdin.read()
+    finally:
+        server.kill()
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+main()
