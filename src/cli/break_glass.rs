@@ -57,7 +57,7 @@ mod with_store {
             output::Output,
             revoke::{Revoke, follow},
         },
-        config::Config,
+        config::{Config, StoreAt},
         domain::name::Name,
         runtime::{
             StartError,
@@ -74,7 +74,7 @@ mod with_store {
                 (Some(path), state) => {
                     let mut config = Config::load(path).map_err(StartError::from)?;
                     if let Some(store) = state {
-                        config.store.clone_from(store);
+                        config.store = StoreAt::File(store.clone());
                     }
                     if self.aws_endpoint_url.is_some() {
                         config.aws.endpoint_url.clone_from(&self.aws_endpoint_url);

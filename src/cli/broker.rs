@@ -1,4 +1,4 @@
-//! `credbroker dev` and `credbroker serve`.
+//! `credbroker dev`, `credbroker serve` and `credbroker migrate`.
 
 use std::{
     env,
@@ -7,15 +7,18 @@ use std::{
 };
 
 use clap::Args;
+use secrecy::SecretString;
+use serde_json::json;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::{convert::http_url, failure::Failure};
+use super::{convert::http_url, failure::Failure, output::Output};
 use crate::{
-    config::Config,
+    config::{Config, is_database},
     runtime::{
         StartError, StartProblem,
         dev::{DevOptions, dev},
+        migrate,
         serve::serve,
     },
 };
@@ -29,6 +32,40 @@ pub(super) struct Dev {
     /// Another endpoint for STS and IAM, e.g. an emulator.
     #[arg(long = "aws-endpoint", value_name = "URL", value_parser = http_url)]
     aws_endpoint_url: Option<String>,
+    /// A PostgreSQL database instead of the embedded store: postgres://USER@HOST/DATABASE. A
+    /// password belongs into the variable, or into PGPASSWORD.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "CREDBROKER_STORE",
+        hide_env_values = true,
+        value_parser = database
+    )]
+    store: Option<SecretString>,
+}
+
+fn database(url: &str) -> Result<SecretString, String> {
+    if is_database(url) {
+        Ok(url.into())
+    } else {
+        Err("write postgres://USER@HOST/DATABASE".to_owned())
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Migrate {
+    /// The configuration of `serve`.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Migrate {
+    pub(super) async fn run(self, out: &mut Output) -> Result<(), Failure> {
+        let config = Config::load(&self.config).map_err(StartError::from)?;
+        log_to_stderr(&config.log.level, config.log.json)?;
+        let version = migrate(&config.store).await?;
+        Ok(out.show(&json!({ "schema_version": version }))?)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -47,6 +84,7 @@ impl Dev {
         Ok(dev(DevOptions {
             state_dir,
             aws_endpoint_url: self.aws_endpoint_url,
+            database: self.store,
         })
         .await?)
     }

@@ -129,6 +129,9 @@ enum Command {
     /// A broker for production.
     #[cfg(feature = "server")]
     Serve(broker::Serve),
+    /// Brings the tables of a broker's store to this version.
+    #[cfg(feature = "server")]
+    Migrate(broker::Migrate),
     /// What the broker is and how it does.
     Status,
     /// Who you are to the broker, and by what.
@@ -225,6 +228,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dev(dev) => dev.run().await,
         #[cfg(feature = "server")]
         Command::Serve(serve) => serve.run().await,
+        #[cfg(feature = "server")]
+        Command::Migrate(migrate) => migrate.run(&mut out).await,
         Command::Status => status::run(&connection.connect().await?, &mut out).await,
         Command::Whoami => whoami::run(&connection.connect().await?, &mut out).await,
         Command::Enroll(command) => command.run(connection, &mut out).await,

@@ -8,6 +8,7 @@ mod enrollment;
 mod listen;
 mod oidc;
 mod revocation;
+mod store;
 
 use std::{
     fmt, fs, io,
@@ -24,6 +25,7 @@ pub use self::{
     enrollment::Enrollment,
     listen::Listen,
     oidc::{Issuer, KeysAt, OperatorRule},
+    store::{StoreAt, is_database},
 };
 use crate::domain::{
     arn::Partition,
@@ -52,8 +54,8 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// Everything `serve` is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The SQLite file.
-    pub store: PathBuf,
+    /// Where it remembers.
+    pub store: StoreAt,
     /// Where to listen.
     pub listen: Listen,
     /// Who vouches for client certificates.
@@ -182,7 +184,7 @@ impl Config {
 }
 
 fn read(reader: &mut Reader) -> Option<Config> {
-    let store = reader.required("", "store");
+    let store = store::read(reader);
     let listen = listen::read(reader);
     let client_authorities = certificates::read(reader);
     let issuers = oidc::read(reader);

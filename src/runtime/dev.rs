@@ -25,13 +25,13 @@ use tokio_rustls::rustls::{
 
 use super::{
     Addresses, Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error, run,
-    sealing_key, tolerate_silence, trust,
+    sealing_key, stores, tolerate_silence, trust,
 };
 use crate::{
     authn::{Authenticator, token},
     aws::{AwsSettings, chain_region},
     broker::Custody,
-    config::Enrollment,
+    config::{Enrollment, StoreAt},
     domain::{
         arn::Partition,
         denial::Placements,
@@ -73,6 +73,21 @@ pub struct DevOptions {
     pub state_dir: PathBuf,
     /// Another endpoint for STS and IAM.
     pub aws_endpoint_url: Option<String>,
+    /// A PostgreSQL database instead of the embedded store.
+    pub database: Option<SecretString>,
+}
+
+impl DevOptions {
+    fn store(&self, dir: &Path) -> StoreAt {
+        let file = dir.join("credbroker.db");
+        match &self.database {
+            None => StoreAt::File(file),
+            Some(url) => StoreAt::Database {
+                url: url.clone(),
+                emergency_file: file.with_extension("db.emergency"),
+            },
+        }
+    }
 }
 
 /// Serves until told to stop. A second start on the same directory resumes it, with the
@@ -86,7 +101,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
     let aws = aws_of_chain(AwsSettings {
-        endpoint_url: options.aws_endpoint_url,
+        endpoint_url: options.aws_endpoint_url.clone(),
         iam_calls_per_second: CALLS_PER_SECOND,
         sts_calls_per_second: CALLS_PER_SECOND,
         ..AwsSettings::default()
@@ -96,7 +111,10 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         sealing: Some(own_sealing_key(&dir.join(SEALING_KEY))?),
         rotate_every: None,
     };
-    let store = dir.join("credbroker.db");
+    let store = options.store(dir);
+    if matches!(store, StoreAt::Database { .. }) {
+        stores::migrate(&store).await?;
+    }
     let limits = Limits {
         issues_per_second: CALLS_PER_SECOND,
         users_per_minute: CALLS_PER_SECOND,

@@ -1,8 +1,10 @@
 //! The composition root: builds the adapters, starts what runs, ends it in order.
 
 pub mod dev;
+mod error;
 pub mod offline;
 pub mod serve;
+mod stores;
 mod trust;
 
 use std::{
@@ -21,25 +23,27 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::trust::TrustError;
+pub use self::{
+    error::{StartError, StartProblem},
+    stores::migrate,
+    trust::TrustError,
+};
 use crate::{
     authn::Authenticator,
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
         self, Broker, Custody, PROOF_LIMIT, Parts,
         ports::{
-            Anchor, AwsFailure, CertificateAuthority, FailureClass, Issuer, Sink, Store,
-            StoreError, Witness,
+            Anchor, AwsFailure, CertificateAuthority, FailureClass, Issuer, Sink, Store, Witness,
         },
     },
-    config::ConfigError,
+    config::StoreAt,
     domain::{
         access::Surface,
         arn::Partition,
         audit::Event,
         clock::{SteadyClock, wall_time},
         denial::Placements,
-        name::Name,
         random::SystemRandom,
         seal::{SealError, SealingKey},
         service::Limits,
@@ -48,14 +52,8 @@ use crate::{
     http::{
         self,
         listener::{self, Listening},
-        tls::TlsError,
     },
-    sink,
-    store::{
-        anchor::FileAnchor,
-        spool::FileSpool,
-        sqlite::{OpenError, SqliteStore},
-    },
+    store::anchor::FileAnchor,
 };
 
 /// How long operations that were begun may take to end.
@@ -64,155 +62,16 @@ const FINISH_LIMIT: Duration = Duration::from_secs(20);
 /// How long the upkeep may take to notice that the broker ends; it may be why.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why the broker does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Its store does not open.
-    #[error(transparent)]
-    Store(#[from] OpenError),
-    /// A broker that runs has the store.
-    #[error("the broker is running: it has {0} open")]
-    Running(PathBuf),
-    /// There is no store where one must be.
-    #[error("there is no store {0}; name the file of the broker, such as credbroker.db")]
-    NoStore(PathBuf),
-    /// TLS cannot be set up.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// An authority for client certificates cannot be used.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The process's memory cannot be kept from others.
-    #[error("the system does not let the broker keep its memory to itself: {0}")]
-    Memory(io::Error),
-    /// The address is not to be had.
-    #[error("cannot listen on {address}: {source}; is another program using it?")]
-    Listen {
-        /// Which address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The AWS account is not ready.
-    #[error(transparent)]
-    Account(#[from] SetupError),
-    /// A file cannot be read or written.
-    #[error("cannot use {path}: {source}")]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file of the state directory is damaged.
-    #[error("{path} is damaged: {detail}; start with another --state-dir")]
-    State {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The sealing key is none.
-    #[error("{path} cannot be used: {source}")]
-    Sealing {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: SealError,
-    },
-    /// A sink of the audit log cannot be set up.
-    #[error("the audit sink {name} cannot be set up: {source}")]
-    Sink {
-        /// Which.
-        name: Name,
-        /// Why.
-        source: sink::SetupError,
-    },
-    /// An issuer of tokens, or who reviews them, cannot be asked.
-    #[error("{issuer} cannot be asked: {source}")]
-    Issuer {
-        /// Which.
-        issuer: String,
-        /// Why.
-        source: sink::SetupError,
-    },
-    /// The witness of the audit log cannot be set up.
-    #[error("the witness of the audit log cannot be set up: {0}")]
-    Witness(sink::SetupError),
-    /// KMS does not open the sealing key.
-    #[error("the sealing key cannot be opened: {0}")]
-    Kms(AwsFailure),
-    /// The store does not take what must be in it first.
-    #[error(transparent)]
-    Broker(#[from] broker::Error),
-}
-
 /// A file could not be used.
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     let path = path.to_owned();
     move |source| StartError::File { path, source }
 }
 
-/// What a person at the command line must know of a failed start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartProblem {
-    /// What the broker was told cannot be.
-    Told,
-    /// Something else stands against it.
-    State,
-    /// What it needs is not to be had at the moment.
-    Unavailable,
-    /// Anything else.
-    Unexpected,
-}
-
-impl StartError {
-    /// What kind of problem it is.
-    #[must_use]
-    pub const fn problem(&self) -> StartProblem {
-        match self {
-            Self::Config(_)
-            | Self::NoStore(_)
-            | Self::Tls(_)
-            | Self::Sealing { .. }
-            | Self::Sink { .. }
-            | Self::Witness(_) => StartProblem::Told,
-            Self::Store(OpenError::InUse(_))
-            | Self::Running(_)
-            | Self::Account(_)
-            | Self::Kms(AwsFailure {
-                class: FailureClass::Refused,
-                ..
-            })
-            | Self::Broker(broker::Error::WrongState { .. }) => StartProblem::State,
-            Self::Kms(_) | Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
-                StartProblem::Unavailable
-            }
-            _ => StartProblem::Unexpected,
-        }
-    }
-
-    /// What to do about it, where the text does not say.
-    #[must_use]
-    pub fn next(&self) -> Option<String> {
-        match self {
-            Self::Account(SetupError::Aws(failure)) | Self::Kms(failure) => {
-                Some(failure.next.clone())
-            }
-            Self::Broker(error) => Some(error.next()),
-            Self::Running(_) => Some("leave out --offline: it does this itself".to_owned()),
-            _ => None,
-        }
-    }
-}
-
 /// The broker with its store, before it serves.
 struct Assembled {
     broker: Arc<Broker>,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     issuer: Arc<AwsAccount>,
     /// Whether the admin key is kept in the store.
     keeps_key: bool,
@@ -256,14 +115,14 @@ struct LogKeeping {
 }
 
 async fn assemble(
-    store: &Path,
+    store: &StoreAt,
     aws: Aws,
     limits: Limits,
     own: Own,
     placements: Placements,
     log: LogKeeping,
 ) -> Result<Assembled, StartError> {
-    let (store, spool) = (Arc::new(SqliteStore::open(store).await?), spool(store)?);
+    let (store, spool) = stores::open(store).await?;
     let deployment = store.deployment().await.map_err(broker::Error::from)?;
     let region = aws.clients.region().unwrap_or_default().to_owned();
     let revokers = placements.revokers.clone();
@@ -310,15 +169,6 @@ async fn assemble(
         issuer,
         stop,
     })
-}
-
-/// The emergency file beside a store.
-fn spool(store: &Path) -> Result<Arc<FileSpool>, StartError> {
-    let mut path = store.as_os_str().to_owned();
-    path.push(".emergency");
-    let path = PathBuf::from(path);
-    let spool = FileSpool::open(path.clone()).map_err(file_error(&path))?;
-    Ok(Arc::new(spool))
 }
 
 /// A kept key that cannot be opened is told at start, unless the standard AWS chain has
@@ -443,7 +293,7 @@ async fn run(
     let _ = signing.await;
     // What is written from now on is streamed, and witnessed, after the next start.
     while feeding.join_next().await.is_some() {}
-    close(&broker, &store).await?;
+    close(&broker, store.as_ref()).await?;
     match kept_up {
         Ok(Ok(ended)) => Ok(ended?),
         _ => Ok(()),
@@ -465,7 +315,7 @@ async fn finish(broker: &Broker) {
 }
 
 /// The last record, its signature, the store.
-async fn close(broker: &Broker, store: &SqliteStore) -> Result<(), StartError> {
+async fn close(broker: &Broker, store: &dyn Store) -> Result<(), StartError> {
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");

@@ -8,12 +8,12 @@ use secrecy::SecretString;
 use super::{
     Assembled, LogKeeping, Own, StartError, assemble, begin, close,
     dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
-    finish, sealing_key, serve,
+    finish, sealing_key, serve, stores,
 };
 use crate::{
     aws::{self, AwsSettings},
     broker::{self, Custody, ports::Target},
-    config::Config,
+    config::{Config, StoreAt},
     domain::{
         clock::wall_time,
         denial::Placements,
@@ -22,7 +22,7 @@ use crate::{
     },
     grpc::within::Within,
     memory,
-    store::sqlite::{self, OpenError},
+    store::{postgres, sqlite},
 };
 
 /// Which broker it is that does not run.
@@ -50,7 +50,7 @@ impl Offline {
     /// A broker runs, or would not start either; or there is no store.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
         memory::seal().map_err(StartError::Memory)?;
-        existing(&whose)?;
+        stores::existing(&whose.store())?;
         let assembled = match whose {
             Whose::Configured(config) => serve::assembled(&config, None).await,
             Whose::Stored {
@@ -59,7 +59,10 @@ impl Offline {
             } => stored(store, aws_endpoint_url).await,
         };
         let assembled = assembled.map_err(|error| match error {
-            StartError::Store(OpenError::InUse(store)) => StartError::Running(store),
+            StartError::Store(sqlite::OpenError::InUse(store)) => {
+                StartError::Running(store.display().to_string())
+            }
+            StartError::Database(postgres::OpenError::InUse(place)) => StartError::Running(place),
             error => error,
         })?;
         assembled.broker.keep_unknown_denials();
@@ -86,7 +89,7 @@ impl Offline {
         } = self.0;
         stop.cancel();
         finish(&broker).await;
-        close(&broker, &store).await
+        close(&broker, store.as_ref()).await
     }
 }
 
@@ -101,33 +104,24 @@ pub async fn script(
     service: Name,
     grant: Option<Name>,
 ) -> Result<Option<String>, StartError> {
-    let store = existing(whose)?;
+    let store = whose.store();
+    stores::existing(&store)?;
     let target = match grant {
         None => Target::Service(service),
         Some(grant) => Target::Grant(GrantName { service, grant }),
     };
     let now = wall_time();
-    let held = sqlite::held(store, &target, now).await;
-    let held = held.map_err(broker::Error::from)?;
+    let held = stores::held(&store, &target, now).await?;
     let script = held.map(|held| aws::script::script(&target, &held, now));
     let incomplete = |_| broker::Error::Internal("a denial has no policy".to_owned());
     Ok(script.transpose().map_err(incomplete)?)
 }
 
-fn existing(whose: &Whose) -> Result<&PathBuf, StartError> {
-    let store = whose.store();
-    if store.exists() {
-        Ok(store)
-    } else {
-        Err(StartError::NoStore(store.clone()))
-    }
-}
-
 impl Whose {
-    const fn store(&self) -> &PathBuf {
+    fn store(&self) -> StoreAt {
         match self {
-            Self::Configured(config) => &config.store,
-            Self::Stored { store, .. } => store,
+            Self::Configured(config) => config.store.clone(),
+            Self::Stored { store, .. } => StoreAt::File(store.clone()),
         }
     }
 }
@@ -161,5 +155,6 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         custody,
         authority: None,
     };
+    let store = StoreAt::File(store);
     assemble(&store, aws, limits, own, placements, log).await
 }

@@ -239,7 +239,11 @@ const ROOMS: &[Room] = &[
             "x509_parser",
         ],
     ),
-    room("config", &["audit", "domain"], &["thiserror", "toml"]),
+    room(
+        "config",
+        &["audit", "domain"],
+        &["secrecy", "thiserror", "toml"],
+    ),
     room(
         "runtime",
         &[

@@ -165,6 +165,8 @@ pub struct LeaseChange {
 /// is [`StoreError::Conflict`] and changes nothing.
 #[async_trait]
 pub trait Store: Identities + Approvals {
+    /// Closes it in good order, once what waits has been written.
+    async fn close(&self);
     /// Adds a record that belongs to no change.
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError>;
     /// Records after the sequence number `page.after`, oldest first.

@@ -5,7 +5,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 /// A version's name and statements; the first is version 1.
 type Version = (&'static str, &'static str);
 
-const SQLITE: [Version; 1] = [("initial", include_str!("sqlite/0001_initial.sql"))];
+pub(super) const SQLITE: [Version; 1] = [("initial", include_str!("sqlite/0001_initial.sql"))];
 const POSTGRES: [Version; 1] = [("initial", include_str!("postgres/0001_initial.sql"))];
 
 pub(super) fn sqlite() -> Migrator {

@@ -108,11 +108,11 @@ impl PostgresStore {
     }
 }
 
-/// Brings the tables of the database of this URL to this version.
+/// Brings the tables of the database of this URL to this version, and returns its number.
 ///
 /// # Errors
 /// It cannot be reached, or has tables of a later version.
-pub async fn migrate(url: &SecretString) -> Result<(), OpenError> {
+pub async fn migrate(url: &SecretString) -> Result<u64, OpenError> {
     let at = At::parse(url)?;
     let mut connection = at.connect().await?;
     let migrated = migrations::postgres().run(&mut connection).await;
@@ -123,7 +123,8 @@ pub async fn migrate(url: &SecretString) -> Result<(), OpenError> {
             place: at.place(),
             source,
         },
-    })
+    })?;
+    Ok(migrations::postgres().iter().count() as u64)
 }
 
 /// What has not ended of `target` in the database of a broker that may be using it, and the

@@ -85,13 +85,6 @@ impl SqlStore {
         log::head(&mut reader, &self.writer.seen()).await
     }
 
-    /// Closes it in good order.
-    pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.end().await;
-        self.writing.close().await;
-    }
-
     /// A change whose record is `audit`.
     async fn change<T, W>(&self, audit: AuditEvent, work: W) -> Result<T, StoreError>
     where
@@ -119,6 +112,12 @@ type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 
 
 #[async_trait]
 impl Store for SqlStore {
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.end().await;
+        self.writing.close().await;
+    }
+
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
         self.writer.record(audit).await
     }

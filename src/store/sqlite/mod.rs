@@ -10,4 +10,7 @@ mod open;
 #[path = "../sql/mod.rs"]
 mod sql;
 
+/// Of the tables.
+pub const VERSION: u64 = super::migrations::SQLITE.len() as u64;
+
 pub use self::{held::held, open::OpenError, sql::SqlStore as SqliteStore};
