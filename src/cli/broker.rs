@@ -44,7 +44,7 @@ pub(super) struct Dev {
     store: Option<SecretString>,
 }
 
-fn database(url: &str) -> Result<SecretString, String> {
+pub(super) fn database(url: &str) -> Result<SecretString, String> {
     if is_database(url) {
         Ok(url.into())
     } else {

@@ -31,6 +31,8 @@ mod prune;
 mod revoke;
 mod service;
 mod status;
+#[cfg(feature = "server")]
+mod store;
 mod trail;
 mod verify;
 mod view;
@@ -132,6 +134,10 @@ enum Command {
     /// Brings the tables of a broker's store to this version.
     #[cfg(feature = "server")]
     Migrate(broker::Migrate),
+    /// The broker's store.
+    #[cfg(feature = "server")]
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// What the broker is and how it does.
     Status,
     /// Who you are to the broker, and by what.
@@ -230,6 +236,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(serve) => serve.run().await,
         #[cfg(feature = "server")]
         Command::Migrate(migrate) => migrate.run(&mut out).await,
+        #[cfg(feature = "server")]
+        Command::Store(command) => command.run(&mut out).await,
         Command::Status => status::run(&connection.connect().await?, &mut out).await,
         Command::Whoami => whoami::run(&connection.connect().await?, &mut out).await,
         Command::Enroll(command) => command.run(connection, &mut out).await,

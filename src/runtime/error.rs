@@ -13,7 +13,7 @@ use crate::{
     domain::{name::Name, seal::SealError},
     http::tls::TlsError,
     sink,
-    store::{postgres, sqlite},
+    store::{copy::CopyError, postgres, sqlite},
 };
 
 /// Why the broker does not start.
@@ -34,6 +34,15 @@ pub enum StartError {
     /// There is no store where one must be.
     #[error("there is no store {0}; name the file of the broker, such as credbroker.db")]
     NoStore(PathBuf),
+    /// It cannot be moved.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// Revocations are not recorded yet.
+    #[error("revocations wait in {0}: start the broker once, it records them")]
+    Unrecorded(PathBuf),
+    /// The audit log does not hold together.
+    #[error("the audit log is not whole: {0}; nothing is given up, the file is as it was")]
+    NotWhole(String),
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -123,29 +132,24 @@ impl StartError {
     #[must_use]
     pub const fn problem(&self) -> StartProblem {
         match self {
+            Self::Database(error) | Self::Copy(CopyError::Open(error)) => of_database(error),
             Self::Config(_)
             | Self::NoStore(_)
-            | Self::Database(postgres::OpenError::Url(_))
             | Self::Tls(_)
             | Self::Sealing { .. }
             | Self::Sink { .. }
             | Self::Witness(_) => StartProblem::Told,
             Self::Store(sqlite::OpenError::InUse(_))
-            | Self::Database(
-                postgres::OpenError::InUse(_)
-                | postgres::OpenError::NotMigrated(_)
-                | postgres::OpenError::Newer { .. },
-            )
             | Self::Running(_)
+            | Self::Copy(CopyError::NotEmpty(_))
+            | Self::Unrecorded(_)
             | Self::Account(_)
             | Self::Kms(AwsFailure {
                 class: FailureClass::Refused,
                 ..
             })
             | Self::Broker(broker::Error::WrongState { .. }) => StartProblem::State,
-            Self::Kms(_)
-            | Self::Database(postgres::OpenError::Database { .. })
-            | Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
+            Self::Kms(_) | Self::Broker(broker::Error::Store(StoreError::Unavailable(_))) => {
                 StartProblem::Unavailable
             }
             _ => StartProblem::Unexpected,
@@ -163,5 +167,16 @@ impl StartError {
             Self::Running(_) => Some("leave out --offline: it does this itself".to_owned()),
             _ => None,
         }
+    }
+}
+
+const fn of_database(error: &postgres::OpenError) -> StartProblem {
+    use postgres::OpenError::{Database, InUse, Newer, NotMigrated, Url};
+
+    match error {
+        Url(_) => StartProblem::Told,
+        InUse(_) | NotMigrated(_) | Newer { .. } => StartProblem::State,
+        Database { .. } => StartProblem::Unavailable,
+        _ => StartProblem::Unexpected,
     }
 }

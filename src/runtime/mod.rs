@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     error::{StartError, StartProblem},
-    stores::migrate,
+    stores::{copy, migrate},
     trust::TrustError,
 };
 use crate::{

@@ -1,17 +1,27 @@
 //! The store of a broker, whichever it is.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use super::{StartError, file_error};
 use crate::{
     broker::{
         Error,
-        ports::{Held, Spool, Store, Target},
+        ports::{Held, LogHead, Spool, Store, Target},
     },
     config::StoreAt,
+    domain::{
+        audit::{AuditEvent, Event},
+        clock::wall_time,
+    },
     store::{
+        copy,
         postgres::{self, PostgresStore},
         spool::FileSpool,
         sqlite::{self, SqliteStore},
@@ -29,6 +39,45 @@ pub async fn migrate(at: &StoreAt) -> Result<u64, StartError> {
             Ok(sqlite::VERSION)
         }
         StoreAt::Database { url, .. } => Ok(postgres::migrate(url).await?),
+    }
+}
+
+/// Moves a store from a file, whose broker must not run, to an empty database, and renames
+/// the file so that no broker goes on with it. Returns the log's head, the same before and
+/// after.
+///
+/// # Errors
+/// One of the two cannot be used or is not as it must be; then the file is as it was.
+pub async fn copy(from: &Path, to: &SecretString) -> Result<LogHead, StartError> {
+    let file = StoreAt::File(from.to_owned());
+    existing(&file)?;
+    let (source, spool) = open(&file).await?;
+    if !spool.entries().await.map_err(Error::from)?.is_empty() {
+        return Err(StartError::Unrecorded(emergency_file(&file)));
+    }
+    let head = source.log_head().await.map_err(Error::from)?;
+    whole(source.as_ref(), head).await?;
+    copy::copy(from, to).await?;
+    let target = PostgresStore::open(to).await?;
+    whole(&target, head).await?;
+    let words = format!("{} records from {}", head.size, from.display());
+    let audit = AuditEvent::by_broker(Event::StoreMoved, wall_time()).detail(&words);
+    target.record(audit).await.map_err(Error::from)?;
+    target.close().await;
+    source.close().await;
+    let mut aside = from.as_os_str().to_owned();
+    aside.push(".moved");
+    fs::rename(from, &aside).map_err(file_error(from))?;
+    Ok(head)
+}
+
+/// Whether a store's log holds together and has, at this size, this root.
+async fn whole(store: &dyn Store, head: LogHead) -> Result<(), StartError> {
+    let check = store.check_log(&[head.size]).await.map_err(Error::from)?;
+    match check.fault {
+        Some(fault) => Err(StartError::NotWhole(fault)),
+        None if check.roots.get(&head.size) == Some(&head.root) => Ok(()),
+        None => Err(StartError::NotWhole("its root is another".to_owned())),
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`crate::broker::ports::Anchor`] and [`crate::broker::ports::Spool`].
 
 pub mod anchor;
+pub mod copy;
 mod migrations;
 pub mod postgres;
 pub mod spool;

@@ -34,6 +34,8 @@ events! {
     BrokerStarted => "broker.started",
     /// The broker ended in good order.
     BrokerStopped => "broker.stopped",
+    /// All that is stored was moved to another store.
+    StoreMoved => "store.moved",
     /// A proof of identity was refused.
     LoginFailed => "login.failed",
     /// A proven caller called what its role does not permit.

@@ -9,6 +9,7 @@ mod open;
 #[path = "../sql/mod.rs"]
 mod sql;
 
+pub(super) use self::open::connect;
 pub use self::{
     open::{OpenError, held, migrate},
     sql::SqlStore as PostgresStore,

@@ -127,6 +127,20 @@ pub async fn migrate(url: &SecretString) -> Result<u64, OpenError> {
     Ok(migrations::postgres().iter().count() as u64)
 }
 
+/// A connection to the database of this URL, whose tables must be of this version and which no
+/// broker may be using.
+pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection, OpenError> {
+    let at = At::parse(url)?;
+    at.check_version().await?;
+    let mut connection = at.connect().await?;
+    let taken = is_taken(&mut connection).await;
+    if taken.map_err(|error| at.unusable(error))? {
+        Ok(connection)
+    } else {
+        Err(OpenError::InUse(at.place()))
+    }
+}
+
 /// What has not ended of `target` in the database of a broker that may be using it, and the
 /// denials that its sessions would take; `None` for what the store does not know. Nothing is
 /// written.
