@@ -45,8 +45,8 @@ pub fn is_database(store: &str) -> bool {
 
 pub(super) fn read(reader: &mut Reader) -> Option<StoreAt> {
     let store: Option<String> = reader.required("", "store");
-    let emergency_file = reader.optional("revocation", "emergency_file");
-    let setting = "revocation.emergency_file";
+    let emergency_file = reader.optional("", "emergency_file");
+    let setting = "emergency_file";
     match (store.filter(|store| !store.is_empty())?, emergency_file) {
         (url, Some(emergency_file)) if is_database(&url) => Some(StoreAt::Database {
             url: url.into(),
@@ -85,13 +85,10 @@ mod tests {
         assert!(matches!(file.store, StoreAt::File(_)));
         let without = EXAMPLE.replace(FILE, URL);
         let mistakes = Config::parse(&without).unwrap_err();
-        assert!(mistakes[0].starts_with("revocation.emergency_file: is missing"));
-        let named = format!(
-            "{}\n[revocation]\nemergency_file = \"here\"\n",
-            EXAMPLE.replace("[revocation]", "#")
-        );
+        assert!(mistakes[0].starts_with("emergency_file: is missing"));
+        let named = EXAMPLE.replace(FILE, &format!("{FILE}\nemergency_file = \"here\""));
         let mistakes = Config::parse(&named).unwrap_err();
-        assert!(mistakes[0].starts_with("revocation.emergency_file: is for databases"));
+        assert!(mistakes[0].starts_with("emergency_file: is for databases"));
         let config = Config::parse(&named.replace(FILE, URL)).unwrap();
         assert!(matches!(config.store, StoreAt::Database { .. }));
         assert!(!format!("{config:?}").contains("hunter2"));

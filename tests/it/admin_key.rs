@@ -298,7 +298,9 @@ async fn without_its_sealing_key_a_broker_starts_only_with_another_admin_key() {
     let kept = std::fs::read(&seal).unwrap();
     std::fs::remove_file(&seal).unwrap();
     let endpoint = &emulator().endpoint;
-    let closed = Run::of(dev(&broker.state, &dead(&world.account), endpoint), "").await;
+    let mut closed = dev(&broker.state, &dead(&world.account), endpoint);
+    broker.store.given_to(&mut closed);
+    let closed = Run::of(closed, "").await;
     let words = [
         "the kept admin key cannot be opened: it was sealed with another key",
         "next: give the broker the sealing key that it had",
@@ -326,7 +328,9 @@ async fn without_its_sealing_key_a_broker_starts_only_with_another_admin_key() {
     assert!(broker.stop().await);
     // The old sealing key opens nothing any more.
     std::fs::write(&seal, kept).unwrap();
-    let closed = Run::of(dev(&broker.state, &dead(&world.account), endpoint), "").await;
+    let mut closed = dev(&broker.state, &dead(&world.account), endpoint);
+    broker.store.given_to(&mut closed);
+    let closed = Run::of(closed, "").await;
     closed.fails(6, &["sealed with another key"]);
 }
 
@@ -425,7 +429,8 @@ async fn a_store_belongs_to_one_account() {
         "everything in the store is in account",
         "next: use a key of that account",
     ];
-    let other = dev(&world.broker.state, &stranger.admin, &world.proxy.endpoint);
+    let mut other = dev(&world.broker.state, &stranger.admin, &world.proxy.endpoint);
+    world.broker.store.given_to(&mut other);
     Run::of(other, "").await.fails(6, &words);
 
     // What AWS did not tell at the start ends the broker as soon as it does.

@@ -36,7 +36,7 @@ impl Pair {
         }
         site.create("pay").await;
         stop(child).await;
-        fill_store(&site.path("credbroker.db"), 600).await;
+        fill_store(&site.stored, 600).await;
         let config = std::fs::read_to_string(site.path("config.toml")).unwrap();
         let config = config.replace("# two_person", "two_person");
         std::fs::write(site.path("config.toml"), config).unwrap();

@@ -149,11 +149,11 @@ async fn limits_are_told_at_the_command_line_with_status_7() {
         .write_store(
             "INSERT INTO leases (lease_id, service, grant_name, grant_version, kind, aws_name, requested_at, state,
                                  revision, due_at, access_key_id, issued_at, expires_at, attempts)
-             SELECT substr(lease_id, 1, 23) || printf('%03d', value), service, grant_name, grant_version, kind,
-                    aws_name || value, requested_at, state, revision, due_at, access_key_id, issued_at,
+             SELECT substr(lease_id, 1, 23) || CAST(100 + value AS TEXT), service, grant_name, grant_version, kind,
+                    aws_name || CAST(value AS TEXT), requested_at, state, revision, due_at, access_key_id, issued_at,
                     expires_at, attempts
              FROM leases, (WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 99)
-                           SELECT value FROM n)",
+                           SELECT value FROM n) AS numbers",
         )
         .await;
     let run = broker.run_as(Some(&token), &["issue", "user"]).await;

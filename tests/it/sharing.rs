@@ -219,10 +219,17 @@ async fn who_waits_for_another_gets_what_came_of_it_be_it_a_failure() {
     let world = Stepped::new().await;
     world.share("role").await;
     let away = || Fault::Answer(503, "ServiceUnavailable", "later");
+    let world = Arc::new(world);
+    // With connections to the store for all of them nobody comes late.
+    let mut eight = JoinSet::new();
+    for _ in 0..8 {
+        let world = Arc::clone(&world);
+        eight.spawn(async move { world.issue("federation").await.is_ok() });
+    }
+    assert!(eight.join_all().await.into_iter().all(|issued| issued));
     world.proxy.inject("AssumeRole", away());
     world.issue("role").await.unwrap_err();
     let alone = world.proxy.calls("AssumeRole").len();
-    let world = Arc::new(world);
     let mut eight = JoinSet::new();
     for _ in 0..8 {
         let world = Arc::clone(&world);

@@ -11,18 +11,20 @@ use credbroker::{
     broker::ports::{AuditFilter, Page, Store},
     store::sqlite::SqliteStore,
 };
-use sqlx::{ConnectOptions, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::{fill, rewriting};
-use crate::harness::{Account, Broker, Key, emulator::emulator, eventually, stepped::policy};
+use crate::harness::{
+    Account, Broker, Key,
+    emulator::emulator,
+    eventually,
+    stepped::policy,
+    stored::{leaf_with, zeros},
+};
 
 async fn leaves(broker: &Broker) -> Vec<Vec<u8>> {
-    let options = SqliteConnectOptions::new().filename(broker.database());
-    let mut store = options.read_only(true).connect().await.unwrap();
-    let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
-    leaves.fetch_all(&mut store).await.unwrap()
+    broker.store.leaves().await
 }
 
 fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
@@ -83,7 +85,7 @@ async fn the_log_is_signed_by_itself_while_it_grows_and_when_the_broker_ends() {
     let account = Account::new().await;
     let mut broker = Broker::start(&account).await;
     broker.service("payments-api").await;
-    let all_signed = "SELECT (SELECT size FROM audit_checkpoint) = (SELECT size FROM audit_edge)";
+    let all_signed = "SELECT count(*) FROM audit_checkpoint c JOIN audit_edge e ON e.size = c.size";
     let signed = async || (broker.count(all_signed).await == 1).then_some(());
     eventually("a checkpoint", signed).await;
     assert!(broker.stop().await);
@@ -118,17 +120,16 @@ async fn a_log_whose_key_is_lost_goes_on_with_another_that_it_names_first() {
     assert_eq!(named, [lost.to_string(), next.to_string()]);
 }
 
-/// A broker that has issued, stopped; its token, its lease, and its store at that moment.
-async fn stopped(account: &Account) -> (Broker, String, String, Vec<u8>) {
+/// A broker that has issued, stopped; its token and its lease.
+async fn stopped(account: &Account) -> (Broker, String, String) {
     let mut broker = Broker::start(account).await;
     let token = broker.service("payments-api").await;
     let flags = ["--kind", "iam_user"];
     broker.grant("payments-api/user", &flags, &policy()).await;
     let issued = broker.issue(&token, "user").await;
     assert!(broker.stop().await);
-    let store = std::fs::read(broker.database()).unwrap();
     let lease = issued["lease_id"].as_str().unwrap().to_owned();
-    (broker, token, lease, store)
+    (broker, token, lease)
 }
 
 /// Nothing is issued, everything can be taken away, and the error says what to do.
@@ -153,11 +154,12 @@ async fn assert_issues_nothing(broker: &Broker, token: &str, lease: &str, words:
 #[tokio::test]
 async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
     let (account, endpoint) = (Account::new().await, &emulator().endpoint);
-    let (broker, token, lease, older) = stopped(&account).await;
+    let (broker, token, lease) = stopped(&account).await;
+    let older = broker.store.copy().await;
     let mut broker = broker.start_again(&account.admin, endpoint).await;
     let later = broker.issue(&token, "user").await;
     assert!(broker.stop().await);
-    std::fs::write(broker.database(), older).unwrap();
+    broker.store.restore(&older).await;
     let mut broker = broker.start_again(&account.admin, endpoint).await;
     assert_issues_nothing(&broker, &token, &lease, "the store is an older copy").await;
     // What the copy does not know of is not taken for forgotten.
@@ -187,25 +189,33 @@ async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
 async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
     let (account, endpoint) = (Account::new().await, &emulator().endpoint);
     for tampering in [
-        "UPDATE audit SET leaf = cast(replace(leaf, 'payments-api', 'payments-app') AS BLOB) WHERE seq = 5",
+        format!(
+            "UPDATE audit SET leaf = {} WHERE event = 'service.created'",
+            leaf_with("payments-app", "payments-api")
+        ),
         "UPDATE audit SET seq = -seq WHERE seq IN (4, 5);
-         UPDATE audit SET seq = 9 + seq WHERE seq < 0",
-        "DELETE FROM audit WHERE seq = 5; UPDATE audit SET seq = seq - 1 WHERE seq > 5",
+         UPDATE audit SET seq = 9 + seq WHERE seq < 0"
+            .to_owned(),
+        "DELETE FROM audit WHERE seq = 5; UPDATE audit SET seq = seq - 1 WHERE seq > 5".to_owned(),
         // Of which no column beside the record tells.
-        "UPDATE audit SET leaf = cast(replace(leaf, 'Registry', 'registry') AS BLOB) WHERE seq = 5",
+        format!(
+            "UPDATE audit SET leaf = {} WHERE event = 'service.created'",
+            leaf_with("registry", "Registry")
+        ),
         // So that no search finds it.
-        "UPDATE audit SET service = NULL WHERE seq = 5",
+        "UPDATE audit SET service = NULL WHERE event = 'service.created'".to_owned(),
         "INSERT INTO audit SELECT seq + 1000, leaf, time, event, outcome, actor, service, grant_name,
-                                  lease_id, access_key_id FROM audit WHERE seq = 5",
-        "UPDATE audit_edge SET subtrees = zeroblob(length(subtrees))",
-        "UPDATE audit_tiles SET hash = zeroblob(32) WHERE idx = 1",
+                                  lease_id, access_key_id FROM audit WHERE seq = 5"
+            .to_owned(),
+        format!(
+            "UPDATE audit_edge SET subtrees = {}",
+            zeros("length(subtrees)")
+        ),
+        format!("UPDATE audit_tiles SET hash = {} WHERE idx = 1", zeros("32")),
     ] {
-        let (broker, token, lease, _) = stopped(&account).await;
+        let (broker, token, lease) = stopped(&account).await;
         fill(&broker, 600).await;
-        for trigger in ["update", "delete", "replace"] {
-            let drop = format!("DROP TRIGGER audit_is_append_only_{trigger}");
-            broker.write_store(drop.leak()).await;
-        }
+        broker.store.unguard().await;
         for statement in tampering.split(';') {
             broker.write_store(statement).await;
         }
@@ -217,7 +227,7 @@ async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
 #[tokio::test]
 async fn the_checkpoint_of_another_log_is_no_witness() {
     let (account, endpoint) = (Account::new().await, &emulator().endpoint);
-    let (broker, token, lease, _) = stopped(&account).await;
+    let (broker, token, lease) = stopped(&account).await;
     let (other, ..) = stopped(&Account::new().await).await;
     let (from, to) = (
         other.state.join("checkpoint"),

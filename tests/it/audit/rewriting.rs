@@ -158,16 +158,16 @@ const LEAF: [&str; 2] = [
     "UPDATE audit SET leaf = ? WHERE seq = ?",
 ];
 const EDGE: [&str; 2] = [
-    "SELECT subtrees FROM audit_edge WHERE only = ?",
-    "UPDATE audit_edge SET subtrees = ? WHERE only = ?",
+    "SELECT subtrees FROM audit_edge WHERE single = ?",
+    "UPDATE audit_edge SET subtrees = ? WHERE single = ?",
 ];
 const TILE: [&str; 2] = [
     "SELECT hash FROM audit_tiles WHERE level = ?",
     "UPDATE audit_tiles SET hash = ? WHERE level = ?",
 ];
 const NOTE: [&str; 2] = [
-    "SELECT CAST(note AS BLOB) FROM audit_checkpoint WHERE only = ?",
-    "UPDATE audit_checkpoint SET note = CAST(?1 AS TEXT) WHERE only = ?2",
+    "SELECT CAST(note AS BLOB) FROM audit_checkpoint WHERE single = ?",
+    "UPDATE audit_checkpoint SET note = CAST(?1 AS TEXT) WHERE single = ?2",
 ];
 
 /// Changes the log in one of many ways. Returns which, and words that tell it.

@@ -11,11 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use credbroker::{
-    broker::ports::Store,
-    domain::audit::{AuditEvent, DETAIL_MAX, Event},
-    store::sqlite::SqliteStore,
-};
+use credbroker::domain::audit::{AuditEvent, DETAIL_MAX, Event};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -35,8 +31,7 @@ const BATCH: usize = 256;
 impl Site {
     /// Its log as it is now.
     async fn leaves(&self) -> Vec<Vec<u8>> {
-        let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
-        leaves.fetch_all(&mut self.store().await).await.unwrap()
+        self.stored.leaves().await
     }
 
     /// A metric of a sink.
@@ -58,7 +53,7 @@ impl Site {
     async fn catches_up(&self, sink: &str) -> usize {
         let size = self.leaves().await.len();
         let delivered = async || {
-            let cursor = sqlx::query_scalar("SELECT seq FROM audit_sinks WHERE name = ?");
+            let cursor = sqlx::query_scalar("SELECT seq FROM audit_sinks WHERE name = $1");
             let mut store = self.store().await;
             let cursor: Option<i64> = cursor.bind(sink).fetch_optional(&mut store).await.unwrap();
             let cursor = usize::try_from(cursor.unwrap_or(0)).unwrap();
@@ -92,10 +87,7 @@ fn assert_streamed<L: AsRef<[u8]>>(lines: &[L], leaves: &[Vec<u8>]) -> usize {
 
 /// Large records, some three megabytes of them, in the log of a broker that is stopped.
 async fn fill(site: &Site) {
-    let store = SqliteStore::open(&site.path("credbroker.db"))
-        .await
-        .unwrap();
-    let store = Arc::new(store);
+    let store = site.stored.open().await;
     let mut writers = JoinSet::new();
     for _ in 0..5000 {
         let read = AuditEvent::by_broker(Event::StatusRead, Timestamp::UNIX_EPOCH);

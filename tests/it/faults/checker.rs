@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::Path,
 };
 
 use aho_corasick::AhoCorasick;
@@ -13,9 +13,13 @@ use credbroker::audit::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
 
-use crate::harness::{Account, Key, aws::ADMIN_USER};
+use crate::harness::{
+    Account, Key,
+    aws::ADMIN_USER,
+    stored::{Stored, on_postgres},
+};
 
 /// A credential that a client has seen.
 #[derive(Clone, Debug)]
@@ -49,7 +53,9 @@ impl Recorded {
 /// Once everything has been recovered from.
 pub struct Checker<'a> {
     pub account: &'a Account,
-    pub database: PathBuf,
+    pub stored: &'a Stored,
+    /// Where the broker's files lie.
+    pub home: &'a Path,
     /// What the broker has told, where no secret may stand either.
     pub log: String,
     /// Whether the broker keeps its own key.
@@ -61,10 +67,7 @@ pub struct Checker<'a> {
 impl Checker<'_> {
     /// Everything that is not as it must be, a sentence each.
     pub async fn violations(&self, seen: &[Seen]) -> Vec<String> {
-        let options = SqliteConnectOptions::new()
-            .filename(&self.database)
-            .read_only(true);
-        let mut store = options.connect().await.unwrap();
+        let mut store = self.stored.connect().await;
         let (leases, denials) = (leases(&mut store).await, denials(&mut store).await);
         let mut wrong = Vec::new();
         nothing_is_half_done(&leases, &denials, &mut wrong);
@@ -77,7 +80,7 @@ impl Checker<'_> {
         self.denials_are_those_of_the_store(&denials, &mut wrong)
             .await;
         self.the_admin_key_is_one(&mut store, &mut wrong).await;
-        self.no_secret_is_kept(seen, &mut wrong);
+        self.no_secret_is_kept(seen, &mut wrong).await;
         the_log_is_its_tree(&mut store, &mut wrong).await;
         if !self.strays {
             nothing_had_to_be_found(&mut store, &mut wrong).await;
@@ -158,7 +161,7 @@ impl Checker<'_> {
     }
 
     /// The broker's user has one key, and it is the one that the broker keeps.
-    async fn the_admin_key_is_one(&self, store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+    async fn the_admin_key_is_one(&self, store: &mut AnyConnection, wrong: &mut Vec<String>) {
         if !self.keeps_key {
             return;
         }
@@ -177,9 +180,12 @@ impl Checker<'_> {
     }
 
     /// Every secret that was handed out is a canary, and so is the broker's own first.
-    fn no_secret_is_kept(&self, seen: &[Seen], wrong: &mut Vec<String>) {
-        let mut kept = vec![("log".to_owned(), self.log.clone().into_bytes())];
-        for file in std::fs::read_dir(self.database.parent().unwrap()).unwrap() {
+    async fn no_secret_is_kept(&self, seen: &[Seen], wrong: &mut Vec<String>) {
+        let mut kept = vec![
+            ("log".to_owned(), self.log.clone().into_bytes()),
+            ("store".to_owned(), self.stored.rows().await),
+        ];
+        for file in std::fs::read_dir(self.home).unwrap() {
             let path = file.unwrap().path();
             kept.push((path.display().to_string(), std::fs::read(&path).unwrap()));
         }
@@ -196,22 +202,23 @@ impl Checker<'_> {
     }
 }
 
-async fn leases(store: &mut SqliteConnection) -> Vec<Recorded> {
+async fn leases(store: &mut AnyConnection) -> Vec<Recorded> {
     let rows = sqlx::query(
-        "SELECT *, EXISTS (SELECT 1 FROM audit WHERE audit.lease_id = leases.lease_id
-                           AND event = 'lease.vanished') AS told_vanished FROM leases",
+        "SELECT *, CAST(key_lost AS INTEGER) AS lost,
+                CAST(EXISTS (SELECT 1 FROM audit WHERE audit.lease_id = leases.lease_id
+                             AND event = 'lease.vanished') AS INTEGER) AS told_vanished FROM leases",
     )
     .fetch_all(store)
     .await;
-    let row = |row: &sqlx::sqlite::SqliteRow| Recorded {
+    let row = |row: &AnyRow| Recorded {
         lease_id: row.get("lease_id"),
         kind: row.get("kind"),
         state: row.get("state"),
         cause: row.get("cause"),
         aws_name: row.get("aws_name"),
         access_key_id: row.get("access_key_id"),
-        key_lost: row.get("key_lost"),
-        told_vanished: row.get("told_vanished"),
+        key_lost: row.get::<i64, _>("lost") != 0,
+        told_vanished: row.get::<i64, _>("told_vanished") != 0,
         request_id: row.get("request_id"),
     };
     rows.unwrap().iter().map(row).collect()
@@ -258,9 +265,9 @@ impl Denied {
     }
 }
 
-async fn denials(store: &mut SqliteConnection) -> Vec<Denied> {
+async fn denials(store: &mut AnyConnection) -> Vec<Denied> {
     let rows = sqlx::query("SELECT * FROM denials").fetch_all(store).await;
-    let row = |row: &sqlx::sqlite::SqliteRow| Denied {
+    let row = |row: &AnyRow| Denied {
         service: row.get("service"),
         holder: row.get("holder"),
         scope: row.get("scope"),
@@ -358,13 +365,13 @@ async fn sessions_are_served_while_they_are_live(
 }
 
 async fn every_credential_is_recorded(
-    store: &mut SqliteConnection,
+    store: &mut AnyConnection,
     seen: &[Seen],
     wrong: &mut Vec<String>,
 ) {
     for seen in seen {
         let records: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM audit WHERE lease_id = ? AND access_key_id = ? AND outcome = 'success'
+            "SELECT count(*) FROM audit WHERE lease_id = $1 AND access_key_id = $2 AND outcome = 'success'
              AND event IN ('lease.issued', 'lease.redelivered')",
         )
         .bind(&seen.lease_id)
@@ -399,9 +406,13 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
 }
 
 /// Every record is a leaf of the log's tree, and the tree has no other.
-async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>) {
     // Both as they are at one moment: the broker runs, and may write in between.
     let mut store = store.begin().await.unwrap();
+    if on_postgres() {
+        let snapshot = sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+        snapshot.execute(&mut *store).await.unwrap();
+    }
     let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
     let mut tree = Edge::default();
     for row in rows.await.unwrap() {
@@ -429,7 +440,7 @@ async fn the_log_is_its_tree(store: &mut SqliteConnection, wrong: &mut Vec<Strin
 
 /// Whatever was half made was known by its lease: reconciliation found no user that no
 /// lease knew. Nor was what the broker had half done at a denial taken for somebody's doing.
-async fn nothing_had_to_be_found(store: &mut SqliteConnection, wrong: &mut Vec<String>) {
+async fn nothing_had_to_be_found(store: &mut AnyConnection, wrong: &mut Vec<String>) {
     let orphans = "SELECT count(*) FROM audit WHERE event = 'orphan.removed'";
     let orphans: i64 = sqlx::query_scalar(orphans)
         .fetch_one(&mut *store)

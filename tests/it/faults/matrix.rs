@@ -98,7 +98,8 @@ impl World {
     async fn check(&self, story: &str) {
         let checker = Checker {
             account: &self.stepped.account,
-            database: self.stepped.database(),
+            stored: &self.stepped.stored,
+            home: self.stepped.home(),
             log: String::new(),
             keeps_key: self.keeps_key,
             strays: self.strays,

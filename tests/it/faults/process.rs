@@ -36,7 +36,7 @@ macro_rules! denying {
     () => {
         " FROM denials WHERE refused_at IS NULL AND failure NOT LIKE '%new sessions since%'
            OR refused_at IS NULL AND failure IS NULL
-           OR lasts_until <= 1000000 * CAST(strftime('%s') AS INTEGER)"
+           OR lasts_until <= {now}"
     };
 }
 
@@ -136,7 +136,7 @@ impl Mortal {
     pub async fn tended(&self) -> bool {
         let due = "SELECT count(*) FROM admin_key
                    WHERE phase <> 'steady'
-                   AND due_at < 1000000 * (CAST(strftime('%s') AS INTEGER) - 600)";
+                   AND due_at < {now} - 600000000";
         let tended = async || {
             let dead = self.world.broker.is_dead();
             (dead || self.world.broker.count(due).await == 0).then_some(!dead)
@@ -238,7 +238,8 @@ impl Mortal {
     pub async fn violations(&self) -> Vec<String> {
         let checker = Checker {
             account: &self.world.account,
-            database: self.world.broker.database(),
+            stored: &self.world.broker.store,
+            home: &self.world.broker.state,
             // What has been looked through need not be again.
             log: std::mem::take(&mut self.world.broker.log.lock().unwrap()),
             keeps_key: self.keeps_key,

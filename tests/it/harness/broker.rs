@@ -8,14 +8,13 @@ use std::{
 };
 
 use serde_json::Value;
-use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
 
-use super::{Account, Key, aws::REGION, emulator::emulator};
+use super::{Account, Key, aws::REGION, emulator::emulator, stored::Stored};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
 
@@ -25,6 +24,7 @@ type Log = Arc<Mutex<String>>;
 pub struct Broker {
     pub state: PathBuf,
     pub env: Vec<(String, String)>,
+    pub store: Stored,
     /// What it has told on standard error, over all its lives.
     pub log: Log,
     child: Mutex<Child>,
@@ -48,9 +48,11 @@ impl Broker {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
         let log = Log::default();
-        let child = ready(&mut command(&state), Arc::clone(&log)).await;
+        let store = Stored::fresh(state.join("credbroker.db"));
+        let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
+            store,
             state,
             log,
             child: Mutex::new(child),
@@ -67,11 +69,12 @@ impl Broker {
     /// The same by a command of the test's own, which is given the state directory.
     pub async fn start_again_by(mut self, command: impl FnOnce(&Path) -> Command) -> Self {
         let (state, directory) = (self.state.clone(), self.directory.take());
-        let log = Arc::clone(&self.log);
+        let (log, store) = (Arc::clone(&self.log), self.store.clone());
         drop(self);
-        let child = ready(&mut command(&state), Arc::clone(&log)).await;
+        let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
+            store,
             state,
             log,
             child: Mutex::new(child),
@@ -125,10 +128,8 @@ impl Broker {
     }
 
     /// Changes what the broker has stored, behind its back.
-    pub async fn write_store(&self, sql: &'static str) {
-        let options = SqliteConnectOptions::new().filename(self.database());
-        let mut store = options.connect().await.unwrap();
-        sqlx::query(sql).execute(&mut store).await.unwrap();
+    pub async fn write_store(&self, sql: &str) {
+        self.store.write(sql).await;
     }
 
     /// Moves what is going on an hour into the past, behind the broker's back: deadlines
@@ -150,20 +151,13 @@ impl Broker {
     }
 
     /// What the store says, as one number.
-    pub async fn count(&self, sql: &'static str) -> i64 {
-        let mut store = self.read_store().await;
-        sqlx::query_scalar(sql).fetch_one(&mut store).await.unwrap()
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.store.count(sql).await
     }
 
     /// What the store says, as text.
-    pub async fn text(&self, sql: &'static str) -> Option<String> {
-        let mut store = self.read_store().await;
-        sqlx::query_scalar(sql).fetch_one(&mut store).await.unwrap()
-    }
-
-    async fn read_store(&self) -> SqliteConnection {
-        let options = SqliteConnectOptions::new().filename(self.database());
-        options.read_only(true).connect().await.unwrap()
+    pub async fn text(&self, sql: &str) -> Option<String> {
+        self.store.text(sql).await
     }
 
     /// Runs `credbroker ARGS` as the admin operator.
@@ -258,7 +252,8 @@ pub fn aws_env(key: &Key) -> Vec<(&'static str, String)> {
 }
 
 /// Starts it and waits for the word.
-async fn ready(command: &mut Command, kept: Log) -> Child {
+async fn ready(mut command: Command, store: &Stored, kept: Log) -> Child {
+    store.given_to(&mut command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

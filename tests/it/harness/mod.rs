@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod site;
 pub mod stepped;
+pub mod stored;
 pub mod wire;
 mod world;
 

@@ -66,7 +66,18 @@ pub async fn migrated() -> SecretString {
         postgres::migrate(&url("migrated")).await.unwrap();
     };
     TEMPLATE.get_or_init(template).await;
-    made("TEMPLATE migrated").await
+    of_its_own(made("TEMPLATE migrated").await).await
+}
+
+/// The same for who waits in no task.
+pub fn migrated_now() -> SecretString {
+    let making = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(migrated())
+    });
+    making.join().unwrap()
 }
 
 async fn made(from: &str) -> SecretString {
@@ -77,4 +88,33 @@ async fn made(from: &str) -> SecretString {
     let server = url("postgres");
     connection(&server).await.execute(create).await.unwrap();
     url(&name)
+}
+
+/// A copy of a database that nobody uses.
+pub async fn copy(of: &SecretString) -> SecretString {
+    made(&format!("TEMPLATE {}", name(of))).await
+}
+
+/// Puts a copy in a database's place.
+pub async fn restore(database: &SecretString, copy: &SecretString) {
+    let (database, copy) = (name(database), name(copy));
+    let mut server = connection(&url("postgres")).await;
+    for statement in [
+        format!("DROP DATABASE {database}"),
+        format!("CREATE DATABASE {database} TEMPLATE {copy}"),
+    ] {
+        server.execute(AssertSqlSafe(statement)).await.unwrap();
+    }
+}
+
+fn name(url: &SecretString) -> &str {
+    url.expose_secret().rsplit('/').next().unwrap()
+}
+
+/// Another deployment than that of the copied tables.
+async fn of_its_own(url: SecretString) -> SecretString {
+    let another =
+        "UPDATE deployment SET id = substr(replace(gen_random_uuid()::TEXT, '-', ''), 1, 10)";
+    connection(&url).await.execute(another).await.unwrap();
+    url
 }

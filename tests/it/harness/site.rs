@@ -4,8 +4,9 @@ use std::{fs::File, net::TcpListener, path::PathBuf, process::Stdio};
 
 use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
+use secrecy::ExposeSecret;
 use serde_json::Value;
-use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::AnyConnection;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -15,6 +16,7 @@ use super::{
     emulator::emulator,
     eventually_within,
     stepped::policy,
+    stored::Stored,
     wire::tls_get,
 };
 
@@ -24,6 +26,7 @@ const EXAMPLE: &str = include_str!("../../../deploy/credbroker.example.toml");
 pub struct Site {
     pub directory: TempDir,
     pub address: String,
+    pub stored: Stored,
 }
 
 impl Site {
@@ -31,7 +34,12 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let site = Self { directory, address };
+        let stored = Stored::fresh(directory.path().join("credbroker.db"));
+        let site = Self {
+            directory,
+            address,
+            stored,
+        };
         let names = ["localhost", "127.0.0.1"].map(ToOwned::to_owned);
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(names).unwrap().self_signed(&key);
@@ -75,7 +83,17 @@ impl Site {
     pub fn config(&self) -> String {
         let here = format!("{}/", self.directory.path().display());
         let endpoint = format!("endpoint_url = {:?}", emulator().endpoint);
+        let file = "\nstore = \"/var/lib/credbroker/credbroker.db\"";
+        let store = match &self.stored {
+            Stored::File(_) => file.to_owned(),
+            Stored::Database(url) => format!(
+                "\nstore = {:?}\nemergency_file = {:?}",
+                url.expose_secret(),
+                self.text("emergency")
+            ),
+        };
         EXAMPLE
+            .replace(file, &store)
             .replace("/var/lib/credbroker/", &here)
             .replace("/etc/credbroker/", &here)
             .replace("0.0.0.0:8443", &self.address)
@@ -167,16 +185,13 @@ impl Site {
     }
 
     /// Changes what is stored, behind the broker's back.
-    pub async fn write_store(&self, sql: &'static str) {
-        let store = SqliteConnectOptions::new().filename(self.path("credbroker.db"));
-        let mut store = store.connect().await.unwrap();
-        sqlx::query(sql).execute(&mut store).await.unwrap();
+    pub async fn write_store(&self, sql: &str) {
+        self.stored.write(sql).await;
     }
 
     /// What is stored, to be read.
-    pub async fn store(&self) -> SqliteConnection {
-        let store = SqliteConnectOptions::new().filename(self.path("credbroker.db"));
-        store.read_only(true).connect().await.unwrap()
+    pub async fn store(&self) -> AnyConnection {
+        self.stored.connect().await
     }
 
     /// A metric, its labels included in the name.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use credbroker::{
     broker::{
         AdminKeyStatus, Broker, Custody, Error, Following, IssuedLease, PROOF_LIMIT, Parts,
         Reconciliation, RenewedLease, Revocation, RevokedLease, TakenAway,
-        ports::{AuditFilter, LeaseFilter, Page, Store, Target},
+        ports::{AuditFilter, LeaseFilter, Page, Target},
     },
     domain::{
         access::{Caller, Surface, admit},
@@ -33,7 +33,7 @@ use credbroker::{
         seal::SealingKey,
         service::Limits,
     },
-    store::{spool::FileSpool, sqlite::SqliteStore},
+    store::spool::FileSpool,
 };
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
@@ -41,7 +41,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{Account, Key, aws::REGION, proxy::Proxy};
+use super::{Account, Key, aws::REGION, proxy::Proxy, stored::Stored};
 
 struct Hands(Mutex<Timestamp>);
 
@@ -103,6 +103,7 @@ pub struct Stepped {
     pub account: Account,
     pub proxy: Proxy,
     pub broker: Arc<Broker>,
+    pub stored: Stored,
     clock: Arc<dyn Clock>,
     hands: Arc<Hands>,
     operator: SecretString,
@@ -126,7 +127,9 @@ impl Stepped {
             Some(_) => steady.clone(),
         };
         let home = directory.path();
-        let broker = broker(home, &account, &proxy, (clock.clone(), steady), &ways).await;
+        let stored = Stored::fresh(home.join("credbroker.db"));
+        let clocks = (clock.clone(), steady);
+        let broker = broker(home, &stored, &account, &proxy, clocks, &ways).await;
         let admin = broker.new_admin_token().unwrap();
         broker.install_admin(&admin).await.unwrap();
         let operator = admin.token.text().clone();
@@ -134,6 +137,7 @@ impl Stepped {
             account,
             proxy,
             broker,
+            stored,
             clock,
             hands,
             service: operator.clone(),
@@ -344,8 +348,9 @@ impl Stepped {
         self.step(1).await;
     }
 
-    pub fn database(&self) -> PathBuf {
-        database(self.directory.path())
+    /// Where its files lie.
+    pub fn home(&self) -> &Path {
+        self.directory.path()
     }
 
     pub async fn lease(&self, lease: &Lease) -> Lease {
@@ -394,10 +399,6 @@ pub fn policy() -> Value {
     ]})
 }
 
-fn database(directory: &Path) -> PathBuf {
-    directory.join("credbroker.db")
-}
-
 /// The system's, but jitter is always the most: 4 bytes are asked for that alone.
 struct MostJitter;
 
@@ -413,13 +414,13 @@ impl Random for MostJitter {
 
 async fn broker(
     directory: &Path,
+    stored: &Stored,
     account: &Account,
     proxy: &Proxy,
     (clock, steady): (Arc<dyn Clock>, Arc<SteadyClock>),
     ways: &Ways,
 ) -> Arc<Broker> {
-    let store = SqliteStore::open(&database(directory)).await;
-    let store = Arc::new(store.unwrap());
+    let store = stored.open().await;
     let spool = FileSpool::open(directory.join("emergency"));
     let settings = AwsSettings {
         region: Some(REGION.to_owned()),

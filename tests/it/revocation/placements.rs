@@ -114,7 +114,7 @@ impl Placed {
     }
 
     async fn records(&self, event: &str) -> i64 {
-        let count = sqlx::query_scalar("SELECT count(*) FROM audit WHERE event = ?");
+        let count = sqlx::query_scalar("SELECT count(*) FROM audit WHERE event = $1");
         let mut store = self.site.store().await;
         count.bind(event).fetch_one(&mut store).await.unwrap()
     }

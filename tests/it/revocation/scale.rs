@@ -27,8 +27,8 @@ const MAKE: &str = "
         (lease_id, service, grant_name, grant_version, kind, aws_name, requested_at, state, revision, due_at,
          access_key_id, issued_at, expires_at, cause, attempts, ended_at, request_id, request_digest, renews,
          replacing_until, key_lost, made_by, left_to_issuer, failing_since, asked_at, holder)
-    SELECT printf('%026d', n), service, grant_name, grant_version, kind, service || '.' || printf('%026d', n),
-           requested_at, state, revision, due_at, printf('ASIA%016d', n), issued_at, expires_at, cause, attempts,
+    SELECT '000000000000000000000' || CAST(10000 + n AS TEXT), service, grant_name, grant_version, kind, service || '.000000000000000000000' || CAST(10000 + n AS TEXT),
+           requested_at, state, revision, due_at, 'ASIA00000000000' || CAST(10000 + n AS TEXT), issued_at, expires_at, cause, attempts,
            ended_at, NULL, NULL, renews, replacing_until, key_lost, made_by, left_to_issuer, failing_since,
            asked_at, holder
     FROM leases, number WHERE service = 'payments-api' AND state = 'active'";
@@ -132,7 +132,7 @@ const OVER: &str = "
     WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 900)
     INSERT INTO denials (holder, service, scope, grant_name, grant_version, source_identity, asked_at, issued_before,
                          denied_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision)
-    SELECT holder, printf('an-old-one-no-%04d', n), scope, grant_name, grant_version, source_identity, asked_at,
+    SELECT holder, 'an-old-one-no-' || CAST(1000 + n AS TEXT), scope, grant_name, grant_version, source_identity, asked_at,
            issued_before, denied_before, latest, 1, 1, refused_at, attempts, failure, revision
     FROM denials, number WHERE service = 'a-service-no-000'";
 

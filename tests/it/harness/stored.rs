@@ -1,0 +1,175 @@
+//! What a broker has stored, for who looks at it or changes it behind its back.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Once},
+};
+
+use credbroker::{
+    broker::ports::Store,
+    domain::clock::wall_time,
+    store::{postgres::PostgresStore, sqlite::SqliteStore},
+};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection, any::install_default_drivers};
+use tokio::process::Command;
+
+use super::postgres;
+
+/// Whether the tests run over databases: they are compiled for both.
+pub fn on_postgres() -> bool {
+    env!("CARGO_CRATE_NAME") == "on_postgres"
+}
+
+/// Where it is.
+#[derive(Clone)]
+pub enum Stored {
+    File(PathBuf),
+    Database(SecretString),
+}
+
+impl Stored {
+    /// A store that nobody has used: the file, or a database of its own.
+    pub fn fresh(file: PathBuf) -> Self {
+        if on_postgres() {
+            Self::Database(postgres::migrated_now())
+        } else {
+            Self::File(file)
+        }
+    }
+
+    /// For a command that starts `dev` on it.
+    pub fn given_to(&self, command: &mut Command) {
+        if let Self::Database(url) = self {
+            command.env("CREDBROKER_STORE", url.expose_secret());
+        }
+    }
+
+    /// All that stands in a database, where there is no file to read.
+    pub async fn rows(&self) -> Vec<u8> {
+        if matches!(self, Self::File(_)) {
+            return Vec::new();
+        }
+        let mut all = self.leaves().await.concat();
+        for table in [
+            "services",
+            "tokens",
+            "bindings",
+            "approvals",
+            "grant_versions",
+            "leases",
+            "denials",
+            "audit",
+            "admin_key",
+        ] {
+            let rows = format!("SELECT string_agg(t::TEXT, ' ') FROM {table} t");
+            all.extend(self.text(&rows).await.unwrap_or_default().into_bytes());
+        }
+        all
+    }
+
+    /// As a broker opens it.
+    pub async fn open(&self) -> Arc<dyn Store> {
+        match self {
+            Self::File(path) => Arc::new(SqliteStore::open(path).await.unwrap()),
+            Self::Database(url) => Arc::new(PostgresStore::open(url).await.unwrap()),
+        }
+    }
+
+    /// A copy of it, while nobody uses it.
+    pub async fn copy(&self) -> Self {
+        match self {
+            Self::File(path) => {
+                let copy = path.with_extension("copy");
+                std::fs::copy(path, &copy).unwrap();
+                Self::File(copy)
+            }
+            Self::Database(url) => Self::Database(postgres::copy(url).await),
+        }
+    }
+
+    /// Puts a copy in its place.
+    pub async fn restore(&self, copy: &Self) {
+        match (self, copy) {
+            (Self::File(path), Self::File(copy)) => drop(std::fs::copy(copy, path).unwrap()),
+            (Self::Database(url), Self::Database(copy)) => postgres::restore(url, copy).await,
+            _ => panic!("a copy of another kind"),
+        }
+    }
+
+    /// Takes the same statements for both; placeholders are `$1`.
+    pub async fn connect(&self) -> AnyConnection {
+        static DRIVERS: Once = Once::new();
+        DRIVERS.call_once(install_default_drivers);
+        let url = match self {
+            Self::File(path) => format!("sqlite://{}?mode=rw", path.display()),
+            Self::Database(url) => url.expose_secret().to_owned(),
+        };
+        AnyConnection::connect(&url).await.unwrap()
+    }
+
+    pub async fn write(&self, sql: &str) {
+        let mut store = self.connect().await;
+        sqlx::query(now(sql)).execute(&mut store).await.unwrap();
+    }
+
+    /// What it says, as one number.
+    pub async fn count(&self, sql: &str) -> i64 {
+        let mut store = self.connect().await;
+        let count = sqlx::query_scalar(now(sql)).fetch_one(&mut store);
+        count.await.unwrap()
+    }
+
+    /// What it says, as text.
+    pub async fn text(&self, sql: &str) -> Option<String> {
+        let mut store = self.connect().await;
+        let text = sqlx::query_scalar(now(sql)).fetch_one(&mut store);
+        text.await.unwrap()
+    }
+
+    /// From now on its log can be changed.
+    pub async fn unguard(&self) {
+        let guards: &[&str] = match self {
+            Self::File(_) => &[
+                "audit_is_append_only_update",
+                "audit_is_append_only_delete",
+                "audit_is_append_only_replace",
+            ],
+            Self::Database(_) => &["audit_is_append_only ON audit"],
+        };
+        for guard in guards {
+            self.write(&format!("DROP TRIGGER {guard}")).await;
+        }
+    }
+
+    /// The records of its log, as bytes.
+    pub async fn leaves(&self) -> Vec<Vec<u8>> {
+        let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
+        leaves.fetch_all(&mut self.connect().await).await.unwrap()
+    }
+}
+
+/// So many bytes that are zero, in SQL.
+pub fn zeros(length: &str) -> String {
+    if on_postgres() {
+        format!("decode(repeat('00', {length}), 'hex')")
+    } else {
+        format!("zeroblob({length})")
+    }
+}
+
+/// A leaf with other words in it, in SQL.
+pub fn leaf_with(words: &str, instead_of: &str) -> String {
+    if on_postgres() {
+        let text = format!("replace(convert_from(leaf, 'UTF8'), '{instead_of}', '{words}')");
+        format!("convert_to({text}, 'UTF8')")
+    } else {
+        format!("CAST(replace(leaf, '{instead_of}', '{words}') AS BLOB)")
+    }
+}
+
+/// `{now}` is the time in microseconds.
+fn now(sql: &str) -> AssertSqlSafe<String> {
+    let now = wall_time().as_microsecond();
+    AssertSqlSafe(sql.replace("{now}", &now.to_string()))
+}
