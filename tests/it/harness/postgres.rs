@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::OnceLock,
     sync::atomic::{AtomicUsize, Ordering},
@@ -12,17 +13,23 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
 
-struct Server {
-    address: String,
-    password: String,
+pub struct Server {
+    pub address: String,
+    pub password: String,
     _launcher: Child,
 }
 
 fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
+    SERVER.get_or_init(|| Server::start(None))
+}
+
+impl Server {
+    /// One of its own; with `tls`, a directory that has `cert.pem` and `key.pem`.
+    pub fn start(tls: Option<&Path>) -> Self {
         let mut launcher = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres.py"))
+            .args(tls)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -32,12 +39,12 @@ fn server() -> &'static Server {
         BufReader::new(stdout).read_line(&mut line).unwrap();
         let told: serde_json::Value = serde_json::from_str(&line).expect("PostgreSQL starts");
         let told = |what: &str| told[what].as_str().unwrap().to_owned();
-        Server {
+        Self {
             address: told("address"),
             password: told("password"),
             _launcher: launcher,
         }
-    })
+    }
 }
 
 /// The URL of a database of this name, which need not be there.

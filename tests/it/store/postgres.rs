@@ -7,12 +7,14 @@ use credbroker::{
     domain::{audit::Event, service::Service},
     store::postgres::{OpenError, PostgresStore, migrate},
 };
+use rcgen::{CertificateParams, KeyPair};
 use secrecy::SecretString;
 use sqlx::Executor;
+use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::{Engine, at as moment, audit, name};
-use crate::harness::postgres::{connection, empty, migrated};
+use crate::harness::postgres::{Server, connection, empty, migrated};
 
 pub(super) async fn open() -> Engine {
     let store = at(&migrated().await).await.unwrap();
@@ -150,4 +152,39 @@ async fn a_store_whose_connections_are_killed_goes_on_and_loses_nothing() {
     let size = store.audit_size().await.unwrap();
     assert_eq!(store.check_log(&[size]).await.unwrap().fault, None);
     store.close().await;
+}
+
+#[tokio::test]
+async fn the_way_to_a_database_is_kept_from_others_by_tls() {
+    let home = TempDir::new().unwrap();
+    let write = |name: &str, pem: String| std::fs::write(home.path().join(name), pem).unwrap();
+    for name in ["cert", "other"] {
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned()];
+        let made = CertificateParams::new(names).unwrap().self_signed(&key);
+        write(&format!("{name}.pem"), made.unwrap().pem());
+        if name == "cert" {
+            write("key.pem", key.serialize_pem());
+        }
+    }
+    let server = Server::start(Some(home.path()));
+    let url = |host: &str, ca: &str| -> SecretString {
+        let (password, port) = (&server.password, server.address.rsplit(':').next().unwrap());
+        let ca = home.path().join(ca);
+        format!(
+            "postgres://credbroker:{password}@{host}:{port}/postgres?sslmode=verify-full&sslrootcert={}",
+            ca.display()
+        )
+        .into()
+    };
+    migrate(&url("localhost", "cert.pem")).await.unwrap();
+    at(&url("localhost", "cert.pem"))
+        .await
+        .unwrap()
+        .close()
+        .await;
+    for wrong in [url("localhost", "other.pem"), url("127.0.0.1", "cert.pem")] {
+        let refused = at(&wrong).await.unwrap_err();
+        assert!(refused.to_string().contains("certificate"), "{refused}");
+    }
 }
