@@ -21,7 +21,6 @@ mod all {
     pub mod audit;
     pub mod enforcement;
     pub mod errors;
-    pub mod faults;
     pub mod follow;
     pub mod grants;
     pub mod harness;

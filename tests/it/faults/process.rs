@@ -27,7 +27,8 @@ const STUCK: Duration = Duration::from_secs(60);
 macro_rules! going_on {
     () => {
         " FROM leases WHERE state = 'pending' OR kind = 'iam_user'
-           AND (state IN ('revoking', 'quarantined') OR replacing_until IS NOT NULL)"
+           AND (state IN ('revoking', 'quarantined') OR replacing_until IS NOT NULL
+                OR state = 'active' AND due_at <= {now})"
     };
 }
 
@@ -108,7 +109,7 @@ impl Mortal {
     /// The time of every denied session is over for the broker. AWS's clock stands where it
     /// is, so that what clients have seen of them is not asked after any more.
     pub async fn outlive_sessions(&mut self) {
-        let over = "SELECT group_concat(lease_id) FROM leases WHERE state = 'revoked'";
+        let over = "SELECT string_agg(lease_id, ',') FROM leases WHERE state = 'revoked'";
         let over = self.world.broker.text(over).await.unwrap_or_default();
         self.seen.retain(|seen| !over.contains(&seen.lease_id));
         let over = "UPDATE denials SET lasts_until = 1, due_at = 1";
@@ -219,14 +220,14 @@ impl Mortal {
 
     async fn told_going_on(&self) -> String {
         let leases = concat!(
-            "SELECT group_concat(concat_ws(' ', lease_id, state, attempts, cause), '; ')",
+            "SELECT string_agg(concat_ws(' ', lease_id, state, attempts, cause), '; ')",
             going_on!()
         );
         let denials = concat!(
-            "SELECT group_concat(concat_ws(' ', holder, service, scope, attempts, failure), '; ')",
+            "SELECT string_agg(concat_ws(' ', holder, service, scope, attempts, failure), '; ')",
             denying!()
         );
-        let key = "SELECT concat_ws(' ', phase, attempts, failure) FROM admin_key";
+        let key = "SELECT max(concat_ws(' ', phase, attempts, failure)) FROM admin_key";
         let told = [
             self.world.broker.text(leases).await,
             self.world.broker.text(denials).await,
