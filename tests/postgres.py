@@ -1,6 +1,7 @@
 """A PostgreSQL for the tests: a cluster of its own in a temporary directory, under a user who
-is not root. Tells its URL as a line of JSON once it answers, and ends when its standard input
-closes. Installs Debian's package where there is none and it may."""
+is not root. Tells how to reach it in a line of JSON once it answers, and ends when its standard
+input closes; a line there kills it and starts it again. Installs Debian's package where there is
+none and it may."""
 
 import glob
 import json
@@ -81,22 +82,39 @@ def main():
     # Processes are killed here, machines are not: what the system has taken is safe.
     settings = ["fsync=off", "max_connections=400", "shared_buffers=64MB", "listen_addresses=127.0.0.1",
                 f"unix_socket_directories={home}"]
-    server = subprocess.Popen(
-        [program("postgres"), "-D", data, "-p", str(port), *(word for one in settings for word in ("-c", one)), *tls],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(os.path.join(home, "log"), "w"), cwd="/", **who,
-    )
-    try:
+    command = [program("postgres"), "-D", data, "-p", str(port), *(word for one in settings for word in ("-c", one)), *tls]
+    log = os.path.join(home, "log")
+
+    def started():
         ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "credbroker"]
-        while subprocess.run(ready).returncode != 0:
-            if server.poll() is not None:
-                sys.exit(f"PostgreSQL does not start: {open(os.path.join(home, 'log')).read()}")
-            time.sleep(0.05)
-        told = {"address": f"127.0.0.1:{port}", "password": password, "data": data, "pid": server.pid, "bin": bin_directory}
-        print(json.dumps(told), flush=True)
-        sys.stdin.read()
-    finally:
+        # Processes of one that was killed may still be ending: then it does not start at once.
+        for _ in range(100):
+            server = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(log, "a"), cwd="/", **who,
+            )
+            while server.poll() is None:
+                if subprocess.run(ready).returncode == 0:
+                    return server
+                time.sleep(0.05)
+            time.sleep(0.1)
+        sys.exit(f"PostgreSQL does not start: {open(log).read()}")
+
+    def killed(server):
+        # Its other processes end by themselves once it is gone.
         server.kill()
         server.wait()
+
+    server = None
+    try:
+        server = started()
+        print(json.dumps({"address": f"127.0.0.1:{port}", "password": password}), flush=True)
+        for _ in sys.stdin:
+            killed(server)
+            server = started()
+            print("ready", flush=True)
+    finally:
+        if server:
+            killed(server)
         shutil.rmtree(home, ignore_errors=True)
 
 

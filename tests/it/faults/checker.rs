@@ -13,7 +13,7 @@ use credbroker::audit::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
+use sqlx::{Any, AnyConnection, Connection, Row, Transaction, any::AnyRow};
 
 use crate::harness::{
     Account, Key,
@@ -68,7 +68,9 @@ impl Checker<'_> {
     /// Everything that is not as it must be, a sentence each.
     pub async fn violations(&self, seen: &[Seen]) -> Vec<String> {
         let mut store = self.stored.connect().await;
-        let (leases, denials) = (leases(&mut store).await, denials(&mut store).await);
+        let mut moment = snapshot(&mut store).await;
+        let (leases, denials) = (leases(&mut moment).await, denials(&mut moment).await);
+        moment.rollback().await.unwrap();
         let mut wrong = Vec::new();
         nothing_is_half_done(&leases, &denials, &mut wrong);
         every_credential_is_recorded(&mut store, seen, &mut wrong).await;
@@ -405,14 +407,19 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
     }
 }
 
+/// What is stored at one moment: the broker runs, and may write in between.
+async fn snapshot(store: &mut AnyConnection) -> Transaction<'_, Any> {
+    let mut moment = store.begin().await.unwrap();
+    if on_postgres() {
+        let one = sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+        one.execute(&mut *moment).await.unwrap();
+    }
+    moment
+}
+
 /// Every record is a leaf of the log's tree, and the tree has no other.
 async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>) {
-    // Both as they are at one moment: the broker runs, and may write in between.
-    let mut store = store.begin().await.unwrap();
-    if on_postgres() {
-        let snapshot = sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
-        snapshot.execute(&mut *store).await.unwrap();
-    }
+    let mut store = snapshot(store).await;
     let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
     let mut tree = Edge::default();
     for row in rows.await.unwrap() {

@@ -1,9 +1,9 @@
 //! PostgreSQL, started once per test process and ended with it, and databases in it.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::OnceLock,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -16,7 +16,8 @@ use tokio::sync::OnceCell;
 pub struct Server {
     pub address: String,
     pub password: String,
-    _launcher: Child,
+    launcher: Child,
+    told: BufReader<ChildStdout>,
 }
 
 fn server() -> &'static Server {
@@ -35,15 +36,25 @@ impl Server {
             .spawn()
             .expect("python3 is installed");
         let mut line = String::new();
-        let stdout = launcher.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let mut stdout = BufReader::new(launcher.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
         let told: serde_json::Value = serde_json::from_str(&line).expect("PostgreSQL starts");
         let told = |what: &str| told[what].as_str().unwrap().to_owned();
         Self {
             address: told("address"),
             password: told("password"),
-            _launcher: launcher,
+            launcher,
+            told: stdout,
         }
+    }
+
+    /// Kills it, and waits until it answers again.
+    pub fn die_and_start(&mut self) {
+        let stdin = self.launcher.stdin.as_mut().unwrap();
+        stdin.write_all(b"die\n").unwrap();
+        let mut line = String::new();
+        self.told.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
     }
 }
 

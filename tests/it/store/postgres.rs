@@ -12,9 +12,13 @@ use secrecy::SecretString;
 use sqlx::Executor;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::{Engine, at as moment, audit, name};
-use crate::harness::postgres::{Server, connection, empty, migrated};
+use crate::harness::{
+    eventually,
+    postgres::{Server, connection, empty, migrated},
+};
 
 pub(super) async fn open() -> Engine {
     let store = at(&migrated().await).await.unwrap();
@@ -152,6 +156,54 @@ async fn a_store_whose_connections_are_killed_goes_on_and_loses_nothing() {
     let size = store.audit_size().await.unwrap();
     assert_eq!(store.check_log(&[size]).await.unwrap().fault, None);
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_server_dies_goes_on_and_loses_nothing() {
+    let mut server = Server::start(None);
+    let (password, address) = (&server.password, &server.address);
+    let url = format!("postgres://credbroker:{password}@{address}/postgres").into();
+    migrate(&url).await.unwrap();
+    let store = Arc::new(at(&url).await.unwrap());
+    let (stop, mut writers) = (CancellationToken::new(), JoinSet::new());
+    for writer in 0..8 {
+        let (store, stop) = (Arc::clone(&store), stop.clone());
+        writers.spawn(async move {
+            let mut made = Vec::new();
+            for number in 0.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                let service = Service {
+                    name: name(&format!("service-{writer}-{number}")),
+                    created_at: moment(1),
+                    suspension: None,
+                };
+                let event = audit(Event::ServiceCreated);
+                let is_made = store.create_service(&service, event).await.is_ok();
+                made.push((service.name, is_made));
+            }
+            made
+        });
+    }
+    let server = tokio::task::spawn_blocking(move || {
+        for _ in 0..5 {
+            server.die_and_start();
+        }
+        server
+    });
+    let _server = server.await.unwrap();
+    let written = async || store.record(audit(Event::StatusRead)).await.ok();
+    eventually("it takes records again", written).await;
+    stop.cancel();
+    let made = writers.join_all().await.concat();
+    let count = made.iter().filter(|(_, is_made)| *is_made).count();
+    assert!(count > 8, "{count}");
+    for (name, is_made) in made {
+        assert_eq!(store.service(&name).await.unwrap().is_some(), is_made);
+    }
+    let size = store.audit_size().await.unwrap();
+    assert_eq!(store.check_log(&[size]).await.unwrap().fault, None);
 }
 
 #[tokio::test]
