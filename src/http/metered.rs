@@ -21,8 +21,12 @@ const SAID_UNASKED: usize = 2 * 1024;
 /// Bytes that are taken of one connection before the others have their turn.
 const TURN: usize = 4 * 1024;
 
-/// What a peer may send: so many bytes with and before a first request, and as many with every
-/// other.
+/// Of how many bytes of an answer its reader may send one: it tells what it has taken, at most
+/// some fifty bytes for each sixteen thousand.
+const READING: usize = 16;
+
+/// What a peer may send: so many bytes with and before a first request, as many with every
+/// other, and some for what it is answered.
 pub(super) struct Allowance {
     per_request: usize,
     left: AtomicUsize,
@@ -48,6 +52,11 @@ impl Allowance {
     /// Whether a request has ever come.
     pub(super) fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// So much of an answer was written.
+    fn answered(&self, bytes: usize) {
+        self.left.fetch_add(bytes / READING, Ordering::Relaxed);
     }
 
     fn take(&self, bytes: usize) -> io::Result<()> {
@@ -105,13 +114,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 
 impl<S: AsyncWrite + Unpin> Metered<S> {
     fn said(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = written
-            && !self.allowance.has_asked()
-        {
-            self.said_unasked += bytes;
-            if self.said_unasked > SAID_UNASKED {
-                return Poll::Ready(Err(io::Error::new(TOO_MUCH, "too much to answer")));
-            }
+        let Poll::Ready(Ok(bytes)) = written else {
+            return written;
+        };
+        if self.allowance.has_asked() {
+            self.allowance.answered(bytes);
+            return written;
+        }
+        self.said_unasked += bytes;
+        if self.said_unasked > SAID_UNASKED {
+            return Poll::Ready(Err(io::Error::new(TOO_MUCH, "too much to answer")));
         }
         written
     }
@@ -146,5 +158,100 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const PER_REQUEST: usize = 1000;
+
+    fn metered() -> (DuplexStream, Metered<DuplexStream>, Arc<Allowance>) {
+        let (peer, stream) = duplex(1 << 20);
+        let allowance = Arc::new(Allowance::new(PER_REQUEST));
+        let metered = Metered::new(stream, Arc::clone(&allowance));
+        (peer, metered, allowance)
+    }
+
+    /// The peer sends so much, and it is read.
+    async fn sends(
+        peer: &mut DuplexStream,
+        metered: &mut Metered<DuplexStream>,
+        bytes: usize,
+    ) -> io::Result<()> {
+        peer.write_all(&vec![0; bytes]).await?;
+        metered.read_exact(&mut vec![0; bytes]).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn each_request_brings_so_much_with_it_and_no_more() {
+        let (mut peer, mut metered, allowance) = metered();
+        sends(&mut peer, &mut metered, PER_REQUEST).await.unwrap();
+        for _ in 0..3 {
+            allowance.request();
+        }
+        // The first had what came before it.
+        let two = 2 * PER_REQUEST;
+        sends(&mut peer, &mut metered, two).await.unwrap();
+        let refused = sends(&mut peer, &mut metered, 1).await.unwrap_err();
+        assert_eq!(refused.kind(), TOO_MUCH);
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_a_long_answer_may_say_so() {
+        let (mut peer, mut metered, allowance) = metered();
+        allowance.request();
+        for _ in 0..100 {
+            let taken = [0; 16 * 1024];
+            metered.write_all(&taken).await.unwrap();
+            peer.read_exact(&mut taken.clone()).await.unwrap();
+            sends(&mut peer, &mut metered, 50).await.unwrap();
+        }
+        // What is answered to nothing of consequence does not pay for itself.
+        let mut pings = 0;
+        while sends(&mut peer, &mut metered, 17).await.is_ok() {
+            metered.write_all(&[0; 17]).await.unwrap();
+            pings += 1;
+        }
+        assert!((1000..10_000).contains(&pings), "{pings}");
+    }
+
+    #[tokio::test]
+    async fn little_is_said_to_who_has_asked_nothing() {
+        let (_peer, mut metered, allowance) = metered();
+        metered.write_all(&[0; SAID_UNASKED]).await.unwrap();
+        let refused = metered.write_all(&[0]).await.unwrap_err();
+        assert_eq!(refused.kind(), TOO_MUCH);
+        allowance.request();
+        metered.write_all(&[0; SAID_UNASKED]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_its_turn_a_connection_waits_once() {
+        let (mut peer, mut metered, _) = metered();
+        peer.write_all(&[0; PER_REQUEST]).await.unwrap();
+        metered.taken = TURN;
+        let mut buffer = [0; PER_REQUEST];
+        let mut read = ReadBuf::new(&mut buffer);
+        let mut polled = polled_once(&mut metered, &mut read).await;
+        assert!(polled.is_pending());
+        polled = polled_once(&mut metered, &mut read).await;
+        assert!(polled.is_ready());
+        assert_eq!(read.filled().len(), PER_REQUEST);
+    }
+
+    /// One poll, whatever comes of it.
+    async fn polled_once(
+        metered: &mut Metered<DuplexStream>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<()> {
+        std::future::poll_fn(|context| {
+            let polled = Pin::new(&mut *metered).poll_read(context, buffer);
+            Poll::Ready(polled.map(Result::unwrap))
+        })
+        .await
     }
 }
