@@ -411,12 +411,15 @@ impl Broker {
             let Some(last) = leases.last() else {
                 return Ok(());
             };
-            page.after = Some(last.binding.lease_id.to_string());
+            let after = Some(last.binding.lease_id.to_string());
             let denied = leases.into_iter().filter(|lease| denial.covers(lease));
             let ended: Vec<LeaseChange> = denied
                 .filter_map(|lease| self.end_denied(lease, now))
                 .collect();
-            self.store().update_leases(&ended).await?;
+            // What somebody else has changed meanwhile is looked at again.
+            if self.store().update_leases(&ended).await? == ended.len() {
+                page.after = after;
+            }
         }
     }
 
