@@ -7,7 +7,10 @@
 //! within a minute.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,11 +49,27 @@ const RECOVERY: f64 = 60.0;
 /// The rate never falls below this part of itself.
 const SLOWEST: f64 = 1.0 / 32.0;
 
+/// How many brokers share the budgets.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sharers(Arc<AtomicU32>);
+
+impl Sharers {
+    /// From now on so many.
+    pub(super) fn are(&self, brokers: u32) {
+        self.0.store(brokers, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> f64 {
+        f64::from(self.0.load(Ordering::Relaxed).max(1))
+    }
+}
+
 /// The budget of one API family.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Calls per second.
+    /// Calls per second, of all brokers.
     rate: f64,
+    sharers: Sharers,
     state: Mutex<State>,
 }
 
@@ -65,8 +84,9 @@ struct State {
 }
 
 impl Budget {
-    /// So many calls per second, and three times as many at once.
-    pub(super) fn new(per_second: u32) -> Self {
+    /// So many calls per second, and three times as many at once; an equal part of both for
+    /// each of the brokers that share it.
+    pub(super) fn new(per_second: u32, sharers: Sharers) -> Self {
         let (rate, now) = (f64::from(per_second.max(1)), Instant::now().into_std());
         let state = State {
             common: TokenBucket::full(BURST * rate * (1.0 - KEPT), now),
@@ -75,13 +95,19 @@ impl Budget {
         };
         Self {
             rate,
+            sharers,
             state: Mutex::new(state),
         }
     }
 
     /// How many calls a second it lets through for all that is no revocation.
     pub(super) fn common_rate(&self) -> f64 {
-        self.rate * (1.0 - KEPT)
+        self.rate() * (1.0 - KEPT)
+    }
+
+    /// Of this broker.
+    fn rate(&self) -> f64 {
+        self.rate / self.sharers.count()
     }
 
     /// Books one call: how long to wait before it.
@@ -127,7 +153,7 @@ impl Budget {
 
     /// When the turn of a call comes, and from which bucket it is taken.
     fn turn<'a>(&self, state: &'a mut State, purpose: Purpose) -> (Duration, &'a mut TokenBucket) {
-        let rate = self.rate * state.share;
+        let rate = self.rate() * state.share;
         let common = state.common.wait(rate * (1.0 - KEPT));
         let kept = state.kept.wait(rate * KEPT);
         if purpose == Purpose::Revoke && kept < common {
@@ -139,7 +165,10 @@ impl Budget {
 
     fn filled(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, rate) = (Instant::now().into_std(), self.rate * state.share);
+        let (now, whole) = (Instant::now().into_std(), self.rate());
+        state.common.bound(BURST * whole * (1.0 - KEPT));
+        state.kept.bound(BURST * whole * KEPT);
+        let rate = whole * state.share;
         state.kept.fill(now, rate * KEPT);
         let passed = state.common.fill(now, rate * (1.0 - KEPT));
         state.share = (state.share + passed / RECOVERY).min(1.0);
@@ -153,6 +182,24 @@ mod tests {
 
     use super::*;
 
+    fn budget(per_second: u32) -> Budget {
+        Budget::new(per_second, Sharers::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_several_brokers_share_is_no_more_than_what_one_has() {
+        let sharers = Sharers::default();
+        let budget = Budget::new(30, sharers.clone());
+        sharers.are(3);
+        assert_eq!(at_once(&budget, Purpose::Revoke), 30);
+        advance(Duration::from_secs(10)).await;
+        assert_eq!(at_once(&budget, Purpose::Begin), 20);
+        assert!((budget.common_rate() - 20.0 / 3.0).abs() < 1e-9);
+        sharers.are(1);
+        advance(Duration::from_secs(10)).await;
+        assert_eq!(at_once(&budget, Purpose::Revoke), 90);
+    }
+
     /// Books until a call would have to wait; how many calls went at once.
     fn at_once(budget: &Budget, purpose: Purpose) -> usize {
         (0..1_000)
@@ -162,7 +209,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_budget_gives_three_seconds_at_once_and_then_its_rate() {
-        let budget = Budget::new(30);
+        let budget = budget(30);
         assert_eq!(at_once(&budget, Purpose::Revoke), 90);
         advance(Duration::from_secs(2)).await;
         // The call that found both buckets empty has waited for its turn.
@@ -171,7 +218,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn issuing_leaves_a_third_that_revocation_finds_untouched() {
-        let budget = Budget::new(30);
+        let budget = budget(30);
         assert_eq!(at_once(&budget, Purpose::Begin), 60);
         let waiting = (0..100).filter(|_| budget.book(Purpose::Begin).is_ok());
         // As many as flow in during the second that an issue waits.
@@ -183,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_begun_is_brought_to_its_end_and_keeps_others_from_beginning() {
-        let budget = Budget::new(30);
+        let budget = budget(30);
         while budget.book(Purpose::Begin).is_ok() {}
         for _ in 0..100 {
             assert!(budget.book(Purpose::Complete).is_ok());
@@ -195,7 +242,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_books_nothing_and_its_hint_is_honest() {
-        let budget = Budget::new(10);
+        let budget = budget(10);
         while budget.book(Purpose::Begin).is_ok() {}
         let hint = budget.book(Purpose::Begin).unwrap_err();
         for _ in 0..100 {
@@ -210,7 +257,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_throttled_budget_slows_down_and_recovers_within_a_minute() {
-        let budget = Budget::new(32);
+        let budget = budget(32);
         for _ in 0..10 {
             budget.throttled();
         }
@@ -227,7 +274,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_sdk_repeats_is_paid_for() {
-        let budget = Budget::new(3);
+        let budget = budget(3);
         for _ in 0..8 {
             budget.spend();
         }

@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     breaker::Breaker,
-    budget::{Budget, Purpose},
+    budget::{Budget, Purpose, Sharers},
     error::{Operation, circuit_open, failure, held_back},
     timestamp,
 };
@@ -71,10 +71,15 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(name: String, per_second: u32, clock: Arc<SteadyClock>) -> Arc<Self> {
+    pub(super) fn new(
+        name: String,
+        per_second: u32,
+        sharers: Sharers,
+        clock: Arc<SteadyClock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
-            budget: Budget::new(per_second),
+            budget: Budget::new(per_second, sharers),
             breaker: Breaker::new(),
             clock,
         })

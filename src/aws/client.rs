@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
 use super::{
-    budget::Purpose,
+    budget::{Purpose, Sharers},
     call::{BrokerTime, Line, SdkCall, Watch},
     error::{MISSING, Operation, UNKNOWN_CALL},
     probe::{self, Wire},
@@ -121,6 +121,7 @@ impl<A: Clone> Api<A> {
 #[derive(Debug)]
 struct StsLines {
     per_second: u32,
+    sharers: Sharers,
     clock: Arc<SteadyClock>,
     lines: Mutex<HashMap<String, Arc<Line>>>,
 }
@@ -149,13 +150,16 @@ impl Clients {
             loader = loader.endpoint_url(url);
         }
         let config = loader.load().await;
+        let sharers = Sharers::default();
         let iam_line = Line::new(
             "iam".to_owned(),
             settings.iam_calls_per_second,
+            sharers.clone(),
             Arc::clone(clock),
         );
         let sts_lines = Arc::new(StsLines {
             per_second: settings.sts_calls_per_second,
+            sharers,
             clock: Arc::clone(clock),
             lines: Mutex::default(),
         });
@@ -279,6 +283,12 @@ impl Clients {
         api.calls(purpose)
     }
 
+    /// So many brokers share what AWS takes.
+    pub(super) fn share_with(&self, brokers: u64) {
+        let brokers = u32::try_from(brokers).unwrap_or(u32::MAX);
+        self.sts_lines.sharers.are(brokers);
+    }
+
     /// How many removals may go on side by side: each takes some twenty calls.
     pub(super) fn removals_at_once(&self) -> usize {
         self.iam.line.at_once().min(REMOVALS_MAX)
@@ -306,7 +316,12 @@ impl StsLines {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let line = lines.entry(region.to_owned()).or_insert_with(|| {
             let name = format!("sts:{region}");
-            Line::new(name, self.per_second, Arc::clone(&self.clock))
+            Line::new(
+                name,
+                self.per_second,
+                self.sharers.clone(),
+                Arc::clone(&self.clock),
+            )
         });
         Arc::clone(line)
     }

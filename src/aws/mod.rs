@@ -161,6 +161,10 @@ impl Issuer for AwsAccount {
         clients.iam(Purpose::Begin).answers() && clients.sts(None, Purpose::Begin).answers()
     }
 
+    fn share_with(&self, brokers: u64) {
+        self.session().clients.share_with(brokers);
+    }
+
     fn removals_at_once(&self) -> usize {
         self.session().clients.removals_at_once()
     }

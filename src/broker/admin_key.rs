@@ -33,6 +33,9 @@ const SETTLED: SignedDuration = SignedDuration::from_mins(5);
 /// Longest pause between two attempts at a step; full jitter makes it less.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
+/// What of several brokers one replaces at a time.
+const CLAIM: &str = "admin key";
+
 /// How the admin key is kept.
 #[derive(Debug, Default)]
 pub struct Custody {
@@ -126,6 +129,7 @@ impl Broker {
         let proved = self.parts.keyring.prove(&key).await;
         let admin = proved.map_err(not_imported)?;
         let _no_step_meanwhile = self.rotating.lock().await;
+        let _by_others = self.claim(CLAIM).await?;
         let before = self.store().admin_key().await?;
         may_take_over(&admin.arn, before.as_ref())?;
         let change = Change::ImportAdminKey {
@@ -234,6 +238,7 @@ impl Broker {
     /// One step at a time: whoever waits for a rotation and the clean-up share them.
     async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
         let _one_at_a_time = self.rotating.lock().await;
+        let _of_all = self.claim(CLAIM).await?;
         let stored = self.store().admin_key().await?;
         let stored = stored.ok_or(Error::Conflict(Subject::AdminKey))?;
         if stored.revision != key.revision {

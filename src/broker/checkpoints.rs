@@ -65,12 +65,19 @@ impl Broker {
             let done = tokio::select! {
                 () = self.parts.stop.cancelled() => return,
                 _ = ticks.tick() => self.tend_log().await,
-                _ = beats.tick() => self.lifecycle(Event::LogHeartbeat).await,
+                _ = beats.tick() => self.beat().await,
             };
             if let Err(error) = done {
                 tracing::warn!(%error, "the audit log could not be signed and is tried again");
             }
         }
+    }
+
+    async fn beat(&self) -> Result<(), Error> {
+        if self.is_ours("heartbeat").await {
+            self.lifecycle(Event::LogHeartbeat).await?;
+        }
+        Ok(())
     }
 
     async fn tend_log(&self) -> Result<(), Error> {
@@ -89,7 +96,18 @@ impl Broker {
         if self.log_is_whole().is_err() {
             return Ok(());
         }
-        self.sign(&mut *self.signing.lock().await).await
+        if self.store().peers().is_some() && self.is_signed().await? {
+            // Nobody is kept from signing for nothing.
+            return Ok(());
+        }
+        self.sign(&mut *self.begin_signing().await?).await
+    }
+
+    /// Whether the newest checkpoint, whoever has signed it, is of the whole log.
+    async fn is_signed(&self) -> Result<bool, Error> {
+        let head = self.store().log_head().await?;
+        let kept = self.store().checkpoint().await?;
+        Ok(kept.is_some_and(|kept| kept.size >= head.size))
     }
 
     pub(super) async fn sign(&self, signing: &mut Signing) -> Result<(), Error> {
@@ -235,7 +253,7 @@ impl Broker {
         self.store().record(read).await?;
         self.log_is_whole()?;
         let broker = Arc::clone(self);
-        let signing = async move { broker.signed_now(&mut *broker.signing.lock().await).await };
+        let signing = async move { broker.signed_now(&mut *broker.begin_signing().await?).await };
         self.detached(signing).await
     }
 

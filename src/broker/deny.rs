@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
-        denying::Written,
+        denying::AtPlace,
         end::told_as,
         on_conflict,
         ports::{AwsFailure, Found, LeaseChange, Page, Put, StoreError},
@@ -168,8 +168,7 @@ impl Broker {
         since: Instant,
     ) -> Result<Standing, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
-        let slot = self.denying.place(&place);
-        let mut written = slot.lock().await;
+        let mut written = self.at_place(&place).await?;
         let (denials, document, notice) = self.write_place(&place, &mut written, since).await?;
         if let Some(failure) = written.put.missed.get(&denial.against.holder) {
             return Err(failure.clone().into());
@@ -200,7 +199,7 @@ impl Broker {
     pub(super) async fn write_place(
         &self,
         place: &Place,
-        written: &mut Written,
+        written: &mut AtPlace,
         since: Instant,
     ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
         let (mut room, mut widened) = (place.room(), None);
@@ -213,6 +212,11 @@ impl Broker {
                 && holders.is_subset(&written.attached);
             if is_there {
                 return Ok((denials, document, widened));
+            }
+            if !written.claim.is_sure() {
+                // Stopped for a while, as when its machine sleeps: another may be at it.
+                self.claim_place(place, written).await?;
+                continue;
             }
             let new: BTreeSet<Holder> = holders.difference(&written.attached).cloned().collect();
             match self.write_policy(place, &new, document.as_ref()).await {
@@ -231,13 +235,18 @@ impl Broker {
                     let mut attached = std::mem::take(&mut written.attached);
                     attached.extend(new);
                     attached.retain(|holder| !put.missed.contains_key(holder));
-                    *written = Written {
-                        at: Some(Instant::now()),
-                        attached,
-                        document: document.clone(),
-                        put,
-                        emptied: false,
-                    };
+                    (written.at, written.attached) = (Some(Instant::now()), attached);
+                    (written.document, written.put) = (document.clone(), put);
+                    written.emptied = false;
+                    match written.claim.stands().await {
+                        // Another has written meanwhile what this may have written over.
+                        Ok(false) => {
+                            self.claim_place(place, written).await?;
+                            continue;
+                        }
+                        Err(_) => self.denying.is_unsure(place),
+                        Ok(true) => {}
+                    }
                     return Ok((denials, document, widened));
                 }
             }
@@ -365,7 +374,8 @@ impl Broker {
     }
 
     /// One that several have become is seen to hold by each of them; and one that a
-    /// reinstatement has merely fixed in time is what was seen to hold.
+    /// reinstatement has merely fixed in time is what was seen to hold. One that another broker
+    /// has moved since is not.
     async fn confirmed_meanwhile(
         &self,
         seen: &Denial,
@@ -376,7 +386,10 @@ impl Broker {
         let denials = self.denials_at(&place).await?;
         match stands_in(&denials, seen) {
             Some(stands) if stands.is_refused() => Ok(stands.clone()),
-            Some(stands) if stands.was_asked_at(seen.asked_at) => {
+            Some(stands)
+                if stands.was_asked_at(seen.asked_at)
+                    && stands.issued_before <= seen.issued_before =>
+            {
                 self.record_confirmed(stands, said, now).await
             }
             _ => Err(Error::Conflict(subject(seen))),

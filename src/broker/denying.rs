@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
-use tokio::time::Instant;
+use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use crate::{
-    broker::{ports::Put, trial::Trial},
+    broker::{Broker, Error, claims::Claim, ports::Put, trial::Trial},
     domain::{
         denial::{Against, Denial, Holder, Place},
         policy::Document,
@@ -22,6 +23,8 @@ pub(super) struct Denying {
     places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
     /// Sessions by which denials are tried that AWS did not enforce in time.
     pub(super) trials: Mutex<HashMap<Against, Trial>>,
+    /// Places where what stands may be neither this broker's last word nor another's.
+    unsure: Mutex<BTreeSet<Place>>,
     /// Denials that the store could not take yet.
     unrecorded: Mutex<Vec<InMemory>>,
     /// The store may be an older copy: what AWS denies beyond it stays.
@@ -59,6 +62,69 @@ impl Drop for Mark<'_> {
     }
 }
 
+/// A place that nobody else writes to.
+pub(super) struct AtPlace {
+    written: OwnedMutexGuard<Written>,
+    /// What other brokers wait for.
+    pub(super) claim: Claim,
+}
+
+impl AtPlace {
+    /// Its own by this claim from now on: what another broker may have changed there since the
+    /// last is not known any more.
+    fn is_claimed(&mut self, claim: Claim) {
+        let next = self.epoch.map(|last| last + 1);
+        if claim.epoch() != next {
+            *self.written = Written::default();
+        }
+        self.epoch = claim.epoch();
+        self.claim = claim;
+    }
+}
+
+impl Broker {
+    /// Waits until nobody else writes to a place, of this broker and of others.
+    ///
+    /// # Errors
+    /// Somebody writes there for too long.
+    pub(super) async fn at_place(&self, place: &Place) -> Result<AtPlace, Error> {
+        let written = self.denying.place(place).lock_owned().await;
+        let claim = Claim::alone();
+        let mut at = AtPlace { written, claim };
+        self.claim_place(place, &mut at).await?;
+        Ok(at)
+    }
+
+    /// Claims it, once more if need be.
+    pub(super) async fn claim_place(&self, place: &Place, at: &mut AtPlace) -> Result<(), Error> {
+        let claim = match self.claim(&format!("denials at {place}")).await {
+            Err(Error::Store(error)) => {
+                // Shutting out goes on while nothing can be recorded.
+                tracing::error!(%error, %place, "other brokers may write there as well");
+                self.denying.is_unsure(place);
+                Claim::alone()
+            }
+            claimed => claimed?,
+        };
+        at.is_claimed(claim);
+        Ok(())
+    }
+}
+
+impl Deref for AtPlace {
+    type Target = Written;
+
+    fn deref(&self) -> &Written {
+        &self.written
+    }
+}
+
+impl DerefMut for AtPlace {
+    fn deref_mut(&mut self) -> &mut Written {
+        &mut self.written
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) at: Option<Instant>,
@@ -68,12 +134,23 @@ pub(super) struct Written {
     pub(super) put: Put,
     /// An earlier configuration has left nothing there.
     pub(super) emptied: bool,
+    /// By which claim, where there are other brokers.
+    epoch: Option<u64>,
 }
 
 impl Denying {
     pub(super) fn place(&self, place: &Place) -> Arc<tokio::sync::Mutex<Written>> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(places.entry(place.clone()).or_default())
+    }
+
+    /// It is to be written once more, by a claim.
+    pub(super) fn is_unsure(&self, place: &Place) {
+        self.unsure().insert(place.clone());
+    }
+
+    pub(super) fn unsure(&self) -> MutexGuard<'_, BTreeSet<Place>> {
+        self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn busy(&self) -> MutexGuard<'_, HashMap<Against, usize>> {

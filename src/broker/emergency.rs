@@ -344,6 +344,22 @@ impl Broker {
         loop {
             ticks.tick().await;
             self.write_unrecorded_denials().await;
+            self.write_unsure_places().await;
+        }
+    }
+
+    /// Writes once more what other brokers may have written over, or this one over theirs.
+    async fn write_unsure_places(&self) {
+        let places = std::mem::take(&mut *self.denying.unsure());
+        for place in places {
+            let writing = async {
+                let mut at = self.at_place(&place).await?;
+                self.write_place(&place, &mut at, Instant::now()).await
+            };
+            if let Err(error) = writing.await {
+                tracing::warn!(%place, %error, "the denials there are written once more");
+                self.denying.is_unsure(&place);
+            }
         }
     }
 
@@ -360,6 +376,11 @@ impl Broker {
                 self.denying
                     .unrecorded()
                     .retain(|kept| kept.denial != denial);
+                // Another broker may have written there that did not know of it.
+                if self.store().peers().is_some() {
+                    let place = self.parts.placements.of(&denial.against.holder);
+                    self.denying.is_unsure(&place);
+                }
             } else if !is_written && let Err(error) = self.write_in_memory(&denial, since).await {
                 tracing::warn!(against = %denial.against, %error, "a denial in memory is written later");
             }

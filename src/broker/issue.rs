@@ -207,7 +207,11 @@ impl Broker {
             Error::Conflict(Subject::Grant(grant.name.clone()))
         })? {
             Begun::Recorded => self.carry_out(caller, issue, lease).await,
-            Begun::Known(_) => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
+            // Another broker was asked the same a moment before.
+            Begun::Known(lease) => match named {
+                Some(named) => self.repeat(caller, issue, named, *lease).await,
+                None => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
+            },
             Begun::TooMany { next_end } => {
                 let left = next_end.map(|end| end.duration_since(now));
                 let error = too_many(grant.spec.kind(), grant.name.service.as_str(), most, left);

@@ -2,15 +2,20 @@
 //! asks. A later key is announced by a record of the log, and the key before signs the log
 //! with that record in it, so that whoever has any of the keys can find the next.
 
-use std::sync::Arc;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use data_encoding::BASE64;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use tokio::sync::MutexGuard;
 
 use crate::{
     audit::{checkpoint::Checkpoint, note::Signer},
     broker::{
         Broker, By, Error, SignedCheckpoint,
+        claims::Claim,
         ports::{LogHead, LogKey},
     },
     domain::{
@@ -28,8 +33,30 @@ const SEED_LENGTH: usize = 32;
 pub(super) struct Signing {
     /// The key at work, once it has been taken up.
     signer: Option<Signer>,
-    /// How much of the log this process has signed with it.
+    /// How much of the log is known to be signed.
     pub(super) size: u64,
+    /// By which claim, where there are other brokers.
+    epoch: Option<u64>,
+}
+
+/// Signing while nobody else does.
+pub(super) struct SigningAlone<'a> {
+    signing: MutexGuard<'a, Signing>,
+    _claim: Claim,
+}
+
+impl Deref for SigningAlone<'_> {
+    type Target = Signing;
+
+    fn deref(&self) -> &Signing {
+        &self.signing
+    }
+}
+
+impl DerefMut for SigningAlone<'_> {
+    fn deref_mut(&mut self) -> &mut Signing {
+        &mut self.signing
+    }
 }
 
 /// What the seed of a log's key is sealed for.
@@ -53,11 +80,11 @@ impl Broker {
 
     async fn rotate(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
         self.log_is_whole()?;
-        let mut signing = self.signing.lock().await;
+        let mut signing = self.begin_signing().await?;
         let before = self.log_signer(&mut signing).await?;
         let before = before.ok_or_else(not_signed)?.verifier().clone();
         // An earlier rotation may have been cut off: then it is brought to its end.
-        *signing = Signing::default();
+        signing.signer = None;
         let newest = self.log_signer(&mut signing).await?;
         if newest.is_none_or(|newest| *newest.verifier() == before) {
             let audit = self.caller_event(caller, Event::LogKeyMade);
@@ -68,6 +95,26 @@ impl Broker {
             signing.signer = Some(next);
         }
         self.signed_now(&mut signing).await
+    }
+
+    /// Waits until nobody else signs, of this broker and of others. What another has signed
+    /// meanwhile is signed, perhaps with another key.
+    pub(super) async fn begin_signing(&self) -> Result<SigningAlone<'_>, Error> {
+        let mut signing = self.signing.lock().await;
+        let claim = self.claim("signing").await?;
+        if claim.epoch() != signing.epoch.map(|last| last + 1) {
+            let kept = self.store().checkpoint().await?;
+            *signing = Signing {
+                signer: None,
+                size: kept.map_or(0, |kept| kept.size),
+                epoch: None,
+            };
+        }
+        signing.epoch = claim.epoch();
+        Ok(SigningAlone {
+            signing,
+            _claim: claim,
+        })
     }
 
     /// The key at work; `None` where there is nothing to seal it with.

@@ -9,6 +9,7 @@ mod approvals;
 mod audit;
 mod bindings;
 mod checkpoints;
+mod claims;
 mod deny;
 mod denying;
 mod emergency;
@@ -21,6 +22,7 @@ mod log_key;
 mod lookup;
 mod operators;
 mod paces;
+mod peers;
 mod reap;
 mod reconcile;
 mod renew;
@@ -67,6 +69,7 @@ pub use self::{
 };
 use crate::{
     broker::{
+        claims::Claims,
         denying::Denying,
         emergency::Unrecorded,
         log_key::Signing,
@@ -160,6 +163,8 @@ pub struct Broker {
     /// Revocations that the store could not take yet.
     unrecorded: Unrecorded,
     denying: Denying,
+    /// What it has to itself among several brokers.
+    claims: Arc<Claims>,
     watchers: Watchers,
     shut_outs: ShutOuts,
     shared: Shared,
@@ -200,6 +205,7 @@ impl Broker {
             log_doubt: OnceLock::new(),
             unrecorded: Unrecorded::default(),
             denying: Denying::default(),
+            claims: Arc::default(),
             watchers: Watchers::default(),
             shut_outs: ShutOuts::default(),
             shared: Shared::default(),

@@ -22,6 +22,26 @@ pub struct NewOperator {
 }
 
 impl Broker {
+    /// Makes the operator `admin` if there is none yet, once `keep` has its token; of several
+    /// brokers one does. Returns whether it has.
+    ///
+    /// # Errors
+    /// The store's, or those of `keep`.
+    pub async fn make_first_admin<E: From<Error>>(
+        &self,
+        keep: impl FnOnce(&NewToken) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let _by_nobody_else = self.claim("first operator").await?;
+        let known = self.store().operators().await.map_err(Error::from)?;
+        if !known.is_empty() {
+            return Ok(false);
+        }
+        let new = self.new_admin_token()?;
+        keep(&new)?;
+        self.install_admin(&new).await?;
+        Ok(true)
+    }
+
     /// Adds an operator.
     ///
     /// # Errors

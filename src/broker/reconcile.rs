@@ -31,6 +31,8 @@ const EVERY: Duration = Duration::from_mins(5);
 /// The same after one that failed, and the longest pause between questions whether AWS
 /// is there.
 const RETRY: Duration = Duration::from_secs(30);
+/// How often it is looked whether another broker still does it.
+const OTHERS: Duration = Duration::from_secs(2);
 /// Of how many users the keys are looked at in one round, a call each; the next round
 /// goes on with the next.
 const KEY_CHECKS: usize = 200;
@@ -102,6 +104,10 @@ impl Broker {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
+                if !self.is_ours("reconciliation").await {
+                    sleep(OTHERS).await;
+                    continue;
+                }
                 let whole = self.log_is_whole();
                 let reconciled = match whole {
                     Ok(()) => self.reconcile_once().await,

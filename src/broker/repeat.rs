@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics::counter;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     broker::{
         Broker, By, Error,
         issue::{IssuedLease, over},
         on_conflict,
-        ports::{IssueFailure, Left},
+        ports::{AuditFilter, AwsFailure, IssueFailure, Left, Page, Peers},
     },
     domain::{
         access::Caller,
@@ -23,6 +24,10 @@ use crate::{
         request::NamedRequest,
     },
 };
+
+/// How long another broker is waited for that is at the same request.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Broker {
     /// Answers a request that has a lease already.
@@ -42,6 +47,7 @@ impl Broker {
             let changed = Denial::GrantChanged { lease_id };
             return self.refuse(caller, &grant.name, changed.into()).await;
         }
+        let lease = self.let_others_end(lease).await?;
         match &lease.state {
             LeaseState::Pending { .. } => {
                 self.ready(caller, issue).await?;
@@ -58,6 +64,46 @@ impl Broker {
         }
     }
 
+    /// Waits while another broker that lives is at the same request.
+    async fn let_others_end(&self, mut lease: Lease) -> Result<Lease, Error> {
+        let Some(peers) = self.store().peers() else {
+            return Ok(lease);
+        };
+        let began = Instant::now();
+        while lease.is_in_flight(self.now()) && self.is_at(peers, &lease).await? {
+            if began.elapsed() > PATIENCE {
+                let busy = "another broker is at the same request".to_owned();
+                return Err(AwsFailure::held_back("ANOTHER_BROKER", busy, PATIENCE).into());
+            }
+            sleep(LOOK_EVERY).await;
+            lease = self.known_lease(&lease.binding.lease_id).await?;
+        }
+        Ok(lease)
+    }
+
+    /// Whether what was recorded last of a lease is that another broker began with it, and
+    /// that one lives.
+    async fn is_at(&self, peers: &dyn Peers, lease: &Lease) -> Result<bool, Error> {
+        let filter = AuditFilter {
+            lease_id: Some(lease.binding.lease_id.to_string()),
+            ..AuditFilter::default()
+        };
+        let page = Page {
+            after: None,
+            limit: 1_000,
+        };
+        let last = self.store().audit(&filter, &page).await?.pop();
+        let Some(AuditEvent {
+            event: Event::LeaseRequested | Event::LeaseResumed,
+            instance: Some(broker),
+            ..
+        }) = last.map(|last| last.event)
+        else {
+            return Ok(false);
+        };
+        Ok(broker != self.instance && peers.lives(&broker).await?)
+    }
+
     /// Takes over an issue that came to no end: AWS did not answer, or the broker died.
     /// Nobody else is at it, since a request under way is joined.
     async fn resume(
@@ -71,7 +117,7 @@ impl Broker {
             .resume(self.now())
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self.caller_event(caller, Event::LeaseResumed);
-        let resumed = self.claim(from, resumed, audit).await?;
+        let resumed = self.take(from, resumed, audit).await?;
         self.carry_out(caller, issue, resumed).await
     }
 
@@ -93,7 +139,7 @@ impl Broker {
             .begin_replacement(now)
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self.caller_event(caller, Event::LeaseReplacing);
-        let replacing = self.claim(from, replacing, audit).await?;
+        let replacing = self.take(from, replacing, audit).await?;
         match self.replacement(issue, &replacing, left).await {
             Ok(credentials) => {
                 let event = Event::LeaseRedelivered;
@@ -122,7 +168,7 @@ impl Broker {
         self.in_time(lease, asked).await
     }
 
-    async fn claim(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
+    async fn take(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
         let audit = audit.lease(&lease);
         let written = self.store().update_lease(from, &lease, audit).await;
         let id = || Subject::Lease(lease.binding.lease_id.clone());

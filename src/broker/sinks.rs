@@ -93,7 +93,12 @@ impl Feed {
 
     /// Hands the next records over. Returns how many there were.
     async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
-        let store = self.broker.store();
+        let (store, name) = (self.broker.store(), self.sink.name());
+        if !self.broker.is_ours(&format!("sink {name}")).await {
+            let taken = store.sink_cursor(name).await?;
+            self.taken.fetch_max(taken, Ordering::Relaxed);
+            return Ok(0);
+        }
         // What was pruned before the sink was set up is not its to have.
         let taken = self
             .taken

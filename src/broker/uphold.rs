@@ -16,7 +16,7 @@ use crate::{
     broker::{
         Broker, By, Error,
         deny::holders,
-        denying::Written,
+        denying::AtPlace,
         ports::{Found, NO_REVOKER, StoreError},
     },
     domain::{
@@ -42,9 +42,6 @@ impl Broker {
     pub(super) async fn keep_denials(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
-            if let Err(error) = self.take_up_denials().await {
-                tracing::warn!(%error, "denials that were under way are left to their time");
-            }
             tokio::join!(
                 self.carry_out_due_denials(),
                 self.keep_unrecorded_denials(),
@@ -59,7 +56,7 @@ impl Broker {
         self.denying.keeps_unknown.store(true, Ordering::Relaxed);
     }
 
-    /// For the start: whoever had a denial to themselves is dead.
+    /// Whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?;
         let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
@@ -74,6 +71,11 @@ impl Broker {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            if self.claims.take_left()
+                && let Err(error) = self.take_up_denials().await
+            {
+                tracing::warn!(%error, "denials that were under way are left to their time");
+            }
             if let Err(error) = self.begin_due_denials().await {
                 tracing::warn!(%error, "what is due of denials is tried again");
             }
@@ -167,8 +169,7 @@ impl Broker {
     /// Takes what is over out of the policy of a place, then out of the store: so nothing
     /// stays in AWS that no denial accounts for.
     async fn lift(&self, place: &Place) -> Result<(), Error> {
-        let slot = self.denying.place(place);
-        let mut written = slot.lock().await;
+        let mut written = self.at_place(place).await?;
         let now = self.now();
         let all = self.store().denials().await?;
         let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
@@ -228,8 +229,7 @@ impl Broker {
             // Somebody else is at it, or the store takes nothing.
             return Ok(());
         };
-        let slot = self.denying.place(place);
-        let mut written = slot.lock().await;
+        let mut written = self.at_place(place).await?;
         self.write_place(place, &mut written, since).await?;
         for denial in moved {
             if let Some(failure) = written.put.missed.get(&denial.against.holder) {
@@ -293,8 +293,7 @@ impl Broker {
 
     /// Takes away what an earlier configuration has left at a place, once in a run.
     async fn empty(&self, place: &Place) -> Result<(), Error> {
-        let slot = self.denying.place(place);
-        let mut written = slot.lock().await;
+        let mut written = self.at_place(place).await?;
         if written.emptied {
             return Ok(());
         }
@@ -313,8 +312,7 @@ impl Broker {
 
     /// Returns whether what is to stand there does.
     async fn repair(&self, place: &Place) -> Result<bool, Error> {
-        let slot = self.denying.place(place);
-        let mut written = slot.lock().await;
+        let mut written = self.at_place(place).await?;
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
             return Ok(written.put.missed.is_empty());
         }
@@ -355,7 +353,7 @@ impl Broker {
         Ok(all.iter().any(is_over))
     }
 
-    fn repaired(&self, place: &Place, written: &Written) -> AuditEvent {
+    fn repaired(&self, place: &Place, written: &AtPlace) -> AuditEvent {
         let audit = self.event(By::Broker, Event::DenialRepaired);
         let audit = audit.aws_request(written.put.aws_request_id.as_deref());
         match place {

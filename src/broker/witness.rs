@@ -70,7 +70,7 @@ impl Broker {
 
     /// Returns whether there was something to ask.
     async fn ask_if_grown(&self, witness: &dyn Witness) -> Result<bool, Failure> {
-        if self.log_is_whole().is_err() {
+        if self.log_is_whole().is_err() || !self.is_ours("witness").await {
             return Ok(false);
         }
         let known = self.size_cosigned().await?;

@@ -76,6 +76,10 @@ mod tests {
     use crate::config::Config;
 
     const EXAMPLE: &str = include_str!("../../deploy/credbroker.example.toml");
+    const FLEETS: [&str; 2] = [
+        include_str!("../../deploy/compose/credbroker.toml"),
+        include_str!("../../deploy/kubernetes/credbroker.toml"),
+    ];
     const FILE: &str = "store = \"/var/lib/credbroker/credbroker.db\"";
     const URL: &str = "store = \"postgres://ann:hunter2@db.example/credbroker\"";
 
@@ -92,5 +96,13 @@ mod tests {
         let config = Config::parse(&named.replace(FILE, URL)).unwrap();
         assert!(matches!(config.store, StoreAt::Database { .. }));
         assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_shipped_for_several_brokers_is_a_configuration() {
+        for text in FLEETS {
+            let config = Config::parse(text).unwrap();
+            assert!(matches!(config.store, StoreAt::Database { .. }));
+        }
     }
 }

@@ -21,6 +21,12 @@ impl TokenBucket {
         }
     }
 
+    /// From now on it holds so much at most.
+    pub const fn bound(&mut self, capacity: f64) {
+        self.capacity = capacity;
+        self.tokens = self.tokens.min(capacity);
+    }
+
     /// Lets flow in what `per_second` has brought up to `now`. Returns the seconds that
     /// have passed.
     pub fn fill(&mut self, now: Instant, per_second: f64) -> f64 {

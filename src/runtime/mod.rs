@@ -18,7 +18,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -75,6 +75,8 @@ struct Assembled {
     issuer: Arc<AwsAccount>,
     /// Whether the admin key is kept in the store.
     keeps_key: bool,
+    /// What keeps it in step with other brokers.
+    in_step: JoinHandle<()>,
     stop: CancellationToken,
 }
 
@@ -153,6 +155,7 @@ async fn assemble(
         two_person: own.two_person,
         stop: stop.clone(),
     });
+    broker.appear().await;
     broker.check_log().await?;
     broker.take_up_spool().await?;
     take_up_admin_key(&broker, &issuer).await?;
@@ -161,9 +164,11 @@ async fn assemble(
         Err(broker::Error::Aws(_)) => {}
         verified => verified?,
     }
+    let in_step = tokio::spawn(Arc::clone(&broker).keep_in_step());
     let kept = store.admin_key().await.map_err(broker::Error::from)?;
     Ok(Assembled {
         keeps_key: kept.is_some(),
+        in_step,
         broker,
         store,
         issuer,
@@ -246,6 +251,7 @@ async fn run(
     let Assembled {
         broker,
         store,
+        in_step,
         stop,
         ..
     } = assembled;
@@ -293,7 +299,7 @@ async fn run(
     let _ = signing.await;
     // What is written from now on is streamed, and witnessed, after the next start.
     while feeding.join_next().await.is_some() {}
-    close(&broker, store.as_ref()).await?;
+    close(&broker, store.as_ref(), in_step).await?;
     match kept_up {
         Ok(Ok(ended)) => Ok(ended?),
         _ => Ok(()),
@@ -315,11 +321,19 @@ async fn finish(broker: &Broker) {
 }
 
 /// The last record, its signature, the store.
-async fn close(broker: &Broker, store: &dyn Store) -> Result<(), StartError> {
+async fn close(
+    broker: &Broker,
+    store: &dyn Store,
+    in_step: JoinHandle<()>,
+) -> Result<(), StartError> {
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
     }
+    in_step.abort();
+    // It is cut off: it has nothing to say.
+    let _ = in_step.await;
+    broker.disappear().await;
     store.close().await;
     Ok(())
 }

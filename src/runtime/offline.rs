@@ -1,7 +1,7 @@
 //! The kill switch without a broker that runs: its store is opened, and the broker works in
 //! this process for as long as one revocation takes.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
@@ -22,7 +22,7 @@ use crate::{
     },
     grpc::within::Within,
     memory,
-    store::{postgres, sqlite},
+    store::sqlite,
 };
 
 /// Which broker it is that does not run.
@@ -44,7 +44,7 @@ pub enum Whose {
 pub struct Offline(Assembled);
 
 impl Offline {
-    /// Opens the store, which no broker may be using.
+    /// Opens the store; a file may be used by no broker.
     ///
     /// # Errors
     /// A broker runs, or would not start either; or there is no store.
@@ -62,7 +62,9 @@ impl Offline {
             StartError::Store(sqlite::OpenError::InUse(store)) => {
                 StartError::Running(store.display().to_string())
             }
-            StartError::Database(postgres::OpenError::InUse(place)) => StartError::Running(place),
+            StartError::File { path, source } if source.kind() == io::ErrorKind::ResourceBusy => {
+                StartError::Running(path.display().to_string())
+            }
             error => error,
         })?;
         assembled.broker.keep_unknown_denials();
@@ -84,12 +86,13 @@ impl Offline {
         let Assembled {
             broker,
             store,
+            in_step,
             stop,
             ..
         } = self.0;
         stop.cancel();
         finish(&broker).await;
-        close(&broker, store.as_ref()).await
+        close(&broker, store.as_ref(), in_step).await
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     },
     aws::{AwsSettings, kms},
     broker::{
-        Custody, Error,
+        Custody, NewToken,
         ports::{CertificateAuthority, KeysOf, Reviewer, Sink, Witness},
     },
     config::{self, Config, Destination, KeysAt},
@@ -240,15 +240,12 @@ fn settings(aws: &config::Aws) -> AwsSettings {
 /// With no operator in the store, makes `admin`. The token is in `path` before the store
 /// knows it, so that no crash leaves an admin whose token nobody has.
 async fn first_operator(assembled: &Assembled, path: &Path) -> Result<(), StartError> {
-    let broker = &assembled.broker;
-    let known = broker.store().operators().await.map_err(Error::from)?;
-    if !known.is_empty() {
-        return Ok(());
+    let keep = |new: &NewToken| {
+        let text = new.token.text().expose_secret();
+        replace_file(path, text.as_bytes()).map_err(file_error(path))
+    };
+    if assembled.broker.make_first_admin(keep).await? {
+        tracing::warn!(path = %path.display(), "made operator admin; move its token to a safe place");
     }
-    let new = broker.new_admin_token()?;
-    let text = new.token.text().expose_secret();
-    replace_file(path, text.as_bytes()).map_err(file_error(path))?;
-    broker.install_admin(&new).await?;
-    tracing::warn!(path = %path.display(), "made operator admin; move its token to a safe place");
     Ok(())
 }

@@ -87,7 +87,7 @@ pub(super) async fn open(at: &StoreAt) -> Result<(Arc<dyn Store>, Arc<dyn Spool>
         StoreAt::Database { url, .. } => Arc::new(PostgresStore::open(url).await?),
     };
     let spool = emergency_file(at);
-    let spool = FileSpool::open(spool.clone()).map_err(file_error(&spool))?;
+    let spool = FileSpool::open(&spool).map_err(file_error(&spool))?;
     Ok((store, Arc::new(spool)))
 }
 

@@ -1,7 +1,7 @@
 //! The emergency file: room taken in advance, so that a full disk does not refuse it.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -33,12 +33,21 @@ struct Entries {
 }
 
 impl FileSpool {
-    /// Opens the file, made with mode 0600 and its room if it is not there.
+    /// Opens the file, made with mode 0600 and its room if it is not there, and keeps it from
+    /// other brokers.
     ///
     /// # Errors
-    /// The file system's.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        let file = private_file(&path)?;
+    /// The file system's; [`ErrorKind::ResourceBusy`] when another broker has it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = private_file(path)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::new(
+                ErrorKind::ResourceBusy,
+                "another broker is using it; each has an emergency file of its own",
+            ),
+            TryLockError::Error(error) => error,
+        })?;
+        let path = path.canonicalize()?;
         let length = file.metadata()?.len();
         if let Some(missing) = (ROOM as u64).checked_sub(length) {
             let zeros = vec![0; usize::try_from(missing).unwrap_or(ROOM)];
@@ -103,6 +112,12 @@ impl Entries {
 
 #[async_trait]
 impl Spool for FileSpool {
+    fn place(&self) -> String {
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        format!("{host}:{}", self.path.display())
+    }
+
     async fn add(&self, entry: &[u8]) -> Result<(), StoreError> {
         let entry = entry.to_vec();
         self.run(move |entries| entries.add(&entry)).await

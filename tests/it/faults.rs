@@ -12,8 +12,8 @@ macro_rules! stories {
     };
 }
 
-mod checker;
+pub mod checker;
 mod deaths;
-mod kills;
+pub mod kills;
 mod matrix;
-mod process;
+pub mod process;

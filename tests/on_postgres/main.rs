@@ -21,6 +21,7 @@ mod all {
     pub mod audit;
     pub mod enforcement;
     pub mod errors;
+    pub mod faults;
     pub mod follow;
     pub mod grants;
     pub mod harness;
@@ -34,7 +35,8 @@ mod all {
     pub mod renewal;
     pub mod repeats;
     pub mod revocation;
+    pub mod several;
     pub mod sharing;
 }
 
-use all::{audit, enforcement, harness, identities, lifecycle};
+use all::{audit, enforcement, faults, harness, identities, lifecycle};

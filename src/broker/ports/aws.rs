@@ -186,6 +186,8 @@ pub trait Issuer: Send + Sync {
     async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
     /// Whom the admin key belongs to, asked of AWS.
     async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
+    /// From now on so many brokers ask AWS, this one included: it takes its share.
+    fn share_with(&self, brokers: u64);
 }
 
 /// What AWS says to a session that tries something harmless.

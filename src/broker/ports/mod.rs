@@ -6,13 +6,14 @@ mod certificates;
 mod identities;
 mod keys;
 mod log;
+mod peers;
 
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{approvals::*, aws::*, certificates::*, identities::*, keys::*, log::*};
+pub use self::{approvals::*, aws::*, certificates::*, identities::*, keys::*, log::*, peers::*};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,
@@ -165,6 +166,8 @@ pub struct LeaseChange {
 /// is [`StoreError::Conflict`] and changes nothing.
 #[async_trait]
 pub trait Store: Identities + Approvals {
+    /// The other brokers that work on it; `None` where there can be none.
+    fn peers(&self) -> Option<&dyn Peers>;
     /// Closes it in good order, once what waits has been written.
     async fn close(&self);
     /// Adds a record that belongs to no change.

@@ -2,6 +2,9 @@
 
 use sqlx::error::DatabaseError;
 
+use super::PostgresStore;
+use crate::broker::ports::Peers;
+
 pub(super) use sqlx::{
     PgConnection as Connection, PgPool as Pool, Postgres as Db,
     postgres::{PgArguments as Arguments, PgQueryResult as QueryResult, PgRow as Row},
@@ -14,6 +17,12 @@ pub(super) const BEGIN: &str = "BEGIN";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Others may have written: the edge is read, and nobody writes until the transaction ends.
 pub(super) const LOCK_EDGE: Option<&str> = Some("SELECT size, subtrees FROM audit_edge FOR UPDATE");
+
+/// Others may work on it.
+#[expect(clippy::unnecessary_wraps, reason = "a file has none")]
+pub(super) fn peers(store: &PostgresStore) -> Option<&dyn Peers> {
+    Some(store)
+}
 
 /// Why it does not work, by the code of it:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.

@@ -11,10 +11,12 @@ use sqlx::{
 };
 
 use super::{super::migrations, PostgresStore, sql};
-use crate::broker::ports::{Held, StoreError, Target};
+use crate::broker::ports::{DEAD_AFTER, Held, StoreError, Target};
 
 /// Connections that read.
 const READERS: u32 = 8;
+/// One for the transactions that write, one for what must not wait for them.
+const WRITERS: u32 = 2;
 /// How long a connection may take to be had.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Of every connection. A broker that is stopped in the middle of a transaction keeps others
@@ -25,8 +27,6 @@ const SETTINGS: [(&str, &str); 4] = [
     ("idle_in_transaction_session_timeout", "5s"),
     ("synchronous_commit", "on"),
 ];
-/// One broker writes at a time: whoever writes holds this lock for as long as it is connected.
-const IN_USE: &str = "SELECT pg_try_advisory_lock(7165063317461069675)";
 /// Where the versions of the tables are told.
 const VERSIONS: &str = "_sqlx_migrations";
 const NO_SUCH_TABLE: &str = "42P01";
@@ -45,8 +45,10 @@ pub enum OpenError {
         /// Why.
         source: StoreError,
     },
-    /// Another broker has it.
-    #[error("another broker is using {0}: stop it, or give this one a database of its own")]
+    /// A broker works on it.
+    #[error(
+        "a broker is using {0}: stop it first; one that has died is forgotten after ten seconds"
+    )]
     InUse(String),
     /// Its tables are not there, or of an earlier version.
     #[error("{0} does not have the tables of this version: run `credbroker migrate`")]
@@ -81,17 +83,15 @@ impl PostgresStore {
     /// Opens the database of this URL, whose tables must be of this version.
     ///
     /// # Errors
-    /// It cannot be reached, another broker uses it, or `migrate` has not been run.
+    /// It cannot be reached, or `migrate` has not been run.
     pub async fn open(url: &SecretString) -> Result<Self, OpenError> {
         let at = At::parse(url)?;
         at.check_version().await?;
-        at.check_free().await?;
         let writing = PgPoolOptions::new()
-            .max_connections(1)
+            .max_connections(WRITERS)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(None)
             .max_lifetime(None)
-            .after_connect(|connection, _| Box::pin(take(connection)))
             .connect_with(at.options.clone())
             .await
             .map_err(|error| at.unusable(error))?;
@@ -133,12 +133,16 @@ pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection
     let at = At::parse(url)?;
     at.check_version().await?;
     let mut connection = at.connect().await?;
-    let taken = is_taken(&mut connection).await;
-    if taken.map_err(|error| at.unusable(error))? {
-        Ok(connection)
-    } else {
-        Err(OpenError::InUse(at.place()))
+    let used = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM brokers WHERE seen >= clock_timestamp() - $1 * INTERVAL '1 second')",
+    );
+    let used = used
+        .bind(DEAD_AFTER.as_secs_f64())
+        .fetch_one(&mut connection);
+    if used.await.map_err(|error| at.unusable(error))? {
+        return Err(OpenError::InUse(at.place()));
     }
+    Ok(connection)
 }
 
 /// What has not ended of `target` in the database of a broker that may be using it, and the
@@ -164,16 +168,6 @@ pub async fn held(
         .map_err(|error| at.unusable(error))?;
     let held = sql::held(&one, target, now).await;
     held.map_err(|source| at.database(source))
-}
-
-/// Takes the lock of whoever writes; until it is to be had, the pool tries with pauses.
-async fn take(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let taken = is_taken(connection).await?;
-    taken.then_some(()).ok_or(sqlx::Error::WorkerCrashed)
-}
-
-async fn is_taken(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(IN_USE).fetch_one(connection).await
 }
 
 /// A database.
@@ -244,20 +238,6 @@ impl At {
             return Err(OpenError::NotMigrated(self.place()));
         }
         Ok(())
-    }
-
-    /// Whether no other broker uses it. One whose last connection is just ending does not.
-    async fn check_free(&self) -> Result<(), OpenError> {
-        let mut connection = self.connect().await?;
-        for _ in 0..10 {
-            let taken = is_taken(&mut connection).await;
-            if taken.map_err(|error| self.unusable(error))? {
-                let _ = connection.close().await;
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Err(OpenError::InUse(self.place()))
     }
 
     /// Whose database it is, and where; nothing that is secret.

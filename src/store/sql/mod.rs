@@ -14,7 +14,7 @@ mod identities;
 mod leases;
 mod log;
 mod operators;
-mod row;
+pub(super) mod row;
 mod search;
 mod services;
 mod sinks;
@@ -37,7 +37,7 @@ use crate::{
     },
     broker::ports::{
         AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
-        LogCheck, LogHead, LogKey, Page, Receipt, Revoked, Store, StoreError, Target,
+        LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store, StoreError, Target,
     },
     domain::{
         admin_key::AdminKey,
@@ -57,8 +57,8 @@ use crate::{
 #[derive(Debug)]
 pub struct SqlStore {
     writer: Writer,
-    writing: Pool,
-    readers: Pool,
+    pub(super) writing: Pool,
+    pub(super) readers: Pool,
     _guard: Guard,
 }
 
@@ -112,6 +112,10 @@ type Doing<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 
 
 #[async_trait]
 impl Store for SqlStore {
+    fn peers(&self) -> Option<&dyn Peers> {
+        dialect::peers(self)
+    }
+
     async fn close(&self) {
         self.readers.close().await;
         self.writer.end().await;

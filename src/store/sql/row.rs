@@ -104,7 +104,7 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
 }
 
 /// The audit record of a row with its leaf.
-pub(super) fn record(row: &Row) -> Result<AuditRecord, StoreError> {
+pub(in super::super) fn record(row: &Row) -> Result<AuditRecord, StoreError> {
     let leaf: Vec<u8> = get(row, "leaf")?;
     leaf::decode(&leaf).map_err(|error| inconsistent("audit", error))
 }

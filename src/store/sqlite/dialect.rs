@@ -4,6 +4,9 @@ use std::fs::File;
 
 use sqlx::error::DatabaseError;
 
+use super::SqliteStore;
+use crate::broker::ports::Peers;
+
 pub(super) use sqlx::{
     Sqlite as Db, SqliteConnection as Connection, SqlitePool as Pool,
     sqlite::{SqliteArguments as Arguments, SqliteQueryResult as QueryResult, SqliteRow as Row},
@@ -22,6 +25,11 @@ const FULL: i64 = 13;
 const READ_ONLY: i64 = 8;
 const IO_ERROR: i64 = 10;
 const BUSY: i64 = 5;
+
+/// Nobody else works on it.
+pub(super) const fn peers(_: &SqliteStore) -> Option<&dyn Peers> {
+    None
+}
 
 /// Why it does not work.
 pub(super) fn why(error: &dyn DatabaseError) -> String {

@@ -66,7 +66,7 @@ pub(super) fn broker(
             sealing: Some(sealing),
             rotate_every: None,
         },
-        spool: Arc::new(FileSpool::open(home.join("emergency")).unwrap()),
+        spool: Arc::new(FileSpool::open(&home.join("emergency")).unwrap()),
         anchor: Some(anchor),
         keep: std::time::Duration::ZERO,
         proof_limit: PROOF_LIMIT,

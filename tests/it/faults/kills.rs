@@ -96,7 +96,7 @@ impl Point {
 
 /// What clients have asked for and seen; outlives every broker.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Remembered>>);
+pub struct Memory(Arc<Mutex<Remembered>>);
 
 #[derive(Default)]
 struct Remembered {
@@ -106,6 +106,13 @@ struct Remembered {
 }
 
 impl Memory {
+    /// How many requests were made, and how many credentials seen.
+    #[allow(dead_code, reason = "told of several brokers alone")]
+    pub fn counts(&self) -> (usize, usize) {
+        let memory = self.0.lock().unwrap();
+        (memory.requests.len(), memory.seen.len())
+    }
+
     fn any(&self, chance: &mut Rng) -> Option<(RequestId, &'static str, Option<String>)> {
         let memory = self.0.lock().unwrap();
         let count = memory.requests.len();
@@ -128,7 +135,7 @@ impl Memory {
 }
 
 /// Does what clients and operators do, until the broker is gone.
-async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng) {
+pub async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng) {
     loop {
         let known = memory.any(&mut chance);
         let lease = known.as_ref().and_then(|(_, _, lease)| lease.clone());
@@ -240,7 +247,7 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
 }
 
 /// Puts everything in order, checks, and clears for the next deaths.
-async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
+pub async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
     mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
     let violations = mortal.violations().await;
@@ -270,7 +277,7 @@ async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
     (points, violations)
 }
 
-fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+pub fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 

@@ -52,8 +52,12 @@ pub struct Mortal {
 
 impl Mortal {
     pub async fn new() -> Self {
+        Self::of(World::new().await)
+    }
+
+    pub fn of(world: World) -> Self {
         Self {
-            world: World::new().await,
+            world,
             seen: Vec::new(),
             keeps_key: false,
             service: "payments-api".to_owned(),
@@ -155,8 +159,8 @@ impl Mortal {
         eventually("the end of the denials", lifted).await;
     }
 
-    /// Starts the broker again, to die where it is told.
-    pub async fn start(mut self, death: Option<&str>) -> Self {
+    /// How it, or another beside it, is started again.
+    pub fn command(&self) -> impl Fn(&Path) -> Command + use<> {
         let endpoint = self.world.proxy.endpoint.clone();
         // The imported key is in the store: nothing else knows one that works.
         let admin = if self.keeps_key {
@@ -167,8 +171,14 @@ impl Mortal {
         } else {
             self.world.account.admin.clone()
         };
+        move |state| dev(state, &admin, &endpoint)
+    }
+
+    /// Starts the broker again, to die where it is told.
+    pub async fn start(mut self, death: Option<&str>) -> Self {
+        let alive = self.command();
         let command = |state: &Path| -> Command {
-            let mut command = dev(state, &admin, &endpoint);
+            let mut command = alive(state);
             if let Some(death) = death {
                 command.env("CREDBROKER_TEST_DEATH", death);
             }

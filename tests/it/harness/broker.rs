@@ -1,6 +1,7 @@
 //! A broker process and its command line.
 
 use std::{
+    net::TcpListener,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -45,10 +46,18 @@ impl Broker {
     /// A broker in a directory of its own, started by a command of the test's own, which
     /// is given the state directory.
     pub async fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
+        let fresh = |state: &Path| Stored::fresh(state.join("credbroker.db"));
+        Self::start_on(fresh, command).await
+    }
+
+    /// The same, on a store of the test's own.
+    pub async fn start_on(
+        store: impl FnOnce(&Path) -> Stored,
+        command: impl FnOnce(&Path) -> Command,
+    ) -> Self {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
-        let log = Log::default();
-        let store = Stored::fresh(state.join("credbroker.db"));
+        let (log, store) = (Log::default(), store(&state));
         let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
@@ -215,6 +224,43 @@ impl Broker {
     pub async fn audit(&self) -> Vec<Value> {
         let records = self.json(&["audit", "query"]).await;
         records.as_array().unwrap().clone()
+    }
+}
+
+#[allow(dead_code, reason = "a file serves one broker alone")]
+impl Broker {
+    /// Another on the same database, with the same keys and operators, started by a command of
+    /// the test's own.
+    pub async fn beside_by(&self, command: impl FnOnce(&Path) -> Command) -> Self {
+        let directory = TempDir::new().unwrap();
+        let state = directory.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        for file in ["ca.pem", "ca-key.pem", "seal.key", "checkpoint"] {
+            std::fs::copy(self.state.join(file), state.join(file)).unwrap();
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("https://{}", port.local_addr().unwrap());
+        drop(port);
+        let env = std::fs::read_to_string(self.state.join("env")).unwrap();
+        let mine = self.setting("CREDBROKER_ADDR");
+        std::fs::write(state.join("env"), env.replace(mine, &address)).unwrap();
+        let log = Log::default();
+        let child = ready(command(&state), &self.store, Arc::clone(&log)).await;
+        Self {
+            env: read_env(&state),
+            store: self.store.clone(),
+            state,
+            log,
+            child: Mutex::new(child),
+            directory: Some(directory),
+        }
+    }
+
+    /// Sends it a signal: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let mut kill = std::process::Command::new("kill");
+        let sent = kill.args([&format!("-{name}"), &self.pid()]).status();
+        assert!(sent.unwrap().success());
     }
 }
 

@@ -421,7 +421,7 @@ async fn broker(
     ways: &Ways,
 ) -> Arc<Broker> {
     let store = stored.open().await;
-    let spool = FileSpool::open(directory.join("emergency"));
+    let spool = FileSpool::open(&directory.join("emergency"));
     let settings = AwsSettings {
         region: Some(REGION.to_owned()),
         endpoint_url: Some(proxy.endpoint.clone()),

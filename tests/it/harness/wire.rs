@@ -43,7 +43,7 @@ impl Broker {
         Client::connect(&self.settings(token)).await.unwrap()
     }
 
-    fn settings(&self, token: &str) -> Settings {
+    pub fn settings(&self, token: &str) -> Settings {
         Settings {
             address: self.setting("CREDBROKER_ADDR").to_owned(),
             ca_file: self.setting("CREDBROKER_CA_FILE").into(),

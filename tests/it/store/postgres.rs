@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use credbroker::{
-    broker::ports::Store,
+    broker::ports::{Peers, Store},
     domain::{audit::Event, service::Service},
     store::postgres::{OpenError, PostgresStore, migrate},
 };
 use rcgen::{CertificateParams, KeyPair};
 use secrecy::SecretString;
-use sqlx::Executor;
+use sqlx::{Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -57,14 +57,123 @@ async fn a_database_is_opened_with_the_tables_of_this_version_alone() {
     assert!(matches!(refused, OpenError::Migrate { .. }), "{refused}");
 }
 
-#[tokio::test]
-async fn of_two_brokers_one_has_the_database() {
+/// Of two brokers, with a store each, on the same database.
+async fn two() -> (PostgresStore, PostgresStore, PgConnection) {
     let url = migrated().await;
-    let first = at(&url).await.unwrap();
-    let refused = at(&url).await.unwrap_err();
-    assert!(matches!(refused, OpenError::InUse(_)), "{refused}");
-    first.close().await;
-    at(&url).await.unwrap();
+    let (ann, bob) = (at(&url).await.unwrap(), at(&url).await.unwrap());
+    (ann, bob, connection(&url).await)
+}
+
+/// As if nothing had been heard of a broker for so many seconds.
+async fn unheard(raw: &mut PgConnection, broker: &str, seconds: f64) {
+    let older = "UPDATE brokers SET seen = seen - $1 * INTERVAL '1 second' WHERE id = $2";
+    let older = sqlx::query(older).bind(seconds).bind(broker);
+    assert_eq!(older.execute(raw).await.unwrap().rows_affected(), 1);
+}
+
+#[tokio::test]
+async fn brokers_know_of_each_other_and_bury_the_dead_once() {
+    let (ann, bob, mut raw) = two().await;
+    let living = async |store: &PostgresStore, broker, place| {
+        let living = store.appear(broker, place).await.unwrap();
+        (living.brokers, living.buried)
+    };
+    assert_eq!(living(&ann, "ann", "a").await, (1, 0));
+    assert_eq!(living(&bob, "bob", "b").await, (2, 0));
+    assert_eq!(living(&ann, "ann", "a").await, (2, 0));
+    unheard(&mut raw, "bob", 9.0).await;
+    assert!(ann.lives("bob").await.unwrap());
+    unheard(&mut raw, "bob", 2.0).await;
+    assert!(!ann.lives("bob").await.unwrap());
+    assert_eq!(living(&ann, "ann", "a").await, (1, 1));
+    assert_eq!(living(&ann, "ann", "a").await, (1, 0));
+    // One that was taken for dead comes back.
+    assert_eq!(living(&bob, "bob", "b").await, (2, 0));
+    // Who starts where another was knows that it is dead.
+    assert_eq!(living(&bob, "eve", "b").await, (2, 1));
+    assert!(!ann.lives("bob").await.unwrap());
+    bob.leave("eve").await.unwrap();
+    assert_eq!(living(&ann, "ann", "a").await, (1, 0));
+}
+
+#[tokio::test]
+async fn a_claim_is_one_brokers_until_it_gives_it_back_dies_or_lets_it_grow_old() {
+    let (ann, bob, mut raw) = two().await;
+    ann.appear("ann", "a").await.unwrap();
+    bob.appear("bob", "b").await.unwrap();
+    let claim = async |store: &PostgresStore, broker| store.claim("it", broker).await.unwrap();
+    assert_eq!(claim(&ann, "ann").await, Some(1));
+    assert_eq!(claim(&bob, "bob").await, None);
+    assert_eq!(bob.claim("other", "bob").await.unwrap(), Some(1));
+    assert!(ann.is_claimed("it", 1).await.unwrap());
+    // Given back.
+    ann.release("it", 1).await.unwrap();
+    assert_eq!(claim(&bob, "bob").await, Some(2));
+    assert!(!ann.is_claimed("it", 1).await.unwrap());
+    // What comes late changes nothing.
+    ann.release("it", 1).await.unwrap();
+    assert_eq!(claim(&ann, "ann").await, None);
+    // Dead.
+    unheard(&mut raw, "bob", 11.0).await;
+    assert_eq!(claim(&ann, "ann").await, Some(3));
+    bob.appear("bob", "b").await.unwrap();
+    assert_eq!(claim(&bob, "bob").await, None);
+    // Claimed again in time, and then not.
+    assert_eq!(claim(&ann, "ann").await, Some(4));
+    let older = "UPDATE claims SET until = until - INTERVAL '61 seconds' WHERE what = 'it'";
+    raw.execute(older).await.unwrap();
+    assert_eq!(claim(&bob, "bob").await, Some(5));
+    // Gone in good order.
+    bob.leave("bob").await.unwrap();
+    assert_eq!(claim(&ann, "ann").await, Some(6));
+}
+
+#[tokio::test]
+async fn of_many_who_claim_at_once_one_succeeds() {
+    let (ann, _, _) = two().await;
+    let ann = Arc::new(ann);
+    for round in 0..20 {
+        let mut claiming = JoinSet::new();
+        for broker in 0..8 {
+            let store = Arc::clone(&ann);
+            claiming.spawn(async move {
+                let broker = format!("broker-{broker}");
+                store.appear(&broker, &broker).await.unwrap();
+                store
+                    .claim(&format!("round {round}"), &broker)
+                    .await
+                    .unwrap()
+            });
+        }
+        let won = claiming.join_all().await.into_iter().flatten();
+        assert_eq!(won.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_one_broker_records_is_news_to_the_others() {
+    let (ann, bob, _) = two().await;
+    for event in [
+        Event::StatusRead,
+        Event::ServiceSuspended,
+        Event::StatusRead,
+    ] {
+        ann.record(audit(event)).await.unwrap();
+    }
+    let news = bob.news(0).await.unwrap();
+    let told: Vec<_> = news
+        .records
+        .iter()
+        .map(|r| (r.seq, r.event.event))
+        .collect();
+    assert_eq!(told, [(2, Event::ServiceSuspended)]);
+    assert_eq!((news.size, news.read), (3, 3));
+    assert_eq!(bob.news(3).await.unwrap().records, []);
+    // Its own follow those of the other, whoever wrote last.
+    bob.record(audit(Event::GrantRevoked)).await.unwrap();
+    ann.record(audit(Event::StatusRead)).await.unwrap();
+    assert_eq!(bob.log_head().await.unwrap(), ann.log_head().await.unwrap());
+    assert_eq!(ann.check_log(&[5]).await.unwrap().fault, None);
 }
 
 #[tokio::test]

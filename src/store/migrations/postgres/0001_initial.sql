@@ -270,3 +270,21 @@ CREATE TABLE admin_key (
     failure      TEXT COLLATE "C",
     revision     BIGINT NOT NULL
 );
+
+-- Brokers at work, by the instances in their records.
+CREATE TABLE brokers (
+    id    TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    -- Host and path of its emergency file: another that has it there has followed it.
+    place TEXT COLLATE "C" NOT NULL,
+    -- When it has last said so, by the database's clock.
+    seen  TIMESTAMPTZ NOT NULL
+);
+
+-- What one of them has to itself.
+CREATE TABLE claims (
+    what  TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    owner TEXT COLLATE "C" NOT NULL,
+    -- Of all who have had it, the how manieth this is.
+    epoch BIGINT NOT NULL,
+    until TIMESTAMPTZ NOT NULL
+);

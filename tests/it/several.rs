@@ -1,0 +1,234 @@
+//! Several brokers on one database: any of them serves anybody, and none works against the
+//! others.
+
+mod chaos;
+
+use credbroker::proto::{WatchRevocationsRequest, revocation_notice::What};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tonic::codegen::tokio_stream;
+
+use crate::harness::{Broker, Key, World, broker::dev, eventually, eventually_within};
+
+/// A world and another broker on its database.
+async fn two() -> (World, Broker) {
+    let world = World::new().await;
+    let other = another(&world).await;
+    (world, other)
+}
+
+async fn another(world: &World) -> Broker {
+    let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
+    world
+        .broker
+        .beside_by(|state| dev(state, admin, endpoint))
+        .await
+}
+
+/// How many brokers are known to live.
+async fn living(broker: &Broker) -> i64 {
+    broker.count("SELECT count(*) FROM brokers").await
+}
+
+async fn becomes(broker: &Broker, count: i64) {
+    let are = async || (living(broker).await == count).then_some(());
+    eventually_within(30, "so many brokers", are).await;
+}
+
+async fn issued(broker: &Broker, token: &str, args: &[&str]) -> Value {
+    let args = [&["issue"], args].concat();
+    broker.json_as(Some(token), &args).await
+}
+
+#[tokio::test]
+async fn any_of_them_serves_any_request() {
+    let (world, other) = two().await;
+    let (one, token) = (&world.broker, world.token.as_str());
+    becomes(one, 2).await;
+    let request = [
+        "user",
+        "--request-id",
+        "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10",
+    ];
+    let first = issued(one, token, &request).await;
+    let again = issued(&other, token, &request).await;
+    assert_eq!(first["lease_id"], again["lease_id"]);
+    assert_eq!(again["redelivered"], json!(true));
+    assert!(Key::issued(&again).works().await && !Key::issued(&first).works().await);
+
+    let role = issued(&other, token, &["role"]).await;
+    one.run(&["revoke", "payments-api"]).await.ok();
+    assert!(!Key::issued(&again).works().await);
+    assert!(!Key::issued(&role).is_served().await);
+    let refused = other.run_as(Some(token), &["issue", "user"]).await;
+    refused.fails(4, &["suspended"]);
+    other
+        .run(&["service", "reinstate", "payments-api"])
+        .await
+        .ok();
+    assert!(
+        Key::issued(&issued(one, token, &["user"]).await)
+            .works()
+            .await
+    );
+    assert_eq!(one.audit().await.len(), other.audit().await.len() - 1);
+}
+
+#[tokio::test]
+async fn who_is_connected_to_one_hears_within_a_second_what_another_revokes() {
+    let (world, other) = two().await;
+    let lease = issued(&world.broker, &world.token, &["role"]).await;
+    let id = lease["lease_id"].as_str().unwrap();
+    let client = world.broker.client(&world.token).await;
+    let watch = WatchRevocationsRequest {
+        lease_ids: vec![id.to_owned()],
+    };
+    let told = client.credentials().watch_revocations(watch).await;
+    let mut told = told.unwrap().into_inner();
+    let watched = "SELECT count(*) FROM audit WHERE event = 'lease.watched'";
+    let is_watched = async || (other.count(watched).await == 1).then_some(());
+    eventually("it watches", is_watched).await;
+    let revoke = async { other.run(&["lease", "revoke", id]).await.ok() };
+    let (notice, _) = tokio::join!(told.next(), revoke);
+    let what = notice.unwrap().unwrap().what;
+    assert_eq!(what, Some(What::LeaseId(id.to_owned())));
+}
+
+#[tokio::test]
+async fn what_they_deny_at_once_does_not_write_over_each_other() {
+    let (world, other) = two().await;
+    let mut held = Vec::new();
+    for number in 0..12 {
+        let name = format!("service-{number}");
+        let token = world.service(&name).await;
+        let (role, by) = (
+            issued(&other, &token, &["role"]),
+            issued(&world.broker, &token, &["federation"]),
+        );
+        let (role, by) = tokio::join!(role, by);
+        held.push((name, Key::issued(&role), Key::issued(&by)));
+    }
+    let mut revoking = JoinSet::new();
+    let brokers = [&world.broker, &other];
+    for (number, (name, ..)) in held.iter().enumerate() {
+        let mut command = crate::harness::broker::credbroker(&["revoke", name, "-o", "json"]);
+        command.envs(brokers[number % 2].env.iter().cloned());
+        revoking.spawn(crate::harness::Run::of(command, ""));
+    }
+    while let Some(run) = revoking.join_next().await {
+        run.unwrap().ok();
+    }
+    for (name, role, federated) in &held {
+        assert!(!role.is_served().await, "{name}");
+        assert!(!federated.is_served().await, "{name}");
+    }
+    let open = "SELECT count(*) FROM denials WHERE refused_at IS NULL";
+    assert_eq!(other.count(open).await, 0);
+    let repaired = "SELECT count(*) FROM audit WHERE event = 'denial.repaired'";
+    assert_eq!(other.count(repaired).await, 0);
+}
+
+#[tokio::test]
+async fn what_a_dead_one_has_begun_another_ends() {
+    let (world, mut other) = two().await;
+    becomes(&world.broker, 2).await;
+    let lease = issued(&world.broker, &world.token, &["role"]).await;
+    let user = issued(&world.broker, &world.token, &["user"]).await;
+    // It dies when the revocation is durable and nothing is done yet.
+    other.kill().await;
+    let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
+    let command = |state: &std::path::Path| {
+        let mut command = dev(state, admin, endpoint);
+        command.env("CREDBROKER_TEST_DEATH", "after:service.revoked");
+        command
+    };
+    let mut other = other.start_again_by(command).await;
+    other.run(&["revoke", "payments-api"]).await;
+    other.ended().await;
+    let refused = async || (!Key::issued(&lease).is_served().await).then_some(());
+    eventually_within(30, "the session is denied", refused).await;
+    becomes(&world.broker, 1).await;
+    world.broker.let_time_pass().await;
+    let gone = async || (!Key::issued(&user).works().await).then_some(());
+    eventually("the user is gone", gone).await;
+}
+
+#[tokio::test]
+async fn one_that_was_stopped_for_a_while_finds_its_place_again() {
+    let (world, other) = two().await;
+    becomes(&world.broker, 2).await;
+    other.signal("STOP");
+    becomes(&world.broker, 1).await;
+    world.assert_issues("user").await;
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    other.signal("CONT");
+    becomes(&world.broker, 2).await;
+    let refused = other.run_as(Some(&world.token), &["issue", "user"]).await;
+    refused.fails(4, &["suspended"]);
+    other
+        .run(&["service", "reinstate", "payments-api"])
+        .await
+        .ok();
+    let after = issued(&other, &world.token, &["role"]).await;
+    assert!(Key::issued(&after).is_served().await);
+    other.run(&["revoke", "payments-api"]).await.ok();
+    assert!(!Key::issued(&after).is_served().await);
+}
+
+#[tokio::test]
+async fn a_key_that_one_makes_is_at_work_in_all() {
+    let (world, other) = two().await;
+    let admin = &world.account.admin;
+    let given = format!(
+        "AWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY={}\n",
+        admin.id, admin.secret
+    );
+    let import = ["admin-key", "import"];
+    world.broker.run_in(None, &import, &given).await.ok();
+    other.run(&["admin-key", "rotate"]).await.ok();
+    let due = "UPDATE admin_key SET due_at = due_at - 3600000000";
+    let steady = async || {
+        world.broker.write_store(due).await;
+        let steady = "SELECT count(*) FROM admin_key WHERE phase = 'steady'";
+        (world.broker.count(steady).await == 1).then_some(())
+    };
+    eventually_within(30, "the old key is deleted", steady).await;
+    for broker in [&world.broker, &other] {
+        let works = async || {
+            let run = broker
+                .run_as(Some(&world.token), &["issue", "user", "-o", "json"])
+                .await;
+            (run.code == 0).then_some(())
+        };
+        eventually("it issues with the new key", works).await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_one_signed_by_one_key_whoever_signs() {
+    let (world, other) = two().await;
+    world.assert_issues("user").await;
+    let (mine, theirs) = (["audit", "checkpoint"], ["audit", "checkpoint"]);
+    let a = world.broker.json(&mine).await;
+    let b = other.json(&theirs).await;
+    assert_eq!(a["verifier_key"], b["verifier_key"]);
+    other.run(&["audit", "rotate-key"]).await.ok();
+    let c = world.broker.json(&mine).await;
+    assert_ne!(a["verifier_key"], c["verifier_key"]);
+    let keys = "SELECT count(*) FROM audit_keys";
+    assert_eq!(other.count(keys).await, 2);
+}
+
+#[tokio::test]
+async fn who_ends_in_good_order_leaves_nothing_to_itself() {
+    let (world, mut other) = two().await;
+    becomes(&world.broker, 2).await;
+    assert!(other.stop().await);
+    assert_eq!(living(&world.broker).await, 1);
+    let owned =
+        "SELECT count(*) FROM claims WHERE owner NOT IN (SELECT id FROM brokers) AND owner <> ''";
+    // Whatever it had is free for the one that lives.
+    let free = async || (world.broker.count(owned).await == 0).then_some(());
+    eventually_within(20, "all is taken over", free).await;
+}

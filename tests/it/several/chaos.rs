@@ -1,0 +1,220 @@
+//! Three brokers on one database under load, while connections are cut, brokers are killed
+//! and stopped for a while, and the database dies. How often, and by which seed, the
+//! environment says: `CREDBROKER_TEST_CHAOS`, `CREDBROKER_TEST_SEED`.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use credbroker::{client::Client, store::postgres::migrate};
+use fastrand::Rng;
+use secrecy::SecretString;
+use sqlx::Executor;
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    faults::{
+        kills::{Memory, check, load, number},
+        process::Mortal,
+    },
+    harness::{
+        Account, Broker, World,
+        broker::dev,
+        postgres::{Server, connection},
+        proxy::Proxy,
+        stored::Stored,
+    },
+};
+
+const BLOWS: u32 = 18;
+const BROKERS: usize = 3;
+/// How many clients each broker has.
+const CLIENTS: usize = 2;
+/// After so many blows everything is put in order and checked.
+const CHECK_AFTER: u32 = 9;
+/// A client that hears nothing for so long goes elsewhere.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What happens to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Blow {
+    Cut,
+    Kill,
+    Stop,
+    Database,
+}
+
+impl Blow {
+    /// Six in nine are cuts, of kills there are two, and one is of the rest, in turn.
+    const fn nth(number: u32) -> Self {
+        match number % 18 {
+            2 | 6 | 11 | 15 => Self::Kill,
+            8 => Self::Database,
+            17 => Self::Stop,
+            _ => Self::Cut,
+        }
+    }
+}
+
+struct Fleet {
+    server: Option<Server>,
+    url: SecretString,
+    /// The first, and how everything is put in order. Away while that goes on.
+    mortal: Option<Mortal>,
+    others: Vec<Broker>,
+}
+
+impl Fleet {
+    async fn new() -> Self {
+        let server = Server::start(None);
+        let (password, address) = (&server.password, &server.address);
+        let url: SecretString =
+            format!("postgres://credbroker:{password}@{address}/postgres").into();
+        migrate(&url).await.unwrap();
+        let (account, proxy) = (Account::new().await, Proxy::start().await);
+        let store = |_: &Path| Stored::Database(url.clone());
+        let command = |state: &Path| dev(state, &account.admin, &proxy.endpoint);
+        let broker = Broker::start_on(store, command).await;
+        let mut mortal = Mortal::of(World::with(account, proxy, broker).await);
+        mortal.import().await;
+        let mut others = Vec::new();
+        for _ in 1..BROKERS {
+            others.push(mortal.world.broker.beside_by(mortal.command()).await);
+        }
+        Self {
+            server: Some(server),
+            url,
+            mortal: Some(mortal),
+            others,
+        }
+    }
+
+    fn mortal(&self) -> &Mortal {
+        self.mortal.as_ref().unwrap()
+    }
+
+    fn brokers(&self) -> Vec<&Broker> {
+        let first = &self.mortal().world.broker;
+        std::iter::once(first).chain(&self.others).collect()
+    }
+
+    /// Clients of one of the brokers, which go elsewhere when it does not answer.
+    fn clients(&self, memory: &Memory, chance: &mut Rng) -> JoinSet<()> {
+        let mut clients = JoinSet::new();
+        let world = &self.mortal().world;
+        let (service, operator) = (&world.token, world.broker.admin_token());
+        let settings: Vec<_> = self
+            .brokers()
+            .iter()
+            .map(|broker| (broker.settings(service), broker.settings(operator)))
+            .collect();
+        for _ in 0..BROKERS * CLIENTS {
+            let (settings, memory, mut chance) = (settings.clone(), memory.clone(), chance.fork());
+            clients.spawn(async move {
+                loop {
+                    let (service, operator) = &settings[chance.usize(0..settings.len())];
+                    let connecting = async {
+                        let service = Client::connect(service).await.ok()?;
+                        Some((service, Client::connect(operator).await.ok()?))
+                    };
+                    if let Ok(Some((service, operator))) = timeout(PATIENCE, connecting).await {
+                        // One that was stopped says nothing, and hangs up on nobody.
+                        let load = load(service, operator, memory.clone(), chance.fork());
+                        let _ = timeout(PATIENCE, load).await;
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                }
+            });
+        }
+        clients
+    }
+
+    async fn strike(&mut self, blow: Blow, chance: &mut Rng) {
+        let victim = chance.usize(0..BROKERS);
+        match blow {
+            Blow::Cut => {
+                let mut raw = connection(&self.url).await;
+                let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                           WHERE application_name = 'credbroker' ORDER BY random() LIMIT 1";
+                raw.execute(cut).await.unwrap();
+            }
+            Blow::Kill => self.kill(victim).await,
+            Blow::Stop => {
+                self.brokers()[victim].signal("STOP");
+                // Long enough, now and then, to be taken for dead.
+                sleep(Duration::from_millis(chance.u64(500..14_000))).await;
+                self.brokers()[victim].signal("CONT");
+            }
+            Blow::Database => {
+                let mut server = self.server.take().unwrap();
+                let dead = spawn_blocking(move || {
+                    server.die_and_start();
+                    server
+                });
+                self.server = Some(dead.await.unwrap());
+            }
+        }
+    }
+
+    /// Kills one and starts it again.
+    async fn kill(&mut self, victim: usize) {
+        if let Some(other) = victim.checked_sub(1) {
+            let mut dead = self.others.remove(other);
+            dead.kill().await;
+            let again = dead.start_again_by(self.mortal().command()).await;
+            self.others.insert(other, again);
+        } else {
+            let mut mortal = self.mortal.take().unwrap();
+            mortal.world.broker.kill().await;
+            self.mortal = Some(mortal.start(None).await);
+        }
+    }
+
+    /// Puts everything in order and checks.
+    async fn check(&mut self, memory: &Memory) -> Vec<String> {
+        for other in &mut self.others {
+            // What it has begun it ends.
+            assert!(other.stop().await);
+        }
+        let mut mortal = self.mortal.take().unwrap();
+        mortal.world.broker.kill().await;
+        let (mortal, violations) = check(mortal, memory).await;
+        let others = std::mem::take(&mut self.others);
+        for other in others {
+            self.others
+                .push(other.start_again_by(mortal.command()).await);
+        }
+        self.mortal = Some(mortal);
+        violations
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_fleet_under_blows_leaks_nothing_and_loses_nothing() {
+    let blows: u32 = number("CREDBROKER_TEST_CHAOS").unwrap_or(BLOWS);
+    let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
+    let (mut chance, memory) = (Rng::with_seed(seed), Memory::default());
+    let mut fleet = Fleet::new().await;
+    let (mut struck, mut violations) = (BTreeMap::new(), Vec::new());
+    let (mut requests, mut credentials) = (0, 0);
+    let mut clients = fleet.clients(&memory, &mut chance);
+    for number in 0..blows {
+        let blow = Blow::nth(number);
+        sleep(Duration::from_millis(chance.u64(0..400))).await;
+        fleet.strike(blow, &mut chance).await;
+        *struck.entry(blow).or_insert(0) += 1;
+        if (number + 1) % CHECK_AFTER == 0 || number + 1 == blows {
+            clients.shutdown().await;
+            let (asked, given) = memory.counts();
+            (requests, credentials) = (requests + asked, credentials + given);
+            violations.extend(fleet.check(&memory).await);
+            clients = fleet.clients(&memory, &mut chance);
+        }
+    }
+    println!(
+        "{struck:?}, seed {seed}: {requests} requests, {credentials} credentials, {} violations",
+        violations.len()
+    );
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
