@@ -166,8 +166,9 @@ impl Budget {
     fn filled(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, whole) = (Instant::now().into_std(), self.rate());
-        state.common.bound(BURST * whole * (1.0 - KEPT));
-        state.kept.bound(BURST * whole * KEPT);
+        // A whole call at least, however many share.
+        state.common.bound((BURST * whole * (1.0 - KEPT)).max(1.0));
+        state.kept.bound((BURST * whole * KEPT).max(1.0));
         let rate = whole * state.share;
         state.kept.fill(now, rate * KEPT);
         let passed = state.common.fill(now, rate * (1.0 - KEPT));

@@ -50,7 +50,11 @@ impl Broker {
                 let account = &admin.account;
                 let audit = self.event(by, Event::AccountBound).detail(account.as_str());
                 let bound = self.store().bind_account(account, audit).await;
-                on_conflict(bound, || Error::Conflict(Subject::AdminKey))
+                match self.store().account().await? {
+                    // Another broker was first.
+                    Some(known) if known == *account => Ok(()),
+                    _ => on_conflict(bound, || Error::Conflict(Subject::AdminKey)),
+                }
             }
         }
     }

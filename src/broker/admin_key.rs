@@ -381,11 +381,17 @@ impl Broker {
         })
     }
 
-    /// Deletes every key of the user but the one at work.
-    async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), AwsFailure> {
+    /// Deletes every key of the user but the one at work: which that is, is read once more
+    /// before each, since another broker may have gone on with a replacement while this one
+    /// was stopped.
+    async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), Error> {
         let keyring = &self.parts.keyring;
         for lost in keyring.keys(&key.user).await? {
             if lost != key.current.id.as_str() {
+                let stored = self.store().admin_key().await?;
+                if stored.is_none_or(|stored| stored.revision != key.revision) {
+                    return Err(Error::Conflict(Subject::AdminKey));
+                }
                 keyring.deactivate(&key.user, &lost).await?;
                 keyring.delete(&key.user, &lost).await?;
             }

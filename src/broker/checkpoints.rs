@@ -96,7 +96,8 @@ impl Broker {
         if self.log_is_whole().is_err() {
             return Ok(());
         }
-        if self.store().peers().is_some() && self.is_signed().await? {
+        let is_shared = self.store().peers().is_some() && self.parts.anchor.is_none();
+        if is_shared && self.is_signed().await? {
             // Nobody is kept from signing for nothing.
             return Ok(());
         }
@@ -119,13 +120,14 @@ impl Broker {
             return Ok(());
         };
         let note = signed(signer, &head)?;
+        let signer = signer.verifier().to_string();
         let before = self.store().checkpoint().await?;
         let mut kept = KeptCheckpoint {
             size: head.size,
             note,
             anchored: before.is_some_and(|before| before.anchored),
         };
-        self.store().keep_checkpoint(&kept).await?;
+        self.store().keep_checkpoint(&kept, &signer).await?;
         if let Some(anchor) = &self.parts.anchor {
             if let Err(error) = anchored(anchor.as_ref(), &kept.note).await {
                 tracing::warn!(%error, "the checkpoint beside the store stays as it was, and is tried again");
@@ -133,7 +135,7 @@ impl Broker {
             }
             if !kept.anchored {
                 kept.anchored = true;
-                self.store().keep_checkpoint(&kept).await?;
+                self.store().keep_checkpoint(&kept, &signer).await?;
             }
         }
         signing.size = head.size;

@@ -5,12 +5,15 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
 
 use crate::broker::{
     Broker, Error,
@@ -32,15 +35,24 @@ const RENEW_AFTER: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Claims {
     alive: Mutex<Option<Instant>>,
+    /// The id of the broker's emergency file.
+    pub(super) emergency_file: OnceCell<String>,
+    living: AtomicU64,
     left: AtomicBool,
     /// Work that goes on, and when it was last claimed.
     work: Mutex<HashMap<String, Instant>>,
 }
 
 impl Claims {
-    /// The broker has said, at this moment or later, that it lives.
-    pub(super) fn said_alive(&self, at: Instant) {
+    /// The broker has said, at this moment or later, that it lives, with so many in all.
+    pub(super) fn said_alive(&self, at: Instant, living: u64) {
+        self.living.store(living, Ordering::Relaxed);
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// How many live.
+    pub(super) fn living(&self) -> u64 {
+        self.living.load(Ordering::Relaxed).max(1)
     }
 
     /// What is under way is nobody's, in part: a broker has died, or there was none.

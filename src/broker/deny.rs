@@ -229,6 +229,10 @@ impl Broker {
                 }
                 Err(failure) => {
                     written.at = None;
+                    if !matches!(written.claim.stands().await, Ok(true)) {
+                        // What it may have done nevertheless, another does not know of.
+                        self.denying.is_unsure(place);
+                    }
                     return Err(failure.into());
                 }
                 Ok(put) => {

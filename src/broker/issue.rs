@@ -408,6 +408,10 @@ impl Broker {
     /// alone has not touched it.
     async fn clean_up_after_conflict(&self, lease: &Lease) -> Result<(), Error> {
         let now = self.known_lease(&lease.binding.lease_id).await?;
+        if now.revision != lease.revision && now.is_being_made(self.now()) {
+            // Another broker took this one for dead, and is at it.
+            return Ok(());
+        }
         match &now.state {
             LeaseState::Revoking(_) | LeaseState::Quarantined(_) => {
                 self.take_away(By::Broker, now).await?;

@@ -138,6 +138,10 @@ impl Broker {
             return self.make_first_log_key().await;
         };
         let Some(signer) = open(keys.len()) else {
+            if self.claims.living() > 1 {
+                // The other brokers have its sealing key: this one has another.
+                return Err(other_sealing_key());
+            }
             tracing::error!("the key of the audit log cannot be opened; another follows it");
             return self.make_first_log_key().await;
         };
@@ -171,7 +175,9 @@ impl Broker {
             handover: None,
         };
         let audit = audit.detail(&made.verifier);
-        self.store().add_log_key(&made, audit).await?;
+        self.store()
+            .add_log_key(number as u64, &made, audit)
+            .await?;
         Ok(signer)
     }
 
@@ -210,6 +216,17 @@ fn opened(sealing: &SealingKey, name: &str, number: usize, kept: &LogKey) -> Opt
     let seed = BASE64.decode(text.expose_secret().as_bytes()).ok()?;
     let signer = Signer::new(name, &SecretSlice::from(seed)).ok()?;
     (signer.verifier().to_string() == kept.verifier).then_some(signer)
+}
+
+fn other_sealing_key() -> Error {
+    Error::WrongState {
+        subject: Subject::AuditLog,
+        reason: "OTHER_SEALING_KEY",
+        message: "the log's key is sealed with another key than this broker has, and other brokers work on the store"
+            .to_owned(),
+        next: "give all brokers the same admin_key.sealing_key_file and restart this one"
+            .to_owned(),
+    }
 }
 
 pub(super) fn not_signed() -> Error {

@@ -31,9 +31,12 @@ impl Broker {
         &self,
         keep: impl FnOnce(&NewToken) -> Result<(), E>,
     ) -> Result<bool, E> {
+        let is_there = async || Ok::<_, Error>(!self.store().operators().await?.is_empty());
+        if is_there().await? {
+            return Ok(false);
+        }
         let _by_nobody_else = self.claim("first operator").await?;
-        let known = self.store().operators().await.map_err(Error::from)?;
-        if !known.is_empty() {
+        if is_there().await? {
             return Ok(false);
         }
         let new = self.new_admin_token()?;

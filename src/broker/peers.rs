@@ -3,13 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::{
     broker::{
         Broker, Error,
         checkpoints::contradicted,
-        ports::{Living, Peers, Target},
+        in_time,
+        ports::{Living, Peers, StoreError, Target},
     },
     domain::{
         audit::{Actor, AuditEvent, Event},
@@ -19,6 +20,8 @@ use crate::{
 
 /// How often a broker says that it lives.
 const APPEAR_EVERY: Duration = Duration::from_secs(2);
+/// Longest time that this may take.
+const APPEAR_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked what others have done; two indexed queries.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -47,9 +50,19 @@ impl Broker {
     }
 
     pub(super) async fn say_alive(&self, peers: &dyn Peers) -> Result<Living, Error> {
-        let (at, place) = (Instant::now(), self.parts.spool.place());
-        let living = peers.appear(&self.instance, &place).await?;
-        self.claims.said_alive(at);
+        let file = self.claims.emergency_file.get_or_init(async || {
+            let id = self.parts.spool.id().await;
+            id.unwrap_or_else(|error| {
+                tracing::warn!(%error, "that this broker follows another is noticed later");
+                self.instance.clone()
+            })
+        });
+        let (file, at) = (file.await, Instant::now());
+        let appearing = peers.appear(&self.instance, file);
+        let living = timeout(APPEAR_LIMIT, appearing).await;
+        let late = |_| StoreError::Unavailable("the database does not answer".to_owned());
+        let living = living.map_err(late)??;
+        self.claims.said_alive(at, living.brokers);
         if living.buried > 0 {
             tracing::warn!("another broker has died");
             self.claims.are_left();
@@ -79,47 +92,74 @@ impl Broker {
     async fn keep_listening(&self, peers: &dyn Peers) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = None;
+        let (mut heard, mut key_is_known) = (None, true);
         loop {
             ticks.tick().await;
-            match self.listen(peers, heard).await {
-                Ok(read) => heard = Some(read),
-                Err(error) => tracing::debug!(%error, "not known what other brokers have done"),
+            match in_time("the database", self.listen(peers, heard)).await {
+                Ok(told) => {
+                    heard = Some(told.read);
+                    key_is_known &= !told.of_admin_key;
+                }
+                Err(error) => tracing::warn!(%error, "not known what other brokers have done"),
+            }
+            if !key_is_known {
+                key_is_known = self.follow_admin_key().await;
             }
         }
     }
 
-    /// Follows what others have recorded since; from the first time on.
-    async fn listen(&self, peers: &dyn Peers, heard: Option<u64>) -> Result<u64, Error> {
-        let Some(mut heard) = heard else {
-            // What was before is in nobody's memory here, but for the admin key.
-            let heard = self.store().audit_size().await?;
-            self.take_up_admin_key().await?;
-            return Ok(heard);
+    /// Follows what others have recorded after the first `heard`; what was before the first
+    /// look is in nobody's memory here, but for the admin key.
+    async fn listen(&self, peers: &dyn Peers, heard: Option<u64>) -> Result<Told, StoreError> {
+        let Some(heard) = heard else {
+            return Ok(Told {
+                read: self.store().audit_size().await?,
+                of_admin_key: true,
+            });
         };
-        loop {
-            let news = peers.news(heard).await?;
-            if news.size < heard {
-                let lost = format!(
-                    "the audit log ends with record {}, and had {heard}",
-                    news.size
-                );
-                self.doubt_log(shorter(lost));
+        let news = peers.news(heard).await?;
+        if news.size < heard {
+            let lost = format!(
+                "the audit log ends with record {}, and had {heard}",
+                news.size
+            );
+            self.doubt_log(shorter(lost));
+        }
+        let mut of_admin_key = false;
+        for record in &news.records {
+            let event = &record.event;
+            // Of its own it may not have heard, either.
+            of_admin_key |=
+                [Event::AdminKeyImported, Event::AdminKeySwitched].contains(&event.event);
+            if event.instance.as_ref() != Some(&self.instance) {
+                self.follow_suit(event);
             }
-            for record in &news.records {
-                if record.event.instance.as_ref() != Some(&self.instance) {
-                    self.follow_suit(&record.event).await?;
-                }
+        }
+        Ok(Told {
+            read: news.read,
+            of_admin_key,
+        })
+    }
+
+    /// Goes to work with the admin key that is kept. Returns whether that is settled: what
+    /// cannot be opened here is not opened later, either.
+    async fn follow_admin_key(&self) -> bool {
+        let _no_step_meanwhile = self.rotating.lock().await;
+        match self.take_up_admin_key().await {
+            Ok(()) => true,
+            Err(Error::Store(error)) => {
+                tracing::warn!(%error, "which admin key is at work is asked again");
+                false
             }
-            heard = news.read;
-            if news.read >= news.size {
-                return Ok(heard);
+            Err(error) => {
+                tracing::error!(%error, "the admin key that other brokers work with cannot be used");
+                true
             }
         }
     }
 
     /// What another broker has done, as far as it is in memory here.
-    async fn follow_suit(&self, done: &AuditEvent) -> Result<(), Error> {
+    fn follow_suit(&self, done: &AuditEvent) {
         match (done.event, &done.service, &done.grant, &done.lease_id) {
             (Event::ServiceSuspended | Event::ServiceDeleted, Some(service), ..) => {
                 self.tell_shut_out(service);
@@ -138,13 +178,17 @@ impl Broker {
             (Event::DenialWidened, Some(service), ..) => {
                 self.tell_ended(service, Scope::Service);
             }
-            (Event::AdminKeyImported | Event::AdminKeySwitched, ..) => {
-                self.take_up_admin_key().await?;
-            }
             _ => {}
         }
-        Ok(())
     }
+}
+
+/// What a look at the others' records has told.
+struct Told {
+    /// The record that was read last.
+    read: u64,
+    /// Whether it may be another admin key that is at work.
+    of_admin_key: bool,
 }
 
 fn shorter(lost: String) -> Error {

@@ -11,7 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 use metrics::{counter, gauge};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     broker::{
@@ -120,7 +120,10 @@ impl Broker {
                         RETRY
                     }
                 };
-                sleep(pause).await;
+                let next = Instant::now() + pause;
+                while Instant::now() < next && self.is_ours("reconciliation").await {
+                    sleep(OTHERS).await;
+                }
             }
         };
         stop.run_until_cancelled(rounds).await;

@@ -70,7 +70,7 @@ impl Broker {
             return Ok(lease);
         };
         let began = Instant::now();
-        while lease.is_in_flight(self.now()) && self.is_at(peers, &lease).await? {
+        while lease.is_being_made(self.now()) && self.is_at(peers, &lease).await? {
             if began.elapsed() > PATIENCE {
                 let busy = "another broker is at the same request".to_owned();
                 return Err(AwsFailure::held_back("ANOTHER_BROKER", busy, PATIENCE).into());
@@ -94,7 +94,7 @@ impl Broker {
         };
         let last = self.store().audit(&filter, &page).await?.pop();
         let Some(AuditEvent {
-            event: Event::LeaseRequested | Event::LeaseResumed,
+            event: Event::LeaseRequested | Event::LeaseResumed | Event::LeaseReplacing,
             instance: Some(broker),
             ..
         }) = last.map(|last| last.event)

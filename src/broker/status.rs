@@ -22,6 +22,8 @@ pub struct Status {
     pub admin: Result<String, AwsFailure>,
     /// Its AWS region.
     pub region: String,
+    /// How many brokers live on the store.
+    pub brokers: u64,
     /// How much there is of what.
     pub counts: Counts,
     /// Those that AWS has not been seen to enforce.
@@ -72,6 +74,7 @@ impl Broker {
             started_at: self.started_at,
             admin: self.admin_arn().await,
             region: self.parts.region.clone(),
+            brokers: self.claims.living(),
             counts,
             open_denials: denials,
             reconciliation: self.reconciled(),

@@ -74,7 +74,8 @@ impl Broker {
             if self.claims.take_left()
                 && let Err(error) = self.take_up_denials().await
             {
-                tracing::warn!(%error, "denials that were under way are left to their time");
+                tracing::warn!(%error, "denials that were under way are taken up later");
+                self.claims.are_left();
             }
             if let Err(error) = self.begin_due_denials().await {
                 tracing::warn!(%error, "what is due of denials is tried again");

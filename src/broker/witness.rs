@@ -23,6 +23,8 @@ use crate::{
     domain::random::back_off,
 };
 
+/// What of several brokers one asks at a time.
+const CLAIM: &str = "asking the witness";
 /// Shortest time between two checkpoints that are sent.
 const EVERY: Duration = Duration::from_secs(10);
 /// How soon it is looked for another checkpoint.
@@ -73,6 +75,7 @@ impl Broker {
         if self.log_is_whole().is_err() || !self.is_ours("witness").await {
             return Ok(false);
         }
+        let _asked_by_nobody_else = self.claim(CLAIM).await?;
         let known = self.size_cosigned().await?;
         tell(known);
         match self.store().checkpoint().await? {
@@ -94,8 +97,12 @@ impl Broker {
         let Some((witness, newest)) = self.parts.witness.as_ref().zip(newest) else {
             return Ok(());
         };
-        let known = self.size_cosigned().await?;
-        if let Err(error) = self.ask(witness.as_ref(), &newest.note, known).await {
+        let asking = async {
+            let _asked_by_nobody_else = self.claim(CLAIM).await?;
+            let known = self.size_cosigned().await?;
+            self.ask(witness.as_ref(), &newest.note, known).await
+        };
+        if let Err(error) = asking.await {
             let name = witness.key().name();
             tracing::warn!(witness = name, %error, "the witness has not confirmed the log; the broker starts all the same");
         }
@@ -144,7 +151,18 @@ impl Broker {
                 tell(size);
                 Ok(None)
             }
-            other => Ok(Some(against(&other, key, old, size)?)),
+            other => {
+                let doubt = against(&other, key, old, size)?;
+                match other {
+                    // Another broker has shown it more of the same log meanwhile.
+                    WitnessAnswer::Conflict(Some(told))
+                        if told > size && self.store().log_head().await?.size >= told =>
+                    {
+                        Err("it has been shown a later checkpoint meanwhile".into())
+                    }
+                    _ => Ok(Some(doubt)),
+                }
+            }
         }
     }
 

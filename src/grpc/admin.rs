@@ -54,6 +54,7 @@ impl AdminService for Api {
                 audit_records: status.counts.audit_records,
                 pending_leases: status.counts.pending_leases,
                 quarantined_leases: status.counts.quarantined_leases,
+                brokers: status.brokers,
                 reconciliation: status.reconciliation.as_ref().map(to_reconciliation),
                 denials: status.counts.open_denials + status.counts.refused_denials,
                 open_denials: status

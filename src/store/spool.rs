@@ -11,8 +11,11 @@ use std::{
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
-use super::private_file;
-use crate::broker::ports::{Spool, StoreError};
+use super::{anchor::replace_file, private_file};
+use crate::{
+    broker::ports::{Spool, StoreError},
+    domain::random::{Random, SystemRandom},
+};
 
 /// Room that is taken, bytes: some 500 entries.
 const ROOM: usize = 256 * 1024;
@@ -76,6 +79,19 @@ impl FileSpool {
     }
 }
 
+/// What stands in the file, drawn once.
+fn own_id(path: &Path) -> io::Result<String> {
+    let known = private_file(path).and_then(io::read_to_string)?;
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let mut id = [0; 16];
+    SystemRandom.fill(&mut id);
+    let id = format!("{:032x}", u128::from_be_bytes(id));
+    replace_file(path, id.as_bytes())?;
+    Ok(id)
+}
+
 fn unavailable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Unavailable(format!("{}: {error}", path.display()))
 }
@@ -112,10 +128,12 @@ impl Entries {
 
 #[async_trait]
 impl Spool for FileSpool {
-    fn place(&self) -> String {
-        let host = rustix::system::uname();
-        let host = host.nodename().to_string_lossy();
-        format!("{host}:{}", self.path.display())
+    async fn id(&self) -> Result<String, StoreError> {
+        let path = self.path.with_added_extension("id");
+        let told = path.clone();
+        let id = spawn_blocking(move || own_id(&path)).await;
+        let id = id.map_err(io::Error::other).flatten();
+        id.map_err(|error| unavailable(&told, &error))
     }
 
     async fn add(&self, entry: &[u8]) -> Result<(), StoreError> {

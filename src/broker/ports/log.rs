@@ -112,8 +112,8 @@ pub trait Anchor: Send + Sync {
 /// The emergency file: what must not be lost while the store takes no records.
 #[async_trait]
 pub trait Spool: Send + Sync {
-    /// Host and path: no two brokers that live have the same.
-    fn place(&self) -> String;
+    /// Drawn at random when the file was made: no two brokers that live have the same.
+    async fn id(&self) -> Result<String, StoreError>;
     /// Adds an entry, durably.
     async fn add(&self, entry: &[u8]) -> Result<(), StoreError>;
     /// All entries, oldest first.

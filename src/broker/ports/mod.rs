@@ -202,16 +202,21 @@ pub trait Store: Identities + Approvals {
     async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError>;
     /// All keys that have signed the log, the newest last.
     async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError>;
-    /// Adds a newer one. Conflict when it is known.
-    async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Adds a newer one, the `number`th. Conflict when it is known, or there are more or fewer.
+    async fn add_log_key(
+        &self,
+        number: u64,
+        key: &LogKey,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError>;
     /// Keeps how a key was announced, without a record: it tells of one. Conflict when
     /// the key is unknown.
     async fn hand_over_log_key(&self, verifier: &str, note: &str) -> Result<(), StoreError>;
     /// The newest signed checkpoint.
     async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError>;
-    /// Keeps a signed checkpoint, without a record: it tells of records. One that is
-    /// older than the kept one changes nothing.
-    async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError>;
+    /// Keeps a checkpoint that this key has signed, without a record: it tells of records. One
+    /// that is older than the kept one changes nothing. Conflict when another key has followed.
+    async fn keep_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError>;
     /// The newest checkpoint that the witness has cosigned.
     async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError>;
     /// Keeps another in its place, without a record: it tells of records.

@@ -37,9 +37,9 @@ pub struct News {
 /// audit record.
 #[async_trait]
 pub trait Peers: Send + Sync {
-    /// Says that `broker` lives, and that no other does which was at the same place
-    /// ([`super::Spool::place`]).
-    async fn appear(&self, broker: &str, place: &str) -> Result<Living, StoreError>;
+    /// Says that `broker` lives, and that no other does which had the same emergency file
+    /// ([`super::Spool::id`]).
+    async fn appear(&self, broker: &str, file: &str) -> Result<Living, StoreError>;
     /// It lives no longer, and has nothing to itself.
     async fn leave(&self, broker: &str) -> Result<(), StoreError>;
     /// Whether it has been heard of within [`DEAD_AFTER`].

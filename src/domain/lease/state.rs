@@ -268,6 +268,19 @@ impl Lease {
         matches!(self.state, LeaseState::Pending { .. }) && self.revision > 0
     }
 
+    /// Whether somebody may be issuing it at `now`, or replacing what it stands for.
+    #[must_use]
+    pub fn is_being_made(&self, now: Timestamp) -> bool {
+        match &self.state {
+            LeaseState::Pending { deadline } => *deadline > now,
+            LeaseState::Active {
+                standing: Standing::Replacing { until },
+                ..
+            } => *until > now,
+            _ => false,
+        }
+    }
+
     /// Whether its issue may still be going on at `now`, so that only the issuer may
     /// take away what it makes.
     #[must_use]

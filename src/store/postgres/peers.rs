@@ -27,22 +27,22 @@ const TOLD: [Event; 8] = [
 
 #[async_trait]
 impl Peers for PostgresStore {
-    async fn appear(&self, broker: &str, place: &str) -> Result<Living, StoreError> {
+    async fn appear(&self, broker: &str, file: &str) -> Result<Living, StoreError> {
         let seen = query(
-            "INSERT INTO brokers (id, place, seen) VALUES ($1, $2, clock_timestamp())
+            "INSERT INTO brokers (id, emergency_file, seen) VALUES ($1, $2, clock_timestamp())
              ON CONFLICT (id) DO UPDATE SET seen = clock_timestamp()",
         );
         seen.bind(broker)
-            .bind(place)
+            .bind(file)
             .execute(&self.writing)
             .await
             .map_err(sql::store_error)?;
         let buried = query(
             "DELETE FROM brokers WHERE seen < clock_timestamp() - $1 * INTERVAL '1 second'
-                                OR place = $2 AND id <> $3",
+                                OR emergency_file = $2 AND id <> $3",
         )
         .bind(DEAD_AFTER.as_secs_f64())
-        .bind(place)
+        .bind(file)
         .bind(broker)
         .execute(&self.writing)
         .await
@@ -59,7 +59,9 @@ impl Peers for PostgresStore {
     }
 
     async fn leave(&self, broker: &str) -> Result<(), StoreError> {
-        let leave = query("DELETE FROM brokers WHERE id = $1").bind(broker);
+        // The next of the others that looks buries it, and so sees to what it has left.
+        let leave = query("UPDATE brokers SET seen = seen - INTERVAL '1 hour' WHERE id = $1");
+        let leave = leave.bind(broker);
         leave
             .execute(&self.writing)
             .await

@@ -291,11 +291,16 @@ pub(super) async fn keys(pool: &Pool) -> Result<Vec<LogKey>, StoreError> {
     rows.iter().map(key).collect()
 }
 
-pub(super) async fn add_key(tx: &mut Connection, key: &LogKey) -> Result<(), StoreError> {
+pub(super) async fn add_key(
+    tx: &mut Connection,
+    number: u64,
+    key: &LogKey,
+) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO audit_keys (number, verifier, seed, since)
-         SELECT coalesce(max(number), 0) + 1, $1, $2, $3 FROM audit_keys",
+         SELECT $1, $2, $3, $4 WHERE $1 = (SELECT coalesce(max(number), 0) + 1 FROM audit_keys)",
     )
+    .bind(number.cast_signed())
     .bind(key.verifier.as_str())
     .bind(key.seed.as_bytes())
     .bind(micros(key.since))
@@ -337,7 +342,19 @@ pub(super) async fn checkpoint(pool: &Pool) -> Result<Option<KeptCheckpoint>, St
 pub(super) async fn keep_checkpoint(
     tx: &mut Connection,
     kept: &KeptCheckpoint,
+    signer: &str,
 ) -> Result<(), StoreError> {
+    let followed: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM audit_keys
+                        WHERE number > (SELECT number FROM audit_keys WHERE verifier = $1))",
+    )
+    .bind(signer)
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(store_error)?;
+    if followed {
+        return Err(StoreError::Conflict);
+    }
     sqlx::query(
         "INSERT INTO audit_checkpoint (single, size, note, anchored) VALUES (1, $1, $2, $3)
          ON CONFLICT (single) DO UPDATE SET size = $1, note = $2, anchored = $3 WHERE audit_checkpoint.size <= $1",

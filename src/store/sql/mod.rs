@@ -180,10 +180,15 @@ impl Store for SqlStore {
         log::keys(&self.readers).await
     }
 
-    async fn add_log_key(&self, key: &LogKey, audit: AuditEvent) -> Result<(), StoreError> {
+    async fn add_log_key(
+        &self,
+        number: u64,
+        key: &LogKey,
+        audit: AuditEvent,
+    ) -> Result<(), StoreError> {
         let key = key.clone();
         self.change(audit, move |tx| {
-            Box::pin(async move { log::add_key(tx, &key).await })
+            Box::pin(async move { log::add_key(tx, number, &key).await })
         })
         .await
     }
@@ -203,11 +208,11 @@ impl Store for SqlStore {
         log::checkpoint(&self.readers).await
     }
 
-    async fn keep_checkpoint(&self, kept: &KeptCheckpoint) -> Result<(), StoreError> {
-        let kept = kept.clone();
+    async fn keep_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError> {
+        let (kept, signer) = (kept.clone(), signer.to_owned());
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
-                log::keep_checkpoint(tx, &kept).await?;
+                log::keep_checkpoint(tx, &kept, &signer).await?;
                 Ok(((), Vec::new()))
             })
         });

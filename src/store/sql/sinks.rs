@@ -22,7 +22,7 @@ pub(super) async fn keep_cursor(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit_sinks (name, seq) VALUES ($1, $2)
-         ON CONFLICT (name) DO UPDATE SET seq = $2",
+         ON CONFLICT (name) DO UPDATE SET seq = $2 WHERE audit_sinks.seq < $2",
     )
     .bind(name.as_str())
     .bind(seq.cast_signed())

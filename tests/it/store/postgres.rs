@@ -92,8 +92,10 @@ async fn brokers_know_of_each_other_and_bury_the_dead_once() {
     // Who starts where another was knows that it is dead.
     assert_eq!(living(&bob, "eve", "b").await, (2, 1));
     assert!(!ann.lives("bob").await.unwrap());
+    // Who leaves in good order leaves what it has to the others as well.
     bob.leave("eve").await.unwrap();
-    assert_eq!(living(&ann, "ann", "a").await, (1, 0));
+    assert!(!ann.lives("eve").await.unwrap());
+    assert_eq!(living(&ann, "ann", "a").await, (1, 1));
 }
 
 #[tokio::test]

@@ -273,11 +273,11 @@ CREATE TABLE admin_key (
 
 -- Brokers at work, by the instances in their records.
 CREATE TABLE brokers (
-    id    TEXT COLLATE "C" NOT NULL PRIMARY KEY,
-    -- Host and path of its emergency file: another that has it there has followed it.
-    place TEXT COLLATE "C" NOT NULL,
+    id             TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    -- The id of its emergency file: another that has the same has followed it.
+    emergency_file TEXT COLLATE "C" NOT NULL,
     -- When it has last said so, by the database's clock.
-    seen  TIMESTAMPTZ NOT NULL
+    seen           TIMESTAMPTZ NOT NULL
 );
 
 -- What one of them has to itself.
