@@ -179,9 +179,12 @@ impl Broker {
         let audit = self.caller_event(caller, Event::RequestDenied);
         let subject = result.as_ref().err().and_then(Error::subject);
         let audit = subject.into_iter().fold(audit, AuditEvent::about);
-        self.store()
-            .record(audit.denied(reason).detail(&detail))
-            .await?;
+        let recorded = self.store().record(audit.denied(reason).detail(&detail));
+        if let Err(error) = recorded.await {
+            // What speaks against the log is why it takes no record.
+            self.log_is_whole()?;
+            return Err(error.into());
+        }
         result
     }
 

@@ -161,9 +161,11 @@ impl Broker {
 
     /// From now on nothing is issued; the first doubt stands.
     pub(super) fn doubt_log(&self, doubt: Error) {
-        tracing::error!(%doubt, "nothing is issued");
         self.keep_unknown_denials();
-        let _ = self.log_doubt.set(doubt);
+        let message = doubt.to_string();
+        if self.log_doubt.set(doubt).is_ok() {
+            tracing::error!(doubt = message, "nothing is issued");
+        }
     }
 
     /// Whether nothing speaks against the log: else nobody is given anything.

@@ -111,20 +111,20 @@ impl Broker {
     /// Follows what others have recorded after the first `heard`; what was before the first
     /// look is in nobody's memory here, but for the admin key.
     async fn listen(&self, peers: &dyn Peers, heard: Option<u64>) -> Result<Told, StoreError> {
+        let size = match self.store().audit_size().await {
+            Err(StoreError::Inconsistent { detail, .. }) if heard.is_some() => {
+                self.doubt_log(shorter(format!("of the audit log, {detail}")));
+                return Err(StoreError::Unavailable(detail));
+            }
+            size => size?,
+        };
         let Some(heard) = heard else {
             return Ok(Told {
-                read: self.store().audit_size().await?,
+                read: size,
                 of_admin_key: true,
             });
         };
-        let news = peers.news(heard).await?;
-        if news.size < heard {
-            let lost = format!(
-                "the audit log ends with record {}, and had {heard}",
-                news.size
-            );
-            self.doubt_log(shorter(lost));
-        }
+        let news = peers.news(heard, size).await?;
         let mut of_admin_key = false;
         for record in &news.records {
             let event = &record.event;

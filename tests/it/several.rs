@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::codegen::tokio_stream;
 
-use crate::harness::{Broker, Key, World, broker::dev, eventually, eventually_within};
+use crate::harness::{Broker, Key, Run, World, broker::dev, eventually, eventually_within};
 
 /// A world and another broker on its database.
 async fn two() -> (World, Broker) {
@@ -115,7 +115,7 @@ async fn what_they_deny_at_once_does_not_write_over_each_other() {
     for (number, (name, ..)) in held.iter().enumerate() {
         let mut command = crate::harness::broker::credbroker(&["revoke", name, "-o", "json"]);
         command.envs(brokers[number % 2].env.iter().cloned());
-        revoking.spawn(crate::harness::Run::of(command, ""));
+        revoking.spawn(Run::of(command, ""));
     }
     while let Some(run) = revoking.join_next().await {
         run.unwrap().ok();
@@ -232,4 +232,66 @@ async fn who_ends_in_good_order_leaves_nothing_to_itself() {
     // Whatever it had is free for the one that lives.
     let free = async || (world.broker.count(owned).await == 0).then_some(());
     eventually_within(20, "all is taken over", free).await;
+}
+
+#[tokio::test]
+async fn when_the_database_has_lost_what_was_durable_none_issues_and_each_revokes() {
+    let (world, other) = two().await;
+    becomes(&other, 2).await;
+    let held = [
+        issued(&other, &world.token, &["user"]).await,
+        issued(&other, &world.token, &["user"]).await,
+    ];
+    let before = "CREATE TABLE before AS SELECT * FROM audit_edge";
+    other.write_store(before).await;
+    for broker in [&other, &world.broker] {
+        broker.run(&["status"]).await.ok();
+    }
+    // As when a copy takes over that had not heard of the last records.
+    let lose = "UPDATE audit_edge SET size = before.size, subtrees = before.subtrees FROM before";
+    other.write_store(lose).await;
+    for (broker, lease) in [(&world.broker, &held[0]), (&other, &held[1])] {
+        let args = ["issue", "user"];
+        let refused = async || {
+            let run = broker.run_as(Some(&world.token), &args).await;
+            let told = run.stderr.contains("has lost what was durable");
+            told.then_some(run)
+        };
+        eventually("it doubts the log", refused).await.fails(6, &[]);
+        let id = lease["lease_id"].as_str().unwrap();
+        broker.run(&["lease", "revoke", id]).await.ok();
+        assert!(!Key::issued(lease).works().await);
+    }
+}
+
+#[tokio::test]
+async fn brokers_go_on_while_a_newer_version_has_brought_its_tables() {
+    let (mut world, other) = two().await;
+    let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), TRUE, '', 1)";
+    other.write_store(newer).await;
+    for broker in [&world.broker, &other] {
+        issued(broker, &world.token, &["user"]).await;
+    }
+    // One that starts does not know what has become of them.
+    assert!(world.broker.stop().await);
+    let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
+    let mut again = dev(&world.broker.state, admin, endpoint);
+    world.broker.store.given_to(&mut again);
+    let refused = Run::of(again, "").await;
+    refused.fails(6, &["newer than this broker: update it"]);
+    issued(&other, &world.token, &["user"]).await;
+}
+
+#[tokio::test]
+async fn no_two_have_one_emergency_file() {
+    let (world, other) = two().await;
+    let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
+    let mut same = dev(&other.state, admin, endpoint);
+    other.store.given_to(&mut same);
+    let refused = Run::of(same, "").await;
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("an emergency file of its own"),
+        "{refused:?}"
+    );
 }

@@ -24,9 +24,7 @@ pub struct Living {
 /// What others have done since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
-    /// How many records the log has.
-    pub size: u64,
-    /// The record that was looked at last; `size` once all were.
+    /// The record that was looked at last.
     pub read: u64,
     /// Those that tell of something that a broker may have in memory, oldest first.
     pub records: Vec<AuditRecord>,
@@ -51,6 +49,6 @@ pub trait Peers: Send + Sync {
     async fn is_claimed(&self, what: &str, epoch: u64) -> Result<bool, StoreError>;
     /// Gives it back, unless somebody has claimed it since.
     async fn release(&self, what: &str, epoch: u64) -> Result<(), StoreError>;
-    /// Records after the first `after`, some hundred at most.
-    async fn news(&self, after: u64) -> Result<News, StoreError>;
+    /// Records after the first `after` up to the first `size`, some hundred at most.
+    async fn news(&self, after: u64, size: u64) -> Result<News, StoreError>;
 }

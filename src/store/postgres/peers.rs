@@ -120,12 +120,7 @@ impl Peers for PostgresStore {
             .map_err(sql::store_error)
     }
 
-    async fn news(&self, after: u64) -> Result<News, StoreError> {
-        let size: i64 = query_scalar("SELECT size FROM audit_edge")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(sql::store_error)?;
-        let size = size.cast_unsigned();
+    async fn news(&self, after: u64, size: u64) -> Result<News, StoreError> {
         let read = size.min(after.saturating_add(AT_ONCE));
         let rows = query(
             "SELECT leaf FROM audit WHERE seq > $1 AND seq <= $2 AND event = ANY($3) ORDER BY seq",
@@ -140,10 +135,6 @@ impl Peers for PostgresStore {
             .iter()
             .map(sql::row::record)
             .collect::<Result<_, _>>()?;
-        Ok(News {
-            size,
-            read,
-            records,
-        })
+        Ok(News { read, records })
     }
 }
