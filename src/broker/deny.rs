@@ -214,7 +214,7 @@ impl Broker {
                 return Ok((denials, document, widened));
             }
             if !written.claim.is_sure() {
-                // Stopped for a while, as when its machine sleeps: another may be at it.
+                // Stopped for a while: another may be at it.
                 self.claim_place(place, written).await?;
                 continue;
             }

@@ -64,7 +64,7 @@ impl Broker {
         let living = living.map_err(late)??;
         self.claims.said_alive(at, living.brokers);
         if living.buried > 0 {
-            tracing::warn!("another broker has died");
+            tracing::warn!("another broker has ended");
             self.claims.are_left();
         }
         self.parts.issuer.share_with(living.brokers);
@@ -92,15 +92,20 @@ impl Broker {
     async fn keep_listening(&self, peers: &dyn Peers) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut heard, mut key_is_known) = (None, true);
+        let (mut heard, mut key_is_known, mut hears) = (None, true, true);
         loop {
             ticks.tick().await;
             match in_time("the database", self.listen(peers, heard)).await {
                 Ok(told) => {
                     heard = Some(told.read);
                     key_is_known &= !told.of_admin_key;
+                    hears = true;
                 }
-                Err(error) => tracing::warn!(%error, "not known what other brokers have done"),
+                Err(error) => {
+                    if std::mem::take(&mut hears) {
+                        tracing::warn!(%error, "not known what other brokers do; it is asked again");
+                    }
+                }
             }
             if !key_is_known {
                 key_is_known = self.follow_admin_key().await;
@@ -141,10 +146,13 @@ impl Broker {
         })
     }
 
-    /// Goes to work with the admin key that is kept. Returns whether that is settled: what
-    /// cannot be opened here is not opened later, either.
+    /// Goes to work with the admin key that is kept, unless a step of its replacement is being
+    /// taken. Returns whether that is settled: what cannot be opened here is not opened later,
+    /// either.
     async fn follow_admin_key(&self) -> bool {
-        let _no_step_meanwhile = self.rotating.lock().await;
+        let Ok(_no_step_meanwhile) = self.rotating.try_lock() else {
+            return false;
+        };
         match self.take_up_admin_key().await {
             Ok(()) => true,
             Err(Error::Store(error)) => {

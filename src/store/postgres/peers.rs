@@ -131,10 +131,14 @@ impl Peers for PostgresStore {
         .fetch_all(&self.readers)
         .await
         .map_err(sql::store_error)?;
-        let records = rows
-            .iter()
-            .map(sql::row::record)
-            .collect::<Result<_, _>>()?;
+        // One of a later version must not keep a broker from those that follow.
+        let told = |row| {
+            let record = sql::row::record(row);
+            record
+                .inspect_err(|error| tracing::error!(%error, "a record is passed over"))
+                .ok()
+        };
+        let records = rows.iter().filter_map(told).collect();
         Ok(News { read, records })
     }
 }
