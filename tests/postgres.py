@@ -107,7 +107,7 @@ def main():
     server = None
     try:
         server = started()
-        print(json.dumps({"address": f"127.0.0.1:{port}", "password": password}), flush=True)
+        print(json.dumps({"address": f"127.0.0.1:{port}", "password": password, "programs": bin_directory}), flush=True)
         for _ in sys.stdin:
             killed(server)
             server = started()

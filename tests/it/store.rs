@@ -2,6 +2,7 @@
 //! function that opens an empty store, and one line that runs the suite over it.
 
 mod audit;
+mod backup;
 mod copy;
 mod grants;
 mod leases;

@@ -16,6 +16,8 @@ use tokio::sync::OnceCell;
 pub struct Server {
     pub address: String,
     pub password: String,
+    /// The directory of its programs.
+    programs: String,
     launcher: Child,
     told: BufReader<ChildStdout>,
 }
@@ -43,6 +45,7 @@ impl Server {
         Self {
             address: told("address"),
             password: told("password"),
+            programs: told("programs"),
             launcher,
             told: stdout,
         }
@@ -56,6 +59,14 @@ impl Server {
         self.told.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
     }
+}
+
+/// Runs a program of PostgreSQL's on a database.
+pub async fn run(program: &str, args: &[&str], database: &SecretString) {
+    let program = format!("{}/{program}", server().programs);
+    let mut run = tokio::process::Command::new(program);
+    let run = run.args(args).arg("--dbname").arg(database.expose_secret());
+    assert!(run.status().await.unwrap().success());
 }
 
 /// The URL of a database of this name, which need not be there.
