@@ -92,17 +92,17 @@ impl Broker {
     async fn keep_listening(&self, peers: &dyn Peers) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut heard, mut key_is_known, mut hears) = (None, true, true);
+        let (mut heard, mut key_is_known, mut answers) = (None, true, true);
         loop {
             ticks.tick().await;
             match in_time("the database", self.listen(peers, heard)).await {
                 Ok(told) => {
                     heard = Some(told.read);
                     key_is_known &= !told.of_admin_key;
-                    hears = true;
+                    answers = true;
                 }
                 Err(error) => {
-                    if std::mem::take(&mut hears) {
+                    if std::mem::take(&mut answers) {
                         tracing::warn!(%error, "not known what other brokers do; it is asked again");
                     }
                 }
