@@ -1,6 +1,7 @@
-//! Three brokers on one database under load, while connections are cut, brokers are killed
+//! Several brokers on one database under load, while connections are cut, brokers are killed
 //! and stopped for a while, and the database dies. How often, and by which seed, the
-//! environment says: `CREDBROKER_TEST_CHAOS`, `CREDBROKER_TEST_SEED`.
+//! environment says, and how many brokers: `CREDBROKER_TEST_CHAOS`, `CREDBROKER_TEST_SEED`,
+//! `CREDBROKER_TEST_BROKERS`.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -27,12 +28,12 @@ use crate::{
     },
 };
 
-const BLOWS: u32 = 18;
+const BLOWS: u32 = 20;
 const BROKERS: usize = 3;
 /// How many clients each broker has.
 const CLIENTS: usize = 2;
 /// After so many blows everything is put in order and checked.
-const CHECK_AFTER: u32 = 9;
+const CHECK_AFTER: u32 = 10;
 /// A client that hears nothing for so long goes elsewhere.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -46,12 +47,12 @@ enum Blow {
 }
 
 impl Blow {
-    /// Six in nine are cuts, of kills there are two, and one is of the rest, in turn.
+    /// Of ten, six are cuts, two are kills, and one is of each of the others.
     const fn nth(number: u32) -> Self {
-        match number % 18 {
-            2 | 6 | 11 | 15 => Self::Kill,
-            8 => Self::Database,
-            17 => Self::Stop,
+        match number % 10 {
+            2 | 6 => Self::Kill,
+            4 => Self::Database,
+            8 => Self::Stop,
             _ => Self::Cut,
         }
     }
@@ -66,7 +67,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    async fn new() -> Self {
+    async fn new(brokers: usize) -> Self {
         let server = Server::start(None);
         let (password, address) = (&server.password, &server.address);
         let url: SecretString =
@@ -79,7 +80,7 @@ impl Fleet {
         let mut mortal = Mortal::of(World::with(account, proxy, broker).await);
         mortal.import().await;
         let mut others = Vec::new();
-        for _ in 1..BROKERS {
+        for _ in 1..brokers {
             others.push(mortal.world.broker.beside_by(mortal.command()).await);
         }
         Self {
@@ -109,7 +110,7 @@ impl Fleet {
             .iter()
             .map(|broker| (broker.settings(service), broker.settings(operator)))
             .collect();
-        for _ in 0..BROKERS * CLIENTS {
+        for _ in 0..settings.len() * CLIENTS {
             let (settings, memory, mut chance) = (settings.clone(), memory.clone(), chance.fork());
             clients.spawn(async move {
                 loop {
@@ -131,7 +132,7 @@ impl Fleet {
     }
 
     async fn strike(&mut self, blow: Blow, chance: &mut Rng) {
-        let victim = chance.usize(0..BROKERS);
+        let victim = chance.usize(0..=self.others.len());
         match blow {
             Blow::Cut => {
                 let mut raw = connection(&self.url).await;
@@ -195,7 +196,8 @@ async fn a_fleet_under_blows_leaks_nothing_and_loses_nothing() {
     let blows: u32 = number("CREDBROKER_TEST_CHAOS").unwrap_or(BLOWS);
     let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
     let (mut chance, memory) = (Rng::with_seed(seed), Memory::default());
-    let mut fleet = Fleet::new().await;
+    let brokers: usize = number("CREDBROKER_TEST_BROKERS").unwrap_or(BROKERS);
+    let mut fleet = Fleet::new(brokers).await;
     let (mut struck, mut violations) = (BTreeMap::new(), Vec::new());
     let (mut requests, mut credentials) = (0, 0);
     let mut clients = fleet.clients(&memory, &mut chance);
