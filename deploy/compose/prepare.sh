@@ -1,35 +1,34 @@
 #!/bin/sh
 # Makes what the three brokers and their database need, in ./secrets: a CA and certificates,
-# the sealing key, the database's password. Put the broker's AWS key there as
-# aws-credentials. What is there already stays.
+# the sealing key, the database's password. As root, since the brokers' user (65532) must read
+# what is theirs. What is there already stays. Needs OpenSSL 3.
 set -eu
 cd "$(dirname -- "$0")"
 umask 077
-mkdir -p secrets && cd secrets
+mkdir -p secrets/broker secrets/postgres
+cd secrets
 
-certificate() { # NAME HOST...
-    name=$1 && shift
-    [ -e "$name.pem" ] && return
+certificate() { # FILE HOST...
+    file=$1 && shift
+    [ -e "$file.pem" ] && return
     names=$(printf ',DNS:%s' "$@")
-    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$name" \
-        -keyout "$name.key" -out "$name.csr" 2>/dev/null
-    printf 'subjectAltName=%s\nbasicConstraints=CA:FALSE\n' "${names#,}" > "$name.ext"
-    openssl x509 -req -in "$name.csr" -CA ca.pem -CAkey ca.key -days 365 -extfile "$name.ext" \
-        -out "$name.pem" 2>/dev/null
-    rm "$name.csr" "$name.ext"
+    printf 'subjectAltName=%s\nbasicConstraints=CA:FALSE\n' "${names#,}" > extensions
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$1" -keyout "$file.key" -out request
+    openssl x509 -req -in request -CA broker/ca.pem -CAkey ca.key -CAcreateserial -days 365 \
+        -extfile extensions -out "$file.pem"
+    rm request extensions
 }
 
-[ -e ca.pem ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
-    -subj "/CN=credbroker CA" -addext basicConstraints=critical,CA:TRUE -keyout ca.key -out ca.pem 2>/dev/null
-certificate broker broker localhost
-certificate postgres postgres
-[ -e seal.key ] || head -c 32 /dev/urandom | base64 > seal.key
-if [ ! -e database-password ]; then
-    head -c 24 /dev/urandom | base64 | tr '+/' '-_' > database-password
-    printf 'PGPASSWORD=%s\n' "$(cat database-password)" > database.env
+[ -e ca.key ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
+    -subj "/CN=credbroker CA" -addext basicConstraints=critical,CA:TRUE -keyout ca.key -out broker/ca.pem
+certificate broker/broker broker localhost
+certificate postgres/server postgres
+[ -e broker/seal.key ] || head -c 32 /dev/urandom | base64 > broker/seal.key
+if [ ! -e database.env ]; then
+    head -c 24 /dev/urandom | base64 | tr '+/' '-_' > postgres/password
+    printf 'PGPASSWORD=%s\n' "$(cat postgres/password)" > database.env
 fi
-[ -e aws-credentials ] || echo "put the broker's AWS key into deploy/compose/secrets/aws-credentials" >&2
 
-# In the containers the brokers are user 65532, and read by its group; the CA's key stays here.
-chgrp 65532 . ./* 2>/dev/null || echo "run this as root: the brokers' user must read what it has made" >&2
-chmod 0750 . && chmod 0640 ./* && chmod 0600 ca.key
+chgrp -R 65532 broker
+chmod 0750 broker
+chmod 0640 broker/*
