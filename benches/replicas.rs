@@ -30,7 +30,7 @@ use tokio::{
 };
 
 const BROKERS: usize = 3;
-const CALLERS: usize = 48;
+const CALLERS: usize = 24;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(4);
 

@@ -15,7 +15,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Account, Key, aws::REGION, emulator::emulator, stored::Stored};
+use super::{Account, Key, aws::REGION, emulator::emulator, eventually, stored::Stored};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
 
@@ -235,6 +235,8 @@ impl Broker {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
         std::fs::create_dir(&state).unwrap();
+        let signed = async || self.state.join("checkpoint").exists().then_some(());
+        eventually("the first checkpoint", signed).await;
         for file in ["ca.pem", "ca-key.pem", "seal.key", "checkpoint"] {
             std::fs::copy(self.state.join(file), state.join(file)).unwrap();
         }
