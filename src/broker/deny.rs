@@ -20,7 +20,7 @@ use crate::{
         denying::AtPlace,
         end::told_as,
         on_conflict,
-        ports::{AwsFailure, Found, LeaseChange, Page, Put, StoreError},
+        ports::{AwsFailure, FailureClass, Found, LeaseChange, Page, Put, StoreError},
         revoke::Progress,
         trial::{UNMET_AFTER, Untried},
     },
@@ -266,7 +266,15 @@ impl Broker {
         self.enter(place).await?;
         let writing = self.parts.denier.write(place, holders, document);
         let written = timeout(WRITE_LIMIT, writing).await;
-        written.unwrap_or_else(|_| Err(AwsFailure::no_answer(WRITE_LIMIT)))
+        let written = written.unwrap_or_else(|_| Err(AwsFailure::no_answer(WRITE_LIMIT)));
+        let silent = [FailureClass::Unavailable, FailureClass::Uncertain];
+        let is_silent = written
+            .as_ref()
+            .is_err_and(|failure| silent.contains(&failure.class));
+        self.denying
+            .is_unanswered
+            .store(is_silent, Ordering::Relaxed);
+        written
     }
 
     /// Records the session by which policies of another account are changed.

@@ -27,6 +27,8 @@ pub(super) struct Denying {
     unsure: Mutex<BTreeSet<Place>>,
     /// Denials that the store could not take yet.
     unrecorded: Mutex<Vec<InMemory>>,
+    /// AWS has not answered the last time that a policy was to be written.
+    pub(super) is_unanswered: AtomicBool,
     /// The store may be an older copy: what AWS denies beyond it stays.
     pub(super) keeps_unknown: AtomicBool,
     /// What is being carried out, and by how many.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::SignedDuration;
 use tokio::{
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval},
@@ -32,6 +33,9 @@ const EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_mins(5);
 /// What was written a moment ago AWS may not show yet.
 const SETTLED: Duration = Duration::from_secs(60);
+/// How much later than others a broker takes up what is due that AWS has not answered: they may
+/// be better off.
+const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
 /// How many denials are begun in one round.
 const AT_ONCE: usize = 64;
 
@@ -96,7 +100,12 @@ impl Broker {
     }
 
     async fn begin_due_denials(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Error> {
-        let now = self.now();
+        let is_unanswered = self.denying.is_unanswered.load(Ordering::Relaxed);
+        let now = if is_unanswered && self.store().peers().is_some() {
+            self.now() - OTHERS_FIRST
+        } else {
+            self.now()
+        };
         let due = if self.log_is_whole().is_ok() {
             self.store().denials_due(now, AT_ONCE).await?
         } else {

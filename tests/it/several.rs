@@ -2,14 +2,29 @@
 //! others.
 
 mod chaos;
+mod line;
 
-use credbroker::proto::{WatchRevocationsRequest, revocation_notice::What};
+use std::path::Path;
+
+use credbroker::{
+    domain::{random::SystemRandom, request::RequestId},
+    proto::{WatchRevocationsRequest, revocation_notice::What},
+};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::codegen::tokio_stream;
 
-use crate::harness::{Broker, Key, Run, World, broker::dev, eventually, eventually_within};
+use self::line::Line;
+use crate::harness::{
+    Broker, Key, Run, World,
+    broker::{credbroker, dev},
+    emulator::emulator,
+    eventually, eventually_within,
+    stored::Stored,
+};
 
 /// A world and another broker on its database.
 async fn two() -> (World, Broker) {
@@ -24,6 +39,25 @@ async fn another(world: &World) -> Broker {
         .broker
         .beside_by(|state| dev(state, admin, endpoint))
         .await
+}
+
+/// A world, another broker that reaches the database by a line, and the line.
+async fn two_of_which_one_is_far_from_the_database() -> (World, Broker, Line) {
+    let world = World::new().await;
+    let Stored::Database(url) = &world.broker.store else {
+        panic!("a file has one broker");
+    };
+    let url = url.expose_secret();
+    let (_, rest) = url.split_once('@').unwrap();
+    let (address, _) = rest.split_once('/').unwrap();
+    let line = Line::to(address).await;
+    let by_line = url.replace(address, &line.address);
+    let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
+    let command = |state: &Path| dev(state, admin, endpoint);
+    let store = Stored::Database(by_line.into());
+    let other = world.broker.beside_on(store, command).await;
+    becomes(&world.broker, 2).await;
+    (world, other, line)
 }
 
 /// How many brokers are known to live.
@@ -115,7 +149,7 @@ async fn what_they_deny_at_once_does_not_write_over_each_other() {
     let mut revoking = JoinSet::new();
     let brokers = [&world.broker, &other];
     for (number, (name, ..)) in held.iter().enumerate() {
-        let mut command = crate::harness::broker::credbroker(&["revoke", name, "-o", "json"]);
+        let mut command = credbroker(&["revoke", name, "-o", "json"]);
         command.envs(brokers[number % 2].env.iter().cloned());
         revoking.spawn(Run::of(command, ""));
     }
@@ -141,7 +175,7 @@ async fn what_a_dead_one_has_begun_another_ends() {
     // It dies when the revocation is durable and nothing is done yet.
     other.kill().await;
     let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
-    let command = |state: &std::path::Path| {
+    let command = |state: &Path| {
         let mut command = dev(state, admin, endpoint);
         command.env("CREDBROKER_TEST_DEATH", "after:service.revoked");
         command
@@ -177,6 +211,74 @@ async fn one_that_was_stopped_for_a_while_finds_its_place_again() {
     assert!(Key::issued(&after).is_served().await);
     other.run(&["revoke", "payments-api"]).await.ok();
     assert!(!Key::issued(&after).is_served().await);
+}
+
+#[tokio::test]
+async fn one_that_is_cut_off_from_the_database_does_nothing_and_the_others_go_on() {
+    let (world, other, line) = two_of_which_one_is_far_from_the_database().await;
+    let lease = issued(&other, &world.token, &["role"]).await;
+    line.cut();
+    let refused = other.run_as(Some(&world.token), &["issue", "user"]).await;
+    refused.fails(7, &["STORE_UNAVAILABLE"]);
+    // It does not know any more who asks.
+    let refused = other.run(&["revoke", "payments-api"]).await;
+    refused.fails(7, &["STORE_UNAVAILABLE"]);
+    becomes(&world.broker, 1).await;
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    assert!(!Key::issued(&lease).is_served().await);
+    line.mend();
+    becomes(&world.broker, 2).await;
+    let suspended = async || {
+        let run = other.run_as(Some(&world.token), &["issue", "user"]).await;
+        (run.code == 4).then_some(run)
+    };
+    let refused = eventually_within(30, "it knows", suspended).await;
+    refused.fails(4, &["suspended"]);
+    other
+        .run(&["service", "reinstate", "payments-api"])
+        .await
+        .ok();
+    let after = issued(&other, &world.token, &["role"]).await;
+    assert!(Key::issued(&after).is_served().await && !Key::issued(&lease).is_served().await);
+    assert_eq!(world.account.issued_users().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn one_whose_connections_a_network_has_forgotten_makes_others() {
+    let (world, other, line) = two_of_which_one_is_far_from_the_database().await;
+    issued(&other, &world.token, &["role"]).await;
+    line.forget();
+    let issues = async || {
+        let run = other.run_as(Some(&world.token), &["issue", "user"]).await;
+        (run.code == 0).then_some(())
+    };
+    eventually_within(60, "it issues again", issues).await;
+    becomes(&world.broker, 2).await;
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let refused = other.run_as(Some(&world.token), &["issue", "user"]).await;
+    refused.fails(4, &["suspended"]);
+}
+
+#[tokio::test]
+async fn what_one_that_is_cut_off_from_aws_cannot_revoke_another_does() {
+    let world = World::new().await;
+    let endpoint = &emulator().endpoint;
+    let line = Line::to(endpoint.strip_prefix("http://").unwrap()).await;
+    let (admin, by_line) = (&world.account.admin, format!("http://{}", line.address));
+    let other = world
+        .broker
+        .beside_by(|state| dev(state, admin, &by_line))
+        .await;
+    becomes(&world.broker, 2).await;
+    let lease = issued(&other, &world.token, &["role"]).await;
+    line.cut();
+    let refused = other.run_as(Some(&world.token), &["issue", "role"]).await;
+    assert_eq!(refused.code, 7, "{refused:?}");
+    world.assert_issues("role").await;
+    other.run(&["revoke", "payments-api"]).await;
+    let refused = async || (!Key::issued(&lease).is_served().await).then_some(());
+    eventually_within(60, "the session is denied", refused).await;
+    line.mend();
 }
 
 #[tokio::test]
@@ -282,6 +384,59 @@ async fn brokers_go_on_while_a_newer_version_has_brought_its_tables() {
     let refused = Run::of(again, "").await;
     refused.fails(6, &["newer than this broker: update it"]);
     issued(&other, &world.token, &["user"]).await;
+}
+
+/// Asks one broker for a user, and when it does not answer the next, as clients do.
+async fn ask_one_of(brokers: [Vec<(String, String)>; 2], token: &str, first: usize) {
+    let id = RequestId::random(&SystemRandom).to_string();
+    let mut told = Vec::new();
+    for turn in 0..4 {
+        let mut issue = credbroker(&["issue", "role", "--request-id", &id, "-o", "json"]);
+        issue.envs(brokers[(first + turn) % 2].iter().cloned());
+        issue.env("CREDBROKER_TOKEN", token);
+        let run = Run::of(issue, "").await;
+        if run.code == 0 {
+            return;
+        }
+        assert_eq!(run.code, 7, "{run:?}");
+        told.push(run);
+    }
+    panic!("{told:?}");
+}
+
+#[tokio::test]
+async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered() {
+    let (mut world, mut other) = two().await;
+    becomes(&world.broker, 2).await;
+    let brokers = [world.broker.env.clone(), other.env.clone()];
+    let (token, updating) = (world.token.clone(), CancellationToken::new());
+    let mut clients = JoinSet::new();
+    for first in 0..4 {
+        let (brokers, token, updating) = (brokers.clone(), token.clone(), updating.clone());
+        clients.spawn(async move {
+            let mut count = 0;
+            while !updating.is_cancelled() {
+                ask_one_of(brokers.clone(), &token, first).await;
+                count += 1;
+            }
+            count
+        });
+    }
+    let (admin, endpoint) = (world.account.admin.clone(), world.proxy.endpoint.clone());
+    let command = |state: &Path| dev(state, &admin, &endpoint);
+    for _ in 0..2 {
+        assert!(world.broker.stop().await);
+        world.broker = world.broker.start_again_by(command).await;
+        assert!(other.stop().await);
+        other = other.start_again_by(command).await;
+    }
+    updating.cancel();
+    let asked: i64 = clients.join_all().await.into_iter().sum();
+    // Each got one session, and nobody got two.
+    let issued = "SELECT count(*) FROM audit WHERE event = 'lease.issued'";
+    assert_eq!(other.count(issued).await, asked);
+    let begun = "SELECT count(*) FROM leases WHERE state NOT IN ('active', 'expired')";
+    assert_eq!(other.count(begun).await, 0);
 }
 
 #[tokio::test]

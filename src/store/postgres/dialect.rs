@@ -1,5 +1,7 @@
 //! What PostgreSQL calls by its own names.
 
+use std::time::Duration;
+
 use sqlx::error::DatabaseError;
 
 use super::PostgresStore;
@@ -17,6 +19,10 @@ pub(super) const BEGIN: &str = "BEGIN";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Others may have written: the edge is read, and nobody writes until the transaction ends.
 pub(super) const LOCK_EDGE: Option<&str> = Some("SELECT size, subtrees FROM audit_edge FOR UPDATE");
+/// Longest time that a transaction that writes may take, and its commit once more: longer than
+/// it may wait for others. A connection that a network has dropped says nothing for a quarter
+/// of an hour.
+pub(super) const ANSWER_LIMIT: Option<Duration> = Some(Duration::from_secs(15));
 
 /// Others may work on it.
 #[expect(clippy::unnecessary_wraps, reason = "a file has none")]

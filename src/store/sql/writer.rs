@@ -201,19 +201,14 @@ async fn commit(
     head: &Head,
     batch: &mut [Box<dyn Change>],
 ) -> Result<Vec<Receipt>, StoreError> {
-    let mut tx = Tx::begin(pool).await?;
-    let seen = head.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut log = Log::new(log::lock(&mut tx.connection, &seen).await?);
-    let (mut written, mut last) = (Vec::new(), Vec::with_capacity(batch.len()));
-    for change in batch {
-        if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
-            written.extend(records);
-        }
-        last.push(log.edge.size());
-    }
-    log.close(&mut tx.connection).await?;
+    let Ready {
+        tx,
+        log,
+        written,
+        sizes,
+    } = in_time(prepare(pool, head, batch)).await?;
     death::may_come("before", &written);
-    if let Err(error) = tx.end("COMMIT").await
+    if let Err(error) = in_time(tx.end("COMMIT")).await
         && !has_happened(pool, &log).await
     {
         return Err(error);
@@ -226,7 +221,52 @@ async fn commit(
         size: committed.size,
         root: committed.root,
     };
-    Ok(last.into_iter().map(receipt).collect())
+    Ok(sizes.into_iter().map(receipt).collect())
+}
+
+/// All that waits, before its commit.
+struct Ready {
+    tx: Tx,
+    log: Log,
+    written: Vec<AuditEvent>,
+    /// Of the log after each change.
+    sizes: Vec<u64>,
+}
+
+async fn prepare(
+    pool: &Pool,
+    head: &Head,
+    batch: &mut [Box<dyn Change>],
+) -> Result<Ready, StoreError> {
+    let mut tx = Tx::begin(pool).await?;
+    let seen = head.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut log = Log::new(log::lock(&mut tx.connection, &seen).await?);
+    let (mut written, mut sizes) = (Vec::new(), Vec::with_capacity(batch.len()));
+    for change in batch {
+        if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
+            written.extend(records);
+        }
+        sizes.push(log.edge.size());
+    }
+    log.close(&mut tx.connection).await?;
+    Ok(Ready {
+        tx,
+        log,
+        written,
+        sizes,
+    })
+}
+
+/// A database that has fallen silent holds up nobody for longer than it would take to say so.
+/// What is cut off has its connection closed.
+async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let Some(limit) = dialect::ANSWER_LIMIT else {
+        return work.await;
+    };
+    let silent = |_| StoreError::Unavailable("the database does not answer".to_owned());
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|late| Err(silent(late)))
 }
 
 /// How long a store is asked what has become of a commit.

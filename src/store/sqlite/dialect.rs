@@ -1,6 +1,6 @@
 //! What SQLite calls by its own names.
 
-use std::fs::File;
+use std::{fs::File, time::Duration};
 
 use sqlx::error::DatabaseError;
 
@@ -19,6 +19,8 @@ pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN";
 /// Nobody else writes: the edge of the log is as this store has left it.
 pub(super) const LOCK_EDGE: Option<&str> = None;
+/// A file answers, if late.
+pub(super) const ANSWER_LIMIT: Option<Duration> = None;
 
 // Primary result codes: <https://sqlite.org/rescode.html>.
 const FULL: i64 = 13;

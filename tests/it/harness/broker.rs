@@ -1,7 +1,6 @@
 //! A broker process and its command line.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -15,7 +14,9 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Account, Key, aws::REGION, emulator::emulator, eventually, stored::Stored};
+use super::{
+    Account, Key, aws::REGION, emulator::emulator, eventually, free_address, stored::Stored,
+};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
 
@@ -232,6 +233,11 @@ impl Broker {
     /// Another on the same database, with the same keys and operators, started by a command of
     /// the test's own.
     pub async fn beside_by(&self, command: impl FnOnce(&Path) -> Command) -> Self {
+        self.beside_on(self.store.clone(), command).await
+    }
+
+    /// The same, where it reaches the database by another way.
+    pub async fn beside_on(&self, store: Stored, command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
         std::fs::create_dir(&state).unwrap();
@@ -240,17 +246,15 @@ impl Broker {
         for file in ["ca.pem", "ca-key.pem", "seal.key", "checkpoint"] {
             std::fs::copy(self.state.join(file), state.join(file)).unwrap();
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("https://{}", port.local_addr().unwrap());
-        drop(port);
+        let address = format!("https://{}", free_address());
         let env = std::fs::read_to_string(self.state.join("env")).unwrap();
         let mine = self.setting("CREDBROKER_ADDR");
         std::fs::write(state.join("env"), env.replace(mine, &address)).unwrap();
         let log = Log::default();
-        let child = ready(command(&state), &self.store, Arc::clone(&log)).await;
+        let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
-            store: self.store.clone(),
+            store,
             state,
             log,
             child: Mutex::new(child),

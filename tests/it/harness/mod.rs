@@ -1,6 +1,8 @@
 //! What every test stands on: one emulator per test process, an AWS account per test, a
 //! broker process per test.
 
+use std::net::{SocketAddr, TcpListener};
+
 pub mod aws;
 pub mod broker;
 pub mod emulator;
@@ -20,6 +22,17 @@ pub use self::{
     broker::{Broker, Run},
     world::World,
 };
+
+/// An address for a server that is yet to be started: of the ports that no system gives to
+/// whoever asks for any, so that nobody takes it meanwhile.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..30_000)));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
+}
 
 /// Waits until `look` sees what it wants, for ten seconds at most. For what happens in
 /// another process, where there is nothing to await.

@@ -1,6 +1,6 @@
 //! A broker of `serve`, with a configuration made from the one that is shipped.
 
-use std::{fs::File, net::TcpListener, path::PathBuf, process::Stdio};
+use std::{fs::File, path::PathBuf, process::Stdio};
 
 use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
@@ -14,7 +14,7 @@ use super::{
     Key, Run,
     broker::{aws_env, credbroker},
     emulator::emulator,
-    eventually_within,
+    eventually_within, free_address,
     stepped::policy,
     stored::Stored,
     wire::tls_get,
@@ -27,18 +27,25 @@ pub struct Site {
     pub directory: TempDir,
     pub address: String,
     pub stored: Stored,
+    /// Of AWS.
+    endpoint: String,
 }
 
 impl Site {
     pub fn new() -> Self {
+        Self::at(&emulator().endpoint)
+    }
+
+    /// One that reaches AWS at `endpoint`.
+    pub fn at(endpoint: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let address = free_address().to_string();
         let stored = Stored::fresh(directory.path().join("credbroker.db"));
         let site = Self {
             directory,
             address,
             stored,
+            endpoint: endpoint.to_owned(),
         };
         let names = ["localhost", "127.0.0.1"].map(ToOwned::to_owned);
         let key = KeyPair::generate().unwrap();
@@ -52,22 +59,31 @@ impl Site {
     /// The same with a sealing key, so that the log is signed.
     pub fn sealed(settings: impl FnOnce(&Self) -> String) -> Self {
         let site = Self::with_audit(settings);
-        std::fs::write(site.path("seal.key"), BASE64.encode(&[7; 32])).unwrap();
-        let config = std::fs::read_to_string(site.path("config.toml")).unwrap();
-        let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
-        let sealed = format!("sealing_key_file = {:?}", site.text("seal.key"));
-        std::fs::write(site.path("config.toml"), config.replace(setting, &sealed)).unwrap();
+        site.seal();
         site
+    }
+
+    /// Gives it a sealing key.
+    pub fn seal(&self) {
+        std::fs::write(self.path("seal.key"), BASE64.encode(&[7; 32])).unwrap();
+        let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
+        let sealed = format!("sealing_key_file = {:?}", self.text("seal.key"));
+        self.set(setting, &sealed);
+    }
+
+    /// Puts these words in the place of those.
+    pub fn set(&self, those: &str, these: &str) {
+        let config = std::fs::read_to_string(self.path("config.toml")).unwrap();
+        assert!(config.contains(those), "{those}");
+        let config = config.replacen(those, these, 1);
+        std::fs::write(self.path("config.toml"), config).unwrap();
     }
 
     /// With more settings of the audit log.
     pub fn with_audit(settings: impl FnOnce(&Self) -> String) -> Self {
         let site = Self::new();
         let settings = settings(&site);
-        let config = site
-            .config()
-            .replace("\n[limits]", &format!("\n{settings}\n[limits]"));
-        std::fs::write(site.path("config.toml"), config).unwrap();
+        site.set("\n[limits]", &format!("\n{settings}\n[limits]"));
         site
     }
 
@@ -82,7 +98,7 @@ impl Site {
     /// The shipped configuration, moved here.
     pub fn config(&self) -> String {
         let here = format!("{}/", self.directory.path().display());
-        let endpoint = format!("endpoint_url = {:?}", emulator().endpoint);
+        let endpoint = format!("endpoint_url = {:?}", self.endpoint);
         let file = "\nstore = \"/var/lib/credbroker/credbroker.db\"";
         let store = match &self.stored {
             Stored::File(_) => file.to_owned(),

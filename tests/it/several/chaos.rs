@@ -34,6 +34,8 @@ const BROKERS: usize = 3;
 const CLIENTS: usize = 2;
 /// After so many blows everything is put in order and checked.
 const CHECK_AFTER: u32 = 10;
+/// Longer than anything that is begun waits for its end.
+const PAUSE: Duration = Duration::from_secs(120);
 /// A client that hears nothing for so long goes elsewhere.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -43,16 +45,19 @@ enum Blow {
     Cut,
     Kill,
     Stop,
+    Pause,
     Database,
 }
 
 impl Blow {
-    /// Of ten, six are cuts, two are kills, and one is of each of the others.
+    /// Of ten, six are cuts, two are kills, one is the database's death and one a stop, which
+    /// is a long one each 25th time.
     const fn nth(number: u32) -> Self {
-        match number % 10 {
-            2 | 6 => Self::Kill,
-            4 => Self::Database,
-            8 => Self::Stop,
+        match (number % 10, number % 250) {
+            (2 | 6, _) => Self::Kill,
+            (4, _) => Self::Database,
+            (_, 248) => Self::Pause,
+            (8, _) => Self::Stop,
             _ => Self::Cut,
         }
     }
@@ -141,12 +146,12 @@ impl Fleet {
                 raw.execute(cut).await.unwrap();
             }
             Blow::Kill => self.kill(victim).await,
+            // Long enough, now and then, to be taken for dead.
             Blow::Stop => {
-                self.brokers()[victim].signal("STOP");
-                // Long enough, now and then, to be taken for dead.
-                sleep(Duration::from_millis(chance.u64(500..14_000))).await;
-                self.brokers()[victim].signal("CONT");
+                let moment = Duration::from_millis(chance.u64(500..14_000));
+                self.stop_for(victim, moment).await;
             }
+            Blow::Pause => self.stop_for(victim, PAUSE).await,
             Blow::Database => {
                 let mut server = self.server.take().unwrap();
                 let dead = spawn_blocking(move || {
@@ -156,6 +161,13 @@ impl Fleet {
                 self.server = Some(dead.await.unwrap());
             }
         }
+    }
+
+    /// It does nothing for so long, and then goes on where it was.
+    async fn stop_for(&self, victim: usize, moment: Duration) {
+        self.brokers()[victim].signal("STOP");
+        sleep(moment).await;
+        self.brokers()[victim].signal("CONT");
     }
 
     /// Kills one and starts it again.
