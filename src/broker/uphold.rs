@@ -63,6 +63,12 @@ impl Broker {
     /// Whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?;
+        if self.store().peers().is_some() {
+            // AWS may have done last what the dead had asked of it before others wrote.
+            for place in self.by_place(left.clone()).into_keys() {
+                self.denying.is_unsure(&place);
+            }
+        }
         let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
         let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_over(now);
         left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));

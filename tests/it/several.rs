@@ -192,6 +192,29 @@ async fn what_a_dead_one_has_begun_another_ends() {
 }
 
 #[tokio::test]
+async fn what_aws_did_late_for_a_dead_one_is_written_over() {
+    let (world, mut other) = two().await;
+    becomes(&world.broker, 2).await;
+    let lease = issued(&other, &world.token, &["role"]).await;
+    other.run(&["revoke", "payments-api"]).await.ok();
+    assert!(!Key::issued(&lease).is_served().await);
+    // As a call would that it had made before.
+    let role = world.role.rsplit('/').next().unwrap();
+    let iam = world.account.root.iam();
+    let policies = iam.list_role_policies().role_name(role).send().await;
+    for policy in policies.unwrap().policy_names {
+        if policy != "what-the-role-may" {
+            let delete = iam.delete_role_policy().role_name(role);
+            delete.policy_name(policy).send().await.unwrap();
+        }
+    }
+    assert!(Key::issued(&lease).is_served().await);
+    other.kill().await;
+    let refused = async || (!Key::issued(&lease).is_served().await).then_some(());
+    eventually_within(30, "it is denied again", refused).await;
+}
+
+#[tokio::test]
 async fn one_that_was_stopped_for_a_while_finds_its_place_again() {
     let (world, other) = two().await;
     becomes(&world.broker, 2).await;

@@ -21,12 +21,7 @@ mod all {
     pub mod audit;
     pub mod enforcement;
     pub mod errors;
-    // What is struck by AWS's faults alone is tried with the file.
-    pub mod faults {
-        pub mod checker;
-        pub mod kills;
-        pub mod process;
-    }
+    pub mod faults;
     pub mod follow;
     pub mod grants;
     pub mod harness;

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use super::{
     checker::assert_sound,
     process::{Mortal, new_id},
+    sample,
 };
 use crate::harness::proxy::Fault;
 
@@ -232,6 +233,7 @@ async fn die_everywhere(story: Story) {
     for record in story.commits() {
         deaths.extend(["before", "after"].map(|moment| Death::AtCommit(moment, record)));
     }
+    let deaths = sample(deaths);
     let count = deaths.len();
     let (worlds, deaths) = (story.worlds(), Arc::new(Mutex::new(deaths)));
     let mut dying = JoinSet::new();

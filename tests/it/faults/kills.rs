@@ -247,10 +247,14 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
 }
 
 /// Puts everything in order, checks, and clears for the next deaths.
-pub async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
+pub async fn check(
+    mut mortal: Mortal,
+    memory: &Memory,
+    patience: Duration,
+) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
     mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
-    let violations = mortal.violations().await;
+    let violations = mortal.violations_within(patience).await;
     let operator = mortal.operator().await.unwrap();
     assert!(!shut_out(&operator).await && !let_in(&operator).await);
     *memory.0.lock().unwrap() = Remembered::default();
@@ -269,7 +273,7 @@ async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
         mortal = dead;
         *points.entry(told).or_insert(0) += 1;
         if kill % CHECK_AFTER == 0 || kill == kills {
-            let (checked, found) = check(mortal, &memory).await;
+            let (checked, found) = check(mortal, &memory, Duration::ZERO).await;
             mortal = checked;
             violations.extend(found);
         }

@@ -1,7 +1,7 @@
 //! Every call to AWS of every story meets every single fault, once and until it is
 //! mended. After recovery the checker must find nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use credbroker::{
     broker::{Error, IssuedLease, ports::FailureClass},
@@ -10,7 +10,10 @@ use credbroker::{
 
 use tokio::task::JoinSet;
 
-use super::checker::{Checker, Seen, assert_sound};
+use super::{
+    checker::{Checker, Seen, assert_sound},
+    sample,
+};
 use crate::harness::{
     proxy::Fault,
     stepped::{self, Stepped, Ways},
@@ -303,56 +306,80 @@ async fn calls_of(story: Story, world: &mut World) -> Vec<String> {
 /// How many worlds are disturbed at the same time: most of the time they wait.
 const WORLDS: usize = 4;
 
-async fn disturb_everywhere(story: Story) {
-    let calls = calls_of(story, &mut story.world().await).await;
-    let shared = Arc::new(calls);
-    let mut worlds = JoinSet::new();
-    for first in 0..WORLDS.min(shared.len()) {
-        let calls = Arc::clone(&shared);
-        worlds.spawn(async move {
-            let mut faults = 0;
-            let mut world = story.world().await;
-            for (number, action) in calls.iter().enumerate().skip(first).step_by(WORLDS) {
-                faults += disturb(story, &mut world, number, action).await;
-            }
-            faults
-        });
-    }
-    let faults: usize = worlds.join_all().await.into_iter().sum();
-    println!(
-        "{story:?}: {} calls, {faults} faults, 0 violations",
-        shared.len()
-    );
+/// A fault that meets a call.
+struct Blow {
+    /// So many calls of the story go before.
+    number: usize,
+    action: String,
+    name: &'static str,
+    fault: Fault,
+    lasting: Lasting,
 }
 
-/// The call of this number meets every fault. Returns how many there were.
-async fn disturb(story: Story, world: &mut World, number: usize, action: &str) -> usize {
-    let mut faults = 0;
-    for (name, fault, lasting) in self::faults() {
-        for lasting in lasting {
-            let told_as = format!("{story:?}: {name} at call {number}, {action}, {lasting:?}");
-            if story.is_a_session() {
-                // AWS's clock does not follow the broker's, by which sessions are over.
-                *world = story.world().await;
-            }
-            let before = story.prepare(world).await;
-            let lasts = *lasting != Once;
-            world.stepped.proxy.strike(number, fault.clone(), lasts);
-            story.happen(world, &before).await;
-            world.stepped.proxy.heal();
-            if *lasting == LongAndRepeated {
-                story.repeated(world, &before).await;
-            }
-            world.stepped.recover().await;
-            world.check(&told_as).await;
-            story.ended(world, &before).await;
-            if !story.is_a_session() {
-                world.clear().await;
-            }
-            faults += 1;
+/// Every call and every fault.
+fn blows(calls: &[String]) -> Vec<Blow> {
+    let mut blows = Vec::new();
+    for (number, action) in calls.iter().enumerate() {
+        for (name, fault, lasting) in faults() {
+            blows.extend(lasting.iter().map(|lasting| Blow {
+                number,
+                action: action.clone(),
+                name,
+                fault: fault.clone(),
+                lasting: *lasting,
+            }));
         }
     }
-    faults
+    blows
+}
+
+async fn disturb_everywhere(story: Story) {
+    let calls = calls_of(story, &mut story.world().await).await;
+    let blows = sample(blows(&calls));
+    let count = blows.len();
+    let (mut worlds, shared) = (JoinSet::new(), Arc::new(Mutex::new(blows)));
+    for _ in 0..WORLDS.min(count) {
+        let shared = Arc::clone(&shared);
+        worlds.spawn(async move {
+            let mut world = story.world().await;
+            loop {
+                let blow = shared.lock().unwrap().pop();
+                let Some(blow) = blow else { return };
+                strike(story, &mut world, blow).await;
+            }
+        });
+    }
+    worlds.join_all().await;
+    let calls = calls.len();
+    println!("{story:?}: {calls} calls, {count} faults, 0 violations");
+}
+
+async fn strike(story: Story, world: &mut World, blow: Blow) {
+    let Blow {
+        number, lasting, ..
+    } = blow;
+    let told_as = format!(
+        "{story:?}: {} at call {number}, {}, {lasting:?}",
+        blow.name, blow.action
+    );
+    if story.is_a_session() {
+        // AWS's clock does not follow the broker's, by which sessions are over.
+        *world = story.world().await;
+    }
+    let before = story.prepare(world).await;
+    let proxy = world.stepped.proxy.clone();
+    proxy.strike(number, blow.fault, lasting != Once);
+    story.happen(world, &before).await;
+    proxy.heal();
+    if lasting == LongAndRepeated {
+        story.repeated(world, &before).await;
+    }
+    world.stepped.recover().await;
+    world.check(&told_as).await;
+    story.ended(world, &before).await;
+    if !story.is_a_session() {
+        world.clear().await;
+    }
 }
 
 stories! {

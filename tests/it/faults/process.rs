@@ -247,6 +247,12 @@ impl Mortal {
     }
 
     pub async fn violations(&self) -> Vec<String> {
+        self.violations_within(Duration::ZERO).await
+    }
+
+    /// What is wrong and has not been put right after so long: what AWS did late for the dead
+    /// is written over.
+    pub async fn violations_within(&self, patience: Duration) -> Vec<String> {
         let checker = Checker {
             account: &self.world.account,
             stored: &self.world.broker.store,
@@ -256,7 +262,14 @@ impl Mortal {
             keeps_key: self.keeps_key,
             strays: false,
         };
-        checker.violations(&self.seen).await
+        let began = Instant::now();
+        loop {
+            let violations = checker.violations(&self.seen).await;
+            if violations.is_empty() || began.elapsed() >= patience {
+                return violations;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
     }
 }
 

@@ -71,11 +71,11 @@ impl Site {
         self.set(setting, &sealed);
     }
 
-    /// Puts these words in the place of those.
-    pub fn set(&self, those: &str, these: &str) {
+    /// Puts other words in the place of these.
+    pub fn set(&self, these: &str, others: &str) {
         let config = std::fs::read_to_string(self.path("config.toml")).unwrap();
-        assert!(config.contains(those), "{those}");
-        let config = config.replacen(those, these, 1);
+        assert!(config.contains(these), "{these}");
+        let config = config.replacen(these, others, 1);
         std::fs::write(self.path("config.toml"), config).unwrap();
     }
 
