@@ -18,7 +18,7 @@ use crate::{
         audit::Event,
         credential::Credentials,
         decide::{Authorized, Issue, IssueRequest},
-        lease::{Lease, LeaseState},
+        lease::Lease,
         name::{GrantName, Name},
         principal::{Evidence, Proof},
         refresh,
@@ -196,9 +196,7 @@ impl Broker {
         };
         self.log_is_whole()?;
         let id = &session.lease.binding.lease_id;
-        let lease = self.store().lease(id).await?;
-        let lives = |lease: &Lease| matches!(lease.state, LeaseState::Active { .. });
-        if !lease.as_ref().is_some_and(lives) {
+        if !self.store().is_active(id).await? {
             slot.drop_session(&session);
             return Ok(None);
         }

@@ -336,6 +336,8 @@ pub trait Store: Identities + Approvals {
     /// [`Self::update_lease`] for many at once, in one transaction. Returns how many were
     /// replaced; one of another revision than expected is left as it is.
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError>;
+    /// Whether a lease is handed out, and nothing has begun to take it away.
+    async fn is_active(&self, id: &LeaseId) -> Result<bool, StoreError>;
     /// One lease.
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError>;
     /// The lease that answers a service's request of this id.

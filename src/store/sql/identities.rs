@@ -86,7 +86,8 @@ impl Identities for SqlStore {
         &self,
         id: &TokenId,
     ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError> {
-        tokens::owner(&self.readers, id).await
+        let reading = tokens::owner(&self.readers, id);
+        self.registry.owners.get(id, reading).await
     }
 
     async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError> {

@@ -4,11 +4,12 @@ use jiff::Timestamp;
 use sqlx::{AssertSqlSafe, QueryBuilder, query::Query};
 
 use super::{
-    dialect::{Arguments, Connection, Db, Pool, Row},
+    dialect::{self, Arguments, Connection, Db, Pool, Row},
     row::{
         count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
         store_error, time, time_optional,
     },
+    sessions::AtMost,
 };
 use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
@@ -159,6 +160,7 @@ pub(super) async fn hindrance(
     tx: &mut Connection,
     lease: &Lease,
     most: u64,
+    sessions: &AtMost,
 ) -> Result<Option<Begun>, StoreError> {
     let binding = &lease.binding;
     let service = &binding.grant.service;
@@ -167,19 +169,33 @@ pub(super) async fn hindrance(
     {
         return Ok(Some(Begun::Known(Box::new(known))));
     }
+    let is_user = binding.kind == Kind::IamUser;
+    let alone = dialect::LOCK_EDGE.is_none();
+    if alone && !is_user && sessions.takes_one_more(service, most) {
+        return Ok(None);
+    }
     let row = sqlx::query(
         "SELECT count(*) AS live, min(expires_at) AS next_end FROM leases
          WHERE service = $1 AND due_at IS NOT NULL AND (kind = 'iam_user') = $2
            AND (kind = 'iam_user' OR expires_at IS NULL OR expires_at > $3)",
     )
     .bind(service.as_str())
-    .bind(binding.kind == Kind::IamUser)
+    .bind(is_user)
     .bind(micros(lease.requested_at))
     .fetch_one(&mut *tx)
     .await
     .map_err(store_error)?;
-    let next_end = time_optional(&row, TABLE, "next_end")?;
-    Ok((count(&row, "live")? >= most).then_some(Begun::TooMany { next_end }))
+    let (live, next_end) = (
+        count(&row, "live")?,
+        time_optional(&row, TABLE, "next_end")?,
+    );
+    if live >= most {
+        return Ok(Some(Begun::TooMany { next_end }));
+    }
+    if !is_user {
+        sessions.counted(service, live);
+    }
+    Ok(None)
 }
 
 /// Those of a service, or of one grant of it, that have not ended. A lease that cannot be
@@ -253,6 +269,13 @@ pub(super) async fn get(pool: &Pool, id: &LeaseId) -> Result<Option<Lease>, Stor
         .await
         .map_err(store_error)?;
     row.as_ref().map(lease).transpose()
+}
+
+/// That a lease is active, if it is.
+pub(super) async fn active(pool: &Pool, id: &LeaseId) -> Result<Option<()>, StoreError> {
+    let lease = get(pool, id).await?;
+    let is_active = |lease: &Lease| matches!(lease.state, LeaseState::Active { .. });
+    Ok(lease.as_ref().is_some_and(is_active).then_some(()))
 }
 
 pub(super) async fn of_request(

@@ -11,24 +11,26 @@ mod deployment;
 mod grants;
 mod held;
 mod identities;
+mod known;
 mod leases;
 mod log;
 mod operators;
 pub(super) mod row;
 mod search;
 mod services;
+mod sessions;
 mod sinks;
 mod tokens;
 mod witness;
 mod writer;
 
-use std::{collections::BTreeSet, pin::Pin};
+use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use self::writer::Writer;
 pub(super) use self::{held::held, row::store_error};
+use self::{known::Registry, sessions::AtMost, writer::Writer};
 use super::dialect::{self, Connection, Guard, Pool};
 use crate::{
     audit::{
@@ -59,6 +61,8 @@ pub struct SqlStore {
     writer: Writer,
     pub(super) writing: Pool,
     pub(super) readers: Pool,
+    registry: Arc<Registry>,
+    sessions: Arc<AtMost>,
     _guard: Guard,
 }
 
@@ -71,10 +75,13 @@ impl SqlStore {
     ) -> Result<Self, StoreError> {
         let mut connection = writing.acquire().await.map_err(row::store_error)?;
         let edge = log::stored_edge(&mut connection).await?;
+        let registry = Arc::<Registry>::default();
         Ok(Self {
-            writer: Writer::start(writing.clone(), edge),
+            writer: Writer::start(writing.clone(), edge, Arc::clone(&registry)),
+            registry,
             writing,
             readers,
+            sessions: Arc::default(),
             _guard: guard,
         })
     }
@@ -387,7 +394,8 @@ impl Store for SqlStore {
     }
 
     async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
-        grants::get(&self.readers, name).await
+        let reading = grants::get(&self.readers, name);
+        self.registry.grants.get(name, reading).await
     }
 
     async fn grant_version(
@@ -427,10 +435,10 @@ impl Store for SqlStore {
         most: u64,
         audit: AuditEvent,
     ) -> Result<Begun, StoreError> {
-        let lease = lease.clone();
+        let (lease, sessions) = (lease.clone(), Arc::clone(&self.sessions));
         let beginning = self.writer.write(move |tx| {
             Box::pin(async move {
-                if let Some(hindrance) = leases::hindrance(tx, &lease, most).await? {
+                if let Some(hindrance) = leases::hindrance(tx, &lease, most, &sessions).await? {
                     return Ok((hindrance, Vec::new()));
                 }
                 leases::insert(tx, &lease).await?;
@@ -470,6 +478,12 @@ impl Store for SqlStore {
             })
         });
         updating.await.map(|(done, _)| done)
+    }
+
+    async fn is_active(&self, id: &LeaseId) -> Result<bool, StoreError> {
+        let reading = leases::active(&self.readers, id);
+        let active = self.registry.active.get(id, reading).await?;
+        Ok(active.is_some())
     }
 
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError> {

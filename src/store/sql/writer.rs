@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     dialect::{self, Connection, Db, Pool},
+    known::Registry,
     log::{self, Log},
     row::store_error,
 };
@@ -106,9 +107,11 @@ pub(super) struct Writer {
 type Head = Arc<RwLock<Edge>>;
 
 impl Writer {
-    pub(super) fn start(pool: Pool, edge: Edge) -> Self {
+    /// One that tells `registry` what is committed.
+    pub(super) fn start(pool: Pool, edge: Edge, registry: Arc<Registry>) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
-        let task = Mutex::new(tokio::spawn(write_all(pool, changes, Arc::clone(&head))));
+        let writing = write_all(pool, changes, Arc::clone(&head), registry);
+        let task = Mutex::new(tokio::spawn(writing));
         Self { queue, task, head }
     }
 
@@ -170,7 +173,12 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-async fn write_all(pool: Pool, mut queue: mpsc::Receiver<Next>, head: Head) {
+async fn write_all(
+    pool: Pool,
+    mut queue: mpsc::Receiver<Next>,
+    head: Head,
+    registry: Arc<Registry>,
+) {
     let (mut taken, mut ended) = (Vec::new(), false);
     while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
         let mut batch = Vec::with_capacity(taken.len());
@@ -180,7 +188,7 @@ async fn write_all(pool: Pool, mut queue: mpsc::Receiver<Next>, head: Head) {
                 Next::End => ended = true,
             }
         }
-        match commit(&pool, &head, &mut batch).await {
+        match commit(&pool, &head, &registry, &mut batch).await {
             Ok(receipts) => {
                 for (change, receipt) in batch.into_iter().zip(receipts) {
                     change.tell(Ok(receipt));
@@ -199,6 +207,7 @@ async fn write_all(pool: Pool, mut queue: mpsc::Receiver<Next>, head: Head) {
 async fn commit(
     pool: &Pool,
     head: &Head,
+    registry: &Registry,
     batch: &mut [Box<dyn Change>],
 ) -> Result<Vec<Receipt>, StoreError> {
     let Ready {
@@ -208,11 +217,13 @@ async fn commit(
         sizes,
     } = in_time(prepare(pool, head, batch)).await?;
     death::may_come("before", &written);
-    if let Err(error) = in_time(tx.end("COMMIT")).await
-        && !has_happened(pool, &log).await
-    {
-        return Err(error);
+    if let Err(error) = in_time(tx.end("COMMIT")).await {
+        registry.forget();
+        if !has_happened(pool, &log).await {
+            return Err(error);
+        }
     }
+    registry.follow(&written);
     let committed = LogHead::of(&log.edge);
     *head.write().unwrap_or_else(PoisonError::into_inner) = log.edge;
     death::may_come("after", &written);

@@ -1,0 +1,128 @@
+//! What a broker costs its users: `cargo bench --bench load`.
+//!
+//! Measures every row of docs/performance.md, each beside what it is a ratio to, and prints
+//! the page; with `--write` it takes the place of the one that is there, with its plot. All of
+//! it runs on one machine: the load, the broker, and a stand-in for AWS that answers each
+//! call after a fixed time.
+//!
+//! `cargo bench --bench load -- on --help` puts load on any broker, the one that
+//! `CREDBROKER_ADDR`, `CREDBROKER_CA_FILE` and `CREDBROKER_TOKEN` name.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a benchmark that cannot go on stops; the harness is shared with the tests"
+)]
+
+mod bare;
+mod child;
+#[allow(dead_code, unused_imports, reason = "shared with the tests")]
+#[path = "../../tests/it/harness/mod.rs"]
+mod harness;
+mod load;
+mod plot;
+mod rows;
+mod stored;
+mod stub;
+mod world;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+use credbroker::client::{Evidence, Settings};
+use load::Load;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Puts the page and its plot in their places in `docs`.
+    #[arg(long)]
+    write: bool,
+    /// Measures the rows alone whose names hold one of these words.
+    #[arg(long)]
+    only: Vec<String>,
+    /// `cargo bench` says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Puts load on a running broker.
+    On {
+        #[command(flatten)]
+        load: Load,
+        #[command(flatten)]
+        broker: BrokerArguments,
+    },
+    /// Stands in for AWS.
+    #[command(hide = true)]
+    Stub { millis: u64 },
+    /// Asks AWS's stand-in without a broker.
+    #[command(hide = true)]
+    Sdk {
+        endpoint: String,
+        callers: usize,
+        seconds: u64,
+    },
+    /// Answers every call with nothing.
+    #[command(hide = true)]
+    Empty { directory: PathBuf },
+}
+
+#[derive(clap::Args)]
+struct BrokerArguments {
+    #[arg(long, env = "CREDBROKER_ADDR")]
+    addr: String,
+    #[arg(long, env = "CREDBROKER_CA_FILE")]
+    ca_file: PathBuf,
+    #[arg(env = "CREDBROKER_TOKEN", hide_env_values = true)]
+    token: String,
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments = Arguments::parse();
+    let Some(command) = arguments.command else {
+        return rows::all(&arguments.only, arguments.write).await;
+    };
+    let serving = async {
+        match command {
+            Command::On { load, broker } => {
+                on(&load, broker).await;
+                std::process::exit(0);
+            }
+            Command::Stub { millis } => stub::serve(Duration::from_millis(millis)).await,
+            Command::Sdk {
+                endpoint,
+                callers,
+                seconds,
+            } => bare::sdk(&endpoint, callers, Duration::from_secs(seconds)).await,
+            Command::Empty { directory } => bare::empty(&directory).await,
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = child::orphaned() => {}
+    }
+}
+
+async fn on(load: &Load, broker: BrokerArguments) {
+    let settings = Settings {
+        address: broker.addr,
+        ca_file: broker.ca_file,
+        evidence: Evidence::Token(broker.token.into()),
+    };
+    let outcome = load.put(&settings).await;
+    println!("{:.0} answers a second", outcome.rate());
+    for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
+        println!("{quantile:5} {:9.2} ms", outcome.at(quantile));
+    }
+    println!("{} errors", outcome.errors.len());
+    if let Some(first) = outcome.errors.first() {
+        println!("the first: {first}");
+    }
+}

@@ -1,0 +1,201 @@
+//! What is the same from one request to the next, and read with each: whose a token is, what a
+//! grant says, and that a lease is active.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use super::dialect;
+use crate::{
+    broker::ports::{StoreError, TokenOwner},
+    domain::{
+        audit::{AuditEvent, Event},
+        grant::Grant,
+        name::{GrantName, LeaseId},
+        token::{StoredToken, TokenId},
+    },
+};
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    pub(super) owners: Known<TokenId, (StoredToken, TokenOwner)>,
+    pub(super) grants: Known<GrantName, Grant>,
+    pub(super) active: Known<LeaseId, ()>,
+}
+
+impl Registry {
+    /// These records have been committed. One that tells of a lease may have changed that lease,
+    /// any other may have changed anything; nothing changes without a record.
+    pub(super) fn follow(&self, committed: &[AuditEvent]) {
+        for record in committed {
+            match &record.lease_id {
+                _ if !record.event.as_str().starts_with("lease.") => self.forget(),
+                Some(lease) if record.event != Event::LeaseShared => self.active.forget_one(lease),
+                _ => {}
+            }
+        }
+    }
+
+    /// It is not known what was committed.
+    pub(super) fn forget(&self) {
+        self.owners.forget();
+        self.grants.forget();
+        self.active.forget();
+    }
+}
+
+/// Most that is kept; then all of it is read anew.
+const MOST: usize = 10_000;
+
+/// What was read, until something is committed that may have changed it. Where others write as
+/// well nothing is kept.
+pub(super) struct Known<K, V>(Mutex<Read<K, V>>);
+
+struct Read<K, V> {
+    values: HashMap<K, V>,
+    /// How often they were forgotten: what was read before belongs to an earlier round.
+    round: u64,
+}
+
+impl<K, V> Default for Known<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(Read {
+            values: HashMap::new(),
+            round: 0,
+        }))
+    }
+}
+
+impl<K, V> fmt::Debug for Known<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").finish_non_exhaustive()
+    }
+}
+
+impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
+    /// The value of `key`, read by `reading` unless it is known.
+    ///
+    /// # Errors
+    /// Those of `reading`.
+    pub(super) async fn get(
+        &self,
+        key: &K,
+        reading: impl Future<Output = Result<Option<V>, StoreError>>,
+    ) -> Result<Option<V>, StoreError> {
+        if dialect::LOCK_EDGE.is_some() {
+            return reading.await;
+        }
+        let round = {
+            let read = self.read();
+            if let Some(value) = read.values.get(key) {
+                return Ok(Some(value.clone()));
+            }
+            read.round
+        };
+        let value = reading.await?;
+        if let Some(value) = &value {
+            self.keep(round, key, value);
+        }
+        Ok(value)
+    }
+
+    fn keep(&self, round: u64, key: &K, value: &V) {
+        let mut read = self.read();
+        if read.round != round {
+            return;
+        }
+        if read.values.len() >= MOST {
+            read.values.clear();
+        }
+        read.values.insert(key.clone(), value.clone());
+    }
+
+    /// From now on it is read anew, and what is being read is not kept.
+    fn forget_one(&self, key: &K) {
+        let mut read = self.read();
+        read.round += 1;
+        read.values.remove(key);
+    }
+}
+
+impl<K, V> Known<K, V> {
+    /// The same for everything.
+    fn forget(&self) {
+        let mut read = self.read();
+        read.round += 1;
+        read.values.clear();
+    }
+
+    fn read(&self) -> MutexGuard<'_, Read<K, V>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_known_that_was_read_before_it_changed() {
+        let known = Known::<u8, u8>::default();
+        let get = async |read| known.get(&1, ready(Ok(Some(read)))).await.unwrap();
+        if dialect::LOCK_EDGE.is_some() {
+            // Others write, too.
+            assert_eq!((get(1).await, get(2).await), (Some(1), Some(2)));
+            return;
+        }
+        assert_eq!((get(1).await, get(2).await), (Some(1), Some(1)));
+        known.forget();
+        assert_eq!(get(2).await, Some(2));
+        known.forget();
+        let changed_meanwhile = async {
+            known.forget();
+            Ok(Some(3))
+        };
+        assert_eq!(known.get(&1, changed_meanwhile).await.unwrap(), Some(3));
+        assert_eq!(get(4).await, Some(4));
+    }
+
+    #[tokio::test]
+    async fn a_record_makes_forget_what_it_may_have_changed() {
+        let registry = Registry::default();
+        let ids = ["0".repeat(26), "1".repeat(26)];
+        let [first, second] = ids.map(|id| id.parse::<LeaseId>().unwrap());
+        let record = |event, lease: Option<&LeaseId>| AuditEvent {
+            lease_id: lease.cloned(),
+            ..AuditEvent::by_broker(event, Timestamp::UNIX_EPOCH)
+        };
+        for (event, lease, left) in [
+            (Event::LeaseShared, Some(&first), (true, true, true)),
+            (Event::LeaseDenied, None, (true, true, true)),
+            (Event::LeaseRevoking, Some(&first), (false, true, true)),
+            (Event::GrantPut, None, (false, false, false)),
+            (Event::ServiceRevoked, None, (false, false, false)),
+        ] {
+            for id in [&first, &second] {
+                registry.active.read().values.insert(id.clone(), ());
+            }
+            let round = registry.grants.read().round;
+            registry.follow(&[record(event, lease)]);
+            let is_active = |id| registry.active.read().values.contains_key(id);
+            let as_before = registry.grants.read().round == round;
+            let seen = (is_active(&first), is_active(&second), as_before);
+            assert_eq!(seen, left, "{event:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_asked_for_again() {
+        let known = Known::<u8, u8>::default();
+        assert_eq!(known.get(&1, ready(Ok(None))).await.unwrap(), None);
+        assert_eq!(known.get(&1, ready(Ok(Some(1)))).await.unwrap(), Some(1));
+    }
+}

@@ -1,0 +1,55 @@
+//! How many sessions of a service live, so that not every issue counts thousands of them.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use crate::domain::name::Name;
+
+/// No service has more live sessions than this says: as many as were counted, and those that
+/// were begun since, whether they live on or not. Only where nobody else writes.
+#[derive(Debug, Default)]
+pub(super) struct AtMost(Mutex<HashMap<Name, u64>>);
+
+impl AtMost {
+    /// Whether one more is within `most` for certain; then it is taken to be begun. Else they
+    /// must be counted.
+    pub(super) fn takes_one_more(&self, service: &Name, most: u64) -> bool {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match begun.get_mut(service) {
+            Some(begun) if *begun < most => {
+                *begun += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// They were counted, before one more is begun.
+    pub(super) fn counted(&self, service: &Name, live: u64) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.insert(service.clone(), live.saturating_add(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_counted_when_there_may_be_too_many() {
+        let (sessions, service) = (AtMost::default(), "payments-api".parse().unwrap());
+        assert!(!sessions.takes_one_more(&service, 10));
+        sessions.counted(&service, 7);
+        let taken: Vec<bool> = (0..4)
+            .map(|_| sessions.takes_one_more(&service, 10))
+            .collect();
+        assert_eq!(taken, [true, true, false, false]);
+        // Some have ended.
+        sessions.counted(&service, 3);
+        assert!(sessions.takes_one_more(&service, 10));
+        // A limit that is lower now.
+        assert!(!sessions.takes_one_more(&service, 4));
+    }
+}
