@@ -10,7 +10,7 @@ use tokio::{
 /// Of the times in `/proc`, a second.
 const TICKS: f64 = 100.0;
 
-/// This program once more, with other arguments; ended with this process.
+/// This program once more, beside itself; ended with this process.
 pub struct Child {
     _process: Process,
     lines: Lines<BufReader<ChildStdout>>,
@@ -19,7 +19,7 @@ pub struct Child {
 impl Child {
     pub fn start(args: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(args).kill_on_drop(true);
+        command.arg("beside").args(args).kill_on_drop(true);
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = piped.spawn().unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();

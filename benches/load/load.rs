@@ -150,22 +150,24 @@ async fn connect(settings: &Settings) -> Result<Client, Status> {
 }
 
 /// So many connections.
-pub async fn connected(settings: &Arc<Settings>, count: usize) -> Vec<Client> {
+pub async fn connected(settings: &Arc<Settings>, count: usize) -> Result<Vec<Client>, Status> {
     let (mut making, mut made) = (JoinSet::new(), Vec::with_capacity(count));
     for number in 0..count {
         if number >= CONNECTING {
-            made.push(making.join_next().await.unwrap().unwrap());
+            made.push(making.join_next().await.unwrap().unwrap()?);
         }
         let settings = Arc::clone(settings);
         making.spawn(async move {
-            let client = connect(&settings).await.unwrap();
+            let client = connect(&settings).await?;
             // One that never asks is hung up on.
-            client.identity().who_am_i(WhoAmIRequest {}).await.unwrap();
-            client
+            client.identity().who_am_i(WhoAmIRequest {}).await?;
+            Ok::<_, Status>(client)
         });
     }
-    made.extend(making.join_all().await);
-    made
+    for client in making.join_all().await {
+        made.push(client?);
+    }
+    Ok(made)
 }
 
 impl Caller {
@@ -181,10 +183,10 @@ impl Caller {
 
 impl Load {
     /// Puts it on the broker of these settings.
-    pub async fn put(&self, settings: &Settings) -> Outcome {
+    pub async fn put(&self, settings: &Settings) -> Result<Outcome, Status> {
         let settings = Arc::new(settings.clone());
         let mut kept = match self.connections {
-            Connections::Kept => connected(&settings, self.callers).await,
+            Connections::Kept => connected(&settings, self.callers).await?,
             Connections::Each => Vec::new(),
         };
         let (began, mut asking) = (Instant::now(), JoinSet::new());
@@ -212,6 +214,6 @@ impl Load {
             all.errors.extend(outcome.errors);
         }
         all.elapsed = began.elapsed();
-        all
+        Ok(all)
     }
 }

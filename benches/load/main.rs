@@ -6,7 +6,7 @@
 //! call after a fixed time.
 //!
 //! `cargo bench --bench load -- on --help` puts load on any broker, the one that
-//! `CREDBROKER_ADDR`, `CREDBROKER_CA_FILE` and `CREDBROKER_TOKEN` name.
+//! `CREDBROKER_ADDR`, `CREDBROKER_CA_FILE` and `CREDBROKER_TOKEN_FILE` name.
 
 #![allow(
     clippy::expect_used,
@@ -33,6 +33,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 use credbroker::client::{Evidence, Settings};
 use load::Load;
+use tonic::Status;
 
 #[derive(Parser)]
 struct Arguments {
@@ -58,19 +59,37 @@ enum Command {
         #[command(flatten)]
         broker: BrokerArguments,
     },
+    /// What the table has in processes of their own.
+    #[command(hide = true, subcommand)]
+    Beside(Beside),
+}
+
+#[derive(Subcommand)]
+enum Beside {
     /// Stands in for AWS.
-    #[command(hide = true)]
     Stub { millis: u64 },
     /// Asks AWS's stand-in without a broker.
-    #[command(hide = true)]
     Sdk {
         endpoint: String,
         callers: usize,
         seconds: u64,
     },
     /// Answers every call with nothing.
-    #[command(hide = true)]
     Empty { directory: PathBuf },
+}
+
+impl Beside {
+    async fn serve(self) {
+        match self {
+            Self::Stub { millis } => stub::serve(Duration::from_millis(millis)).await,
+            Self::Sdk {
+                endpoint,
+                callers,
+                seconds,
+            } => bare::sdk(&endpoint, callers, Duration::from_secs(seconds)).await,
+            Self::Empty { directory } => bare::empty(&directory).await,
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -79,44 +98,36 @@ struct BrokerArguments {
     addr: String,
     #[arg(long, env = "CREDBROKER_CA_FILE")]
     ca_file: PathBuf,
-    #[arg(env = "CREDBROKER_TOKEN", hide_env_values = true)]
-    token: String,
+    /// A file that holds the token.
+    #[arg(long, env = "CREDBROKER_TOKEN_FILE")]
+    token_file: PathBuf,
 }
 
 #[tokio::main]
 async fn main() {
     let arguments = Arguments::parse();
-    let Some(command) = arguments.command else {
-        return rows::all(&arguments.only, arguments.write).await;
-    };
-    let serving = async {
-        match command {
-            Command::On { load, broker } => {
-                on(&load, broker).await;
-                std::process::exit(0);
+    match arguments.command {
+        None => rows::all(&arguments.only, arguments.write).await,
+        Some(Command::On { load, broker }) => {
+            if let Err(status) = on(&load, broker).await {
+                eprintln!("error: {}", status.message());
+                std::process::exit(1);
             }
-            Command::Stub { millis } => stub::serve(Duration::from_millis(millis)).await,
-            Command::Sdk {
-                endpoint,
-                callers,
-                seconds,
-            } => bare::sdk(&endpoint, callers, Duration::from_secs(seconds)).await,
-            Command::Empty { directory } => bare::empty(&directory).await,
         }
-    };
-    tokio::select! {
-        () = serving => {}
-        () = child::orphaned() => {}
+        Some(Command::Beside(other)) => tokio::select! {
+            () = other.serve() => {}
+            () = child::orphaned() => {}
+        },
     }
 }
 
-async fn on(load: &Load, broker: BrokerArguments) {
+async fn on(load: &Load, broker: BrokerArguments) -> Result<(), Status> {
     let settings = Settings {
         address: broker.addr,
         ca_file: broker.ca_file,
-        evidence: Evidence::Token(broker.token.into()),
+        evidence: Evidence::TokenFile(broker.token_file),
     };
-    let outcome = load.put(&settings).await;
+    let outcome = load.put(&settings).await?;
     println!("{:.0} answers a second", outcome.rate());
     for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
         println!("{quantile:5} {:9.2} ms", outcome.at(quantile));
@@ -125,4 +136,5 @@ async fn on(load: &Load, broker: BrokerArguments) {
     if let Some(first) = outcome.errors.first() {
         println!("the first: {first}");
     }
+    Ok(())
 }
