@@ -175,8 +175,8 @@ pub(super) async fn hindrance(
         return Ok(None);
     }
     let row = sqlx::query(
-        "SELECT count(*) AS live, min(expires_at) AS next_end FROM leases
-         WHERE service = $1 AND due_at IS NOT NULL AND (kind = 'iam_user') = $2
+        "SELECT count(*) AS live, min(expires_at) AS next_end FROM live_leases
+         WHERE service = $1 AND (kind = 'iam_user') = $2
            AND (kind = 'iam_user' OR expires_at IS NULL OR expires_at > $3)",
     )
     .bind(service.as_str())
@@ -206,7 +206,7 @@ pub(super) async fn live(
     grant: Option<&Name>,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE service = $1 AND due_at IS NOT NULL AND ($2 IS NULL OR grant_name = $2)
+        "SELECT * FROM live_leases WHERE service = $1 AND ($2 IS NULL OR grant_name = $2)
          ORDER BY lease_id",
     )
     .bind(service.as_str())
@@ -224,8 +224,8 @@ pub(super) async fn count_live(
     grant: Option<&Name>,
 ) -> Result<u64, StoreError> {
     let row = sqlx::query(
-        "SELECT count(*) AS live FROM leases
-         WHERE service = $1 AND due_at IS NOT NULL AND ($2 IS NULL OR grant_name = $2)",
+        "SELECT count(*) AS live FROM live_leases
+         WHERE service = $1 AND ($2 IS NULL OR grant_name = $2)",
     )
     .bind(service.as_str())
     .bind(grant.map(Name::as_str))
@@ -318,8 +318,7 @@ pub(super) async fn revoking_sessions(
     page: &Page,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE service = $1 AND state IN ('revoking', 'quarantined') AND holder IS NOT NULL
-         AND lease_id > $2 ORDER BY lease_id LIMIT $3",
+        "SELECT * FROM revoking_sessions WHERE service = $1 AND lease_id > $2 ORDER BY lease_id LIMIT $3",
     )
     .bind(service.as_str())
     .bind(page.after.as_deref().unwrap_or_default())

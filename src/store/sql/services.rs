@@ -99,7 +99,7 @@ pub(super) async fn reinstate(tx: &mut Connection, name: &Name) -> Result<(), St
 pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM services WHERE name = $1
-         AND NOT EXISTS (SELECT 1 FROM leases WHERE service = $1 AND due_at IS NOT NULL)",
+         AND NOT EXISTS (SELECT 1 FROM live_leases WHERE service = $1)",
     )
     .bind(name.as_str())
     .execute(&mut *tx)

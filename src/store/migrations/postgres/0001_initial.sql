@@ -114,9 +114,19 @@ CREATE INDEX leases_live ON leases (service, (kind = 'iam_user'), expires_at) WH
 -- Revoked sessions that AWS has not been seen to refuse.
 CREATE INDEX leases_revoking ON leases (service, lease_id)
     WHERE state IN ('revoking', 'quarantined') AND holder IS NOT NULL;
+-- Counted all the time.
+CREATE INDEX leases_unsettled ON leases (state) WHERE due_at IS NOT NULL AND state <> 'active';
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at);
 CREATE INDEX leases_by_access_key ON leases (access_key_id) WHERE access_key_id IS NOT NULL;
+
+CREATE VIEW live_leases AS
+    SELECT * FROM leases WHERE due_at IS NOT NULL;
+CREATE VIEW unsettled_leases AS
+    SELECT * FROM leases WHERE due_at IS NOT NULL AND state <> 'active';
+CREATE VIEW revoking_sessions AS
+    SELECT * FROM leases
+    WHERE state IN ('revoking', 'quarantined') AND holder IS NOT NULL;
 
 -- What sessions AWS is to refuse, or refuses. due_at: when something is to be done about
 -- it; refused_at: when AWS was seen to refuse.
@@ -144,7 +154,7 @@ CREATE INDEX denials_due ON denials (due_at);
 
 CREATE VIEW service_overviews AS
     SELECT s.*,
-           (SELECT count(*) FROM leases l WHERE l.service = s.name AND l.due_at IS NOT NULL) AS live_leases,
+           (SELECT count(*) FROM live_leases l WHERE l.service = s.name) AS live_leases,
            (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
     FROM services s;
 
