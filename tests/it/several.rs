@@ -4,7 +4,7 @@
 mod chaos;
 mod line;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use credbroker::{
     domain::{random::SystemRandom, request::RequestId},
@@ -12,17 +12,19 @@ use credbroker::{
 };
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::tokio_stream;
 
 use self::line::Line;
 use crate::harness::{
-    Broker, Key, Run, World,
+    Account, Broker, Key, Run, World,
     broker::{credbroker, dev},
     emulator::emulator,
     eventually, eventually_within,
+    site::Site,
+    stepped::policy,
     stored::Stored,
 };
 
@@ -460,6 +462,56 @@ async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered(
     assert_eq!(other.count(issued).await, asked);
     let begun = "SELECT count(*) FROM leases WHERE state NOT IN ('active', 'expired')";
     assert_eq!(other.count(begun).await, 0);
+}
+
+/// Asks for sessions until the time is over. Returns how many were given.
+async fn given_until(over: Instant, mut env: Vec<(String, String)>, token: String) -> u32 {
+    env.retain(|(name, _)| name != "CREDBROKER_TOKEN_FILE");
+    env.push(("CREDBROKER_TOKEN".to_owned(), token));
+    let mut given = 0;
+    while Instant::now() < over {
+        let mut issue = credbroker(&["issue", "role", "-o", "json"]);
+        issue.envs(env.iter().cloned());
+        let run = Run::of(issue, "").await;
+        assert!([0, 7].contains(&run.code), "{run:?}");
+        given += u32::from(run.code == 0);
+    }
+    given
+}
+
+#[tokio::test]
+async fn together_they_ask_aws_no_more_often_than_one_may() {
+    let (account, one) = (Account::new().await, Site::new());
+    let role = account.role("credbroker-any", &policy()).await;
+    let rate = |site: &Site| site.set("# sts_calls_per_second = 400", "sts_calls_per_second = 3");
+    rate(&one);
+    let _first = one.serving(&account.admin).await;
+    let token = one.payments_api().await;
+    let grant = ["--role-arn", role.as_str()];
+    one.put("payments-api/role", &grant, &policy()).await.ok();
+    let other = one.beside();
+    rate(&other);
+    let _second = other.serving(&account.admin).await;
+    let both = async || {
+        let status = one.run(&["status", "-o", "json"]).await.ok().json();
+        (status["brokers"] == json!(2)).then_some(())
+    };
+    eventually("they know of each other", both).await;
+    let (began, mut asking) = (Instant::now(), JoinSet::new());
+    for _ in 0..3 {
+        for site in [&one, &other] {
+            let over = began + Duration::from_secs(8);
+            asking.spawn(given_until(over, site.env(), token.clone()));
+        }
+    }
+    let given: u32 = asking.join_all().await.into_iter().sum();
+    // Two in three calls are not kept for revocation; three seconds' worth may be asked at once.
+    let most = (began.elapsed().as_secs_f64() + 3.0) * 2.0;
+    let given = f64::from(given);
+    assert!(
+        given <= most + 1.0 && given >= most / 3.0,
+        "{given} of {most}"
+    );
 }
 
 #[tokio::test]

@@ -56,6 +56,15 @@ impl Site {
         site
     }
 
+    /// Another on the same database, with the same operators, once that one serves.
+    pub fn beside(&self) -> Self {
+        let mut site = Self::at(&self.endpoint);
+        site.stored = self.stored.clone();
+        std::fs::write(site.path("config.toml"), site.config()).unwrap();
+        std::fs::copy(self.path("admin-token"), site.path("admin-token")).unwrap();
+        site
+    }
+
     /// The same with a sealing key, so that the log is signed.
     pub fn sealed(settings: impl FnOnce(&Self) -> String) -> Self {
         let site = Self::with_audit(settings);
