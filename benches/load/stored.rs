@@ -32,7 +32,7 @@ pub async fn fill(site: &Site) {
                     issued_at - 86400000000, {expires}, cause, attempts, {ended}, request_id,
                     request_digest, renews, replacing_until, key_lost, made_by, left_to_issuer,
                     failing_since, asked_at, holder
-             FROM numbers, (SELECT * FROM leases LIMIT 1)",
+             FROM numbers, (SELECT * FROM leases ORDER BY lease_id DESC LIMIT 1)",
             last = first + count - 1,
             service = service("service"),
             expires = if due == "NULL" { "expires_at - 82800000000" } else { due },
