@@ -132,15 +132,17 @@ impl Broker {
             proof: shown(caller.principal().proof()),
         });
         let fresh = |now| slot.fresh_for(request, now);
-        if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
-            return Ok(issued);
-        }
         let since = Instant::now();
-        let mut in_vain = slot.asking.lock().await;
-        // Somebody else has asked meanwhile.
-        if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
-            return Ok(issued);
-        }
+        let mut in_vain = loop {
+            if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
+                return Ok(issued);
+            }
+            let in_vain = slot.asking.lock().await;
+            if fresh(self.now()).is_none() {
+                break in_vain;
+            }
+            // Somebody else has asked meanwhile; all who have waited are served side by side.
+        };
         let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
         let error = match failed {
             Some((_, error)) => error.clone(),
