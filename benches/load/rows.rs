@@ -443,8 +443,10 @@ async fn shut_out(world: &OnEmulator, service: &str, sessions: i64) -> (usize, D
     let copies = format!(
         "WITH RECURSIVE numbers(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM numbers WHERE n < {sessions})
          INSERT INTO leases (lease_id, {columns})
-         SELECT printf('%026d', n), {columns} FROM numbers, (SELECT * FROM leases WHERE service = '{service}') WHERE n <= {sessions}",
+         SELECT printf('%026d', n), {values} FROM numbers, (SELECT * FROM leases WHERE service = '{service}') WHERE n <= {sessions}",
         columns = stored::COLUMNS,
+        // A request has one lease.
+        values = stored::COLUMNS.replace("request_id, request_digest", "NULL, NULL"),
     );
     world.broker.write_store(&copies).await;
     let before = world.proxy.actions().len();

@@ -11,8 +11,7 @@ const SERVICES: i64 = 199;
 /// Of a lease, beside its ID.
 pub const COLUMNS: &str = "service, grant_name, grant_version, kind, aws_name, requested_at, state,
                        revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
-                       ended_at, request_id, request_digest, renews, replacing_until, key_lost,
-                       made_by, left_to_issuer, failing_since, asked_at, holder";
+                       ended_at, request_id, request_digest, renews, replacing_until, key_lost, made_by, left_to_issuer, failing_since, asked_at, holder";
 
 /// Makes copies of the one lease that the store has: `PAST` that have ended and `LIVE` that go
 /// on for another twelve hours.
