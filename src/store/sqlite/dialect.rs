@@ -12,8 +12,24 @@ pub(super) use sqlx::{
     sqlite::{SqliteArguments as Arguments, SqliteQueryResult as QueryResult, SqliteRow as Row},
 };
 
-/// What is held for as long as the store is open: the lock of its file.
-pub(super) type Guard = File;
+/// What is held for as long as the store is open: the lock of its file. It is given back by
+/// name: a process that was just forked may have the file open for a moment longer.
+#[derive(Debug)]
+pub(super) struct Guard(File);
+
+impl Guard {
+    /// Of a file that is locked.
+    pub(super) const fn new(locked: File) -> Self {
+        Self(locked)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // The end of the process does it otherwise.
+        let _ = self.0.unlock();
+    }
+}
 
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN";

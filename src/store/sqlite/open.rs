@@ -1,7 +1,7 @@
 //! Opening the file: its lock, its mode, its tables.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::TryLockError,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,6 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use super::{
     super::{migrations, private_file},
     SqliteStore,
+    dialect::Guard,
 };
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +119,7 @@ impl SqliteStore {
     }
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+fn lock(path: &Path) -> Result<Guard, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let io = |source| OpenError::Io {
@@ -127,7 +128,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     };
     let file = private_file(Path::new(&name)).map_err(io)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Guard::new(file)),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(io(source)),
     }
