@@ -57,6 +57,7 @@ impl Site {
     }
 
     /// Another on the same database, with the same operators, once that one serves.
+    #[allow(dead_code, reason = "a file serves one broker alone")]
     pub fn beside(&self) -> Self {
         let mut site = Self::at(&self.endpoint);
         site.stored = self.stored.clone();
