@@ -116,7 +116,11 @@ impl Line {
         call: Pin<Box<C>>,
     ) -> Result<C::Answer, AwsFailure> {
         let wait = self.budget.book(purpose);
-        sleep(wait.map_err(|wait| held_back(&self.name, wait))?).await;
+        let wait = wait.map_err(|wait| held_back(&self.name, wait))?;
+        // The timer counts in milliseconds, and lets even nothing take one.
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
         if purpose == Purpose::Begin {
             let open = |wait| circuit_open(&self.name, wait);
             self.breaker.admit().map_err(open)?;

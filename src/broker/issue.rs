@@ -115,7 +115,7 @@ impl Broker {
         let grant = self.store().grant(&request.grant).await?;
         match decide(caller, request, grant) {
             Ok(issue) if issue.get().grant.spec.reuse.is_some() => {
-                Box::pin(self.issue_shared(caller, &issue, request)).await
+                self.issue_shared(caller, &issue, request).await
             }
             Ok(issue) => {
                 self.issue_decided(caller, &issue, request.named.as_ref(), None)
@@ -186,7 +186,7 @@ impl Broker {
                 .lease_of_request(&grant.name.service, &named.id)
                 .await?
         {
-            return self.repeat(caller, issue, named, lease).await;
+            return Box::pin(self.repeat(caller, issue, named, lease)).await;
         }
         self.ready(caller, issue).await?;
         let now = self.now();
@@ -209,7 +209,7 @@ impl Broker {
             Begun::Recorded => self.carry_out(caller, issue, lease).await,
             // Another broker was asked the same a moment before.
             Begun::Known(lease) => match named {
-                Some(named) => self.repeat(caller, issue, named, *lease).await,
+                Some(named) => Box::pin(self.repeat(caller, issue, named, *lease)).await,
                 None => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
             },
             Begun::TooMany { next_end } => {
@@ -253,7 +253,7 @@ impl Broker {
                 self.hand_out(caller, issue, lease, Event::LeaseIssued, credentials)
                     .await
             }
-            Err(failure) => self.give_up(caller, lease, failure).await,
+            Err(failure) => Box::pin(self.give_up(caller, lease, failure)).await,
         }
     }
 
@@ -358,7 +358,7 @@ impl Broker {
         };
         let receipt = match written {
             Ok(receipt) => receipt,
-            Err(error) => return Err(self.withhold(lease, error).await),
+            Err(error) => return Err(Box::pin(self.withhold(lease, error)).await),
         };
         if self.is_withdrawn(&active) {
             // Somebody has taken it away while it was written: its end is recorded soon.

@@ -146,7 +146,7 @@ impl Broker {
         let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
         let error = match failed {
             Some((_, error)) => error.clone(),
-            None => match self.ask_for_next(caller, issue, &slot).await {
+            None => match Box::pin(self.ask_for_next(caller, issue, &slot)).await {
                 Ok(issued) => return Ok(issued),
                 Err(error) => {
                     // Whoever waits since then need not ask; whoever merely hears of it, does

@@ -15,6 +15,8 @@ pub(super) use sqlx::{
 /// Nothing beside the connections is held.
 pub(super) type Guard = ();
 
+/// Others may write as well.
+pub(super) const ALONE: bool = false;
 pub(super) const BEGIN: &str = "BEGIN";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Others may have written: the edge is read, and nobody writes until the transaction ends.

@@ -1,5 +1,5 @@
 //! What is the same from one request to the next, and read with each: whose a token is, what a
-//! grant says, and that a lease is active.
+//! grant says, that a lease is active, and what is denied to a service.
 
 use std::{
     collections::HashMap,
@@ -12,9 +12,9 @@ use super::dialect;
 use crate::{
     broker::ports::{StoreError, TokenOwner},
     domain::{
-        audit::{AuditEvent, Event},
+        denial::Denial,
         grant::Grant,
-        name::{GrantName, LeaseId},
+        name::{GrantName, LeaseId, Name},
         token::{StoredToken, TokenId},
     },
 };
@@ -25,25 +25,16 @@ pub(super) struct Registry {
     pub(super) owners: Known<TokenId, (StoredToken, TokenOwner)>,
     pub(super) grants: Known<GrantName, Grant>,
     pub(super) active: Known<LeaseId, ()>,
+    /// By the service whose sessions they are against.
+    pub(super) denials: Known<Name, Vec<Denial>>,
 }
 
 impl Registry {
-    /// These records have been committed. One that tells of a lease may have changed that lease,
-    /// any other may have changed anything; nothing changes without a record.
-    pub(super) fn follow(&self, committed: &[AuditEvent]) {
-        for record in committed {
-            match &record.lease_id {
-                _ if !record.event.as_str().starts_with("lease.") => self.forget(),
-                Some(lease) if record.event != Event::LeaseShared => self.active.forget_one(lease),
-                _ => {}
-            }
-        }
-    }
-
-    /// It is not known what was committed.
+    /// Any of it may have changed.
     pub(super) fn forget(&self) {
         self.owners.forget();
         self.grants.forget();
+        self.denials.forget();
         self.active.forget();
     }
 }
@@ -86,7 +77,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
         key: &K,
         reading: impl Future<Output = Result<Option<V>, StoreError>>,
     ) -> Result<Option<V>, StoreError> {
-        if dialect::LOCK_EDGE.is_some() {
+        if !dialect::ALONE {
             return reading.await;
         }
         let round = {
@@ -115,7 +106,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
     }
 
     /// From now on it is read anew, and what is being read is not kept.
-    fn forget_one(&self, key: &K) {
+    pub(super) fn forget_one(&self, key: &K) {
         let mut read = self.read();
         read.round += 1;
         read.values.remove(key);
@@ -139,15 +130,13 @@ impl<K, V> Known<K, V> {
 mod tests {
     use std::future::ready;
 
-    use jiff::Timestamp;
-
     use super::*;
 
     #[tokio::test]
     async fn nothing_is_known_that_was_read_before_it_changed() {
         let known = Known::<u8, u8>::default();
         let get = async |read| known.get(&1, ready(Ok(Some(read)))).await.unwrap();
-        if dialect::LOCK_EDGE.is_some() {
+        if !dialect::ALONE {
             // Others write, too.
             assert_eq!((get(1).await, get(2).await), (Some(1), Some(2)));
             return;
@@ -162,34 +151,6 @@ mod tests {
         };
         assert_eq!(known.get(&1, changed_meanwhile).await.unwrap(), Some(3));
         assert_eq!(get(4).await, Some(4));
-    }
-
-    #[tokio::test]
-    async fn a_record_makes_forget_what_it_may_have_changed() {
-        let registry = Registry::default();
-        let ids = ["0".repeat(26), "1".repeat(26)];
-        let [first, second] = ids.map(|id| id.parse::<LeaseId>().unwrap());
-        let record = |event, lease: Option<&LeaseId>| AuditEvent {
-            lease_id: lease.cloned(),
-            ..AuditEvent::by_broker(event, Timestamp::UNIX_EPOCH)
-        };
-        for (event, lease, left) in [
-            (Event::LeaseShared, Some(&first), (true, true, true)),
-            (Event::LeaseDenied, None, (true, true, true)),
-            (Event::LeaseRevoking, Some(&first), (false, true, true)),
-            (Event::GrantPut, None, (false, false, false)),
-            (Event::ServiceRevoked, None, (false, false, false)),
-        ] {
-            for id in [&first, &second] {
-                registry.active.read().values.insert(id.clone(), ());
-            }
-            let round = registry.grants.read().round;
-            registry.follow(&[record(event, lease)]);
-            let is_active = |id| registry.active.read().values.contains_key(id);
-            let as_before = registry.grants.read().round == round;
-            let seen = (is_active(&first), is_active(&second), as_before);
-            assert_eq!(seen, left, "{event:?}");
-        }
     }
 
     #[tokio::test]

@@ -1,13 +1,13 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use sqlx::{AssertSqlSafe, QueryBuilder, query::Query};
+use sqlx::{QueryBuilder, query_builder::Separated};
 
 use super::{
-    dialect::{self, Arguments, Connection, Db, Pool, Row},
+    dialect::{Connection, Db, Pool, Row},
     row::{
-        count, exactly_one, get as column, inconsistent, micros, parse, parse_optional,
-        store_error, time, time_optional,
+        count, get as column, inconsistent, micros, parse, parse_optional, portions, store_error,
+        time, time_optional,
     },
     sessions::AtMost,
 };
@@ -26,34 +26,50 @@ use crate::{
 
 const TABLE: &str = "leases";
 
-/// Only while its service may have leases and its grant is still of this version.
-pub(super) async fn insert(tx: &mut Connection, lease: &Lease) -> Result<(), StoreError> {
-    let binding = &lease.binding;
-    let query = sqlx::query(
-        "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
-                             ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
-                             key_lost, asked_at, lease_id, service, grant_name, grant_version, kind, aws_name, renews,
-                             requested_at, request_digest, holder)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, $23, $24, $25, $26
-         WHERE EXISTS (SELECT 1 FROM services WHERE name = $18 AND suspended_at IS NULL)
-           AND EXISTS (SELECT 1 FROM grants WHERE service = $18 AND grant_name = $19 AND version = $20)",
-    );
-    let done = bind_state(query, lease)
-        .bind(binding.lease_id.as_str())
-        .bind(binding.grant.service.as_str())
-        .bind(binding.grant.grant.as_str())
-        .bind(binding.grant_version.cast_signed())
-        .bind(binding.kind.as_str())
-        .bind(binding.aws_name.as_str())
-        .bind(binding.renews.as_ref().map(LeaseId::as_str))
-        .bind(micros(lease.requested_at))
-        .bind(lease.request.as_ref().map(|request| &request.digest[..]))
-        .bind(binding.holder.as_ref().map(Holder::as_str))
-        .execute(&mut *tx)
-        .await
-        .map_err(store_error)?;
-    exactly_one(&done)
+/// Begins those whose services may have leases and whose grants are still of their version,
+/// unless their requests have others. Returns the ids of those that begin.
+pub(super) async fn insert_all(
+    tx: &mut Connection,
+    leases: &[&Lease],
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut begun = BTreeSet::new();
+    for leases in portions(leases) {
+        let mut query: QueryBuilder<Db> = QueryBuilder::new(
+            "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
+                                 ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
+                                 key_lost, asked_at, lease_id, service, grant_name, grant_version, kind, aws_name,
+                                 renews, requested_at, request_digest, holder)
+             SELECT * FROM (",
+        );
+        query.push_values(leases, |mut row, lease| {
+            let binding = &lease.binding;
+            push_state(&mut row, lease);
+            row.push_bind(binding.lease_id.as_str())
+                .push_bind(binding.grant.service.as_str())
+                .push_bind(binding.grant.grant.as_str())
+                .push_bind(binding.grant_version.cast_signed())
+                .push_bind(binding.kind.as_str())
+                .push_bind(binding.aws_name.as_str())
+                .push_bind(binding.renews.as_ref().map(LeaseId::as_str))
+                .push_bind(micros(lease.requested_at))
+                .push_bind(lease.request.as_ref().map(|request| &request.digest[..]))
+                .push_bind(binding.holder.as_ref().map(Holder::as_str));
+        });
+        query.push(
+            ") AS new
+             WHERE EXISTS (SELECT 1 FROM services WHERE name = column18 AND suspended_at IS NULL)
+               AND EXISTS (SELECT 1 FROM grants WHERE service = column18 AND grant_name = column19 AND version = column20)
+             ON CONFLICT DO NOTHING RETURNING lease_id",
+        );
+        begun.extend(ids(query, tx).await?);
+    }
+    Ok(begun)
+}
+
+/// The ids that a statement returns.
+async fn ids(mut query: QueryBuilder<Db>, tx: &mut Connection) -> Result<Vec<String>, StoreError> {
+    let rows = query.build().fetch_all(tx).await.map_err(store_error)?;
+    rows.iter().map(|row| column(row, "lease_id")).collect()
 }
 
 /// Only from the revision given, and with other credentials or a longer life only while
@@ -69,59 +85,40 @@ pub(super) async fn update(
     }
 }
 
-/// Leases that are replaced by one statement.
-const AT_ONCE: usize = 64;
-
-/// The same for many. Returns the ids of those that were replaced.
+/// The same for many, each once. Returns the ids of those that were replaced.
 pub(super) async fn update_all(
     tx: &mut Connection,
     leases: &[(u64, &Lease)],
 ) -> Result<BTreeSet<String>, StoreError> {
     let mut replaced = BTreeSet::new();
-    for leases in leases.chunks(AT_ONCE) {
-        let rows = (0..leases.len()).map(placeholders).collect::<Vec<_>>();
-        let statement = format!(
+    for leases in portions(leases) {
+        let mut query: QueryBuilder<Db> = QueryBuilder::new(
             "UPDATE leases SET state = column1, revision = column2, due_at = column3, access_key_id = column4,
                                issued_at = column5, expires_at = column6, cause = column7, attempts = column8,
                                ended_at = column9, request_id = column10, replacing_until = column11,
                                made_by = column12, left_to_issuer = column13, failing_since = column14,
                                key_lost = column15, asked_at = column16
-             FROM (VALUES {}) AS next
+             FROM (",
+        );
+        query.push_values(leases, |mut row, (from, lease)| {
+            push_state(&mut row, lease);
+            row.push_bind(lease.binding.lease_id.as_str())
+                .push_bind(from.cast_signed());
+        });
+        query.push(
+            ") AS next
              WHERE lease_id = column17 AND revision = column18
                AND (column1 <> 'active' OR (access_key_id IS NOT DISTINCT FROM column4 AND expires_at IS NOT DISTINCT FROM column6)
                     OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
              RETURNING lease_id",
-            rows.join(", ")
         );
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        for (from, lease) in leases {
-            query = bind_state(query, lease)
-                .bind(lease.binding.lease_id.as_str())
-                .bind(from.cast_signed());
-        }
-        let rows = query.fetch_all(&mut *tx).await.map_err(store_error)?;
-        for row in &rows {
-            replaced.insert(column(row, "lease_id")?);
-        }
+        replaced.extend(ids(query, tx).await?);
     }
     Ok(replaced)
 }
 
-/// Columns of a row that replaces another, and of what tells which.
-const COLUMNS: usize = 18;
-
-fn placeholders(row: usize) -> String {
-    let first = row * COLUMNS + 1;
-    let row: Vec<String> = (first..first + COLUMNS)
-        .map(|number| format!("${number}"))
-        .collect();
-    format!("({})", row.join(", "))
-}
-
-type LeaseQuery<'q> = Query<'q, Db, Arguments>;
-
 /// Binds the columns that change, in the order of the statements above.
-fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
+fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
     let (issued, removal) = (lease.issued(), lease.removal());
     let (replacing_until, key_lost) = match &lease.state {
         LeaseState::Active { standing, .. } => match standing {
@@ -131,27 +128,26 @@ fn bind_state<'q>(query: LeaseQuery<'q>, lease: &'q Lease) -> LeaseQuery<'q> {
         },
         _ => (None, false),
     };
-    query
-        .bind(lease.state.as_str())
-        .bind(lease.revision.cast_signed())
-        .bind(lease.due_at().map(micros))
-        .bind(issued.map(|issued| issued.access_key_id.as_str()))
-        .bind(issued.map(|issued| micros(issued.at)))
-        .bind(issued.map(|issued| micros(issued.expires_at)))
-        .bind(lease.cause().map(ToString::to_string))
-        .bind(removal.map_or(0, |removal| i64::from(removal.attempts)))
-        .bind(lease.ended_at().map(micros))
-        .bind(lease.request.as_ref().map(|request| request.id.as_str()))
-        .bind(replacing_until.map(micros))
-        .bind(removal.map(|removal| micros(removal.made_by)))
-        .bind(removal.is_some_and(|removal| removal.left_to_issuer))
-        .bind(
+    row.push_bind(lease.state.as_str())
+        .push_bind(lease.revision.cast_signed())
+        .push_bind(lease.due_at().map(micros))
+        .push_bind(issued.map(|issued| issued.access_key_id.as_str()))
+        .push_bind(issued.map(|issued| micros(issued.at)))
+        .push_bind(issued.map(|issued| micros(issued.expires_at)))
+        .push_bind(lease.cause().map(ToString::to_string))
+        .push_bind(removal.map_or(0, |removal| i64::from(removal.attempts)))
+        .push_bind(lease.ended_at().map(micros))
+        .push_bind(lease.request.as_ref().map(|request| request.id.as_str()))
+        .push_bind(replacing_until.map(micros))
+        .push_bind(removal.map(|removal| micros(removal.made_by)))
+        .push_bind(removal.is_some_and(|removal| removal.left_to_issuer))
+        .push_bind(
             removal
                 .and_then(|removal| removal.failing_since)
                 .map(micros),
         )
-        .bind(key_lost)
-        .bind(removal.map(|removal| micros(removal.asked_at)))
+        .push_bind(key_lost)
+        .push_bind(removal.map(|removal| micros(removal.asked_at)));
 }
 
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its
@@ -164,16 +160,10 @@ pub(super) async fn hindrance(
 ) -> Result<Option<Begun>, StoreError> {
     let binding = &lease.binding;
     let service = &binding.grant.service;
-    if let Some(request) = &lease.request
-        && let Some(known) = of_request(tx, service, &request.id).await?
-    {
-        return Ok(Some(Begun::Known(Box::new(known))));
+    if let Some(known) = known(tx, lease).await? {
+        return Ok(Some(known));
     }
     let is_user = binding.kind == Kind::IamUser;
-    let alone = dialect::LOCK_EDGE.is_none();
-    if alone && !is_user && sessions.takes_one_more(service, most) {
-        return Ok(None);
-    }
     let row = sqlx::query(
         "SELECT count(*) AS live, min(expires_at) AS next_end FROM live_leases
          WHERE service = $1 AND (kind = 'iam_user') = $2
@@ -196,6 +186,15 @@ pub(super) async fn hindrance(
         sessions.counted(service, live);
     }
     Ok(None)
+}
+
+/// The lease that the request of `lease` has.
+pub(super) async fn known(tx: &mut Connection, lease: &Lease) -> Result<Option<Begun>, StoreError> {
+    let Some(request) = &lease.request else {
+        return Ok(None);
+    };
+    let known = of_request(tx, &lease.binding.grant.service, &request.id).await?;
+    Ok(known.map(|known| Begun::Known(Box::new(known))))
 }
 
 /// Those of a service, or of one grant of it, that have not ended. A lease that cannot be
@@ -350,6 +349,12 @@ pub(super) async fn list(
     rows.iter().map(lease).collect()
 }
 
+/// Somebody may wait for what was revoked.
+const USERS_DUE: &str = "SELECT * FROM leases WHERE (kind = 'iam_user') = TRUE AND due_at <= $1
+                         ORDER BY cause IS NULL OR cause NOT LIKE 'revoked%', due_at LIMIT $2";
+const SESSIONS_DUE: &str = "SELECT * FROM leases WHERE (kind = 'iam_user') = FALSE AND due_at <= $1
+                            ORDER BY due_at LIMIT $2";
+
 pub(super) async fn due(
     pool: &Pool,
     users: bool,
@@ -358,16 +363,12 @@ pub(super) async fn due(
 ) -> Result<Vec<Lease>, StoreError> {
     let mut most = limit;
     loop {
-        let rows = sqlx::query(
-            "SELECT * FROM leases WHERE (kind = 'iam_user') = $1 AND due_at <= $2
-             ORDER BY $1 AND (cause IS NULL OR cause NOT LIKE 'revoked%'), due_at LIMIT $3",
-        )
-        .bind(users)
-        .bind(micros(now))
-        .bind(i64::try_from(most).unwrap_or(i64::MAX))
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
+        let rows = sqlx::query(if users { USERS_DUE } else { SESSIONS_DUE })
+            .bind(micros(now))
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
+            .fetch_all(pool)
+            .await
+            .map_err(store_error)?;
         let leases: Vec<Lease> = rows.iter().filter_map(readable).collect();
         if leases.len() >= limit || rows.len() < most {
             return Ok(leases);

@@ -6,7 +6,7 @@ use sqlx::{Executor, QueryBuilder};
 
 use super::{
     dialect::{self, Connection, Db, Pool, Row},
-    row::{count, exactly_one, get, inconsistent, micros, store_error, time},
+    row::{count, exactly_one, get, inconsistent, micros, portions, store_error, time},
     search::keep_span,
 };
 use crate::{
@@ -35,9 +35,6 @@ pub(super) struct Log {
     /// Roots of tiles that they have made full.
     roots: Vec<(Tile, Node, Hash)>,
 }
-
-/// Records that are written by one statement.
-const AT_ONCE: usize = 64;
 
 const EDGE: &str = "SELECT size, subtrees FROM audit_edge";
 
@@ -95,11 +92,14 @@ impl Log {
     }
 
     /// Adds records in their order; they are written when it is closed.
-    pub(super) fn append(&mut self, events: &[AuditEvent]) -> Result<(), StoreError> {
+    pub(super) fn append(
+        &mut self,
+        events: impl IntoIterator<Item = AuditEvent>,
+    ) -> Result<(), StoreError> {
         for event in events {
             let record = AuditRecord {
                 seq: self.edge.size() + 1,
-                event: event.clone(),
+                event,
             };
             let leaf = leaf::encode(&record).map_err(|error| inconsistent(TABLE, error))?;
             for (node, hash) in self.edge.push(leaf_hash(&leaf)) {
@@ -110,6 +110,12 @@ impl Log {
             self.rows.push((record, leaf));
         }
         Ok(())
+    }
+
+    /// What was added.
+    #[cfg(debug_assertions)]
+    pub(super) fn events(&self) -> impl Iterator<Item = &AuditEvent> {
+        self.rows.iter().map(|(record, _)| &record.event)
     }
 
     pub(super) async fn close(&self, tx: &mut Connection) -> Result<(), StoreError> {
@@ -142,7 +148,7 @@ impl Log {
     }
 
     async fn write(&self, tx: &mut Connection) -> Result<(), StoreError> {
-        for rows in self.rows.chunks(AT_ONCE) {
+        for rows in portions(&self.rows) {
             insert(tx, rows).await?;
         }
         for (tile, node, hash) in &self.roots {

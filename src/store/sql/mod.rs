@@ -4,6 +4,7 @@
 
 mod admin_key;
 mod approvals;
+mod batch;
 mod bindings;
 mod check;
 mod denials;
@@ -29,8 +30,8 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+use self::{batch::Beginning, known::Registry, writer::Writer};
 pub(super) use self::{held::held, row::store_error};
-use self::{known::Registry, sessions::AtMost, writer::Writer};
 use super::dialect::{self, Connection, Guard, Pool};
 use crate::{
     audit::{
@@ -62,7 +63,6 @@ pub struct SqlStore {
     pub(super) writing: Pool,
     pub(super) readers: Pool,
     registry: Arc<Registry>,
-    sessions: Arc<AtMost>,
     _guard: Guard,
 }
 
@@ -81,7 +81,6 @@ impl SqlStore {
             registry,
             writing,
             readers,
-            sessions: Arc::default(),
             _guard: guard,
         })
     }
@@ -348,8 +347,12 @@ impl Store for SqlStore {
     }
 
     async fn denials_of(&self, service: &Name) -> Result<Vec<Denial>, StoreError> {
-        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
-        denials::of_service(&mut reader, service).await
+        let reading = async {
+            let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+            denials::of_service(&mut reader, service).await.map(Some)
+        };
+        let denials = self.registry.denials.get(service, reading).await?;
+        Ok(denials.unwrap_or_default())
     }
 
     async fn change_denials(
@@ -435,17 +438,8 @@ impl Store for SqlStore {
         most: u64,
         audit: AuditEvent,
     ) -> Result<Begun, StoreError> {
-        let (lease, sessions) = (lease.clone(), Arc::clone(&self.sessions));
-        let beginning = self.writer.write(move |tx| {
-            Box::pin(async move {
-                if let Some(hindrance) = leases::hindrance(tx, &lease, most, &sessions).await? {
-                    return Ok((hindrance, Vec::new()));
-                }
-                leases::insert(tx, &lease).await?;
-                Ok((Begun::Recorded, vec![audit]))
-            })
-        });
-        beginning.await.map(|(begun, _)| begun)
+        let lease = lease.clone();
+        self.writer.begin(Beginning { lease, most, audit }).await
     }
 
     async fn update_lease(
@@ -455,29 +449,18 @@ impl Store for SqlStore {
         audit: AuditEvent,
     ) -> Result<Receipt, StoreError> {
         let lease = lease.clone();
-        let updating = self.attested(audit, move |tx| {
-            Box::pin(async move { leases::update(tx, from, &lease).await })
-        });
-        let ((), receipt) = updating.await?;
-        Ok(receipt)
+        let replacing = self
+            .writer
+            .replace(vec![LeaseChange { from, lease, audit }]);
+        match replacing.await? {
+            (1, receipt) => Ok(receipt),
+            _ => Err(StoreError::Conflict),
+        }
     }
 
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
-        let changes = changes.to_vec();
-        let updating = self.writer.write(move |tx| {
-            Box::pin(async move {
-                let all: Vec<_> = changes.iter().map(|c| (c.from, &c.lease)).collect();
-                let replaced = leases::update_all(tx, &all).await?;
-                let is_done = |change: &LeaseChange| {
-                    let id = change.lease.binding.lease_id.as_str();
-                    replaced.contains(id)
-                };
-                let done = changes.into_iter().filter(is_done);
-                let done: Vec<_> = done.map(|change| change.audit).collect();
-                Ok((done.len(), done))
-            })
-        });
-        updating.await.map(|(done, _)| done)
+        let replacing = self.writer.replace(changes.to_vec());
+        replacing.await.map(|(replaced, _)| replaced)
     }
 
     async fn is_active(&self, id: &LeaseId) -> Result<bool, StoreError> {

@@ -136,3 +136,15 @@ pub(super) async fn counts(pool: &Pool) -> Result<Counts, StoreError> {
         audit_records: count(&row, "audit_records")?,
     })
 }
+
+/// Most rows that one statement writes.
+const AT_ONCE: usize = 64;
+
+/// All rows in portions of which each is as long as a power of two: each length is a statement
+/// of its own, which the database prepares once.
+pub(super) fn portions<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let length = 1 << rows.len().min(AT_ONCE).checked_ilog2()?;
+        rows.split_off(..length)
+    })
+}

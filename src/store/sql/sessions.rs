@@ -5,7 +5,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::domain::name::Name;
+use super::dialect;
+use crate::domain::{grant::Kind, lease::Lease, name::Name};
 
 /// No service has more live sessions than this says: as many as were counted, and those that
 /// were begun since, whether they live on or not. Only where nobody else writes.
@@ -13,9 +14,14 @@ use crate::domain::name::Name;
 pub(super) struct AtMost(Mutex<HashMap<Name, u64>>);
 
 impl AtMost {
-    /// Whether one more is within `most` for certain; then it is taken to be begun. Else they
-    /// must be counted.
-    pub(super) fn takes_one_more(&self, service: &Name, most: u64) -> bool {
+    /// Whether a lease is of a session that is within `most` for certain; then it is taken to be
+    /// begun. Else they must be counted.
+    pub(super) fn takes_one_more(&self, lease: &Lease, most: u64) -> bool {
+        let is_session = lease.binding.kind != Kind::IamUser;
+        dialect::ALONE && is_session && self.takes(&lease.binding.grant.service, most)
+    }
+
+    fn takes(&self, service: &Name, most: u64) -> bool {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match begun.get_mut(service) {
             Some(begun) if *begun < most => {
@@ -40,16 +46,14 @@ mod tests {
     #[test]
     fn they_are_counted_when_there_may_be_too_many() {
         let (sessions, service) = (AtMost::default(), "payments-api".parse().unwrap());
-        assert!(!sessions.takes_one_more(&service, 10));
+        assert!(!sessions.takes(&service, 10));
         sessions.counted(&service, 7);
-        let taken: Vec<bool> = (0..4)
-            .map(|_| sessions.takes_one_more(&service, 10))
-            .collect();
+        let taken: Vec<bool> = (0..4).map(|_| sessions.takes(&service, 10)).collect();
         assert_eq!(taken, [true, true, false, false]);
         // Some have ended.
         sessions.counted(&service, 3);
-        assert!(sessions.takes_one_more(&service, 10));
+        assert!(sessions.takes(&service, 10));
         // A limit that is lower now.
-        assert!(!sessions.takes_one_more(&service, 4));
+        assert!(!sessions.takes(&service, 4));
     }
 }

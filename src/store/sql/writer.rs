@@ -4,12 +4,10 @@
 
 use std::{
     future::Future,
-    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use sqlx::pool::PoolConnection;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -18,79 +16,25 @@ use tokio::{
 };
 
 use super::{
+    batch::{Answer, Asked, Batch, Beginning, Change, Working},
     dialect::{self, Connection, Db, Pool},
     known::Registry,
     log::{self, Log},
     row::store_error,
+    sessions::AtMost,
 };
 use crate::{
     audit::tree::Edge,
-    broker::ports::{LogHead, Receipt, StoreError},
+    broker::ports::{Begun, LeaseChange, LogHead, Receipt, StoreError},
     domain::audit::AuditEvent,
 };
 
 /// Most changes in one transaction.
 const BATCH: usize = 512;
 
-/// What a change comes to, and its records; none for one that has changed nothing.
-pub(super) type Outcome<T> = Result<(T, Vec<AuditEvent>), StoreError>;
-
-/// The work of a change, on the connection that writes.
-pub(super) type Working<'c, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send + 'c>>;
-
-#[async_trait]
-trait Change: Send {
-    /// Whether it comes to a record and nothing else, so that nothing could be undone.
-    fn is_record_alone(&self) -> bool;
-    /// Does the work. Returns its records, or why there are none.
-    async fn work(&mut self, tx: &mut Connection) -> Result<Vec<AuditEvent>, StoreError>;
-    /// Tells whoever waits what has come of it.
-    fn tell(self: Box<Self>, committed: Result<Receipt, StoreError>);
-}
-
-struct Asked<T, W> {
-    is_record_alone: bool,
-    work: Option<W>,
-    result: Result<T, StoreError>,
-    answer: oneshot::Sender<Result<(T, Receipt), StoreError>>,
-}
-
-#[async_trait]
-impl<T, W> Change for Asked<T, W>
-where
-    T: Send,
-    W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send,
-{
-    fn is_record_alone(&self) -> bool {
-        self.is_record_alone
-    }
-
-    async fn work(&mut self, tx: &mut Connection) -> Result<Vec<AuditEvent>, StoreError> {
-        let Some(work) = self.work.take() else {
-            return Ok(Vec::new());
-        };
-        match work(tx).await {
-            Ok((value, records)) => {
-                self.result = Ok(value);
-                Ok(records)
-            }
-            Err(error) => {
-                self.result = Err(error.clone());
-                Err(error)
-            }
-        }
-    }
-
-    fn tell(self: Box<Self>, committed: Result<Receipt, StoreError>) {
-        let Self { result, answer, .. } = *self;
-        // Whoever asked may have gone.
-        let _ = answer.send(committed.and_then(|receipt| Ok((result?, receipt))));
-    }
-}
-
 /// What is in the queue.
 enum Next {
-    Change(Box<dyn Change>),
+    Change(Change),
     /// Nothing comes any more.
     End,
 }
@@ -107,11 +51,16 @@ pub(super) struct Writer {
 type Head = Arc<RwLock<Edge>>;
 
 impl Writer {
-    /// One that tells `registry` what is committed.
+    /// One that makes `registry` forget what it changes.
     pub(super) fn start(pool: Pool, edge: Edge, registry: Arc<Registry>) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
-        let writing = write_all(pool, changes, Arc::clone(&head), registry);
-        let task = Mutex::new(tokio::spawn(writing));
+        let writing = Writing {
+            pool,
+            head: Arc::clone(&head),
+            registry,
+            sessions: Arc::default(),
+        };
+        let task = Mutex::new(tokio::spawn(writing.write_all(changes)));
         Self { queue, task, head }
     }
 
@@ -123,37 +72,36 @@ impl Writer {
 
     /// Does `work` and makes it durable with its records. It is done even when nobody
     /// waits for it any more. The receipt is of the last record.
-    pub(super) async fn write<T, W>(&self, work: W) -> Result<(T, Receipt), StoreError>
+    pub(super) async fn write<T, W>(&self, work: W) -> Answer<T>
     where
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send + 'static,
     {
-        self.ask(work, false).await
+        self.ask(|answer| Change::other(work, answer)).await
     }
 
     /// Makes a record durable that belongs to no change.
     pub(super) async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
-        let alone = self.ask(
-            move |_| Box::pin(async move { Ok(((), vec![audit])) }),
-            true,
-        );
-        let ((), receipt) = alone.await?;
+        let record = |answer| Change::Record(Asked::new(audit, answer));
+        let ((), receipt) = self.ask(record).await?;
         Ok(receipt)
     }
 
-    async fn ask<T, W>(&self, work: W, is_record_alone: bool) -> Result<(T, Receipt), StoreError>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut Connection) -> Working<'c, T> + Send + 'static,
-    {
+    /// Begins a lease, if nothing is in its way.
+    pub(super) async fn begin(&self, beginning: Beginning) -> Result<Begun, StoreError> {
+        let begin = |answer| Change::Begin(Asked::new(beginning, answer));
+        self.ask(begin).await.map(|(begun, _)| begun)
+    }
+
+    /// Replaces those leases that are as they were. Returns how many.
+    pub(super) async fn replace(&self, changes: Vec<LeaseChange>) -> Answer<usize> {
+        self.ask(|answer| Change::Replace(Asked::new(changes, answer)))
+            .await
+    }
+
+    async fn ask<T>(&self, change: impl FnOnce(oneshot::Sender<Answer<T>>) -> Change) -> Answer<T> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked {
-            is_record_alone,
-            work: Some(work),
-            result: Err(closed()),
-            answer,
-        };
-        let queued = self.queue.send(Next::Change(Box::new(asked))).await;
+        let queued = self.queue.send(Next::Change(change(answer))).await;
         queued.map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -173,99 +121,60 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-async fn write_all(
+/// What the task has.
+struct Writing {
     pool: Pool,
-    mut queue: mpsc::Receiver<Next>,
     head: Head,
     registry: Arc<Registry>,
-) {
-    let (mut taken, mut ended) = (Vec::new(), false);
-    while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
-        let mut batch = Vec::with_capacity(taken.len());
-        for next in taken.drain(..) {
-            match next {
-                Next::Change(change) => batch.push(change),
-                Next::End => ended = true,
-            }
-        }
-        match commit(&pool, &head, &registry, &mut batch).await {
-            Ok(receipts) => {
-                for (change, receipt) in batch.into_iter().zip(receipts) {
-                    change.tell(Ok(receipt));
+    sessions: Arc<AtMost>,
+}
+
+impl Writing {
+    async fn write_all(self, mut queue: mpsc::Receiver<Next>) {
+        let (mut taken, mut ended) = (Vec::new(), false);
+        while !ended && queue.recv_many(&mut taken, BATCH).await > 0 {
+            let mut batch = Batch::default();
+            for next in taken.drain(..) {
+                match next {
+                    Next::Change(change) => batch.push(change, &self.sessions),
+                    Next::End => ended = true,
                 }
             }
-            Err(error) => {
-                for change in batch {
-                    change.tell(Err(error.clone()));
-                }
+            let committed = self.commit(&mut batch).await;
+            batch.tell(&committed);
+        }
+    }
+
+    /// Makes all that waits durable.
+    async fn commit(&self, batch: &mut Batch) -> Result<LogHead, StoreError> {
+        let (tx, log) = in_time(self.prepare(batch)).await?;
+        death::may_come("before", &log);
+        if let Err(error) = in_time(tx.end("COMMIT")).await {
+            self.registry.forget();
+            if !has_happened(&self.pool, &log).await {
+                return Err(error);
             }
         }
+        batch.forget_changed(&self.registry);
+        let committed = LogHead::of(&log.edge);
+        *self.head.write().unwrap_or_else(PoisonError::into_inner) = log.edge.clone();
+        death::may_come("after", &log);
+        Ok(committed)
     }
-}
 
-/// Makes all that waits durable. Returns a receipt for each.
-async fn commit(
-    pool: &Pool,
-    head: &Head,
-    registry: &Registry,
-    batch: &mut [Box<dyn Change>],
-) -> Result<Vec<Receipt>, StoreError> {
-    let Ready {
-        tx,
-        log,
-        written,
-        sizes,
-    } = in_time(prepare(pool, head, batch)).await?;
-    death::may_come("before", &written);
-    if let Err(error) = in_time(tx.end("COMMIT")).await {
-        registry.forget();
-        if !has_happened(pool, &log).await {
-            return Err(error);
-        }
+    /// All that waits, before its commit.
+    async fn prepare(&self, batch: &mut Batch) -> Result<(Tx, Log), StoreError> {
+        let mut tx = Tx::begin(&self.pool).await?;
+        let seen = self
+            .head
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut log = Log::new(log::lock(&mut tx.connection, &seen).await?);
+        batch.make(&mut tx, &mut log).await?;
+        log.close(&mut tx.connection).await?;
+        Ok((tx, log))
     }
-    registry.follow(&written);
-    let committed = LogHead::of(&log.edge);
-    *head.write().unwrap_or_else(PoisonError::into_inner) = log.edge;
-    death::may_come("after", &written);
-    let receipt = |seq| Receipt {
-        seq,
-        size: committed.size,
-        root: committed.root,
-    };
-    Ok(sizes.into_iter().map(receipt).collect())
-}
-
-/// All that waits, before its commit.
-struct Ready {
-    tx: Tx,
-    log: Log,
-    written: Vec<AuditEvent>,
-    /// Of the log after each change.
-    sizes: Vec<u64>,
-}
-
-async fn prepare(
-    pool: &Pool,
-    head: &Head,
-    batch: &mut [Box<dyn Change>],
-) -> Result<Ready, StoreError> {
-    let mut tx = Tx::begin(pool).await?;
-    let seen = head.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut log = Log::new(log::lock(&mut tx.connection, &seen).await?);
-    let (mut written, mut sizes) = (Vec::new(), Vec::with_capacity(batch.len()));
-    for change in batch {
-        if let Some(records) = apply(&mut tx, &mut log, change.as_mut()).await? {
-            written.extend(records);
-        }
-        sizes.push(log.edge.size());
-    }
-    log.close(&mut tx.connection).await?;
-    Ok(Ready {
-        tx,
-        log,
-        written,
-        sizes,
-    })
 }
 
 /// A database that has fallen silent holds up nobody for longer than it would take to say so.
@@ -287,7 +196,7 @@ const OUTCOME_EVERY: Duration = Duration::from_millis(200);
 /// What a commit came to whose answer was lost, by what is there once the transaction has
 /// ended.
 async fn has_happened(pool: &Pool, log: &Log) -> bool {
-    if dialect::LOCK_EDGE.is_none() {
+    if dialect::ALONE {
         return false;
     }
     let look = async || {
@@ -306,33 +215,10 @@ async fn has_happened(pool: &Pool, log: &Log) -> bool {
     looked.await.unwrap_or(false)
 }
 
-/// One change in a savepoint of its own.
-async fn apply(
-    tx: &mut Tx,
-    log: &mut Log,
-    change: &mut dyn Change,
-) -> Result<Option<Vec<AuditEvent>>, StoreError> {
-    if change.is_record_alone() {
-        let records = change.work(&mut tx.connection).await?;
-        log.append(&records)?;
-        return Ok(Some(records));
-    }
-    tx.run("SAVEPOINT change").await?;
-    let Ok(records) = change.work(&mut tx.connection).await else {
-        // When the disk has refused, there is no savepoint to go back to.
-        tx.run("ROLLBACK TO change").await?;
-        tx.run("RELEASE change").await?;
-        return Ok(None);
-    };
-    log.append(&records)?;
-    tx.run("RELEASE change").await?;
-    Ok(Some(records))
-}
-
 /// A write transaction. Dropped before its end it closes its connection, which rolls it
 /// back whatever state a full or failing disk has left it in; the pool opens another.
-struct Tx {
-    connection: PoolConnection<Db>,
+pub(super) struct Tx {
+    pub(super) connection: PoolConnection<Db>,
     ended: bool,
 }
 
@@ -346,7 +232,7 @@ impl Tx {
         Ok(tx)
     }
 
-    async fn run(&mut self, statement: &'static str) -> Result<(), StoreError> {
+    pub(super) async fn run(&mut self, statement: &'static str) -> Result<(), StoreError> {
         let done = sqlx::query(statement).execute(&mut *self.connection).await;
         done.map(drop).map_err(store_error)
     }
@@ -369,18 +255,20 @@ impl Drop for Tx {
 /// In builds with debug assertions, as the tests use, the process can be told to die
 /// before or after the commit of a record: `CREDBROKER_TEST_DEATH=before:lease.issued`.
 mod death {
-    use crate::domain::audit::AuditEvent;
+    use super::Log;
 
     #[cfg(debug_assertions)]
-    pub(super) fn may_come(moment: &str, events: &[AuditEvent]) {
+    pub(super) fn may_come(moment: &str, log: &Log) {
         let told = std::env::var("CREDBROKER_TEST_DEATH").ok();
         let told = told.as_deref().and_then(|told| told.split_once(':'));
-        let is_told = |event: &AuditEvent| told == Some((moment, event.event.as_str()));
-        if events.iter().any(is_told) {
+        if log
+            .events()
+            .any(|event| told == Some((moment, event.event.as_str())))
+        {
             std::process::abort();
         }
     }
 
     #[cfg(not(debug_assertions))]
-    pub(super) const fn may_come(_: &str, _: &[AuditEvent]) {}
+    pub(super) const fn may_come(_: &str, _: &Log) {}
 }

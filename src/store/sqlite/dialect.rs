@@ -31,9 +31,11 @@ impl Drop for Guard {
     }
 }
 
+/// Nobody else writes while the store is open.
+pub(super) const ALONE: bool = true;
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN";
-/// Nobody else writes: the edge of the log is as this store has left it.
+/// The edge of the log is as this store has left it.
 pub(super) const LOCK_EDGE: Option<&str> = None;
 /// A file answers, if late.
 pub(super) const ANSWER_LIMIT: Option<Duration> = None;

@@ -1,7 +1,7 @@
 //! Leases: begun, replaced revision by revision, found again when something is due.
 
 use credbroker::{
-    broker::ports::{Begun, LeaseFilter, Store, Target},
+    broker::ports::{Begun, LeaseFilter, Store, StoreError, Target},
     domain::{
         audit::Event,
         credential::KeyId,
@@ -188,6 +188,57 @@ pub(super) async fn of_one_request_asked_twice_at_the_same_moment_one_begins(sto
     let (first, second) = join!(begin(store, &one), begin(store, &other));
     let (first, second) = (first.unwrap(), second.unwrap());
     assert_ne!(first == Begun::Recorded, second == Begun::Recorded);
+}
+
+pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alone(
+    store: &dyn Store,
+) {
+    let older = session_grant("payments-api/sessions");
+    let grant = Grant {
+        version: 2,
+        ..older.clone()
+    };
+    super::register(store, "payments-api").await;
+    put(store, &older).await.unwrap();
+    put(store, &grant).await.unwrap();
+    let standing = active(store, &grant, 9).await;
+    let size = store.audit_size().await.unwrap();
+    let (one, alike, another) = (
+        named(&grant, 10, 1),
+        named(&grant, 10, 1),
+        named(&grant, 10, 2),
+    );
+    let (outdated, plain) = (requested(&older, 10), requested(&grant, 10));
+    let going = |cause| standing.clone().begin_revocation(cause, at(11)).unwrap();
+    let (released, expired) = (going(Cause::Released), going(Cause::Expired));
+    let over = released.clone().finish(at(12)).unwrap();
+    let (one_begun, release, alike_begun, expiry, another_begun) = join!(
+        begin(store, &one),
+        update(store, &standing, &released),
+        begin(store, &alike),
+        update(store, &standing, &expired),
+        begin(store, &another),
+    );
+    let (outdated_begun, finished, plain_begun, recorded) = join!(
+        begin(store, &outdated),
+        // Of a revision that is gone.
+        update(store, &standing, &over),
+        begin(store, &plain),
+        store.record(audit(Event::LeaseDenied)),
+    );
+    let of_request = [one_begun.unwrap(), alike_begun.unwrap()];
+    let begun = of_request.iter().filter(|begun| **begun == Begun::Recorded);
+    assert_eq!(begun.count(), 1, "{of_request:?}");
+    assert_ne!(release.is_ok(), expiry.is_ok(), "{release:?} {expiry:?}");
+    assert_eq!(another_begun.unwrap(), Begun::Recorded);
+    assert!(matches!(outdated_begun, Err(StoreError::Conflict)));
+    assert!(matches!(finished, Err(StoreError::Conflict)));
+    assert_eq!(plain_begun.unwrap(), Begun::Recorded);
+    recorded.unwrap();
+    // One of a request, one of a revision, two that began, and the record alone.
+    assert_eq!(store.audit_size().await.unwrap(), size + 5);
+    let stands = stored(store, &standing).await;
+    assert_eq!(stands, if release.is_ok() { released } else { expired });
 }
 
 pub(super) async fn a_service_has_so_many_live_users_and_so_many_live_sessions(store: &dyn Store) {
