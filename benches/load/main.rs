@@ -39,7 +39,8 @@ use tonic::Status;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Puts the page and its plot in their places in `docs`.
+    /// Puts the page, if all of it was measured, and the plot, if it was, in their places in
+    /// `docs`.
     #[arg(long)]
     write: bool,
     /// Measures the rows alone whose names hold one of these words.

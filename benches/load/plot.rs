@@ -25,7 +25,7 @@ pub fn svg(curves: &[(&str, Vec<Point>)]) -> String {
             .unwrap();
         let mut mesh = chart.configure_mesh();
         let mesh = mesh.x_desc("requests a second").y_desc("ms");
-        mesh.draw().unwrap();
+        mesh.light_line_style(TRANSPARENT).draw().unwrap();
         for ((name, points), color) in curves.iter().zip([BLUE, RED]) {
             let median = points.iter().map(|point| (point.0, point.1));
             let late = points.iter().map(|point| (point.0, point.2));
@@ -42,7 +42,7 @@ pub fn svg(curves: &[(&str, Vec<Point>)]) -> String {
         }
         let mut labels = chart.configure_series_labels();
         let labels = labels
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::UpperMiddle)
             .border_style(BLACK);
         labels.background_style(WHITE).draw().unwrap();
         area.present().unwrap();

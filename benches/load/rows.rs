@@ -114,8 +114,12 @@ pub async fn all(only: &[String], write: bool) {
     println!("{page}");
     if write {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-        std::fs::write(docs.join("performance.md"), page).unwrap();
-        std::fs::write(docs.join("performance.svg"), svg(&curves)).unwrap();
+        if only.is_empty() {
+            std::fs::write(docs.join("performance.md"), page).unwrap();
+        }
+        if !curves.is_empty() {
+            std::fs::write(docs.join("performance.svg"), svg(&curves)).unwrap();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 /// How often the store is asked what is due; the query is indexed and mostly empty.
 const EVERY: Duration = Duration::from_secs(1);
 /// How many sessions are cleaned up in one transaction: issues wait for the one before theirs.
-const BATCH: usize = 8;
+const BATCH: usize = 32;
 /// Why an issue that nobody brings to its end comes to nothing.
 const ABANDONED: &str = "abandoned";
 

@@ -25,9 +25,9 @@ pub(super) type Answer<T> = Result<(T, Receipt), StoreError>;
 /// A change.
 pub(super) enum Change {
     /// A record and nothing else.
-    Record(Asked<AuditEvent, ()>),
+    Record(Asked<Box<AuditEvent>, ()>),
     /// A lease that begins.
-    Begin(Asked<Beginning, Begun>),
+    Begin(Asked<Box<Beginning>, Begun>),
     /// Leases that change. Comes to how many did.
     Replace(Asked<Vec<LeaseChange>, usize>),
     /// Anything else.
@@ -81,7 +81,7 @@ impl Change {
     }
 
     /// The live leases of its service are counted before it begins.
-    fn counting(asked: Asked<Beginning, Begun>, sessions: Arc<AtMost>) -> Self {
+    fn counting(asked: Asked<Box<Beginning>, Begun>, sessions: Arc<AtMost>) -> Self {
         let Asked { work, answer, .. } = asked;
         Self::other(
             move |tx| Box::pin(begin_counted(tx, work, sessions)),
@@ -92,10 +92,10 @@ impl Change {
 
 async fn begin_counted(
     tx: &mut Connection,
-    beginning: Beginning,
+    beginning: Box<Beginning>,
     sessions: Arc<AtMost>,
 ) -> Outcome<Begun> {
-    let Beginning { lease, most, audit } = beginning;
+    let Beginning { lease, most, audit } = *beginning;
     if let Some(hindrance) = leases::hindrance(tx, &lease, most, &sessions).await? {
         return Ok((hindrance, Vec::new()));
     }
@@ -152,8 +152,8 @@ where
 /// All of them, by what they are.
 #[derive(Default)]
 pub(super) struct Batch {
-    records: Vec<Asked<AuditEvent, ()>>,
-    begins: Vec<Asked<Beginning, Begun>>,
+    records: Vec<Asked<Box<AuditEvent>, ()>>,
+    begins: Vec<Asked<Box<Beginning>, Begun>>,
     replaces: Vec<Asked<Vec<LeaseChange>, usize>>,
     others: Vec<Box<dyn Other>>,
 }
@@ -182,23 +182,22 @@ impl Batch {
     pub(super) async fn make(&mut self, tx: &mut Tx, log: &mut Log) -> Result<(), StoreError> {
         begin_all(&mut tx.connection, log, &mut self.begins).await?;
         replace_all(&mut tx.connection, log, &mut self.replaces).await?;
+        for asked in &mut self.records {
+            log.append([asked.work.as_ref().clone()])?;
+            asked.came_to = Ok(((), log.edge.size()));
+        }
         for other in &mut self.others {
             make_alone(tx, log, other.as_mut()).await?;
-        }
-        for asked in &mut self.records {
-            log.append([asked.work.clone()])?;
-            asked.came_to = Ok(((), log.edge.size()));
         }
         Ok(())
     }
 
-    /// It is committed: what it may have changed is read anew.
-    pub(super) fn forget_changed(&self, registry: &Registry) {
+    /// It is committed with the records of `log`: what it may have changed is read anew.
+    pub(super) fn forget_changed(&self, registry: &Registry, log: &Log) {
+        registry.follow(log.events());
+        // Some of these have no record.
         if !self.others.is_empty() {
-            return registry.forget();
-        }
-        for change in self.replaces.iter().flat_map(|asked| &asked.work) {
-            registry.active.forget_one(&change.lease.binding.lease_id);
+            registry.denials.forget();
         }
     }
 
@@ -222,18 +221,21 @@ impl Batch {
 async fn begin_all(
     tx: &mut Connection,
     log: &mut Log,
-    begins: &mut [Asked<Beginning, Begun>],
+    begins: &mut [Asked<Box<Beginning>, Begun>],
 ) -> Result<(), StoreError> {
     let all: Vec<&Lease> = begins.iter().map(|asked| &asked.work.lease).collect();
     let begun = leases::insert_all(tx, &all).await?;
     for asked in begins {
-        let Beginning { lease, audit, .. } = &asked.work;
+        let Beginning { lease, audit, .. } = asked.work.as_ref();
         let begins = if begun.contains(lease.binding.lease_id.as_str()) {
             log.append([audit.clone()])?;
             Ok(Begun::Recorded)
         } else {
-            let known = leases::known(tx, lease).await;
-            known.and_then(|known| known.ok_or(StoreError::Conflict))
+            match leases::known(tx, lease).await {
+                // The database may have undone all of it.
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                known => known.and_then(|known| known.ok_or(StoreError::Conflict)),
+            }
         };
         asked.came_to = begins.map(|begun| (begun, log.edge.size()));
     }

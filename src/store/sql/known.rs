@@ -12,6 +12,7 @@ use super::dialect;
 use crate::{
     broker::ports::{StoreError, TokenOwner},
     domain::{
+        audit::{AuditEvent, Event},
         denial::Denial,
         grant::Grant,
         name::{GrantName, LeaseId, Name},
@@ -30,6 +31,18 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// These records have been committed. One that tells of a lease may have changed that lease,
+    /// any other may have changed anything; nothing changes without a record.
+    pub(super) fn follow<'r>(&self, committed: impl IntoIterator<Item = &'r AuditEvent>) {
+        for record in committed {
+            match &record.lease_id {
+                _ if !record.event.as_str().starts_with("lease.") => self.forget(),
+                Some(lease) if record.event != Event::LeaseShared => self.active.forget_one(lease),
+                _ => {}
+            }
+        }
+    }
+
     /// Any of it may have changed.
     pub(super) fn forget(&self) {
         self.owners.forget();
@@ -106,7 +119,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
     }
 
     /// From now on it is read anew, and what is being read is not kept.
-    pub(super) fn forget_one(&self, key: &K) {
+    fn forget_one(&self, key: &K) {
         let mut read = self.read();
         read.round += 1;
         read.values.remove(key);
@@ -115,7 +128,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
 
 impl<K, V> Known<K, V> {
     /// The same for everything.
-    fn forget(&self) {
+    pub(super) fn forget(&self) {
         let mut read = self.read();
         read.round += 1;
         read.values.clear();
@@ -129,6 +142,8 @@ impl<K, V> Known<K, V> {
 #[cfg(test)]
 mod tests {
     use std::future::ready;
+
+    use jiff::Timestamp;
 
     use super::*;
 
@@ -151,6 +166,34 @@ mod tests {
         };
         assert_eq!(known.get(&1, changed_meanwhile).await.unwrap(), Some(3));
         assert_eq!(get(4).await, Some(4));
+    }
+
+    #[tokio::test]
+    async fn a_record_makes_forget_what_it_may_have_changed() {
+        let registry = Registry::default();
+        let ids = ["0".repeat(26), "1".repeat(26)];
+        let [first, second] = ids.map(|id| id.parse::<LeaseId>().unwrap());
+        let record = |event, lease: Option<&LeaseId>| AuditEvent {
+            lease_id: lease.cloned(),
+            ..AuditEvent::by_broker(event, Timestamp::UNIX_EPOCH)
+        };
+        for (event, lease, left) in [
+            (Event::LeaseShared, Some(&first), (true, true, true)),
+            (Event::LeaseDenied, None, (true, true, true)),
+            (Event::LeaseRevoking, Some(&first), (false, true, true)),
+            (Event::GrantPut, None, (false, false, false)),
+            (Event::ServiceRevoked, None, (false, false, false)),
+        ] {
+            for id in [&first, &second] {
+                registry.active.read().values.insert(id.clone(), ());
+            }
+            let round = registry.grants.read().round;
+            registry.follow(&[record(event, lease)]);
+            let is_active = |id| registry.active.read().values.contains_key(id);
+            let as_before = registry.grants.read().round == round;
+            let seen = (is_active(&first), is_active(&second), as_before);
+            assert_eq!(seen, left, "{event:?}");
+        }
     }
 
     #[tokio::test]

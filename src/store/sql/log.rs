@@ -113,7 +113,6 @@ impl Log {
     }
 
     /// What was added.
-    #[cfg(debug_assertions)]
     pub(super) fn events(&self) -> impl Iterator<Item = &AuditEvent> {
         self.rows.iter().map(|(record, _)| &record.event)
     }

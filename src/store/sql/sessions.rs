@@ -32,6 +32,12 @@ impl AtMost {
         }
     }
 
+    /// What was counted or begun may have been undone.
+    pub(super) fn forget(&self) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.clear();
+    }
+
     /// They were counted, before one more is begun.
     pub(super) fn counted(&self, service: &Name, live: u64) {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);

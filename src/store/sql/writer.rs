@@ -82,14 +82,14 @@ impl Writer {
 
     /// Makes a record durable that belongs to no change.
     pub(super) async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError> {
-        let record = |answer| Change::Record(Asked::new(audit, answer));
+        let record = |answer| Change::Record(Asked::new(Box::new(audit), answer));
         let ((), receipt) = self.ask(record).await?;
         Ok(receipt)
     }
 
     /// Begins a lease, if nothing is in its way.
     pub(super) async fn begin(&self, beginning: Beginning) -> Result<Begun, StoreError> {
-        let begin = |answer| Change::Begin(Asked::new(beginning, answer));
+        let begin = |answer| Change::Begin(Asked::new(Box::new(beginning), answer));
         self.ask(begin).await.map(|(begun, _)| begun)
     }
 
@@ -141,6 +141,9 @@ impl Writing {
                 }
             }
             let committed = self.commit(&mut batch).await;
+            if committed.is_err() {
+                self.sessions.forget();
+            }
             batch.tell(&committed);
         }
     }
@@ -155,7 +158,7 @@ impl Writing {
                 return Err(error);
             }
         }
-        batch.forget_changed(&self.registry);
+        batch.forget_changed(&self.registry, &log);
         let committed = LogHead::of(&log.edge);
         *self.head.write().unwrap_or_else(PoisonError::into_inner) = log.edge.clone();
         death::may_come("after", &log);
