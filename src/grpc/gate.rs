@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     future::Future,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -173,7 +173,8 @@ impl Door {
             let message = "a call came past the listener".to_owned();
             return refusal(&Error::Internal(message));
         };
-        let call = async {
+        // By reference: it is large, and would be kept once for each layer around it.
+        let call = pin!(async {
             let shown = Shown {
                 authorization: authorization.as_ref().map(ExposeSecret::expose_secret),
                 certificates: &peer.certificates,
@@ -193,7 +194,7 @@ impl Door {
                 Ok(caller) => work(Arc::clone(&self.broker), caller).await,
                 Err(error) => refusal(&error),
             }
-        };
+        });
         peer.calls.work(method, call, refusal).await
     }
 }

@@ -13,7 +13,14 @@ pub(super) use sqlx::{
 };
 
 /// Nothing beside the connections is held.
-pub(super) type Guard = ();
+#[derive(Debug)]
+pub(super) struct Guard;
+
+impl Guard {
+    /// Nothing is left to close.
+    #[expect(clippy::unused_async, reason = "a file has")]
+    pub(super) async fn close(&self) {}
+}
 
 /// Others may write as well.
 pub(super) const ALONE: bool = false;

@@ -10,7 +10,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 
-use super::{super::migrations, PostgresStore, sql};
+use super::{super::migrations, PostgresStore, dialect::Guard, sql};
 use crate::broker::ports::{DEAD_AFTER, Held, StoreError, Target};
 
 /// Connections that read.
@@ -103,7 +103,7 @@ impl PostgresStore {
             .connect_with(readers)
             .await
             .map_err(|error| at.unusable(error))?;
-        let store = Self::over(writing, readers, ()).await;
+        let store = Self::over(writing, readers, Guard).await;
         store.map_err(|error| at.damaged(&error))
     }
 }

@@ -63,7 +63,7 @@ pub struct SqlStore {
     pub(super) writing: Pool,
     pub(super) readers: Pool,
     registry: Arc<Registry>,
-    _guard: Guard,
+    guard: Guard,
 }
 
 impl SqlStore {
@@ -81,7 +81,7 @@ impl SqlStore {
             registry,
             writing,
             readers,
-            _guard: guard,
+            guard,
         })
     }
 
@@ -125,6 +125,7 @@ impl Store for SqlStore {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.end().await;
+        self.guard.close().await;
         self.writing.close().await;
     }
 

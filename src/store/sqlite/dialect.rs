@@ -4,7 +4,7 @@ use std::{fs::File, time::Duration};
 
 use sqlx::error::DatabaseError;
 
-use super::SqliteStore;
+use super::{SqliteStore, wal::CarryingOver};
 use crate::broker::ports::Peers;
 
 pub(super) use sqlx::{
@@ -12,19 +12,34 @@ pub(super) use sqlx::{
     sqlite::{SqliteArguments as Arguments, SqliteQueryResult as QueryResult, SqliteRow as Row},
 };
 
-/// What is held for as long as the store is open: the lock of its file. It is given back by
-/// name: a process that was just forked may have the file open for a moment longer.
+/// What is held for as long as the store is open: the lock of its file, and who keeps its
+/// write-ahead log short.
 #[derive(Debug)]
-pub(super) struct Guard(File);
+pub(super) struct Guard {
+    carrying_over: CarryingOver,
+    _lock: Lock,
+}
 
 impl Guard {
-    /// Of a file that is locked.
-    pub(super) const fn new(locked: File) -> Self {
-        Self(locked)
+    pub(super) const fn new(carrying_over: CarryingOver, lock: Lock) -> Self {
+        Self {
+            carrying_over,
+            _lock: lock,
+        }
+    }
+
+    /// Nothing works on the file any more but those who write.
+    pub(super) async fn close(&self) {
+        self.carrying_over.end().await;
     }
 }
 
-impl Drop for Guard {
+/// A file that is locked. It is given back by name: a process that was just forked may have
+/// the file open for a moment longer.
+#[derive(Debug)]
+pub(super) struct Lock(pub(super) File);
+
+impl Drop for Lock {
     fn drop(&mut self) {
         // The end of the process does it otherwise.
         let _ = self.0.unlock();

@@ -9,6 +9,7 @@ mod open;
 #[allow(clippy::duplicate_mod, reason = "it is compiled for each database")]
 #[path = "../sql/mod.rs"]
 mod sql;
+mod wal;
 
 /// Of the tables.
 pub const VERSION: u64 = super::migrations::SQLITE.len() as u64;

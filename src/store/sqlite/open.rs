@@ -12,7 +12,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use super::{
     super::{migrations, private_file},
     SqliteStore,
-    dialect::Guard,
+    dialect::{Guard, Lock},
+    wal::{CarryingOver, PAGES_MAX},
 };
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +89,8 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("wal_autocheckpoint", PAGES_MAX);
         let writing = SqlitePoolOptions::new()
             .max_connections(1)
             .min_connections(1)
@@ -108,10 +110,12 @@ impl SqliteStore {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
-            .connect_with(options.read_only(true))
+            .connect_with(options.clone().read_only(true))
             .await
             .map_err(database)?;
-        let store = Self::over(writing, readers, lock).await;
+        let carrying_over = CarryingOver::start(options).await.map_err(database)?;
+        let guard = Guard::new(carrying_over, lock);
+        let store = Self::over(writing, readers, guard).await;
         store.map_err(|error| OpenError::Damaged {
             path: path.to_owned(),
             detail: error.to_string(),
@@ -119,7 +123,7 @@ impl SqliteStore {
     }
 }
 
-fn lock(path: &Path) -> Result<Guard, OpenError> {
+fn lock(path: &Path) -> Result<Lock, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let io = |source| OpenError::Io {
@@ -128,7 +132,7 @@ fn lock(path: &Path) -> Result<Guard, OpenError> {
     };
     let file = private_file(Path::new(&name)).map_err(io)?;
     match file.try_lock() {
-        Ok(()) => Ok(Guard::new(file)),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(io(source)),
     }
