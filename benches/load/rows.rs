@@ -24,10 +24,10 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_secs(8);
 /// The machine has other guests, so everything is measured in turn, so often, and the median
 /// counts.
-const ROUNDS: usize = 3;
+const ROUNDS: i64 = 3;
 const CONNECTIONS: usize = 10_000;
 const SESSIONS: i64 = 10_000;
-const AT_ONCE: u32 = 10_000;
+const AT_ONCE: i64 = 10_000;
 
 /// What is promised, what was measured, and why that is not enough, where it is not.
 struct Row {
@@ -360,11 +360,17 @@ async fn grown() -> Rows {
     );
     let resident = memory(world.id(), "VmRSS");
 
-    let quiet = sound(load(Some("fresh"), 16, Some(200.0), ROUND), &settings).await;
-    stored::end_at_once(&world.site, AT_ONCE, 2).await;
-    let ending = sound(load(Some("fresh"), 16, Some(200.0), ROUND), &settings).await;
-    let left = stored::overdue(&world.site).await;
-    let moved = ending.at(0.99) / quiet.at(0.99);
+    let (mut quiet, mut ending, mut left) = (Vec::new(), Vec::new(), 0);
+    for round in 0..ROUNDS {
+        let outcome = sound(load(Some("fresh"), 16, Some(200.0), ROUND), &settings).await;
+        quiet.push(outcome.at(0.99));
+        stored::end_at_once(&world.site, round, AT_ONCE).await;
+        let outcome = sound(load(Some("fresh"), 16, Some(200.0), ROUND), &settings).await;
+        ending.push(outcome.at(0.99));
+        left += stored::overdue(&world.site).await;
+    }
+    let (quiet, ending) = (median(quiet), median(ending));
+    let moved = ending / quiet;
     vec![
         row(
             "1,000,000 past and 250,000 live leases: from the start to the first issue",
@@ -402,15 +408,13 @@ async fn grown() -> Rows {
             "the same: p99 of an issue while 10,000 leases end at one moment, to that before",
             "1.5 times",
             format!(
-                "{moved:.2} times ({:.2} ms to {:.2} ms; {left} still to be ended after 6 s)",
-                ending.at(0.99),
-                quiet.at(0.99)
+                "{moved:.2} times ({ending:.2} ms to {quiet:.2} ms; {left} still to be ended after 6 s)"
             ),
             moved <= 1.5 && left == 0,
         )
         .because(
-            "now and then an issue waits until the database has moved what was written from its log to its place; with \
-             nothing moved it was 1.6 times",
+            "an issue has two commits of its own, and waits for those in which leases end; what is written then is ten \
+             times as much as before",
         ),
     ]
 }

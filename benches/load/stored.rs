@@ -50,12 +50,13 @@ pub async fn fill(site: &Site) {
     }
 }
 
-/// So many of those that live end at the same moment, so many seconds from now.
-pub async fn end_at_once(site: &Site, count: u32, seconds: u32) {
+/// So many of those that live, in every round others, end at the same moment, in two seconds.
+pub async fn end_at_once(site: &Site, round: i64, count: i64) {
+    let first = PAST + round * count;
     let end = format!(
-        "UPDATE leases SET due_at = {{now}} + {seconds} * 1000000, expires_at = {{now}} + {seconds} * 1000000
-         WHERE lease_id IN (SELECT lease_id FROM leases WHERE lease_id > printf('%026d', {PAST})
-                            AND lease_id <= printf('%026d', {PAST} + {count}))"
+        "UPDATE leases SET due_at = {{now}} + 2000000, expires_at = {{now}} + 2000000
+         WHERE lease_id IN (SELECT lease_id FROM leases WHERE lease_id > printf('%026d', {first})
+                            AND lease_id <= printf('%026d', {first} + {count}))"
     );
     site.write_store(&end).await;
 }

@@ -24,8 +24,13 @@ use crate::{
 
 /// How often the store is asked what is due; the query is indexed and mostly empty.
 const EVERY: Duration = Duration::from_secs(1);
-/// How many sessions are cleaned up in one transaction: issues wait for the one before theirs.
-const BATCH: usize = 32;
+/// How many sessions are cleaned up in one transaction, since issues wait for the one before
+/// theirs.
+const BATCH: usize = 8;
+/// The same once a clean-up has come to `MANY`: it would never catch up with a broker that
+/// issues as fast as it can.
+const BATCH_OF_MANY: usize = 64;
+const MANY: usize = 20_000;
 /// Why an issue that nobody brings to its end comes to nothing.
 const ABANDONED: &str = "abandoned";
 
@@ -119,10 +124,13 @@ impl Broker {
 
     /// AWS ends sessions by itself: what is due of theirs is but recorded.
     async fn settle_sessions(&self) -> Result<(), Error> {
+        let mut count = 0;
         loop {
             let now = self.now();
-            let due = self.store().sessions_due(now, BATCH).await?;
-            let all = due.len() < BATCH;
+            let batch = if count < MANY { BATCH } else { BATCH_OF_MANY };
+            let due = self.store().sessions_due(now, batch).await?;
+            let all = due.len() < batch;
+            count += due.len();
             let settle = |lease| {
                 self.settle_session(lease, now)
                     .inspect_err(|refused| tracing::error!(%refused, "a lease is passed over"))

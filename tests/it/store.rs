@@ -68,6 +68,7 @@ macro_rules! over {
             leases::a_lease_of_a_suspended_service_gets_no_other_key_and_no_longer_life
             leases::a_request_has_one_lease_until_its_issue_comes_to_nothing
             leases::of_one_request_asked_twice_at_the_same_moment_one_begins
+            leases::what_is_denied_to_a_service_is_told_as_it_stands
             leases::what_is_asked_at_the_same_moment_is_done_or_refused_each_alone
             leases::a_service_has_so_many_live_users_and_so_many_live_sessions
             leases::a_key_leads_to_the_lease_that_has_it_or_had_it_last

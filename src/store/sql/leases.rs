@@ -350,9 +350,9 @@ pub(super) async fn list(
 }
 
 /// Somebody may wait for what was revoked.
-const USERS_DUE: &str = "SELECT * FROM leases WHERE (kind = 'iam_user') = TRUE AND due_at <= $1
+const USERS_DUE: &str = "SELECT * FROM leases WHERE kind = 'iam_user' AND due_at <= $1
                          ORDER BY cause IS NULL OR cause NOT LIKE 'revoked%', due_at LIMIT $2";
-const SESSIONS_DUE: &str = "SELECT * FROM leases WHERE (kind = 'iam_user') = FALSE AND due_at <= $1
+const SESSIONS_DUE: &str = "SELECT * FROM leases WHERE kind <> 'iam_user' AND due_at <= $1
                             ORDER BY due_at LIMIT $2";
 
 pub(super) async fn due(

@@ -148,3 +148,20 @@ pub(super) fn portions<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
         rows.split_off(..length)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_written_in_portions_that_are_powers_of_two() {
+        for count in [0, 1, 2, 3, 63, 64, 65, 200] {
+            let rows: Vec<u8> = (0..count).collect();
+            let portions: Vec<&[u8]> = portions(&rows).collect();
+            let lengths: Vec<usize> = portions.iter().map(|rows| rows.len()).collect();
+            let may_be = |length: &usize| length.is_power_of_two() && *length <= AT_ONCE;
+            assert!(lengths.iter().all(may_be), "{lengths:?}");
+            assert_eq!(portions.concat(), rows);
+        }
+    }
+}

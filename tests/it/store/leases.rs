@@ -540,6 +540,25 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
     .await;
 }
 
+pub(super) async fn what_is_denied_to_a_service_is_told_as_it_stands(store: &dyn Store) {
+    let grant = session_grant("payments-api/sessions");
+    super::register(store, "payments-api").await;
+    put(store, &grant).await.unwrap();
+    active(store, &grant, 10).await;
+    let told = async || store.denials_of(&name("payments-api")).await.unwrap();
+    assert_eq!(told().await, []);
+    revoke(store, "payments-api", 20).await;
+    let denied = store.denials().await.unwrap();
+    assert_ne!(denied, []);
+    assert_eq!(told().await, denied);
+    // It needs no record to be over.
+    store
+        .change_denials(&[], &denied, Vec::new())
+        .await
+        .unwrap();
+    assert_eq!(told().await, []);
+}
+
 pub(super) async fn revoking_a_service_keeps_an_earlier_suspension(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
     active(store, &grant, 2).await;

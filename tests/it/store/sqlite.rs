@@ -8,7 +8,7 @@ use credbroker::{
     domain::{audit::Event, service::Service},
     store::sqlite::{OpenError, SqliteStore},
 };
-use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -194,20 +194,47 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
     assert_eq!(edge, (603, tree.subtrees().as_flattened().to_vec()));
 }
 
+/// What is asked for with every issue or every second, and the index that it has.
+const INDEXED: [(&str, &str); 6] = [
+    (
+        "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
+        "leases_by_access_key",
+    ),
+    (
+        "SELECT * FROM leases WHERE service = 'billing' AND request_id = 'a'",
+        "leases_by_request",
+    ),
+    (
+        "SELECT * FROM leases WHERE kind = 'iam_user' AND due_at <= 1 LIMIT 8",
+        "leases_users_due",
+    ),
+    (
+        "SELECT * FROM leases WHERE kind <> 'iam_user' AND due_at <= 1 ORDER BY due_at LIMIT 8",
+        "leases_sessions_due",
+    ),
+    (
+        "SELECT count(*) FROM live_leases WHERE service = 'billing' AND (kind = 'iam_user') = 0",
+        "leases_live",
+    ),
+    (
+        "SELECT * FROM audit WHERE lease_id = 'a' ORDER BY seq",
+        "audit_by_lease",
+    ),
+];
+
 #[tokio::test]
-async fn the_lease_of_a_key_is_found_by_index() {
+async fn what_is_asked_for_all_the_time_is_found_by_index() {
     let home = TempDir::new().unwrap();
     at(home.path()).await.unwrap().close().await;
     let options = SqliteConnectOptions::new().filename(home.path().join("credbroker.db"));
     let mut raw = SqliteConnection::connect_with(&options).await.unwrap();
-    let explain = "EXPLAIN QUERY PLAN SELECT * FROM leases WHERE access_key_id = $1 LIMIT 1";
-    let plan: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
-        .bind("AKIAIOSFODNN7EXAMPLE")
-        .fetch_all(&mut raw)
-        .await
-        .unwrap();
-    let [(.., step)] = plan.as_slice() else {
-        panic!("{plan:?}");
-    };
-    assert!(step.contains("USING INDEX leases_by_access_key"), "{step}");
+    for (query, index) in INDEXED {
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(explain).fetch_all(&mut raw).await.unwrap();
+        let [(.., step)] = plan.as_slice() else {
+            panic!("{plan:?}");
+        };
+        assert!(step.starts_with("SEARCH") && step.contains(index), "{step}");
+    }
 }

@@ -108,7 +108,8 @@ CREATE TABLE leases (
 -- A request has one lease.
 CREATE UNIQUE INDEX leases_by_request ON leases (service, request_id) WHERE request_id IS NOT NULL;
 -- Sessions end by themselves, users with AWS's help: one does not wait for the other.
-CREATE INDEX leases_due ON leases (kind = 'iam_user', due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX leases_users_due ON leases (due_at) WHERE due_at IS NOT NULL AND kind = 'iam_user';
+CREATE INDEX leases_sessions_due ON leases (due_at) WHERE due_at IS NOT NULL AND kind <> 'iam_user';
 -- Counted by service and kind at every issue.
 CREATE INDEX leases_live ON leases (service, kind = 'iam_user', expires_at) WHERE due_at IS NOT NULL;
 -- Revoked sessions that AWS has not been seen to refuse.
