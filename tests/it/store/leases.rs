@@ -541,7 +541,14 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
 }
 
 pub(super) async fn what_is_denied_to_a_service_is_told_as_it_stands(store: &dyn Store) {
-    let grant = session_grant("payments-api/sessions");
+    let mut grant = session_grant("payments-api/sessions");
+    grant.spec.kind = KindSpec::AssumeRole {
+        role_arn: "arn:aws:iam::123456789012:role/payments".parse().unwrap(),
+        external_id: None,
+        source_identity: false,
+        region: None,
+        tags: Vec::new(),
+    };
     super::register(store, "payments-api").await;
     put(store, &grant).await.unwrap();
     active(store, &grant, 10).await;
