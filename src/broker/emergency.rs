@@ -352,6 +352,10 @@ impl Broker {
     async fn write_unsure_places(&self) {
         let places = std::mem::take(&mut *self.denying.unsure());
         for place in places {
+            // What somebody has changed there is recorded before it is written over.
+            if let Err(error) = self.repair(&place).await {
+                tracing::warn!(%place, %error, "the denials there could not be looked at");
+            }
             let writing = async {
                 let mut at = self.at_place(&place).await?;
                 self.write_place(&place, &mut at, Instant::now()).await

@@ -327,7 +327,7 @@ impl Broker {
     }
 
     /// Returns whether what is to stand there does.
-    async fn repair(&self, place: &Place) -> Result<bool, Error> {
+    pub(super) async fn repair(&self, place: &Place) -> Result<bool, Error> {
         let mut written = self.at_place(place).await?;
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
             return Ok(written.put.missed.is_empty());

@@ -24,7 +24,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::{Broker, eventually};
+use super::{Broker, eventually, eventually_within};
 
 impl Broker {
     /// A setting of `DIR/env`, e.g. `CREDBROKER_TOKEN`.
@@ -70,7 +70,8 @@ impl Broker {
             let status = self.json(&["status"]).await;
             (!status["reconciled_at"].is_null()).then_some(status)
         };
-        eventually("a reconciliation", status).await
+        // One that was killed may have claimed it, for ten seconds.
+        eventually_within(30, "a reconciliation", status).await
     }
 
     /// Waits until the metrics say so.
