@@ -124,20 +124,24 @@ impl Broker {
 
     /// AWS ends sessions by itself: what is due of theirs is but recorded.
     async fn settle_sessions(&self) -> Result<(), Error> {
-        let mut count = 0;
+        let (mut count, mut passed_over) = (0, 0);
         loop {
             let now = self.now();
             let batch = if count < MANY { BATCH } else { BATCH_OF_MANY };
-            let due = self.store().sessions_due(now, batch).await?;
-            let all = due.len() < batch;
-            count += due.len();
+            // Those that were passed over are due again, and the first.
+            let most = batch + passed_over;
+            let due = self.store().sessions_due(now, most).await?;
+            let (found, all) = (due.len(), due.len() < most);
             let settle = |lease| {
                 self.settle_session(lease, now)
                     .inspect_err(|refused| tracing::error!(%refused, "a lease is passed over"))
                     .ok()
             };
             let settled: Vec<LeaseChange> = due.into_iter().filter_map(settle).collect();
-            if settled.is_empty() || self.store().update_leases(&settled).await? == 0 || all {
+            count += settled.len();
+            passed_over = found - settled.len();
+            let is_done = settled.is_empty() || self.store().update_leases(&settled).await? > 0;
+            if all || !is_done {
                 return Ok(());
             }
         }

@@ -366,6 +366,7 @@ async fn a_follower_sees_each_record_as_it_is_written() {
     tail.kill().await.unwrap();
     let newest = broker.run(&["audit", "tail", "-n", "2"]).await.ok().stdout;
     assert_eq!(newest.lines().count(), 2, "{newest}");
+    assert!(newest.contains("service.created"), "{newest}");
     let tail = ["audit", "tail", "-n", "20", "-o", "json"];
     let newest = broker.run(&tail).await.ok().stdout;
     let told = newest.lines().map(|line| {

@@ -302,9 +302,8 @@ pub(super) async fn of_key(pool: &Pool, key: &KeyId) -> Result<Option<Lease>, St
 
 pub(super) async fn live_users(pool: &Pool) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
-        "SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = $1 ORDER BY aws_name",
+        "SELECT * FROM leases WHERE due_at IS NOT NULL AND kind = 'iam_user' ORDER BY aws_name",
     )
-    .bind(Kind::IamUser.as_str())
     .fetch_all(pool)
     .await
     .map_err(store_error)?;

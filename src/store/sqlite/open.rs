@@ -13,7 +13,7 @@ use super::{
     super::{migrations, private_file},
     SqliteStore,
     dialect::{Guard, Lock},
-    wal::{CarryingOver, PAGES_MAX},
+    wal::{COMMITS_HELP_FROM, CarryingOver},
 };
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
-            .pragma("wal_autocheckpoint", PAGES_MAX);
+            .pragma("wal_autocheckpoint", COMMITS_HELP_FROM);
         let writing = SqlitePoolOptions::new()
             .max_connections(1)
             .min_connections(1)

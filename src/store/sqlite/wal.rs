@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sqlx::{
-    SqlitePool,
+    ConnectOptions, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 use tokio::{
@@ -13,10 +13,12 @@ use tokio::{
 };
 
 const EVERY: Duration = Duration::from_millis(250);
-/// Pages (64 MiB) from which on whoever writes carries over what is left, so that the
-/// write-ahead log begins anew: it cannot while it grows.
-pub(super) const PAGES_MAX: &str = "16384";
-/// Nobody waits for it.
+/// Pages (64 MiB) from which on a commit carries over what is left and waits until the file is
+/// on disk. The write-ahead log begins anew only when a commit finds everything carried over and
+/// nobody reading from it.
+pub(super) const COMMITS_HELP_FROM: &str = "16384";
+/// Nobody waits for it. SQLite before 3.51.3 could lose what was committed meanwhile
+/// (<https://sqlite.org/wal.html#walresetbug>).
 const CARRY_OVER: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 
 /// Who carries over, on a connection of its own.
@@ -33,7 +35,7 @@ impl CarryingOver {
             .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options)
+            .connect_with(options.disable_statement_logging())
             .await?;
         let task = tokio::spawn(carry_over(pool.clone()));
         Ok(Self { pool, task })
@@ -52,12 +54,19 @@ impl Drop for CarryingOver {
 }
 
 async fn carry_over(pool: SqlitePool) {
-    let mut ticks = interval(EVERY);
+    let (mut ticks, mut fails) = (interval(EVERY), false);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !pool.is_closed() {
+    loop {
         ticks.tick().await;
-        if let Err(error) = sqlx::query(CARRY_OVER).execute(&pool).await {
-            tracing::debug!(%error, "what was committed stays in the write-ahead log for now");
+        if pool.is_closed() {
+            return;
         }
+        let carried = sqlx::query(CARRY_OVER).execute(&pool).await;
+        if let Err(error) = &carried
+            && !fails
+        {
+            tracing::warn!(%error, "the store's write-ahead log grows until it can be carried over");
+        }
+        fails = carried.is_err();
     }
 }

@@ -26,8 +26,7 @@ fn confined(state: &Path, admin: &Key, endpoint: &str) -> Command {
     command
 }
 
-/// How far into a file the broker may write, in bytes: as with a full disk, what is written
-/// beyond is refused.
+/// How far into a file the broker may write, in bytes: with 0 its disk takes nothing.
 async fn let_write(broker: &Broker, most: &str) {
     let mut limit = Command::new("prlimit");
     limit.args([&format!("--fsize={most}:"), "--pid", &broker.pid()]);
