@@ -112,13 +112,15 @@ impl Broker {
     }
 
     pub(super) async fn sign(&self, signing: &mut Signing) -> Result<(), Error> {
-        let head = self.store().log_head().await?;
-        if signing.size >= head.size {
-            return Ok(());
-        }
+        let size = signing.size;
         let Some(signer) = self.log_signer(signing).await? else {
             return Ok(());
         };
+        // Only now: a key that was just made signs the record that announces it, too.
+        let head = self.store().log_head().await?;
+        if size >= head.size {
+            return Ok(());
+        }
         let note = signed(signer, &head)?;
         let signer = signer.verifier().to_string();
         let before = self.store().checkpoint().await?;

@@ -9,6 +9,7 @@ use credbroker::{
         tree::{Edge, leaf_hash},
     },
     broker::ports::{AuditFilter, Page, Store},
+    domain::audit::Event,
     store::sqlite::SqliteStore,
 };
 use tempfile::TempDir;
@@ -237,6 +238,25 @@ async fn the_checkpoint_of_another_log_is_no_witness() {
     let broker = broker.start_again(&account.admin, endpoint).await;
     let words = "it is of another log, or of a later state of this one";
     assert_issues_nothing(&broker, &token, &lease, words).await;
+}
+
+#[tokio::test]
+async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
+    let home = TempDir::new().unwrap();
+    let store = SqliteStore::open(&rewriting::database(home.path())).await;
+    let store = Arc::new(store.unwrap());
+    let broker = rewriting::broker(home.path(), &store, &rewriting::issuer().await);
+    broker.lifecycle(Event::BrokerStarted).await.unwrap();
+    broker.sign_log().await.unwrap();
+    let first = Page {
+        after: None,
+        limit: 10,
+    };
+    let log = store.audit(&AuditFilter::default(), &first).await.unwrap();
+    let made = log.last().unwrap();
+    assert_eq!(made.event.event, Event::LogKeyMade);
+    assert_eq!(store.checkpoint().await.unwrap().unwrap().size, made.seq);
+    store.close().await;
 }
 
 #[tokio::test]
