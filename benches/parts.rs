@@ -7,7 +7,7 @@
     reason = "a benchmark that cannot go on stops"
 )]
 
-use std::hint::black_box;
+use std::{hint::black_box, sync::Arc};
 
 use credbroker::{
     audit::{
@@ -109,10 +109,10 @@ async fn caller() -> Caller {
 
 fn deciding(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (caller, grant, policy) = (runtime.block_on(caller()), grant(), policy());
+    let (caller, grant, policy) = (runtime.block_on(caller()), Arc::new(grant()), policy());
     let request = IssueRequest::new(grant.name.clone(), None, None);
     c.bench_function("decide", |b| {
-        b.iter(|| decide(&caller, &request, Some(grant.clone())).unwrap());
+        b.iter(|| decide(&caller, &request, Some(Arc::clone(&grant))).unwrap());
     });
     c.bench_function("policy: parse eight statements", |b| {
         b.iter(|| Document::parse(black_box(&policy)).unwrap());

@@ -173,8 +173,8 @@ async fn rates() -> Rows {
             ratio <= 2.0,
         )
         .because(
-            "two fifths of it are the SDK's call, a quarter two changes of a lease and their records, each in fifteen \
-             indexes, a fifth the call of gRPC over TLS",
+            "two fifths of it are the SDK's call, three tenths two changes of a lease and their records, each in \
+             fifteen indexes, a fifth the call of gRPC over TLS",
         ),
         row(
             "shared session, 64 callers, each hand-out durable in the log",
@@ -192,8 +192,8 @@ async fn rates() -> Rows {
             share >= 0.5,
         )
         .because(
-            "the empty call is not authenticated, not bounded and not recorded: a third of a hand-out is the log, and a \
-             sixth the tasks that outlive their callers",
+            "the empty call is not authenticated, not bounded and not recorded: a third of a hand-out is the log, a \
+             fifth what stands before it",
         ),
     ]
 }

@@ -1,5 +1,7 @@
 //! Grants: put, look at, delete.
 
+use std::sync::Arc;
+
 use crate::{
     broker::{Broker, Error, approvals::operator, on_conflict, ports::Page},
     domain::{
@@ -40,7 +42,7 @@ impl Broker {
             self.store()
                 .record(self.caller_event(caller, Event::GrantRead).grant(current))
                 .await?;
-            return Ok((current.clone(), false));
+            return Ok((Grant::clone(current), false));
         }
         if spec.may_widen(before.as_ref().map(|grant| &grant.spec)) {
             let change = Change::PutGrant {
@@ -82,7 +84,7 @@ impl Broker {
     ///
     /// # Errors
     /// There is none of this name.
-    pub async fn grant(&self, caller: &Caller, name: &GrantName) -> Result<Grant, Error> {
+    pub async fn grant(&self, caller: &Caller, name: &GrantName) -> Result<Arc<Grant>, Error> {
         let grant = self.store().grant(name).await?;
         let grant = grant.ok_or_else(|| Error::NotFound(Subject::Grant(name.clone())))?;
         self.store()

@@ -66,12 +66,20 @@ impl Broker {
         caller: Caller,
         request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
+        self.admit_pace(&caller, &request.grant).await?;
+        let grant = self.store().grant(&request.grant).await?;
+        let issue = match decide(&caller, &request, grant) {
+            Ok(issue) => issue,
+            Err(denial) => return self.refuse(&caller, &request.grant, denial.into()).await,
+        };
+        if issue.get().grant.spec.reuse.is_some() {
+            return self.issue_shared(caller, issue, request).await;
+        }
         let broker = Arc::clone(self);
         self.detached(async move {
-            let (grant, named) = (&request.grant, request.named.as_ref());
-            broker.admit_pace(&caller, grant).await?;
-            let work = Box::pin(broker.issue_saga(&caller, &request));
-            broker.once(&caller, grant, named, work).await
+            let named = request.named.as_ref();
+            let work = Box::pin(broker.issue_decided(&caller, &issue, named, None));
+            broker.once(&caller, &request.grant, named, work).await
         })
         .await
     }
@@ -105,24 +113,6 @@ impl Broker {
             receipt,
             ..issued
         })
-    }
-
-    async fn issue_saga(
-        self: &Arc<Self>,
-        caller: &Caller,
-        request: &IssueRequest,
-    ) -> Result<IssuedLease, Error> {
-        let grant = self.store().grant(&request.grant).await?;
-        match decide(caller, request, grant) {
-            Ok(issue) if issue.get().grant.spec.reuse.is_some() => {
-                self.issue_shared(caller, &issue, request).await
-            }
-            Ok(issue) => {
-                self.issue_decided(caller, &issue, request.named.as_ref(), None)
-                    .await
-            }
-            Err(denial) => self.refuse(caller, &request.grant, denial.into()).await,
-        }
     }
 
     /// Lets a request of the caller's through, unless it asks too fast.

@@ -117,12 +117,13 @@ impl Shared {
 }
 
 impl Broker {
-    /// A session that is shared, or a new one that is shared from now on.
+    /// A session that is shared, or a new one that is shared from now on. What is there is
+    /// handed out in the caller's own task: nothing is left half done where it hangs up.
     pub(super) async fn issue_shared(
         self: &Arc<Self>,
-        caller: &Caller,
-        issue: &Authorized<Issue>,
-        request: &IssueRequest,
+        caller: Caller,
+        issue: Authorized<Issue>,
+        request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let Issue { grant, ttl } = issue.get();
         let slot = self.shared.slot(&Sharers {
@@ -131,22 +132,40 @@ impl Broker {
             ttl: *ttl,
             proof: shown(caller.principal().proof()),
         });
+        let fresh = |now| slot.fresh_for(&request, now);
+        if let Some(issued) = self.share(&caller, &issue, &slot, fresh).await? {
+            return Ok(issued);
+        }
+        let broker = Arc::clone(self);
+        self.detached(async move { broker.share_next(&caller, &issue, &request, &slot).await })
+            .await
+    }
+
+    /// Asks for the next, or waits for whoever does.
+    async fn share_next(
+        self: &Arc<Self>,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        request: &IssueRequest,
+        slot: &Arc<Slot>,
+    ) -> Result<IssuedLease, Error> {
         let fresh = |now| slot.fresh_for(request, now);
         let since = Instant::now();
         let mut in_vain = loop {
-            if let Some(issued) = self.share(caller, issue, &slot, fresh).await? {
-                return Ok(issued);
-            }
             let in_vain = slot.asking.lock().await;
             if fresh(self.now()).is_none() {
                 break in_vain;
             }
+            drop(in_vain);
             // Somebody else has asked meanwhile; all who have waited are served side by side.
+            if let Some(issued) = self.share(caller, issue, slot, fresh).await? {
+                return Ok(issued);
+            }
         };
         let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
         let error = match failed {
             Some((_, error)) => error.clone(),
-            None => match Box::pin(self.ask_for_next(caller, issue, &slot)).await {
+            None => match Box::pin(self.ask_for_next(caller, issue, slot)).await {
                 Ok(issued) => return Ok(issued),
                 Err(error) => {
                     // Whoever waits since then need not ask; whoever merely hears of it, does
@@ -158,7 +177,7 @@ impl Broker {
         };
         drop(in_vain);
         // What is there is good for a while.
-        let left = self.share(caller, issue, &slot, |now| slot.session_for(request, now));
+        let left = self.share(caller, issue, slot, |now| slot.session_for(request, now));
         left.await?.ok_or(error)
     }
 

@@ -1,7 +1,7 @@
 //! The decision whether credentials are issued or renewed. Pure: no I/O; the time is
 //! handed in.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -108,7 +108,7 @@ impl Authorized<Issue> {
             ttl: allowed,
         } = &self.0;
         Self(Issue {
-            grant: grant.clone(),
+            grant: Arc::clone(grant),
             ttl: ttl.min(*allowed),
         })
     }
@@ -118,7 +118,7 @@ impl Authorized<Issue> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
     /// The grant's current version.
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     /// How long the credentials live.
     pub ttl: Duration,
 }
@@ -219,7 +219,7 @@ pub const fn own_service(caller: &Caller) -> Option<&Name> {
 pub fn decide(
     caller: &Caller,
     request: &IssueRequest,
-    grant: Option<Grant>,
+    grant: Option<Arc<Grant>>,
 ) -> Result<Authorized<Issue>, Denial> {
     let own = own_service(caller) == Some(&request.grant.service);
     let Some(grant) = grant.filter(|grant| own && grant.name == request.grant) else {
@@ -238,7 +238,7 @@ pub fn decide(
     let maximum = grant.spec.max_ttl;
     if ttl > maximum {
         return Err(Denial::TtlAboveMaximum {
-            grant: grant.name,
+            grant: grant.name.clone(),
             asked: ttl,
             maximum,
         });
@@ -255,7 +255,7 @@ pub fn decide_renewal(
     caller: &Caller,
     request: &RenewRequest,
     lease: &Lease,
-    grant: Option<Grant>,
+    grant: Option<Arc<Grant>>,
     now: Timestamp,
 ) -> Result<Renewal, Denial> {
     let issue = decide(caller, &request.as_issue(&lease.binding.grant), grant)?;
@@ -352,7 +352,7 @@ mod tests {
     fn ask(service: &str, ttl: Option<u64>, grant: Option<Grant>) -> Result<u64, &'static str> {
         let name = "payments/uploads".parse().unwrap();
         let request = IssueRequest::new(name, ttl.map(Duration::from_secs), None);
-        decide(&caller(service), &request, grant)
+        decide(&caller(service), &request, grant.map(Arc::new))
             .map(|allowed| allowed.get().ttl.as_secs())
             .map_err(|denial| denial.reason())
     }
@@ -420,7 +420,7 @@ mod tests {
         let id = lease.binding.lease_id.clone();
         let request = RenewRequest::new(id, ttl.map(Duration::from_secs), None);
         let caller = caller("payments");
-        decide_renewal(&caller, &request, lease, Some(grant), second(now))
+        decide_renewal(&caller, &request, lease, Some(Arc::new(grant)), second(now))
             .map_err(|denial| denial.reason())
     }
 

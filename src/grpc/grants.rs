@@ -44,11 +44,8 @@ impl GrantService for Api {
         request: Request<GetGrantRequest>,
     ) -> Result<Response<Grant>, Status> {
         self.call(request, async |broker, caller, message| {
-            Ok(to_grant(
-                &broker
-                    .grant(&caller, &parse("name", &message.name)?)
-                    .await?,
-            ))
+            let name = parse("name", &message.name)?;
+            Ok(to_grant(&*broker.grant(&caller, &name).await?))
         })
         .await
     }

@@ -73,7 +73,7 @@ async fn issue(broker: &Arc<Broker>, caller: Caller, grant: &str) -> Result<Resp
     let wrong = |message: String| Error::Invalid(vec![Violation::new("grant", message)]);
     let name = GrantName::within(service, grant).map_err(|error| wrong(error.to_string()))?;
     let known = broker.store().grant(&name).await?;
-    let ttl = known.as_ref().map(long_enough).transpose()?;
+    let ttl = known.as_deref().map(long_enough).transpose()?;
     let request = IssueRequest {
         least_left: LEAST,
         ..IssueRequest::new(name, ttl, None)

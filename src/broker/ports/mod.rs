@@ -8,7 +8,7 @@ mod keys;
 mod log;
 mod peers;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -295,7 +295,7 @@ pub trait Store: Identities + Approvals {
     /// (deleted ones included) and the service known, else Conflict.
     async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError>;
     /// The current version of a grant.
-    async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError>;
+    async fn grant(&self, name: &GrantName) -> Result<Option<Arc<Grant>>, StoreError>;
     /// A version of a grant that was in force at some time.
     async fn grant_version(
         &self,

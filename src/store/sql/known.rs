@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::dialect;
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) owners: Known<TokenId, (StoredToken, TokenOwner)>,
-    pub(super) grants: Known<GrantName, Grant>,
+    pub(super) grants: Known<GrantName, Arc<Grant>>,
     pub(super) active: Known<LeaseId, ()>,
     /// By the service whose sessions they are against.
     pub(super) denials: Known<Name, Vec<Denial>>,

@@ -397,8 +397,8 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn grant(&self, name: &GrantName) -> Result<Option<Grant>, StoreError> {
-        let reading = grants::get(&self.readers, name);
+    async fn grant(&self, name: &GrantName) -> Result<Option<Arc<Grant>>, StoreError> {
+        let reading = async { Ok(grants::get(&self.readers, name).await?.map(Arc::new)) };
         self.registry.grants.get(name, reading).await
     }
 

@@ -179,7 +179,7 @@ impl Stepped {
     /// From now on callers share a session of this grant.
     pub async fn share(&self, grant: &str) {
         let put = self.broker.store().grant(&name(grant)).await.unwrap();
-        let mut spec = put.unwrap().spec;
+        let mut spec = put.unwrap().spec.clone();
         spec.reuse = Some(Reuse::PerService);
         self.put_spec(grant, spec).await;
     }

@@ -137,7 +137,10 @@ async fn a_store_that_is_opened_again_has_everything() {
     drop(store);
     let store = at(home.path()).await.unwrap();
     assert_eq!(store.counts().await.unwrap(), counts);
-    assert_eq!(store.grant(&grant.name).await.unwrap(), Some(grant));
+    assert_eq!(
+        store.grant(&grant.name).await.unwrap().as_deref(),
+        Some(&grant)
+    );
     let id = lease.binding.lease_id.clone();
     assert_eq!(store.lease(&id).await.unwrap(), Some(lease));
 }
