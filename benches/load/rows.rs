@@ -173,7 +173,7 @@ async fn rates() -> Rows {
             ratio <= 2.0,
         )
         .because(
-            "two fifths of it are the SDK's call, three tenths two changes of a lease and their records, each in \
+            "two fifths of it are the SDK's call, three tenths two changes of a lease and their records, each in up to \
              fifteen indexes, a fifth the call of gRPC over TLS",
         ),
         row(

@@ -92,6 +92,38 @@ macro_rules! over {
     };
 }
 
+/// What is asked for with every issue or every second, and the index that it has.
+const INDEXED: [(&str, &str); 7] = [
+    (
+        "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
+        "leases_by_access_key",
+    ),
+    (
+        "SELECT * FROM leases WHERE service = 'billing' AND request_id = 'a'",
+        "leases_by_request",
+    ),
+    (
+        "SELECT * FROM leases WHERE kind = 'iam_user' AND due_at <= 1",
+        "leases_users_due",
+    ),
+    (
+        "SELECT * FROM leases WHERE kind <> 'iam_user' AND due_at <= 1 ORDER BY due_at LIMIT 8",
+        "leases_sessions_due",
+    ),
+    (
+        "SELECT count(*) FROM live_leases WHERE service = 'billing' AND (kind = 'iam_user') = (1 = 0)",
+        "leases_live",
+    ),
+    (
+        "SELECT max(issued_at) FROM leases WHERE service = 'billing' AND issued_at IS NOT NULL",
+        "leases_issued",
+    ),
+    (
+        "SELECT * FROM audit WHERE lease_id = 'a' ORDER BY seq",
+        "audit_by_lease",
+    ),
+];
+
 mod over {
     over!(postgres);
     over!(sqlite);

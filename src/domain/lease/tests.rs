@@ -421,6 +421,7 @@ proptest! {
         for (step, pause) in story {
             now += pause;
             let before = lease.clone();
+            let issued_before = lease.issued().cloned();
             let taken = take(lease, step, now);
             prop_assert_eq!(taken.is_ok(), model.take(step, now), "{:?} of {:?}", step, before);
             lease = match taken {
@@ -431,7 +432,10 @@ proptest! {
                 }
                 Err(_) => before,
             };
-            handed_out |= lease.state.as_str() == "active";
+            let is_active = lease.state.as_str() == "active";
+            handed_out |= is_active;
+            // The store relies on it.
+            prop_assert!(is_active || lease.issued() == issued_before.as_ref());
             prop_assert_eq!(lease.state.as_str(), model.state);
             prop_assert_eq!(lease.revision, changes);
             prop_assert_eq!(lease.issued().is_some(), handed_out);

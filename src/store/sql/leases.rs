@@ -35,15 +35,16 @@ pub(super) async fn insert_all(
     let mut begun = BTreeSet::new();
     for leases in portions(leases) {
         let mut query: QueryBuilder<Db> = QueryBuilder::new(
-            "INSERT INTO leases (state, revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
-                                 ended_at, request_id, replacing_until, made_by, left_to_issuer, failing_since,
-                                 key_lost, asked_at, lease_id, service, grant_name, grant_version, kind, aws_name,
-                                 renews, requested_at, request_digest, holder)
+            "INSERT INTO leases (state, revision, due_at, cause, attempts, ended_at, request_id, replacing_until,
+                                 made_by, left_to_issuer, failing_since, key_lost, asked_at, access_key_id, issued_at,
+                                 expires_at, lease_id, service, grant_name, grant_version, kind, aws_name, renews,
+                                 requested_at, request_digest, holder)
              SELECT * FROM (",
         );
         query.push_values(leases, |mut row, lease| {
             let binding = &lease.binding;
             push_state(&mut row, lease);
+            push_issued(&mut row, lease);
             row.push_bind(binding.lease_id.as_str())
                 .push_bind(binding.grant.service.as_str())
                 .push_bind(binding.grant.grant.as_str())
@@ -90,36 +91,56 @@ pub(super) async fn update_all(
     tx: &mut Connection,
     leases: &[(u64, &Lease)],
 ) -> Result<BTreeSet<String>, StoreError> {
+    let is_active = |(_, lease): &(u64, &Lease)| matches!(lease.state, LeaseState::Active { .. });
+    let (active, others): (Vec<_>, Vec<_>) = leases.iter().copied().partition(is_active);
     let mut replaced = BTreeSet::new();
-    for leases in portions(leases) {
-        let mut query: QueryBuilder<Db> = QueryBuilder::new(
-            "UPDATE leases SET state = column1, revision = column2, due_at = column3, access_key_id = column4,
-                               issued_at = column5, expires_at = column6, cause = column7, attempts = column8,
-                               ended_at = column9, request_id = column10, replacing_until = column11,
-                               made_by = column12, left_to_issuer = column13, failing_since = column14,
-                               key_lost = column15, asked_at = column16
-             FROM (",
-        );
+    for leases in portions(&active) {
+        let mut query = QueryBuilder::new(UPDATE);
+        query
+            .push(", access_key_id = column16, issued_at = column17, expires_at = column18 FROM (");
         query.push_values(leases, |mut row, (from, lease)| {
-            push_state(&mut row, lease);
-            row.push_bind(lease.binding.lease_id.as_str())
-                .push_bind(from.cast_signed());
+            push_next(&mut row, *from, lease);
+            push_issued(&mut row, lease);
         });
+        query.push(WHERE_UNCHANGED);
         query.push(
-            ") AS next
-             WHERE lease_id = column17 AND revision = column18
-               AND (column1 <> 'active' OR (access_key_id IS NOT DISTINCT FROM column4 AND expires_at IS NOT DISTINCT FROM column6)
-                    OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
+            " AND (access_key_id IS NOT DISTINCT FROM column16 AND expires_at IS NOT DISTINCT FROM column18
+                   OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
              RETURNING lease_id",
         );
+        replaced.extend(ids(query, tx).await?);
+    }
+    // What was issued stays as it is, and with it the entries of its indexes.
+    for leases in portions(&others) {
+        let mut query = QueryBuilder::new(UPDATE);
+        query.push(" FROM (");
+        query.push_values(leases, |mut row, (from, lease)| {
+            push_next(&mut row, *from, lease);
+        });
+        query.push(WHERE_UNCHANGED);
+        query.push(" RETURNING lease_id");
         replaced.extend(ids(query, tx).await?);
     }
     Ok(replaced)
 }
 
+const UPDATE: &str =
+    "UPDATE leases SET state = column1, revision = column2, due_at = column3, cause = column4, attempts = column5,
+                       ended_at = column6, request_id = column7, replacing_until = column8, made_by = column9,
+                       left_to_issuer = column10, failing_since = column11, key_lost = column12, asked_at = column13";
+const WHERE_UNCHANGED: &str = ") AS next WHERE lease_id = column14 AND revision = column15";
+
+/// Binds the columns of the statements above: a lease as it comes to be, and the revision it
+/// has before.
+fn push_next(row: &mut Separated<'_, Db, &'static str>, from: u64, lease: &Lease) {
+    push_state(row, lease);
+    row.push_bind(lease.binding.lease_id.as_str())
+        .push_bind(from.cast_signed());
+}
+
 /// Binds the columns that change, in the order of the statements above.
 fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
-    let (issued, removal) = (lease.issued(), lease.removal());
+    let removal = lease.removal();
     let (replacing_until, key_lost) = match &lease.state {
         LeaseState::Active { standing, .. } => match standing {
             Standing::Whole => (None, false),
@@ -131,9 +152,6 @@ fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
     row.push_bind(lease.state.as_str())
         .push_bind(lease.revision.cast_signed())
         .push_bind(lease.due_at().map(micros))
-        .push_bind(issued.map(|issued| issued.access_key_id.as_str()))
-        .push_bind(issued.map(|issued| micros(issued.at)))
-        .push_bind(issued.map(|issued| micros(issued.expires_at)))
         .push_bind(lease.cause().map(ToString::to_string))
         .push_bind(removal.map_or(0, |removal| i64::from(removal.attempts)))
         .push_bind(lease.ended_at().map(micros))
@@ -148,6 +166,14 @@ fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
         )
         .push_bind(key_lost)
         .push_bind(removal.map(|removal| micros(removal.asked_at)));
+}
+
+/// Binds what has been issued, which changes only while a lease is, or becomes, active.
+fn push_issued(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
+    let issued = lease.issued();
+    row.push_bind(issued.map(|issued| issued.access_key_id.as_str()))
+        .push_bind(issued.map(|issued| micros(issued.at)))
+        .push_bind(issued.map(|issued| micros(issued.expires_at)));
 }
 
 /// What keeps `lease` from beginning, if anything does: its request has a lease, or its

@@ -240,12 +240,18 @@ async fn the_checkpoint_of_another_log_is_no_witness() {
     assert_issues_nothing(&broker, &token, &lease, words).await;
 }
 
-#[tokio::test]
-async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
-    let home = TempDir::new().unwrap();
+/// A broker inside of the test, with its store.
+async fn without_aws(home: &TempDir) -> (Arc<SqliteStore>, Arc<credbroker::broker::Broker>) {
     let store = SqliteStore::open(&rewriting::database(home.path())).await;
     let store = Arc::new(store.unwrap());
     let broker = rewriting::broker(home.path(), &store, &rewriting::issuer().await);
+    (store, broker)
+}
+
+#[tokio::test]
+async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
+    let home = TempDir::new().unwrap();
+    let (store, broker) = without_aws(&home).await;
     broker.lifecycle(Event::BrokerStarted).await.unwrap();
     broker.sign_log().await.unwrap();
     let first = Page {
@@ -262,9 +268,7 @@ async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
 #[tokio::test]
 async fn silence_is_visible_since_the_log_grows_each_minute_by_itself() {
     let home = TempDir::new().unwrap();
-    let store = SqliteStore::open(&rewriting::database(home.path())).await;
-    let store = Arc::new(store.unwrap());
-    let broker = rewriting::broker(home.path(), &store, &rewriting::issuer().await);
+    let (store, broker) = without_aws(&home).await;
     // Time passes in steps from here on, and not by itself: somebody is always at work.
     tokio::time::pause();
     let work = tokio::spawn(async {

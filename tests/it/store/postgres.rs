@@ -12,12 +12,12 @@ use credbroker::{
 };
 use rcgen::{CertificateParams, KeyPair};
 use secrecy::SecretString;
-use sqlx::{Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, at as moment, audit, name};
+use super::{Engine, INDEXED, at as moment, audit, name};
 use crate::harness::{
     eventually,
     postgres::{Server, connection, empty, migrated},
@@ -210,6 +210,35 @@ async fn the_log_is_not_rewritten_in_the_database() {
     ] {
         let refused = raw.execute(statement).await.unwrap_err();
         assert!(refused.to_string().contains("append-only"), "{refused}");
+    }
+}
+
+/// As after some time: which index is best depends on what there is.
+const FILLED: &str = "
+    CREATE TEMPORARY TABLE filling AS
+    SELECT n, CASE n % 100 WHEN 1 THEN 'billing' ELSE 's' || n % 100 END AS service, n / 100 % 5 = 0 AS lives
+    FROM generate_series(1, 20000) AS n;
+    INSERT INTO leases (lease_id, service, grant_name, grant_version, kind, aws_name, requested_at, state, revision,
+                        due_at, access_key_id, issued_at, expires_at, attempts, request_id)
+    SELECT n, service, 'work', 1, CASE n % 3 WHEN 0 THEN 'iam_user' ELSE 'assume_role' END, n, n,
+           CASE WHEN lives THEN 'active' ELSE 'expired' END, 1, CASE WHEN lives THEN n END, n, n, n, 0, n
+    FROM filling;
+    INSERT INTO audit (seq, leaf, time, event, outcome, actor, service, lease_id)
+    SELECT n, '', n, 'lease.issued', 'success', service, service, n FROM filling;
+    ANALYZE leases, audit";
+
+#[tokio::test]
+async fn what_is_asked_for_all_the_time_is_found_by_index() {
+    let mut raw = connection(&migrated().await).await;
+    raw.execute(FILLED).await.unwrap();
+    for (query, index) in INDEXED {
+        let explain = AssertSqlSafe(format!("EXPLAIN {query}"));
+        let plan: Vec<String> = sqlx::query_scalar(explain)
+            .fetch_all(&mut raw)
+            .await
+            .unwrap();
+        let plan = plan.join("\n");
+        assert!(plan.contains(index) && !plan.contains("Seq Scan"), "{plan}");
     }
 }
 

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOpt
 use tempfile::TempDir;
 use tokio::{process::Command, task::JoinSet};
 
-use super::{Engine, active, at as moment, audit, granted, name, page};
+use super::{Engine, INDEXED, active, at as moment, audit, granted, name, page};
 use crate::harness::eventually;
 
 pub(super) async fn open() -> Engine {
@@ -231,34 +231,6 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
         .unwrap();
     assert_eq!(edge, (603, tree.subtrees().as_flattened().to_vec()));
 }
-
-/// What is asked for with every issue or every second, and the index that it has.
-const INDEXED: [(&str, &str); 6] = [
-    (
-        "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
-        "leases_by_access_key",
-    ),
-    (
-        "SELECT * FROM leases WHERE service = 'billing' AND request_id = 'a'",
-        "leases_by_request",
-    ),
-    (
-        "SELECT * FROM leases WHERE kind = 'iam_user' AND due_at <= 1",
-        "leases_users_due",
-    ),
-    (
-        "SELECT * FROM leases WHERE kind <> 'iam_user' AND due_at <= 1 ORDER BY due_at LIMIT 8",
-        "leases_sessions_due",
-    ),
-    (
-        "SELECT count(*) FROM live_leases WHERE service = 'billing' AND (kind = 'iam_user') = 0",
-        "leases_live",
-    ),
-    (
-        "SELECT * FROM audit WHERE lease_id = 'a' ORDER BY seq",
-        "audit_by_lease",
-    ),
-];
 
 #[tokio::test]
 async fn what_is_asked_for_all_the_time_is_found_by_index() {

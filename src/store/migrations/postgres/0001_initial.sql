@@ -118,7 +118,7 @@ CREATE INDEX leases_revoking ON leases (service, lease_id)
 -- Counted all the time.
 CREATE INDEX leases_unsettled ON leases (state) WHERE due_at IS NOT NULL AND state <> 'active';
 CREATE INDEX leases_by_service ON leases (service, lease_id);
-CREATE INDEX leases_issued ON leases (service, issued_at);
+CREATE INDEX leases_issued ON leases (service, issued_at) WHERE issued_at IS NOT NULL;
 CREATE INDEX leases_by_access_key ON leases (access_key_id) WHERE access_key_id IS NOT NULL;
 
 CREATE VIEW live_leases AS
@@ -156,7 +156,7 @@ CREATE INDEX denials_due ON denials (due_at);
 CREATE VIEW service_overviews AS
     SELECT s.*,
            (SELECT count(*) FROM live_leases l WHERE l.service = s.name) AS live_leases,
-           (SELECT max(issued_at) FROM leases l WHERE l.service = s.name) AS last_issued_at
+           (SELECT max(issued_at) FROM leases l WHERE l.service = s.name AND issued_at IS NOT NULL) AS last_issued_at
     FROM services s;
 
 -- The audit log: each record as the bytes that are hashed and exported. The columns beside
