@@ -211,27 +211,31 @@ async fn sdk(endpoint: &str) -> f64 {
 async fn added() -> Rows {
     let world = World::new(Duration::ZERO).await;
     let (sdk, settings) = (Sdk::new(&world.endpoint), world.settings());
-    let (mut issued, mut bare) = (Vec::new(), Vec::new());
     let caller = Caller::connected(&settings, "fresh").await.unwrap();
-    for call in 0..3000 {
-        let began = Instant::now();
+    for _ in 0..200 {
         caller.ask().await.unwrap();
-        let through_broker = began.elapsed();
-        let began = Instant::now();
         sdk.assume_role().await;
-        if call >= 200 {
-            issued.push(through_broker);
+    }
+    let (mut halves, mut latest) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (mut issued, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..1000 {
+            let began = Instant::now();
+            caller.ask().await.unwrap();
+            issued.push(began.elapsed());
+            let began = Instant::now();
+            sdk.assume_role().await;
             bare.push(began.elapsed());
         }
+        issued.sort();
+        bare.sort();
+        let added =
+            |at: usize| (issued[at * 10].saturating_sub(bare[at * 10])).as_secs_f64() * 1000.0;
+        halves.push(added(50));
+        latest.push(added(99));
     }
-    issued.sort();
-    bare.sort();
     let fsync = fsync(world.site.directory.path());
-    let added = |at: usize| {
-        let of = |times: &[Duration]| times[times.len() * at / 100].as_secs_f64() * 1000.0;
-        of(&issued) - of(&bare)
-    };
-    let (p50, p99) = (added(50), added(99));
+    let (p50, p99) = (median(halves), median(latest));
     vec![
         row(
             "added to a bare call of the SDK by a fresh issue, one caller, p50",
