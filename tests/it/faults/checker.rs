@@ -157,7 +157,9 @@ impl Checker<'_> {
         }
         for row in denials {
             if !stand.iter().any(|clause| row.is_met_by(clause)) {
-                wrong.push(format!("{row:?} does not stand in AWS"));
+                wrong.push(format!(
+                    "{row:?} does not stand in AWS, where there is {stand:?}"
+                ));
             }
         }
     }
