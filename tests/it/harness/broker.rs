@@ -80,7 +80,10 @@ impl Broker {
     pub async fn start_again_by(mut self, command: impl FnOnce(&Path) -> Command) -> Self {
         let (state, directory) = (self.state.clone(), self.directory.take());
         let (log, store) = (Arc::clone(&self.log), self.store.clone());
-        drop(self);
+        // It may have ended already. What it has locked is free once it is gone.
+        let child = self.child.get_mut().unwrap();
+        let _ = child.start_kill();
+        child.wait().await.unwrap();
         let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),
