@@ -54,11 +54,13 @@ impl Neighbours {
         for number in 0..count {
             let service = format!("a-service-no-{number:03}");
             let token = enlist(&admin, &service).await;
-            services.push((service, self.world.broker.client(&token).await));
+            services.push((service, self.world.broker.settings(&token)));
         }
-        each(services, |(service, client)| {
+        each(services, |(service, settings)| {
             let (admin, grant) = (admin.clone(), grant.clone());
             async move {
+                // A connection that asks for nothing would be ended.
+                let client = Client::connect(&settings).await.unwrap();
                 let name = format!("{service}/work");
                 let grant = Some(Grant { name, ..grant });
                 let put = PutGrantRequest { grant };
