@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Longest time that AWS may take to write one policy.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How often a denial that stands already is tried by a new session.
 const TRIES: u32 = 3;
 /// Longest pause between two attempts.

@@ -23,8 +23,9 @@ pub(super) struct Denying {
     places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
     /// Sessions by which denials are tried that AWS did not enforce in time.
     pub(super) trials: Mutex<HashMap<Against, Trial>>,
-    /// Places where what stands may be neither this broker's last word nor another's.
-    unsure: Mutex<BTreeSet<Place>>,
+    /// Places where what stands may be neither this broker's last word nor another's, and from
+    /// when on they are to be written once more.
+    unsure: Mutex<BTreeSet<(Place, Instant)>>,
     /// Denials that the store could not take yet.
     unrecorded: Mutex<Vec<InMemory>>,
     /// AWS has not answered the last time that a policy was to be written.
@@ -148,10 +149,33 @@ impl Denying {
 
     /// It is to be written once more, by a claim.
     pub(super) fn is_unsure(&self, place: &Place) {
-        self.unsure().insert(place.clone());
+        self.is_unsure_until(place, Instant::now());
     }
 
-    pub(super) fn unsure(&self) -> MutexGuard<'_, BTreeSet<Place>> {
+    /// Others may change what stands there until then.
+    pub(super) fn is_unsure_until(&self, place: &Place, then: Instant) {
+        self.unsure().insert((place.clone(), then));
+    }
+
+    /// Whether what stands there may be an earlier word of a broker's.
+    pub(super) fn may_be_overtaken(&self, place: &Place) -> bool {
+        self.unsure().iter().any(|(unsure, _)| unsure == place)
+    }
+
+    /// What is to be written once more now.
+    pub(super) fn unsure_by(&self, now: Instant) -> BTreeSet<Place> {
+        let unsure = self.unsure();
+        let due = unsure.iter().filter(|(_, then)| *then <= now);
+        due.map(|(place, _)| place.clone()).collect()
+    }
+
+    /// It has been written after this moment.
+    pub(super) fn is_sure_since(&self, place: &Place, moment: Instant) {
+        let mut unsure = self.unsure();
+        unsure.retain(|(of, then)| of != place || *then > moment);
+    }
+
+    fn unsure(&self) -> MutexGuard<'_, BTreeSet<(Place, Instant)>> {
         self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

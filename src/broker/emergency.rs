@@ -344,26 +344,6 @@ impl Broker {
         loop {
             ticks.tick().await;
             self.write_unrecorded_denials().await;
-            self.write_unsure_places().await;
-        }
-    }
-
-    /// Writes once more what other brokers may have written over, or this one over theirs.
-    async fn write_unsure_places(&self) {
-        let places = std::mem::take(&mut *self.denying.unsure());
-        for place in places {
-            // What somebody has changed there is recorded before it is written over.
-            if let Err(error) = self.repair(&place).await {
-                tracing::warn!(%place, %error, "the denials there could not be looked at");
-            }
-            let writing = async {
-                let mut at = self.at_place(&place).await?;
-                self.write_place(&place, &mut at, Instant::now()).await
-            };
-            if let Err(error) = writing.await {
-                tracing::warn!(%place, %error, "the denials there are written once more");
-                self.denying.is_unsure(&place);
-            }
         }
     }
 

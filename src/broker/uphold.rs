@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
-        deny::holders,
+        deny::{WRITE_LIMIT, holders},
         denying::AtPlace,
         ports::{Found, NO_REVOKER, StoreError},
     },
@@ -36,6 +36,9 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// How much later than others a broker takes up what is due that AWS has not answered: they may
 /// be better off.
 const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
+/// How long after a death every place is written once more: AWS may be late with what the dead
+/// had asked, mostly by seconds, at the worst by as long as a write may take.
+const LATE: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), WRITE_LIMIT];
 /// How many denials are begun in one round.
 const AT_ONCE: usize = 64;
 
@@ -49,6 +52,7 @@ impl Broker {
             tokio::join!(
                 self.carry_out_due_denials(),
                 self.keep_unrecorded_denials(),
+                self.write_unsure_places(),
                 self.look_at_denials()
             );
         })
@@ -63,10 +67,10 @@ impl Broker {
     /// Whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?;
-        if self.store().peers().is_some() {
-            // AWS may have done last what the dead had asked of it before others wrote.
-            for place in self.by_place(left.clone()).into_keys() {
-                self.denying.is_unsure(&place);
+        let dead = Instant::now();
+        for place in self.by_place(left.clone()).keys() {
+            for late in LATE {
+                self.denying.is_unsure_until(place, dead + late);
             }
         }
         let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
@@ -327,8 +331,12 @@ impl Broker {
     }
 
     /// Returns whether what is to stand there does.
-    pub(super) async fn repair(&self, place: &Place) -> Result<bool, Error> {
+    async fn repair(&self, place: &Place) -> Result<bool, Error> {
         let mut written = self.at_place(place).await?;
+        self.repair_there(place, &mut written).await
+    }
+
+    async fn repair_there(&self, place: &Place, written: &mut AtPlace) -> Result<bool, Error> {
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
             return Ok(written.put.missed.is_empty());
         }
@@ -348,16 +356,51 @@ impl Broker {
         if is_there {
             return Ok(true);
         }
+        let told = if self.denying.may_be_overtaken(place) {
+            format!(
+                "{place}: somebody's doing, or AWS was late with what a broker had asked before"
+            )
+        } else {
+            place.to_string()
+        };
         written.attached.clear();
-        self.write_place(place, &mut written, Instant::now())
-            .await?;
+        self.write_place(place, written, Instant::now()).await?;
         if let Some(failure) = written.put.missed.values().next() {
             return Err(failure.clone().into());
         }
-        tracing::warn!(%place, "somebody has changed the denials there: written anew");
-        let audit = self.repaired(place, &written).detail(&place.to_string());
+        tracing::warn!("denials that were not what they are to be are written anew at {told}");
+        let audit = self.repaired(place, written).detail(&told);
         self.store().record(audit).await?;
         Ok(true)
+    }
+
+    /// Writes once more what other brokers may have written over, or this one over theirs, or
+    /// AWS may have done late for one that is dead.
+    async fn write_unsure_places(&self) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = ticks.tick().await;
+            for place in self.denying.unsure_by(now) {
+                match self.write_once_more(&place).await {
+                    Ok(()) => self.denying.is_sure_since(&place, now),
+                    Err(error) => {
+                        tracing::warn!(%place, %error, "the denials there are written once more");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write_once_more(&self, place: &Place) -> Result<(), Error> {
+        let since = Instant::now();
+        let mut written = self.at_place(place).await?;
+        // What somebody has changed there is recorded before it is written over.
+        if let Err(error) = self.repair_there(place, &mut written).await {
+            tracing::warn!(%place, %error, "the denials there could not be looked at");
+        }
+        self.write_place(place, &mut written, since).await?;
+        Ok(())
     }
 
     /// Whether any of the denials there is over, and so to be lifted.

@@ -62,6 +62,8 @@ pub struct Checker<'a> {
     pub keeps_key: bool,
     /// Whether somebody else has made users of the broker's mark.
     pub strays: bool,
+    /// How often AWS may have been late with a policy of denials for a broker that was dead.
+    pub late: usize,
 }
 
 impl Checker<'_> {
@@ -85,7 +87,7 @@ impl Checker<'_> {
         self.no_secret_is_kept(seen, &mut wrong).await;
         the_log_is_its_tree(&mut store, &mut wrong).await;
         if !self.strays {
-            nothing_had_to_be_found(&mut store, &mut wrong).await;
+            self.nothing_had_to_be_found(&mut store, &mut wrong).await;
         }
         wrong
     }
@@ -161,6 +163,30 @@ impl Checker<'_> {
                     "{row:?} does not stand in AWS, where there is {stand:?}"
                 ));
             }
+        }
+    }
+
+    /// Whatever was half made was known by its lease: reconciliation found no user that no
+    /// lease knew. Nor was what the broker had half done at a denial taken for somebody's
+    /// doing, unless AWS was late with it.
+    async fn nothing_had_to_be_found(&self, store: &mut AnyConnection, wrong: &mut Vec<String>) {
+        let orphans = "SELECT count(*) FROM audit WHERE event = 'orphan.removed'";
+        let orphans = sqlx::query_scalar(orphans).fetch_one(&mut *store).await;
+        let orphans: i64 = orphans.unwrap();
+        if orphans > 0 {
+            wrong.push(format!("{orphans} users were known by no lease"));
+        }
+        let repaired = "SELECT leaf FROM audit WHERE event = 'denial.repaired'";
+        let repaired = sqlx::query_scalar(repaired).fetch_all(store).await;
+        let detail = |leaf: &Vec<u8>| leaf::decode(leaf).unwrap().event.detail.unwrap_or_default();
+        let repaired: Vec<String> = repaired.unwrap().iter().map(detail).collect();
+        let is_late = |told: &&String| told.contains("AWS was late");
+        let late = repaired.iter().filter(is_late).count();
+        if late < repaired.len() || late > self.late {
+            wrong.push(format!(
+                "AWS was late {} times, and denials were repaired: {repaired:?}",
+                self.late
+            ));
         }
     }
 
@@ -443,26 +469,6 @@ async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>)
         let records = tree.size();
         wrong.push(format!(
             "the tree of {size} leaves is not that of {records} records"
-        ));
-    }
-}
-
-/// Whatever was half made was known by its lease: reconciliation found no user that no
-/// lease knew. Nor was what the broker had half done at a denial taken for somebody's doing.
-async fn nothing_had_to_be_found(store: &mut AnyConnection, wrong: &mut Vec<String>) {
-    let orphans = "SELECT count(*) FROM audit WHERE event = 'orphan.removed'";
-    let orphans: i64 = sqlx::query_scalar(orphans)
-        .fetch_one(&mut *store)
-        .await
-        .unwrap();
-    if orphans > 0 {
-        wrong.push(format!("{orphans} users were known by no lease"));
-    }
-    let repaired = "SELECT count(*) FROM audit WHERE event = 'denial.repaired'";
-    let repaired: i64 = sqlx::query_scalar(repaired).fetch_one(store).await.unwrap();
-    if repaired > 0 {
-        wrong.push(format!(
-            "{repaired} times somebody was said to have changed denials"
         ));
     }
 }

@@ -1,5 +1,6 @@
 //! The binary under load, killed again and again: at random moments, at calls to AWS and
-//! at commits of the store. How many kills, and by which seed, the environment says:
+//! at commits of the store; in some of its lives AWS is late with policies, in part until
+//! after its death. How many kills, and by which seed, the environment says:
 //! `CREDBROKER_TEST_KILLS`, `CREDBROKER_TEST_SEED`.
 
 use std::{
@@ -22,7 +23,7 @@ use tonic::Status;
 
 use super::{
     checker::Seen,
-    process::{Mortal, issue, new_id, saw},
+    process::{LATEST, Mortal, POLICIES, issue, new_id, saw},
 };
 use crate::harness::proxy::Fault;
 
@@ -221,6 +222,12 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
         };
         mortal.world.proxy.strike(number, fault, false);
     }
+    if chance.u8(0..4) == 0 {
+        let late = Duration::from_millis(chance.u64(0..4000));
+        for action in POLICIES {
+            mortal.world.proxy.inject(action, Fault::Late(late));
+        }
+    }
     let mut clients = JoinSet::new();
     let connected = (mortal.service().await, mortal.operator().await.ok());
     if let (Some(service), Some(operator)) = connected {
@@ -247,14 +254,11 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
 }
 
 /// Puts everything in order, checks, and clears for the next deaths.
-pub async fn check(
-    mut mortal: Mortal,
-    memory: &Memory,
-    patience: Duration,
-) -> (Mortal, Vec<String>) {
+pub async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
+    mortal.world.proxy.caught_up().await;
     mortal.seen.clone_from(&memory.0.lock().unwrap().seen);
-    let violations = mortal.violations_within(patience).await;
+    let violations = mortal.violations_within(LATEST).await;
     let operator = mortal.operator().await.unwrap();
     assert!(!shut_out(&operator).await && !let_in(&operator).await);
     *memory.0.lock().unwrap() = Remembered::default();
@@ -273,7 +277,7 @@ async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
         mortal = dead;
         *points.entry(told).or_insert(0) += 1;
         if kill % CHECK_AFTER == 0 || kill == kills {
-            let (checked, found) = check(mortal, &memory, Duration::ZERO).await;
+            let (checked, found) = check(mortal, &memory).await;
             mortal = checked;
             violations.extend(found);
         }

@@ -106,6 +106,7 @@ impl World {
             log: String::new(),
             keeps_key: self.keeps_key,
             strays: self.strays,
+            late: 0,
         };
         assert_sound(story, &checker.violations(&self.seen).await);
     }

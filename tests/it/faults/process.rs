@@ -23,6 +23,17 @@ use crate::harness::{Key, World, broker::dev, eventually};
 /// After so long without progress something is stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
+/// The calls by which denials are written.
+pub const POLICIES: [&str; 4] = [
+    "PutRolePolicy",
+    "DeleteRolePolicy",
+    "PutUserPolicy",
+    "DeleteUserPolicy",
+];
+
+/// In so long what AWS did late for the dead is written over.
+pub const LATEST: Duration = Duration::from_secs(40);
+
 /// Leases that are on their way.
 macro_rules! going_on {
     () => {
@@ -261,6 +272,7 @@ impl Mortal {
             log: std::mem::take(&mut self.world.broker.log.lock().unwrap()),
             keeps_key: self.keeps_key,
             strays: false,
+            late: self.world.proxy.abandoned(&POLICIES),
         };
         let began = Instant::now();
         loop {

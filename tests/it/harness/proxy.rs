@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
@@ -18,7 +19,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{net::TcpListener, sync::Notify, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use super::emulator::emulator;
@@ -46,6 +47,8 @@ pub enum Fault {
     /// It waits until the proxy is healed, then happens, whether somebody still waits
     /// for the answer or not.
     Hold,
+    /// It happens after so long, whether somebody still waits for the answer or not.
+    Late(Duration),
     /// It happens, and the answer waits until the proxy is healed.
     HoldAnswer,
     /// It happens, and the answer is no answer of AWS's.
@@ -75,6 +78,8 @@ struct Calls {
     in_turn: HashMap<String, VecDeque<Fault>>,
     strike: Option<Strike>,
     seen: Vec<(String, String)>,
+    /// Of which the caller was gone before they had happened.
+    abandoned: Vec<String>,
 }
 
 /// A fault that meets one call by its number.
@@ -191,12 +196,59 @@ impl Proxy {
         state.seen.iter().map(|(name, _)| name.clone()).collect()
     }
 
+    /// How many calls of these actions may have happened after their caller was gone.
+    pub fn abandoned(&self, actions: &[&str]) -> usize {
+        let state = self.state.lock().unwrap();
+        let of_these = |action: &&String| actions.contains(&action.as_str());
+        state.abandoned.iter().filter(of_these).count()
+    }
+
+    /// Takes note when the caller goes before this has happened.
+    async fn awaited<T>(&self, action: String, happening: impl Future<Output = T>) -> T {
+        let mut waits = Waits {
+            calls: &self.state,
+            action: Some(action),
+        };
+        let happened = happening.await;
+        waits.action = None;
+        happened
+    }
+
+    /// Whether somebody still waits for the answer or not.
+    async fn happens_after(
+        &self,
+        then: impl Future<Output = ()> + Send + 'static,
+        action: String,
+        parts: Parts,
+        bytes: Bytes,
+    ) -> Response<Body> {
+        let proxy = self.clone();
+        let late = self.late.spawn(async move {
+            then.await;
+            proxy.pass_on(parts, bytes).await
+        });
+        self.awaited(action, late).await.unwrap()
+    }
+
     async fn pass_on(&self, parts: Parts, bytes: Bytes) -> Response<Body> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut parts = parts.clone();
         parts.uri = format!("{}{path}", emulator().endpoint).parse().unwrap();
         let request = Request::from_parts(parts, Body::from(bytes));
         self.client.request(request).await.unwrap().map(Body::new)
+    }
+}
+
+/// That the caller of an action waits for it.
+struct Waits<'a> {
+    calls: &'a Mutex<Calls>,
+    action: Option<String>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let abandoned = self.action.take();
+        self.calls.lock().unwrap().abandoned.extend(abandoned);
     }
 }
 
@@ -212,7 +264,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         (state.meet(&action, text), healed)
     };
     match fault {
-        None => proxy.pass_on(parts, bytes).await,
+        None => proxy.awaited(action, proxy.pass_on(parts, bytes)).await,
         Some(Fault::Say(text)) => xml(text),
         Some(Fault::Answer(status, code, message) | Fault::AnswerIf(_, status, code, message)) => {
             aws_error(status, code, message)
@@ -226,13 +278,10 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
             proxy.pass_on(parts, bytes).await;
             cut()
         }
-        Some(Fault::Hold) => {
-            let tracker = proxy.late.clone();
-            let late = async move {
-                healed.await;
-                proxy.pass_on(parts, bytes).await
-            };
-            tracker.spawn(late).await.unwrap()
+        Some(Fault::Hold) => proxy.happens_after(healed, action, parts, bytes).await,
+        Some(Fault::Late(pause)) => {
+            let later = sleep(pause);
+            proxy.happens_after(later, action, parts, bytes).await
         }
         Some(Fault::HoldAnswer) => {
             let answer = proxy.pass_on(parts, bytes).await;

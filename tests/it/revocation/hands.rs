@@ -153,6 +153,37 @@ async fn what_the_broker_left_half_done_is_not_taken_for_somebody_elses_doing() 
 }
 
 #[tokio::test]
+async fn what_aws_does_late_for_a_broker_that_was_killed_is_written_over() {
+    let proxy = Proxy::start().await;
+    let mut two = restarted(Neighbours::new().await, &proxy.endpoint).await;
+    let (_, key) = two.issue("payments-api", "work").await;
+    let (_, theirs) = two.issue("billing", "work").await;
+    proxy.inject("PutRolePolicy", Fault::Hold);
+    let is_asked = async || (!proxy.calls("PutRolePolicy").is_empty()).then_some(());
+    tokio::select! {
+        run = two.world.broker.run(&["revoke", "billing"]) => panic!("{run:?}"),
+        () = eventually("AWS is asked to deny", is_asked) => {}
+    }
+    two.world.broker.kill().await;
+    let asked = &proxy.calls("PutRolePolicy")[0];
+    assert!(asked.contains("billing") && !asked.contains("payments-api"));
+
+    two = restarted(two, &emulator().endpoint).await;
+    two.revoke("payments-api").await;
+    let open = "SELECT count(*) FROM denials WHERE refused_at IS NULL";
+    let none = async || (two.world.broker.count(open).await == 0).then_some(());
+    eventually("the one that was killed has nothing left", none).await;
+    two.dead(&key).await;
+    proxy.heal();
+    proxy.caught_up().await;
+    assert_eq!(proxy.abandoned(&["PutRolePolicy"]), 1);
+    let refused = async || (!two.works(&key).await).then_some(());
+    eventually_within(40, "it is refused again", refused).await;
+    two.dead(&key).await;
+    two.dead(&theirs).await;
+}
+
+#[tokio::test]
 async fn a_policy_of_another_name_is_never_touched() {
     let two = Neighbours::new().await;
     let (iam, role) = (two.world.account.root.iam(), two.role_name().to_owned());

@@ -36,8 +36,6 @@ const CLIENTS: usize = 2;
 const CHECK_AFTER: u32 = 10;
 /// Longer than anything that is begun waits for its end.
 const PAUSE: Duration = Duration::from_secs(120);
-/// What the dead have left is put right after so long.
-const SOON: Duration = Duration::from_secs(15);
 /// A client that hears nothing for so long goes elsewhere.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -194,7 +192,7 @@ impl Fleet {
         }
         let mut mortal = self.mortal.take().unwrap();
         mortal.world.broker.kill().await;
-        let (mortal, violations) = check(mortal, memory, SOON).await;
+        let (mortal, violations) = check(mortal, memory).await;
         let others = std::mem::take(&mut self.others);
         for other in others {
             self.others
