@@ -94,32 +94,28 @@ pub(super) async fn update_all(
     let is_active = |(_, lease): &(u64, &Lease)| matches!(lease.state, LeaseState::Active { .. });
     let (active, others): (Vec<_>, Vec<_>) = leases.iter().copied().partition(is_active);
     let mut replaced = BTreeSet::new();
-    for leases in portions(&active) {
-        let mut query = QueryBuilder::new(UPDATE);
-        query
-            .push(", access_key_id = column16, issued_at = column17, expires_at = column18 FROM (");
-        query.push_values(leases, |mut row, (from, lease)| {
-            push_next(&mut row, *from, lease);
-            push_issued(&mut row, lease);
-        });
-        query.push(WHERE_UNCHANGED);
-        query.push(
-            " AND (access_key_id IS NOT DISTINCT FROM column16 AND expires_at IS NOT DISTINCT FROM column18
-                   OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))
-             RETURNING lease_id",
-        );
-        replaced.extend(ids(query, tx).await?);
-    }
-    // What was issued stays as it is, and with it the entries of its indexes.
-    for leases in portions(&others) {
-        let mut query = QueryBuilder::new(UPDATE);
-        query.push(" FROM (");
-        query.push_values(leases, |mut row, (from, lease)| {
-            push_next(&mut row, *from, lease);
-        });
-        query.push(WHERE_UNCHANGED);
-        query.push(" RETURNING lease_id");
-        replaced.extend(ids(query, tx).await?);
+    // What was issued to others stays as it is, and with it the entries of its indexes.
+    for (leases, is_active) in [(active, true), (others, false)] {
+        let (set_issued, and) = if is_active {
+            (SET_ISSUED, AND_LET_IN)
+        } else {
+            ("", "")
+        };
+        for leases in portions(&leases) {
+            let mut query = QueryBuilder::new(UPDATE);
+            query.push(set_issued).push(" FROM (");
+            query.push_values(leases, |mut row, (from, lease)| {
+                push_next(&mut row, *from, lease);
+                if is_active {
+                    push_issued(&mut row, lease);
+                }
+            });
+            query
+                .push(WHERE_UNCHANGED)
+                .push(and)
+                .push(" RETURNING lease_id");
+            replaced.extend(ids(query, tx).await?);
+        }
     }
     Ok(replaced)
 }
@@ -128,7 +124,12 @@ const UPDATE: &str =
     "UPDATE leases SET state = column1, revision = column2, due_at = column3, cause = column4, attempts = column5,
                        ended_at = column6, request_id = column7, replacing_until = column8, made_by = column9,
                        left_to_issuer = column10, failing_since = column11, key_lost = column12, asked_at = column13";
+const SET_ISSUED: &str = ", access_key_id = column16, issued_at = column17, expires_at = column18";
 const WHERE_UNCHANGED: &str = ") AS next WHERE lease_id = column14 AND revision = column15";
+/// Nothing new is issued to who is shut out.
+const AND_LET_IN: &str =
+    " AND (access_key_id IS NOT DISTINCT FROM column16 AND expires_at IS NOT DISTINCT FROM column18
+           OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))";
 
 /// Binds the columns of the statements above: a lease as it comes to be, and the revision it
 /// has before.
