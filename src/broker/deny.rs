@@ -38,7 +38,7 @@ pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// How often a denial that stands already is tried by a new session.
 const TRIES: u32 = 3;
 /// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many leases are recorded as ended in one transaction.
 const BATCH: u32 = 500;
 

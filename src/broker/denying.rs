@@ -169,7 +169,7 @@ impl Denying {
         due.map(|(place, _)| place.clone()).collect()
     }
 
-    /// It has been written after this moment.
+    /// What was to be written once more by this moment has been.
     pub(super) fn is_sure_since(&self, place: &Place, moment: Instant) {
         let mut unsure = self.unsure();
         unsure.retain(|(of, then)| of != place || *then > moment);

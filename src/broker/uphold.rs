@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
-        deny::{WRITE_LIMIT, holders},
+        deny::{LONGEST_PAUSE, WRITE_LIMIT, holders},
         denying::AtPlace,
         ports::{Found, NO_REVOKER, StoreError},
     },
@@ -24,6 +24,7 @@ use crate::{
         audit::{AuditEvent, Event},
         denial::{Denial, Place},
         name::Name,
+        random::back_off,
     },
 };
 
@@ -379,14 +380,20 @@ impl Broker {
     async fn write_unsure_places(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures: BTreeMap<Place, u32> = BTreeMap::new();
         loop {
             let now = ticks.tick().await;
             for place in self.denying.unsure_by(now) {
-                match self.write_once_more(&place).await {
-                    Ok(()) => self.denying.is_sure_since(&place, now),
-                    Err(error) => {
-                        tracing::warn!(%place, %error, "the denials there are written once more");
-                    }
+                let written = self.write_once_more(&place).await;
+                self.denying.is_sure_since(&place, now);
+                if let Err(error) = written {
+                    tracing::warn!(%place, %error, "the denials there are written once more later");
+                    let failed = failures.entry(place.clone()).or_default();
+                    let pause = back_off(*failed, LONGEST_PAUSE, self.parts.random.as_ref());
+                    *failed += 1;
+                    self.denying.is_unsure_until(&place, now + pause);
+                } else {
+                    failures.remove(&place);
                 }
             }
         }
@@ -396,10 +403,11 @@ impl Broker {
         let since = Instant::now();
         let mut written = self.at_place(place).await?;
         // What somebody has changed there is recorded before it is written over.
-        if let Err(error) = self.repair_there(place, &mut written).await {
-            tracing::warn!(%place, %error, "the denials there could not be looked at");
-        }
+        let looked = self.repair_there(place, &mut written).await;
         self.write_place(place, &mut written, since).await?;
+        if let Err(error) = looked {
+            tracing::warn!(%place, %error, "the denials there are written once more without a look");
+        }
         Ok(())
     }
 
