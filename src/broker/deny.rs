@@ -517,9 +517,14 @@ fn subject(denial: &Denial) -> Subject {
     Subject::Service(denial.against.service.clone())
 }
 
-/// What stands for a denial: itself, or that of its service as a whole.
+/// What stands for a denial as it says: itself, or that of its service as a whole. One that
+/// was asked for again, or is tried by another session, is not written as it says yet.
 fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
-    let stands = |against: &Against| denials.iter().find(|denial| denial.against == *against);
+    let as_it_says = |denial: &Denial| denial.denied_before == Some(denial.issued_before);
+    let stands = |against: &Against| {
+        let mut denials = denials.iter();
+        denials.find(|denial| denial.against == *against && as_it_says(denial))
+    };
     let whole = Against {
         scope: Scope::Service,
         ..denial.against.clone()

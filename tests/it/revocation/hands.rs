@@ -184,6 +184,39 @@ async fn what_aws_does_late_for_a_broker_that_was_killed_is_written_over() {
 }
 
 #[tokio::test]
+async fn one_that_is_asked_for_again_is_not_confirmed_by_what_was_written_before() {
+    let proxy = Proxy::start().await;
+    let two = restarted(Neighbours::new().await, &proxy.endpoint).await;
+    let broker = &two.world.broker;
+    let (_, key) = two.issue("payments-api", "work").await;
+    two.issue("billing", "work").await;
+    proxy.inject("PutRolePolicy", Fault::Hold);
+    let other = broker.run(&["revoke", "billing"]);
+    let first = broker.run(&["revoke", "payments-api"]);
+    let again = async {
+        // Each to be written; one is, and the other waits for that.
+        let ready = "SELECT count(*) FROM denials WHERE denied_before = issued_before";
+        let both = async || (broker.count(ready).await == 2).then_some(());
+        eventually("both are to be written", both).await;
+        let again =
+            "UPDATE denials SET asked_at = asked_at + 1, revision = revision + 1, due_at = 1,
+                                        issued_before = issued_before + 3000000
+                     WHERE refused_at IS NULL";
+        broker.write_store(again).await;
+        proxy.heal();
+    };
+    let (other, first, ()) = tokio::join!(other, first, again);
+    for run in [other, first] {
+        assert!(run.stdout.contains("somebody else"), "{run:?}");
+    }
+    let open =
+        "SELECT count(*) FROM denials WHERE refused_at IS NULL OR denied_before <> issued_before";
+    let none = async || (broker.count(open).await == 0).then_some(());
+    eventually_within(30, "both are seen to hold as asked for last", none).await;
+    two.dead(&key).await;
+}
+
+#[tokio::test]
 async fn a_policy_of_another_name_is_never_touched() {
     let two = Neighbours::new().await;
     let (iam, role) = (two.world.account.root.iam(), two.role_name().to_owned());
