@@ -338,7 +338,9 @@ impl Broker {
     }
 
     async fn repair_there(&self, place: &Place, written: &mut AtPlace) -> Result<bool, Error> {
-        if written.at.is_some_and(|at| at.elapsed() < SETTLED) {
+        // Of several brokers each may have written there, and only the last may be shown.
+        let looks = self.store().peers().is_none() && self.denying.may_be_overtaken(place);
+        if written.at.is_some_and(|at| at.elapsed() < SETTLED) && !looks {
             return Ok(written.put.missed.is_empty());
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
@@ -391,7 +393,7 @@ impl Broker {
                     let failed = failures.entry(place.clone()).or_default();
                     let pause = back_off(*failed, LONGEST_PAUSE, self.parts.random.as_ref());
                     *failed += 1;
-                    self.denying.is_unsure_until(&place, now + pause);
+                    self.denying.is_unsure_until(&place, Instant::now() + pause);
                 } else {
                     failures.remove(&place);
                 }
@@ -400,11 +402,15 @@ impl Broker {
     }
 
     async fn write_once_more(&self, place: &Place) -> Result<(), Error> {
-        let since = Instant::now();
         let mut written = self.at_place(place).await?;
+        let since = Instant::now();
         // What somebody has changed there is recorded before it is written over.
         let looked = self.repair_there(place, &mut written).await;
-        self.write_place(place, &mut written, since).await?;
+        match self.write_place(place, &mut written, since).await {
+            // Nobody has had a way in.
+            Err(Error::Aws(failure)) if failure.reason == NO_REVOKER => return Ok(()),
+            written => written?,
+        };
         if let Err(error) = looked {
             tracing::warn!(%place, %error, "the denials there are written once more without a look");
         }

@@ -103,12 +103,12 @@ impl Checker<'_> {
         let users: BTreeSet<String> = self.account.issued_users().await.into_iter().collect();
         for user in &users {
             if !live.contains_key(user.as_str()) {
-                wrong.push(format!("user {user} is in AWS and in no live lease"));
+                wrong.push(format!("user {user} is there and in no live lease"));
             }
         }
         for (user, lease) in live {
             if !users.contains(user) {
-                wrong.push(format!("user {user} is in a live lease and not in AWS"));
+                wrong.push(format!("user {user} is in a live lease and not there"));
                 continue;
             }
             let keys = self.account.keys_of(user).await;
