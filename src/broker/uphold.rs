@@ -45,8 +45,8 @@ const AT_ONCE: usize = 64;
 
 impl Broker {
     /// Carries out what is due, lifts what is over and repairs what somebody has changed,
-    /// until the broker ends. While the log is in doubt it carries out, and no more: an older
-    /// copy may not know how long denials are to stand.
+    /// until the broker ends. While the log is in doubt it only writes: an older copy may not
+    /// know how long denials are to stand, nor what a broker has changed since.
     pub(super) async fn keep_denials(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
@@ -405,7 +405,11 @@ impl Broker {
         let mut written = self.at_place(place).await?;
         let since = Instant::now();
         // What somebody has changed there is recorded before it is written over.
-        let looked = self.repair_there(place, &mut written).await;
+        let looked = if self.log_is_whole().is_ok() {
+            self.repair_there(place, &mut written).await
+        } else {
+            Ok(false)
+        };
         match self.write_place(place, &mut written, since).await {
             // Nobody has had a way in.
             Err(Error::Aws(failure)) if failure.reason == NO_REVOKER => return Ok(()),

@@ -7,9 +7,12 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::Neighbours;
+use super::{
+    Neighbours,
+    hands::{repairs, restarted},
+};
 use crate::harness::{
-    Key, eventually_within,
+    Key, eventually, eventually_within,
     proxy::{Fault, Proxy},
     stored::on_postgres,
 };
@@ -101,6 +104,36 @@ async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
     eventually_within(30, "the denial is confirmed", confirmed).await;
     two.dead(&other).await;
     two.dead(&revoked).await;
+}
+
+#[tokio::test]
+async fn what_an_older_copy_does_not_know_is_not_recorded_as_somebody_elses_doing() {
+    if on_postgres() {
+        return;
+    }
+    let mut two = Neighbours::new().await;
+    two.issue("billing", "work").await;
+    two.revoke("billing").await;
+    two.reinstate("billing").await;
+    let settled = "SELECT count(*) FROM denials WHERE due_at = lasts_until";
+    let settled = async || (two.world.broker.count(settled).await == 1).then_some(());
+    eventually("the denial is written as one with an end", settled).await;
+    assert!(two.world.broker.stop().await);
+    let directory = TempDir::new().unwrap();
+    let copy = directory.path().join("copy.db");
+    fs::copy(two.world.broker.database(), &copy).unwrap();
+    let mut two = two.start_again().await;
+    let (_, key) = two.issue("billing", "work").await;
+    two.revoke("billing").await;
+    assert!(two.world.broker.stop().await);
+
+    fs::copy(copy, two.world.broker.database()).unwrap();
+    let proxy = Proxy::start().await;
+    two = restarted(two, &proxy.endpoint).await;
+    let twice = async || (proxy.calls("PutRolePolicy").len() >= 2).then_some(());
+    eventually_within(30, "it is written once more", twice).await;
+    assert_eq!(repairs(&two.world.broker).await, 0);
+    two.dead(&key).await;
 }
 
 #[tokio::test]
