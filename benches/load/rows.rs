@@ -173,8 +173,8 @@ async fn rates() -> Rows {
             ratio <= 2.0,
         )
         .because(
-            "two fifths of it are the SDK's call, three tenths two changes of a lease and their records, each in up to \
-             fifteen indexes, a fifth the call of gRPC over TLS",
+            "more than a third of it is the SDK's call, three tenths are two changes of a lease and their records, \
+             each in up to fifteen indexes, a tenth the call of gRPC over TLS",
         ),
         row(
             "shared session, 64 callers, each hand-out durable in the log",
