@@ -3,6 +3,7 @@
 
 pub mod anchor;
 pub mod copy;
+mod locked_file;
 mod migrations;
 pub mod postgres;
 pub mod spool;

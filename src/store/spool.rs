@@ -1,7 +1,6 @@
 //! The emergency file: room taken in advance, so that a full disk does not refuse it.
 
 use std::{
-    fs::{File, TryLockError},
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -11,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
-use super::{anchor::replace_file, private_file};
+use super::{anchor::replace_file, locked_file::LockedFile, private_file};
 use crate::{
     broker::ports::{Spool, StoreError},
     domain::random::{Random, SystemRandom},
@@ -30,7 +29,7 @@ pub struct FileSpool {
 
 #[derive(Debug)]
 struct Entries {
-    file: File,
+    file: LockedFile,
     /// Where the next entry belongs.
     end: u64,
 }
@@ -42,13 +41,12 @@ impl FileSpool {
     /// # Errors
     /// The file system's; [`ErrorKind::ResourceBusy`] when another broker has it.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = private_file(path)?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::new(
-                ErrorKind::ResourceBusy,
+        let file = LockedFile::open(path).map_err(|error| match error.kind() {
+            busy @ ErrorKind::ResourceBusy => io::Error::new(
+                busy,
                 "another broker is using it; each has an emergency file of its own",
             ),
-            TryLockError::Error(error) => error,
+            _ => error,
         })?;
         let path = path.canonicalize()?;
         let length = file.metadata()?.len();

@@ -1,11 +1,11 @@
 //! What SQLite calls by its own names.
 
-use std::{fs::File, time::Duration};
+use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 
 use super::{SqliteStore, wal::CarryingOver};
-use crate::broker::ports::Peers;
+use crate::{broker::ports::Peers, store::locked_file::LockedFile};
 
 pub(super) use sqlx::{
     Sqlite as Db, SqliteConnection as Connection, SqlitePool as Pool,
@@ -17,11 +17,11 @@ pub(super) use sqlx::{
 #[derive(Debug)]
 pub(super) struct Guard {
     carrying_over: CarryingOver,
-    _lock: Lock,
+    _lock: LockedFile,
 }
 
 impl Guard {
-    pub(super) const fn new(carrying_over: CarryingOver, lock: Lock) -> Self {
+    pub(super) const fn new(carrying_over: CarryingOver, lock: LockedFile) -> Self {
         Self {
             carrying_over,
             _lock: lock,
@@ -31,18 +31,6 @@ impl Guard {
     /// Nothing works on the file any more but those who write.
     pub(super) async fn close(&self) {
         self.carrying_over.end().await;
-    }
-}
-
-/// A file that is locked. It is given back by name: a process that was just forked may have
-/// the file open for a moment longer.
-#[derive(Debug)]
-pub(super) struct Lock(pub(super) File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // The end of the process does it otherwise.
-        let _ = self.0.unlock();
     }
 }
 

@@ -1,7 +1,6 @@
 //! Opening the file: its lock, its mode, its tables.
 
 use std::{
-    fs::TryLockError,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -10,9 +9,9 @@ use std::{
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use super::{
-    super::{migrations, private_file},
+    super::{locked_file::LockedFile, migrations, private_file},
     SqliteStore,
-    dialect::{Guard, Lock},
+    dialect::Guard,
     wal::{COMMITS_HELP_FROM, CarryingOver},
 };
 
@@ -123,17 +122,14 @@ impl SqliteStore {
     }
 }
 
-fn lock(path: &Path) -> Result<Lock, OpenError> {
+fn lock(path: &Path) -> Result<LockedFile, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let io = |source| OpenError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let file = private_file(Path::new(&name)).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => Err(io(source)),
-    }
+    LockedFile::open(Path::new(&name)).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => OpenError::InUse(path.to_owned()),
+        _ => OpenError::Io {
+            path: path.to_owned(),
+            source: error,
+        },
+    })
 }
