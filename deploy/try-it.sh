@@ -42,16 +42,23 @@ as() {
     ( . "$credentials"; "$@" )
 }
 
-echo "building (the first time takes some minutes)"
-cargo build --quiet --locked --manifest-path "$here/Cargo.toml"
-PATH=$here/target/debug:$PATH
-
-echo "starting the AWS emulator (the first time fetches it)"
+echo "starting the AWS emulator (the first time fetches it) and building (the first time takes some minutes)"
 mkfifo "$work/hold"
 python3 "$here/tests/emulator.py" run <"$work/hold" >"$work/emulator.json" &
+emulator=$!
 exec 9>"$work/hold"
+# Cargo says where the binary is: its user may have set another target directory.
+cargo build --locked --manifest-path "$here/Cargo.toml" --message-format json-render-diagnostics >"$work/built"
+built='
+import json, os, sys
+for line in open(sys.argv[1]):
+    executable = json.loads(line).get("executable")
+    if executable:
+        print(os.path.dirname(executable))
+'
+PATH=$(python3 -c "$built" "$work/built"):$PATH
 until [ -s "$work/emulator.json" ]; do
-    kill -0 $! 2>/dev/null || { echo "the emulator did not start" >&2; exit 1; }
+    kill -0 "$emulator" 2>/dev/null || { echo "the emulator did not start" >&2; exit 1; }
     sleep 0.1
 done
 field() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"; }
