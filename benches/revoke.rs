@@ -40,16 +40,16 @@ fn policy() -> Value {
 }
 
 async fn is_let(key: &Key) -> bool {
-    key.sqs().list_queues().send().await.is_ok()
+    key.list_queues().await.is_ok()
 }
 
 /// Tries a credential until told to stop. Returns since when it has been refused.
 fn probe(key: &Key, mut stop: watch::Receiver<bool>) -> JoinHandle<Instant> {
-    let sqs = key.sqs();
+    let key = key.clone();
     tokio::spawn(async move {
         let mut refused = None;
         while !*stop.borrow_and_update() || refused.is_none() {
-            match sqs.list_queues().send().await {
+            match key.list_queues().await {
                 Ok(_) => refused = None,
                 Err(_) => refused = refused.or_else(|| Some(Instant::now())),
             }
@@ -115,7 +115,7 @@ async fn bare(account: &Account, role: &str) -> Duration {
         secret: session.secret_access_key,
         token: Some(session.session_token),
     };
-    let (iam, sqs) = (account.admin.iam(), key.sqs());
+    let iam = account.admin.iam();
     let denial = json!({"Version": "2012-10-17", "Statement": {
         "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": {"StringLike": {"aws:userid": "*:bare"}},
     }});
@@ -126,7 +126,7 @@ async fn bare(account: &Account, role: &str) -> Duration {
         .send()
         .await
         .unwrap();
-    assert!(sqs.list_queues().send().await.is_err());
+    assert!(key.list_queues().await.is_err());
     began.elapsed()
 }
 

@@ -10,7 +10,9 @@
         Also starts the emulator on 127.0.0.1 and prints one line of JSON,
             {"endpoint": "http://127.0.0.1:PORT", "bin": "/.../bin"}
         It runs until standard input reaches end of file or SIGTERM or SIGINT
-        comes. The root key is `rootkey`, its secret `rootsecret`. With
+        comes, or until a test process that started it has lost its parent:
+        then it ends that as well. Then it kills what the tests have left
+        running, which has CREDBROKER_TEST_RUN in its environment as this has. The root key is `rootkey`, its secret `rootsecret`. With
         `--auth off` it lets every request through: the control in which each
         test of a refusal must fail.
 
@@ -44,6 +46,8 @@ START_SECONDS = 60
 STOP_SECONDS = 5
 PORT_ATTEMPTS = 5
 PR_SET_PDEATHSIG = 1
+# The process id of the tests, in the environment of what they start.
+TEST_RUN = "CREDBROKER_TEST_RUN"
 
 
 class Failed(Exception):
@@ -132,6 +136,7 @@ def command(argv, what_failed):
 def run(auth, port):
     bin_dir = setup()
     with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(kill_left_behind)
         # Whatever the emulator writes goes here, not into the caller's directory or home.
         scratch = Path(tempfile.mkdtemp(prefix="run-", dir=HOME))
         at_the_end.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -220,7 +225,13 @@ def answers(port):
 
 
 def wait_for_the_end(process, scratch):
+    tests = int(os.environ.get(TEST_RUN, 0))
+    started_by = parent_of(tests)
     while process.poll() is None:
+        if parent_of(tests) != started_by:
+            # Cargo was killed, and has not passed that on.
+            os.kill(tests, signal.SIGTERM)
+            return
         try:
             readable, _, _ = select.select([0], [], [], 0.2)
             if readable and not os.read(0, 4096):
@@ -229,6 +240,25 @@ def wait_for_the_end(process, scratch):
             return
     raise Failed(f"the emulator ended by itself (status {process.returncode}); "
                  f"it said:\n{log_of(scratch)}")
+
+
+def parent_of(process):
+    """None where there is no such process or no /proc."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    return status.rsplit(")", 1)[1].split()[1]
+
+
+def kill_left_behind():
+    """Brokers and agents of tests that were killed."""
+    mark = f"{TEST_RUN}={os.environ.get(TEST_RUN)}".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        process = int(environment.parent.name)
+        with contextlib.suppress(OSError):
+            if process != os.getpid() and mark in environment.read_bytes().split(b"\0"):
+                os.kill(process, signal.SIGKILL)
 
 
 def stop(process):

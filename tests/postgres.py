@@ -1,7 +1,7 @@
 """A PostgreSQL for the tests: a cluster of its own in a temporary directory, under a user who
 is not root. Tells how to reach it in a line of JSON once it answers, and ends when its standard
 input closes; a line there kills it and starts it again. Installs Debian's package where there is
-none and it may."""
+none and it may. With --check it only says whether there is one or it may install one."""
 
 import glob
 import json
@@ -16,6 +16,9 @@ import tempfile
 import time
 
 
+MISSING = "PostgreSQL 13 or newer. Debian and Ubuntu: apt-get install postgresql"
+
+
 def installed():
     """The directory of the newest server's programs, if there is one."""
     found = glob.glob("/usr/lib/postgresql/*/bin/initdb")
@@ -26,14 +29,18 @@ def installed():
     return os.path.dirname(there) if there else None
 
 
+def may_install():
+    return os.getuid() == 0 and shutil.which("apt-get")
+
+
 def programs():
-    if not installed() and os.getuid() == 0 and shutil.which("apt-get"):
+    if not installed() and may_install():
         quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
         for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", "postgresql"]):
             subprocess.run(["apt-get", *command], check=True, env=quiet, stdout=sys.stderr)
     directory = installed()
     if not directory:
-        sys.exit("the tests need PostgreSQL 13 or newer: install it, such as by `apt-get install postgresql`")
+        sys.exit(MISSING)
     return directory
 
 
@@ -56,6 +63,8 @@ def free_port():
 
 
 def main():
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(None if installed() or may_install() else MISSING)
     bin_directory, runs_as = programs(), user()
     home, password, port = tempfile.mkdtemp(prefix="credbroker-postgres-"), secrets.token_hex(16), free_port()
     data, password_file = os.path.join(home, "data"), os.path.join(home, "password")

@@ -530,6 +530,38 @@ fn every_test_that_the_documents_name_is_there() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
+/// Modules of tests without a store, over one that the test chooses, or over both stores.
+const ONE_STORE: [&str; 16] = [
+    "agent",
+    "architecture",
+    "bootstrap",
+    "clock",
+    "container",
+    "contract",
+    "doctor",
+    "edge",
+    "harness",
+    "memory",
+    "oracle",
+    "probes",
+    "process",
+    "sdks",
+    "several",
+    "store",
+];
+
+#[test]
+fn the_exhaustive_run_has_every_module_of_tests_over_postgres_too() {
+    let script = include_str!("../exhaustive.sh");
+    let listed = script.split_once("EITHER_STORE=\"").unwrap().1;
+    let listed = listed.split_once('"').unwrap().0.split_whitespace();
+    // A part of its own has the faults.
+    let run: BTreeSet<&str> = listed.chain(ONE_STORE).chain(["faults"]).collect();
+    let modules = include_str!("main.rs").lines();
+    let modules = modules.filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    assert_eq!(modules.collect::<BTreeSet<_>>(), run);
+}
+
 /// A sentence, as tests are named.
 fn is_test_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b == b'_';

@@ -35,7 +35,7 @@ use tokio::{
 use crate::harness::{
     Account, Broker,
     broker::credbroker,
-    stored::{Stored, on_postgres},
+    stored::{Stored, skipped_over_postgres},
 };
 
 fn policy() -> Value {
@@ -286,7 +286,7 @@ async fn execute(broker: &Broker, sql: &'static str) -> Result<u64, String> {
 
 #[tokio::test]
 async fn the_store_itself_refuses_to_change_or_delete_a_record() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut broker = Broker::start(&Account::new().await).await;
@@ -313,7 +313,7 @@ async fn the_store_itself_refuses_to_change_or_delete_a_record() {
 
 #[tokio::test]
 async fn the_store_itself_refuses_to_write_a_record_over_another() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut broker = Broker::start(&Account::new().await).await;

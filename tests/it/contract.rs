@@ -20,10 +20,10 @@ struct World {
 impl World {
     async fn new() -> Self {
         let account = Account::new().await;
-        let (bucket, s3) = (account.unique("invoices"), account.root.s3());
-        s3.create_bucket().bucket(&bucket).send().await.unwrap();
-        let put = s3.put_object().bucket(&bucket).key("k");
-        put.body(b"paid".to_vec().into()).send().await.unwrap();
+        let bucket = account.unique("invoices");
+        account.root.create_bucket(&bucket).await.unwrap();
+        let put = account.root.put_object(&bucket, b"paid");
+        put.await.unwrap();
         let statement = json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": format!("arn:aws:s3:::{bucket}/*")});
         let policy = json!({"Version": "2012-10-17", "Statement": [statement]});
         account.let_admin(&policy).await;

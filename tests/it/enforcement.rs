@@ -4,14 +4,11 @@
 
 use std::process::Stdio;
 
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType,
-    ScalarAttributeType,
-};
+use aws_sdk_sts::error::ProvideErrorMetadata;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::harness::{Account, Broker, Key, emulator::ENFORCEMENT, stored::on_postgres};
+use crate::harness::{Account, Broker, Key, emulator::ENFORCEMENT, stored::skipped_over_postgres};
 
 /// The tests below whose point is a refusal by AWS.
 const REFUSALS: [&str; 9] = [
@@ -45,31 +42,14 @@ impl World {
         let (bucket, other_bucket) = (account.unique("inside"), account.unique("outside"));
         let (table, other_table) = (account.unique("orders"), account.unique("salaries"));
         for name in [&bucket, &other_bucket] {
-            root.s3().create_bucket().bucket(name).send().await.unwrap();
-            root.s3()
-                .put_object()
-                .bucket(name)
-                .key("k")
-                .body(b"v".to_vec().into())
-                .send()
-                .await
-                .unwrap();
+            root.create_bucket(name).await.unwrap();
+            root.put_object(name, b"v").await.unwrap();
         }
-        let mut queues = Vec::new();
-        for name in ["jobs", "payroll"] {
-            let made = root
-                .sqs()
-                .create_queue()
-                .queue_name(account.unique(name))
-                .send()
-                .await
-                .unwrap();
-            queues.push(made.queue_url.unwrap());
-        }
+        let queue = root.create_queue(&account.unique("jobs")).await.unwrap();
+        let other_queue = root.create_queue(&account.unique("payroll")).await.unwrap();
         for name in [&table, &other_table] {
-            make_table(&root.dynamodb(), name).await;
+            root.create_table(name).await.unwrap();
         }
-        let [queue, other_queue] = queues.try_into().unwrap();
         let broker = Broker::start(&account).await;
         Self {
             account,
@@ -103,65 +83,42 @@ impl World {
     /// Everything inside the narrow policy works, its nearest outside does not.
     async fn assert_narrow(&self, key: &Key) {
         assert!(self.reaches_all(key).await);
-        refused("another bucket", get(key, &self.other_bucket).await);
-        refused("writing to the bucket", put(key, &self.bucket).await);
-        refused("another queue", send(key, &self.other_queue).await);
-        refused("receiving from the queue", receive(key, &self.queue).await);
-        refused("another table", read(key, &self.other_table).await);
-        refused("writing to the table", write(key, &self.table).await);
+        refused("another bucket", key.get_object(&self.other_bucket).await);
+        let written = key.put_object(&self.bucket, b"w").await;
+        refused("writing to the bucket", written);
+        refused("another queue", key.send_message(&self.other_queue).await);
+        let received = key.receive_message(&self.queue).await;
+        refused("receiving from the queue", received);
+        refused("another table", key.get_item(&self.other_table).await);
+        refused("writing to the table", key.put_item(&self.table).await);
     }
 
     /// Everything inside the narrow policy works.
     pub(crate) async fn reaches_all(&self, key: &Key) -> bool {
         let calls = [
-            get(key, &self.bucket).await,
-            send(key, &self.queue).await,
-            read(key, &self.table).await,
+            key.get_object(&self.bucket).await,
+            key.send_message(&self.queue).await,
+            key.get_item(&self.table).await,
         ];
-        calls.iter().all(|call| *call == Ok(()))
+        calls.iter().all(Result::is_ok)
     }
 
     async fn assert_dead(&self, key: &Key) {
-        refused("reading the bucket", get(key, &self.bucket).await);
-        refused("sending to the queue", send(key, &self.queue).await);
-        refused("reading the table", read(key, &self.table).await);
+        refused("reading the bucket", key.get_object(&self.bucket).await);
+        refused("sending to the queue", key.send_message(&self.queue).await);
+        refused("reading the table", key.get_item(&self.table).await);
     }
 }
 
-async fn make_table(dynamodb: &aws_sdk_dynamodb::Client, name: &str) {
-    let id = AttributeDefinition::builder()
-        .attribute_name("id")
-        .attribute_type(ScalarAttributeType::S);
-    let key = KeySchemaElement::builder()
-        .attribute_name("id")
-        .key_type(KeyType::Hash);
-    dynamodb
-        .create_table()
-        .table_name(name)
-        .attribute_definitions(id.build().unwrap())
-        .key_schema(key.build().unwrap())
-        .billing_mode(BillingMode::PayPerRequest)
-        .send()
-        .await
-        .unwrap();
-}
-
-/// The code of AWS's refusal, or that it let the call through.
-pub(crate) type Answer = Result<(), String>;
-
-pub(crate) fn answer<T, E: aws_sdk_s3::error::ProvideErrorMetadata + std::fmt::Debug>(
-    result: Result<T, E>,
-) -> Answer {
-    result.map(drop).map_err(|error| {
-        error
-            .code()
-            .map_or_else(|| format!("{error:?}"), ToOwned::to_owned)
-    })
+/// The code of an error that the SDK returned.
+fn answer<T, E: ProvideErrorMetadata + std::fmt::Debug>(result: Result<T, E>) -> Result<T, String> {
+    let code = |error: &E| error.code().map(ToOwned::to_owned);
+    result.map_err(|error| code(&error).unwrap_or_else(|| format!("{error:?}")))
 }
 
 /// AWS refused for want of permission or of a valid key, not for another reason.
 #[track_caller]
-pub(crate) fn refused(what: &str, answer: Answer) {
+pub(crate) fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, String>) {
     let code = answer.expect_err(&format!("REFUSAL EXPECTED: {what}"));
     let denials = [
         "AccessDenied",
@@ -173,61 +130,6 @@ pub(crate) fn refused(what: &str, answer: Answer) {
         "InvalidSignatureException",
     ];
     assert!(denials.contains(&code.as_str()), "{what}: {code}");
-}
-
-pub(crate) async fn get(key: &Key, bucket: &str) -> Answer {
-    answer(key.s3().get_object().bucket(bucket).key("k").send().await)
-}
-
-async fn put(key: &Key, bucket: &str) -> Answer {
-    answer(
-        key.s3()
-            .put_object()
-            .bucket(bucket)
-            .key("k")
-            .body(b"w".to_vec().into())
-            .send()
-            .await,
-    )
-}
-
-pub(crate) async fn send(key: &Key, queue: &str) -> Answer {
-    answer(
-        key.sqs()
-            .send_message()
-            .queue_url(queue)
-            .message_body("m")
-            .send()
-            .await,
-    )
-}
-
-async fn receive(key: &Key, queue: &str) -> Answer {
-    answer(key.sqs().receive_message().queue_url(queue).send().await)
-}
-
-pub(crate) async fn read(key: &Key, table: &str) -> Answer {
-    let id = AttributeValue::S("1".to_owned());
-    answer(
-        key.dynamodb()
-            .get_item()
-            .table_name(table)
-            .key("id", id)
-            .send()
-            .await,
-    )
-}
-
-async fn write(key: &Key, table: &str) -> Answer {
-    let id = AttributeValue::S("1".to_owned());
-    answer(
-        key.dynamodb()
-            .put_item()
-            .table_name(table)
-            .item("id", id)
-            .send()
-            .await,
-    )
 }
 
 #[tokio::test]
@@ -562,7 +464,7 @@ async fn revoking_one_service_leaves_its_neighbours_working() {
 /// A suite that stays green where nothing is enforced proves nothing.
 #[tokio::test]
 async fn without_enforcement_every_refusal_test_fails() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let refusals = REFUSALS.map(|name| format!("enforcement::{name}"));

@@ -9,7 +9,7 @@ mod store;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::harness::{Broker, Run, World, aws::ADMIN_USER, proxy::Fault, stored::zeros};
+use crate::harness::{Broker, Run, World, aws::ADMIN_USER, proxy::Fault};
 
 /// What the service may do in AWS.
 fn policy() -> Value {
@@ -110,7 +110,7 @@ async fn a_token_that_was_deleted_or_has_expired_or_differs_is_refused() {
 
     let id = second["token_id"].as_str().unwrap();
     let expire = "UPDATE tokens SET expires_at = created_at WHERE service IS NOT NULL";
-    let zeros = zeros("32");
+    let zeros = world.broker.store.zeros("32");
     let differ =
         format!("UPDATE tokens SET expires_at = NULL, digest = {zeros} WHERE service IS NOT NULL");
     for (sql, reason) in [(expire, "TOKEN_EXPIRED"), (&differ, "TOKEN_SECRET_WRONG")] {

@@ -19,7 +19,7 @@ use crate::harness::{
     Account, Broker, Key, Run,
     broker::{credbroker, dev},
     emulator::emulator,
-    stored::on_postgres,
+    stored::skipped_over_postgres,
     wire::{exchange, tls_get},
 };
 
@@ -53,7 +53,7 @@ pub(crate) async fn channel(env: &[(String, String)]) -> Channel {
 
 #[tokio::test]
 async fn what_dev_writes_is_its_owners_alone() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let broker = Broker::start(&Account::new().await).await;
@@ -103,7 +103,7 @@ async fn a_second_start_resumes_the_first_with_the_same_address_ca_and_token() {
 
 #[tokio::test]
 async fn a_second_broker_on_the_same_directory_is_refused_and_the_first_goes_on() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let account = Account::new().await;

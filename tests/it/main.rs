@@ -42,5 +42,6 @@ mod renewal;
 mod repeats;
 mod revocation;
 mod sdks;
+mod several;
 mod sharing;
 mod store;

@@ -25,12 +25,12 @@ use crate::harness::{
     eventually, eventually_within,
     site::Site,
     stepped::policy,
-    stored::Stored,
+    stored::{Engine, Stored},
 };
 
 /// A world and another broker on its database.
 async fn two() -> (World, Broker) {
-    let world = World::new().await;
+    let world = World::on(Engine::Postgres).await;
     let other = another(&world).await;
     (world, other)
 }
@@ -45,7 +45,7 @@ async fn another(world: &World) -> Broker {
 
 /// A world, another broker that reaches the database by a line, and the line.
 async fn two_of_which_one_is_far_from_the_database() -> (World, Broker, Line) {
-    let world = World::new().await;
+    let world = World::on(Engine::Postgres).await;
     let Stored::Database(url) = &world.broker.store else {
         panic!("a file has one broker");
     };
@@ -286,7 +286,7 @@ async fn one_whose_connections_a_network_has_forgotten_makes_others() {
 
 #[tokio::test]
 async fn what_one_that_is_cut_off_from_aws_cannot_revoke_another_does() {
-    let world = World::new().await;
+    let world = World::on(Engine::Postgres).await;
     let endpoint = &emulator().endpoint;
     let line = Line::to(endpoint.strip_prefix("http://").unwrap()).await;
     let (admin, by_line) = (&world.account.admin, format!("http://{}", line.address));
@@ -481,7 +481,7 @@ async fn given_until(over: Instant, mut env: Vec<(String, String)>, token: Strin
 
 #[tokio::test]
 async fn together_they_ask_aws_no_more_often_than_one_may() {
-    let (account, one) = (Account::new().await, Site::new());
+    let (account, one) = (Account::new().await, Site::on(Engine::Postgres));
     let role = account.role("credbroker-any", &policy()).await;
     let rate = |site: &Site| site.set("# sts_calls_per_second = 400", "sts_calls_per_second = 3");
     rate(&one);

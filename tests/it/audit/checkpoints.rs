@@ -17,11 +17,7 @@ use tokio::time::Instant;
 
 use super::{fill, rewriting};
 use crate::harness::{
-    Account, Broker, Key,
-    emulator::emulator,
-    eventually,
-    stepped::policy,
-    stored::{leaf_with, zeros},
+    Account, Broker, Key, emulator::emulator, eventually, stepped::policy, stored::Stored,
 };
 
 async fn leaves(broker: &Broker) -> Vec<Vec<u8>> {
@@ -186,23 +182,20 @@ async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
     broker.issue(&token, "user").await;
 }
 
-#[tokio::test]
-async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
-    let (account, endpoint) = (Account::new().await, &emulator().endpoint);
-    for tampering in [
-        format!(
-            "UPDATE audit SET leaf = {} WHERE event = 'service.created'",
-            leaf_with("payments-app", "payments-api")
-        ),
+/// Changes of a log, each as SQL.
+fn rewritings(store: &Stored) -> [String; 8] {
+    let rewrite = |words, instead_of| {
+        let leaf = store.leaf_with(words, instead_of);
+        format!("UPDATE audit SET leaf = {leaf} WHERE event = 'service.created'")
+    };
+    [
+        rewrite("payments-app", "payments-api"),
         "UPDATE audit SET seq = -seq WHERE seq IN (4, 5);
          UPDATE audit SET seq = 9 + seq WHERE seq < 0"
             .to_owned(),
         "DELETE FROM audit WHERE seq = 5; UPDATE audit SET seq = seq - 1 WHERE seq > 5".to_owned(),
         // Of which no column beside the record tells.
-        format!(
-            "UPDATE audit SET leaf = {} WHERE event = 'service.created'",
-            leaf_with("registry", "Registry")
-        ),
+        rewrite("registry", "Registry"),
         // So that no search finds it.
         "UPDATE audit SET service = NULL WHERE event = 'service.created'".to_owned(),
         "INSERT INTO audit SELECT seq + 1000, leaf, time, event, outcome, actor, service, grant_name,
@@ -210,14 +203,23 @@ async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
             .to_owned(),
         format!(
             "UPDATE audit_edge SET subtrees = {}",
-            zeros("length(subtrees)")
+            store.zeros("length(subtrees)")
         ),
-        format!("UPDATE audit_tiles SET hash = {} WHERE idx = 1", zeros("32")),
-    ] {
+        format!(
+            "UPDATE audit_tiles SET hash = {} WHERE idx = 1",
+            store.zeros("32")
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
+    let (account, endpoint) = (Account::new().await, &emulator().endpoint);
+    for number in 0..8 {
         let (broker, token, lease) = stopped(&account).await;
         fill(&broker, 600).await;
         broker.store.unguard().await;
-        for statement in tampering.split(';') {
+        for statement in rewritings(&broker.store)[number].split(';') {
             broker.write_store(statement).await;
         }
         let broker = broker.start_again(&account.admin, endpoint).await;

@@ -10,7 +10,7 @@ use super::{
     export::{export, with_records},
     policy,
 };
-use crate::harness::{Account, Broker, Run, broker::BINARY, stored::leaf_with};
+use crate::harness::{Account, Broker, Run, broker::BINARY};
 
 /// What `audit export` writes to standard output in a form.
 async fn poured(broker: &Broker, format: &str) -> Vec<String> {
@@ -110,7 +110,7 @@ async fn a_log_that_was_changed_is_no_export() {
     let broker = Broker::start(&Account::new().await).await;
     broker.service("payments-api").await;
     broker.store.unguard().await;
-    let other = leaf_with("payments-app", "payments-api");
+    let other = broker.store.leaf_with("payments-app", "payments-api");
     broker
         .write_store(&format!("UPDATE audit SET leaf = {other}"))
         .await;

@@ -18,7 +18,9 @@ use fastrand::Rng;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-const MUTATIONS: u32 = 8_500;
+use crate::harness::sample::{seed, trials};
+
+const MUTATIONS: u32 = 1_000;
 const THREADS: u64 = 2;
 const RECORDS: u64 = 300;
 /// Of the record that announces the second key.
@@ -366,8 +368,15 @@ fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
 
 #[test]
 fn no_change_of_an_export_goes_unnoticed_and_each_is_told_for_what_it_is() {
-    let seeds = 1..=THREADS;
-    let workers = seeds.map(|seed| thread::spawn(move || tamper(seed, MUTATIONS / 2)));
+    let first = seed().wrapping_mul(THREADS);
+    let seeds = first..first + THREADS;
+    let mutations = trials(
+        "changes of an export",
+        "CREDBROKER_TEST_CHANGES",
+        MUTATIONS,
+        8_500,
+    );
+    let workers = seeds.map(|seed| thread::spawn(move || tamper(seed, mutations / 2)));
     let workers: Vec<_> = workers.collect();
     for worker in workers {
         println!("{:?}", worker.join().unwrap());

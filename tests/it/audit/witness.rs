@@ -11,7 +11,7 @@ use super::fill_store;
 use crate::harness::{
     Account, Run, eventually, eventually_within,
     site::{Site, stop},
-    stored::on_postgres,
+    stored::skipped_over_postgres,
 };
 
 /// A site whose log is signed and has this witness.
@@ -181,7 +181,7 @@ async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
 
 #[tokio::test]
 async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let (account, witness) = (Account::new().await, Witness::new().await);
@@ -223,7 +223,7 @@ async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
 
 #[tokio::test]
 async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigned() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let (account, witness) = (Account::new().await, Witness::new().await);

@@ -17,7 +17,7 @@ use crate::harness::{
     broker::dev,
     eventually, eventually_within,
     proxy::{Fault, Proxy},
-    stored::on_postgres,
+    stored::skipped_over_postgres,
 };
 
 /// "No space left on device" and "Input/output error".
@@ -124,7 +124,7 @@ impl Frail {
 
 #[tokio::test]
 async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     for errno in ERRNOS {
@@ -169,7 +169,7 @@ async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
 
 #[tokio::test]
 async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     for errno in ERRNOS {
@@ -275,7 +275,7 @@ async fn what_was_denied_and_could_not_be_recorded_is_denied_by_the_next_run_too
 
 #[tokio::test]
 async fn one_lease_is_revoked_while_the_disk_fails() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let frail = Frail::new().await;
@@ -295,7 +295,7 @@ async fn one_lease_is_revoked_while_the_disk_fails() {
 
 #[tokio::test]
 async fn a_revocation_outlives_a_broker_that_dies_before_it_can_record_it() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut frail = Frail::new().await;

@@ -10,7 +10,7 @@ use crate::harness::{
     broker::{BINARY, aws_env},
     eventually,
     proxy::{Fault, Proxy},
-    stored::on_postgres,
+    stored::skipped_over_postgres,
 };
 
 /// A broker that is told when it may write no more, and does not die of it.
@@ -35,7 +35,7 @@ async fn let_write(broker: &Broker, most: &str) {
 
 #[tokio::test]
 async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let (account, proxy) = (Account::new().await, Proxy::start().await);
@@ -86,7 +86,7 @@ fn set_write_version(database: &Path, version: u8) {
 
 #[tokio::test]
 async fn a_broker_whose_store_is_read_only_issues_nothing_and_revokes() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut world = World::new().await;

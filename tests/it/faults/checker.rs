@@ -15,11 +15,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sqlx::{Any, AnyConnection, Connection, Row, Transaction, any::AnyRow};
 
-use crate::harness::{
-    Account, Key,
-    aws::ADMIN_USER,
-    stored::{Stored, on_postgres},
-};
+use crate::harness::{Account, Key, aws::ADMIN_USER, stored::Stored};
 
 /// A credential that a client has seen.
 #[derive(Clone, Debug)]
@@ -437,8 +433,9 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
 
 /// What is stored at one moment: the broker runs, and may write in between.
 async fn snapshot(store: &mut AnyConnection) -> Transaction<'_, Any> {
+    let is_postgres = store.backend_name() == "PostgreSQL";
     let mut moment = store.begin().await.unwrap();
-    if on_postgres() {
+    if is_postgres {
         let one = sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
         one.execute(&mut *moment).await.unwrap();
     }

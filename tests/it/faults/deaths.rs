@@ -8,9 +8,8 @@ use tokio::task::JoinSet;
 use super::{
     checker::assert_sound,
     process::{Mortal, new_id},
-    sample,
 };
-use crate::harness::proxy::Fault;
+use crate::harness::{proxy::Fault, sample};
 
 /// What is cut short.
 #[derive(Clone, Copy, Debug)]
@@ -233,7 +232,7 @@ async fn die_everywhere(story: Story) {
     for record in story.commits() {
         deaths.extend(["before", "after"].map(|moment| Death::AtCommit(moment, record)));
     }
-    let deaths = sample(deaths);
+    let deaths = sample::cases(deaths);
     let count = deaths.len();
     let (worlds, deaths) = (story.worlds(), Arc::new(Mutex::new(deaths)));
     let mut dying = JoinSet::new();

@@ -25,7 +25,10 @@ use super::{
     checker::Seen,
     process::{LATEST, Mortal, POLICIES, issue, new_id, saw},
 };
-use crate::harness::proxy::Fault;
+use crate::harness::{
+    proxy::Fault,
+    sample::{seed, trials},
+};
 
 const SERVICE: &str = "payments-api";
 const KILLS: u32 = 20;
@@ -108,7 +111,6 @@ struct Remembered {
 
 impl Memory {
     /// How many requests were made, and how many credentials seen.
-    #[allow(dead_code, reason = "told of several brokers alone")]
     pub fn counts(&self) -> (usize, usize) {
         let memory = self.0.lock().unwrap();
         (memory.requests.len(), memory.seen.len())
@@ -285,15 +287,12 @@ async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
     (points, violations)
 }
 
-pub fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 // A check takes its time: one world's must not make the other's clients wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_broker_that_is_killed_again_and_again_leaks_nothing_and_loses_nothing() {
-    let kills: u32 = number("CREDBROKER_TEST_KILLS").unwrap_or(KILLS);
-    let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
+    let what = "kills of a broker under load";
+    let kills = trials(what, "CREDBROKER_TEST_KILLS", KILLS, 2_000);
+    let seed = seed();
     let mut worlds = JoinSet::new();
     for mortal in 0..WORLDS {
         let share = kills / WORLDS + u32::from(mortal < kills % WORLDS);

@@ -10,12 +10,10 @@ use credbroker::{
 
 use tokio::task::JoinSet;
 
-use super::{
-    checker::{Checker, Seen, assert_sound},
-    sample,
-};
+use super::checker::{Checker, Seen, assert_sound};
 use crate::harness::{
     proxy::Fault,
+    sample,
     stepped::{self, Stepped, Ways},
 };
 
@@ -336,7 +334,7 @@ fn blows(calls: &[String]) -> Vec<Blow> {
 
 async fn disturb_everywhere(story: Story) {
     let calls = calls_of(story, &mut story.world().await).await;
-    let blows = sample(blows(&calls));
+    let blows = sample::cases(blows(&calls));
     let count = blows.len();
     let (mut worlds, shared) = (JoinSet::new(), Arc::new(Mutex::new(blows)));
     for _ in 0..WORLDS.min(count) {

@@ -15,7 +15,11 @@ use tokio::{
 };
 
 use super::{
-    Account, Key, aws::REGION, emulator::emulator, eventually, free_address, stored::Stored,
+    Account, Key,
+    aws::REGION,
+    emulator::{TEST_RUN, emulator},
+    eventually, free_address,
+    stored::{Engine, Stored},
 };
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_credbroker");
@@ -47,7 +51,7 @@ impl Broker {
     /// A broker in a directory of its own, started by a command of the test's own, which
     /// is given the state directory.
     pub async fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
-        let fresh = |state: &Path| Stored::fresh(state.join("credbroker.db"));
+        let fresh = |state: &Path| Stored::fresh(Engine::chosen(), state.join("credbroker.db"));
         Self::start_on(fresh, command).await
     }
 
@@ -231,7 +235,6 @@ impl Broker {
     }
 }
 
-#[allow(dead_code, reason = "a file serves one broker alone")]
 impl Broker {
     /// Another on the same database, with the same keys and operators, started by a command of
     /// the test's own.
@@ -279,7 +282,8 @@ pub fn credbroker(args: &[&str]) -> Command {
     command
         .args(args)
         .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap());
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env(TEST_RUN, std::process::id().to_string());
     command.kill_on_drop(true);
     command
 }
@@ -351,8 +355,8 @@ fn read_env(state: &Path) -> Vec<(String, String)> {
     text.lines().map(pair).collect()
 }
 
-/// Longest time that a command may take.
-const LONGEST_RUN: Duration = Duration::from_secs(30);
+/// Longest time that a command may take: a script starts the AWS CLI fifty times.
+const LONGEST_RUN: Duration = Duration::from_mins(3);
 
 /// What a command did.
 #[derive(Debug)]

@@ -8,8 +8,14 @@ use std::{
     sync::OnceLock,
 };
 
+use super::{report, stored::Engine};
+
 /// `off` starts the emulator without enforcement: the negative control.
 pub const ENFORCEMENT: &str = "CREDBROKER_TEST_ENFORCEMENT";
+
+/// Marks the processes that this one starts, so that the launcher kills them when this one was
+/// killed before it could.
+pub const TEST_RUN: &str = "CREDBROKER_TEST_RUN";
 
 pub fn enforces() -> bool {
     std::env::var_os(ENFORCEMENT).is_none_or(|value| value != "off")
@@ -28,10 +34,16 @@ pub fn emulator() -> &'static Emulator {
 }
 
 fn start() -> Emulator {
+    report::note(
+        "binary",
+        &std::env::current_exe().unwrap().to_string_lossy(),
+    );
+    report::note("store", &format!("{:?}", Engine::chosen()));
     let auth = std::env::var(ENFORCEMENT).unwrap_or_else(|_| "on".to_owned());
     let mut launcher = Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulator.py"))
         .args(["run", "--auth", &auth])
+        .env(TEST_RUN, std::process::id().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -16,7 +16,7 @@ use super::{
     emulator::emulator,
     eventually_within, free_address,
     stepped::policy,
-    stored::Stored,
+    stored::{Engine, Stored},
     wire::tls_get,
 };
 
@@ -33,14 +33,19 @@ pub struct Site {
 
 impl Site {
     pub fn new() -> Self {
-        Self::at(&emulator().endpoint)
+        Self::on(Engine::chosen())
     }
 
-    /// One that reaches AWS at `endpoint`.
-    pub fn at(endpoint: &str) -> Self {
+    /// A site with a store of this engine.
+    pub fn on(engine: Engine) -> Self {
+        Self::at(&emulator().endpoint, engine)
+    }
+
+    /// A site that reaches AWS at `endpoint`.
+    pub fn at(endpoint: &str, engine: Engine) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let address = free_address().to_string();
-        let stored = Stored::fresh(directory.path().join("credbroker.db"));
+        let stored = Stored::fresh(engine, directory.path().join("credbroker.db"));
         let site = Self {
             directory,
             address,
@@ -57,9 +62,8 @@ impl Site {
     }
 
     /// Another on the same database, with the same operators, once that one serves.
-    #[allow(dead_code, reason = "a file serves one broker alone")]
     pub fn beside(&self) -> Self {
-        let mut site = Self::at(&self.endpoint);
+        let mut site = Self::at(&self.endpoint, Engine::Sqlite);
         site.stored = self.stored.clone();
         std::fs::write(site.path("config.toml"), site.config()).unwrap();
         std::fs::copy(self.path("admin-token"), site.path("admin-token")).unwrap();

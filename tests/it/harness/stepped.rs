@@ -41,7 +41,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{Account, Key, aws::REGION, proxy::Proxy, stored::Stored};
+use super::{
+    Account, Key,
+    aws::REGION,
+    proxy::Proxy,
+    stored::{Engine, Stored},
+};
 
 struct Hands(Mutex<Timestamp>);
 
@@ -127,7 +132,7 @@ impl Stepped {
             Some(_) => steady.clone(),
         };
         let home = directory.path();
-        let stored = Stored::fresh(home.join("credbroker.db"));
+        let stored = Stored::fresh(Engine::chosen(), home.join("credbroker.db"));
         let clocks = (clock.clone(), steady);
         let broker = broker(home, &stored, &account, &proxy, clocks, &ways).await;
         let admin = broker.new_admin_token().unwrap();
@@ -395,7 +400,7 @@ fn spec(kind: &Value, managed: &[&str]) -> GrantSpec {
 
 pub fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": [
-        {"Effect": "Allow", "Action": ["sts:GetCallerIdentity", "sqs:ListQueues"], "Resource": "*"},
+        {"Effect": "Allow", "Action": ["sts:GetCallerIdentity", "sqs:ListQueues", "kms:ListKeys"], "Resource": "*"},
     ]})
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Once},
+    sync::{Arc, LazyLock, Once},
 };
 
 use credbroker::{
@@ -14,11 +14,41 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AnyConnection, AssertSqlSafe, Connection, any::install_default_drivers};
 use tokio::process::Command;
 
-use super::postgres;
+use super::{postgres, report};
 
-/// Whether the tests run over databases: they are compiled for both.
+/// `postgres` runs the tests that work with either store over PostgreSQL; the default is
+/// `sqlite`.
+pub const STORE: &str = "CREDBROKER_TEST_STORE";
+
+/// A database engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+impl Engine {
+    /// The engine that [`STORE`] names.
+    pub fn chosen() -> Self {
+        static CHOSEN: LazyLock<Engine> = LazyLock::new(|| match std::env::var(STORE).as_deref() {
+            Ok("postgres") => Engine::Postgres,
+            Ok("sqlite") | Err(_) => Engine::Sqlite,
+            Ok(other) => panic!("{STORE} is sqlite or postgres, not {other:?}"),
+        });
+        *CHOSEN
+    }
+}
+
 pub fn on_postgres() -> bool {
-    env!("CARGO_CRATE_NAME") == "on_postgres"
+    Engine::chosen() == Engine::Postgres
+}
+
+/// Ends a test of what only SQLite has, such as the database file; says so over PostgreSQL.
+pub fn skipped_over_postgres() -> bool {
+    if on_postgres() {
+        report::note("skipped over PostgreSQL", &report::test_name());
+    }
+    on_postgres()
 }
 
 /// Where it is.
@@ -29,12 +59,11 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// A store that nobody has used: the file, or a database of its own.
-    pub fn fresh(file: PathBuf) -> Self {
-        if on_postgres() {
-            Self::Database(postgres::migrated_now())
-        } else {
-            Self::File(file)
+    /// An unused store: this file, or a new database.
+    pub fn fresh(engine: Engine, file: PathBuf) -> Self {
+        match engine {
+            Engine::Sqlite => Self::File(file),
+            Engine::Postgres => Self::Database(postgres::migrated_now()),
         }
     }
 
@@ -142,29 +171,28 @@ impl Stored {
         }
     }
 
+    /// An SQL expression: this many zero bytes.
+    pub fn zeros(&self, length: &str) -> String {
+        match self {
+            Self::File(_) => format!("zeroblob({length})"),
+            Self::Database(_) => format!("decode(repeat('00', {length}), 'hex')"),
+        }
+    }
+
+    /// An SQL expression: the column `leaf` with `words` in the place of others.
+    pub fn leaf_with(&self, words: &str, instead_of: &str) -> String {
+        match self {
+            Self::File(_) => format!("CAST(replace(leaf, '{instead_of}', '{words}') AS BLOB)"),
+            Self::Database(_) => format!(
+                "convert_to(replace(convert_from(leaf, 'UTF8'), '{instead_of}', '{words}'), 'UTF8')"
+            ),
+        }
+    }
+
     /// The records of its log, as bytes.
     pub async fn leaves(&self) -> Vec<Vec<u8>> {
         let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
         leaves.fetch_all(&mut self.connect().await).await.unwrap()
-    }
-}
-
-/// So many bytes that are zero, in SQL.
-pub fn zeros(length: &str) -> String {
-    if on_postgres() {
-        format!("decode(repeat('00', {length}), 'hex')")
-    } else {
-        format!("zeroblob({length})")
-    }
-}
-
-/// A leaf with other words in it, in SQL.
-pub fn leaf_with(words: &str, instead_of: &str) -> String {
-    if on_postgres() {
-        let text = format!("replace(convert_from(leaf, 'UTF8'), '{instead_of}', '{words}')");
-        format!("convert_to({text}, 'UTF8')")
-    } else {
-        format!("CAST(replace(leaf, '{instead_of}', '{words}') AS BLOB)")
     }
 }
 

@@ -1,8 +1,16 @@
 //! What most tests begin with.
 
+use std::path::Path;
+
 use serde_json::Value;
 
-use super::{Account, Broker, Key, Run, proxy::Proxy, stepped::policy};
+use super::{
+    Account, Broker, Key, Run,
+    broker::dev,
+    proxy::Proxy,
+    stepped::policy,
+    stored::{Engine, Stored},
+};
 
 /// A broker behind a proxy, and `payments-api` with the grants `role`, `federation` and
 /// `user`.
@@ -18,8 +26,15 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
+        Self::on(Engine::chosen()).await
+    }
+
+    /// A world with a store of this engine.
+    pub async fn on(engine: Engine) -> Self {
         let (account, proxy) = (Account::new().await, Proxy::start().await);
-        let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
+        let store = |state: &Path| Stored::fresh(engine, state.join("credbroker.db"));
+        let command = |state: &Path| dev(state, &account.admin, &proxy.endpoint);
+        let broker = Broker::start_on(store, command).await;
         Self::with(account, proxy, broker).await
     }
 

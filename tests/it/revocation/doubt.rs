@@ -14,7 +14,7 @@ use super::{
 use crate::harness::{
     Key, eventually, eventually_within,
     proxy::{Fault, Proxy},
-    stored::on_postgres,
+    stored::skipped_over_postgres,
 };
 use crate::lifecycle::channel;
 
@@ -59,7 +59,7 @@ impl Older {
 
 #[tokio::test]
 async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let older = Older::new().await;
@@ -108,7 +108,7 @@ async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
 
 #[tokio::test]
 async fn what_an_older_copy_does_not_know_is_not_recorded_as_somebody_elses_doing() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -138,7 +138,7 @@ async fn what_an_older_copy_does_not_know_is_not_recorded_as_somebody_elses_doin
 
 #[tokio::test]
 async fn a_copy_without_its_checkpoint_takes_no_denial_away_either() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let older = Older::new().await;

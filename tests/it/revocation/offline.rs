@@ -13,7 +13,7 @@ use crate::harness::{
     broker::{aws_env, credbroker},
     emulator::emulator,
     site::Site,
-    stored::on_postgres,
+    stored::skipped_over_postgres,
 };
 
 impl Neighbours {
@@ -74,7 +74,7 @@ fn events(log: &[Value]) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_service_is_shut_out_while_its_broker_is_dead_and_stays_so() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -123,7 +123,7 @@ async fn a_service_is_shut_out_while_its_broker_is_dead_and_stays_so() {
 
 #[tokio::test]
 async fn a_grant_is_revoked_while_its_broker_is_dead() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -147,7 +147,7 @@ async fn a_grant_is_revoked_while_its_broker_is_dead() {
 
 #[tokio::test]
 async fn without_a_broker_as_with_one_only_responders_revoke() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -217,7 +217,7 @@ async fn a_store_that_is_not_there_is_not_made() {
 
 #[tokio::test]
 async fn without_the_sealing_key_a_service_is_shut_out_and_what_is_sealed_stays() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -273,7 +273,7 @@ fn commands_at_its_end(script: &str) -> String {
 /// Slow for its starts of the AWS CLI.
 #[tokio::test]
 async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_there() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let mut two = Neighbours::new().await;
@@ -323,7 +323,7 @@ async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_
 
 #[tokio::test]
 async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let two = Neighbours::new().await;
@@ -340,7 +340,7 @@ async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
 
 #[tokio::test]
 async fn a_script_leaves_alone_what_is_in_another_account() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let two = Neighbours::new().await;
@@ -355,7 +355,7 @@ async fn a_script_leaves_alone_what_is_in_another_account() {
 
 #[tokio::test]
 async fn a_script_is_printed_for_what_the_store_knows() {
-    if on_postgres() {
+    if skipped_over_postgres() {
         return;
     }
     let two = Neighbours::new().await;

@@ -8,7 +8,7 @@ use tokio::process::Child;
 
 use super::{decoded, denials_of_role, size};
 use crate::{
-    enforcement::{answer, refused},
+    enforcement::refused,
     harness::{
         Account, Key,
         aws::ADMIN_USER,
@@ -31,11 +31,11 @@ fn policy() -> Value {
 }
 
 async fn works(key: &Key) -> bool {
-    key.sqs().list_queues().send().await.is_ok()
+    key.list_queues().await.is_ok()
 }
 
 async fn dead(what: &str, key: &Key) {
-    refused(what, answer(key.sqs().list_queues().send().await));
+    refused(what, key.list_queues().await);
 }
 
 /// A broker of `serve` in an account where federation sessions may do so, too.

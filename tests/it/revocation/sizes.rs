@@ -15,7 +15,7 @@ use super::{
     denials_of_role, denials_of_user, size,
 };
 use crate::{
-    enforcement::{refused, send},
+    enforcement::refused,
     harness::{Broker, eventually, eventually_within, form::Form, proxy::Fault, stepped::Stepped},
 };
 
@@ -53,7 +53,10 @@ async fn three_hundred_services_on_one_role_are_denied_and_lifted_and_a_neighbou
         () = undisturbed => {}
     }
     for member in &crowd {
-        refused(&member.service, send(&member.key, &two.world.queue).await);
+        refused(
+            &member.service,
+            member.key.send_message(&two.world.queue).await,
+        );
     }
     assert!(two.works(&neighbour).await);
     let (_, policy) = denials_of_role(&two.world.account, &two.role)
@@ -110,7 +113,7 @@ async fn a_service_is_denied_as_a_whole_where_its_leases_take_too_much_room() {
     };
     eventually_within(15, "all are recorded as revoked", ended).await;
     for (lease, key) in &held {
-        refused(lease, send(key, &two.world.queue).await);
+        refused(lease, key.send_message(&two.world.queue).await);
     }
     assert!(two.works(&neighbour).await);
     let (_, policy) = denials_of_user(&two.world.account).await.unwrap();

@@ -10,22 +10,22 @@ use serde_json::{Value, json};
 #[ignore = "the other tests start it in a process of its own"]
 async fn for_each_line_it_calls_aws() {
     let config = aws_config::load_from_env().await;
-    let sqs = aws_sdk_sqs::Client::new(&config);
+    let kms = aws_sdk_kms::Client::new(&config);
     let sts = aws_sdk_sts::Client::new(&config);
     for line in stdin().lines() {
         line.unwrap();
-        let told = call(&sqs, &sts).await;
+        let told = call(&kms, &sts).await;
         let mut out = std::io::stdout().lock();
         writeln!(out, "{told}").unwrap();
     }
 }
 
-async fn call(sqs: &aws_sdk_sqs::Client, sts: &aws_sdk_sts::Client) -> Value {
-    use aws_sdk_sqs::error::DisplayErrorContext;
-    if let Err(error) = sqs.list_queues().send().await {
+async fn call(kms: &aws_sdk_kms::Client, sts: &aws_sdk_sts::Client) -> Value {
+    use aws_sdk_kms::error::DisplayErrorContext;
+    if let Err(error) = kms.list_keys().send().await {
         return json!({"failed": DisplayErrorContext(error).to_string()});
     }
-    let made = sqs.create_queue().queue_name("not-allowed").send().await;
+    let made = kms.create_key().send().await;
     let denied = made.map_or_else(
         |error| DisplayErrorContext(error).to_string(),
         |_| String::new(),

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     faults::{
-        kills::{Memory, check, load, number},
+        kills::{Memory, check, load},
         process::Mortal,
     },
     harness::{
@@ -24,6 +24,7 @@ use crate::{
         broker::dev,
         postgres::{Server, connection},
         proxy::Proxy,
+        sample::{number, seed, trials},
         stored::Stored,
     },
 };
@@ -205,8 +206,9 @@ impl Fleet {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_fleet_under_blows_leaks_nothing_and_loses_nothing() {
-    let blows: u32 = number("CREDBROKER_TEST_CHAOS").unwrap_or(BLOWS);
-    let seed: u64 = number("CREDBROKER_TEST_SEED").unwrap_or(3);
+    let what = "blows against several brokers";
+    let blows = trials(what, "CREDBROKER_TEST_CHAOS", BLOWS, 500);
+    let seed = seed();
     let (mut chance, memory) = (Rng::with_seed(seed), Memory::default());
     let brokers: usize = number("CREDBROKER_TEST_BROKERS").unwrap_or(BROKERS);
     let mut fleet = Fleet::new(brokers).await;

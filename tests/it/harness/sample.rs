@@ -1,0 +1,53 @@
+//! How much of what could be tried a run tries. `tests/exhaustive.sh` tries all.
+
+use std::{env, str::FromStr};
+
+use fastrand::Rng;
+
+use super::report;
+
+/// Set, the tests try every case; otherwise a sample, which [`SEED`] chooses.
+const WHOLE: &str = "CREDBROKER_TEST_WHOLE";
+/// A number that chooses what is drawn by chance; 3 unless set.
+const SEED: &str = "CREDBROKER_TEST_SEED";
+/// A sample has one in so many cases.
+const STEP: usize = 7;
+
+fn whole() -> bool {
+    env::var_os(WHOLE).is_some()
+}
+
+pub fn seed() -> u64 {
+    number(SEED).unwrap_or(3)
+}
+
+/// A number in the environment.
+pub fn number<T: FromStr>(variable: &str) -> Option<T> {
+    env::var(variable).ok()?.parse().ok()
+}
+
+/// The cases that this run tries.
+pub fn cases<T>(all: Vec<T>) -> Vec<T> {
+    let count = all.len();
+    let (first, step) = if whole() {
+        (0, 1)
+    } else {
+        (Rng::with_seed(seed()).usize(0..STEP), STEP)
+    };
+    let sampled: Vec<T> = all.into_iter().skip(first).step_by(step).collect();
+    report::note("faults", &format!("{} of {count}", sampled.len()));
+    sampled
+}
+
+/// How many random trials this run makes: as many as `variable` says, all of `whole` in an
+/// exhaustive run, or `few`.
+pub fn trials(what: &str, variable: &str, few: u32, whole_run: u32) -> u32 {
+    let usual = if whole() { whole_run } else { few };
+    let trials = number(variable).unwrap_or(usual);
+    let left = whole_run.saturating_sub(trials);
+    report::note(
+        "left",
+        &format!("{what}: {left} of {whole_run} ({trials} ran)"),
+    );
+    trials
+}

@@ -1,0 +1,64 @@
+//! The last lines of `cargo test`: how many integration tests ran, and what this run left to
+//! `tests/exhaustive.sh`. The tests have noted it in a file (`it/harness/report.rs`).
+
+use std::{env, error::Error, fs, os::unix::process::parent_id, path::Path, process::Command};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let report = format!("report-{}", parent_id());
+    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(report);
+    // Without a note no integration test ran; with a filter, the caller left the rest out.
+    let Ok(notes) = fs::read_to_string(&report) else {
+        return Ok(());
+    };
+    fs::remove_file(&report)?;
+    if env::args().len() > 1 {
+        return Ok(());
+    }
+    let notes: Vec<_> = notes
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .collect();
+    let of = |kind| {
+        notes
+            .iter()
+            .filter(move |note| note.0 == kind)
+            .map(|note| note.1)
+    };
+    let binary = of("binary")
+        .next()
+        .ok_or("the tests have not noted their binary")?;
+    let store = of("store").next().unwrap_or_default();
+    let skipped: Vec<_> = of("skipped over PostgreSQL").collect();
+    println!(
+        "\nintegration tests over {store}: {} ran",
+        count(binary)? - skipped.len()
+    );
+    for test in skipped {
+        println!("  not over PostgreSQL, about what only SQLite has: {test}");
+    }
+    println!("left to tests/exhaustive.sh:");
+    let (mut tried, mut all) = (0, 0);
+    for (one, of) in of("faults").filter_map(|text| text.split_once(" of ")) {
+        tried += one.parse::<u32>()?;
+        all += of.parse::<u32>()?;
+    }
+    println!(
+        "  faults and deaths: {} of {all} ({tried} ran)",
+        all - tried
+    );
+    for text in of("left") {
+        println!("  {text}");
+    }
+    Ok(())
+}
+
+/// Tests that a binary runs when it is given no filter.
+fn count(binary: &str) -> Result<usize, Box<dyn Error>> {
+    let list = |flags: &[&str]| {
+        let listed = Command::new(binary).arg("--list").args(flags).output()?;
+        let listed = String::from_utf8(listed.stdout)?;
+        let tests = listed.lines().filter(|line| line.ends_with(": test"));
+        Ok::<_, Box<dyn Error>>(tests.count())
+    };
+    Ok(list(&[])? - list(&["--ignored"])?)
+}
