@@ -8,7 +8,7 @@ use credbroker::{
     domain::{lease::Lease, random::SystemRandom, request::RequestId},
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::checker::{Checker, Seen, assert_sound};
 use crate::harness::{
@@ -302,8 +302,10 @@ async fn calls_of(story: Story, world: &mut World) -> Vec<String> {
     calls
 }
 
-/// How many worlds are disturbed at the same time: most of the time they wait.
+/// Worlds of a story.
 const WORLDS: usize = 4;
+/// Worlds, of all stories, that are disturbed at the same time: they compute more than they wait.
+static DISTURBED: Semaphore = Semaphore::const_new(4);
 
 /// A fault that meets a call.
 struct Blow {
@@ -344,6 +346,7 @@ async fn disturb_everywhere(story: Story) {
             loop {
                 let blow = shared.lock().unwrap().pop();
                 let Some(blow) = blow else { return };
+                let _permit = DISTURBED.acquire().await.unwrap();
                 strike(story, &mut world, blow).await;
             }
         });

@@ -71,6 +71,8 @@ impl Key {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(REGION))
             .endpoint_url(endpoint)
+            // The usual one reads the system's certificates for each client.
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
             .credentials_provider(
                 aws_credential_types::provider::SharedCredentialsProvider::new(credentials),
             )

@@ -11,7 +11,7 @@ const WHOLE: &str = "CREDBROKER_TEST_WHOLE";
 /// A number that chooses what is drawn by chance; 3 unless set.
 const SEED: &str = "CREDBROKER_TEST_SEED";
 /// A sample has one in so many cases.
-const STEP: usize = 7;
+const STEP: usize = 10;
 
 fn whole() -> bool {
     env::var_os(WHOLE).is_some()
