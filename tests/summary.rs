@@ -49,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for text in of("left") {
         println!("  {text}");
     }
+    println!("  the fuzz targets, and over the other store what works with either");
     Ok(())
 }
 

@@ -12,14 +12,17 @@ use credbroker::{
 };
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::tokio_stream;
 
 use self::line::Line;
 use crate::harness::{
-    Account, Broker, Key, Run, World,
+    Account, Broker, Key, PACE, Run, World,
     broker::{credbroker, dev},
     emulator::emulator,
     eventually, eventually_within,
@@ -439,8 +442,9 @@ async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered(
     for first in 0..4 {
         let (brokers, token, updating) = (brokers.clone(), token.clone(), updating.clone());
         clients.spawn(async move {
-            let mut count = 0;
+            let (mut count, mut pace) = (0, interval(PACE));
             while !updating.is_cancelled() {
+                pace.tick().await;
                 ask_one_of(brokers.clone(), &token, first).await;
                 count += 1;
             }
@@ -468,8 +472,9 @@ async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered(
 async fn given_until(over: Instant, mut env: Vec<(String, String)>, token: String) -> u32 {
     env.retain(|(name, _)| name != "CREDBROKER_TOKEN_FILE");
     env.push(("CREDBROKER_TOKEN".to_owned(), token));
-    let mut given = 0;
+    let (mut given, mut pace) = (0, interval(PACE));
     while Instant::now() < over {
+        pace.tick().await;
         let mut issue = credbroker(&["issue", "role", "-o", "json"]);
         issue.envs(env.iter().cloned());
         let run = Run::of(issue, "").await;

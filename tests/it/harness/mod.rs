@@ -1,7 +1,10 @@
 //! What every test stands on: one emulator per test process, an AWS account per test, a
 //! broker process per test.
 
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 pub mod aws;
 pub mod broker;
@@ -37,6 +40,10 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
+/// How often a test repeats a call beside what it tests: often enough to notice, and seldom enough
+/// to leave the processors to the other tests.
+pub const PACE: Duration = Duration::from_millis(100);
+
 /// Waits until `look` sees what it wants, for ten seconds at most. For what happens in
 /// another process, where there is nothing to await.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
@@ -49,12 +56,12 @@ pub async fn eventually_within<T, F: Future<Output = Option<T>>>(
     what: &str,
     look: impl Fn() -> F,
 ) -> T {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
     loop {
         if let Some(seen) = look().await {
             return seen;
         }
         assert!(tokio::time::Instant::now() < deadline, "never seen: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -8,6 +8,7 @@ use credbroker::{
     domain::lease::LeaseState,
     proto::RevokeLeaseRequest,
 };
+use tokio::time::interval;
 
 use super::{
     Neighbours,
@@ -16,7 +17,9 @@ use super::{
 };
 use crate::{
     enforcement::refused,
-    harness::{Broker, eventually, eventually_within, form::Form, proxy::Fault, stepped::Stepped},
+    harness::{
+        Broker, PACE, eventually, eventually_within, form::Form, proxy::Fault, stepped::Stepped,
+    },
 };
 
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>
@@ -44,7 +47,9 @@ async fn three_hundred_services_on_one_role_are_denied_and_lifted_and_a_neighbou
     let (_, neighbour) = two.issue("billing", "work").await;
     let crowd = two.crowd(300).await;
     let undisturbed = async {
+        let mut pace = interval(PACE);
         loop {
+            pace.tick().await;
             assert!(two.works(&neighbour).await);
         }
     };
