@@ -369,7 +369,7 @@ async fn a_key_is_rotated_by_itself_when_it_has_come_of_age() {
 
 #[tokio::test]
 async fn there_is_never_a_moment_without_a_key_that_works() {
-    let world = Stepped::with(Ways::impatient()).await;
+    let world = Stepped::with(Ways::quick()).await;
     world.import(&world.account.admin).await.unwrap();
     world.issue("role").await.unwrap();
     // AWS makes a key and does not accept it for a long time.
@@ -396,7 +396,7 @@ async fn there_is_never_a_moment_without_a_key_that_works() {
 
 #[tokio::test]
 async fn a_key_that_aws_made_late_is_gone_when_the_rotation_is_done() {
-    let world = Stepped::with(Ways::impatient()).await;
+    let world = Stepped::with(Ways::quick()).await;
     world.import(&world.account.admin).await.unwrap();
     world.rotate().await.unwrap();
     let kept = world.admin_key().await.kept.unwrap();

@@ -171,7 +171,7 @@ async fn limits_are_told_at_the_command_line_with_status_7() {
 
 #[tokio::test]
 async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
-    let world = Stepped::with(Ways::impatient()).await;
+    let world = Stepped::with(Ways::quick()).await;
     let id = RequestId::random(&SystemRandom);
     let held = world.issue_named("user", &id).await.unwrap();
     world.proxy.inject("AssumeRole", Fault::Cut);
@@ -287,7 +287,7 @@ async fn a_new_key_is_handed_over_once_aws_accepts_it() {
 
 #[tokio::test]
 async fn a_key_that_aws_never_accepts_is_not_handed_over_and_leaves_nothing() {
-    let world = Stepped::with(Ways::impatient()).await;
+    let world = Stepped::with(Ways::quick()).await;
     // The broker knows whose its own key is.
     world.issue("user").await.unwrap();
     world.step(3600).await;

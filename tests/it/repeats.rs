@@ -335,7 +335,7 @@ async fn a_user_is_not_renewed_while_its_key_is_being_replaced() {
 
 #[tokio::test]
 async fn a_user_is_asked_for_once_even_if_no_answer_comes() {
-    let world = Stepped::with(Ways::impatient()).await;
+    let world = Stepped::with(Ways::quick()).await;
     world.proxy.inject("CreateUser", Fault::Cut);
     world.issue("user").await.unwrap_err();
     assert_eq!(world.proxy.calls("CreateUser").len(), 1);

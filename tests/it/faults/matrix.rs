@@ -1,7 +1,10 @@
 //! Every call to AWS of every story meets every single fault, once and until it is
 //! mended. After recovery the checker must find nothing.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use credbroker::{
     broker::{Error, IssuedLease, ports::FailureClass},
@@ -48,6 +51,9 @@ fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     ]
 }
 
+/// How long the broker waits for an answer of AWS: a busy emulator may be taken for silent.
+const ANSWER: Duration = Duration::from_millis(150);
+
 /// A world, and what its clients have seen.
 struct World {
     stepped: Stepped,
@@ -58,7 +64,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let stepped = Stepped::with(Ways::impatient()).await;
+        let stepped = Stepped::with(Ways::impatient(ANSWER)).await;
         Self {
             stepped,
             seen: Vec::new(),

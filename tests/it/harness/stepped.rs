@@ -87,17 +87,26 @@ impl Default for Ways {
 }
 
 impl Ways {
-    /// Waits for AWS as long as the emulator takes on a busy machine, most of the time.
-    pub fn impatient() -> Self {
+    /// Repeats a failed call at once, and does not wait long for AWS to accept a key or to
+    /// enforce a denial.
+    pub fn quick() -> Self {
         Self {
             patience: Patience {
-                answer: Duration::from_millis(150),
                 repetition: Duration::from_millis(5),
                 acceptance: Duration::from_millis(400),
+                ..Patience::default()
             },
             proof_limit: Duration::from_millis(400),
             ..Self::default()
         }
+    }
+
+    /// The same, where AWS does not answer: waits this long for it. On a busy machine the
+    /// emulator itself may take longer than a fraction of a second.
+    pub fn impatient(answer: Duration) -> Self {
+        let mut ways = Self::quick();
+        ways.patience.answer = answer;
+        ways
     }
 }
 
