@@ -12,6 +12,7 @@ use crate::{
     harness::{
         Key,
         site::{Site, stop},
+        stored::Engine,
     },
 };
 
@@ -42,7 +43,7 @@ impl World {
     pub async fn new(delay: Duration) -> Self {
         let mut aws = Child::start(&["stub", &delay.as_millis().to_string()]);
         let endpoint = aws.line().await;
-        let site = Site::at(&endpoint);
+        let site = Site::at(&endpoint, Engine::Sqlite);
         site.seal();
         for settings in [BOUNDS, LIMITS, BUDGET] {
             let (section, _) = settings.split_once('\n').unwrap();
