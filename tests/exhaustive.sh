@@ -24,11 +24,11 @@ parts() {
     for target in $FUZZ_TARGETS; do echo "fuzz-$target"; done
 }
 
-# it [NAME=VALUE]... FILTER...: integration tests with these variables.
+# it [NAME=VALUE]... FILTER...: integration tests with these variables, and what they print.
 it() {
     local settings=()
     while [[ $1 == *=* ]]; do settings+=("$1"); shift; done
-    env "${settings[@]}" cargo test --locked --test it -- --nocapture "$@"
+    env "${settings[@]}" cargo test --locked --test it -- --show-output "$@"
 }
 
 # over STORE [NAME=VALUE]... FILTER...
@@ -56,11 +56,12 @@ part() {
     esac
 }
 
-# Two pieces of what only the exhaustive run has, besides kills and cases that the seed moves.
+# A piece of what only the exhaustive run has: the seed chooses modules, cases, kills and target.
 sample() {
     local modules=($EITHER_STORE) targets=($FUZZ_TARGETS)
     export CREDBROKER_TEST_SEED=$1
-    local chosen="${modules[$1 % ${#modules[@]}]}:: ${modules[($1 / 7) % ${#modules[@]}]}::"
+    local first=$(($1 % ${#modules[@]}))
+    local chosen="${modules[first]}:: ${modules[(first + 7) % ${#modules[@]}]}::"
     local target=${targets[$1 % ${#targets[@]}]}
     echo "seed $1: over PostgreSQL faults:: and $chosen; 100 kills; fuzzing $target"
     over postgres faults::matrix:: faults::deaths:: $chosen
@@ -79,7 +80,7 @@ run() {
         return 1
     fi
     mv "$log.running" "$log.log"
-    grep -hE '^test result: |violations|^stat::number_of_executed_units' "$log.log" | sort | uniq -c
+    grep -hE '^test result: |violations|^skipped over|^stat::number_of_executed_units' "$log.log" | sort | uniq -c
 }
 
 state=$({ git rev-parse HEAD && git diff HEAD; } | git hash-object --stdin | cut -c1-12)

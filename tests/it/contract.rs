@@ -216,7 +216,7 @@ async fn a_shell_that_evaluates_the_environment_reaches_the_scope_by_the_aws_cli
 #[tokio::test]
 async fn the_aws_cli_takes_credentials_from_the_process_in_its_config_file() {
     let world = World::new().await;
-    let process = format!("{BINARY} credential-process assume");
+    let process = format!("\"{BINARY}\" credential-process assume");
     let script = format!(
         "file=$(mktemp); export XDG_CACHE_HOME=$(mktemp -d); printf '[default]\\ncredential_process = {process}\\n' >$file; unset AWS_SESSION_TOKEN; \
          AWS_CONFIG_FILE=$file aws s3 cp s3://{}/k -; rm -r $file $XDG_CACHE_HOME",

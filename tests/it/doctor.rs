@@ -64,7 +64,7 @@ impl Host {
         }
         host.set("CREDBROKER_TOKEN", &world.token);
         let process =
-            format!("[default]\ncredential_process = {BINARY} credential-process {grant}\n");
+            format!("[default]\ncredential_process = \"{BINARY}\" credential-process {grant}\n");
         host.write(".aws/config", &process);
         host
     }

@@ -111,7 +111,7 @@ async fn host() -> (TcpListener, Host) {
     host.set("CREDBROKER_ADDR", &address);
     host.set("CREDBROKER_CA_FILE", &ca);
     host.set("CREDBROKER_TOKEN", "cbs_none");
-    let process = format!("[default]\ncredential_process = {BINARY} credential-process role\n");
+    let process = format!("[default]\ncredential_process = \"{BINARY}\" credential-process role\n");
     host.write(".aws/config", &process);
     (listener, host)
 }

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AnyConnection, AssertSqlSafe, Connection, any::install_default_drivers};
 use tokio::process::Command;
 
-use super::{postgres, report};
+use super::postgres;
 
 /// `postgres` runs the tests that work with either store over PostgreSQL; the default is
 /// `sqlite`.
@@ -46,7 +46,7 @@ pub fn on_postgres() -> bool {
 /// Ends a test of what only SQLite has, such as the database file; says so over PostgreSQL.
 pub fn skipped_over_postgres() -> bool {
     if on_postgres() {
-        report::note("skipped over PostgreSQL", &report::test_name());
+        println!("skipped over PostgreSQL: about what only SQLite has");
     }
     on_postgres()
 }

@@ -81,7 +81,8 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(world: &World) -> Self {
         let home = TempDir::new().unwrap();
-        let config = format!("[default]\ncredential_process = {BINARY} credential-process role\n");
+        let config =
+            format!("[default]\ncredential_process = \"{BINARY}\" credential-process role\n");
         fs::write(home.path().join("config"), config).unwrap();
         fs::write(home.path().join("token"), &world.token).unwrap();
         // As some systems have it: the list that Python takes is the machine's.
