@@ -104,7 +104,23 @@ def build(env):
              "--disable-pip-version-check", "--require-hashes", "-r", str(REQUIREMENTS)],
             f"pip could not install {REQUIREMENTS.relative_to(ROOT)} "
             "(no network, no package index, or a hash that does not match)")
+    if " " in str(env):
+        quote_interpreter(env)
     (env / "complete").write_text(str(env))
+
+
+def quote_interpreter(env):
+    """Lets scripts start where the path has a space, which no `#!` line may have: pip does so
+    for the scripts that it makes, and not for those that a package brings, such as `aws`."""
+    python = env / "bin" / "python"
+    # A shell runs the second line; for Python, it and the third are a string.
+    start = f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
+    for script in (env / "bin").iterdir():
+        if script.is_symlink() or not script.is_file():
+            continue
+        first, _, rest = script.read_bytes().partition(b"\n")
+        if first == f"#!{python}".encode():
+            script.write_bytes(start.encode() + rest)
 
 
 def suitable_python():
