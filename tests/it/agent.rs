@@ -309,17 +309,18 @@ async fn nobody_else_gets_any() {
         let (status, _) = ask_with(&url, method, &[]).await;
         assert_eq!(status, 405, "{method}");
     }
-    let open = [
-        "agent",
-        "--grant",
-        "role",
+    let home = TempDir::new().unwrap();
+    let directory = home.path().join("agent");
+    let listen = [
         "--listen",
         "0.0.0.0:0",
         "--dir",
-        "/tmp/never-made-by-a-test",
+        directory.to_str().unwrap(),
     ];
+    let open = [&["agent", "--grant", "role"], &listen[..]].concat();
     let refused = Run::of(command(&world, &open), "").await;
     refused.fails(2, &["loopback address alone"]);
+    assert!(!directory.exists());
     assert!(!agent.url(0).contains(&world.token));
 }
 

@@ -49,7 +49,7 @@ pub(super) struct Agent {
     #[arg(long, required = true)]
     grant: Vec<String>,
     /// Where to listen; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT", value_parser = loopback)]
     listen: SocketAddr,
     /// Lifetime of each session, e.g. 1h; the grant's default if not given.
     #[arg(long, value_parser = duration::parse)]
@@ -75,6 +75,16 @@ pub(super) struct Agent {
 struct Served<'a> {
     grant: &'a str,
     env_file: PathBuf,
+}
+
+/// Parses an address that only processes of this machine reach.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "not ADDRESS:PORT".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("credentials are served on a loopback address alone, e.g. 127.0.0.1:0".to_owned())
+    }
 }
 
 impl Agent {
