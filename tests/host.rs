@@ -53,7 +53,7 @@ fn main() {
 }
 
 impl Program {
-    /// What to install, unless it is there and new enough.
+    /// Returns the name and how to install it, unless it is there and new enough.
     fn missing(&self) -> Option<String> {
         let found = found(self.version);
         if found.is_some_and(|version| version >= self.oldest) {

@@ -51,7 +51,7 @@ fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     ]
 }
 
-/// How long the broker waits for an answer of AWS: a busy emulator may be taken for silent.
+/// Time-out of the broker for an answer of AWS: a busy emulator may be taken for silent.
 const ANSWER: Duration = Duration::from_millis(150);
 
 /// A world, and what its clients have seen.

@@ -40,7 +40,7 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// How often a test repeats a call beside what it tests: often enough to notice, and seldom enough
+/// Interval of a call that a test repeats beside what it tests: often enough to notice, and seldom enough
 /// to leave the processors to the other tests.
 pub const PACE: Duration = Duration::from_millis(100);
 

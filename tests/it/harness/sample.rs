@@ -1,4 +1,4 @@
-//! How much of what could be tried a run tries. `tests/exhaustive.sh` tries all.
+//! The share of all cases and random trials that a run tries. `tests/exhaustive.sh` tries all.
 
 use std::{env, str::FromStr};
 
@@ -39,7 +39,7 @@ pub fn cases<T>(all: Vec<T>) -> Vec<T> {
     sampled
 }
 
-/// How many random trials this run makes: as many as `variable` says, all of `whole` in an
+/// Returns the number of random trials of this run: as many as `variable` says, all of `whole` in an
 /// exhaustive run, or `few`.
 pub fn trials(what: &str, variable: &str, few: u32, whole_run: u32) -> u32 {
     let usual = if whole() { whole_run } else { few };

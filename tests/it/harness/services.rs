@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::{Key, aws::REGION, emulator::emulator};
 
-/// What AWS returns, or the code of its error.
+/// The output of a call, or the code of AWS's error.
 pub type Answer = Result<Value, String>;
 
 /// One HTTP request to a service.
