@@ -11,7 +11,7 @@ use aws_config::{
     meta::region::ProvideRegion, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_sts::config::{
-    Credentials as SdkCredentials, ProvideCredentials, SharedCredentialsProvider,
+    Credentials as SdkCredentials, ProvideCredentials, SharedAsyncSleep, SharedCredentialsProvider,
 };
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
@@ -44,13 +44,14 @@ pub struct AwsSettings {
     pub sts_calls_per_second: u32,
     /// How long the broker waits for AWS.
     pub patience: Patience,
+    /// Timer of the SDK's time-outs and pauses; `None` for that of the runtime. A test that lets a
+    /// call hang ends the wait for it at once.
+    pub timer: Option<SharedAsyncSleep>,
 }
 
 /// How long the broker waits for AWS.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For one answer.
-    pub answer: Duration,
     /// Before it repeats a call that may be repeated, once; the SDK adds jitter.
     pub repetition: Duration,
     /// Until AWS accepts a new key.
@@ -60,13 +61,14 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            answer: Duration::from_secs(5),
             repetition: Duration::from_millis(200),
             acceptance: Duration::from_secs(20),
         }
     }
 }
 
+/// Longest time that AWS may take for one answer.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Most attempts of one call by the SDK.
 const REPETITIONS: u32 = 2;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -79,6 +81,7 @@ impl Default for AwsSettings {
             iam_calls_per_second: 40,
             sts_calls_per_second: 400,
             patience: Patience::default(),
+            timer: None,
         }
     }
 }
@@ -132,8 +135,8 @@ impl Clients {
     pub async fn new(settings: &AwsSettings, clock: &Arc<SteadyClock>) -> Self {
         let answers = TimeoutConfig::builder()
             .connect_timeout(CONNECT_LIMIT)
-            .operation_attempt_timeout(settings.patience.answer)
-            .operation_timeout(settings.patience.answer * REPETITIONS + CONNECT_LIMIT)
+            .operation_attempt_timeout(ANSWER_LIMIT)
+            .operation_timeout(ANSWER_LIMIT * REPETITIONS + CONNECT_LIMIT)
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(answers)
@@ -148,6 +151,9 @@ impl Clients {
         }
         if let Some(url) = &settings.endpoint_url {
             loader = loader.endpoint_url(url);
+        }
+        if let Some(timer) = &settings.timer {
+            loader = loader.sleep_impl(timer.clone());
         }
         let config = loader.load().await;
         let sharers = Sharers::default();

@@ -26,7 +26,7 @@ use tokio::sync::OnceCell;
 
 use self::budget::Purpose;
 pub use self::{
-    client::{AwsSettings, Clients, Patience, chain_region},
+    client::{ANSWER_LIMIT, AwsSettings, Clients, Patience, chain_region},
     error::Operation,
     setup::{BOUNDARY_NAME, SetupError},
 };

@@ -1,10 +1,11 @@
 //! What AWS says to a session that makes one harmless call, by the adapter itself.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use aws_sdk_sts::types::{Credentials as Session, Tag};
+use aws_smithy_async::rt::sleep::SharedAsyncSleep;
 use credbroker::{
-    aws::{AwsAccount, AwsSettings, Clients, Patience},
+    aws::{AwsAccount, AwsSettings, Clients},
     broker::ports::{AwsFailure, Denier, FailureClass, Verdict},
     domain::{
         arn::Partition,
@@ -37,14 +38,11 @@ const REFUSALS: [&str; 5] = [
 ];
 
 /// An adapter without a key of its own.
-async fn adapter(endpoint: &str) -> AwsAccount {
+async fn adapter(endpoint: &str, timer: Option<SharedAsyncSleep>) -> AwsAccount {
     let settings = AwsSettings {
         region: Some(REGION.to_owned()),
         endpoint_url: Some(endpoint.to_owned()),
-        patience: Patience {
-            answer: Duration::from_secs(2),
-            ..Patience::default()
-        },
+        timer,
         ..AwsSettings::default()
     };
     let clock = Arc::new(SteadyClock::starting_at(wall_time()));
@@ -53,12 +51,11 @@ async fn adapter(endpoint: &str) -> AwsAccount {
 }
 
 async fn probe(session: &Credentials, probe: Probe) -> Verdict {
-    let adapter = adapter(&emulator().endpoint).await;
+    let adapter = adapter(&emulator().endpoint, None).await;
     adapter.probe(session, probe, None).await.unwrap()
 }
 
-async fn failing(endpoint: &str, session: &Credentials, probe: Probe) -> AwsFailure {
-    let adapter = adapter(endpoint).await;
+async fn failing(adapter: &AwsAccount, session: &Credentials, probe: Probe) -> AwsFailure {
     let probed = adapter.probe(session, probe, None).await;
     probed.expect_err("REFUSAL EXPECTED: no verdict")
 }
@@ -192,8 +189,9 @@ async fn a_wrong_secret_is_a_failure_and_no_verdict() {
         secret_access_key: "wrong".to_owned().into(),
         ..session
     };
+    let adapter = adapter(&emulator().endpoint, None).await;
     for harmless in Probe::ALL {
-        let failure = failing(&emulator().endpoint, &wrong, harmless).await;
+        let failure = failing(&adapter, &wrong, harmless).await;
         assert_eq!(
             (failure.class, failure.reason),
             (FailureClass::Refused, "AWS_REFUSED")
@@ -213,8 +211,9 @@ async fn without_enforcement_every_refusal_test_fails() {
 async fn an_endpoint_that_cannot_be_reached_gives_no_verdict() {
     let account = Account::new().await;
     let (_, session) = probed_role(&account).await;
+    let adapter = adapter("http://127.0.0.1:1", None).await;
     for harmless in Probe::ALL {
-        let failure = failing("http://127.0.0.1:1", &session, harmless).await;
+        let failure = failing(&adapter, &session, harmless).await;
         assert_eq!(
             (failure.class, failure.reason),
             (FailureClass::Unavailable, "AWS_UNREACHABLE")
@@ -247,18 +246,18 @@ async fn what_is_not_the_services_own_answer_gives_no_verdict() {
             "AWS_REFUSED",
         ),
     ];
+    let adapter = adapter(&proxy.endpoint, Some(proxy.timer())).await;
     for (fault, class, reason) in faults {
         for (harmless, action) in [
             (Probe::SqsListQueues, "ListQueues"),
             (Probe::S3ListAllMyBuckets, ""),
         ] {
             proxy.inject(action, fault.clone());
-            let failure = failing(&proxy.endpoint, &session, harmless).await;
+            let failure = failing(&adapter, &session, harmless).await;
             assert_eq!((failure.class, failure.reason), (class, reason));
         }
     }
     proxy.heal();
-    let adapter = adapter(&proxy.endpoint).await;
     let probed = adapter.probe(&session, Probe::SqsListQueues, Some("eu-central-1"));
     assert_eq!(probed.await, Ok(Verdict::Allowed));
 }

@@ -1,8 +1,6 @@
 //! A removal always finishes: access ends first, whatever stands in the way is taken
 //! away, and what AWS keeps refusing is never lost from sight.
 
-use std::time::Duration;
-
 use credbroker::domain::lease::{Lease, LeaseState};
 use serde_json::Value;
 
@@ -335,7 +333,7 @@ async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
 
 #[tokio::test]
 async fn not_found_counts_as_gone_only_outside_the_consistency_window() {
-    let world = Stepped::with(Ways::impatient(Duration::from_secs(1))).await;
+    let world = Stepped::with(Ways::impatient()).await;
     // The call arrives, and takes effect, long after it was given up.
     world.proxy.inject("CreateUser", Fault::Hold);
     world.issue("user").await.unwrap_err();

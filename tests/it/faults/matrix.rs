@@ -1,13 +1,10 @@
 //! Every call to AWS of every story meets every single fault, once and until it is
 //! mended. After recovery the checker must find nothing.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use credbroker::{
-    broker::{Error, IssuedLease, ports::FailureClass},
+    broker::{Error, IssuedLease},
     domain::{lease::Lease, random::SystemRandom, request::RequestId},
 };
 
@@ -51,9 +48,6 @@ fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     ]
 }
 
-/// Time-out of the broker for an answer of AWS: a busy emulator may be taken for silent.
-const ANSWER: Duration = Duration::from_millis(150);
-
 /// A world, and what its clients have seen.
 struct World {
     stepped: Stepped,
@@ -64,7 +58,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let stepped = Stepped::with(Ways::impatient(ANSWER)).await;
+        let stepped = Stepped::with(Ways::impatient()).await;
         Self {
             stepped,
             seen: Vec::new(),
@@ -89,17 +83,9 @@ impl World {
         Ok(issued.lease)
     }
 
-    /// Asks until it is given, as a client does that was told to try again: the emulator
-    /// may have been taken for silent.
-    async fn insist(&mut self, grant: &str, id: &RequestId) -> Lease {
-        for _ in 0..20 {
-            match self.ask(grant, id).await {
-                Ok(lease) => return lease,
-                Err(Error::Aws(failure)) if failure.class != FailureClass::Refused => {}
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-        panic!("AWS does not come back");
+    /// Asks when AWS is well.
+    async fn get(&mut self, grant: &str, id: &RequestId) -> Lease {
+        self.ask(grant, id).await.unwrap()
     }
 
     async fn check(&self, story: &str) {
@@ -158,12 +144,10 @@ impl Story {
         // What the broker asks once and for all is asked now.
         if matches!(self, Self::ShutOut(_) | Self::Lift(_)) {
             // Without a user, whose removal is another story.
-            while world.stepped.broker.account_is_ours().await.is_err() {}
+            world.stepped.broker.account_is_ours().await.unwrap();
             return world;
         }
-        world
-            .insist("user", &RequestId::random(&SystemRandom))
-            .await;
+        world.get("user", &RequestId::random(&SystemRandom)).await;
         if !self.is_a_session() {
             world.clear().await;
         }
@@ -181,10 +165,10 @@ impl Story {
     async fn prepare(self, world: &mut World) -> Before {
         let id = RequestId::random(&SystemRandom);
         let lease = match self {
-            Self::Repeat(grant) | Self::ShutOut(grant) => Some(world.insist(grant, &id).await),
-            Self::Revoke => Some(world.insist("user", &id).await),
+            Self::Repeat(grant) | Self::ShutOut(grant) => Some(world.get(grant, &id).await),
+            Self::Revoke => Some(world.get("user", &id).await),
             Self::Lift(grant) => {
-                let lease = world.insist(grant, &id).await;
+                let lease = world.get(grant, &id).await;
                 world.stepped.shut_out().await.unwrap();
                 world.stepped.recover().await;
                 world.check("before the denial is lifted").await;
@@ -193,7 +177,7 @@ impl Story {
                 Some(lease)
             }
             Self::Reconcile => {
-                let lease = world.insist("user", &id).await;
+                let lease = world.get("user", &id).await;
                 make_strays(world, &lease).await;
                 world.strays = true;
                 Some(lease)
@@ -230,7 +214,7 @@ impl Story {
     /// Once AWS answers again, a client that repeats its request gets what it asked for.
     async fn repeated(self, world: &mut World, before: &Before) {
         if let Self::Issue(grant) | Self::Repeat(grant) = self {
-            let lease = world.insist(grant, &before.id).await;
+            let lease = world.get(grant, &before.id).await;
             assert!(world.seen.last().unwrap().key.works().await, "{lease:?}");
         }
     }
@@ -258,7 +242,7 @@ impl Story {
             Self::Rotate => {
                 // Whoever gets a session now gets it by the new key.
                 let id = RequestId::random(&SystemRandom);
-                world.insist("role", &id).await;
+                world.get("role", &id).await;
             }
             _ => {}
         }

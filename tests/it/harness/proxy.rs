@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aws_smithy_async::rt::sleep::{AsyncSleep, SharedAsyncSleep, Sleep};
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
@@ -15,11 +16,16 @@ use axum::{
     http::{Request, Response, StatusCode, request::Parts},
     serve::ListenerExt,
 };
+use credbroker::aws::ANSWER_LIMIT;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use tokio::{net::TcpListener, sync::Notify, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 
 use super::emulator::emulator;
@@ -66,6 +72,8 @@ pub struct Proxy {
     pub endpoint: String,
     state: Arc<Mutex<Calls>>,
     healed: Arc<Notify>,
+    /// Calls that were held, or their answers.
+    held: watch::Sender<usize>,
     /// What was held and happens late.
     late: TaskTracker,
     client: Client<HttpConnector, Body>,
@@ -132,6 +140,7 @@ impl Proxy {
             endpoint,
             state: Arc::default(),
             healed: Arc::default(),
+            held: watch::Sender::default(),
             late: TaskTracker::new(),
             client,
         };
@@ -162,6 +171,12 @@ impl Proxy {
             lasts,
         };
         self.state.lock().unwrap().strike = Some(strike);
+    }
+
+    /// Timer of a broker's SDK, by which the time-out for an answer is over as soon as a call is
+    /// held: no test waits for it, and no busy emulator is taken for silent.
+    pub fn timer(&self) -> SharedAsyncSleep {
+        SharedAsyncSleep::new(UntilHeld(self.held.clone()))
     }
 
     /// No more faults; what was held goes on.
@@ -239,6 +254,22 @@ impl Proxy {
     }
 }
 
+#[derive(Debug)]
+struct UntilHeld(watch::Sender<usize>);
+
+impl AsyncSleep for UntilHeld {
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let mut held = self.0.subscribe();
+        let ends_early = duration == ANSWER_LIMIT;
+        Sleep::new(async move {
+            tokio::select! {
+                () = sleep(duration) => {}
+                Ok(()) = held.changed(), if ends_early => {}
+            }
+        })
+    }
+}
+
 /// That the caller of an action waits for it.
 struct Waits<'a> {
     calls: &'a Mutex<Calls>,
@@ -278,13 +309,17 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
             proxy.pass_on(parts, bytes).await;
             cut()
         }
-        Some(Fault::Hold) => proxy.happens_after(healed, action, parts, bytes).await,
+        Some(Fault::Hold) => {
+            proxy.held.send_modify(|held| *held += 1);
+            proxy.happens_after(healed, action, parts, bytes).await
+        }
         Some(Fault::Late(pause)) => {
             let later = sleep(pause);
             proxy.happens_after(later, action, parts, bytes).await
         }
         Some(Fault::HoldAnswer) => {
             let answer = proxy.pass_on(parts, bytes).await;
+            proxy.held.send_modify(|held| *held += 1);
             healed.await;
             answer
         }

@@ -60,6 +60,8 @@ impl Clock for Hands {
 #[derive(Clone)]
 pub struct Ways {
     pub patience: Patience,
+    /// Whether the broker takes AWS for silent as soon as the proxy holds a call or its answer.
+    pub gives_up_what_is_held: bool,
     /// Calls per second, of either kind.
     pub calls_per_second: u32,
     pub limits: Limits,
@@ -74,6 +76,7 @@ impl Default for Ways {
     fn default() -> Self {
         Self {
             patience: Patience::default(),
+            gives_up_what_is_held: false,
             calls_per_second: 1_000_000,
             limits: Limits {
                 users_per_minute: 10_000,
@@ -94,19 +97,18 @@ impl Ways {
             patience: Patience {
                 repetition: Duration::from_millis(5),
                 acceptance: Duration::from_millis(400),
-                ..Patience::default()
             },
             proof_limit: Duration::from_millis(400),
             ..Self::default()
         }
     }
 
-    /// The same, where AWS does not answer: waits this long for it. On a busy machine the
-    /// emulator itself may take longer than a fraction of a second.
-    pub fn impatient(answer: Duration) -> Self {
-        let mut ways = Self::quick();
-        ways.patience.answer = answer;
-        ways
+    /// The same, and takes AWS for silent as soon as the proxy holds a call or its answer.
+    pub fn impatient() -> Self {
+        Self {
+            gives_up_what_is_held: true,
+            ..Self::quick()
+        }
     }
 }
 
@@ -313,25 +315,8 @@ impl Stepped {
         self.broker.admin_key_status(&caller).await.unwrap()
     }
 
-    /// Again until AWS answers, as a broker that runs: a busy machine may be slower than
-    /// it is patient.
-    /// Reconciles as often as it takes: an impatient broker on a busy machine takes AWS for
-    /// silent now and then.
     pub async fn reconcile(&self) -> Reconciliation {
-        let mut last = None;
-        for _ in 0..20 {
-            match self.broker.reconcile_once().await {
-                Err(Error::Aws(_)) => {}
-                reconciled => {
-                    let reconciled = reconciled.unwrap();
-                    if reconciled.failed == 0 {
-                        return reconciled;
-                    }
-                    last = Some(reconciled);
-                }
-            }
-        }
-        last.expect("AWS does not come back")
+        self.broker.reconcile_once().await.unwrap()
     }
 
     pub fn wait(&self, seconds: i64) {
@@ -442,6 +427,7 @@ async fn broker(
         iam_calls_per_second: ways.calls_per_second,
         sts_calls_per_second: ways.calls_per_second,
         patience: ways.patience,
+        timer: ways.gives_up_what_is_held.then(|| proxy.timer()),
     };
     let key = AccessKey {
         id: account.admin.id.clone(),
