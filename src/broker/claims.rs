@@ -69,7 +69,7 @@ impl Claims {
     /// that it is.
     fn is_alive(&self) -> bool {
         let alive = *self.alive.lock().unwrap_or_else(PoisonError::into_inner);
-        alive.is_some_and(|at| at.elapsed() < DEAD_AFTER)
+        alive.is_some_and(|at| at.elapsed() < DEAD_AFTER.length())
     }
 
     fn work(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
@@ -102,7 +102,8 @@ impl Claim {
     /// Whether it is too early for anybody to have taken it over, as far as can be told
     /// without asking.
     pub(super) fn is_sure(&self) -> bool {
-        let sure = |held: &Held| held.since.elapsed() < CLAIMED_FOR && held.claims.is_alive();
+        let sure =
+            |held: &Held| held.since.elapsed() < CLAIMED_FOR.length() && held.claims.is_alive();
         self.0.as_ref().is_none_or(sure)
     }
 

@@ -15,11 +15,12 @@ use crate::{
     domain::{
         audit::{Actor, AuditEvent, Event},
         denial::Scope,
+        wait::Wait,
     },
 };
 
 /// How often a broker says that it lives.
-const APPEAR_EVERY: Duration = Duration::from_secs(2);
+const APPEAR_EVERY: Wait = Wait::seconds(2);
 /// Longest time that this may take.
 const APPEAR_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked what others have done; two indexed queries.
@@ -79,7 +80,7 @@ impl Broker {
     }
 
     async fn keep_appearing(&self, peers: &dyn Peers) {
-        let mut ticks = interval(APPEAR_EVERY);
+        let mut ticks = interval(APPEAR_EVERY.length());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

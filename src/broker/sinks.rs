@@ -18,7 +18,7 @@ use crate::{
         Broker,
         ports::{Sink, SinkError},
     },
-    domain::{name::Name, random::back_off},
+    domain::{name::Name, random::back_off, wait::Wait},
 };
 
 /// Most records that are handed over at once.
@@ -26,7 +26,7 @@ const BATCH: u64 = 256;
 /// Most bytes of them, unless a single one has more: servers commonly take a megabyte.
 const BATCH_BYTES: usize = 512 * 1024;
 /// Longest time that a sink may take for them.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Wait = Wait::seconds(10);
 /// How soon it is looked for more records.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause after failures.
@@ -109,8 +109,9 @@ impl Feed {
             return Ok(0);
         }
         let leaves = &leaves[..at_once(&leaves)];
-        let delivered = timeout(LIMIT, self.sink.deliver(leaves)).await;
-        delivered.unwrap_or_else(|_| Err(SinkError::late(LIMIT)))?;
+        let limit = LIMIT.length();
+        let delivered = timeout(limit, self.sink.deliver(leaves)).await;
+        delivered.unwrap_or_else(|_| Err(SinkError::late(limit)))?;
         let count = leaves.len() as u64;
         let taken = taken + count;
         self.taken.store(taken, Ordering::Relaxed);

@@ -20,17 +20,17 @@ use crate::{
         checkpoints::contradicted,
         ports::{CosignedCheckpoint, SinkError, StoreError, Witness, WitnessAnswer},
     },
-    domain::random::back_off,
+    domain::{random::back_off, wait::Wait},
 };
 
 /// What of several brokers one asks at a time.
 const CLAIM: &str = "asking the witness";
 /// Shortest time between two checkpoints that are sent.
-const EVERY: Duration = Duration::from_secs(10);
+const EVERY: Wait = Wait::seconds(10);
 /// How soon it is looked for another checkpoint.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time that the witness may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Wait = Wait::seconds(10);
 /// Longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
@@ -56,7 +56,7 @@ impl Broker {
             let pause = match self.ask_if_grown(witness).await {
                 Ok(asked) => {
                     failures = 0;
-                    if asked { EVERY } else { PAUSE }
+                    if asked { EVERY.length() } else { PAUSE }
                 }
                 Err(error) => {
                     failed.increment(1);
@@ -118,8 +118,9 @@ impl Broker {
     /// Has a checkpoint cosigned by the witness, which has cosigned `known` records as far
     /// as the store knows. When it speaks against the log, nothing is issued any more.
     async fn ask(&self, witness: &dyn Witness, note: &str, known: u64) -> Result<(), Failure> {
-        let answered = timeout(LIMIT, self.cosign(witness, note, known)).await;
-        if let Some(doubt) = answered.unwrap_or_else(|_| Err(SinkError::late(LIMIT).into()))? {
+        let limit = LIMIT.length();
+        let answered = timeout(limit, self.cosign(witness, note, known)).await;
+        if let Some(doubt) = answered.unwrap_or_else(|_| Err(SinkError::late(limit).into()))? {
             self.doubt_log(doubt);
         }
         Ok(())

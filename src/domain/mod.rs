@@ -37,3 +37,5 @@ pub mod seal;
 pub mod service;
 pub mod spiffe;
 pub mod token;
+#[cfg(feature = "server")]
+pub mod wait;

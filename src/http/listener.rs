@@ -20,14 +20,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::connection::Serving;
 use crate::{
-    domain::{edge::Bounds, name::Name},
+    domain::{edge::Bounds, name::Name, wait::Wait},
     grpc::{calls::Calls, gate::ByService},
 };
 
 /// After an error of accept itself, e.g. no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long the place of a connection that was ended for what its peer sent stays taken.
-const OFFENCE_PAUSE: Duration = Duration::from_secs(10);
+const OFFENCE_PAUSE: Wait = Wait::seconds(10);
 /// How long a connection that is one too many waits for its end: whoever comes again at once
 /// would cost more than it.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
@@ -94,7 +94,10 @@ pub async fn serve(
             if is_offender {
                 // Its next connection would cost as much again: its address has one less.
                 counter!("credbroker_connections_offending_total").increment(1);
-                serving.stop.run_until_cancelled(sleep(OFFENCE_PAUSE)).await;
+                serving
+                    .stop
+                    .run_until_cancelled(sleep(OFFENCE_PAUSE.length()))
+                    .await;
             }
             drop(place);
         });

@@ -131,7 +131,10 @@ impl SinkError {
     /// It took longer than it may.
     #[must_use]
     pub fn late(limit: Duration) -> Self {
-        Self(format!("it did not answer within {} s", limit.as_secs()))
+        Self(format!(
+            "it did not answer within {} s",
+            limit.as_secs_f32()
+        ))
     }
 }
 

@@ -1,16 +1,14 @@
 //! What the use cases need of a store that several brokers work on at a time.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::domain::audit::AuditRecord;
+use crate::domain::{audit::AuditRecord, wait::Wait};
 
 /// A broker that has not said for so long that it lives is taken for dead.
-pub const DEAD_AFTER: Duration = Duration::from_secs(10);
+pub const DEAD_AFTER: Wait = Wait::seconds(10);
 /// The longest that a broker has something to itself without claiming it again.
-pub const CLAIMED_FOR: Duration = Duration::from_secs(60);
+pub const CLAIMED_FOR: Wait = Wait::seconds(60);
 
 /// Who works on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -137,7 +137,7 @@ pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection
         "SELECT EXISTS (SELECT 1 FROM brokers WHERE seen >= clock_timestamp() - $1 * INTERVAL '1 second')",
     );
     let used = used
-        .bind(DEAD_AFTER.as_secs_f64())
+        .bind(DEAD_AFTER.length().as_secs_f64())
         .fetch_one(&mut connection);
     if used.await.map_err(|error| at.unusable(error))? {
         return Err(OpenError::InUse(at.place()));

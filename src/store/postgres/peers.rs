@@ -41,7 +41,7 @@ impl Peers for PostgresStore {
             "DELETE FROM brokers WHERE seen < clock_timestamp() - $1 * INTERVAL '1 second'
                                 OR emergency_file = $2 AND id <> $3",
         )
-        .bind(DEAD_AFTER.as_secs_f64())
+        .bind(DEAD_AFTER.length().as_secs_f64())
         .bind(file)
         .bind(broker)
         .execute(&self.writing)
@@ -75,7 +75,7 @@ impl Peers for PostgresStore {
                             WHERE id = $1 AND seen >= clock_timestamp() - $2 * INTERVAL '1 second')",
         )
         .bind(broker)
-        .bind(DEAD_AFTER.as_secs_f64())
+        .bind(DEAD_AFTER.length().as_secs_f64())
         .fetch_one(&self.writing)
         .await
         .map_err(sql::store_error)
@@ -94,8 +94,8 @@ impl Peers for PostgresStore {
         )
         .bind(what)
         .bind(broker)
-        .bind(CLAIMED_FOR.as_secs_f64())
-        .bind(DEAD_AFTER.as_secs_f64())
+        .bind(CLAIMED_FOR.length().as_secs_f64())
+        .bind(DEAD_AFTER.length().as_secs_f64())
         .fetch_optional(&self.writing)
         .await
         .map_err(sql::store_error)?;

@@ -296,7 +296,7 @@ async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
     // It takes connections and says nothing.
     let silent = witness.listener().await;
     let child = site.serving(&account.admin).await;
-    site.tells("did not answer within 10 s").await;
+    site.tells("did not answer within 2.5 s").await;
     site.assert_issues(&token).await;
     stop(child).await;
     drop(silent);

@@ -276,6 +276,9 @@ impl Broker {
     }
 }
 
+/// How many times shorter than in production the broker's waits for others are.
+pub const HASTE: u32 = 4;
+
 /// `credbroker ARGS` with nothing of this process's environment but the path.
 pub fn credbroker(args: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
@@ -283,7 +286,8 @@ pub fn credbroker(args: &[&str]) -> Command {
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
-        .env(TEST_RUN, std::process::id().to_string());
+        .env(TEST_RUN, std::process::id().to_string())
+        .env("CREDBROKER_TEST_HASTE", HASTE.to_string());
     command.kill_on_drop(true);
     command
 }
