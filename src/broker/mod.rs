@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod ports;
+pub mod wait;
 
 mod account;
 mod admin_key;

@@ -11,11 +11,11 @@ use crate::{
         checkpoints::contradicted,
         in_time,
         ports::{Living, Peers, StoreError, Target},
+        wait::Wait,
     },
     domain::{
         audit::{Actor, AuditEvent, Event},
         denial::Scope,
-        wait::Wait,
     },
 };
 

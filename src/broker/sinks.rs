@@ -17,8 +17,9 @@ use crate::{
     broker::{
         Broker,
         ports::{Sink, SinkError},
+        wait::Wait,
     },
-    domain::{name::Name, random::back_off, wait::Wait},
+    domain::{name::Name, random::back_off},
 };
 
 /// Most records that are handed over at once.

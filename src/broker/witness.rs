@@ -19,8 +19,9 @@ use crate::{
         Broker, Error,
         checkpoints::contradicted,
         ports::{CosignedCheckpoint, SinkError, StoreError, Witness, WitnessAnswer},
+        wait::Wait,
     },
-    domain::{random::back_off, wait::Wait},
+    domain::random::back_off,
 };
 
 /// What of several brokers one asks at a time.

@@ -37,5 +37,3 @@ pub mod seal;
 pub mod service;
 pub mod spiffe;
 pub mod token;
-#[cfg(feature = "server")]
-pub mod wait;

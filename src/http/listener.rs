@@ -20,7 +20,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::connection::Serving;
 use crate::{
-    domain::{edge::Bounds, name::Name, wait::Wait},
+    broker::wait::Wait,
+    domain::{edge::Bounds, name::Name},
     grpc::{calls::Calls, gate::ByService},
 };
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::StoreError;
-use crate::domain::{audit::AuditRecord, wait::Wait};
+use crate::{broker::wait::Wait, domain::audit::AuditRecord};
 
 /// A broker that has not said for so long that it lives is taken for dead.
 pub const DEAD_AFTER: Wait = Wait::seconds(10);
