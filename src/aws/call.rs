@@ -8,10 +8,11 @@ use aws_smithy_async::time::TimeSource;
 use aws_smithy_runtime_api::{
     box_error::BoxError,
     client::{
+        connection::{CaptureSmithyConnection, ConnectionMetadata},
         interceptors::{
             Intercept,
             context::{
-                BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+                AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
             },
         },
         orchestrator::HttpResponse,
@@ -31,12 +32,12 @@ use tokio::time::{Instant, sleep};
 use super::{
     breaker::Breaker,
     budget::{Budget, Purpose, Sharers},
-    error::{Operation, circuit_open, failure, held_back},
+    error::{Operation, circuit_open, failure, held_back, refuses_time},
     timestamp,
 };
 use crate::{
     broker::ports::{AwsFailure, FailureClass},
-    domain::clock::{Clock, SteadyClock},
+    domain::clock::{Clock, Observation, SteadyClock},
 };
 
 /// An answer that took longer says nothing about what time it is.
@@ -193,25 +194,61 @@ impl Intercept for Watch {
         Ok(())
     }
 
-    fn read_after_transmit(
+    fn read_after_deserialization(
         &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
         _: &RuntimeComponents,
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let prompt = config
             .load::<Sent>()
             .is_some_and(|sent| sent.0.elapsed() <= ROUND_TRIP);
-        let date = context.response().headers().get("date");
-        let told = date
-            .filter(|_| prompt)
-            .and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
-        if let Some(time) = told.as_ref().and_then(timestamp)
-            && let Some(wrong_by) = self.0.clock.follow(time)
-        {
-            tracing::warn!(wrong_by = %format!("{wrong_by:#}"), "the broker's clock was set to AWS's");
+        let connection = config
+            .load::<CaptureSmithyConnection>()
+            .and_then(CaptureSmithyConnection::get);
+        if prompt && let Some((time, connection)) = aws_time(context.response()).zip(connection) {
+            self.0.observe(time, &connection);
         }
         Ok(())
+    }
+}
+
+/// Time of AWS that an answer tells, if whoever gave it has looked at the signature: it has taken
+/// the request, or refuses it for the time when it was signed.
+fn aws_time(answer: &HttpResponse) -> Option<Timestamp> {
+    let refuses_time = || {
+        let body = answer.body().bytes().unwrap_or_default();
+        refuses_time(&String::from_utf8_lossy(body))
+    };
+    if !answer.status().is_success() && !refuses_time() {
+        return None;
+    }
+    let date = answer.headers().get("date")?;
+    let date = DateTime::from_str(date, Format::HttpDate).ok()?;
+    timestamp(&date)
+}
+
+impl Line {
+    /// Tells the clock AWS's time. While that is uncertain, the next call takes another connection.
+    fn observe(&self, time: Timestamp, connection: &ConnectionMetadata) {
+        let Some(near_end) = connection.local_addr() else {
+            return;
+        };
+        match self.clock.observe(time, near_end) {
+            Observation::Agrees => {}
+            Observation::Uncertain => {
+                connection.poison();
+                tracing::warn!(aws = %time, ours = %self.clock.now(), "AWS's answers do not agree on the time; more are asked for");
+            }
+            Observation::Dismissed => {
+                tracing::warn!(
+                    "the broker's clock is certain again: several answers agree with it"
+                );
+            }
+            Observation::Set(wrong_by) => {
+                tracing::warn!(wrong_by = %format!("{wrong_by:#}"), "the broker's clock was set to AWS's: several answers agree");
+            }
+        }
     }
 }
 

@@ -141,6 +141,8 @@ impl Clients {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(answers)
             .time_source(BrokerTime(Arc::clone(clock)))
+            // It would sign by the time of any one answer.
+            .disable_clock_skew_correction(true)
             .retry_config(
                 RetryConfig::standard()
                     .with_max_attempts(REPETITIONS)

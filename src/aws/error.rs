@@ -320,6 +320,17 @@ const THROTTLED: [&str; 13] = [
     "EC2ThrottledException",
 ];
 
+/// Whether AWS refuses a request, in these words or by this code, for the time when it was signed.
+pub(super) fn refuses_time(said: &str) -> bool {
+    let words = [
+        "Signature expired",
+        "Signature not yet current",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+    ];
+    words.iter().any(|words| said.contains(words))
+}
+
 fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> Meaning {
     if THROTTLED.contains(&code) || words.contains("Rate exceeded") || status == 429 {
         return Meaning::later(
@@ -328,15 +339,11 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             "AWS is throttling the broker's account",
         );
     }
-    if ["Signature expired", "Signature not yet current"]
-        .iter()
-        .any(|skewed| words.contains(skewed))
-        || ["RequestExpired", "RequestTimeTooSkewed"].contains(&code)
-    {
+    if refuses_time(words) || refuses_time(code) {
         return Meaning::later(
             FailureClass::Busy,
             CLOCK_SKEWED,
-            "the broker's clock was wrong for AWS, and has been set",
+            "AWS's clock and the broker's differ; the broker's is set as soon as several answers agree",
         );
     }
     if status >= 500 {

@@ -16,6 +16,7 @@ use crate::{
     broker::ports::{AdminIdentity, AwsFailure},
     domain::{
         arn::{PolicyArn, RoleArn},
+        clock::AGREEING,
         credential::Credentials,
         decide::Issue,
         grant::{GrantSpec, KindSpec, Tag},
@@ -151,13 +152,16 @@ pub(super) async fn act_as(clients: &Clients, role: &RoleArn) -> Result<Credenti
     credentials(answer.credentials, request_id)
 }
 
-/// Whom the admin key belongs to. AWS answers this whatever the policies say. The first
-/// call of all: it may find the machine's clock wrong.
+/// Whom the admin key belongs to. AWS answers this whatever the policies say. The first call of
+/// all: where it finds the machine's clock wrong, it is repeated until that is set.
 pub(super) async fn admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {
-    match ask_admin(clients).await {
-        Err(failure) if failure.reason == CLOCK_SKEWED => ask_admin(clients).await,
-        answer => answer,
+    for _ in 0..AGREEING {
+        match ask_admin(clients).await {
+            Err(failure) if failure.reason == CLOCK_SKEWED => {}
+            answer => return answer,
+        }
     }
+    ask_admin(clients).await
 }
 
 async fn ask_admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {

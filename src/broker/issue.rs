@@ -220,6 +220,7 @@ impl Broker {
         let ready = async {
             self.log_is_whole()?;
             self.account_is_ours().await?;
+            self.certain_clock()?;
             self.parts.issuer.ready(issue).map_err(Error::from)
         };
         match ready.await {

@@ -34,6 +34,7 @@ mod services;
 mod share;
 mod sinks;
 mod status;
+mod time;
 mod trial;
 mod under_way;
 mod uphold;

@@ -108,10 +108,10 @@ impl Broker {
                     sleep(OTHERS).await;
                     continue;
                 }
-                let whole = self.log_is_whole();
-                let reconciled = match whole {
+                let may = self.log_is_whole().and_then(|()| self.certain_clock());
+                let reconciled = match may {
                     Ok(()) => self.reconcile_once().await,
-                    Err(doubt) => Err(doubt),
+                    Err(reason) => Err(reason),
                 };
                 let pause = match reconciled {
                     Ok(_) => EVERY,

@@ -54,6 +54,7 @@ impl Broker {
         }
         self.admit_pace(caller, grant).await?;
         self.log_is_whole()?;
+        self.certain_clock()?;
         let current = self.store().grant(grant).await?;
         if self.is_known(grant, request).await? {
             // A repetition is answered whatever has become of the lease that it renewed.

@@ -36,6 +36,7 @@ impl Broker {
         exported: &str,
     ) -> Result<u64, Error> {
         self.log_is_whole()?;
+        self.certain_clock()?;
         let keep = self.parts.keep;
         if self
             .now()

@@ -30,6 +30,8 @@ pub struct Status {
     pub open_denials: Vec<Denial>,
     /// What the last reconciliation found.
     pub reconciliation: Option<Reconciliation>,
+    /// Whether AWS's answers agree on the time.
+    pub clock_is_certain: bool,
 }
 
 impl Broker {
@@ -49,9 +51,9 @@ impl Broker {
         self.log_is_whole().map_err(|_| doubt)
     }
 
-    /// Whether it can issue: it is ready, and AWS answers.
+    /// Whether it can issue: it is ready, AWS answers, and the clock is certain.
     pub async fn issues(&self) -> bool {
-        self.parts.issuer.answers() && self.readiness().await.is_ok()
+        self.parts.issuer.answers() && self.clock_is_certain() && self.readiness().await.is_ok()
     }
 
     /// From now on the broker is unready, though it serves on until it ends.
@@ -78,6 +80,7 @@ impl Broker {
             counts,
             open_denials: denials,
             reconciliation: self.reconciled(),
+            clock_is_certain: self.clock_is_certain(),
         })
     }
 }

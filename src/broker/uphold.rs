@@ -74,7 +74,7 @@ impl Broker {
                 self.denying.is_unsure_until(place, dead + late);
             }
         }
-        let (now, lifts) = (self.now(), self.log_is_whole().is_ok());
+        let (now, lifts) = (self.now(), self.may_end_by_time());
         let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_over(now);
         left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));
         self.begin_denials(left);
@@ -117,7 +117,7 @@ impl Broker {
         } else {
             self.now()
         };
-        let due = if self.log_is_whole().is_ok() {
+        let due = if self.may_end_by_time() {
             self.store().denials_due(now, AT_ONCE).await?
         } else {
             let mut all = self.store().denials().await?;

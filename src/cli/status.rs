@@ -16,6 +16,7 @@ struct Status {
     aws_error: Option<String>,
     region: String,
     brokers: u64,
+    clock_uncertain: bool,
     services: u64,
     grants: u64,
     live_leases: u64,
@@ -67,6 +68,7 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
         aws_error: status.aws_error,
         region: status.region,
         brokers: status.brokers,
+        clock_uncertain: status.clock_uncertain,
         services: status.services,
         grants: status.grants,
         live_leases: status.live_leases,
@@ -94,6 +96,11 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
     if open > 0 {
         eprintln!(
             "warning: AWS is not seen yet to refuse sessions that were revoked; the broker goes on trying"
+        );
+    }
+    if status.clock_uncertain {
+        eprintln!(
+            "warning: AWS's answers do not agree on the time; nothing is issued until they do, revocation works"
         );
     }
     if status.quarantined_leases > 0 {

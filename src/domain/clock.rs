@@ -1,7 +1,9 @@
 //! Wall-clock time, handed in wherever it is needed.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -11,6 +13,12 @@ use jiff::{SignedDuration, Timestamp};
 pub trait Clock: Send + Sync {
     /// The current time.
     fn now(&self) -> Timestamp;
+
+    /// Whether nothing speaks against that time. Until it is so, nothing may be ended for good
+    /// because its time is over, and nothing issued that ends by this clock.
+    fn is_certain(&self) -> bool {
+        true
+    }
 }
 
 /// The wall clock of the machine at this moment.
@@ -23,16 +31,27 @@ pub fn wall_time() -> Timestamp {
     Timestamp::now()
 }
 
-/// How far AWS's time may differ from ours before ours gives way. AWS tells whole
-/// seconds (RFC 9110, section 6.6.1), and an answer takes its time on the way.
+/// Difference from AWS's time within which the two agree. AWS tells whole seconds (RFC 9110,
+/// section 6.6.1), and an answer takes its time on the way.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(5);
 
-/// A clock that no step of the wall clock moves: it starts from a given time, goes on
-/// with the machine's monotonic clock, and follows AWS's own time where the two part.
-/// AWS ends sessions by its clock, so the broker counts by the same one.
+/// Answers, each over a connection of its own, that must agree before the clock is set, or before
+/// another time that one of them has told is dismissed.
+pub const AGREEING: usize = 3;
+
+/// A clock that no step of the wall clock moves: it starts from a given time, goes on with the
+/// machine's monotonic clock, and follows AWS's own time where the two part. AWS ends sessions by
+/// its clock, so the broker counts by the same one.
+///
+/// No single answer moves it: a front end or a proxy may have a wrong clock. An answer that
+/// contradicts it makes it uncertain, until several others decide.
 #[derive(Debug)]
-pub struct SteadyClock {
-    anchor: Mutex<Anchor>,
+pub struct SteadyClock(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    anchor: Anchor,
+    doubt: Option<Doubt>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,42 +61,113 @@ struct Anchor {
 }
 
 impl Anchor {
+    fn at_this_moment(time: Timestamp) -> Self {
+        let at = Instant::now();
+        Self { time, at }
+    }
+
     fn now(self) -> Timestamp {
         let passed = SignedDuration::try_from(self.at.elapsed()).unwrap_or_default();
         self.time.saturating_add(passed).unwrap_or(Timestamp::MAX)
     }
+
+    fn agrees_with(self, time: Timestamp) -> bool {
+        time.duration_since(self.now()).abs() <= TOLERANCE
+    }
+}
+
+/// Another time than the clock's, and the connections whose answers speak for either.
+#[derive(Debug)]
+struct Doubt {
+    told: Anchor,
+    telling: HashSet<SocketAddr>,
+    denying: HashSet<SocketAddr>,
+}
+
+/// Effect of an answer on the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// It agrees with the clock, which is certain.
+    Agrees,
+    /// It contradicts the clock, or does not yet settle an earlier contradiction.
+    Uncertain,
+    /// The other time was dismissed.
+    Dismissed,
+    /// The clock was set, and had been wrong by so much.
+    Set(SignedDuration),
 }
 
 impl SteadyClock {
     /// A clock that shows `time` now.
     #[must_use]
     pub fn starting_at(time: Timestamp) -> Self {
-        let at = Instant::now();
-        Self {
-            anchor: Mutex::new(Anchor { time, at }),
-        }
+        Self(Mutex::new(State {
+            anchor: Anchor::at_this_moment(time),
+            doubt: None,
+        }))
     }
 
-    /// AWS has just told its time. Returns by how much this clock was wrong, if it was
-    /// and has been set.
-    pub fn follow(&self, aws: Timestamp) -> Option<SignedDuration> {
-        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let wrong_by = aws.duration_since(anchor.now());
-        if wrong_by.abs() <= TOLERANCE {
-            return None;
+    /// Takes note that AWS has just told this time, in a successful answer to a signed request.
+    /// `connection` is the near end of the connection.
+    pub fn observe(&self, aws: Timestamp, connection: SocketAddr) -> Observation {
+        self.state().observe(aws, connection)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn observe(&mut self, aws: Timestamp, connection: SocketAddr) -> Observation {
+        if self.anchor.agrees_with(aws) {
+            return match &mut self.doubt {
+                None => Observation::Agrees,
+                Some(doubt) => {
+                    doubt.denying.insert(connection);
+                    self.settle()
+                }
+            };
         }
-        *anchor = Anchor {
-            time: aws,
-            at: Instant::now(),
+        let doubt = self.doubt.take();
+        let mut doubt = doubt
+            .filter(|doubt| doubt.told.agrees_with(aws))
+            .unwrap_or_else(|| Doubt {
+                told: Anchor::at_this_moment(aws),
+                telling: HashSet::new(),
+                denying: HashSet::new(),
+            });
+        doubt.telling.insert(connection);
+        self.doubt = Some(doubt);
+        self.settle()
+    }
+
+    /// Decides once enough answers speak for one of the two times.
+    fn settle(&mut self) -> Observation {
+        let Some(doubt) = &self.doubt else {
+            return Observation::Agrees;
         };
-        Some(wrong_by)
+        if doubt.telling.len() >= AGREEING {
+            let wrong_by = doubt.told.now().duration_since(self.anchor.now());
+            self.anchor = doubt.told;
+            self.doubt = None;
+            return Observation::Set(wrong_by);
+        }
+        if doubt.denying.len() >= AGREEING {
+            self.doubt = None;
+            return Observation::Dismissed;
+        }
+        Observation::Uncertain
     }
 }
 
 impl Clock for SteadyClock {
     fn now(&self) -> Timestamp {
-        let anchor = *self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        anchor.now()
+        self.state().anchor.now()
+    }
+
+    fn is_certain(&self) -> bool {
+        self.state().doubt.is_none()
     }
 }
 
@@ -93,26 +183,74 @@ mod tests {
         assert!(apart.abs() < SignedDuration::from_secs(2), "{apart:?}");
     }
 
+    fn truth() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    fn connection(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
     #[test]
-    fn a_clock_that_started_an_hour_wrong_follows_aws() {
-        let truth = Timestamp::from_second(1_800_000_000).unwrap();
-        for wrong in [truth - HOUR, truth + HOUR] {
+    fn a_clock_that_started_an_hour_wrong_follows_three_answers_that_agree() {
+        for wrong in [truth() - HOUR, truth() + HOUR] {
             let clock = SteadyClock::starting_at(wrong);
-            let corrected = clock.follow(truth).unwrap();
-            assert!(corrected.abs() > HOUR - TOLERANCE, "{corrected:?}");
-            assert_near(&clock, truth);
-            assert_eq!(clock.follow(truth), None);
+            for port in [1, 2] {
+                let observed = clock.observe(truth(), connection(port));
+                assert_eq!(observed, Observation::Uncertain);
+                assert_near(&clock, wrong);
+                assert!(!clock.is_certain());
+            }
+            let Observation::Set(wrong_by) = clock.observe(truth(), connection(3)) else {
+                panic!("three agree");
+            };
+            assert!(wrong_by.abs() > HOUR - TOLERANCE, "{wrong_by:?}");
+            assert_near(&clock, truth());
+            assert!(clock.is_certain());
+            assert_eq!(clock.observe(truth(), connection(3)), Observation::Agrees);
         }
     }
 
     #[test]
+    fn one_connection_does_not_move_the_clock_however_often_it_tells_another_time() {
+        let clock = SteadyClock::starting_at(truth());
+        for _ in 0..100 {
+            let observed = clock.observe(truth() + HOUR, connection(1));
+            assert_eq!(observed, Observation::Uncertain);
+        }
+        assert_near(&clock, truth());
+    }
+
+    #[test]
+    fn a_wrong_answer_is_dismissed_by_three_that_agree_with_the_clock() {
+        let clock = SteadyClock::starting_at(truth());
+        clock.observe(truth() + HOUR, connection(1));
+        let denied = [2, 2, 3].map(|port| clock.observe(truth(), connection(port)));
+        assert_eq!(denied, [Observation::Uncertain; 3]);
+        assert!(!clock.is_certain());
+        let observed = clock.observe(truth(), connection(4));
+        assert_eq!(observed, Observation::Dismissed);
+        assert_near(&clock, truth());
+        assert!(clock.is_certain());
+    }
+
+    #[test]
+    fn wrong_answers_that_contradict_each_other_do_not_move_the_clock() {
+        let clock = SteadyClock::starting_at(truth());
+        for (port, hours) in [(1, 1), (2, 2), (3, 1), (4, 3)] {
+            let observed = clock.observe(truth() + HOUR * hours, connection(port));
+            assert_eq!(observed, Observation::Uncertain);
+        }
+        assert_near(&clock, truth());
+    }
+
+    #[test]
     fn the_whole_seconds_of_an_answer_do_not_move_the_clock() {
-        let truth = Timestamp::from_second(1_800_000_000).unwrap();
-        let clock = SteadyClock::starting_at(truth);
+        let clock = SteadyClock::starting_at(truth());
         for seconds in [-4, 4] {
-            let told = truth + SignedDuration::from_secs(seconds);
-            assert_eq!(clock.follow(told), None);
-            assert_near(&clock, truth);
+            let told = truth() + SignedDuration::from_secs(seconds);
+            assert_eq!(clock.observe(told, connection(1)), Observation::Agrees);
+            assert_near(&clock, truth());
         }
     }
 }

@@ -63,6 +63,7 @@ impl AdminService for Api {
                     .take(OPEN_DENIALS_MAX)
                     .map(to_open_denial)
                     .collect(),
+                clock_uncertain: !status.clock_is_certain,
             })
         })
         .await

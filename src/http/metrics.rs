@@ -102,6 +102,10 @@ fn describe() {
     describe_gauge!("credbroker_leases", "Leases that have not ended");
     describe_gauge!("credbroker_denials", "Denials of revoked sessions");
     describe_gauge!(
+        "credbroker_clock_uncertain",
+        "1 while AWS's answers do not agree on the time: nothing is issued"
+    );
+    describe_gauge!(
         "credbroker_tls_certificate_expires_at_seconds",
         Unit::Seconds,
         "When the certificate that the broker shows expires, Unix time"

@@ -164,7 +164,14 @@ async fn assemble(
         Err(broker::Error::Aws(_)) => {}
         verified => verified?,
     }
-    let in_step = tokio::spawn(Arc::clone(&broker).keep_in_step());
+    broker.settle_clock().await;
+    let together = Arc::clone(&broker);
+    let in_step = tokio::spawn(async move {
+        tokio::join!(
+            Arc::clone(&together).keep_in_step(),
+            together.keep_clock_certain()
+        );
+    });
     let kept = store.admin_key().await.map_err(broker::Error::from)?;
     Ok(Assembled {
         keeps_key: kept.is_some(),

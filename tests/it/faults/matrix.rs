@@ -1,13 +1,17 @@
 //! Every call to AWS of every story meets every single fault, once and until it is
 //! mended. After recovery the checker must find nothing.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use credbroker::{
     broker::{Error, IssuedLease},
     domain::{lease::Lease, random::SystemRandom, request::RequestId},
 };
 
+use jiff::SignedDuration;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::checker::{Checker, Seen, assert_sound};
@@ -29,6 +33,9 @@ enum Lasting {
 }
 use Lasting::{Long, LongAndRepeated, Once};
 
+/// How far a wrong clock of AWS's is off: longer than any lease.
+const WRONG: SignedDuration = SignedDuration::from_hours(61 * 24);
+
 /// Each fault that a call may meet, its name, and how long it lasts.
 fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     let denied = Fault::Answer(403, "AccessDenied", "not now");
@@ -45,6 +52,8 @@ fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
         ("throttle", throttled, &[Once, LongAndRepeated]),
         ("500", later, &[Once]),
         ("malformed", Fault::Garble, &[Once]),
+        ("date ahead", Fault::Skew(WRONG), &[Once]),
+        ("date behind", Fault::Skew(-WRONG), &[Once]),
     ]
 }
 
@@ -58,7 +67,11 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let stepped = Stepped::with(Ways::impatient()).await;
+        let stepped = Stepped::with(Ways {
+            wall_wrong_by: Some(SignedDuration::ZERO),
+            ..Ways::impatient()
+        })
+        .await;
         Self {
             stepped,
             seen: Vec::new(),
@@ -219,6 +232,24 @@ impl Story {
         }
     }
 
+    /// A wrong time of AWS's ends nothing before its time.
+    async fn nothing_ended(self, world: &World) {
+        if matches!(self, Self::Revoke | Self::ShutOut(_) | Self::Lift(_)) {
+            return;
+        }
+        // A repetition gives another key of the same user.
+        let last: BTreeMap<_, _> = world
+            .seen
+            .iter()
+            .map(|seen| (&seen.lease_id, seen))
+            .collect();
+        for (id, seen) in last {
+            let lease = world.stepped.lease_of_id(id).await;
+            assert_eq!(lease.state.as_str(), "active", "{lease:?}");
+            assert!(seen.key.works().await, "{lease:?}");
+        }
+    }
+
     /// What must be so in the end, beside what the checker looks at.
     async fn ended(self, world: &mut World, before: &Before) {
         match self {
@@ -360,6 +391,7 @@ async fn strike(story: Story, world: &mut World, blow: Blow) {
     }
     let before = story.prepare(world).await;
     let proxy = world.stepped.proxy.clone();
+    let skews = matches!(blow.fault, Fault::Skew(_));
     proxy.strike(number, blow.fault, lasting != Once);
     story.happen(world, &before).await;
     proxy.heal();
@@ -368,6 +400,9 @@ async fn strike(story: Story, world: &mut World, blow: Blow) {
     }
     world.stepped.recover().await;
     world.check(&told_as).await;
+    if skews {
+        story.nothing_ended(world).await;
+    }
     story.ended(world, &before).await;
     if !story.is_a_session() {
         world.clear().await;

@@ -16,11 +16,12 @@ use axum::{
     http::{Request, Response, StatusCode, request::Parts},
     serve::ListenerExt,
 };
-use credbroker::aws::ANSWER_LIMIT;
+use credbroker::{aws::ANSWER_LIMIT, domain::clock::wall_time};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use jiff::SignedDuration;
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
@@ -59,6 +60,8 @@ pub enum Fault {
     HoldAnswer,
     /// It happens, and the answer is no answer of AWS's.
     Garble,
+    /// It happens, and the answer's `Date` is wrong by so much.
+    Skew(SignedDuration),
     /// It happens, and this is made of the answer.
     Rewrite(fn(&str) -> String),
     /// This is done before it happens, and then it does not.
@@ -326,6 +329,13 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         Some(Fault::Garble) => {
             proxy.pass_on(parts, bytes).await;
             Response::new(Body::from("<html>it works"))
+        }
+        Some(Fault::Skew(wrong_by)) => {
+            let mut answer = proxy.pass_on(parts, bytes).await;
+            let date = (wall_time() + wrong_by).strftime("%a, %d %b %Y %H:%M:%S GMT");
+            let date = date.to_string().parse().unwrap();
+            answer.headers_mut().insert("date", date);
+            answer
         }
         Some(Fault::Rewrite(change)) => {
             let answer = proxy.pass_on(parts, bytes).await;

@@ -48,11 +48,22 @@ use super::{
     stored::{Engine, Stored},
 };
 
-struct Hands(Mutex<Timestamp>);
+/// A clock that the test moves.
+struct Hands {
+    /// Where it stands still; `None` for that of production.
+    at: Option<Timestamp>,
+    steady: Arc<SteadyClock>,
+    moved: Mutex<SignedDuration>,
+}
 
 impl Clock for Hands {
     fn now(&self) -> Timestamp {
-        *self.0.lock().unwrap()
+        let time = self.at.unwrap_or_else(|| self.steady.now());
+        time + *self.moved.lock().unwrap()
+    }
+
+    fn is_certain(&self) -> bool {
+        self.steady.is_certain()
     }
 }
 
@@ -120,8 +131,7 @@ pub struct Stepped {
     pub proxy: Proxy,
     pub broker: Arc<Broker>,
     pub stored: Stored,
-    clock: Arc<dyn Clock>,
-    hands: Arc<Hands>,
+    clock: Arc<Hands>,
     operator: SecretString,
     service: SecretString,
     directory: TempDir,
@@ -135,17 +145,15 @@ impl Stepped {
     pub async fn with(ways: Ways) -> Self {
         let account = Account::new().await;
         let (proxy, directory) = (Proxy::start().await, tempfile::tempdir().unwrap());
-        let hands = Arc::new(Hands(Mutex::new(wall_time())));
         let wrong_by = ways.wall_wrong_by.unwrap_or_default();
-        let steady = Arc::new(SteadyClock::starting_at(wall_time() + wrong_by));
-        let clock: Arc<dyn Clock> = match ways.wall_wrong_by {
-            None => hands.clone(),
-            Some(_) => steady.clone(),
-        };
+        let clock = Arc::new(Hands {
+            at: ways.wall_wrong_by.is_none().then(wall_time),
+            steady: Arc::new(SteadyClock::starting_at(wall_time() + wrong_by)),
+            moved: Mutex::default(),
+        });
         let home = directory.path();
         let stored = Stored::fresh(Engine::chosen(), home.join("credbroker.db"));
-        let clocks = (clock.clone(), steady);
-        let broker = broker(home, &stored, &account, &proxy, clocks, &ways).await;
+        let broker = broker(home, &stored, &account, &proxy, &clock, &ways).await;
         let admin = broker.new_admin_token().unwrap();
         broker.install_admin(&admin).await.unwrap();
         let operator = admin.token.text().clone();
@@ -155,7 +163,6 @@ impl Stepped {
             broker,
             stored,
             clock,
-            hands,
             service: operator.clone(),
             operator,
             directory,
@@ -320,7 +327,7 @@ impl Stepped {
     }
 
     pub fn wait(&self, seconds: i64) {
-        *self.hands.0.lock().unwrap() += SignedDuration::from_secs(seconds);
+        *self.clock.moved.lock().unwrap() += SignedDuration::from_secs(seconds);
     }
 
     /// Moves the clock, cleans up once, and sees to the denials that are due.
@@ -335,6 +342,7 @@ impl Stepped {
     pub async fn recover(&self) {
         self.proxy.heal();
         self.proxy.caught_up().await;
+        self.broker.settle_clock().await;
         for _ in 0..15 {
             self.step(61).await;
             match self.broker.tend_admin_key_once().await {
@@ -353,7 +361,11 @@ impl Stepped {
     }
 
     pub async fn lease(&self, lease: &Lease) -> Lease {
-        let found = self.broker.store().lease(&lease.binding.lease_id).await;
+        self.lease_of_id(lease.binding.lease_id.as_str()).await
+    }
+
+    pub async fn lease_of_id(&self, id: &str) -> Lease {
+        let found = self.broker.store().lease(&id.parse().unwrap()).await;
         found.unwrap().unwrap()
     }
 
@@ -416,7 +428,7 @@ async fn broker(
     stored: &Stored,
     account: &Account,
     proxy: &Proxy,
-    (clock, steady): (Arc<dyn Clock>, Arc<SteadyClock>),
+    clock: &Arc<Hands>,
     ways: &Ways,
 ) -> Arc<Broker> {
     let store = stored.open().await;
@@ -433,7 +445,7 @@ async fn broker(
         id: account.admin.id.clone(),
         secret: account.admin.secret.clone().into(),
     };
-    let clients = Clients::new(&settings, &steady).await.with_key(&key);
+    let clients = Clients::new(&settings, &clock.steady).await.with_key(&key);
     let deployment = store.deployment().await.unwrap();
     let issuer = Arc::new(AwsAccount::new(
         clients,
@@ -449,7 +461,7 @@ async fn broker(
         denier: issuer.clone(),
         placements: Placements::default(),
         keyring: issuer,
-        clock,
+        clock: clock.clone(),
         random: Arc::new(MostJitter),
         partition: Partition::Aws,
         region: REGION.to_owned(),
