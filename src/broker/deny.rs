@@ -331,9 +331,12 @@ impl Broker {
         }
     }
 
-    /// What AWS denies there and the store may not know, if it may be an older copy.
+    /// What AWS denies there and the store may not know: it may be an older copy, or hold what
+    /// cannot be read.
     async fn unknown_at(&self, place: &Place) -> Result<Option<Unknown>, Error> {
-        if !self.denying.keeps_unknown.load(Ordering::Relaxed) {
+        let keeps = self.denying.keeps_unknown.load(Ordering::Relaxed)
+            || self.store().denials().await?.unreadable > 0;
+        if !keeps {
             return Ok(None);
         }
         self.enter(place).await?;
@@ -356,7 +359,7 @@ impl Broker {
     /// What is to stand at a place.
     async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
         let now = self.now();
-        let mut denials = self.store().denials().await?;
+        let mut denials = self.store().denials().await?.known;
         let unrecorded = self.denying.unrecorded();
         denials.extend(unrecorded.iter().map(|kept| kept.denial.clone()));
         drop(unrecorded);

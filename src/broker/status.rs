@@ -28,6 +28,8 @@ pub struct Status {
     pub counts: Counts,
     /// Those that AWS has not been seen to enforce.
     pub open_denials: Vec<Denial>,
+    /// How many denials in the store cannot be read.
+    pub unreadable_denials: u64,
     /// What the last reconciliation found.
     pub reconciliation: Option<Reconciliation>,
     /// Whether AWS's answers agree on the time.
@@ -68,7 +70,7 @@ impl Broker {
     pub async fn status(&self, caller: &Caller) -> Result<Status, Error> {
         let counts = self.store().counts().await?;
         let mut denials = self.store().denials().await?;
-        denials.retain(|denial| !denial.is_refused());
+        denials.known.retain(|denial| !denial.is_refused());
         self.store()
             .record(self.caller_event(caller, Event::StatusRead))
             .await?;
@@ -78,7 +80,8 @@ impl Broker {
             region: self.parts.region.clone(),
             brokers: self.claims.living(),
             counts,
-            open_denials: denials,
+            open_denials: denials.known,
+            unreadable_denials: denials.unreadable,
             reconciliation: self.reconciled(),
             clock_is_certain: self.clock_is_certain(),
         })

@@ -67,7 +67,7 @@ impl Broker {
 
     /// Whoever had a denial to themselves is dead.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
-        let mut left = self.store().denials().await?;
+        let mut left = self.store().denials().await?.known;
         let dead = Instant::now();
         for place in self.by_place(left.clone()).keys() {
             for late in LATE {
@@ -120,7 +120,7 @@ impl Broker {
         let due = if self.may_end_by_time() {
             self.store().denials_due(now, AT_ONCE).await?
         } else {
-            let mut all = self.store().denials().await?;
+            let mut all = self.store().denials().await?.known;
             all.retain(|denial| denial.due_at <= now && !denial.is_over(now));
             all
         };
@@ -192,7 +192,7 @@ impl Broker {
     async fn lift(&self, place: &Place) -> Result<(), Error> {
         let mut written = self.at_place(place).await?;
         let now = self.now();
-        let all = self.store().denials().await?;
+        let all = self.store().denials().await?.known;
         let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
         over.retain(|denial| self.parts.placements.of(&denial.against.holder) == *place);
         match self.write_place(place, &mut written, Instant::now()).await {
@@ -285,7 +285,7 @@ impl Broker {
     /// # Errors
     /// The store's.
     pub async fn repair_denials(&self) -> Result<(), Error> {
-        let mut denials = self.store().denials().await?;
+        let mut denials = self.store().denials().await?.known;
         let mut unsure = BTreeSet::new();
         for (place, _) in self.by_place(denials.clone()) {
             let stands = self.repair(&place).await;
@@ -423,7 +423,7 @@ impl Broker {
 
     /// Whether any of the denials there is over, and so to be lifted.
     async fn is_over_at(&self, place: &Place) -> Result<bool, Error> {
-        let (all, now) = (self.store().denials().await?, self.now());
+        let (all, now) = (self.store().denials().await?.known, self.now());
         let is_over = |denial: &Denial| {
             denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
         };

@@ -26,6 +26,7 @@ struct Status {
     audit_records: u64,
     denials: u64,
     open_denials: Vec<OpenDenial>,
+    unreadable_denials: u64,
     reconciled_at: Option<String>,
     users_in_aws: Option<u64>,
     orphans_removed: Option<u64>,
@@ -82,6 +83,7 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
             .into_iter()
             .map(OpenDenial::from)
             .collect(),
+        unreadable_denials: status.unreadable_denials,
         reconciled_at: found.and_then(|found| time(found.time.as_ref())),
         users_in_aws: found.map(|found| found.users),
         orphans_removed: found.map(|found| found.orphans_removed),
@@ -101,6 +103,12 @@ pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure
     if status.clock_uncertain {
         eprintln!(
             "warning: AWS's answers do not agree on the time; nothing is issued until they do, revocation works"
+        );
+    }
+    if status.unreadable_denials > 0 {
+        eprintln!(
+            "warning: denials in the store cannot be read; what AWS denies now stays denied. Update this broker if a \
+             newer one works on the store, else restore the store from a good copy"
         );
     }
     if status.quarantined_leases > 0 {

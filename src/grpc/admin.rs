@@ -64,6 +64,7 @@ impl AdminService for Api {
                     .map(to_open_denial)
                     .collect(),
                 clock_uncertain: !status.clock_is_certain,
+                unreadable_denials: status.unreadable_denials,
             })
         })
         .await

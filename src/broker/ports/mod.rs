@@ -136,6 +136,15 @@ pub struct Revoked {
     pub unreadable: u64,
 }
 
+/// Denials that AWS may still hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denials {
+    /// Those that can be read.
+    pub known: Vec<Denial>,
+    /// How many more there are that cannot be read.
+    pub unreadable: u64,
+}
+
 /// What a service or a grant holds, as a store tells that is only read.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -263,7 +272,7 @@ pub trait Store: Identities + Approvals {
         audit: AuditEvent,
     ) -> Result<(Vec<Denial>, Receipt), StoreError>;
     /// Every denial that AWS may still hold.
-    async fn denials(&self) -> Result<Vec<Denial>, StoreError>;
+    async fn denials(&self) -> Result<Denials, StoreError>;
     /// Those for which something is to be done at `now`: to be tried, or over.
     async fn denials_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Denial>, StoreError>;
     /// Those of a service.

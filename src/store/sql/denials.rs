@@ -13,7 +13,7 @@ use super::{
     services, tokens,
 };
 use crate::{
-    broker::ports::{Revoked, StoreError, Target},
+    broker::ports::{Denials, Revoked, StoreError, Target},
     domain::{
         denial::{Against, Attempts, Concerned, Denial, DenialState, Holder, Scope},
         grant::{Grant, KindSpec},
@@ -237,7 +237,7 @@ pub(super) async fn of_service(
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
-    rows.iter().map(denial).collect()
+    Ok(readable(&rows))
 }
 
 pub(super) async fn due(
@@ -245,21 +245,42 @@ pub(super) async fn due(
     now: Timestamp,
     limit: usize,
 ) -> Result<Vec<Denial>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM denials WHERE due_at <= $1 ORDER BY due_at LIMIT $2")
+    let rows = sqlx::query("SELECT * FROM denials WHERE due_at <= $1 ORDER BY due_at")
         .bind(micros(now))
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    rows.iter().map(denial).collect()
+    // Those that cannot be read take no room from those that can.
+    let mut due = readable(&rows);
+    due.truncate(limit);
+    Ok(due)
 }
 
-pub(super) async fn all(pool: &Pool) -> Result<Vec<Denial>, StoreError> {
+pub(super) async fn all(pool: &Pool) -> Result<Denials, StoreError> {
     let rows = sqlx::query("SELECT * FROM denials ORDER BY service, holder, scope")
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    rows.iter().map(denial).collect()
+    let known = readable(&rows);
+    let unreadable = (rows.len() - known.len()) as u64;
+    if unreadable > 0 {
+        tracing::error!(
+            unreadable,
+            "denials in the store that cannot be read are passed over; what AWS denies for them stays"
+        );
+    }
+    Ok(Denials { known, unreadable })
+}
+
+/// Denials of these rows, but for those that cannot be read: they must not keep the others from
+/// being carried out.
+fn readable(rows: &[Row]) -> Vec<Denial> {
+    let read = |row| {
+        let read = denial(row);
+        read.inspect_err(|error| tracing::debug!(%error, "a denial is passed over"))
+            .ok()
+    };
+    rows.iter().filter_map(read).collect()
 }
 
 fn denial(row: &Row) -> Result<Denial, StoreError> {

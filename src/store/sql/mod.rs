@@ -39,8 +39,9 @@ use crate::{
         tree::Edge,
     },
     broker::ports::{
-        AuditFilter, Begun, CosignedCheckpoint, Counts, KeptCheckpoint, LeaseChange, LeaseFilter,
-        LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store, StoreError, Target,
+        AuditFilter, Begun, CosignedCheckpoint, Counts, Denials, KeptCheckpoint, LeaseChange,
+        LeaseFilter, LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store, StoreError,
+        Target,
     },
     domain::{
         admin_key::AdminKey,
@@ -339,7 +340,7 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn denials(&self) -> Result<Vec<Denial>, StoreError> {
+    async fn denials(&self) -> Result<Denials, StoreError> {
         denials::all(&self.readers).await
     }
 

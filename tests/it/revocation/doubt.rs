@@ -150,3 +150,28 @@ async fn a_copy_without_its_checkpoint_takes_no_denial_away_either() {
     older.two.dead(&older.other).await;
     older.two.dead(&older.revoked).await;
 }
+
+#[tokio::test]
+async fn a_denial_that_cannot_be_read_holds_up_no_other_and_stays_in_aws() {
+    let two = Neighbours::new().await;
+    let broker = &two.world.broker;
+    let (_, unreadable) = two.issue("billing", "work").await;
+    two.revoke("billing").await;
+    let (_, next) = two.issue("payments-api", "work").await;
+    // As a newer broker on the same database may write it.
+    broker
+        .write_store("UPDATE denials SET scope = 'galaxy far-away', due_at = 0")
+        .await;
+    let revoked = two.revoke("payments-api").await;
+    assert_eq!(revoked["confirmed"], true, "{revoked}");
+    two.dead(&next).await;
+    two.dead(&unreadable).await;
+    let status = broker.run(&["status", "-o", "json"]).await.ok();
+    assert_eq!(status.json()["unreadable_denials"], 1);
+    assert!(
+        status
+            .stderr
+            .contains("denials in the store cannot be read"),
+        "{status:?}"
+    );
+}

@@ -555,7 +555,7 @@ pub(super) async fn what_is_denied_to_a_service_is_told_as_it_stands(store: &dyn
     let told = async || store.denials_of(&name("payments-api")).await.unwrap();
     assert_eq!(told().await, []);
     revoke(store, "payments-api", 20).await;
-    let denied = store.denials().await.unwrap();
+    let denied = store.denials().await.unwrap().known;
     assert_ne!(denied, []);
     assert_eq!(told().await, denied);
     // It needs no record to be over.
