@@ -62,7 +62,7 @@ impl Broker {
         let written = self.store().request_approval(&asked, audit).await;
         on_conflict(written, || Error::Limited {
             reason: "TOO_MANY_APPROVALS",
-            message: format!("{OPEN_MAX} changes wait for a second operator already"),
+            message: format!("{OPEN_MAX} changes of yours wait for a second operator already"),
             next: "see `credbroker approval list`, and reject what is not to be".to_owned(),
             retry_after: None,
         })?;
@@ -87,16 +87,7 @@ impl Broker {
     pub async fn give_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<Approval, Error> {
         let asked = self.open_approval(id).await?;
         let by = operator(caller);
-        if let Identity::Operator(_, role) = caller.principal().identity()
-            && !asked.change.may_be_approved_by(*role)
-        {
-            return Err(not_approved(
-                &asked,
-                "APPROVAL_ROLE",
-                format!("role {role} could not make this change itself"),
-                "have an admin approve it",
-            ));
-        }
+        may_approve(caller, &asked)?;
         if asked.requested_by == by {
             return Err(not_approved(
                 &asked,
@@ -121,21 +112,19 @@ impl Broker {
         })
     }
 
-    /// Forgets a change that somebody wants to make and nobody has agreed to.
+    /// Rejects a change that an operator wants to make, or withdraws the consent to it.
     ///
     /// # Errors
-    /// It is unknown, over, or agreed to.
+    /// It is unknown or over, or the caller neither wants to make it nor could approve it.
     pub async fn reject_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<(), Error> {
         let asked = self.open_approval(id).await?;
+        if asked.requested_by != operator(caller) {
+            may_approve(caller, &asked)?;
+        }
         let audit = self.approval_event(caller, Event::ApprovalRejected, &asked);
         let rejected = self.store().reject_approval(id, audit).await;
         on_conflict(rejected, || {
-            not_approved(
-                &asked,
-                "APPROVAL_GIVEN",
-                "it is approved".to_owned(),
-                "it is over a day after it was asked for",
-            )
+            Error::NotFound(Subject::Approval(asked.id.clone()))
         })
     }
 
@@ -158,6 +147,21 @@ impl Broker {
         };
         let words = format!("approval {id}: {change}, for {requested_by}{approved}");
         self.caller_event(caller, event).detail(&words)
+    }
+}
+
+/// Only who could make a change decides about it.
+fn may_approve(caller: &Caller, asked: &Approval) -> Result<(), Error> {
+    match caller.principal().identity() {
+        Identity::Operator(_, role) if !asked.change.may_be_approved_by(*role) => {
+            Err(not_approved(
+                asked,
+                "APPROVAL_ROLE",
+                format!("role {role} could not make this change itself"),
+                "have an admin decide",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -47,6 +47,7 @@ impl Broker {
         if spec.may_widen(before.as_ref().map(|grant| &grant.spec)) {
             let change = Change::PutGrant {
                 grant: name.to_string(),
+                version,
                 spec: Box::new(spec.clone()),
             };
             self.approved(caller, change).await?;

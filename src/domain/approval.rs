@@ -9,8 +9,8 @@ use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role};
 
 /// How long an approval may be given and used, from when it was asked for.
 pub const LIFETIME: Duration = Duration::from_hours(24);
-/// How many may be open at a time.
-pub const OPEN_MAX: usize = 100;
+/// How many one operator may have open at a time.
+pub const OPEN_MAX: usize = 20;
 
 /// An approval's id.
 pub type ApprovalId = Id<Approval>;
@@ -23,6 +23,8 @@ pub enum Change {
     PutGrant {
         /// `SERVICE/NAME`.
         grant: String,
+        /// Version that it becomes: after any other change of the grant it is asked for anew.
+        version: u64,
         /// All that it is to be.
         spec: Box<GrantSpec>,
     },
@@ -42,11 +44,6 @@ pub enum Change {
         operator: String,
         /// What it may do.
         role: String,
-    },
-    /// An operator less.
-    DeleteOperator {
-        /// Its name.
-        operator: String,
     },
 }
 
@@ -96,7 +93,6 @@ impl fmt::Display for Change {
             Self::CreateOperator { operator, role } => {
                 write!(f, "create operator {operator} as {role}")
             }
-            Self::DeleteOperator { operator } => write!(f, "delete operator {operator}"),
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::domain::{
 pub trait Approvals: Send + Sync {
     /// Those that are not over by then, oldest first.
     async fn approvals(&self, now: Timestamp) -> Result<Vec<Approval>, StoreError>;
-    /// Asks for one, and forgets those that are over when it is. Conflict when
-    /// [`crate::domain::approval::OPEN_MAX`] are open.
+    /// Asks for one, and forgets those that are over when it is. Conflict when the operator has
+    /// [`crate::domain::approval::OPEN_MAX`] open.
     async fn request_approval(
         &self,
         approval: &Approval,
@@ -30,7 +30,7 @@ pub trait Approvals: Send + Sync {
         now: Timestamp,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Forgets one that was not given. Conflict when it was, or is gone.
+    /// Forgets one, given or not. Conflict when it is gone.
     async fn reject_approval(&self, id: &ApprovalId, audit: AuditEvent) -> Result<(), StoreError>;
     /// Uses one up. Conflict when it was not given, is over by then, or gone.
     async fn use_approval(

@@ -27,7 +27,13 @@ impl Approvals for SqlStore {
         .fetch_all(&self.readers)
         .await
         .map_err(store_error)?;
-        rows.iter().map(approval).collect()
+        // One of an earlier version, say, must not keep the others from being used.
+        let read = |row| {
+            let read = approval(row);
+            read.inspect_err(|error| tracing::warn!(%error, "an approval is passed over"))
+                .ok()
+        };
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     async fn request_approval(
@@ -61,8 +67,7 @@ impl Approvals for SqlStore {
 
     async fn reject_approval(&self, id: &ApprovalId, audit: AuditEvent) -> Result<(), StoreError> {
         let reject =
-            sqlx::query("DELETE FROM approvals WHERE approval_id = $1 AND approved_by IS NULL")
-                .bind(id.to_string());
+            sqlx::query("DELETE FROM approvals WHERE approval_id = $1").bind(id.to_string());
         self.one(reject, audit).await
     }
 
@@ -105,7 +110,7 @@ async fn insert(tx: &mut Connection, approval: &Approval) -> Result<(), StoreErr
         .map_err(store_error)?;
     let done = sqlx::query(
         "INSERT INTO approvals (approval_id, change, requested_by, requested_at, expires_at)
-         SELECT $1, $2, $3, $4, $5 WHERE (SELECT count(*) FROM approvals) < $6",
+         SELECT $1, $2, $3, $4, $5 WHERE (SELECT count(*) FROM approvals WHERE requested_by = $3) < $6",
     )
     .bind(approval.id.as_str())
     .bind(approval.change.to_json())

@@ -68,7 +68,13 @@ pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), Store
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
-    exactly_one(&done)
+    exactly_one(&done)?;
+    sqlx::query("DELETE FROM approvals WHERE requested_by = $1 OR approved_by = $1")
+        .bind(name.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(store_error)?;
+    Ok(())
 }
 
 pub(super) fn operator(row: &Row) -> Result<Operator, StoreError> {
