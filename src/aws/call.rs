@@ -213,8 +213,8 @@ impl Intercept for Watch {
     }
 }
 
-/// Time of AWS that an answer tells, if whoever gave it has looked at the signature: it has taken
-/// the request, or refuses it for the time when it was signed.
+/// AWS's time in an answer of a server that has checked the signature: the server has accepted the
+/// request, or refuses it for the time of its signature.
 fn aws_time(answer: &HttpResponse) -> Option<Timestamp> {
     let refuses_time = || {
         let body = answer.body().bytes().unwrap_or_default();

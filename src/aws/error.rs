@@ -320,7 +320,7 @@ const THROTTLED: [&str; 13] = [
     "EC2ThrottledException",
 ];
 
-/// Whether AWS refuses a request, in these words or by this code, for the time when it was signed.
+/// Tells from AWS's words or code whether it refuses a request for the time of its signature.
 pub(super) fn refuses_time(said: &str) -> bool {
     let words = [
         "Signature expired",

@@ -331,8 +331,8 @@ impl Broker {
         }
     }
 
-    /// What AWS denies there and the store may not know: it may be an older copy, or hold what
-    /// cannot be read.
+    /// Statements in AWS at this place that the store may not know: the store may be an older copy,
+    /// or hold rows that cannot be read.
     async fn unknown_at(&self, place: &Place) -> Result<Option<Unknown>, Error> {
         let keeps = self.denying.keeps_unknown.load(Ordering::Relaxed)
             || self.store().denials().await?.unreadable > 0;

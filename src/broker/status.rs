@@ -28,11 +28,11 @@ pub struct Status {
     pub counts: Counts,
     /// Those that AWS has not been seen to enforce.
     pub open_denials: Vec<Denial>,
-    /// How many denials in the store cannot be read.
+    /// Number of denials in the store that cannot be read.
     pub unreadable_denials: u64,
     /// What the last reconciliation found.
     pub reconciliation: Option<Reconciliation>,
-    /// Whether AWS's answers agree on the time.
+    /// True while AWS's answers agree on the time.
     pub clock_is_certain: bool,
 }
 
@@ -53,7 +53,7 @@ impl Broker {
         self.log_is_whole().map_err(|_| doubt)
     }
 
-    /// Whether it can issue: it is ready, AWS answers, and the clock is certain.
+    /// Tells whether the broker can issue: it is ready, AWS answers, and the clock is certain.
     pub async fn issues(&self) -> bool {
         self.parts.issuer.answers() && self.clock_is_certain() && self.readiness().await.is_ok()
     }

@@ -1,6 +1,6 @@
 //! The certainty of the broker's clock. While AWS's answers do not agree on the time, nothing is
-//! issued that ends by it, and nothing is ended for good because its time is over; what was
-//! revoked is shut out all the same.
+//! issued that ends by it, and nothing is ended for good because its time is over; revocation goes
+//! on.
 
 use std::time::Duration;
 
@@ -13,16 +13,19 @@ use crate::broker::{Broker, Error, ports::AwsFailure};
 const EVERY: Duration = Duration::from_millis(250);
 /// Calls that a start waits for: more than settle a doubt, each over a connection of its own.
 const CALLS_AT_START: u32 = 8;
-/// When a request is worth repeating.
+/// Pause after which a refused request is worth repeating.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 
 impl Broker {
-    /// Whether AWS's answers agree on the time.
+    /// Returns true while AWS's answers agree on the time.
     pub(super) fn clock_is_certain(&self) -> bool {
         self.parts.clock.is_certain()
     }
 
-    /// The same, for what cannot be done before.
+    /// Refuses work that depends on the time while the clock is uncertain.
+    ///
+    /// # Errors
+    /// `CLOCK_UNCERTAIN`.
     pub(super) fn certain_clock(&self) -> Result<(), Error> {
         if self.clock_is_certain() {
             return Ok(());
@@ -37,8 +40,8 @@ impl Broker {
         Err(failure.into())
     }
 
-    /// Whether something may be ended for good because its time is over: nothing speaks against the
-    /// log nor against the clock.
+    /// Returns true while the broker may end something for good because its time is over: nothing
+    /// contradicts the log or the clock.
     pub(super) fn may_end_by_time(&self) -> bool {
         self.log_is_whole().is_ok() && self.clock_is_certain()
     }

@@ -9,7 +9,7 @@ use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role};
 
 /// How long an approval may be given and used, from when it was asked for.
 pub const LIFETIME: Duration = Duration::from_hours(24);
-/// How many one operator may have open at a time.
+/// Most approvals that one operator may have open at a time.
 pub const OPEN_MAX: usize = 20;
 
 /// An approval's id.
@@ -23,7 +23,7 @@ pub enum Change {
     PutGrant {
         /// `SERVICE/NAME`.
         grant: String,
-        /// Version that it becomes: after any other change of the grant it is asked for anew.
+        /// Version that the grant gets. After any other change of the grant a new approval is needed.
         version: u64,
         /// All that it is to be.
         spec: Box<GrantSpec>,

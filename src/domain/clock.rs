@@ -14,8 +14,8 @@ pub trait Clock: Send + Sync {
     /// The current time.
     fn now(&self) -> Timestamp;
 
-    /// Whether nothing speaks against that time. Until it is so, nothing may be ended for good
-    /// because its time is over, and nothing issued that ends by this clock.
+    /// Returns false while something contradicts that time. The broker then ends nothing for good
+    /// because its time is over, and issues nothing that ends by this clock.
     fn is_certain(&self) -> bool {
         true
     }

@@ -295,7 +295,7 @@ async fn who_could_not_make_a_change_does_not_keep_others_from_it() {
     pair.run("ann", &other)
         .await
         .fails(6, &["APPROVAL_REQUIRED"]);
-    // It is not asked whether it may be shut out.
+    // Its removal takes nobody's consent, its own included.
     pair.run("ann", &["operator", "delete", "carl"]).await.ok();
     let open = pair.open("bob").await;
     assert!(open.iter().all(|open| open["requested_by"] == "ann"));

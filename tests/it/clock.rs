@@ -53,7 +53,7 @@ async fn a_machine_whose_clock_is_an_hour_wrong_neither_kills_nor_prolongs_a_lea
     }
 }
 
-/// The broker asks AWS once more whose its key is, and is told the time thereby.
+/// Makes the broker ask AWS for its identity, and so for the time.
 async fn asks_for_the_time(world: &World) -> Value {
     world.broker.json(&["status"]).await
 }

@@ -139,9 +139,9 @@ pub struct Revoked {
 /// Denials that AWS may still hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denials {
-    /// Those that can be read.
+    /// Readable ones.
     pub known: Vec<Denial>,
-    /// How many more there are that cannot be read.
+    /// Number of the others, which cannot be read.
     pub unreadable: u64,
 }
 

@@ -33,7 +33,7 @@ enum Lasting {
 }
 use Lasting::{Long, LongAndRepeated, Once};
 
-/// How far a wrong clock of AWS's is off: longer than any lease.
+/// Error of a wrong clock of AWS's: longer than any lease.
 const WRONG: SignedDuration = SignedDuration::from_hours(61 * 24);
 
 /// Each fault that a call may meet, its name, and how long it lasts.

@@ -276,7 +276,7 @@ impl Broker {
     }
 }
 
-/// How many times shorter than in production the broker's waits for others are.
+/// Divisor of the broker's waits for other parties.
 pub const HASTE: u32 = 4;
 
 /// `credbroker ARGS` with nothing of this process's environment but the path.

@@ -50,7 +50,7 @@ use super::{
 
 /// A clock that the test moves.
 struct Hands {
-    /// Where it stands still; `None` for that of production.
+    /// Time at which it stands still; `None` for the clock of production.
     at: Option<Timestamp>,
     steady: Arc<SteadyClock>,
     moved: Mutex<SignedDuration>,
@@ -71,7 +71,7 @@ impl Clock for Hands {
 #[derive(Clone)]
 pub struct Ways {
     pub patience: Patience,
-    /// Whether the broker takes AWS for silent as soon as the proxy holds a call or its answer.
+    /// True where the broker takes AWS for silent as soon as the proxy holds a call or its answer.
     pub gives_up_what_is_held: bool,
     /// Calls per second, of either kind.
     pub calls_per_second: u32,
