@@ -99,15 +99,11 @@ impl Broker {
             // Its token says so until it ends.
             return Ok(true);
         }
-        let (Some(binding), Identity::Service(name)) =
-            (&principal.proof().binding, principal.identity())
-        else {
+        let Some(binding) = self.binding_of(principal).await? else {
             return Ok(false);
         };
-        let bindings = self.store().bindings(name).await?;
-        let service = self.store().service(name).await?;
-        let is_let_in = service.is_some_and(|known| known.service.suspension.is_none());
-        Ok(is_let_in && bindings.iter().any(|bound| bound.id == *binding))
+        let service = self.store().service(&binding.service).await?;
+        Ok(service.is_some_and(|known| known.service.suspension.is_none()))
     }
 
     /// Resolves when the broker is to end.

@@ -1,13 +1,13 @@
 //! What services are known by beside their tokens.
 
 use crate::{
-    broker::{Broker, Error, on_conflict},
+    broker::{Broker, Error, on_conflict, ports::StoreError},
     domain::{
         access::Caller,
         audit::{Event, Subject},
         binding::{BINDINGS_MAX, BindingId, KnownBy, ServiceBinding},
         name::Name,
-        principal::Identity,
+        principal::{Identity, Principal},
     },
 };
 
@@ -97,14 +97,23 @@ impl Broker {
     pub async fn who_am_i(&self, caller: &Caller) -> Result<Option<ServiceBinding>, Error> {
         let principal = caller.principal();
         let mut audit = self.caller_event(caller, Event::IdentityRead);
-        let mut known = Vec::new();
         if let Identity::Service(name) = principal.identity() {
             audit = audit.service(name);
-            known = self.store().bindings(name).await?;
         }
+        let binding = self.binding_of(principal).await?;
         self.store().record(audit).await?;
-        let by = principal.proof().binding.as_ref();
-        Ok(known.into_iter().find(|binding| Some(&binding.id) == by))
+        Ok(binding)
+    }
+
+    /// The binding by which a service's principal was known, while it stands.
+    pub(super) async fn binding_of(
+        &self,
+        principal: &Principal,
+    ) -> Result<Option<ServiceBinding>, StoreError> {
+        match (principal.identity(), &principal.proof().binding) {
+            (Identity::Service(service), Some(id)) => self.store().binding(service, id).await,
+            _ => Ok(None),
+        }
     }
 }
 

@@ -105,9 +105,7 @@ impl Broker {
         let Identity::Service(service) = principal.identity() else {
             return Err(Error::Unauthenticated);
         };
-        let known = self.store().bindings(service).await?;
-        let by = principal.proof().binding.as_ref();
-        let binding = known.into_iter().find(|known| Some(&known.id) == by);
+        let binding = self.binding_of(principal).await?;
         let made = self.sign_for(service, request)?;
         let binding = binding.filter(|known| known.known_by == KnownBy::Enrolled(made.key.clone()));
         let binding = binding.ok_or_else(|| not_renewed(service))?;

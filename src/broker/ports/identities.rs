@@ -73,6 +73,12 @@ pub trait Identities: Send + Sync {
     async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
     /// What a service is known by, oldest first.
     async fn bindings(&self, service: &Name) -> Result<Vec<ServiceBinding>, StoreError>;
+    /// One binding of a service.
+    async fn binding(
+        &self,
+        service: &Name,
+        id: &BindingId,
+    ) -> Result<Option<ServiceBinding>, StoreError>;
     /// Ends a binding. Conflict when the service has none of this id.
     async fn unbind(
         &self,

@@ -1,6 +1,8 @@
 use super::{
     dialect::{Connection, Pool, Row},
-    row::{exactly_one, get, inconsistent, micros, parse, store_error, time, time_optional},
+    row::{
+        exactly_one, get as column, inconsistent, micros, parse, store_error, time, time_optional,
+    },
     services,
 };
 use crate::{
@@ -106,6 +108,20 @@ pub(super) async fn list(pool: &Pool, service: &Name) -> Result<Vec<ServiceBindi
     rows.iter().map(binding).collect()
 }
 
+pub(super) async fn get(
+    pool: &Pool,
+    service: &Name,
+    id: &BindingId,
+) -> Result<Option<ServiceBinding>, StoreError> {
+    let row = sqlx::query("SELECT * FROM bindings WHERE binding_id = $1 AND service = $2")
+        .bind(id.as_str())
+        .bind(service.as_str())
+        .fetch_optional(pool)
+        .await
+        .map_err(store_error)?;
+    row.as_ref().map(binding).transpose()
+}
+
 pub(super) async fn delete(
     tx: &mut Connection,
     service: &Name,
@@ -156,7 +172,7 @@ fn both(row: &Row) -> Result<(ServiceBinding, Service), StoreError> {
 }
 
 fn binding(row: &Row) -> Result<ServiceBinding, StoreError> {
-    let (kind, known_by): (String, String) = (get(row, "kind")?, get(row, "known_by")?);
+    let (kind, known_by): (String, String) = (column(row, "kind")?, column(row, "known_by")?);
     let known_by = KnownBy::parse(&kind, &known_by);
     Ok(ServiceBinding {
         id: parse(row, TABLE, "binding_id")?,

@@ -102,6 +102,14 @@ impl Identities for SqlStore {
         bindings::list(&self.readers, service).await
     }
 
+    async fn binding(
+        &self,
+        service: &Name,
+        id: &BindingId,
+    ) -> Result<Option<ServiceBinding>, StoreError> {
+        bindings::get(&self.readers, service, id).await
+    }
+
     async fn unbind(
         &self,
         service: &Name,
