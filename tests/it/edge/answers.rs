@@ -101,23 +101,29 @@ async fn a_list_that_no_answer_has_room_for_comes_whole_in_several() {
 #[tokio::test]
 async fn changes_that_wait_for_a_second_operator_come_whole_however_large() {
     let (site, account) = (Site::new(), Account::new().await);
+    let child = site.serving(&account.admin).await;
+    site.create("pay").await;
+    // No operator alone may ask for so many.
+    let create = ["operator", "create", "ann", "--role", "admin", "-o", "json"];
+    let ann = site.run(&create).await.ok().json();
+    let ann = ann["token"].as_str().unwrap().to_owned();
+    stop(child).await;
     let config = site.config().replace("# two_person", "two_person");
     std::fs::write(site.path("config.toml"), config).unwrap();
     let child = site.serving(&account.admin).await;
-    site.create("pay").await;
-    let settings = Settings {
-        address: format!("https://{}", site.address),
-        ca_file: site.path("tls.pem"),
-        evidence: Evidence::Token(
-            std::fs::read_to_string(site.path("admin-token"))
-                .unwrap()
-                .trim()
-                .into(),
-        ),
+    let first = std::fs::read_to_string(site.path("admin-token")).unwrap();
+    let connect = async |token: &str| {
+        let settings = Settings {
+            address: format!("https://{}", site.address),
+            ca_file: site.path("tls.pem"),
+            evidence: Evidence::Token(token.trim().into()),
+        };
+        Client::connect(&settings).await.unwrap()
     };
-    let client = Client::connect(&settings).await.unwrap();
+    let (client, other) = (connect(&first).await, connect(&ann).await);
     for number in 0..GRANTS {
-        let refused = put(&client, number).await.unwrap_err();
+        let by = if number % 2 == 0 { &client } else { &other };
+        let refused = put(by, number).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
     }
     let list = async |page_token| {
