@@ -288,7 +288,7 @@ async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
     let session = world.issue("role").await.unwrap().lease;
     let refusal = Fault::Answer(409, "DeleteConflict", "");
     world.proxy.inject("DeleteUser", refusal);
-    world.step(3610).await;
+    world.step(3660).await;
     assert_eq!(world.lease(&session).await.state.as_str(), "expired");
     assert_eq!(attempts(&world.lease(&stuck).await), 1);
     world.proxy.heal();
@@ -311,7 +311,7 @@ async fn a_released_session_stays_revoking_until_aws_ends_it() {
     world.step(3590).await;
     assert_eq!(world.lease(&revoked).await.state.as_str(), "revoking");
     assert_eq!(world.lease(&kept).await.state.as_str(), "active");
-    world.step(20).await;
+    world.step(70).await;
     let ended = world.lease(&revoked).await;
     assert_eq!(ended.state.as_str(), "revoked");
     assert_eq!(ended.cause().unwrap().to_string(), "released");
