@@ -3,10 +3,12 @@ is not root. Tells how to reach it in a line of JSON once it answers, and ends w
 input closes; a line there kills it and starts it again. Installs Debian's package where there is
 none and it may. With --check it only says whether there is one or it may install one."""
 
+import contextlib
 import glob
 import json
 import os
 import pwd
+import random
 import secrets
 import shutil
 import socket
@@ -57,9 +59,12 @@ def user():
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A port that no system gives to a connection by itself: the server stops and starts again."""
+    for port in random.sample(range(30_000, 32_000), 2_000):
+        with contextlib.suppress(OSError), socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
+            return port
+    sys.exit("no port between 30000 and 32000 is free for PostgreSQL")
 
 
 def main():

@@ -56,7 +56,12 @@ async fn what_dev_writes_is_its_owners_alone() {
     if skipped_over_postgres() {
         return;
     }
-    let broker = Broker::start(&Account::new().await).await;
+    let account = Account::new().await;
+    let in_a_new_directory = |state: &Path| {
+        std::fs::remove_dir_all(state).unwrap();
+        dev(state, &account.admin, &emulator().endpoint)
+    };
+    let broker = Broker::start_by(in_a_new_directory).await;
     broker.run(&["status"]).await.ok();
     assert_eq!(mode(&broker.state), 0o700);
     let mut secret = 0;

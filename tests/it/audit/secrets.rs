@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -17,7 +16,7 @@ use crate::harness::{
     Account, Broker, Run,
     broker::{BINARY, aws_env, credbroker},
     emulator::emulator,
-    eventually,
+    eventually, free_address,
 };
 
 /// Where to look, and what for.
@@ -259,9 +258,7 @@ struct Traced {
 impl Traced {
     async fn start(account: &Account, level: &str) -> Self {
         let home = TempDir::new().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
+        let address = free_address().to_string();
         prepare(home.path(), &address, level);
         let config = home.path().join("config.toml");
         let mut command = credbroker(&["serve", "--config", config.to_str().unwrap()]);

@@ -128,7 +128,7 @@ async fn cosigned_and_stopped(account: &Account, witness: &Witness) -> (Site, St
 
 #[tokio::test]
 async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
-    let (account, witness) = (Account::new().await, Witness::new().await);
+    let (account, witness) = (Account::new().await, Witness::new());
     let site = site(&witness);
     let running = witness.start(&site).await;
     let child = site.serving(&account.admin).await;
@@ -184,7 +184,7 @@ async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
     if skipped_over_postgres() {
         return;
     }
-    let (account, witness) = (Account::new().await, Witness::new().await);
+    let (account, witness) = (Account::new().await, Witness::new());
     let (site, token, older) = cosigned_and_stopped(&account, &witness).await;
     let running = witness.start(&site).await;
     let child = site.serving(&account.admin).await;
@@ -226,7 +226,7 @@ async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigne
     if skipped_over_postgres() {
         return;
     }
-    let (account, witness) = (Account::new().await, Witness::new().await);
+    let (account, witness) = (Account::new().await, Witness::new());
     let (site, token, older) = cosigned_and_stopped(&account, &witness).await;
     let running = witness.start(&site).await;
     let child = site.serving(&account.admin).await;
@@ -262,7 +262,7 @@ async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigne
 
 #[tokio::test]
 async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
-    let (account, witness) = (Account::new().await, Witness::new().await);
+    let (account, witness) = (Account::new().await, Witness::new());
     let site = site(&witness);
     let child = site.serving(&account.admin).await;
     let token = site.payments_api().await;
@@ -304,7 +304,7 @@ async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
 
 #[tokio::test]
 async fn what_is_wrong_with_the_witness_is_told_before_anything_is_made() {
-    let (account, witness) = (Account::new().await, Witness::new().await);
+    let (account, witness) = (Account::new().await, Witness::new());
     let site = site(&witness);
     fs::write(site.path("empty.pem"), "").unwrap();
     let ca = |name: &str| format!("ca_file = {:?}", site.text(name));

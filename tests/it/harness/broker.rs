@@ -63,6 +63,13 @@ impl Broker {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
         let (log, store) = (Log::default(), store(&state));
+        // An address of its own, as after an earlier start: it is free for each start to come.
+        std::fs::create_dir(&state).unwrap();
+        let address = free_address();
+        let env = format!(
+            "export CREDBROKER_ADDR='https://{address}'\nexport CREDBROKER_TOKEN='unknown'\n"
+        );
+        std::fs::write(state.join("env"), env).unwrap();
         let child = ready(command(&state), &store, Arc::clone(&log)).await;
         Self {
             env: read_env(&state),

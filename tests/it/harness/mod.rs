@@ -3,6 +3,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    sync::{LazyLock, Mutex},
     time::Duration,
 };
 
@@ -29,11 +30,21 @@ pub use self::{
     world::World,
 };
 
-/// An address for a server that is yet to be started: of the ports that no system gives to
-/// whoever asks for any, so that nobody takes it meanwhile.
+/// Ports that no system gives to a connection by itself.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// An address for a server that starts later, or stops and starts again: no connection takes its
+/// port meanwhile, and no other test of this process is given it.
 pub fn free_address() -> SocketAddr {
+    static NEXT: LazyLock<Mutex<u16>> = LazyLock::new(|| Mutex::new(fastrand::u16(PORTS)));
+    let mut next = NEXT.lock().unwrap();
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..30_000)));
+        let address = SocketAddr::from(([127, 0, 0, 1], *next));
+        *next = if *next + 1 < PORTS.end {
+            *next + 1
+        } else {
+            PORTS.start
+        };
         if TcpListener::bind(address).is_ok() {
             return address;
         }

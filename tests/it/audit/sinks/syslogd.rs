@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::site::Site;
+use crate::harness::{free_address, site::Site};
 
 pub struct Syslogd {
     address: SocketAddr,
@@ -33,9 +33,8 @@ pub struct Syslogd {
 impl Syslogd {
     /// Not yet there.
     pub fn new() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         Self {
-            address: free.local_addr().unwrap(),
+            address: free_address(),
             records: Arc::default(),
             hang_up: broadcast::channel(1).0,
             deaf: Arc::default(),

@@ -37,7 +37,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::site::Site;
+use crate::harness::{free_address, site::Site};
 
 const NAME: &str = "witness.example/w1";
 const NOT_ITS_SEED: [u8; 32] = [8; 32];
@@ -73,10 +73,9 @@ impl Running {
 
 impl Witness {
     /// One that is not there yet.
-    pub async fn new() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub fn new() -> Self {
         Self {
-            port: free.local_addr().unwrap().port(),
+            port: free_address().port(),
             logs: Arc::default(),
             answered: Arc::default(),
             seed: [7; 32],
