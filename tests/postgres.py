@@ -11,6 +11,7 @@ import pwd
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -99,7 +100,10 @@ def main():
     command = [program("postgres"), "-D", data, "-p", str(port), *(word for one in settings for word in ("-c", one)), *tls]
     log = os.path.join(home, "log")
 
+    server = None
+
     def started():
+        nonlocal server
         ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "credbroker"]
         # Processes of one that was killed may still be ending: then it does not start at once.
         for _ in range(100):
@@ -108,27 +112,34 @@ def main():
             )
             while server.poll() is None:
                 if subprocess.run(ready).returncode == 0:
-                    return server
+                    return
                 time.sleep(0.05)
             time.sleep(0.1)
         sys.exit(f"PostgreSQL does not start: {open(log).read()}")
 
-    def killed(server):
+    def killed():
         # Its other processes end by themselves once it is gone.
         server.kill()
         server.wait()
 
-    server = None
+    def on_signal(_number, _frame):
+        # A second signal must not cut the clean-up short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
     try:
-        server = started()
+        started()
         print(json.dumps({"address": f"127.0.0.1:{port}", "password": password, "programs": bin_directory}), flush=True)
         for _ in sys.stdin:
-            killed(server)
-            server = started()
+            killed()
+            started()
             print("ready", flush=True)
     finally:
         if server:
-            killed(server)
+            killed()
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -51,6 +51,14 @@ impl Server {
         }
     }
 
+    /// Sends its launcher SIGTERM, and waits for the launcher's end.
+    pub fn terminate(&mut self) {
+        let pid = self.launcher.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.unwrap().success());
+        self.launcher.wait().unwrap();
+    }
+
     /// Kills it, and waits until it answers again.
     pub fn die_and_start(&mut self) {
         let stdin = self.launcher.stdin.as_mut().unwrap();

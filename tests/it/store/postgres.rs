@@ -1,8 +1,12 @@
 //! What PostgreSQL promises beyond the port: tables of one version, one broker, nothing lost.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    io::ErrorKind,
+    net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use credbroker::{
@@ -387,4 +391,13 @@ async fn the_way_to_a_database_is_kept_from_others_by_tls() {
         let refused = at(&wrong).await.unwrap_err();
         assert!(refused.to_string().contains("certificate"), "{refused}");
     }
+}
+
+#[test]
+fn a_server_of_the_tests_ends_with_its_launcher() {
+    let mut server = Server::start(None);
+    TcpStream::connect(&server.address).unwrap();
+    server.terminate();
+    let refused = TcpStream::connect(&server.address).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
