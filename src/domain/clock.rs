@@ -125,6 +125,8 @@ impl State {
                 None => Observation::Agrees,
                 Some(doubt) => {
                     doubt.denying.insert(connection);
+                    // Only unanimous answers move the clock.
+                    doubt.telling.clear();
                     self.settle()
                 }
             };
@@ -232,6 +234,22 @@ mod tests {
         assert_eq!(observed, Observation::Dismissed);
         assert_near(&clock, truth());
         assert!(clock.is_certain());
+    }
+
+    #[test]
+    fn an_answer_that_agrees_begins_the_count_of_the_others_again() {
+        let clock = SteadyClock::starting_at(truth());
+        for port in [1, 2] {
+            clock.observe(truth() + HOUR, connection(port));
+        }
+        clock.observe(truth(), connection(3));
+        for port in [4, 5] {
+            let observed = clock.observe(truth() + HOUR, connection(port));
+            assert_eq!(observed, Observation::Uncertain);
+        }
+        assert_near(&clock, truth());
+        let observed = clock.observe(truth() + HOUR, connection(6));
+        assert!(matches!(observed, Observation::Set(_)), "{observed:?}");
     }
 
     #[test]
