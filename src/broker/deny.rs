@@ -323,7 +323,11 @@ impl Broker {
                 event.denial(denial).detail(&words)
             };
             let audit = put.iter().map(audit).collect();
-            self.store().change_denials(&put, &remove, audit).await?;
+            match self.store().change_denials(&put, &remove, audit).await {
+                // Another revocation has changed one of them: looked at once more.
+                Err(StoreError::Conflict) => continue,
+                changed => changed?,
+            }
             for denial in &put {
                 self.tell_ended(&denial.against.service, Scope::Service);
             }
