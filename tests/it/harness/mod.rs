@@ -2,7 +2,8 @@
 //! broker process per test.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    io,
+    net::{SocketAddr, TcpStream},
     sync::{LazyLock, Mutex},
     time::Duration,
 };
@@ -45,10 +46,21 @@ pub fn free_address() -> SocketAddr {
         } else {
             PORTS.start
         };
-        if TcpListener::bind(address).is_ok() {
+        // To bind it would not do: a process that another test forks meanwhile holds it on.
+        if TcpStream::connect(address).is_err() {
             return address;
         }
     }
+}
+
+/// A listener at an address that may have had one before: a process that another test has forked
+/// holds what was closed until it executes its program.
+pub async fn listening(address: SocketAddr) -> tokio::net::TcpListener {
+    let bound = async || match tokio::net::TcpListener::bind(address).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        bound => Some(bound.unwrap()),
+    };
+    eventually("the address is free", bound).await
 }
 
 /// Interval of a call that a test repeats beside what it tests: often enough to notice, and seldom enough

@@ -14,13 +14,13 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::broadcast,
     task::JoinHandle,
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{free_address, site::Site};
+use crate::harness::{free_address, listening, site::Site};
 
 pub struct Syslogd {
     address: SocketAddr,
@@ -54,7 +54,7 @@ impl Syslogd {
             tls::ClientCertificates::NotAsked,
         );
         let acceptor = TlsAcceptor::from(config.unwrap());
-        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listener = listening(self.address).await;
         let (records, hang_up) = (Arc::clone(&self.records), self.hang_up.clone());
         let deaf = Arc::clone(&self.deaf);
         self.serving = Some(tokio::spawn(async move {

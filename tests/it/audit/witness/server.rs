@@ -37,7 +37,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{free_address, site::Site};
+use crate::harness::{free_address, listening, site::Site};
 
 const NAME: &str = "witness.example/w1";
 const NOT_ITS_SEED: [u8; 32] = [8; 32];
@@ -116,7 +116,7 @@ impl Witness {
 
     /// Where it is reached.
     pub async fn listener(&self) -> TcpListener {
-        TcpListener::bind(("127.0.0.1", self.port)).await.unwrap()
+        listening(([127, 0, 0, 1], self.port).into()).await
     }
 
     /// Serves with the certificate of `site`.
