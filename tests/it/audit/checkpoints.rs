@@ -287,13 +287,16 @@ async fn silence_is_visible_since_the_log_grows_each_minute_by_itself() {
         after: None,
         limit: 10,
     };
-    let began = Instant::now();
+    let (began, really) = (Instant::now(), std::time::Instant::now());
     for beats in 1..=3 {
-        while store.audit(&filter, &page).await.unwrap().len() < beats {
-            tokio::time::advance(Duration::from_millis(100)).await;
-            assert!(began.elapsed() < Duration::from_mins(5));
-        }
         let minutes = u32::try_from(beats).unwrap();
+        while store.audit(&filter, &page).await.unwrap().len() < beats {
+            if began.elapsed() < Duration::from_secs(62) * minutes {
+                tokio::time::advance(Duration::from_millis(100)).await;
+            }
+            // A busy machine writes it late; no more than this passes meanwhile.
+            assert!(really.elapsed() < Duration::from_mins(2), "beat {beats}");
+        }
         assert!(began.elapsed() >= Duration::from_mins(1) * minutes);
     }
     signing.abort();
