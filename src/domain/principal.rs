@@ -6,8 +6,10 @@ use jiff::Timestamp;
 
 use crate::domain::{binding::BindingId, name::Name, operator::Role, token::TokenId};
 
-/// Longest name that a caller claims and the log repeats, characters.
-const CLAIMED_MAX: usize = 2048;
+/// Longest text of a name that a caller claims and the log repeats, bytes after escaping.
+const CLAIMED_MAX: usize = 256;
+/// End of a name that is longer.
+const CUT: &str = "...";
 
 /// Where a call came from and what it called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,17 +83,23 @@ impl fmt::Display for Evidence {
     }
 }
 
+/// The text with every other character than those of ASCII that print escaped, up to
+/// [`CLAIMED_MAX`] bytes: escaping makes a character ten times as long, and nobody has proven it.
 fn claimed(text: &str) -> String {
-    let shown = text.chars().take(CLAIMED_MAX);
+    let mut shown = String::new();
+    for character in text.chars() {
+        if character == ' ' || character.is_ascii_graphic() {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_default());
+        }
+        if shown.len() > CLAIMED_MAX {
+            shown.truncate(CLAIMED_MAX - CUT.len());
+            shown.push_str(CUT);
+            break;
+        }
+    }
     shown
-        .flat_map(|c| {
-            if c == ' ' || c.is_ascii_graphic() {
-                vec![c]
-            } else {
-                c.escape_default().collect()
-            }
-        })
-        .collect()
 }
 
 /// Evidence that was found good, and what made it so.
@@ -167,5 +175,22 @@ pub(in crate::domain) mod tests {
             told.ends_with(" spiffe://a/b\\n\\u{1b}[2J\\u{e9}"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_claimed_name_has_256_bytes_at_most_after_escaping() {
+        let told = |name: &str| {
+            let evidence = Evidence::Jwt {
+                issuer: name.to_owned(),
+                subject: None,
+            };
+            evidence.to_string()["jwt of ".len()..].to_owned()
+        };
+        assert_eq!(told(&"a".repeat(256)), "a".repeat(256));
+        assert_eq!(told(&"a".repeat(257)), format!("{}...", "a".repeat(253)));
+        for hostile in ["\u{10ffff}", "\u{1b}", "é"] {
+            let told = told(&hostile.repeat(8000));
+            assert!(told.len() <= 256 && told.ends_with("..."), "{told}");
+        }
     }
 }
