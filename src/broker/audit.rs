@@ -1,8 +1,11 @@
 //! Reading the audit log, and what is recorded without a use case of its own.
 
+use std::net::Ipv6Addr;
+
 use crate::{
     broker::{
         Broker, By, Error,
+        aggregation::Source,
         ports::{AuditFilter, LeaseFilter, Page, TokenOwner},
     },
     domain::{
@@ -111,7 +114,8 @@ impl Broker {
         self.parts.stop.cancelled().await;
     }
 
-    /// Records a login that failed, as far as it is known whose it was.
+    /// Records a login that failed, as far as it is known whose it was; counts it where there
+    /// were many.
     ///
     /// # Errors
     /// The store's.
@@ -124,10 +128,13 @@ impl Broker {
     ) -> Result<(), Error> {
         let audit = AuditEvent::failed_login(origin, reason, evidence, self.now());
         let audit = audit.instance(&self.instance);
-        self.store()
-            .record(service.into_iter().fold(audit, AuditEvent::service))
-            .await?;
-        Ok(())
+        let audit = service.into_iter().fold(audit, AuditEvent::service);
+        let source = match (service, origin.peer) {
+            (Some(service), _) => Source::Service(service.clone()),
+            (None, Some(peer)) => Source::Stranger(peer.ip()),
+            (None, None) => Source::Stranger(Ipv6Addr::UNSPECIFIED.into()),
+        };
+        self.record_of(source, audit).await
     }
 
     /// Records a proven caller that called what it may not.
@@ -141,10 +148,8 @@ impl Broker {
     ) -> Result<(), Error> {
         let audit = AuditEvent::by(principal, Event::RequestDenied, self.now());
         let audit = audit.instance(&self.instance);
-        self.store()
-            .record(audit.denied("NOT_PERMITTED").detail(&error.to_string()))
-            .await?;
-        Ok(())
+        let audit = audit.denied("NOT_PERMITTED").detail(&error.to_string());
+        self.record_by(principal, audit).await
     }
 
     /// Records a refusal that no use case has recorded yet, and passes it on. An
@@ -175,11 +180,11 @@ impl Broker {
         let audit = self.caller_event(caller, Event::RequestDenied);
         let subject = result.as_ref().err().and_then(Error::subject);
         let audit = subject.into_iter().fold(audit, AuditEvent::about);
-        let recorded = self.store().record(audit.denied(reason).detail(&detail));
-        if let Err(error) = recorded.await {
+        let audit = audit.denied(reason).detail(&detail);
+        if let Err(error) = self.record_by(caller.principal(), audit).await {
             // What speaks against the log is why it takes no record.
             self.log_is_whole()?;
-            return Err(error.into());
+            return Err(error);
         }
         result
     }

@@ -101,7 +101,7 @@ impl Broker {
             audit = audit.service(name);
         }
         let binding = self.binding_of(principal).await?;
-        self.store().record(audit).await?;
+        self.record_by(principal, audit).await?;
         Ok(binding)
     }
 

@@ -153,9 +153,8 @@ impl Broker {
             Error::Aws(failure) => audit.failed(failure.reason),
             _ => audit.denied(error.reason()),
         };
-        self.store()
-            .record(audit.detail(&error.to_string()))
-            .await?;
+        let audit = audit.detail(&error.to_string());
+        self.record_by(caller.principal(), audit).await?;
         Err(error)
     }
 

@@ -6,6 +6,7 @@ pub mod wait;
 
 mod account;
 mod admin_key;
+mod aggregation;
 mod approvals;
 mod audit;
 mod bindings;
@@ -71,6 +72,7 @@ pub use self::{
 };
 use crate::{
     broker::{
+        aggregation::Aggregation,
         claims::Claims,
         denying::Denying,
         emergency::Unrecorded,
@@ -153,6 +155,7 @@ pub struct Broker {
     under_way: UnderWay,
     paces: Paces,
     user_paces: Paces,
+    aggregation: Aggregation,
     busy: Arc<Busy>,
     reconciled: Mutex<Option<Reconciliation>>,
     /// Whose keys the last reconciliation looked at last.
@@ -199,6 +202,7 @@ impl Broker {
             under_way: UnderWay::default(),
             paces: Paces::default(),
             user_paces: Paces::default(),
+            aggregation: Aggregation::default(),
             busy: Arc::default(),
             reconciled: Mutex::default(),
             last_checked: Mutex::default(),

@@ -91,7 +91,8 @@ impl Broker {
             }
         }
         let audit = self.caller_event(caller, Event::LeaseWatched);
-        self.store().record(audit.service(&service)).await?;
+        let audit = audit.service(&service);
+        self.record_by(caller.principal(), audit).await?;
         Ok(Watch {
             service,
             over,

@@ -1,6 +1,9 @@
 //! What a peer may hold of the listener, and for how long.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 /// Bounds on peers, whoever they are. The defaults suit a broker of some hundred services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +16,10 @@ pub struct Bounds {
     pub connections_per_service: usize,
     /// TLS handshakes that go on at a time.
     pub handshakes: usize,
-    /// Calls that are worked on at a time.
+    /// Calls of services that are worked on at a time. Operators have slots of their own.
     pub calls: usize,
+    /// Calls of one service that are worked on at a time.
+    pub calls_per_service: usize,
     /// Calls over one connection that are worked on at a time.
     pub calls_per_connection: usize,
     /// HTTP/2 streams of one connection.
@@ -67,6 +72,7 @@ impl Default for Bounds {
             connections_per_service: 32,
             handshakes: 256,
             calls: 1024,
+            calls_per_service: 128,
             calls_per_connection: 32,
             streams: 64,
             resets: 128,
@@ -88,5 +94,29 @@ impl Default for Bounds {
             shutdown_delay: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(20),
         }
+    }
+}
+
+/// Site of an address, for bounds on a peer: the address itself, or of IPv6 its /64, since one
+/// machine has a whole /64 (RFC 4291 section 2.5.4).
+#[must_use]
+pub fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_64_is_one_site() {
+        let site = |text: &str| site(text.parse().unwrap());
+        assert_eq!(site("2001:db8:1:2::3"), site("2001:db8:1:2:ffff::9"));
+        assert_ne!(site("2001:db8:1:2::3"), site("2001:db8:1:3::3"));
+        assert_eq!(site("::ffff:192.0.2.1"), site("192.0.2.1"));
+        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
     }
 }

@@ -161,6 +161,10 @@ fn describe() {
         "Calls that were refused since as many were worked on as may be"
     );
     describe_counter!(
+        "credbroker_records_aggregated_total",
+        "Refusals and reads that one audit record a minute tells of, by number"
+    );
+    describe_counter!(
         "credbroker_accept_errors_total",
         "Connections that could not be accepted"
     );

@@ -276,6 +276,7 @@ async fn run(
     let signing = tokio::spawn(async move { signing.keep_signing().await });
     let told = Arc::clone(&broker);
     let telling = tokio::spawn(async move { grpc::keep_health(reporter, &told).await });
+    let aggregating = tokio::spawn(Arc::clone(&broker).keep_aggregating());
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
@@ -302,6 +303,7 @@ async fn run(
     cut_off.abort();
     counting.abort();
     telling.abort();
+    aggregating.abort();
     // It ends by itself, with the file that it may be writing.
     let _ = signing.await;
     // What is written from now on is streamed, and witnessed, after the next start.
@@ -333,6 +335,7 @@ async fn close(
     store: &dyn Store,
     in_step: JoinHandle<()>,
 ) -> Result<(), StartError> {
+    broker.record_counted().await;
     broker.lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");

@@ -5,7 +5,7 @@ use std::str::FromStr;
 macro_rules! events {
     ($($(#[$doc:meta])* $variant:ident => $text:literal,)*) => {
         /// Everything that is recorded, `noun.verb` in the past.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Event { $($(#[$doc])* $variant,)* }
 
         impl Event {

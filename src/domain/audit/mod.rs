@@ -386,6 +386,18 @@ impl AuditEvent {
         }
     }
 
+    /// The last of `count` like it since then, which have this record alone.
+    #[must_use]
+    pub fn repeated(self, count: u64, since: Timestamp, now: Timestamp) -> Self {
+        let detail = self
+            .detail
+            .as_deref()
+            .map(|detail| format!("; the last: {detail}"));
+        let detail = detail.unwrap_or_default();
+        let counted = format!("{count} more like this since {since}, counted{detail}");
+        Self { time: now, ..self }.detail(&counted)
+    }
+
     /// Written only when the store took records again.
     #[must_use]
     pub fn late(self) -> Self {

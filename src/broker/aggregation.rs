@@ -1,0 +1,257 @@
+//! Records that a caller can cause as often as it likes: the first ones of a kind are written at
+//! once, the others are counted, and one record a minute tells how many there were.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use metrics::counter;
+use tokio::time::timeout;
+
+use crate::{
+    broker::{Broker, Error, wait::Wait},
+    domain::{
+        audit::{AuditEvent, Event},
+        edge::site,
+        name::Name,
+        principal::{Identity, Principal},
+    },
+};
+
+/// How often one record tells of those that were counted.
+const EVERY: Wait = Wait::seconds(60);
+/// Records of one kind that are written at once, until a minute brings none.
+const AT_ONCE: u32 = 10;
+/// Kinds that are told apart for callers that proved nothing; the others count together.
+const STRANGERS_MAX: usize = 128;
+/// Kinds that are told apart for services.
+const SERVICES_MAX: usize = 1024;
+
+/// Who causes a record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// A proven service.
+    Service(Name),
+    /// A caller that proved nothing, at this address or in this /64.
+    Stranger(IpAddr),
+}
+
+/// Records that are alike. Without a source: of all that are not told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    source: Option<Source>,
+    event: Event,
+    reason: Option<String>,
+}
+
+/// What a kind has had since a minute brought none.
+#[derive(Debug)]
+struct Seen {
+    written: u32,
+    /// Whether there was one since the last look.
+    is_active: bool,
+    counted: u64,
+    since: Timestamp,
+    last: AuditEvent,
+}
+
+#[derive(Debug, Default)]
+struct Kinds(Mutex<HashMap<Kind, Seen>>);
+
+impl Kinds {
+    fn seen(&self) -> MutexGuard<'_, HashMap<Kind, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this one is to be written now; it is counted otherwise.
+    fn is_written(&self, source: Source, most: usize, audit: &AuditEvent) -> bool {
+        let mut seen = self.seen();
+        let mut kind = Kind {
+            source: Some(source),
+            event: audit.event,
+            reason: audit.reason.clone(),
+        };
+        if seen.len() >= most && !seen.contains_key(&kind) {
+            kind.source = None;
+        }
+        let seen = seen.entry(kind).or_insert_with(|| Seen {
+            written: 0,
+            is_active: true,
+            counted: 0,
+            since: audit.time,
+            last: audit.clone(),
+        });
+        seen.is_active = true;
+        if seen.written < AT_ONCE {
+            seen.written += 1;
+            return true;
+        }
+        if seen.counted == 0 {
+            seen.since = audit.time;
+        }
+        seen.counted += 1;
+        seen.last = audit.clone();
+        false
+    }
+
+    /// A record for each kind that has some counted, and how many. Forgets kinds of which a
+    /// minute brought none.
+    fn due(&self, now: Timestamp) -> Vec<(Kind, u64, AuditEvent)> {
+        let mut due = Vec::new();
+        self.seen().retain(|kind, seen| {
+            if seen.counted > 0 {
+                let record = seen.last.clone().repeated(seen.counted, seen.since, now);
+                due.push((kind.clone(), seen.counted, record));
+            }
+            std::mem::take(&mut seen.is_active) || seen.counted > 0
+        });
+        due
+    }
+
+    /// So many of them are told of.
+    fn told(&self, kind: &Kind, count: u64) {
+        if let Some(seen) = self.seen().get_mut(kind) {
+            seen.counted = seen.counted.saturating_sub(count);
+        }
+    }
+}
+
+/// Counts of records that are not written one by one.
+#[derive(Debug, Default)]
+pub(super) struct Aggregation {
+    strangers: Kinds,
+    services: Kinds,
+}
+
+impl Broker {
+    /// Records what a caller causes: of a service up to ten a minute one by one.
+    pub(super) async fn record_by(
+        &self,
+        principal: &Principal,
+        audit: AuditEvent,
+    ) -> Result<(), Error> {
+        match principal.identity() {
+            Identity::Service(name) | Identity::Enrollee(name) => {
+                self.record_of(Source::Service(name.clone()), audit).await
+            }
+            Identity::Operator(..) => {
+                self.store().record(audit).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Records what `source` causes, or counts it where there was much of the same.
+    pub(super) async fn record_of(&self, source: Source, audit: AuditEvent) -> Result<(), Error> {
+        let is_written = match &source {
+            Source::Stranger(address) => {
+                let source = Source::Stranger(site(*address));
+                let kinds = &self.aggregation.strangers;
+                kinds.is_written(source, STRANGERS_MAX, &audit)
+            }
+            Source::Service(_) => {
+                let kinds = &self.aggregation.services;
+                kinds.is_written(source, SERVICES_MAX, &audit)
+            }
+        };
+        if is_written {
+            self.store().record(audit).await?;
+        } else {
+            counter!("credbroker_records_aggregated_total").increment(1);
+        }
+        Ok(())
+    }
+
+    /// Records once a minute how many records were counted since.
+    pub async fn keep_aggregating(self: Arc<Self>) {
+        while timeout(EVERY.length(), self.stopped()).await.is_err() {
+            self.record_counted().await;
+        }
+    }
+
+    /// Records how many records were counted; what cannot be recorded stays counted.
+    pub async fn record_counted(&self) {
+        for kinds in [&self.aggregation.strangers, &self.aggregation.services] {
+            for (kind, count, record) in kinds.due(self.now()) {
+                match self.store().record(record).await {
+                    Ok(_) => kinds.told(&kind, count),
+                    Err(error) => {
+                        tracing::warn!(%error, "counted refusals are not recorded yet");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::principal::Origin;
+
+    fn failed(reason: &str) -> AuditEvent {
+        let origin = Origin {
+            peer: None,
+            method: "credbroker.v1.IdentityService/WhoAmI".to_owned(),
+        };
+        AuditEvent::failed_login(&origin, reason, None, Timestamp::UNIX_EPOCH)
+    }
+
+    fn stranger(number: u8) -> Source {
+        Source::Stranger([10, 0, 0, number].into())
+    }
+
+    #[test]
+    fn the_first_ten_are_written_and_one_record_a_minute_counts_the_others() {
+        let kinds = Kinds::default();
+        let written = |reason, count| {
+            let audit = failed(reason);
+            (0..count)
+                .filter(|_| kinds.is_written(stranger(1), 128, &audit))
+                .count()
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(written("TOKEN_UNKNOWN", 1000), 10);
+        assert_eq!(written("TOKEN_MALFORMED", 10), 10);
+        let due = kinds.due(now);
+        let [(kind, 990, record)] = &due[..] else {
+            panic!("{due:?}");
+        };
+        let detail = record.detail.as_deref().unwrap();
+        assert!(detail.starts_with("990 more like this"), "{detail}");
+        // Until it is recorded it is due, and nothing is forgotten.
+        assert_eq!(kinds.due(now).len(), 1);
+        kinds.told(kind, 990);
+        assert_eq!(kinds.due(now), []);
+        // That minute brought none.
+        assert_eq!(written("TOKEN_UNKNOWN", 1000), 10);
+    }
+
+    #[test]
+    fn what_goes_on_has_one_record_a_minute() {
+        let kinds = Kinds::default();
+        let audit = failed("TOKEN_UNKNOWN");
+        for minute in 0..5 {
+            let written = (0..100).filter(|_| kinds.is_written(stranger(1), 128, &audit));
+            assert_eq!(written.count(), if minute == 0 { 10 } else { 0 });
+            let due = kinds.due(Timestamp::UNIX_EPOCH);
+            assert_eq!(due.len(), 1);
+            kinds.told(&due[0].0, due[0].1);
+        }
+    }
+
+    #[test]
+    fn many_addresses_share_what_is_left() {
+        let kinds = Kinds::default();
+        let audit = failed("TOKEN_UNKNOWN");
+        let written = (0..200)
+            .flat_map(|number| std::iter::repeat_n(number, 20))
+            .filter(|number| kinds.is_written(stranger(*number), 128, &audit));
+        assert_eq!(written.count(), 128 * 10 + 10);
+        assert_eq!(kinds.seen().len(), 129);
+    }
+}
