@@ -1,11 +1,18 @@
-//! What peers that do harm cost the others: `cargo bench --bench edge`.
+//! What peers that do harm cost the others: `cargo bench --bench edge`, or of its two parts one,
+//! `-- floods` or `-- starvation`.
 //!
-//! One well-behaved caller on one kept connection, each call authenticated and audited; first
+//! Floods: one well-behaved caller on one kept connection, each call authenticated and audited; first
 //! without company, then beside four peers that flood the broker as fast as they can for
 //! twenty seconds, each with the next connection once its last was ended or refused. Each
 //! flood has a broker of its own. All of them are on one machine, so what the floods cost to
 //! make is in the figures, too: the offenders run in a thread of the lowest priority that the
 //! system has for them.
+//!
+//! Starvation: an operator who revokes one service after the other, and beside it a service that
+//! has a session issued each time; first a thousand of each without company, then beside a stolen
+//! token's worst over 32 connections and failed logins from eight addresses. Told are how many
+//! succeeded, their times as ratios, and what the log has grown by on account of the attackers.
+//! The broker has its default settings, AWS is the emulator of the tests.
 
 #![allow(
     clippy::expect_used,
@@ -25,23 +32,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-use credbroker::{client::Client, proto::WhoAmIRequest};
+use credbroker::{
+    client::Client,
+    proto::{CreateServiceRequest, IssueCredentialsRequest, RevokeServiceRequest, WhoAmIRequest},
+};
 use figures::{quantile, row};
 use harness::{
     Account, Broker,
+    attacks::{ATTACKS, Attack, Attackers},
     floods::{FLOODS, Flood, sent},
     h2::{begun, connect, gone},
+    site::{Site, stop},
+    stepped::policy,
 };
 use tokio::{runtime, task::JoinSet};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 const OFFENDERS: usize = 4;
+/// Revocations, and issues, beside an attack and without one.
+const ROUNDS: usize = 1000;
+/// A token that no broker has given.
+const UNKNOWN: &str = "cbs_AAAAAAAAAAAAAAAA_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const QUIET: Duration = Duration::from_secs(5);
 const BESIDE: Duration = Duration::from_secs(20);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    let part = std::env::args().nth(1);
+    if part.as_deref() != Some("starvation") {
+        floods().await;
+    }
+    if part.as_deref() != Some("floods") {
+        starvation().await;
+    }
+}
+
+async fn floods() {
     let account = Account::new().await;
     let mut most_memory = 0;
     println!("beside {OFFENDERS} peers of            p50        p99    p99 to quiet");
@@ -124,4 +152,112 @@ async fn offend(address: &str, ca: &Path, name: &str, flood: Flood) {
         let (mut reader, writer) = tokio::io::split(begun(stream).await);
         tokio::join!(sent(writer, flood), gone(&mut reader, name));
     }
+}
+
+/// Times of what succeeded.
+#[derive(Default)]
+struct Times {
+    revoked: Vec<Duration>,
+    issued: Vec<Duration>,
+}
+
+impl Times {
+    fn rows(&mut self, name: &str) {
+        for (what, times) in [("revoke", &mut self.revoked), ("issue", &mut self.issued)] {
+            times.sort();
+            let succeeded = times.len();
+            row(
+                &format!("{what} {name}, {succeeded} of {ROUNDS}"),
+                40,
+                times,
+            );
+        }
+    }
+}
+
+async fn starvation() {
+    let account = Account::new().await;
+    let site = Site::new();
+    let child = site.serving(&account.admin).await;
+    let (noisy, calm) = (site.service("noisy").await, site.service("calm").await);
+    let role = account.role("calm", &policy()).await;
+    let grant = ["--role-arn", &role];
+    site.put("calm/role", &grant, &policy()).await.ok();
+    let (admin, calm) = (site.admin_client().await, site.client(&calm).await);
+    println!("                                                   p50        p99");
+    rounds(&admin, &calm, "warm").await;
+    let mut quiet = rounds(&admin, &calm, "quiet").await;
+    quiet.rows("(quiet)");
+
+    let by_token = ATTACKS.map(|attack| vec![site.attacker(2, &noisy, attack); 8]);
+    let unknown = (3..=10).map(|number| site.attacker(number, UNKNOWN, Attack::WhoAmI));
+    let flood = unknown.flat_map(|attacker| vec![attacker; 8]);
+    let (began, attackers) = (
+        Instant::now(),
+        Attackers::begin(by_token.concat().into_iter().chain(flood).collect()),
+    );
+    let mut beside = rounds(&admin, &calm, "beside").await;
+    attackers.end();
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    beside.rows("beside an attack");
+    for (what, quiet, beside) in [
+        ("revoke", &quiet.revoked, &beside.revoked),
+        ("issue", &quiet.issued, &beside.issued),
+    ] {
+        let ratio = |at| quantile(beside, at).as_secs_f64() / quantile(quiet, at).as_secs_f64();
+        println!(
+            "{:40}  {:9.1}  {:9.1}",
+            format!("{what}, attacked to quiet"),
+            ratio(0.5),
+            ratio(0.99)
+        );
+    }
+    stop(child).await;
+    let of_attackers = "FROM audit WHERE actor IN ('service:noisy', 'unknown')";
+    let records = format!("SELECT count(*) {of_attackers}");
+    let bytes = format!("SELECT coalesce(sum(length(leaf)), 0) {of_attackers}");
+    println!(
+        "the log on account of the attackers: {} records, {} bytes, in {minutes:.1} minutes",
+        site.stored.count(&records).await,
+        site.stored.count(&bytes).await,
+    );
+}
+
+/// A revocation and an issue at a time.
+async fn rounds(admin: &Client, calm: &Client, name: &str) -> Times {
+    let mut times = Times::default();
+    for round in 0..ROUNDS {
+        let service = format!("{name}-{round}");
+        let create = CreateServiceRequest {
+            name: service.clone(),
+            ..CreateServiceRequest::default()
+        };
+        admin.services().create_service(create).await.unwrap();
+        let revoke = RevokeServiceRequest {
+            service,
+            reason: "measured".to_owned(),
+        };
+        let issue = IssueCredentialsRequest {
+            grant: "role".to_owned(),
+            ..IssueCredentialsRequest::default()
+        };
+        let (mut revocation, mut credentials) = (admin.revocation(), calm.credentials());
+        let (revoked, issued) = tokio::join!(
+            timed(revocation.revoke_service(revoke)),
+            timed(credentials.issue_credentials(issue)),
+        );
+        times.revoked.extend(revoked);
+        times.issued.extend(issued);
+    }
+    times
+}
+
+/// How long it took, if it succeeded.
+async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Option<Duration> {
+    let began = Instant::now();
+    let answer = call.await;
+    if let Err(status) = &answer {
+        eprintln!("{status:?}");
+    }
+    answer.ok().map(|_| began.elapsed())
 }

@@ -20,7 +20,8 @@ pub const ROLE: &str = "arn:aws:iam::123456789012:role/credbroker-bench";
 /// As much as is asked for, and no bound in the way of it.
 const BOUNDS: &str = "[bounds]\nconnections = 20000\nconnections_per_address = 20000\n\
                       connections_per_service = 20000\ncalls = 8192\n";
-const LIMITS: &str = "[limits]\nlive_sessions = 1000000\nissues_per_second = 100000\n";
+const LIMITS: &str =
+    "[limits]\nlive_sessions = 1000000\nissues_per_second = 100000\ncalls_per_second = 100000\n";
 const BUDGET: &str = "[aws]\niam_calls_per_second = 100000\nsts_calls_per_second = 100000\n";
 
 pub fn policy() -> Value {

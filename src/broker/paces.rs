@@ -1,5 +1,5 @@
-//! How fast one service may ask, so that one in a restart loop does not use up the
-//! account for the others.
+//! How fast one service may call, so that one in a restart loop does not use up the
+//! account, the broker or its log for the others.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,15 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::domain::{bucket::TokenBucket, name::Name};
+use crate::{
+    broker::{Broker, Error},
+    domain::{
+        audit::{AuditEvent, Event},
+        bucket::TokenBucket,
+        name::Name,
+        principal::{Identity, Principal},
+    },
+};
 
 /// How fast something may be asked for.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +68,52 @@ impl Paces {
         }
         bucket.take();
         Ok(())
+    }
+}
+
+impl Broker {
+    /// Lets a call of a service's through, unless it calls too fast. Operators have no pace.
+    ///
+    /// # Errors
+    /// When to call again; the store's.
+    pub async fn admit_call(&self, principal: &Principal) -> Result<(), Error> {
+        let Some(service) = service_of(principal) else {
+            return Ok(());
+        };
+        let most = self.parts.limits.calls_per_second;
+        let Err(wait) = self.call_paces.admit(service, Pace::per_second(most)) else {
+            return Ok(());
+        };
+        let error = Error::Limited {
+            reason: "TOO_MANY_REQUESTS",
+            message: format!("the service calls more than {most} times a second"),
+            next: "call less often; if the service is right to call so often, whoever runs the \
+                   broker raises limits.calls_per_second"
+                .to_owned(),
+            retry_after: Some(wait),
+        };
+        let audit = AuditEvent::by(principal, Event::RequestDenied, self.now());
+        let audit = audit.instance(&self.instance).service(service);
+        let audit = audit.denied(error.reason()).detail(&error.to_string());
+        self.record_by(principal, audit).await?;
+        Err(error)
+    }
+
+    /// Whether a caller that was refused for its pace may be told so as often as this.
+    pub fn bears_refusal(&self, principal: &Principal) -> bool {
+        let most = self.parts.limits.calls_per_second;
+        service_of(principal).is_none_or(|service| {
+            self.refused_paces
+                .admit(service, Pace::per_second(most))
+                .is_ok()
+        })
+    }
+}
+
+const fn service_of(principal: &Principal) -> Option<&Name> {
+    match principal.identity() {
+        Identity::Service(name) | Identity::Enrollee(name) => Some(name),
+        Identity::Operator(..) => None,
     }
 }
 

@@ -54,6 +54,7 @@ fn bounds(reader: &mut Reader) -> Bounds {
         ),
         ("handshakes", &mut bounds.handshakes),
         ("calls", &mut bounds.calls),
+        ("calls_per_service", &mut bounds.calls_per_service),
         ("calls_per_connection", &mut bounds.calls_per_connection),
         ("resets", &mut bounds.resets),
         ("pending_resets", &mut bounds.pending_resets),

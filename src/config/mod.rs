@@ -266,6 +266,9 @@ fn limits(reader: &mut Reader) -> Limits {
     Limits {
         live_users: users.unwrap_or(default.live_users),
         live_sessions: sessions.unwrap_or(default.live_sessions),
+        calls_per_second: reader
+            .number("limits", "calls_per_second")
+            .unwrap_or(default.calls_per_second),
         issues_per_second: reader
             .number("limits", "issues_per_second")
             .unwrap_or(default.issues_per_second),

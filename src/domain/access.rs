@@ -30,6 +30,12 @@ pub enum Surface {
     Services,
 }
 
+/// Whether a method takes access away, or gives it back, in an emergency.
+#[must_use]
+pub fn is_response(method: &str) -> bool {
+    TABLE.contains(&(method, RESPOND))
+}
+
 const READ: Access = Access::Operators(&[Viewer, Auditor, GrantAdmin, Responder, Admin]);
 const READ_AUDIT: Access = Access::Operators(&[Auditor, Responder, Admin]);
 const MANAGE: Access = Access::Operators(&[GrantAdmin, Admin]);
@@ -258,6 +264,23 @@ mod tests {
             assert_eq!(reached, *access == Access::Enrollees, "{method}");
             assert_eq!(reached, method.ends_with("/Enroll"), "{method}");
         }
+    }
+
+    #[test]
+    fn response_is_what_responders_are_for() {
+        let of_response = TABLE.iter().filter(|(method, _)| is_response(method));
+        let names: Vec<_> = of_response
+            .filter_map(|(method, _)| method.rsplit('/').next())
+            .collect();
+        let expected = [
+            "RevokeLease",
+            "RevokeGrant",
+            "RevokeService",
+            "StreamRevocation",
+            "ReinstateService",
+            "SuspendService",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

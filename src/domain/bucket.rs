@@ -36,6 +36,12 @@ impl TokenBucket {
         passed
     }
 
+    /// Whether it holds as much as it can.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.tokens >= self.capacity
+    }
+
     /// How long until there is a token, at this rate.
     #[must_use]
     pub fn wait(&self, per_second: f64) -> Duration {

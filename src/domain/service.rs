@@ -46,6 +46,8 @@ pub struct Limits {
     pub live_users: u64,
     /// Live leases of sessions.
     pub live_sessions: u64,
+    /// Calls of every kind per second; twice as many at once.
+    pub calls_per_second: u32,
     /// Issues, renewals and releases per second; twice as many at once.
     pub issues_per_second: u32,
     /// Issues of IAM users per minute; a third as many at once. A user costs
@@ -58,6 +60,7 @@ impl Default for Limits {
         Self {
             live_users: 100,
             live_sessions: 10_000,
+            calls_per_second: 200,
             issues_per_second: 100,
             users_per_minute: 30,
         }

@@ -1,71 +1,184 @@
-//! How many calls are worked on at a time, and for how long.
+//! Slots for calls: how many are worked on at a time, of whom, and for how long.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use axum::response::Response;
+use axum::body::{Body, Bytes};
+use http_body_util::BodyExt;
 use metrics::counter;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 
-use super::gate::Refusal;
+use super::counts::{Counted, Counts};
 use crate::{
     broker::{Error, PROOF_LIMIT},
-    domain::edge::Bounds,
+    domain::{
+        access::{Caller, is_response},
+        edge::Bounds,
+        name::Name,
+        principal::Identity,
+    },
 };
 
 /// When one more may find room.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Slots that only operators take.
+const OPERATORS: usize = 64;
+/// Slots that only revocation takes, suspension included, once operators have taken theirs.
+const RESPONSE: usize = 16;
+
+/// Slots of a listener.
+#[derive(Debug)]
+struct Slots {
+    services: Semaphore,
+    by_service: Arc<Counts<Name>>,
+    operators: Semaphore,
+    response: Semaphore,
+}
+
+/// A slot, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot<'a> {
+    _permit: SemaphorePermit<'a>,
+    _of_service: Option<Counted<Name>>,
+}
+
+/// The message of a call, and its room among what one connection may send, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Message<'a> {
+    pub(super) bytes: Bytes,
+    _room: Option<SemaphorePermit<'a>>,
+}
 
 /// The calls over one connection, and with them all others.
 #[derive(Clone, Debug)]
 pub struct Calls {
-    all: Arc<Semaphore>,
+    slots: Arc<Slots>,
     own: Arc<Semaphore>,
+    /// Bytes of messages that are held for calls over this connection.
+    room: Arc<Semaphore>,
+    message_bytes: usize,
     limit: Duration,
 }
 
 impl Calls {
-    /// None yet.
+    /// No calls yet.
     #[must_use]
     pub fn new(bounds: &Bounds) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(bounds.calls)),
-            own: Arc::new(Semaphore::new(bounds.calls_per_connection)),
-            limit: bounds.call_timeout,
-        }
+        let slots = Slots {
+            services: Semaphore::new(bounds.calls),
+            by_service: Counts::new(bounds.calls_per_service),
+            operators: Semaphore::new(OPERATORS),
+            response: Semaphore::new(RESPONSE),
+        };
+        Self::by(Arc::new(slots), bounds)
     }
 
     /// Those over one more connection.
     #[must_use]
     pub fn of_another(&self, bounds: &Bounds) -> Self {
-        let own = Arc::new(Semaphore::new(bounds.calls_per_connection));
+        Self::by(Arc::clone(&self.slots), bounds)
+    }
+
+    fn by(slots: Arc<Slots>, bounds: &Bounds) -> Self {
+        let window = usize::try_from(bounds.connection_window_bytes).unwrap_or(usize::MAX);
+        let room = window.max(bounds.message_bytes).min(Semaphore::MAX_PERMITS);
         Self {
-            own,
-            ..self.clone()
+            slots,
+            own: Arc::new(Semaphore::new(bounds.calls_per_connection)),
+            room: Arc::new(Semaphore::new(room)),
+            message_bytes: bounds.message_bytes,
+            limit: bounds.call_timeout,
         }
+    }
+
+    /// Takes one of this connection's own slots.
+    pub(super) fn begin(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.own
+            .try_acquire()
+            .map_err(|_| too_many("over this connection", "bounds.calls_per_connection"))
+    }
+
+    /// Waits for the message of a call. What is longer than a message may be is returned as far
+    /// as it was read.
+    pub(super) async fn message(&self, mut body: Body) -> Result<Message<'_>, Error> {
+        let mut message = Vec::new();
+        let mut room: Option<SemaphorePermit<'_>> = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| not_whole())?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let more = self.room.try_acquire_many(length);
+            let more = more
+                .map_err(|_| too_many("over this connection", "bounds.connection_window_bytes"))?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
+            message.extend_from_slice(&data);
+            if message.len() > self.message_bytes + PREFIX {
+                break;
+            }
+        }
+        Ok(Message {
+            bytes: message.into(),
+            _room: room,
+        })
+    }
+
+    /// Takes a slot for a proven caller.
+    pub(super) fn slot(&self, caller: &Caller) -> Result<Slot<'_>, Error> {
+        let slots = &self.slots;
+        let principal = caller.principal();
+        let service = match principal.identity() {
+            Identity::Service(name) | Identity::Enrollee(name) => name,
+            Identity::Operator(..) => {
+                let mut permit = slots.operators.try_acquire();
+                if permit.is_err() && is_response(&principal.origin().method) {
+                    permit = slots.response.try_acquire();
+                }
+                let permit = permit.map_err(|_| too_many("of operators", ""))?;
+                return Ok(Slot {
+                    _permit: permit,
+                    _of_service: None,
+                });
+            }
+        };
+        let of_service = slots.by_service.add(service).ok_or_else(|| {
+            let whose = format!("of service {service}");
+            too_many(&whose, "bounds.calls_per_service")
+        })?;
+        let permit = slots.services.try_acquire();
+        Ok(Slot {
+            _permit: permit.map_err(|_| too_many("of services", "bounds.calls"))?,
+            _of_service: Some(of_service),
+        })
     }
 
     /// Works on a call until it has an answer, be it the beginning of a stream: that goes on
     /// beyond.
-    pub(super) async fn work(
+    pub(super) async fn in_time<T>(
         &self,
         method: &str,
-        call: impl Future<Output = Response>,
-        refusal: Refusal,
-    ) -> Response {
-        let (Ok(_own), Ok(_all)) = (self.own.try_acquire(), self.all.try_acquire()) else {
-            counter!("credbroker_calls_shed_total").increment(1);
-            return refusal(&too_many());
-        };
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let answer = timeout(limit_of(method, self.limit), call).await;
         answer.unwrap_or_else(|_| {
             tracing::warn!(
                 method,
                 "a call takes longer than it may; what it began goes on"
             );
-            refusal(&Error::Late)
+            Err(Error::Late)
         })
     }
 }
+
+/// Bytes before a message that tell its length.
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+const PREFIX: usize = 5;
 
 /// What has an answer only once AWS has proven it.
 const PROVEN: [&str; 5] = [
@@ -84,13 +197,26 @@ fn limit_of(method: &str, limit: Duration) -> Duration {
     }
 }
 
-fn too_many() -> Error {
+fn not_whole() -> Error {
+    Error::Limited {
+        reason: "REQUEST_NOT_WHOLE",
+        message: "the request did not arrive whole in time".to_owned(),
+        next: "send it again; bounds.body_timeout tells how long it may take".to_owned(),
+        retry_after: None,
+    }
+}
+
+fn too_many(whose: &str, setting: &str) -> Error {
+    counter!("credbroker_calls_shed_total").increment(1);
+    let raised = if setting.is_empty() {
+        String::new()
+    } else {
+        format!("; whoever runs the broker raises {setting}")
+    };
     Error::Limited {
         reason: "TOO_MANY_CALLS",
-        message: "the broker is working on as many calls as it may".to_owned(),
-        next: "try again, with fewer at a time over one connection; whoever runs the broker \
-               raises bounds.calls or bounds.calls_per_connection"
-            .to_owned(),
+        message: format!("the broker is working on as many calls {whose} as it may"),
+        next: format!("try again, with fewer at a time{raised}"),
         retry_after: Some(PAUSE),
     }
 }

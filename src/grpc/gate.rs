@@ -1,12 +1,15 @@
 //! The gate in front of every RPC: authenticate, consult the access table, let in.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeMap,
     convert::Infallible,
     future::Future,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,120 +21,101 @@ use axum::{
 };
 use metrics::counter;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::SetOnce;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tower::Service;
 
-use super::{calls::Calls, status::status};
+use super::{
+    addresses::Address,
+    calls::Calls,
+    counts::{Counted, Counts},
+    status::status,
+};
 use crate::{
     authn::{Authenticator, LoginError, Shown},
     broker::{Broker, Error},
     domain::{
         access::{Caller, Surface, admit},
         name::Name,
-        principal::{Evidence, Identity, Origin},
+        principal::{Evidence, Identity, Origin, Principal},
     },
 };
 
 /// When a service with too many connections may try again.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The only method that takes more than one message.
+const STREAMED: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 /// The peer, put into every request by the listener.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its address.
+    /// Its socket address.
     pub address: SocketAddr,
+    /// Limits of all peers of its address.
+    pub limits: Arc<Address>,
     /// The client certificates that it has the key of, its own first; nobody has looked at
     /// what they are worth.
     pub certificates: Arc<[CertificateDer<'static>]>,
-    /// Who has called over the connection.
+    /// Services that have called over the connection.
     pub services: Services,
-    /// The calls over it that are worked on.
+    /// Calls over it that are worked on.
     pub calls: Calls,
+    /// Why the connection is to end, once it is.
+    pub offence: Arc<SetOnce<Offence>>,
 }
 
-/// How many connections there are of each service.
-#[derive(Debug)]
-pub struct ByService {
-    counts: Mutex<HashMap<Name, usize>>,
-    most: usize,
+/// Why a connection ends: for what its peer has sent too much of. What it took stays taken for
+/// a while, so that coming back costs the peer more than the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offence {
+    /// Frames, or requests that prove nobody: its place among those of its address stays taken.
+    OfAddress,
+    /// Calls of a service beyond its pace: its place among those of the service stays taken.
+    OfService,
 }
 
-impl ByService {
-    /// Up to so many.
-    #[must_use]
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            counts: Mutex::default(),
-            most,
-        })
-    }
+/// Marks the answer to a caller that has proven who it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Proven;
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<Name, usize>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The services that have called over a connection, until it ends.
+/// The services that have called over a connection, each counted until the connection ends.
 #[derive(Clone, Debug)]
-pub struct Services(Arc<Called>);
-
-#[derive(Debug)]
-struct Called {
-    names: Mutex<BTreeSet<Name>>,
-    all: Arc<ByService>,
-}
-
-impl Drop for Called {
-    fn drop(&mut self) {
-        let mut counts = self.all.counts();
-        for name in self
-            .names
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
-            if let Some(count) = counts.get_mut(name) {
-                *count -= 1;
-            }
-        }
-        counts.retain(|_, count| *count > 0);
-    }
+pub struct Services {
+    called: Arc<Mutex<BTreeMap<Name, Counted<Name>>>>,
+    all: Arc<Counts<Name>>,
 }
 
 impl Services {
-    /// Of a connection over which nobody has called yet.
+    /// Those of a connection over which no service has called yet.
     #[must_use]
-    pub fn none(all: &Arc<ByService>) -> Self {
-        Self(Arc::new(Called {
-            names: Mutex::default(),
+    pub fn none(all: &Arc<Counts<Name>>) -> Self {
+        Self {
+            called: Arc::default(),
             all: Arc::clone(all),
-        }))
+        }
     }
 
-    fn names(&self) -> MutexGuard<'_, BTreeSet<Name>> {
-        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    fn called(&self) -> MutexGuard<'_, BTreeMap<Name, Counted<Name>>> {
+        self.called.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the connection as the service's, and tells whether it was not before. An error
     /// when the service has as many as it may.
     fn add(&self, service: &Name) -> Result<bool, Error> {
-        let mut names = self.names();
-        if names.contains(service) {
+        let mut called = self.called();
+        if called.contains_key(service) {
             return Ok(false);
         }
-        let mut counts = self.0.all.counts();
-        let count = counts.entry(service.clone()).or_default();
-        if *count >= self.0.all.most {
-            return Err(too_many_connections(service));
-        }
-        *count += 1;
-        Ok(names.insert(service.clone()))
+        let counted = self.all.add(service);
+        let counted = counted.ok_or_else(|| too_many_connections(service))?;
+        called.insert(service.clone(), counted);
+        Ok(true)
     }
 
     /// Whether this one has.
     #[must_use]
     pub fn has(&self, service: &Name) -> bool {
-        self.names().contains(service)
+        self.called().contains_key(service)
     }
 }
 
@@ -160,42 +144,108 @@ impl Door {
         }
     }
 
-    /// Works on a call of `method` for whoever is let in, within the bounds of the peer.
-    pub async fn enter<F: Future<Output = Response>>(
+    /// Works on a call within the limits of its peer: takes a slot of the connection, waits for
+    /// the message, proves who calls, takes a slot of theirs, and does `work`.
+    pub async fn enter<M, F: Future<Output = Response>>(
         &self,
-        peer: Option<Peer>,
-        authorization: Option<SecretString>,
-        method: &str,
-        work: impl FnOnce(Arc<Broker>, Caller) -> F,
-        refusal: Refusal,
+        call: &Call,
+        message: impl Future<Output = Result<M, Error>>,
+        work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
     ) -> Response {
-        let Some(peer) = peer else {
-            let message = "a call came past the listener".to_owned();
-            return refusal(&Error::Internal(message));
-        };
+        let is_proven = AtomicBool::new(false);
         // By reference: it is large, and would be kept once for each layer around it.
-        let call = pin!(async {
-            let shown = Shown {
-                authorization: authorization.as_ref().map(ExposeSecret::expose_secret),
-                certificates: &peer.certificates,
-            };
-            let origin = Origin {
-                peer: Some(peer.address),
-                method: method.to_owned(),
-            };
-            let let_in = let_in(
-                &self.broker,
-                &self.authenticator,
-                self.surface,
-                origin,
-                shown,
-            );
-            match known(&self.broker, let_in, &peer.services).await {
-                Ok(caller) => work(Arc::clone(&self.broker), caller).await,
-                Err(error) => refusal(&error),
-            }
+        let answered = pin!(self.answered(call, message, work, &is_proven));
+        let answer = answered.await;
+        let mut answer = answer.unwrap_or_else(|error| (call.refusal)(&error));
+        if is_proven.load(Ordering::Relaxed) {
+            answer.extensions_mut().insert(Proven);
+        }
+        answer
+    }
+
+    async fn answered<M, F: Future<Output = Response>>(
+        &self,
+        call: &Call,
+        message: impl Future<Output = Result<M, Error>>,
+        work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
+        is_proven: &AtomicBool,
+    ) -> Result<Response, Error> {
+        let calls = &call.peer.calls;
+        let _own = calls.begin()?;
+        let message = message.await?;
+        let in_time = calls.in_time(&call.method, async {
+            let principal = self.login(call).await?;
+            is_proven.store(true, Ordering::Relaxed);
+            let caller = self.admitted(call, &principal).await?;
+            let _slot = calls.slot(&caller)?;
+            Ok(work(Arc::clone(&self.broker), caller, message).await)
         });
-        peer.calls.work(method, call, refusal).await
+        in_time.await
+    }
+
+    async fn login(&self, call: &Call) -> Result<Principal, Error> {
+        let peer = &call.peer;
+        let closed = || Error::Internal("the logins of an address are closed".to_owned());
+        let _turn = peer.limits.logins().acquire().await.map_err(|_| closed())?;
+        let shown = Shown {
+            authorization: call.authorization.as_ref().map(ExposeSecret::expose_secret),
+            certificates: &peer.certificates,
+        };
+        let origin = Origin {
+            peer: Some(peer.address),
+            method: call.method.clone(),
+        };
+        login(&self.broker, &self.authenticator, origin, shown).await
+    }
+
+    async fn admitted(&self, call: &Call, principal: &Principal) -> Result<Caller, Error> {
+        if let Err(error) = self.broker.admit_call(principal).await {
+            if !self.broker.bears_refusal(principal) {
+                // It may be set already.
+                let _ = call.peer.offence.set(Offence::OfService);
+            }
+            return Err(error);
+        }
+        let caller = admitted(&self.broker, principal.clone(), self.surface).await?;
+        count_connection(&self.broker, &caller, &call.peer.services).await?;
+        Ok(caller)
+    }
+}
+
+/// A request as it is let in or refused.
+pub struct Call {
+    /// Its peer.
+    pub peer: Peer,
+    /// The header `authorization`.
+    pub authorization: Option<SecretString>,
+    /// `credbroker.v1.Service/Method`.
+    pub method: String,
+    /// How a refusal is answered.
+    pub refusal: Refusal,
+}
+
+impl Call {
+    /// Call of a method, from the headers of its request.
+    ///
+    /// # Errors
+    /// The answer to a request that the listener did not pass on.
+    pub fn new(
+        request: &Request<Body>,
+        method: String,
+        refusal: Refusal,
+    ) -> Result<Self, Box<Response>> {
+        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| {
+            let message = "a call came past the listener".to_owned();
+            Box::new(refusal(&Error::Internal(message)))
+        })?;
+        let header = request.headers().get("authorization");
+        let authorization = header.and_then(|header| header.to_str().ok());
+        Ok(Self {
+            peer,
+            authorization: authorization.map(SecretString::from),
+            method,
+            refusal,
+        })
     }
 }
 
@@ -226,7 +276,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let door = self.door.clone();
         // The service that was polled ready goes with the call, its clone stays.
         let fresh = self.inner.clone();
@@ -234,31 +284,29 @@ where
         if !is_grpc(&request) {
             return Box::pin(async { Ok(StatusCode::NOT_FOUND.into_response()) });
         }
+        let method = method(&request);
+        let call = match Call::new(&request, method, |error| status(error).into_http()) {
+            Ok(call) => call,
+            Err(answer) => return Box::pin(async { Ok(*answer) }),
+        };
         Box::pin(async move {
-            let (peer, authorization) = (peer(&request), authorization(&request));
-            let method = method(&request);
-            let work = async |_, caller| {
+            let (parts, body) = request.into_parts();
+            let message = async {
+                if call.method == STREAMED {
+                    return Ok((Request::from_parts(parts, body), None));
+                }
+                let message = call.peer.calls.message(body).await?;
+                let body = Body::from(message.bytes.clone());
+                Ok((Request::from_parts(parts, body), Some(message)))
+            };
+            let work = async |_, caller, (mut request, _room): (Request<Body>, _)| {
                 request.extensions_mut().insert(caller);
                 let Ok(answer) = inner.call(request).await;
                 answer
             };
-            let refusal: Refusal = |error| status(error).into_http();
-            Ok(door
-                .enter(peer, authorization, &method, work, refusal)
-                .await)
+            Ok(door.enter(&call, message, work).await)
         })
     }
-}
-
-/// Who is at the other end, as the listener knows.
-pub fn peer(request: &Request<Body>) -> Option<Peer> {
-    request.extensions().get().cloned()
-}
-
-/// The header `authorization`.
-pub fn authorization(request: &Request<Body>) -> Option<SecretString> {
-    let header = request.headers().get("authorization")?;
-    header.to_str().ok().map(SecretString::from)
 }
 
 fn method(request: &Request<Body>) -> String {
@@ -266,18 +314,17 @@ fn method(request: &Request<Body>) -> String {
     path.chars().take(100).collect()
 }
 
-/// Who calls, counted as one who has called over this connection.
-async fn known(
+/// Counts the connection as its caller's, and refuses a service that was shut out meanwhile.
+async fn count_connection(
     broker: &Broker,
-    let_in: impl Future<Output = Result<Caller, Error>>,
+    caller: &Caller,
     services: &Services,
-) -> Result<Caller, Error> {
-    let caller = let_in.await?;
+) -> Result<(), Error> {
     let principal = caller.principal();
     if let Identity::Service(name) = principal.identity()
         && services.add(name)?
     {
-        // Shut out in between, it would not be known as one to be told of that.
+        // Counted before it is looked at: what is shut out later ends the connection.
         let still = broker.lets_in(name).await;
         if let Err(Error::Suspended(_)) = still
             && !broker.is_shut_out(name)
@@ -292,7 +339,7 @@ async fn known(
         }
         still?;
     }
-    Ok(caller)
+    Ok(())
 }
 
 fn is_grpc(request: &Request<Body>) -> bool {
@@ -303,14 +350,13 @@ fn is_grpc(request: &Request<Body>) -> bool {
     kind.is_some_and(|kind| kind.starts_with("application/grpc"))
 }
 
-/// Proves who calls and consults the table; a refusal is recorded.
-pub(super) async fn let_in(
+/// Proves who calls; a failure is recorded.
+pub(super) async fn login(
     broker: &Broker,
     authenticator: &Authenticator,
-    surface: Surface,
     origin: Origin,
     shown: Shown<'_>,
-) -> Result<Caller, Error> {
+) -> Result<Principal, Error> {
     let (store, now) = (broker.store(), broker.now());
     let login = authenticator.login(store, now, origin.clone(), shown);
     let principal = match login.await {
@@ -331,6 +377,15 @@ pub(super) async fn let_in(
     {
         return Err(Error::Suspended(service.clone()));
     }
+    Ok(principal)
+}
+
+/// Consults the access table; a refusal is recorded.
+pub(super) async fn admitted(
+    broker: &Broker,
+    principal: Principal,
+    surface: Surface,
+) -> Result<Caller, Error> {
     match admit(principal.clone(), surface) {
         Ok(caller) => Ok(caller),
         Err(error) => {

@@ -1,10 +1,12 @@
 //! The gRPC surface: a file per service, proto ↔ domain in [`convert`], errors in
 //! [`status`], who may call in [`gate`].
 
+pub mod addresses;
 mod admin;
 mod audit;
 pub mod calls;
 pub mod convert;
+pub mod counts;
 mod credentials;
 pub mod gate;
 mod grants;

@@ -5,7 +5,12 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{Request, Status};
 
-use super::{Api, gate::let_in, revocation::Happening, status::status};
+use super::{
+    Api,
+    gate::{admitted, login},
+    revocation::Happening,
+    status::status,
+};
 use crate::{
     authn::{Authenticator, Shown},
     broker::Broker,
@@ -47,8 +52,11 @@ impl Within {
             ..Shown::default()
         };
         let by_token = Authenticator::default();
-        let let_in = let_in(&self.api.broker, &by_token, Surface::Whole, origin, shown);
-        let caller = let_in.await.map_err(|error| status(&error))?;
+        let caller = async {
+            let principal = login(&self.api.broker, &by_token, origin, shown).await?;
+            admitted(&self.api.broker, principal, Surface::Whole).await
+        };
+        let caller = caller.await.map_err(|error| status(&error))?;
         let mut request = Request::new(message);
         request.extensions_mut().insert(caller);
         let answer = self.api.stream_revocation(request).await?;

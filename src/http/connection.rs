@@ -22,7 +22,7 @@ use hyper_util::{
 };
 use tokio::{
     net::TcpStream,
-    sync::{Semaphore, broadcast, watch},
+    sync::{Semaphore, SetOnce, broadcast, watch},
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
@@ -40,13 +40,17 @@ use crate::{
         random::{Random, SystemRandom},
     },
     grpc::{
+        addresses::Address,
         calls::Calls,
-        gate::{ByService, Peer, Services},
+        counts::Counts,
+        gate::{Offence, Peer, Proven, Services},
     },
 };
 
 /// Bytes that a peer may send beside a request.
 const FRAMES_OF_NO_CONSEQUENCE: usize = 64 * 1024;
+/// Smallest buffer that hyper takes for the headers of HTTP/1.
+const HTTP1_BUFFER_LEAST: usize = 8192;
 /// How long what runs for a service that is shut out may go on: whoever waits for an answer,
 /// or watches, hears of that first.
 const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
@@ -59,7 +63,7 @@ pub(super) struct Serving {
     pub(super) tls: watch::Receiver<Arc<ServerConfig>>,
     pub(super) handshakes: Semaphore,
     pub(super) router: Router,
-    pub(super) by_service: Arc<ByService>,
+    pub(super) by_service: Arc<Counts<Name>>,
     pub(super) calls: Calls,
     pub(super) bounds: Bounds,
     /// Tells which services are shut out.
@@ -68,28 +72,37 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Returns whether the connection was ended for what its peer sent.
-    pub(super) async fn serve(&self, stream: TcpStream, peer: SocketAddr) -> bool {
+    /// Returns for what the connection was ended, if it was for what its peer sent.
+    pub(super) async fn serve(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        limits: Arc<Address>,
+        services: Services,
+    ) -> Option<Offence> {
         // Small answers must not wait for more to send.
         let _ = stream.set_nodelay(true);
-        let Ok(Some(stream)) = timeout(self.bounds.handshake_timeout, self.handshake(stream)).await
-        else {
+        let handshake = self.handshake(stream, &limits);
+        let Ok(Some(stream)) = timeout(self.bounds.handshake_timeout, handshake).await else {
             tracing::debug!(%peer, "a TLS handshake failed");
-            return false;
+            return None;
         };
         let shut_outs = self.shut_outs.subscribe();
+        let offence = Arc::new(SetOnce::new());
         let shown = Peer {
             address: peer,
+            limits: Arc::clone(&limits),
             certificates: stream
                 .get_ref()
                 .1
                 .peer_certificates()
                 .unwrap_or_default()
                 .into(),
-            services: Services::none(&self.by_service),
+            services: services.clone(),
             calls: self.calls.of_another(&self.bounds),
+            offence: Arc::clone(&offence),
         };
-        let services = shown.services.clone();
+        let offends = Arc::clone(&offence);
         let allowance = Arc::new(Allowance::new(per_request(&self.bounds)));
         let asked = Arc::clone(&allowance);
         let (waiting, body_limit) = (Waiting::default(), self.bounds.body_timeout);
@@ -103,6 +116,10 @@ impl Serving {
                 request.map(|body| Body::new(Timed::new(body, body_limit)))
             })
             .map_response(move |response: Response<Body>| {
+                if response.extensions().get::<Proven>().is_none() && limits.is_one_too_many() {
+                    // It may be set already.
+                    let _ = offends.set(Offence::OfAddress);
+                }
                 response.map(|body| Body::new(Answer::new(body, answered.clone())))
             });
         let builder = builder(&self.bounds);
@@ -111,27 +128,31 @@ impl Serving {
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => ended,
+            offence = offence.wait() => {
+                tracing::debug!(%peer, ?offence, "a connection is ended");
+                return Some(*offence);
+            }
             grace = self.ending(&allowance, &services, shut_outs, &waiting) => {
-                let Some(grace) = grace else { return false };
+                let grace = grace?;
                 // Whoever asks just now is still served: it need not know that this ends.
                 serving.as_mut().graceful_shutdown();
                 match timeout(SILENT_GRACE, serving.as_mut()).await {
                     Ok(ended) => ended,
-                    Err(_) if !allowance.has_asked() => return false,
-                    Err(_) => match timeout(grace, serving).await {
-                        Ok(ended) => ended,
-                        Err(_) => return false,
-                    },
+                    Err(_) if !allowance.has_asked() => return None,
+                    Err(_) => timeout(grace, serving).await.ok()?,
                 }
             }
         };
-        let Err(error) = ended else { return false };
+        let error = ended.err()?;
         let is_offence = is_offence(error.as_ref());
         tracing::debug!(%peer, %error, is_offence, "a connection ended with an error");
-        is_offence
+        is_offence.then_some(Offence::OfAddress)
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(&self, stream: TcpStream, limits: &Address) -> Option<TlsStream<TcpStream>> {
+        // A peer that says nothing takes no turn from another.
+        stream.peek(&mut [0]).await.ok()?;
+        let _of_address = limits.handshakes().acquire().await.ok()?;
         let _permit = self.handshakes.acquire().await.ok()?;
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.borrow()));
         acceptor.accept(stream).await.ok()
@@ -201,9 +222,11 @@ fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
 
 fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    let header_bytes = usize::try_from(bounds.header_bytes).unwrap_or(usize::MAX);
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(header_bytes.max(HTTP1_BUFFER_LEAST))
         .header_read_timeout(bounds.first_request_timeout);
     builder
         .http2()

@@ -27,7 +27,7 @@ use crate::{
         name::GrantName,
     },
     grpc::{
-        gate::{Door, authorization, peer},
+        gate::{Call, Door},
         status::status,
     },
 };
@@ -48,15 +48,19 @@ pub(super) async fn serve(
         // HEAD would issue what nobody sees.
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    let (peer, token) = (peer(&request), authorization(&request).map(bearer));
-    let work = async |broker: Arc<Broker>, caller: Caller| {
+    let mut call = match Call::new(&request, METHOD.to_owned(), refusal) {
+        Ok(call) => call,
+        Err(answer) => return *answer,
+    };
+    call.authorization = call.authorization.map(bearer);
+    let work = async |broker: Arc<Broker>, caller: Caller, ()| {
         let issued = issue(&broker, caller.clone(), &grant).await;
         match broker.settle(&caller, issued).await {
             Ok(document) => document,
             Err(error) => refusal(&error),
         }
     };
-    door.enter(peer, token, METHOD, work, refusal).await
+    door.enter(&call, async { Ok(()) }, work).await
 }
 
 /// SDKs send what is in their token file, and no more.

@@ -1,12 +1,7 @@
 //! The accept loop: who may connect, and how many at a time. tonic's own server leaves some
 //! of HTTP/2's bounds off, so it serves here as a plain service.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use metrics::counter;
@@ -22,7 +17,12 @@ use super::connection::Serving;
 use crate::{
     broker::wait::Wait,
     domain::{edge::Bounds, name::Name},
-    grpc::{calls::Calls, gate::ByService},
+    grpc::{
+        addresses::Addresses,
+        calls::Calls,
+        counts::Counts,
+        gate::{Offence, Services},
+    },
 };
 
 /// After an error of accept itself, e.g. no file descriptor left.
@@ -60,12 +60,12 @@ pub async fn serve(
     } = listening;
     let permits = Arc::new(Semaphore::new(bounds.connections));
     let refused = Arc::new(Semaphore::new(REFUSED));
-    let addresses = Arc::new(Addresses::default());
+    let addresses = Addresses::default();
     let serving = Arc::new(Serving {
         tls,
         handshakes: Semaphore::new(bounds.handshakes),
         router,
-        by_service: ByService::new(bounds.connections_per_service),
+        by_service: Counts::new(bounds.connections_per_service),
         calls: Calls::new(&bounds),
         bounds: bounds.clone(),
         shut_outs,
@@ -76,7 +76,7 @@ pub async fn serve(
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let Some(place) = addresses.enter(peer.ip(), bounds.connections_per_address) else {
+        let Some(place) = addresses.connect(peer.ip(), &bounds) else {
             counter!("credbroker_connections_refused_total", "reason" => "per_address")
                 .increment(1);
             if let Ok(room) = Arc::clone(&refused).try_acquire_owned() {
@@ -90,17 +90,24 @@ pub async fn serve(
         };
         let serving = Arc::clone(&serving);
         tracker.spawn(async move {
-            let is_offender = serving.serve(stream, peer).await;
+            let services = Services::none(&serving.by_service);
+            let address = Arc::clone(&place.address);
+            let offence = serving.serve(stream, peer, address, services.clone()).await;
             drop(permit);
-            if is_offender {
-                // Its next connection would cost as much again: its address has one less.
-                counter!("credbroker_connections_offending_total").increment(1);
-                serving
-                    .stop
-                    .run_until_cancelled(sleep(OFFENCE_PAUSE.length()))
-                    .await;
-            }
-            drop(place);
+            let Some(offence) = offence else {
+                return;
+            };
+            // Its next connection would cost as much again.
+            counter!("credbroker_connections_offending_total").increment(1);
+            let (place, services) = match offence {
+                Offence::OfAddress => (Some(place), None),
+                Offence::OfService => (None, Some(services)),
+            };
+            serving
+                .stop
+                .run_until_cancelled(sleep(OFFENCE_PAUSE.length()))
+                .await;
+            drop((place, services));
         });
     }
     tracker.close();
@@ -122,67 +129,5 @@ async fn accept(
             sleep(ACCEPT_PAUSE).await;
             None
         }
-    }
-}
-
-/// Where an address is: a machine with IPv6 has a whole /64 (RFC 4291 section 2.5.4).
-fn site(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address @ IpAddr::V4(_) => address,
-    }
-}
-
-/// How many are connected from where.
-#[derive(Default)]
-struct Addresses(Mutex<HashMap<IpAddr, usize>>);
-
-/// One of them, until it is dropped.
-struct Place {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-}
-
-impl Addresses {
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a place; `None` when `most` are taken.
-    fn enter(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<Place> {
-        let address = site(address);
-        let mut counts = self.counts();
-        let count = counts.entry(address).or_default();
-        (*count < most).then(|| {
-            *count += 1;
-            Place {
-                addresses: Arc::clone(self),
-                address,
-            }
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.addresses.counts();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-        }
-        counts.retain(|_, count| *count > 0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_has_a_64_has_the_places_of_one_address() {
-        let site = |text: &str| site(text.parse().unwrap());
-        assert_eq!(site("2001:db8:1:2::3"), site("2001:db8:1:2:ffff::9"));
-        assert_ne!(site("2001:db8:1:2::3"), site("2001:db8:1:3::3"));
-        assert_eq!(site("::ffff:192.0.2.1"), site("192.0.2.1"));
-        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
     }
 }

@@ -12,7 +12,16 @@ pub mod tls;
 use std::sync::Arc;
 
 pub use self::metrics::{install as install_metrics, keep as keep_metrics};
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::StatusCode,
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http_body_util::BodyExt;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::layer::layer_fn;
 
@@ -22,7 +31,7 @@ use crate::{
     domain::access::Surface,
     grpc::{
         self,
-        gate::{Door, Gate},
+        gate::{Door, Gate, Peer},
     },
 };
 
@@ -44,16 +53,35 @@ pub fn router(
     let credentials =
         get(async move |grant, request| credentials::serve(&door, grant, request).await);
     let ready = Arc::clone(broker);
+    let health = Router::new()
+        .route_service("/grpc.health.v1.Health/{method}", health)
+        .layer(from_fn(bounded));
     let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(async move || readiness(&ready).await))
         .route("/v1/credentials/{grant}", credentials)
-        .route_service("/grpc.health.v1.Health/{method}", health)
+        .merge(health)
         .merge(grpc);
     match surface {
         Surface::Whole => router.route("/metrics", get(metrics::render)),
         Surface::Services => router,
     }
+}
+
+/// Answers a question about health, which nobody logs in for, while its address has room.
+async fn bounded(request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    let Some(room) = peer.and_then(|peer| peer.limits.health_stream()) else {
+        return StatusCode::TOO_MANY_REQUESTS.into_response();
+    };
+    let answer = next.run(request).await;
+    // The room is taken until the answer, which may be a stream, has ended.
+    answer.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _ = &room;
+            frame
+        }))
+    })
 }
 
 /// In words why not.

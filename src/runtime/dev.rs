@@ -116,6 +116,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         stores::migrate(&store).await?;
     }
     let limits = Limits {
+        calls_per_second: CALLS_PER_SECOND,
         issues_per_second: CALLS_PER_SECOND,
         users_per_minute: CALLS_PER_SECOND,
         ..Limits::default()

@@ -3,6 +3,7 @@
 
 mod answers;
 mod bounds;
+mod starvation;
 
 use std::{fs, path::Path, time::Duration};
 

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// A site with these bounds, whose broker reaches AWS by way of a proxy.
-async fn bounded(bounds: &str) -> (Site, Proxy) {
+pub(super) async fn bounded(bounds: &str) -> (Site, Proxy) {
     let (site, proxy) = (Site::new(), Proxy::start().await);
     let config = site
         .config()
@@ -48,19 +48,26 @@ async fn calls_beyond_the_bound_are_refused_and_succeed_once_there_is_room() {
     let (site, proxy) = bounded("calls = 2").await;
     let child = site.serving(&account.admin).await;
     let token = site.payments_api().await;
+    site.create("another").await;
     proxy.inject("CreateUser", Fault::Hold);
     let issue = async || site.run_as(&token, &["issue", "user"]).await;
     let refused = async {
         let both = async || (proxy.calls("CreateUser").len() == 2).then_some(());
-        eventually("two are under way", both).await;
-        let refused = site.run(&["status"]).await;
-        refused.fails(7, &["as many calls as it may", "next: try again"]);
+        eventually("two wait for AWS", both).await;
+        let refused = site.run_as(&token, &["whoami"]).await;
+        refused.fails(
+            7,
+            &["as many calls of services as it may", "next: try again"],
+        );
+        // Operators have slots of their own.
+        site.run(&["status"]).await.ok();
+        site.run(&["revoke", "another"]).await.ok();
         proxy.heal();
     };
     let (one, two, ()) = tokio::join!(issue(), issue(), refused);
     one.ok();
     two.ok();
-    site.run(&["status"]).await.ok();
+    site.run_as(&token, &["whoami"]).await.ok();
     assert_eq!(site.metric("credbroker_calls_shed_total").await, Some(1.0));
     stop(child).await;
 }

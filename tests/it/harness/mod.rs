@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+pub mod attacks;
 pub mod aws;
 pub mod broker;
 pub mod emulator;

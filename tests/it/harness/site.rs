@@ -1,7 +1,8 @@
 //! A broker of `serve`, with a configuration made from the one that is shipped.
 
-use std::{fs::File, path::PathBuf, process::Stdio};
+use std::{fs::File, net::Ipv4Addr, path::PathBuf, process::Stdio};
 
+use credbroker::client::{Client, Evidence, Settings};
 use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
 use secrecy::ExposeSecret;
@@ -12,6 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::{
     Key, Run,
+    attacks::{Attack, Attacker},
     broker::{aws_env, credbroker},
     emulator::emulator,
     eventually_within, free_address,
@@ -188,14 +190,39 @@ impl Site {
         self.run(&["service", "create", service]).await.ok();
     }
 
+    /// Registers a service. Returns its token.
+    pub async fn service(&self, name: &str) -> String {
+        self.create(name).await;
+        let create = ["service", "token", "create", name, "-o", "json"];
+        let token = self.run(&create).await.ok().json();
+        token["token"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn client(&self, token: &str) -> Client {
+        let settings = Settings {
+            address: format!("https://{}", self.address),
+            ca_file: self.path("tls.pem"),
+            evidence: Evidence::Token(token.to_owned().into()),
+        };
+        Client::connect(&settings).await.unwrap()
+    }
+
+    pub async fn admin_client(&self) -> Client {
+        let token = std::fs::read_to_string(self.path("admin-token")).unwrap();
+        self.client(&token).await
+    }
+
+    /// Attacker of its broker from this address of the loopback network.
+    pub fn attacker(&self, number: u8, token: &str, attack: Attack) -> Attacker {
+        Attacker::new(self, Ipv4Addr::new(127, 0, 0, number), token, attack)
+    }
+
     /// Registers `payments-api` with the grant `user`. Returns its token.
     pub async fn payments_api(&self) -> String {
-        self.create("payments-api").await;
-        let create = ["service", "token", "create", "payments-api", "-o", "json"];
-        let token = self.run(&create).await.ok().json();
+        let token = self.service("payments-api").await;
         let user = ["--kind", "iam_user"];
         self.put("payments-api/user", &user, &policy()).await.ok();
-        token["token"].as_str().unwrap().to_owned()
+        token
     }
 
     /// Puts a grant with an inline policy.
