@@ -1,7 +1,7 @@
 //! What peers that do harm cost the others: `cargo bench --bench edge`, or of its two parts one,
 //! `-- floods` or `-- starvation`.
 //!
-//! Floods: one well-behaved caller on one kept connection, each call authenticated and audited; first
+//! Floods: one well-behaved caller on one kept connection, each call authenticated; first
 //! without company, then beside four peers that flood the broker as fast as they can for
 //! twenty seconds, each with the next connection once its last was ended or refused. Each
 //! flood has a broker of its own. All of them are on one machine, so what the floods cost to
@@ -230,7 +230,6 @@ async fn rounds(admin: &Client, calm: &Client, name: &str) -> Times {
         let service = format!("{name}-{round}");
         let create = CreateServiceRequest {
             name: service.clone(),
-            ..CreateServiceRequest::default()
         };
         admin.services().create_service(create).await.unwrap();
         let revoke = RevokeServiceRequest {

@@ -186,7 +186,7 @@ async fn rates() -> Rows {
             "the same, to an empty call of tonic over the same TLS",
             "half",
             format!(
-                "{share:.2} ({shared:.0}/s to {calls:.0}/s; `WhoAmI`, which is recorded as well: {:.0}/s)",
+                "{share:.2} ({shared:.0}/s to {calls:.0}/s; `WhoAmI`, authenticated and bounded as well: {:.0}/s)",
                 median(echoed)
             ),
             share >= 0.5,

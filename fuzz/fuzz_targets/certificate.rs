@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 use credbroker::authn::{Authenticator, LoginError, Shown};
 use credbroker_fuzz::{Doors, parts};
 use libfuzzer_sys::fuzz_target;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 
 static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
     let doors = Doors::new();
@@ -16,12 +15,8 @@ static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
 
 fuzz_target!(|chain: &[u8]| {
     let (doors, authenticator) = &*DOORS;
-    let certificates: Vec<_> = parts(chain)
-        .into_iter()
-        .map(|der| CertificateDer::from(der.to_vec()))
-        .collect();
     let shown = Shown {
-        certificates: &certificates,
+        certificates: parts(chain).into_iter().map(<[u8]>::to_vec).collect(),
         ..Shown::default()
     };
     // The store knows nobody.

@@ -16,7 +16,7 @@ static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
 fuzz_target!(|header: &str| {
     let (doors, authenticator) = &*DOORS;
     let shown = Shown {
-        authorization: Some(header),
+        authorization: Some(header.into()),
         ..Shown::default()
     };
     // Nobody is known but an operator whose token is signed.

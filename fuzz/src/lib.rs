@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use credbroker::{
     authn::{
-        Authenticator, Login, Shown,
+        Authentication, Authenticator, Login, Shown,
         certificate::{Authority, VouchesFor},
         oidc::{IssuerSettings, Issuers, OperatorRule, TrustedIssuer},
     },
@@ -96,12 +96,13 @@ impl Doors {
     }
 
     /// Who shows this.
-    pub fn login(&self, authenticator: &Authenticator, shown: Shown<'_>) -> Login {
+    pub fn login(&self, authenticator: &Authenticator, shown: Shown) -> Login {
+        let shown = Arc::new(shown);
         let origin = Origin {
             peer: Some(SocketAddr::from(([127, 0, 0, 1], 1))),
             method: "credbroker.v1.IdentityService/WhoAmI".to_owned(),
         };
-        let login = authenticator.login(&self.store, now(), origin, shown);
+        let login = authenticator.login(&self.store, now(), origin, &shown);
         self.runtime.block_on(login)
     }
 }

@@ -139,7 +139,7 @@ impl Trust {
         store: &dyn Store,
         now: Timestamp,
         origin: Origin,
-        chain: &[CertificateDer<'static>],
+        chain: &[CertificateDer<'_>],
     ) -> Login {
         let (own, others) = chain.split_first().ok_or(LoginError::Refused {
             reason: "CERTIFICATE_ABSENT",

@@ -1,20 +1,16 @@
 //! Reading the audit log, and what is recorded without a use case of its own.
 
-use std::net::Ipv6Addr;
-
 use crate::{
     broker::{
         Broker, By, Error,
-        aggregation::Source,
-        ports::{AuditFilter, LeaseFilter, Page, TokenOwner},
+        ports::{AuditFilter, LeaseFilter, Page},
     },
     domain::{
-        access::{AccessError, Caller},
+        access::Caller,
         audit::{AuditEvent, AuditRecord, Event},
         grant::check::Violation,
         lease::Lease,
-        name::{LeaseId, Name},
-        principal::{Evidence, Identity, Origin, Principal},
+        name::LeaseId,
     },
 };
 
@@ -69,87 +65,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether a caller who was let in before would be let in now, for calls that last.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn is_still_admitted(&self, caller: &Caller) -> Result<bool, Error> {
-        let principal = caller.principal();
-        let proof = principal.proof();
-        if proof.expires_at.is_some_and(|expiry| expiry <= self.now()) {
-            return Ok(false);
-        }
-        let Evidence::Token(id) = &proof.evidence else {
-            return self.is_still_bound(principal).await;
-        };
-        let owner = self.store().token_owner(id).await?;
-        Ok(owner.is_some_and(|(token, owner)| {
-            let live = token.expires_at.is_none_or(|expiry| expiry > self.now());
-            live && match (owner, principal.identity()) {
-                (TokenOwner::Operator(now), Identity::Operator(name, role)) => {
-                    now.name == *name && now.role == *role
-                }
-                (TokenOwner::Service(now), Identity::Service(name)) => {
-                    now.name == *name && now.suspension.is_none()
-                }
-                _ => false,
-            }
-        }))
-    }
-
-    async fn is_still_bound(&self, principal: &Principal) -> Result<bool, Error> {
-        if let Identity::Operator(..) = principal.identity() {
-            // Its token says so until it ends.
-            return Ok(true);
-        }
-        let Some(binding) = self.binding_of(principal).await? else {
-            return Ok(false);
-        };
-        let service = self.store().service(&binding.service).await?;
-        Ok(service.is_some_and(|known| known.service.suspension.is_none()))
-    }
-
     /// Resolves when the broker is to end.
     pub async fn stopped(&self) {
         self.parts.stop.cancelled().await;
-    }
-
-    /// Records a login that failed, as far as it is known whose it was; counts it where there
-    /// were many.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn login_failed(
-        &self,
-        origin: &Origin,
-        reason: &str,
-        evidence: Option<&Evidence>,
-        service: Option<&Name>,
-    ) -> Result<(), Error> {
-        let audit = AuditEvent::failed_login(origin, reason, evidence, self.now());
-        let audit = audit.instance(&self.instance);
-        let audit = service.into_iter().fold(audit, AuditEvent::service);
-        let source = match (service, origin.peer) {
-            (Some(service), _) => Source::Service(service.clone()),
-            (None, Some(peer)) => Source::Stranger(peer.ip()),
-            (None, None) => Source::Stranger(Ipv6Addr::UNSPECIFIED.into()),
-        };
-        self.record_of(source, audit).await
-    }
-
-    /// Records a proven caller that called what it may not.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn call_denied(
-        &self,
-        principal: &Principal,
-        error: &AccessError,
-    ) -> Result<(), Error> {
-        let audit = AuditEvent::by(principal, Event::RequestDenied, self.now());
-        let audit = audit.instance(&self.instance);
-        let audit = audit.denied("NOT_PERMITTED").detail(&error.to_string());
-        self.record_by(principal, audit).await
     }
 
     /// Records a refusal that no use case has recorded yet, and passes it on. An

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, Error, IssuedLease, watch::Ended},
+    broker::{Broker, Error, IssuedLease, login::Staying, watch::Ended},
     domain::{
         access::Caller,
         decide::IssueRequest,
@@ -38,7 +38,7 @@ pub enum Followed {
 /// Somebody who follows the credentials of a grant.
 #[derive(Debug)]
 pub struct Following {
-    caller: Caller,
+    staying: Staying,
     grant: GrantName,
     ttl: Option<Duration>,
     news: Receiver<Ended>,
@@ -81,7 +81,7 @@ impl Broker {
         let held = lease.filter(|lease| lease.binding.grant == grant);
         let held = held.and_then(|lease| self.as_held(&lease, None));
         Ok(Following {
-            caller,
+            staying: Staying::new(caller),
             grant,
             ttl,
             news: watch.news,
@@ -118,7 +118,6 @@ impl Broker {
         if std::mem::take(&mut following.is_revoked) {
             return Ok(Some(Followed::Revoked));
         }
-        let service = following.grant.service.clone();
         loop {
             let now = self.now();
             if following
@@ -132,7 +131,7 @@ impl Broker {
             tokio::select! {
                 () = self.stopped() => return Ok(None),
                 _ = following.looks.tick() => {
-                    self.still_admits(&following.caller, &service).await?;
+                    self.look(&mut following.staying).await?;
                 }
                 ended = following.news.recv() => if following.loses(ended)? {
                     following.held = None;
@@ -151,7 +150,9 @@ impl Broker {
             other_than: following.held.as_ref().map(|held| held.lease_id.clone()),
             ..IssueRequest::new(following.grant.clone(), following.ttl, None)
         };
-        let issued = self.issue(following.caller.clone(), request).await;
+        self.look_to_issue(&mut following.staying).await?;
+        let caller = following.staying.caller().clone();
+        let issued = self.issue(caller, request).await;
         let now = self.now();
         match (issued, &mut following.held) {
             (Ok(issued), held) => {
@@ -167,8 +168,7 @@ impl Broker {
             }
             (Err(error), _) => {
                 // Shut out meanwhile, it is to hear of that.
-                let service = &following.grant.service;
-                self.still_admits(&following.caller, service).await?;
+                self.look(&mut following.staying).await?;
                 Err(error)
             }
         }

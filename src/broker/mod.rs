@@ -21,6 +21,7 @@ mod follow;
 mod grants;
 mod issue;
 mod log_key;
+mod login;
 mod lookup;
 mod operators;
 mod paces;
@@ -60,6 +61,7 @@ pub use self::{
     error::Error,
     follow::{Followed, Following},
     issue::IssuedLease,
+    login::Staying,
     lookup::KeyOwner,
     operators::NewOperator,
     reconcile::Reconciliation,
@@ -79,8 +81,8 @@ use crate::{
         log_key::Signing,
         paces::Paces,
         ports::{
-            Anchor, CertificateAuthority, Denier, Inventory, Issuer, Keyring, Spool, Store,
-            StoreError, Witness,
+            Anchor, Authentication, CertificateAuthority, Denier, Inventory, Issuer, Keyring,
+            Spool, Store, StoreError, Witness,
         },
         reap::Busy,
         share::Shared,
@@ -101,6 +103,8 @@ use crate::{
 
 /// What the broker needs to work.
 pub struct Parts {
+    /// How callers are proven.
+    pub authentication: Arc<dyn Authentication>,
     /// Where it remembers.
     pub store: Arc<dyn Store>,
     /// How it makes and takes away credentials.

@@ -100,23 +100,6 @@ impl Broker {
         })
     }
 
-    /// Whether whoever watches what a service holds may still do so.
-    ///
-    /// # Errors
-    /// The caller is not admitted any more, or its service is shut out; the store's.
-    pub async fn still_admits(&self, caller: &Caller, service: &Name) -> Result<(), Error> {
-        if self.is_still_admitted(caller).await? && !self.is_shut_out(service) {
-            return Ok(());
-        }
-        let known = self.store().service(service).await?;
-        let suspended = known.is_some_and(|known| known.service.suspension.is_some());
-        Err(if suspended || self.is_shut_out(service) {
-            Error::Suspended(service.clone())
-        } else {
-            Error::Unauthenticated
-        })
-    }
-
     /// Tells those who watch what was revoked.
     pub(super) fn tell_revoked(&self, target: &Target) {
         if let Target::Service(service) = target {

@@ -1,8 +1,9 @@
 //! Who is calling, and what shows it.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
+use secrecy::SecretString;
 
 use crate::domain::{binding::BindingId, name::Name, operator::Role, token::TokenId};
 
@@ -18,6 +19,24 @@ pub struct Origin {
     pub peer: Option<SocketAddr>,
     /// `credbroker.v1.Service/Method`.
     pub method: String,
+}
+
+/// What a caller shows of itself, kept as long as its call, so that it can be proven again.
+#[derive(Clone, Default)]
+pub struct Shown {
+    /// The header `authorization`.
+    pub authorization: Option<SecretString>,
+    /// Client certificates of the connection in DER, the caller's own first.
+    pub certificates: Arc<[Vec<u8>]>,
+}
+
+/// Without the secret.
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown")
+            .field("certificates", &self.certificates.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A proven identity.
@@ -114,22 +133,30 @@ pub struct Proof {
 }
 
 /// A caller whose identity has been proven. Only `authn` builds it (a test sees to it).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Principal {
     identity: Identity,
     proof: Proof,
     origin: Origin,
+    shown: Arc<Shown>,
 }
 
 impl Principal {
     /// For `authn` alone, after it has checked the evidence.
     #[cfg(feature = "server")]
-    pub(crate) const fn proven(identity: Identity, proof: Proof, origin: Origin) -> Self {
+    pub(crate) fn proven(identity: Identity, proof: Proof, origin: Origin) -> Self {
         Self {
             identity,
             proof,
             origin,
+            shown: Arc::default(),
         }
+    }
+
+    /// The same, with what it has shown.
+    #[cfg(feature = "server")]
+    pub(crate) fn showing(self, shown: Arc<Shown>) -> Self {
+        Self { shown, ..self }
     }
 
     /// Who it is.
@@ -148,6 +175,12 @@ impl Principal {
     #[must_use]
     pub const fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// What it has shown.
+    #[must_use]
+    pub const fn shown(&self) -> &Arc<Shown> {
+        &self.shown
     }
 }
 

@@ -17,10 +17,10 @@ use super::{
 use crate::{
     audit::tile::Tile,
     broker::{
-        Broker, Error,
+        Broker, Error, Staying,
         ports::{AuditFilter, Page},
     },
-    domain::{access::Caller, audit::Subject, grant::check::Violation},
+    domain::{audit::Subject, grant::check::Violation},
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
         ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,
@@ -127,7 +127,8 @@ impl AuditService for Api {
             broker.audit_export(&caller, start, end).await?;
             let (sender, receiver) = mpsc::channel(BUNDLES);
             tokio::spawn(async move {
-                if let Err(error) = export(&broker, &caller, start..end, &sender).await {
+                if let Err(error) = export(&broker, Staying::new(caller), start..end, &sender).await
+                {
                     // A reader who has left needs no error.
                     let _ = sender.send(Err(status(&error))).await;
                 }
@@ -152,9 +153,9 @@ impl AuditService for Api {
             let lines = u64::try_from(message.lines).unwrap_or(0);
             let (after, last) = broker.audit_tail(&caller, lines).await?;
             let (sender, receiver) = mpsc::channel(BUFFER);
-            let tail = Tail {
+            let mut tail = Tail {
                 broker,
-                caller,
+                staying: Staying::new(caller),
                 sender,
             };
             let last = (!message.follow).then_some(last);
@@ -170,15 +171,13 @@ impl AuditService for Api {
 /// read.
 async fn export(
     broker: &Broker,
-    caller: &Caller,
+    mut staying: Staying,
     range: Range<u64>,
     sender: &mpsc::Sender<Result<EntryBundle, Status>>,
 ) -> Result<(), Error> {
     let mut start = range.start;
     while start < range.end {
-        if !broker.is_still_admitted(caller).await? {
-            return Err(Error::Unauthenticated);
-        }
+        broker.look(&mut staying).await?;
         let bundle = if start < broker.store().log_start().await? {
             let roots = pruned_roots(broker, start, range.end).await?;
             start += roots.len() as u64 * BUNDLE;
@@ -244,14 +243,14 @@ async fn pruned_roots(broker: &Broker, start: u64, size: u64) -> Result<Vec<Vec<
 /// One reader of the log's end.
 struct Tail {
     broker: Arc<Broker>,
-    caller: Caller,
+    staying: Staying,
     sender: mpsc::Sender<Result<AuditRecord, Status>>,
 }
 
 impl Tail {
     /// Sends the records after `after`, up to `last` or, without one, as they come: until
     /// the reader leaves, may no longer read, or the broker ends.
-    async fn send(&self, mut after: u64, last: Option<u64>) {
+    async fn send(&mut self, mut after: u64, last: Option<u64>) {
         while last.is_none_or(|last| after < last) {
             match self.send_page(after, last).await {
                 Ok(Some(seq)) => after = seq,
@@ -269,10 +268,8 @@ impl Tail {
     }
 
     /// Sends what is there; returns the last sequence number sent, if any.
-    async fn send_page(&self, after: u64, last: Option<u64>) -> Result<Option<u64>, Error> {
-        if !self.broker.is_still_admitted(&self.caller).await? {
-            return Err(Error::Unauthenticated);
-        }
+    async fn send_page(&mut self, after: u64, last: Option<u64>) -> Result<Option<u64>, Error> {
+        self.broker.look(&mut self.staying).await?;
         let page = Page {
             after: Some(after.to_string()),
             limit: 1000,

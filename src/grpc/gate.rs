@@ -20,9 +20,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use metrics::counter;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio::sync::SetOnce;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use tower::Service;
 
 use super::{
@@ -32,12 +31,11 @@ use super::{
     status::status,
 };
 use crate::{
-    authn::{Authenticator, LoginError, Shown},
     broker::{Broker, Error},
     domain::{
-        access::{Caller, Surface, admit},
+        access::{Caller, Surface},
         name::Name,
-        principal::{Evidence, Identity, Origin, Principal},
+        principal::{Identity, Origin, Principal, Shown},
     },
 };
 
@@ -53,9 +51,9 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Limits of all peers of its address.
     pub limits: Arc<Address>,
-    /// The client certificates that it has the key of, its own first; nobody has looked at
+    /// The client certificates that it has the key of, DER, its own first; nobody has looked at
     /// what they are worth.
-    pub certificates: Arc<[CertificateDer<'static>]>,
+    pub certificates: Arc<[Vec<u8>]>,
     /// Services that have called over the connection.
     pub services: Services,
     /// Calls over it that are worked on.
@@ -126,22 +124,13 @@ pub type Refusal = fn(&Error) -> Response;
 #[derive(Clone)]
 pub struct Door {
     broker: Arc<Broker>,
-    authenticator: Arc<Authenticator>,
     surface: Surface,
 }
 
 impl Door {
     /// A door to what is served at an address.
-    pub const fn new(
-        broker: Arc<Broker>,
-        authenticator: Arc<Authenticator>,
-        surface: Surface,
-    ) -> Self {
-        Self {
-            broker,
-            authenticator,
-            surface,
-        }
+    pub const fn new(broker: Arc<Broker>, surface: Surface) -> Self {
+        Self { broker, surface }
     }
 
     /// Works on a call within the limits of its peer: takes a slot of the connection, waits for
@@ -188,14 +177,14 @@ impl Door {
         let closed = || Error::Internal("the logins of an address are closed".to_owned());
         let _turn = peer.limits.logins().acquire().await.map_err(|_| closed())?;
         let shown = Shown {
-            authorization: call.authorization.as_ref().map(ExposeSecret::expose_secret),
-            certificates: &peer.certificates,
+            authorization: call.authorization.clone(),
+            certificates: Arc::clone(&peer.certificates),
         };
         let origin = Origin {
             peer: Some(peer.address),
             method: call.method.clone(),
         };
-        login(&self.broker, &self.authenticator, origin, shown).await
+        self.broker.login(origin, &Arc::new(shown)).await
     }
 
     async fn admitted(&self, call: &Call, principal: &Principal) -> Result<Caller, Error> {
@@ -206,7 +195,7 @@ impl Door {
             }
             return Err(error);
         }
-        let caller = admitted(&self.broker, principal.clone(), self.surface).await?;
+        let caller = self.broker.admit(principal.clone(), self.surface).await?;
         count_connection(&self.broker, &caller, &call.peer.services).await?;
         Ok(caller)
     }
@@ -329,13 +318,10 @@ async fn count_connection(
         if let Err(Error::Suspended(_)) = still
             && !broker.is_shut_out(name)
         {
-            suspended(
-                broker,
-                principal.origin(),
-                &principal.proof().evidence,
-                name,
-            )
-            .await?;
+            let (origin, proof) = (principal.origin(), principal.proof());
+            broker
+                .suspended_login(origin, &proof.evidence, name)
+                .await?;
         }
         still?;
     }
@@ -348,63 +334,6 @@ fn is_grpc(request: &Request<Body>) -> bool {
         .get("content-type")
         .and_then(|value| value.to_str().ok());
     kind.is_some_and(|kind| kind.starts_with("application/grpc"))
-}
-
-/// Proves who calls; a failure is recorded.
-pub(super) async fn login(
-    broker: &Broker,
-    authenticator: &Authenticator,
-    origin: Origin,
-    shown: Shown<'_>,
-) -> Result<Principal, Error> {
-    let (store, now) = (broker.store(), broker.now());
-    let login = authenticator.login(store, now, origin.clone(), shown);
-    let principal = match login.await {
-        Ok(principal) => principal,
-        Err(LoginError::Refused { reason, evidence }) => {
-            let evidence = evidence.as_ref();
-            broker.login_failed(&origin, reason, evidence, None).await?;
-            return Err(Error::Unauthenticated);
-        }
-        Err(LoginError::Suspended { service, evidence }) => {
-            suspended(broker, &origin, &evidence, &service).await?;
-            return Err(Error::Suspended(service));
-        }
-        Err(LoginError::Store(error)) => return Err(error.into()),
-    };
-    if let Identity::Service(service) = principal.identity()
-        && broker.is_shut_out(service)
-    {
-        return Err(Error::Suspended(service.clone()));
-    }
-    Ok(principal)
-}
-
-/// Consults the access table; a refusal is recorded.
-pub(super) async fn admitted(
-    broker: &Broker,
-    principal: Principal,
-    surface: Surface,
-) -> Result<Caller, Error> {
-    match admit(principal.clone(), surface) {
-        Ok(caller) => Ok(caller),
-        Err(error) => {
-            broker.call_denied(&principal, &error).await?;
-            Err(error.into())
-        }
-    }
-}
-
-/// Records that a service was refused for being shut out.
-async fn suspended(
-    broker: &Broker,
-    origin: &Origin,
-    evidence: &Evidence,
-    service: &Name,
-) -> Result<(), Error> {
-    broker
-        .login_failed(origin, "SERVICE_SUSPENDED", Some(evidence), Some(service))
-        .await
 }
 
 fn too_many_connections(service: &Name) -> Error {

@@ -13,7 +13,7 @@ use tonic::{
 
 use super::{convert::parse, credentials::to_issued, status::status};
 use crate::{
-    broker::{Broker, Error, Followed, Following, Watch},
+    broker::{Broker, Error, Followed, Following, Staying, Watch},
     domain::{access::Caller, denial::Scope, grant::check::Violation, name::LeaseId},
     proto::{
         RevocationNotice, WatchCredentialsResponse, revocation_notice::What,
@@ -41,7 +41,7 @@ pub(super) fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
 
 /// Tells a service what of its own is revoked.
 pub(super) fn notices(broker: Arc<Broker>, caller: Caller, watch: Watch) -> Told<RevocationNotice> {
-    told(async move |sender| notify(&broker, &caller, watch, &sender).await)
+    told(async move |sender| notify(&broker, Staying::new(caller), watch, &sender).await)
 }
 
 /// Tells a service its next credentials under a grant, and that they are revoked.
@@ -85,7 +85,7 @@ where
 /// Tells a service what of its own is revoked, until it leaves, or may watch no longer.
 async fn notify(
     broker: &Broker,
-    caller: &Caller,
+    mut staying: Staying,
     mut watch: Watch,
     sender: &Sender<Result<RevocationNotice, Status>>,
 ) -> Result<(), Error> {
@@ -104,7 +104,7 @@ async fn notify(
             () = sender.closed() => return Ok(()),
             () = broker.stopped() => return Ok(()),
             _ = looks.tick() => {
-                broker.still_admits(caller, &watch.service).await?;
+                broker.look(&mut staying).await?;
                 continue;
             }
             ended = watch.news.recv() => ended.map_err(|_| Error::watcher_too_slow())?,
@@ -120,7 +120,7 @@ async fn notify(
         if sender.send(Ok(to_notice(what))).await.is_err() {
             return Ok(());
         }
-        broker.still_admits(caller, &watch.service).await?;
+        broker.look(&mut staying).await?;
     }
 }
 

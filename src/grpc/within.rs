@@ -5,16 +5,13 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{Request, Status};
 
-use super::{
-    Api,
-    gate::{admitted, login},
-    revocation::Happening,
-    status::status,
-};
+use super::{Api, revocation::Happening, status::status};
 use crate::{
-    authn::{Authenticator, Shown},
     broker::Broker,
-    domain::{access::Surface, principal::Origin},
+    domain::{
+        access::Surface,
+        principal::{Origin, Shown},
+    },
     proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
 };
 
@@ -48,13 +45,13 @@ impl Within {
         };
         let header = SecretString::from(format!("Bearer {}", self.token.expose_secret()));
         let shown = Shown {
-            authorization: Some(header.expose_secret()),
+            authorization: Some(header),
             ..Shown::default()
         };
-        let by_token = Authenticator::default();
+        let broker = &self.api.broker;
         let caller = async {
-            let principal = login(&self.api.broker, &by_token, origin, shown).await?;
-            admitted(&self.api.broker, principal, Surface::Whole).await
+            let principal = broker.login(origin, &Arc::new(shown)).await?;
+            broker.admit(principal, Surface::Whole).await
         };
         let caller = caller.await.map_err(|error| status(&error))?;
         let mut request = Request::new(message);

@@ -89,15 +89,11 @@ impl Serving {
         };
         let shut_outs = self.shut_outs.subscribe();
         let offence = Arc::new(SetOnce::new());
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let shown = Peer {
             address: peer,
             limits: Arc::clone(&limits),
-            certificates: stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .unwrap_or_default()
-                .into(),
+            certificates: chain.iter().map(|der| der.to_vec()).collect(),
             services: services.clone(),
             calls: self.calls.of_another(&self.bounds),
             offence: Arc::clone(&offence),

@@ -26,7 +26,6 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tower::layer::layer_fn;
 
 use crate::{
-    authn::Authenticator,
     broker::Broker,
     domain::access::Surface,
     grpc::{
@@ -39,12 +38,11 @@ use crate::{
 /// `/readyz` in front of it, credentials for SDKs, and `/metrics` where operators are served.
 pub fn router(
     broker: &Arc<Broker>,
-    authenticator: &Arc<Authenticator>,
     health: HealthServer<impl Health>,
     surface: Surface,
     message_bytes: usize,
 ) -> Router {
-    let door = Door::new(Arc::clone(broker), Arc::clone(authenticator), surface);
+    let door = Door::new(Arc::clone(broker), surface);
     let gated = door.clone();
     let grpc = grpc::routes(broker, message_bytes)
         .prepare()

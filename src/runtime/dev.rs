@@ -128,10 +128,13 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     };
     let (ca_file, tls) = certificates(dir)?;
     let (ca, authority) = trust::own(&enrollment(dir)?)?;
+    let authenticator = Arc::new(Authenticator::default());
+    authenticator.trust.replace(vec![authority]);
     let own = Own {
         custody,
         two_person: false,
         authority: Some(Arc::new(ca)),
+        authenticator,
     };
     let assembled = assemble(&store, aws, limits, own, Placements::default(), log).await?;
     tolerate_silence(
@@ -147,8 +150,6 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     Env { address, token }
         .write(&env_file, &ca_file)
         .map_err(file_error(&env_file))?;
-    let authenticator = Arc::new(Authenticator::default());
-    authenticator.trust.replace(vec![authority]);
     let listening = Listening {
         listener,
         tls: watch::channel(tls).1,
@@ -163,7 +164,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         all: listening,
         operators: None,
     };
-    run(assembled, at, authenticator, Vec::new(), move || {
+    run(assembled, at, Vec::new(), move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
         println!("ready");
     })

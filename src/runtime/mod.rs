@@ -104,6 +104,8 @@ struct Own {
     two_person: bool,
     /// Its authority for client certificates.
     authority: Option<Arc<dyn CertificateAuthority>>,
+    /// How callers are proven.
+    authenticator: Arc<Authenticator>,
 }
 
 /// How the audit log is kept.
@@ -132,6 +134,7 @@ async fn assemble(
     let issuer = Arc::new(issuer);
     let stop = CancellationToken::new();
     let broker = Broker::new(Parts {
+        authentication: own.authenticator,
         store: store.clone(),
         issuer: issuer.clone(),
         inventory: issuer.clone(),
@@ -251,7 +254,6 @@ struct Addresses {
 async fn run(
     assembled: Assembled,
     at: Addresses,
-    authenticator: Arc<Authenticator>,
     sinks: Vec<Arc<dyn Sink>>,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
@@ -283,7 +285,7 @@ async fn run(
     let serve = async |listening: Option<Listening>, surface| {
         if let Some(listening) = listening {
             let (health, most) = (health.clone(), listening.bounds.message_bytes);
-            let router = http::router(&broker, &authenticator, health, surface, most);
+            let router = http::router(&broker, health, surface, most);
             listener::serve(listening, router, broker.shut_outs(), stop.clone()).await;
         }
     };

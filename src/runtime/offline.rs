@@ -1,7 +1,7 @@
 //! The kill switch without a broker that runs: its store is opened, and the broker works in
 //! this process for as long as one revocation takes.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 
@@ -52,7 +52,10 @@ impl Offline {
         memory::seal().map_err(StartError::Memory)?;
         stores::existing(&whose.store())?;
         let assembled = match whose {
-            Whose::Configured(config) => serve::assembled(&config, None).await,
+            Whose::Configured(config) => {
+                let authenticator = serve::authenticator(&config)?;
+                serve::assembled(&config, authenticator, None).await
+            }
             Whose::Stored {
                 store,
                 aws_endpoint_url,
@@ -157,6 +160,7 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         two_person: false,
         custody,
         authority: None,
+        authenticator: Arc::default(),
     };
     let store = StoreAt::File(store);
     assemble(&store, aws, limits, own, placements, log).await

@@ -49,16 +49,13 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     };
     let (cert, key) = (&config.listen.tls_cert_file, &config.listen.tls_key_file);
     let tls = tls::from_files(cert, key, clients)?;
-    let authenticator = Arc::new(Authenticator {
-        issuers: issuers(&config.issuers)?,
-        ..Authenticator::default()
-    });
+    let authenticator = authenticator(&config)?;
     authenticator.issuers.load().await;
     let (configured, enrollment) = (config.client_authorities.clone(), config.enrollment.clone());
     let trusted = trust::Files::taken(configured, enrollment, &authenticator)?;
     let sinks = sinks(&config.audit.sinks)?;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
-    let assembled = assembled(&config, trusted.own()).await?;
+    let assembled = assembled(&config, Arc::clone(&authenticator), trusted.own()).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
     first_operator(&assembled, &config.operators.bootstrap_token_file).await?;
     let listener = bind(config.listen.address).await?;
@@ -68,8 +65,7 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     };
     let address = listener.local_addr().unwrap_or(config.listen.address);
     let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
-    let issuing = Arc::clone(&authenticator);
-    let issuing = tokio::spawn(async move { issuing.issuers.keep().await });
+    let issuing = tokio::spawn(async move { authenticator.issuers.keep().await });
     let ready = move || tracing::info!(%address, "serving");
     let (shown, tls) = watch::channel(tls);
     let (cert, key) = (cert.clone(), key.clone());
@@ -84,16 +80,25 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         all: listening(listener),
         operators: administrative.map(listening),
     };
-    let ended = run(assembled, at, authenticator, sinks, ready).await;
+    let ended = run(assembled, at, sinks, ready).await;
     trusting.abort();
     issuing.abort();
     showing.abort();
     ended
 }
 
+/// Proof of callers by tokens, the broker's own and those of the issuers of a configuration.
+pub(super) fn authenticator(config: &Config) -> Result<Arc<Authenticator>, StartError> {
+    Ok(Arc::new(Authenticator {
+        issuers: issuers(&config.issuers)?,
+        ..Authenticator::default()
+    }))
+}
+
 /// The broker of a configuration, before it serves.
 pub(super) async fn assembled(
     config: &Config,
+    authenticator: Arc<Authenticator>,
     authority: Option<Arc<dyn CertificateAuthority>>,
 ) -> Result<Assembled, StartError> {
     let log = LogKeeping {
@@ -108,6 +113,7 @@ pub(super) async fn assembled(
         custody,
         two_person: config.operators.two_person,
         authority,
+        authenticator,
     };
     assemble(&config.store, aws, limits, own, placements, log).await
 }

@@ -72,9 +72,11 @@ const ROOMS: &[Room] = &[
         &["broker::ports", "domain"],
         // Whether a certificate is good is computed; its files are read elsewhere.
         &[
+            "async_trait",
             "aws_lc_rs",
             "data_encoding",
             "jiff",
+            "secrecy",
             "serde",
             "serde_json",
             "thiserror",
@@ -143,16 +145,16 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "grpc",
-        &["audit", "broker", "authn", "domain", "proto"],
+        &["audit", "broker", "domain", "proto"],
         &[
             "axum",
+            "http_body_util",
             "jiff",
             "metrics",
             "prost",
             "prost_types",
             "secrecy",
             "tokio",
-            "tokio_rustls",
             "tonic",
             "tonic_health",
             "tonic_reflection",
@@ -163,12 +165,13 @@ const ROOMS: &[Room] = &[
     ),
     room(
         "http",
-        &["authn", "grpc", "broker", "domain"],
+        &["grpc", "broker", "domain"],
         &[
             // rustls calls its module so.
             "aws_lc_rs",
             "axum",
             "h2",
+            "http_body_util",
             "hyper",
             "hyper_util",
             "metrics",

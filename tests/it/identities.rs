@@ -3,6 +3,7 @@
 mod certificates;
 pub(crate) mod enrollment;
 mod forgeries;
+mod streams;
 mod tokens;
 
 use std::fs;

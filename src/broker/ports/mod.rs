@@ -1,6 +1,7 @@
 //! What the use cases need from the outside, in words of the domain.
 
 mod approvals;
+mod authentication;
 mod aws;
 mod certificates;
 mod identities;
@@ -13,7 +14,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::{approvals::*, aws::*, certificates::*, identities::*, keys::*, log::*, peers::*};
+pub use self::{
+    approvals::*, authentication::*, aws::*, certificates::*, identities::*, keys::*, log::*,
+    peers::*,
+};
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,

@@ -10,6 +10,7 @@ use std::{
 
 use credbroker::{
     audit::{checkpoint::Checkpoint, note::Signer},
+    authn::Authenticator,
     aws::{AwsAccount, AwsSettings, Clients},
     broker::{
         Broker, Custody, PROOF_LIMIT, Parts,
@@ -52,6 +53,7 @@ pub(super) fn broker(
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
     let anchor: Arc<dyn Anchor> = Arc::new(FileAnchor::new(home.join("checkpoint")));
     Broker::new(Parts {
+        authentication: Arc::new(Authenticator::default()),
         store: store.clone(),
         issuer: issuer.clone(),
         inventory: issuer.clone(),

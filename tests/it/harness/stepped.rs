@@ -9,7 +9,7 @@ use std::{
 };
 
 use credbroker::{
-    authn::token::authenticate,
+    authn::{Authenticator, Shown},
     aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
         AdminKeyStatus, Broker, Custody, Error, Following, IssuedLease, PROOF_LIMIT, Parts,
@@ -17,7 +17,7 @@ use credbroker::{
         ports::{AuditFilter, LeaseFilter, Page, Target},
     },
     domain::{
-        access::{Caller, Surface, admit},
+        access::{Caller, Surface},
         arn::Partition,
         audit::AuditEvent,
         clock::{Clock, SteadyClock, wall_time},
@@ -219,13 +219,16 @@ impl Stepped {
 
     async fn caller(&self, token: &SecretString, method: &str) -> Caller {
         let header = format!("Bearer {}", token.expose_secret());
+        let shown = Shown {
+            authorization: Some(header.into()),
+            ..Shown::default()
+        };
         let origin = Origin {
             peer: None,
             method: format!("credbroker.v1.{method}"),
         };
-        let (store, now) = (self.broker.store(), self.clock.now());
-        let proven = authenticate(store, now, origin, Some(&header)).await;
-        admit(proven.unwrap(), Surface::Whole).unwrap()
+        let proven = self.broker.login(origin, &Arc::new(shown)).await.unwrap();
+        self.broker.admit(proven, Surface::Whole).await.unwrap()
     }
 
     async fn service(&self, method: &str) -> Caller {
@@ -455,6 +458,7 @@ async fn broker(
     ));
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
     Broker::new(Parts {
+        authentication: Arc::new(Authenticator::default()),
         store,
         issuer: issuer.clone(),
         inventory: issuer.clone(),

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use self::issuer::{Issuer, Signs, now};
-use crate::harness::{Account, site::Site};
+use super::streams::{end_with_the_token, tail_ends_with_the_token};
+use crate::harness::{Account, eventually, site::Site};
 
 const ISSUER: &str = "https://issuer.example";
 const AUDIENCE: &str = "https://broker.example";
@@ -363,4 +364,27 @@ async fn without_keys_the_broker_starts_and_refuses_the_tokens_until_it_has_them
     fs::write(site.path("keys.json"), issuer.keys().to_string()).unwrap();
     let is_taken = async || (site.run_as(&token, &["whoami"]).await.code == 0).then_some(());
     crate::harness::eventually("the keys", is_taken).await;
+}
+
+#[tokio::test]
+async fn streams_end_when_the_key_of_their_token_is_gone() {
+    let world = Taken::bound().await;
+    // A token whose key is not known yet has the keys read again, but not often.
+    let known = async |issuer: &Issuer| {
+        fs::write(world.site.path("keys.json"), issuer.keys().to_string()).unwrap();
+        let token = issuer.sign(Signs::Es256, &good());
+        let let_in =
+            async || (world.site.run_as(&token, &["whoami"]).await.code == 0).then_some(());
+        eventually("it is let in", let_in).await;
+    };
+    let other = Issuer::new();
+    let ends = async || known(&other).await;
+    let token = world.issuer.sign(Signs::Es256, &good());
+    end_with_the_token(&world.site, &token, "JWT_KEY_UNKNOWN", ends).await;
+    known(&world.issuer).await;
+    let mut claims = changed("sub", json!("user-1"));
+    claims["login"] = json!("ann");
+    claims["groups"] = json!(["platform"]);
+    let operator = world.issuer.sign(Signs::Es256, &claims);
+    tail_ends_with_the_token(&world.site, &operator, "JWT_KEY_UNKNOWN", ends).await;
 }

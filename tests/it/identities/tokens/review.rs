@@ -26,7 +26,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{AUDIENCE, Issuer, SUBJECT, Signs, binding, configured, good};
+use super::{
+    super::streams::end_with_the_token, AUDIENCE, Issuer, SUBJECT, Signs, binding, configured, good,
+};
 use crate::harness::{
     Account,
     site::{Site, stop},
@@ -176,5 +178,22 @@ async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
 
     cluster.says(json!({"authenticated": true, "audiences": [AUDIENCE]}));
     site.run_as(&token, &["whoami"]).await.ok();
+    stop(child).await;
+}
+
+#[tokio::test]
+async fn streams_end_when_their_cluster_does_not_stand_by_the_token_any_more() {
+    let issuer = Issuer::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let site = asking(listener.local_addr().unwrap().port(), &issuer);
+    let cluster = Cluster::start(&site, listener);
+    let account = Account::new().await;
+    let child = site.serving(&account.admin).await;
+    site.payments_api().await;
+    site.run(&binding("payments-api", SUBJECT, &[])).await.ok();
+    let token = issuer.sign(Signs::Es256, &good());
+    cluster.says(json!({"authenticated": true, "audiences": [AUDIENCE]}));
+    let ends = async || cluster.says(json!({"authenticated": false}));
+    end_with_the_token(&site, &token, "TOKEN_REVIEW_DENIED", ends).await;
     stop(child).await;
 }
