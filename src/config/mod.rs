@@ -472,6 +472,7 @@ mod tests {
     fn what_the_example_calls_a_default_is_one() {
         let uncommented = EXAMPLE
             .replace("# live_", "live_")
+            .replace("# calls_per_second", "calls_per_second")
             .replace("# issues_per", "issues_per");
         let (before, bounds) = uncommented.split_once("[bounds]").unwrap();
         let (bounds, after) = bounds.split_once("\n\n").unwrap();
@@ -479,7 +480,7 @@ mod tests {
             .lines()
             .map(|line| line.strip_prefix("# ").filter(|l| l.contains(" = ")))
             .collect();
-        assert_eq!(settings.iter().flatten().count(), 25);
+        assert_eq!(settings.iter().flatten().count(), 26);
         let bounds = settings
             .into_iter()
             .flatten()

@@ -1,5 +1,7 @@
 //! Where the configuration says so, some changes take a second operator.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Child;
@@ -9,6 +11,7 @@ use crate::{
     harness::{
         Account, Key, Run,
         broker::credbroker,
+        eventually,
         site::{Site, stop},
         stepped::policy,
     },
@@ -127,6 +130,7 @@ impl Pair {
 #[tokio::test]
 async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
     let pair = Pair::new().await;
+    let began = Instant::now();
     let policy = policy().to_string();
     let put = [
         "grant",
@@ -162,6 +166,9 @@ async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
     let archive = TempDir::new().unwrap();
     let archive = archive.path().display().to_string();
     pair.run("ann", &["audit", "export", &archive]).await.ok();
+    // On a fast machine all of this takes less.
+    let is_old = async || (began.elapsed() > Duration::from_secs(2)).then_some(());
+    eventually("the first records are two seconds old", is_old).await;
     let prune = ["audit", "prune", &archive, "--older-than", "1s"];
     pair.takes_two(&prune, "", "prune the first 512 records")
         .await;
