@@ -117,7 +117,7 @@ impl Broker {
 
     /// Lets a request of the caller's through, unless it asks too fast.
     pub(super) async fn admit_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
-        let most = self.parts.limits.issues_per_second;
+        let most = self.limits().issues_per_second;
         let admit = |service: &Name| self.paces.admit(service, Pace::per_second(most));
         let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
@@ -129,7 +129,7 @@ impl Broker {
 
     /// The same for one that takes many calls to IAM.
     async fn admit_user_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
-        let most = self.parts.limits.users_per_minute;
+        let most = self.limits().users_per_minute;
         let admit = |service: &Name| self.user_paces.admit(service, Pace::per_minute(most));
         let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
@@ -190,7 +190,7 @@ impl Broker {
             .caller_event(caller, Event::LeaseRequested)
             .lease(&lease)
             .permits(grant);
-        let most = self.parts.limits.live(lease.binding.kind);
+        let most = self.limits().live(lease.binding.kind);
         let begun = self.store().begin_lease(&lease, most, audit).await;
         match on_conflict(begun, || {
             Error::Conflict(Subject::Grant(grant.name.clone()))

@@ -45,7 +45,7 @@ mod witness;
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -125,7 +125,7 @@ pub struct Parts {
     pub partition: Partition,
     /// Its AWS region, for `status`.
     pub region: String,
-    /// What one service may have.
+    /// What one service may have at the start.
     pub limits: Limits,
     /// How its own key is kept.
     pub custody: Custody,
@@ -150,6 +150,8 @@ pub struct Parts {
 /// The credential broker: every use case is a method.
 pub struct Broker {
     parts: Parts,
+    /// What one service may have, as it stands now.
+    limits: RwLock<Limits>,
     started_at: jiff::Timestamp,
     /// It is to end soon.
     is_leaving: AtomicBool,
@@ -199,8 +201,10 @@ impl Broker {
         let started_at = parts.clock.now();
         let mut instance = [0; 4];
         parts.random.fill(&mut instance);
+        let limits = RwLock::new(parts.limits);
         Arc::new(Self {
             parts,
+            limits,
             started_at,
             is_leaving: AtomicBool::new(false),
             instance: HEXLOWER.encode(&instance),
@@ -238,6 +242,15 @@ impl Broker {
     #[must_use]
     pub fn now(&self) -> jiff::Timestamp {
         self.parts.clock.now()
+    }
+
+    /// Gives each service these limits from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The AWS partition the broker works in.

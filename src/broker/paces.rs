@@ -80,7 +80,7 @@ impl Broker {
         let Some(service) = service_of(principal) else {
             return Ok(());
         };
-        let most = self.parts.limits.calls_per_second;
+        let most = self.limits().calls_per_second;
         let Err(wait) = self.call_paces.admit(service, Pace::per_second(most)) else {
             return Ok(());
         };
@@ -101,7 +101,7 @@ impl Broker {
 
     /// Whether a caller that was refused for its pace may be told so as often as this.
     pub fn bears_refusal(&self, principal: &Principal) -> bool {
-        let most = self.parts.limits.calls_per_second;
+        let most = self.limits().calls_per_second;
         service_of(principal).is_none_or(|service| {
             self.refused_paces
                 .admit(service, Pace::per_second(most))

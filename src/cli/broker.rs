@@ -19,7 +19,7 @@ use crate::{
         StartError, StartProblem,
         dev::{DevOptions, dev},
         migrate,
-        serve::serve,
+        serve::{check, serve},
     },
 };
 
@@ -73,6 +73,10 @@ pub(super) struct Serve {
     /// The configuration file; deploy/credbroker.example.toml documents it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Check the configuration and the files that it names, and end. Neither the store nor AWS
+    /// is asked.
+    #[arg(long)]
+    check: bool,
 }
 
 impl Dev {
@@ -91,10 +95,19 @@ impl Dev {
 }
 
 impl Serve {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self, out: &mut Output) -> Result<(), Failure> {
         let config = Config::load(&self.config).map_err(StartError::from)?;
         log_to_stderr(&config.log.level, config.log.json)?;
-        Ok(serve(config).await?)
+        if self.check {
+            check(&config)?;
+            let path = self.config.display().to_string();
+            return Ok(out.show(&json!({
+                "config": path,
+                "valid": true,
+                "not_asked": ["the store", "AWS"],
+            }))?);
+        }
+        Ok(serve(&self.config, config).await?)
     }
 }
 

@@ -233,7 +233,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         #[cfg(feature = "server")]
         Command::Dev(dev) => dev.run().await,
         #[cfg(feature = "server")]
-        Command::Serve(serve) => serve.run().await,
+        Command::Serve(serve) => serve.run(&mut out).await,
         #[cfg(feature = "server")]
         Command::Migrate(migrate) => migrate.run(&mut out).await,
         #[cfg(feature = "server")]

@@ -17,7 +17,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose,
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, signal::unix::SignalKind, sync::watch};
 use tokio_rustls::rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -164,7 +164,13 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         all: listening,
         operators: None,
     };
-    run(assembled, at, Vec::new(), move || {
+    // Its terminal may be closed.
+    let ends = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ];
+    run(assembled, at, Vec::new(), &ends, move || {
         tracing::info!(%address, "serving; in another shell: . {}", env_file.display());
         println!("ready");
     })

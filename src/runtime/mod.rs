@@ -3,6 +3,7 @@
 pub mod dev;
 mod error;
 pub mod offline;
+mod reload;
 pub mod serve;
 mod stores;
 mod trust;
@@ -18,6 +19,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -250,11 +252,12 @@ struct Addresses {
     operators: Option<Listening>,
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once.
+/// Serves until a signal that `ends` it; a second one ends the process at once.
 async fn run(
     assembled: Assembled,
     at: Addresses,
     sinks: Vec<Arc<dyn Sink>>,
+    ends: &[SignalKind],
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let Assembled {
@@ -268,7 +271,7 @@ async fn run(
     let (reporter, health) = grpc::health();
     begin(&broker).await;
     let delay = at.all.bounds.shutdown_delay;
-    let signals = stop_on_signal(Arc::clone(&broker), delay, stop.clone());
+    let signals = stop_on_signal(Arc::clone(&broker), delay, stop.clone(), ends);
     signals.map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
     let witnessed = Arc::clone(&broker);
@@ -363,19 +366,24 @@ async fn feed(broker: &Arc<Broker>, sinks: Vec<Arc<dyn Sink>>) -> Result<JoinSet
 
 /// At the first signal the broker is unready, and `stop` is cancelled after `delay`; a second
 /// one ends the process at once.
-fn stop_on_signal(broker: Arc<Broker>, delay: Duration, stop: CancellationToken) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut signalled = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    };
+fn stop_on_signal(
+    broker: Arc<Broker>,
+    delay: Duration,
+    stop: CancellationToken,
+    ends: &[SignalKind],
+) -> io::Result<()> {
+    let (signals, mut signalled) = mpsc::channel(2);
+    for kind in ends {
+        let (mut ends, signals) = (signal(*kind)?, signals.clone());
+        tokio::spawn(async move {
+            while ends.recv().await.is_some() {
+                // Two that wait are as many as are told apart.
+                let _ = signals.try_send(());
+            }
+        });
+    }
     tokio::spawn(async move {
-        signalled().await;
+        signalled.recv().await;
         tracing::info!("ending: unready from now on");
         broker.leave();
         let ending = async {
@@ -386,7 +394,7 @@ fn stop_on_signal(broker: Arc<Broker>, delay: Duration, stop: CancellationToken)
         };
         tokio::select! {
             () = ending => {}
-            () = signalled() => {}
+            _ = signalled.recv() => {}
         }
         tracing::warn!("second signal: ending at once");
         std::process::exit(1);

@@ -4,11 +4,12 @@ use std::{fs, path::Path, sync::Arc};
 
 use data_encoding::BASE64;
 use secrecy::ExposeSecret;
-use tokio::sync::watch;
+use tokio::{signal::unix::SignalKind, sync::watch};
+use tokio_rustls::rustls::ServerConfig;
 
 use super::{
     Addresses, Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error,
-    not_sealing, run, sealing_key, tolerate_silence, trust,
+    not_sealing, reload::Reloading, run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
     authn::{
@@ -35,13 +36,16 @@ use crate::{
     store::anchor::replace_file,
 };
 
-/// Serves until told to stop.
-///
-/// # Errors
-/// Why it does not start.
-pub async fn serve(config: Config) -> Result<(), StartError> {
-    memory::seal().map_err(StartError::Memory)?;
-    install_metrics();
+/// What is made of a configuration before anything is asked of the store or of AWS.
+struct Prepared {
+    tls: Arc<ServerConfig>,
+    clients: ClientCertificates,
+    authenticator: Arc<Authenticator>,
+    trusted: trust::Files,
+    sinks: Vec<Arc<dyn Sink>>,
+}
+
+fn prepare(config: &Config) -> Result<Prepared, StartError> {
     let clients = if config.client_authorities.is_empty() && config.enrollment.is_none() {
         ClientCertificates::NotAsked
     } else {
@@ -49,11 +53,49 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     };
     let (cert, key) = (&config.listen.tls_cert_file, &config.listen.tls_key_file);
     let tls = tls::from_files(cert, key, clients)?;
-    let authenticator = authenticator(&config)?;
-    authenticator.issuers.load().await;
+    let authenticator = authenticator(config)?;
     let (configured, enrollment) = (config.client_authorities.clone(), config.enrollment.clone());
-    let trusted = trust::Files::taken(configured, enrollment, &authenticator)?;
-    let sinks = sinks(&config.audit.sinks)?;
+    Ok(Prepared {
+        tls,
+        clients,
+        trusted: trust::Files::taken(configured, enrollment, &authenticator)?,
+        authenticator,
+        sinks: sinks(&config.audit.sinks)?,
+    })
+}
+
+/// Checks a configuration and the files that it names. Neither the store nor AWS is asked.
+///
+/// # Errors
+/// Why a broker would not start by it.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    prepare(config)?;
+    config.audit.witness.as_ref().map(witness).transpose()?;
+    match (
+        &config.admin_key.sealing_key_file,
+        &config.admin_key.sealing_kms_region,
+    ) {
+        (Some(path), None) => sealing_key(path).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Serves until told to stop, by the configuration in a file, which is read again at SIGHUP.
+///
+/// # Errors
+/// Why it does not start.
+pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
+    let reloading = Reloading::begin(path, &config).map_err(file_error(path))?;
+    memory::seal().map_err(StartError::Memory)?;
+    install_metrics();
+    let Prepared {
+        tls,
+        clients,
+        authenticator,
+        trusted,
+        sinks,
+    } = prepare(&config)?;
+    authenticator.issuers.load().await;
     let may_be_imported = config.admin_key.sealing_key_file.is_some();
     let assembled = assembled(&config, Arc::clone(&authenticator), trusted.own()).await?;
     tolerate_silence(assembled.issuer.check_boundary().await, may_be_imported)?;
@@ -65,10 +107,15 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
     };
     let address = listener.local_addr().unwrap_or(config.listen.address);
     let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
+    let reloading = reloading.keep(Arc::clone(&assembled.broker), Arc::clone(&authenticator));
+    let reloading = tokio::spawn(reloading);
     let issuing = tokio::spawn(async move { authenticator.issuers.keep().await });
     let ready = move || tracing::info!(%address, "serving");
     let (shown, tls) = watch::channel(tls);
-    let (cert, key) = (cert.clone(), key.clone());
+    let (cert, key) = (
+        config.listen.tls_cert_file.clone(),
+        config.listen.tls_key_file.clone(),
+    );
     let showing = tokio::spawn(async move { tls::keep(&cert, &key, clients, shown).await });
     let bounds = &config.listen.bounds;
     let listening = |listener| Listening {
@@ -80,9 +127,11 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
         all: listening(listener),
         operators: administrative.map(listening),
     };
-    let ended = run(assembled, at, sinks, ready).await;
+    let ends = [SignalKind::terminate(), SignalKind::interrupt()];
+    let ended = run(assembled, at, sinks, &ends, ready).await;
     trusting.abort();
     issuing.abort();
+    reloading.abort();
     showing.abort();
     ended
 }

@@ -2,7 +2,9 @@
 
 use std::process::Stdio;
 
+use credbroker::proto::WhoAmIRequest;
 use rcgen::KeyPair;
+use tokio::process::Command;
 
 use super::{address, mode};
 use crate::harness::{
@@ -224,4 +226,68 @@ async fn kms_may_guard_the_sealing_key() {
     std::fs::write(site.path("seal.key"), encrypt("something-else").await).unwrap();
     let run = Run::of(with_kms(), "").await;
     run.fails(6, &["the sealing key cannot be opened"]);
+}
+
+#[tokio::test]
+async fn a_configuration_is_checked_without_a_store_or_aws() {
+    let site = Site::new();
+    let config = site.text("config.toml");
+    let check = [
+        "serve",
+        "--check",
+        "--config",
+        config.as_str(),
+        "-o",
+        "json",
+    ];
+    let checked = site.run(&check).await.ok().json();
+    assert_eq!(checked["valid"], true, "{checked}");
+    assert!(!site.path("credbroker.db").exists());
+    site.set("region = \"eu-central-1\"", "region = \"Europe\"");
+    site.run(&check)
+        .await
+        .fails(2, &["aws.region: write it like eu-central-1"]);
+    site.set("region = \"Europe\"", "region = \"eu-central-1\"");
+    std::fs::write(site.path("tls.key"), "no key").unwrap();
+    site.run(&check)
+        .await
+        .fails(2, &["cannot read the TLS private key"]);
+}
+
+#[tokio::test]
+async fn a_hangup_ends_nothing_and_has_the_configuration_read_again() {
+    let (site, account) = (Site::new(), Account::new().await);
+    let child = site.serving(&account.admin).await;
+    let token = site.service("loops").await;
+    let pid = child.id().unwrap().to_string();
+    let hang_up = async |words: &str| {
+        let kill = Command::new("kill").args(["-HUP", &pid]).status();
+        assert!(kill.await.unwrap().success());
+        let told = async || {
+            let log = std::fs::read_to_string(site.path("log")).unwrap();
+            log.contains(words).then_some(())
+        };
+        eventually(words, told).await;
+    };
+    hang_up("the configuration is read again").await;
+
+    site.set("# calls_per_second = 200", "calls_per_second = 1");
+    hang_up("the limits of services have changed").await;
+    let client = site.client(&token).await;
+    let who = async || client.identity().who_am_i(WhoAmIRequest {}).await;
+    let slowed = async || who().await.err();
+    let refused = eventually("it is slowed down", slowed).await;
+    assert!(
+        refused.message().contains("more than 1 times a second"),
+        "{refused:?}"
+    );
+
+    site.set("eu-central-1", "eu-west-1");
+    hang_up("settings have changed that take a restart").await;
+    site.set("calls_per_second = 1", "calls_per_second = \"many\"");
+    hang_up("the configuration stays as it was").await;
+    let log = std::fs::read_to_string(site.path("log")).unwrap();
+    assert!(log.contains("limits.calls_per_second"), "{log}");
+    site.run(&["status"]).await.ok();
+    stop(child).await;
 }
