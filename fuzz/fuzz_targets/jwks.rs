@@ -12,7 +12,7 @@ const TOKEN: &str = include_str!("../seeds/login/jwt");
 
 fuzz_target!(|keys: &[u8]| {
     let shown = Shown {
-        authorization: Some(TOKEN),
+        authorization: Some(TOKEN.into()),
         ..Shown::default()
     };
     match DOORS.login(&DOORS.authenticator(Some(keys)), shown) {

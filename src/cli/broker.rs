@@ -107,7 +107,8 @@ impl Serve {
                 "not_asked": ["the store", "AWS"],
             }))?);
         }
-        Ok(serve(&self.config, config).await?)
+        // By reference: it is large.
+        Ok(Box::pin(serve(&self.config, config)).await?)
     }
 }
 
