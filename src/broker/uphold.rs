@@ -359,7 +359,10 @@ impl Broker {
         if is_there {
             return Ok(true);
         }
-        let told = if self.denying.may_be_overtaken(place) {
+        // Another broker that was stopped for a while may have gone on with what it was writing.
+        let may_be_a_brokers =
+            self.denying.may_be_overtaken(place) || self.store().peers().is_some();
+        let told = if may_be_a_brokers {
             format!(
                 "{place}: somebody's doing, or AWS was late with what a broker had asked before"
             )

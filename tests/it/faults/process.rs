@@ -57,6 +57,8 @@ pub struct Mortal {
     pub world: World,
     pub seen: Vec<Seen>,
     pub keeps_key: bool,
+    /// Policies that brokers may have gone on writing after they were stopped for a while.
+    pub stopped: usize,
     /// On whose part it is asked.
     service: String,
 }
@@ -71,6 +73,7 @@ impl Mortal {
             world,
             seen: Vec::new(),
             keeps_key: false,
+            stopped: 0,
             service: "payments-api".to_owned(),
         }
     }
@@ -272,7 +275,7 @@ impl Mortal {
             log: std::mem::take(&mut self.world.broker.log.lock().unwrap()),
             keeps_key: self.keeps_key,
             strays: false,
-            late: self.world.proxy.abandoned(&POLICIES),
+            late: self.world.proxy.abandoned(&POLICIES) + self.stopped,
         };
         let began = Instant::now();
         loop {

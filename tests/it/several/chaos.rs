@@ -35,6 +35,8 @@ const BROKERS: usize = 3;
 const CLIENTS: usize = 2;
 /// After so many blows everything is put in order and checked.
 const CHECK_AFTER: u32 = 10;
+/// Policies of denials that a broker may be writing when it is stopped: of its role and its user.
+const POLICIES: usize = 2;
 /// Longer than anything that is begun waits for its end.
 const PAUSE: Duration = Duration::from_secs(120);
 /// A client that hears nothing for so long goes elsewhere.
@@ -70,6 +72,8 @@ struct Fleet {
     /// The first, and how everything is put in order. Away while that goes on.
     mortal: Option<Mortal>,
     others: Vec<Broker>,
+    /// How often one was stopped.
+    stops: usize,
 }
 
 impl Fleet {
@@ -94,6 +98,7 @@ impl Fleet {
             url,
             mortal: Some(mortal),
             others,
+            stops: 0,
         }
     }
 
@@ -165,7 +170,8 @@ impl Fleet {
     }
 
     /// It does nothing for so long, and then goes on where it was.
-    async fn stop_for(&self, victim: usize, moment: Duration) {
+    async fn stop_for(&mut self, victim: usize, moment: Duration) {
+        self.stops += 1;
         self.brokers()[victim].signal("STOP");
         sleep(moment).await;
         self.brokers()[victim].signal("CONT");
@@ -193,6 +199,7 @@ impl Fleet {
         }
         let mut mortal = self.mortal.take().unwrap();
         mortal.world.broker.kill().await;
+        mortal.stopped = POLICIES * self.stops;
         let (mortal, violations) = check(mortal, memory).await;
         let others = std::mem::take(&mut self.others);
         for other in others {
