@@ -14,6 +14,7 @@ use crate::{
         audit::{Event, Subject},
         duration::humanize,
         grant::check::Violation,
+        lease::{federated_alike, federated_head},
         name::Name,
         service::{Service, ServiceOverview, Suspension, TOKENS_MAX},
         token::{StoredToken, Token, TokenId, TokenKind},
@@ -49,6 +50,7 @@ impl Broker {
             created_at: self.now(),
             suspension: None,
         };
+        self.is_told_apart(&service.name).await?;
         let audit = self
             .caller_event(caller, Event::ServiceCreated)
             .service(&service.name);
@@ -59,6 +61,26 @@ impl Broker {
             service,
             live_leases: 0,
             last_issued_at: None,
+        })
+    }
+
+    /// Refuses a name by which AWS could not tell the service's federated users from another's.
+    async fn is_told_apart(&self, name: &Name) -> Result<(), Error> {
+        let Some(head) = federated_head(name) else {
+            return Ok(());
+        };
+        let alike = self.store().names_like(head).await?;
+        let Some(other) = alike.iter().find(|other| federated_alike(name, other)) else {
+            return Ok(());
+        };
+        Err(Error::WrongState {
+            subject: Subject::Service(name.clone()),
+            reason: "NAME_NOT_TOLD_APART",
+            message: format!(
+                "AWS could not tell federated users of service {name} from those of {other}, whose \
+                 name is cut to the same 32 characters: a revocation of one would meet the other"
+            ),
+            next: "choose another name, or one of 18 characters or fewer".to_owned(),
         })
     }
 

@@ -242,6 +242,8 @@ pub trait Store: Identities + Approvals {
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
+    /// Names of services, and of those that denials stand against, that begin so.
+    async fn names_like(&self, head: &str) -> Result<Vec<Name>, StoreError>;
     /// One service with what it holds.
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError>;
     /// Services by name.

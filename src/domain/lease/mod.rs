@@ -120,14 +120,34 @@ pub fn aws_name_prefix(kind: Kind, service: &Name) -> String {
     }
 }
 
+/// Longest name of a service that a federated user bears whole.
+const WHOLE_MAX: usize = 18;
+/// What it bears of a longer one.
+const HEAD: usize = 9;
+
 fn short(service: &Name) -> String {
     let name = service.as_str();
-    if name.len() <= 18 {
+    if name.len() <= WHOLE_MAX {
         return name.to_owned();
     }
     let sum = digest::digest(&digest::SHA256, name.as_bytes());
     let hash = BASE32_NOPAD.encode(&sum.as_ref()[..5]).to_ascii_lowercase();
-    format!("{}+{hash}", &name[..9])
+    format!("{}+{hash}", &name[..HEAD])
+}
+
+/// How the names begin of services whose federated users may bear the same name as those of
+/// this one; `None` where no other's can.
+#[must_use]
+pub fn federated_head(service: &Name) -> Option<&str> {
+    let name = service.as_str();
+    (name.len() > WHOLE_MAX).then(|| &name[..HEAD])
+}
+
+/// Whether a denial of the federated users of one service would meet those of the other: their
+/// names are cut to the same 40 bits of a hash.
+#[must_use]
+pub fn federated_alike(one: &Name, other: &Name) -> bool {
+    one != other && short(one) == short(other)
 }
 
 /// The service and lease that the name of an IAM user tells, if it is one of ours.

@@ -450,3 +450,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn services_whose_federated_users_aws_could_not_tell_apart_are_known() {
+    let name = |text: &str| -> Name { text.parse().unwrap() };
+    // Found by a search of two million names.
+    let (one, other) = (
+        name("payments-yvqb43nwuhwrhz"),
+        name("payments-lw1l6vfs7ji8z6"),
+    );
+    assert!(federated_alike(&one, &other));
+    assert_eq!(
+        aws_name_prefix(Kind::FederationToken, &one),
+        aws_name_prefix(Kind::FederationToken, &other)
+    );
+    assert_eq!(federated_head(&one), Some("payments-"));
+    assert!(!federated_alike(&one, &one));
+    assert!(!federated_alike(&one, &name("payments-yvqb43nwuhwrh1")));
+    assert_eq!(federated_head(&name("payments-at-most18")), None);
+}

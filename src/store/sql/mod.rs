@@ -268,6 +268,10 @@ impl Store for SqlStore {
         .await
     }
 
+    async fn names_like(&self, head: &str) -> Result<Vec<Name>, StoreError> {
+        services::names_like(&self.readers, head).await
+    }
+
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
         services::get(&self.readers, name).await
     }

@@ -22,6 +22,20 @@ pub(super) async fn insert(tx: &mut Connection, service: &Service) -> Result<(),
     exactly_one(&done)
 }
 
+/// No character of a name comes after `~`.
+pub(super) async fn names_like(pool: &Pool, head: &str) -> Result<Vec<Name>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT name FROM services WHERE name >= $1 AND name < $2
+         UNION SELECT service FROM denials WHERE service >= $1 AND service < $2",
+    )
+    .bind(head)
+    .bind(format!("{head}~"))
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    rows.iter().map(|row| parse(row, TABLE, "name")).collect()
+}
+
 pub(super) async fn get(pool: &Pool, name: &Name) -> Result<Option<ServiceOverview>, StoreError> {
     let row = sqlx::query("SELECT * FROM service_overviews WHERE name = $1")
         .bind(name.as_str())

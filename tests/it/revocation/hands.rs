@@ -8,7 +8,7 @@ use super::{Neighbours, decoded, denials_of_role, denials_of_user, ours};
 use crate::{
     enforcement::refused,
     harness::{
-        Broker,
+        Account, Broker,
         emulator::emulator,
         eventually, eventually_within,
         proxy::{Fault, Proxy},
@@ -333,4 +333,19 @@ async fn what_cannot_be_lifted_at_one_role_keeps_no_other_from_it_and_is_tried_a
     world.broker.denials_once().await.unwrap();
     assert_eq!(denials_of_role(account, &name).await, None);
     assert_eq!(world.records("denial.lifted").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_service_whose_federated_users_aws_could_not_tell_from_anothers_is_refused() {
+    let broker = Broker::start(&Account::new().await).await;
+    let (one, other) = ("payments-yvqb43nwuhwrhz", "payments-lw1l6vfs7ji8z6");
+    broker.run(&["service", "create", one]).await.ok();
+    let alike = broker.run(&["service", "create", other]).await;
+    alike.fails(6, &["NAME_NOT_TOLD_APART", one, "18 characters or fewer"]);
+    broker
+        .run(&["service", "create", "payments-yvqb43nwuhwrh1"])
+        .await
+        .ok();
+    broker.run(&["service", "delete", one]).await.ok();
+    broker.run(&["service", "create", other]).await.ok();
 }
