@@ -8,7 +8,37 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What the broker makes credentials with.
+/// Calls that make access, or change who has some, and that the broker never makes, each with
+/// its source. `GetSessionToken` takes no permission, and no policy keeps its sessions from what
+/// their user may do.
+const NEVER_MADE: [(&str, &str); 24] = [
+    ("sts.amazonaws.com", "GetSessionToken"),
+    ("sts.amazonaws.com", "AssumeRoot"),
+    ("sts.amazonaws.com", "GetDelegatedAccessToken"),
+    ("sts.amazonaws.com", "GetServiceBearerToken"),
+    ("sts.amazonaws.com", "GetWebIdentityToken"),
+    ("signin.amazonaws.com", "ConsoleLogin"),
+    ("signin.amazonaws.com", "GetSigninToken"),
+    ("signin.amazonaws.com", "CreateOAuth2Token"),
+    ("iam.amazonaws.com", "AttachGroupPolicy"),
+    ("iam.amazonaws.com", "CreateLoginProfile"),
+    ("iam.amazonaws.com", "CreateOpenIDConnectProvider"),
+    ("iam.amazonaws.com", "CreateRole"),
+    ("iam.amazonaws.com", "CreateSAMLProvider"),
+    ("iam.amazonaws.com", "CreateServiceSpecificCredential"),
+    ("iam.amazonaws.com", "EnableMFADevice"),
+    ("iam.amazonaws.com", "PutGroupPolicy"),
+    ("iam.amazonaws.com", "ResetServiceSpecificCredential"),
+    ("iam.amazonaws.com", "UpdateAssumeRolePolicy"),
+    ("iam.amazonaws.com", "UpdateLoginProfile"),
+    ("iam.amazonaws.com", "UploadSSHPublicKey"),
+    ("iam.amazonaws.com", "UploadSigningCertificate"),
+    ("rolesanywhere.amazonaws.com", "CreateProfile"),
+    ("rolesanywhere.amazonaws.com", "CreateTrustAnchor"),
+    ("sso.amazonaws.com", "CreateAccountAssignment"),
+];
+
+/// What the broker makes credentials with, and what it never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `iam:CreateUser`.
@@ -19,6 +49,8 @@ pub enum Operation {
     AssumeRole,
     /// `sts:GetFederationToken`.
     GetFederationToken,
+    /// A call that the broker never makes, by its name.
+    NeverMade(&'static str),
 }
 
 impl Operation {
@@ -30,6 +62,7 @@ impl Operation {
             Self::CreateAccessKey => "CreateAccessKey",
             Self::AssumeRole => "AssumeRole",
             Self::GetFederationToken => "GetFederationToken",
+            Self::NeverMade(name) => name,
         }
     }
 
@@ -39,7 +72,10 @@ impl Operation {
             ("iam.amazonaws.com", "CreateAccessKey") => Some(Self::CreateAccessKey),
             ("sts.amazonaws.com", "AssumeRole") => Some(Self::AssumeRole),
             ("sts.amazonaws.com", "GetFederationToken") => Some(Self::GetFederationToken),
-            _ => None,
+            _ => NEVER_MADE
+                .iter()
+                .find(|known| **known == (source, name))
+                .map(|(_, name)| Self::NeverMade(name)),
         }
     }
 
@@ -48,14 +84,16 @@ impl Operation {
         match self {
             Self::CreateUser => None,
             Self::CreateAccessKey => Some("/accessKey/accessKeyId"),
-            Self::AssumeRole | Self::GetFederationToken => Some("/credentials/accessKeyId"),
+            Self::AssumeRole | Self::GetFederationToken | Self::NeverMade(_) => {
+                Some("/credentials/accessKeyId")
+            }
         }
     }
 
     /// Where the request tells the name of the user or session.
     const fn name(self) -> &'static str {
         match self {
-            Self::CreateUser | Self::CreateAccessKey => "/userName",
+            Self::CreateUser | Self::CreateAccessKey | Self::NeverMade(_) => "/userName",
             Self::AssumeRole => "/roleSessionName",
             Self::GetFederationToken => "/name",
         }
@@ -247,6 +285,35 @@ mod tests {
             assert_eq!(call.caller_key.as_deref(), Some("AKIAADMIN"));
             assert_eq!(call.request_id.as_deref(), Some("r-1"));
         }
+    }
+
+    #[test]
+    fn what_the_broker_never_calls_is_told_by_its_name() {
+        let trail = read(&[
+            record(
+                "GetSessionToken",
+                &json!({"responseElements": {"credentials": {"accessKeyId": "ASIA4"}}}),
+            ),
+            record(
+                "CreateLoginProfile",
+                &json!({"eventSource": "iam.amazonaws.com", "requestParameters": {"userName": "admin"}}),
+            ),
+            // Of another source it is another call.
+            record("CreateLoginProfile", &json!({"eventID": "elsewhere"})),
+        ]);
+        let told: Vec<_> = trail
+            .calls
+            .iter()
+            .map(|call| {
+                let (name, key) = (call.name.as_deref(), call.made_key.as_deref());
+                (call.operation.as_str(), name, key)
+            })
+            .collect();
+        let expected = [
+            ("GetSessionToken", None, Some("ASIA4")),
+            ("CreateLoginProfile", Some("admin"), None),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::cloudtrail::{Call, Trail};
+use super::cloudtrail::{Call, Operation, Trail};
 use crate::domain::{
     audit::{AuditRecord, Event, Outcome},
     lease::CONSISTENCY_WINDOW,
@@ -256,9 +256,11 @@ impl<'a> Known<'a> {
         let is_in = |set: &HashSet<&str>, id: &Option<String>| {
             id.as_deref().is_some_and(|id| set.contains(id))
         };
-        is_in(&self.keys, &call.made_key)
-            || is_in(&self.requests, &call.request_id)
-            || self.may_be_lost(call)
+        let is_the_brokers = !matches!(call.operation, Operation::NeverMade(_));
+        is_the_brokers
+            && (is_in(&self.keys, &call.made_key)
+                || is_in(&self.requests, &call.request_id)
+                || self.may_be_lost(call))
     }
 
     /// A call whose answer was lost leaves its name alone in the log; it is the broker's
@@ -341,7 +343,7 @@ fn principal(call: &Call) -> Option<Principal> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::cloudtrail::Operation, *};
+    use super::*;
 
     const ADMIN: &str = "arn:aws:iam::111122223333:user/admin";
 
@@ -448,6 +450,21 @@ mod tests {
             Vec::<String>::new()
         );
         assert_eq!(found(vec![asked], &[]), ["call other/ASIA1"]);
+    }
+
+    #[test]
+    fn nothing_vouches_for_a_call_that_the_broker_never_makes() {
+        let mut stolen = call(
+            Operation::NeverMade("GetSessionToken"),
+            "pay.1",
+            "ASIA1",
+            60,
+        );
+        stolen.request_id = Some("r-1".to_owned());
+        let mut issued = entry(Event::LeaseIssued, "pay.1", "ASIA1", 60);
+        issued.aws_request_id = Some("r-1".to_owned());
+        let entries = [entry(Event::LeaseRequested, "pay.1", "", 60), issued];
+        assert_eq!(found(vec![stolen], &entries), ["call pay.1/ASIA1"]);
     }
 
     #[test]
