@@ -93,7 +93,7 @@ macro_rules! over {
 }
 
 /// What is asked for with every issue or every second, and the index that it has.
-const INDEXED: [(&str, &str); 7] = [
+const INDEXED: [(&str, &str); 8] = [
     (
         "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
         "leases_by_access_key",
@@ -113,6 +113,10 @@ const INDEXED: [(&str, &str); 7] = [
     (
         "SELECT count(*) FROM live_leases WHERE service = 'billing' AND (kind = 'iam_user') = (1 = 0)",
         "leases_live",
+    ),
+    (
+        "SELECT * FROM unsettled_leases WHERE lease_id < 'w' AND state = 'quarantined'",
+        "leases_unsettled",
     ),
     (
         "SELECT max(issued_at) FROM leases WHERE service = 'billing' AND issued_at IS NOT NULL",

@@ -359,8 +359,14 @@ pub(super) async fn list(
     filter: &LeaseFilter,
     page: &Page,
 ) -> Result<Vec<Lease>, StoreError> {
+    // Few leases are in these states: they are found without a walk through all that have ended.
+    let from = match filter.state {
+        Some("pending" | "revoking" | "quarantined") => "unsettled_leases",
+        _ => "leases",
+    };
     // Ids are of [0-9a-v]; nothing sorts after "w".
-    let mut query: QueryBuilder<Db> = QueryBuilder::new("SELECT * FROM leases WHERE lease_id < ");
+    let mut query: QueryBuilder<Db> = QueryBuilder::new("SELECT * FROM ");
+    query.push(from).push(" WHERE lease_id < ");
     query.push_bind(page.after.as_deref().unwrap_or("w"));
     if let Some(service) = &filter.service {
         query.push(" AND service = ").push_bind(service.as_str());

@@ -429,12 +429,14 @@ pub(super) async fn leases_are_listed_newest_first_in_pages(store: &dyn Store) {
     };
     let found = store.leases(&of_one, &page(None, 10)).await.unwrap();
     assert_eq!(found, [leases[2].clone(), leases[0].clone()]);
-    let in_state = LeaseFilter {
-        state: Some("active"),
-        ..of_one
-    };
-    let found = store.leases(&in_state, &page(None, 10)).await.unwrap();
-    assert_eq!(found, [leases[2].clone()]);
+    for (state, lease) in [("active", &leases[2]), ("pending", &leases[0])] {
+        let in_state = LeaseFilter {
+            state: Some(state),
+            ..of_one.clone()
+        };
+        let found = store.leases(&in_state, &page(None, 10)).await.unwrap();
+        assert_eq!(found, [lease.clone()], "{state}");
+    }
 }
 
 pub(super) async fn what_is_due_is_told_oldest_first(store: &dyn Store) {
