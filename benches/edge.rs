@@ -251,7 +251,7 @@ async fn rounds(admin: &Client, calm: &Client, name: &str) -> Times {
     times
 }
 
-/// How long it took, if it succeeded.
+/// Duration of a call that succeeded.
 async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Option<Duration> {
     let began = Instant::now();
     let answer = call.await;

@@ -38,7 +38,7 @@ const NEVER_MADE: [(&str, &str); 24] = [
     ("sso.amazonaws.com", "CreateAccountAssignment"),
 ];
 
-/// What the broker makes credentials with, and what it never does.
+/// Calls that make credentials or access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `iam:CreateUser`.

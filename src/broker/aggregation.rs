@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// How often one record tells of those that were counted.
+/// Interval of the records that tell how many were counted.
 const EVERY: Wait = Wait::seconds(60);
 /// Records of one kind that are written at once, until a minute brings none.
 const AT_ONCE: u32 = 10;
@@ -30,7 +30,7 @@ const STRANGERS_MAX: usize = 128;
 /// Kinds that are told apart for services.
 const SERVICES_MAX: usize = 1024;
 
-/// Who causes a record.
+/// Cause of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     /// A proven service.
@@ -47,7 +47,7 @@ struct Kind {
     reason: Option<String>,
 }
 
-/// What a kind has had since a minute brought none.
+/// Records of a kind since a minute without any.
 #[derive(Debug)]
 struct Seen {
     written: u32,

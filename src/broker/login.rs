@@ -50,10 +50,10 @@ impl Staying {
 }
 
 impl Broker {
-    /// Proves who calls; a failure is recorded.
+    /// Proves a caller; a failure is recorded.
     ///
     /// # Errors
-    /// What is shown is not good, or of a suspended service; the store's.
+    /// The evidence is not good, or of a suspended service; the store's.
     pub async fn login(&self, origin: Origin, shown: &Arc<Shown>) -> Result<Principal, Error> {
         let authentication = &self.parts.authentication;
         let login = authentication.login(self.store(), self.now(), origin.clone(), shown);
@@ -112,7 +112,7 @@ impl Broker {
     /// they are then.
     ///
     /// # Errors
-    /// The caller is not admitted any more, or its service is shut out; the store's.
+    /// The caller is not admitted any more, or its service is suspended; the store's.
     pub async fn look(&self, staying: &mut Staying) -> Result<(), Error> {
         self.look_at(staying, PROVEN_FOR.length()).await
     }

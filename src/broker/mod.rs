@@ -103,7 +103,7 @@ use crate::{
 
 /// What the broker needs to work.
 pub struct Parts {
-    /// How callers are proven.
+    /// Proof of callers.
     pub authentication: Arc<dyn Authentication>,
     /// Where it remembers.
     pub store: Arc<dyn Store>,
@@ -125,7 +125,7 @@ pub struct Parts {
     pub partition: Partition,
     /// Its AWS region, for `status`.
     pub region: String,
-    /// What one service may have at the start.
+    /// Limits of each service at the start.
     pub limits: Limits,
     /// How its own key is kept.
     pub custody: Custody,
@@ -150,7 +150,7 @@ pub struct Parts {
 /// The credential broker: every use case is a method.
 pub struct Broker {
     parts: Parts,
-    /// What one service may have, as it stands now.
+    /// Limits of each service now.
     limits: RwLock<Limits>,
     started_at: jiff::Timestamp,
     /// It is to end soon.

@@ -75,7 +75,7 @@ impl Broker {
     /// Lets a call of a service's through, unless it calls too fast. Operators have no pace.
     ///
     /// # Errors
-    /// When to call again; the store's.
+    /// The service calls too fast; the store's.
     pub async fn admit_call(&self, principal: &Principal) -> Result<(), Error> {
         let Some(service) = service_of(principal) else {
             return Ok(());

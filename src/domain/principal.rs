@@ -21,7 +21,7 @@ pub struct Origin {
     pub method: String,
 }
 
-/// What a caller shows of itself, kept as long as its call, so that it can be proven again.
+/// Evidence as a caller shows it, kept as long as its call, so that it can be proven again.
 #[derive(Clone, Default)]
 pub struct Shown {
     /// The header `authorization`.
@@ -30,7 +30,7 @@ pub struct Shown {
     pub certificates: Arc<[Vec<u8>]>,
 }
 
-/// Without the secret.
+/// Shows no secret.
 impl fmt::Debug for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shown")
@@ -177,7 +177,7 @@ impl Principal {
         &self.origin
     }
 
-    /// What it has shown.
+    /// Evidence as it was shown.
     #[must_use]
     pub const fn shown(&self) -> &Arc<Shown> {
         &self.shown

@@ -20,12 +20,12 @@ use crate::domain::{
 const HANDSHAKES_PART: usize = 8;
 /// Logins that go on at a time for one address; others of it wait.
 const LOGINS: usize = 8;
-/// Streams of `grpc.health.v1` for one address, which nobody has to log in for.
+/// Streams of `grpc.health.v1` for one address, which take no login.
 const HEALTH_STREAMS: usize = 64;
-/// Requests per second of one address that prove nobody: failed logins, health checks, paths that
-/// there are not.
+/// Requests per second of one address without a proven caller: failed logins, health checks,
+/// unknown paths.
 const UNPROVEN_PER_SECOND: f64 = 100.0;
-/// How many of them may come at once.
+/// Number of them that may come at once.
 const UNPROVEN_AT_ONCE: f64 = 200.0;
 /// Number of addresses from which those that have left are forgotten.
 const SWEPT_FROM: usize = 1024;
@@ -68,7 +68,7 @@ impl Address {
         Arc::clone(&self.health_streams).try_acquire_owned().ok()
     }
 
-    /// Counts a request that proved nobody. Returns whether it was one too many.
+    /// Counts a request without a proven caller. Returns whether it was one too many.
     pub fn is_one_too_many(&self) -> bool {
         let mut bucket = self.unproven();
         if bucket.wait(UNPROVEN_PER_SECOND).is_zero() {

@@ -63,7 +63,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// No calls yet.
+    /// Begins without calls.
     #[must_use]
     pub fn new(bounds: &Bounds) -> Self {
         let slots = Slots {
@@ -180,7 +180,7 @@ impl Calls {
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 const PREFIX: usize = 5;
 
-/// What has an answer only once AWS has proven it.
+/// Methods that answer only once AWS has proven what they did.
 const PROVEN: [&str; 5] = [
     "credbroker.v1.AdminService/ImportAdminKey",
     "credbroker.v1.AdminService/RotateAdminKey",

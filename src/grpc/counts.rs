@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How many there are of each key.
+/// Number of each key.
 #[derive(Debug)]
 pub struct Counts<K> {
     counts: Mutex<HashMap<K, usize>>,
@@ -21,7 +21,7 @@ pub struct Counted<K: Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> Counts<K> {
-    /// No counts yet; `most` of each key.
+    /// Begins without any; takes `most` of each key.
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
         let counts = Mutex::default();

@@ -51,22 +51,22 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Limits of all peers of its address.
     pub limits: Arc<Address>,
-    /// The client certificates that it has the key of, DER, its own first; nobody has looked at
-    /// what they are worth.
+    /// The client certificates that it has the key of, DER, its own first; not verified yet.
     pub certificates: Arc<[Vec<u8>]>,
     /// Services that have called over the connection.
     pub services: Services,
     /// Calls over it that are worked on.
     pub calls: Calls,
-    /// Why the connection is to end, once it is.
+    /// Reason to end the connection, once there is one.
     pub offence: Arc<SetOnce<Offence>>,
 }
 
-/// Why a connection ends: for what its peer has sent too much of. What it took stays taken for
-/// a while, so that coming back costs the peer more than the broker.
+/// Excess of a peer, for which its connection ends. The place that it took stays taken for a while,
+/// so that coming back costs the peer more than the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
-    /// Frames, or requests that prove nobody: its place among those of its address stays taken.
+    /// Frames, or requests without a proven caller: its place among those of its address stays
+    /// taken.
     OfAddress,
     /// Calls of a service beyond its pace: its place among those of the service stays taken.
     OfService,
@@ -84,7 +84,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Those of a connection over which no service has called yet.
+    /// Begins without any, for a new connection.
     #[must_use]
     pub fn none(all: &Arc<Counts<Name>>) -> Self {
         Self {
@@ -209,7 +209,7 @@ pub struct Call {
     pub authorization: Option<SecretString>,
     /// `credbroker.v1.Service/Method`.
     pub method: String,
-    /// How a refusal is answered.
+    /// Answer to a refusal.
     pub refusal: Refusal,
 }
 
@@ -303,7 +303,7 @@ fn method(request: &Request<Body>) -> String {
     path.chars().take(100).collect()
 }
 
-/// Counts the connection as its caller's, and refuses a service that was shut out meanwhile.
+/// Counts the connection as its caller's, and refuses a service that was suspended meanwhile.
 async fn count_connection(
     broker: &Broker,
     caller: &Caller,
@@ -313,7 +313,7 @@ async fn count_connection(
     if let Identity::Service(name) = principal.identity()
         && services.add(name)?
     {
-        // Counted before it is looked at: what is shut out later ends the connection.
+        // Counted first: a suspension that comes later ends the connection.
         let still = broker.lets_in(name).await;
         if let Err(Error::Suspended(_)) = still
             && !broker.is_shut_out(name)

@@ -66,7 +66,7 @@ pub fn router(
     }
 }
 
-/// Answers a question about health, which nobody logs in for, while its address has room.
+/// Answers a question about health, which takes no login, while its address has room.
 async fn bounded(request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let Some(room) = peer.and_then(|peer| peer.limits.health_stream()) else {

@@ -106,7 +106,7 @@ struct Own {
     two_person: bool,
     /// Its authority for client certificates.
     authority: Option<Arc<dyn CertificateAuthority>>,
-    /// How callers are proven.
+    /// Proof of callers.
     authenticator: Arc<Authenticator>,
 }
 

@@ -36,7 +36,7 @@ use crate::{
     store::anchor::replace_file,
 };
 
-/// What is made of a configuration before anything is asked of the store or of AWS.
+/// Parts made of a configuration before the store or AWS is asked anything.
 struct Prepared {
     tls: Arc<ServerConfig>,
     clients: ClientCertificates,
@@ -67,7 +67,7 @@ fn prepare(config: &Config) -> Result<Prepared, StartError> {
 /// Checks a configuration and the files that it names. Neither the store nor AWS is asked.
 ///
 /// # Errors
-/// Why a broker would not start by it.
+/// A broker would not start by it.
 pub fn check(config: &Config) -> Result<(), StartError> {
     prepare(config)?;
     config.audit.witness.as_ref().map(witness).transpose()?;

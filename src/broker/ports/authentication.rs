@@ -9,23 +9,23 @@ use crate::domain::{
     principal::{Evidence, Origin, Principal, Shown},
 };
 
-/// Why a caller is not who it says, or may not come in.
+/// Refusal of a login.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The evidence is not good; why, and what it was, is for the audit log alone.
+    /// The evidence is not good; the reason is for the audit log alone.
     #[error("the evidence was refused: {reason}")]
     Refused {
         /// Machine reason.
         reason: &'static str,
-        /// What was shown, if it could be read.
+        /// Evidence, if it could be read.
         evidence: Option<Evidence>,
     },
-    /// The evidence is good, and its service is shut out.
+    /// The evidence is good, and its service is suspended.
     #[error("service {service} is suspended")]
     Suspended {
-        /// Which service.
+        /// The service.
         service: Name,
-        /// What proved it.
+        /// Evidence that proved it.
         evidence: Evidence,
     },
     /// The store could not be asked.
@@ -36,10 +36,10 @@ pub enum LoginError {
 /// Proves who callers are.
 #[async_trait]
 pub trait Authentication: Send + Sync {
-    /// Proves who shows this: by the header if there is one, else by the certificate.
+    /// Proves the caller that shows this: by the header if there is one, else by the certificate.
     ///
     /// # Errors
-    /// What is shown is not good, or of a suspended service; the store's.
+    /// The evidence is not good, or of a suspended service; the store's.
     async fn login(
         &self,
         store: &dyn Store,

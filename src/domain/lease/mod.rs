@@ -122,7 +122,7 @@ pub fn aws_name_prefix(kind: Kind, service: &Name) -> String {
 
 /// Longest name of a service that a federated user bears whole.
 const WHOLE_MAX: usize = 18;
-/// What it bears of a longer one.
+/// Length of the part that it bears of a longer one.
 const HEAD: usize = 9;
 
 fn short(service: &Name) -> String {
@@ -135,7 +135,7 @@ fn short(service: &Name) -> String {
     format!("{}+{hash}", &name[..HEAD])
 }
 
-/// How the names begin of services whose federated users may bear the same name as those of
+/// Beginning of the names of services whose federated users may bear the same name as those of
 /// this one; `None` where no other's can.
 #[must_use]
 pub fn federated_head(service: &Name) -> Option<&str> {

@@ -22,7 +22,7 @@ pub(super) async fn insert(tx: &mut Connection, service: &Service) -> Result<(),
     exactly_one(&done)
 }
 
-/// No character of a name comes after `~`.
+/// Finds names by their beginning: no character of a name sorts after `~`.
 pub(super) async fn names_like(pool: &Pool, head: &str) -> Result<Vec<Name>, StoreError> {
     let rows = sqlx::query(
         "SELECT name FROM services WHERE name >= $1 AND name < $2

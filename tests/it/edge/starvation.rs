@@ -1,4 +1,4 @@
-//! What one stolen token, or peers that prove nobody, can take from the others: neither a call of
+//! One stolen token, or peers without any, take from the others neither a call of
 //! an operator nor one of another service, and no more than a few records of the log.
 
 use std::time::Duration;

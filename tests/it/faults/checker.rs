@@ -58,8 +58,8 @@ pub struct Checker<'a> {
     pub keeps_key: bool,
     /// Whether somebody else has made users of the broker's mark.
     pub strays: bool,
-    /// How often AWS may have been late with a policy of denials for a broker that was dead, or
-    /// a broker that was stopped went on with one.
+    /// Number of times that AWS may have been late with a policy of denials for a broker that was
+    /// dead, or that a broker that was stopped went on with one.
     pub late: usize,
 }
 

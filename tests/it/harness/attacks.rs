@@ -23,7 +23,7 @@ const AT_A_TIME: usize = 32;
 /// Message of a call that has nothing to say: not compressed, no bytes.
 const EMPTY: [u8; 5] = [0; 5];
 
-/// What is called, over and over.
+/// Calls that an attacker repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
     /// Calls whose message never comes.
@@ -32,7 +32,7 @@ pub enum Attack {
     WhoAmI,
     /// Calls of what services may not call.
     Refused,
-    /// Streams that nobody reads.
+    /// Streams that stay open.
     Watches,
 }
 

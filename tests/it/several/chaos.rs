@@ -72,7 +72,7 @@ struct Fleet {
     /// The first, and how everything is put in order. Away while that goes on.
     mortal: Option<Mortal>,
     others: Vec<Broker>,
-    /// How often one was stopped.
+    /// Number of times that one was stopped.
     stops: usize,
 }
 
