@@ -17,7 +17,7 @@ use crate::{
         audit::{AuditEvent, Event},
         edge::site,
         name::Name,
-        principal::{Identity, Principal},
+        principal::Principal,
     },
 };
 
@@ -133,15 +133,13 @@ impl Broker {
         principal: &Principal,
         audit: AuditEvent,
     ) -> Result<(), Error> {
-        match principal.identity() {
-            Identity::Service(name) | Identity::Enrollee(name) => {
-                self.record_of(Source::Service(name.clone()), audit).await
-            }
-            Identity::Operator(..) => {
-                self.store().record(audit).await?;
-                Ok(())
-            }
+        if let Some(service) = principal.service() {
+            return self
+                .record_of(Source::Service(service.clone()), audit)
+                .await;
         }
+        self.store().record(audit).await?;
+        Ok(())
     }
 
     /// Records what `source` causes, or counts it where there was much of the same.

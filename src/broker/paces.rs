@@ -15,7 +15,7 @@ use crate::{
         audit::{AuditEvent, Event},
         bucket::TokenBucket,
         name::Name,
-        principal::{Identity, Principal},
+        principal::Principal,
     },
 };
 
@@ -77,7 +77,7 @@ impl Broker {
     /// # Errors
     /// The service calls too fast; the store's.
     pub async fn admit_call(&self, principal: &Principal) -> Result<(), Error> {
-        let Some(service) = service_of(principal) else {
+        let Some(service) = principal.service() else {
             return Ok(());
         };
         let most = self.limits().calls_per_second;
@@ -99,21 +99,11 @@ impl Broker {
         Err(error)
     }
 
-    /// Whether a caller that was refused for its pace may be told so as often as this.
-    pub fn bears_refusal(&self, principal: &Principal) -> bool {
+    /// Counts a refusal of a service's calls. Returns whether it was one too many.
+    pub fn is_refused_too_often(&self, service: &Name) -> bool {
         let most = self.limits().calls_per_second;
-        service_of(principal).is_none_or(|service| {
-            self.refused_paces
-                .admit(service, Pace::per_second(most))
-                .is_ok()
-        })
-    }
-}
-
-const fn service_of(principal: &Principal) -> Option<&Name> {
-    match principal.identity() {
-        Identity::Service(name) | Identity::Enrollee(name) => Some(name),
-        Identity::Operator(..) => None,
+        let admitted = self.refused_paces.admit(service, Pace::per_second(most));
+        admitted.is_err()
     }
 }
 

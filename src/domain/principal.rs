@@ -165,6 +165,15 @@ impl Principal {
         &self.identity
     }
 
+    /// The service that it is, or whose host it enrols.
+    #[must_use]
+    pub const fn service(&self) -> Option<&Name> {
+        match &self.identity {
+            Identity::Service(name) | Identity::Enrollee(name) => Some(name),
+            Identity::Operator(..) => None,
+        }
+    }
+
     /// What proved it.
     #[must_use]
     pub const fn proof(&self) -> &Proof {

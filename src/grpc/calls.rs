@@ -17,7 +17,6 @@ use crate::{
         access::{Caller, is_response},
         edge::Bounds,
         name::Name,
-        principal::Identity,
     },
 };
 
@@ -133,19 +132,15 @@ impl Calls {
     pub(super) fn slot(&self, caller: &Caller) -> Result<Slot<'_>, Error> {
         let slots = &self.slots;
         let principal = caller.principal();
-        let service = match principal.identity() {
-            Identity::Service(name) | Identity::Enrollee(name) => name,
-            Identity::Operator(..) => {
-                let mut permit = slots.operators.try_acquire();
-                if permit.is_err() && is_response(&principal.origin().method) {
-                    permit = slots.response.try_acquire();
-                }
-                let permit = permit.map_err(|_| too_many("of operators", ""))?;
-                return Ok(Slot {
-                    _permit: permit,
-                    _of_service: None,
-                });
+        let Some(service) = principal.service() else {
+            let mut permit = slots.operators.try_acquire();
+            if permit.is_err() && is_response(&principal.origin().method) {
+                permit = slots.response.try_acquire();
             }
+            return Ok(Slot {
+                _permit: permit.map_err(|_| too_many("of operators", ""))?,
+                _of_service: None,
+            });
         };
         let of_service = slots.by_service.add(service).ok_or_else(|| {
             let whose = format!("of service {service}");

@@ -110,6 +110,11 @@ impl Services {
         Ok(true)
     }
 
+    /// One that has called.
+    fn first(&self) -> Option<Name> {
+        self.called().keys().next().cloned()
+    }
+
     /// Whether this one has.
     #[must_use]
     pub fn has(&self, service: &Name) -> bool {
@@ -160,11 +165,24 @@ impl Door {
         is_proven: &AtomicBool,
     ) -> Result<Response, Error> {
         let calls = &call.peer.calls;
-        let _own = calls.begin()?;
+        let _own = match (calls.begin(), call.peer.services.first()) {
+            (Err(error), Some(service)) => {
+                is_proven.store(true, Ordering::Relaxed);
+                self.count_refusal(call, &service);
+                return Err(error);
+            }
+            (own, _) => own?,
+        };
         let message = message.await?;
         let in_time = calls.in_time(&call.method, async {
-            let principal = self.login(call).await?;
-            is_proven.store(true, Ordering::Relaxed);
+            let login = self.login(call).await;
+            if matches!(login, Ok(_) | Err(Error::Suspended(_))) {
+                is_proven.store(true, Ordering::Relaxed);
+            }
+            if let Err(Error::Suspended(service)) = &login {
+                self.count_refusal(call, service);
+            }
+            let principal = login?;
             let caller = self.admitted(call, &principal).await?;
             let _slot = calls.slot(&caller)?;
             Ok(work(Arc::clone(&self.broker), caller, message).await)
@@ -189,15 +207,22 @@ impl Door {
 
     async fn admitted(&self, call: &Call, principal: &Principal) -> Result<Caller, Error> {
         if let Err(error) = self.broker.admit_call(principal).await {
-            if !self.broker.bears_refusal(principal) {
-                // It may be set already.
-                let _ = call.peer.offence.set(Offence::OfService);
+            if let Some(service) = principal.service() {
+                self.count_refusal(call, service);
             }
             return Err(error);
         }
         let caller = self.broker.admit(principal.clone(), self.surface).await?;
         count_connection(&self.broker, &caller, &call.peer.services).await?;
         Ok(caller)
+    }
+
+    /// Counts a refusal against a service; one too many ends the connection.
+    fn count_refusal(&self, call: &Call, service: &Name) {
+        if self.broker.is_refused_too_often(service) {
+            // It may be set already.
+            let _ = call.peer.offence.set(Offence::OfService);
+        }
     }
 }
 

@@ -99,15 +99,21 @@ pub async fn serve(
             };
             // Its next connection would cost as much again.
             counter!("credbroker_connections_offending_total").increment(1);
-            let (place, services) = match offence {
-                Offence::OfAddress => (Some(place), None),
-                Offence::OfService => (None, Some(services)),
-            };
-            serving
+            let pause = serving
                 .stop
-                .run_until_cancelled(sleep(OFFENCE_PAUSE.length()))
-                .await;
-            drop((place, services));
+                .run_until_cancelled(sleep(OFFENCE_PAUSE.length()));
+            match offence {
+                Offence::OfAddress => {
+                    drop(services);
+                    pause.await;
+                    drop(place);
+                }
+                Offence::OfService => {
+                    drop(place);
+                    pause.await;
+                    drop(services);
+                }
+            }
         });
     }
     tracker.close();
