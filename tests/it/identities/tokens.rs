@@ -12,7 +12,12 @@ use tokio::process::Child;
 
 use self::issuer::{Issuer, Signs, now};
 use super::streams::{end_with_the_token, tail_ends_with_the_token};
-use crate::harness::{Account, eventually, site::Site};
+use crate::harness::{
+    Account, Run,
+    broker::{aws_env, credbroker},
+    eventually,
+    site::{Site, stop},
+};
 
 const ISSUER: &str = "https://issuer.example";
 const AUDIENCE: &str = "https://broker.example";
@@ -22,8 +27,8 @@ const SUBJECT: &str = "repo:acme/pay:ref:refs/heads/main";
 struct Taken {
     site: Site,
     issuer: Issuer,
-    _child: Child,
-    _account: Account,
+    child: Child,
+    account: Account,
 }
 
 impl Taken {
@@ -38,8 +43,8 @@ impl Taken {
         Self {
             site,
             issuer,
-            _child: child,
-            _account: account,
+            child,
+            account,
         }
     }
 
@@ -387,4 +392,38 @@ async fn streams_end_when_the_key_of_their_token_is_gone() {
     claims["groups"] = json!(["platform"]);
     let operator = world.issuer.sign(Signs::Es256, &claims);
     tail_ends_with_the_token(&world.site, &operator, "JWT_KEY_UNKNOWN", ends).await;
+}
+
+#[tokio::test]
+async fn an_operator_of_an_issuer_revokes_while_the_broker_is_down() {
+    let world = Taken::bound().await;
+    stop(world.child).await;
+    let operator = |groups: &str| {
+        let mut claims = changed("sub", json!("user-1"));
+        claims["login"] = json!("ann");
+        claims["groups"] = json!([groups]);
+        world.issuer.sign(Signs::Es256, &claims)
+    };
+    let config = world.site.text("config.toml");
+    let revoke = async |token: String| {
+        let args = ["revoke", "payments-api", "--offline", "--config", &config];
+        let mut command = credbroker(&args);
+        command
+            .envs(aws_env(&world.account.admin))
+            .env("CREDBROKER_TOKEN", token);
+        Run::of(command, "").await
+    };
+    let viewer = revoke(operator("staff")).await;
+    viewer.fails(4, &["role viewer may not do this"]);
+    let forged = Issuer::new().sign(Signs::Es256, &good());
+    revoke(forged)
+        .await
+        .fails(3, &["the token was not accepted"]);
+    revoke(operator("platform")).await.ok();
+
+    let child = world.site.serving(&world.account.admin).await;
+    let shown = ["service", "show", "payments-api", "-o", "json"];
+    let service = world.site.run(&shown).await.ok().json();
+    assert_eq!(service["suspended"], true, "{service:#}");
+    stop(child).await;
 }
