@@ -1,4 +1,4 @@
-//! What peers that do harm cost the others: `cargo bench --bench edge`, or of its two parts one,
+//! Cost of harmful peers to the others: `cargo bench --bench edge`, or of its two parts one,
 //! `-- floods` or `-- starvation`.
 //!
 //! Floods: one well-behaved caller on one kept connection, each call authenticated; first

@@ -51,7 +51,7 @@ struct Kind {
 #[derive(Debug)]
 struct Seen {
     written: u32,
-    /// Whether there was one since the last look.
+    /// Set by each record, taken back once a minute.
     is_active: bool,
     counted: u64,
     since: Timestamp,
@@ -66,7 +66,7 @@ impl Kinds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this one is to be written now; it is counted otherwise.
+    /// Returns whether a record is to be written now; counts it otherwise.
     fn is_written(&self, source: Source, most: usize, audit: &AuditEvent) -> bool {
         let mut seen = self.seen();
         let mut kind = Kind {
@@ -97,8 +97,8 @@ impl Kinds {
         false
     }
 
-    /// A record for each kind that has some counted, and how many. Forgets kinds of which a
-    /// minute brought none.
+    /// Returns a record for each kind with some counted, and their number. Forgets kinds without
+    /// any since the last call.
     fn due(&self, now: Timestamp) -> Vec<(Kind, u64, AuditEvent)> {
         let mut due = Vec::new();
         self.seen().retain(|kind, seen| {
@@ -111,7 +111,7 @@ impl Kinds {
         due
     }
 
-    /// So many of them are told of.
+    /// Takes off as many as a record now tells of.
     fn told(&self, kind: &Kind, count: u64) {
         if let Some(seen) = self.seen().get_mut(kind) {
             seen.counted = seen.counted.saturating_sub(count);

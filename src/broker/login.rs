@@ -154,7 +154,8 @@ impl Broker {
         })
     }
 
-    /// Whether the token or binding that proved a caller still stands, and its service is let in.
+    /// Returns whether the token or binding that proved a caller still stands, and its service is
+    /// not suspended.
     async fn is_still_admitted(&self, caller: &Caller) -> Result<bool, Error> {
         let principal = caller.principal();
         let proof = principal.proof();

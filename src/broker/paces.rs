@@ -1,5 +1,5 @@
-//! How fast one service may call, so that one in a restart loop does not use up the
-//! account, the broker or its log for the others.
+//! Rate limits of each service, so that one in a restart loop does not use up the account, the
+//! broker or its log for the others.
 
 use std::{
     collections::HashMap,

@@ -30,7 +30,7 @@ pub enum Surface {
     Services,
 }
 
-/// Whether a method takes access away, or gives it back, in an emergency.
+/// Returns whether a method takes access away, or gives it back, in an emergency.
 #[must_use]
 pub fn is_response(method: &str) -> bool {
     TABLE.contains(&(method, RESPOND))

@@ -36,7 +36,7 @@ impl TokenBucket {
         passed
     }
 
-    /// Whether it holds as much as it can.
+    /// Returns whether it holds as much as it can.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         self.tokens >= self.capacity

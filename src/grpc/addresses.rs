@@ -85,7 +85,7 @@ impl Address {
         bucket
     }
 
-    /// Whether nothing is lost when it is forgotten.
+    /// Returns whether nothing is lost when it is forgotten.
     fn may_be_forgotten(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1 && self.unproven().is_full()
     }

@@ -1,4 +1,4 @@
-//! What a broker that serves reads again at SIGHUP: the limits of services, and the keys of
+//! Reload at SIGHUP of a broker that serves: the limits of services, and the keys of
 //! issuers. Its certificates, authorities and revocation lists are followed without a signal, and
 //! a file of a sink is opened for each batch of records.
 

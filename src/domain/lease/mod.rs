@@ -143,7 +143,7 @@ pub fn federated_head(service: &Name) -> Option<&str> {
     (name.len() > WHOLE_MAX).then(|| &name[..HEAD])
 }
 
-/// Whether a denial of the federated users of one service would meet those of the other: their
+/// Returns whether a denial of the federated users of one service would meet the other's: their
 /// names are cut to the same 40 bits of a hash.
 #[must_use]
 pub fn federated_alike(one: &Name, other: &Name) -> bool {
