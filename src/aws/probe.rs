@@ -39,7 +39,7 @@ use super::{
     error::{DEAD, DENIED, Operation, failure, on},
 };
 use crate::{
-    broker::ports::{AwsFailure, FailureClass, Verdict},
+    broker::ports::{AwsFailure, FailureClass, RefusalCause, Verdict},
     domain::{arn::Partition, credential::Credentials, probe::Probe},
 };
 
@@ -314,11 +314,27 @@ fn judged(code: &str, words: &str) -> Option<Verdict> {
     if DENIED.contains(&code) {
         let said = format!("{code}: {words}");
         return Some(Verdict::Refused {
-            explicit: words.contains("explicit deny"),
+            cause: cause(words),
             said: said.chars().take(SAID_MAX).collect(),
         });
     }
     DEAD.contains(&code).then_some(Verdict::Dead)
+}
+
+/// Why AWS refuses, by its words. Of a policy of the organization it may say "explicit deny"
+/// where there is none:
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>.
+fn cause(words: &str) -> RefusalCause {
+    let words = words.to_ascii_lowercase();
+    if words.contains("explicit deny in an identity-based policy") {
+        RefusalCause::IdentityDenial
+    } else if words.contains("explicit deny") {
+        RefusalCause::OtherDenial
+    } else if words.contains("because no") {
+        RefusalCause::NotAllowed
+    } else {
+        RefusalCause::Untold
+    }
 }
 
 /// A refusal that says nothing about what the session may do.
@@ -397,28 +413,81 @@ mod tests {
 
     #[test]
     fn words_and_codes_make_the_verdict() {
-        let explicit = "User: x is not authorized to perform: y with an explicit deny in an identity-based policy";
-        let implicit =
-            "User: x is not authorized to perform: y because no identity-based policy allows it";
-        for (words, expected) in [(explicit, true), (implicit, false), ("", false)] {
+        use RefusalCause::{IdentityDenial, NotAllowed, OtherDenial, Untold};
+        let told = [
+            (
+                IdentityDenial,
+                "with an explicit deny in an identity-based policy",
+            ),
+            (
+                IdentityDenial,
+                "with an explicit deny in an identity-based policy: arn:aws:iam::123456789012:policy/credbroker-denials",
+            ),
+            (
+                NotAllowed,
+                "because no identity-based policy allows the sqs:listqueues action",
+            ),
+            (
+                NotAllowed,
+                "because no permissions boundary allows the sqs:listqueues action",
+            ),
+            (
+                NotAllowed,
+                "because no session policy allows the sqs:listqueues action",
+            ),
+            (
+                NotAllowed,
+                "because no VPC endpoint policy allows the sqs:listqueues action",
+            ),
+            (
+                OtherDenial,
+                "with an explicit deny in a service control policy",
+            ),
+            (
+                OtherDenial,
+                "with an explicit deny in a service control policy: arn:aws:organizations::123456789012:policy/o-x/p-y",
+            ),
+            (
+                OtherDenial,
+                "due to an explicit deny in a Service Control Policy, even if the denial is implicit",
+            ),
+            (
+                OtherDenial,
+                "with an explicit deny in a resource control policy",
+            ),
+            (
+                OtherDenial,
+                "with an explicit deny in a resource-based policy",
+            ),
+            (OtherDenial, "with an explicit deny in a session policy"),
+            (
+                OtherDenial,
+                "with an explicit deny in a permissions boundary",
+            ),
+            (
+                OtherDenial,
+                "with an explicit deny in a VPC endpoint policy",
+            ),
+            (Untold, ""),
+        ];
+        for (cause, why) in told {
+            let user = "User: arn:aws:sts::123456789012:assumed-role/app/pay.1 is not authorized to perform: y";
+            let words = format!("{user} {why}");
             for code in DENIED {
                 let said = format!("{code}: {words}");
-                let explicit = expected;
-                assert_eq!(
-                    judged(code, words),
-                    Some(Verdict::Refused { explicit, said })
-                );
+                let expected = Verdict::Refused { cause, said };
+                assert_eq!(judged(code, &words), Some(expected));
             }
-        }
-        for code in DEAD {
-            assert_eq!(judged(code, explicit), Some(Verdict::Dead));
+            for code in DEAD {
+                assert_eq!(judged(code, &words), Some(Verdict::Dead));
+            }
         }
         for code in [
             "InvalidSignatureException",
             "SignatureDoesNotMatch",
             "ValidationException",
         ] {
-            assert_eq!(judged(code, explicit), None);
+            assert_eq!(judged(code, "explicit deny"), None);
         }
         let Some(Verdict::Refused { said, .. }) = judged("AccessDenied", &"ä".repeat(9000)) else {
             panic!("it is refused");

@@ -197,12 +197,13 @@ fn holder(holder: &Holder) -> (&'static str, &str) {
     }
 }
 
-/// The policy of one denial, of sessions issued before `$now`.
+/// The policy of one denial, of sessions issued before `$now`: by a newer one the broker sees
+/// afterwards that its own denial holds.
 fn quoted_document(denial: &Denial) -> Result<String, fmt::Error> {
     let denial = Denial {
         issued_before: MOMENT,
         denied_before: Some(MOMENT),
-        latest: None,
+        spares_newer: true,
         ..denial.clone()
     };
     let document = document([&denial]).ok().flatten().ok_or(fmt::Error)?;

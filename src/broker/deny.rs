@@ -181,8 +181,8 @@ impl Broker {
             .denial(denial)
             .aws_request(written.put.aws_request_id.as_deref())
             .detail(&format!(
-                "sessions issued before {:.0}; {size} of {} characters",
-                standing.issued_before,
+                "{}; {size} of {} characters",
+                told_which(standing),
                 place.room()
             ));
         if let Err(error) = self.store().record(audit).await {
@@ -190,7 +190,7 @@ impl Broker {
             tracing::error!(%error, %place, "a denial is written and not recorded");
         }
         Ok(Standing {
-            denial: standing.clone(),
+            denial: standing.written(self.now()),
             notice,
         })
     }
@@ -393,8 +393,8 @@ impl Broker {
     }
 
     /// One that several have become is seen to hold by each of them; and one that a
-    /// reinstatement has merely fixed in time is what was seen to hold. One that another broker
-    /// has moved since is not.
+    /// reinstatement has merely given a date is part of what was seen to hold. One that another
+    /// broker has moved since is not.
     async fn confirmed_meanwhile(
         &self,
         seen: &Denial,
@@ -407,7 +407,7 @@ impl Broker {
             Some(stands) if stands.is_refused() => Ok(stands.clone()),
             Some(stands)
                 if stands.was_asked_at(seen.asked_at)
-                    && stands.issued_before <= seen.issued_before =>
+                    && (!seen.spares_newer || stands.issued_before <= seen.issued_before) =>
             {
                 self.record_confirmed(stands, said, now).await
             }
@@ -553,6 +553,15 @@ fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {
                there already stays denied"
             .to_owned(),
         ..AwsFailure::held_back("NO_ROOM_FOR_DENIAL", message, LONGEST_PAUSE)
+    }
+}
+
+/// Which of the sessions of a denial's subject it denies, in words.
+fn told_which(denial: &Denial) -> String {
+    if denial.spares_newer {
+        format!("sessions issued before {:.0}", denial.issued_before)
+    } else {
+        "sessions whenever they were issued".to_owned()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     },
     domain::{
         audit::{AuditEvent, AuditRecord, Event},
-        denial::{Concerned, Denial, Scope},
+        denial::{Concerned, Denial, Scope, Session},
         lease::{Cause, Lease},
         name::{LeaseId, Name},
         seal::Sealed,
@@ -94,12 +94,8 @@ impl Broker {
         self.tell_revoked(target);
         let leases = self.live_leases(target, &suspension).await?;
         let (sessions, others): (Vec<_>, Vec<_>) = leases.into_iter().partition(is_denied_session);
-        let scope = match target {
-            Target::Service(_) => Scope::Service,
-            Target::Grant(name) => Scope::Grant(name.grant.clone()),
-        };
+        let denials = self.denials_for(target, suspension.at).await?;
         let others = self.end_all(others, Recording::Later, None).await;
-        let denials = asked(&scope, &sessions, suspension.at);
         let denials = self.deny_unrecorded(denials).await;
         Ok(Revocation {
             suspension,
@@ -125,7 +121,7 @@ impl Broker {
         let now = self.now();
         let lease = as_revoked(lease, Some(words), now);
         let mut revoked = if is_denied_session(&lease) {
-            let denials = asked(&scope, std::slice::from_ref(&lease), now);
+            let denials = asked(&scope, Session::of(&lease).as_slice(), now);
             let denials = self.deny_unrecorded(denials).await;
             as_denied(lease, denials.first(), now)
         } else {
@@ -144,14 +140,25 @@ impl Broker {
         target: &Target,
         suspension: &Suspension,
     ) -> Result<Vec<Lease>, Error> {
-        let grant = match target {
-            Target::Service(_) => None,
-            Target::Grant(name) => Some(&name.grant),
-        };
-        let live = self.store().live_leases(target.service(), grant).await?;
+        let live = self.store().live_leases(target.service(), target.grant());
+        let live = live.await?;
         let words = suspension.reason.as_deref();
         let revoked = |lease| as_revoked(lease, words, suspension.at);
         Ok(live.into_iter().map(revoked).collect())
+    }
+
+    /// Denials of the sessions of a service or grant.
+    pub(super) async fn denials_for(
+        &self,
+        target: &Target,
+        now: Timestamp,
+    ) -> Result<Vec<Denial>, Error> {
+        let sessions = self.store().last_sessions(target.service(), target.grant());
+        let scope = match target {
+            Target::Service(_) => Scope::Service,
+            Target::Grant(name) => Scope::Grant(name.grant.clone()),
+        };
+        Ok(asked(&scope, &sessions.await?, now))
     }
 
     /// Takes away what a revoking lease stands for; nothing of it is recorded.
@@ -278,25 +285,18 @@ impl Broker {
     }
 
     async fn denied_by(&self, event: &AuditEvent) -> Result<Vec<Denial>, Error> {
-        let suspension = Suspension {
-            at: event.time,
-            reason: event.detail.clone(),
-        };
-        let of = async |target: Target, scope: Scope| {
-            let leases = self.live_leases(&target, &suspension).await?;
-            Ok(asked(&scope, &leases, event.time))
-        };
+        let now = event.time;
         match (event.event, &event.service, &event.grant, &event.lease_id) {
             (Event::ServiceRevoked, Some(service), ..) => {
-                of(Target::Service(service.clone()), Scope::Service).await
+                self.denials_for(&Target::Service(service.clone()), now)
+                    .await
             }
             (Event::GrantRevoked, _, Some(grant), _) => {
-                let scope = Scope::Grant(grant.grant.clone());
-                of(Target::Grant(grant.clone()), scope).await
+                self.denials_for(&Target::Grant(grant.clone()), now).await
             }
             (Event::LeaseRevoking, .., Some(id)) => {
-                let lease = as_revoked(self.known_lease(id).await?, None, event.time);
-                Ok(asked(&Scope::Lease(id.clone()), &[lease], event.time))
+                let session = Session::of(&self.known_lease(id).await?);
+                Ok(asked(&Scope::Lease(id.clone()), session.as_slice(), now))
             }
             _ => Ok(Vec::new()),
         }
@@ -468,9 +468,9 @@ fn as_revoked(lease: Lease, words: Option<&str>, now: Timestamp) -> Lease {
     revoking.unwrap_or(lease)
 }
 
-/// Denials of the sessions of these leases, one for each role and user.
-fn asked(scope: &Scope, leases: &[Lease], now: Timestamp) -> Vec<Denial> {
-    let concerned = Concerned::of(scope, leases, now).into_values();
+/// Denials of these sessions, one for each role and user.
+fn asked(scope: &Scope, sessions: &[Session], now: Timestamp) -> Vec<Denial> {
+    let concerned = Concerned::of(scope, sessions, now).into_values();
     concerned
         .map(|concerned| Denial::ask(concerned, None, now))
         .collect()

@@ -12,7 +12,6 @@ use crate::{
         Broker, By, Error, on_conflict,
         paces::Pace,
         ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, Receipt, StoreError},
-        trial::issued,
     },
     domain::{
         access::Caller,
@@ -20,7 +19,6 @@ use crate::{
         audit::{AuditEvent, Event, Subject},
         credential::Credentials,
         decide::{Authorized, Denial, Issue, IssueRequest, decide, own_service},
-        denial::free_from,
         duration::humanize,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
@@ -51,7 +49,7 @@ pub struct IssuedLease {
 }
 
 /// When it is worth asking again where nothing tells.
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 impl Broker {
     /// Issues credentials to `caller`. A request with an id is answered by one lease,
@@ -266,6 +264,9 @@ impl Broker {
         issue: &Authorized<Issue>,
         binding: &Binding,
     ) -> Result<Credentials, IssueFailure> {
+        if let Some(holder) = &binding.holder {
+            self.wait_until_let(&binding.grant.service, holder).await?;
+        }
         loop {
             let credentials = self.parts.issuer.issue(issue, binding).await?;
             let Some(wait) = self.too_early(issue.get(), binding, &credentials).await else {
@@ -273,23 +274,6 @@ impl Broker {
             };
             sleep(wait).await;
         }
-    }
-
-    async fn too_early(
-        &self,
-        issue: &Issue,
-        binding: &Binding,
-        credentials: &Credentials,
-    ) -> Option<Duration> {
-        binding.holder.as_ref()?;
-        let grant = &binding.grant;
-        // A store that does not tell does not take the lease either.
-        let denials = self.store().denials_of(&grant.service).await.ok()?;
-        let free = free_from(&denials, &grant.grant)?;
-        let early = free.duration_since(issued(credentials, issue.ttl));
-        Duration::try_from(early)
-            .ok()
-            .filter(|early| !early.is_zero())
     }
 
     /// AWS's time must be over well before the lease's deadline, when others take over.

@@ -12,7 +12,7 @@ use crate::{
         admin_key::{AdminKey, Phase},
         audit::{AuditEvent, Event, Outcome},
         credential::KeyId,
-        lease::Lease,
+        lease::{Cause, Lease},
     },
 };
 
@@ -30,6 +30,9 @@ pub enum KeyOwner {
         current: bool,
         /// When AWS made it, where that is known.
         issued_at: Option<Timestamp>,
+        /// When the last access ends that may have been made from it, if its lease is over and
+        /// that is not denied.
+        access_may_live_until: Option<Timestamp>,
     },
     /// It is the broker's own, was it, or is about to be.
     Admin {
@@ -74,6 +77,7 @@ impl Broker {
             return Ok(Some(KeyOwner::Lease {
                 current: !lease.has_lost_its_key(),
                 issued_at: lease.issued().map(|issued| issued.at),
+                access_may_live_until: self.outliving(&lease),
                 lease: Box::new(lease),
             }));
         }
@@ -116,10 +120,21 @@ impl Broker {
         };
         let lease = self.store().lease(id).await?;
         Ok(lease.map(|lease| KeyOwner::Lease {
+            access_may_live_until: self.outliving(&lease),
             lease: Box::new(lease),
             current: false,
             issued_at: hands_out(told.event).then_some(told.time),
         }))
+    }
+
+    /// Until when access that was made from a session may live whose lease has ended without a
+    /// revocation.
+    fn outliving(&self, lease: &Lease) -> Option<Timestamp> {
+        lease.ended_at()?;
+        if matches!(lease.cause(), Some(Cause::Revoked(_))) {
+            return None;
+        }
+        lease.access_may_live_until(self.now())
     }
 
     /// A key of the standard AWS chain is in no record.

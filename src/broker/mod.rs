@@ -20,6 +20,7 @@ mod enrollment;
 mod follow;
 mod grants;
 mod issue;
+mod let_in;
 mod log_key;
 mod login;
 mod lookup;

@@ -1,5 +1,7 @@
 //! The proof that AWS refuses: a session made just before the denial, which the denial
-//! matches like those that it is for, tries something harmless until AWS says no.
+//! matches like those that it is for, tries something harmless until AWS says no. Where such a
+//! denial stands already, AWS refuses from the start; then a second session, which differs in
+//! its name alone and is not refused, shows that it is the denial that refuses the first.
 //!
 //! The broker keeps no secret of a session that it has handed out, so it needs one of its
 //! own. GetCallerIdentity would not do: it cannot be denied.
@@ -12,12 +14,12 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{AwsFailure, Found, Verdict},
+        ports::{AwsFailure, Found, RefusalCause, Verdict},
     },
     domain::{
         audit::Event,
         credential::Credentials,
-        denial::{Denial, Holder, Newer, Scope, may_meet},
+        denial::{Denial, Holder, Newer, Scope, denies_all, may_meet},
         grant::{Grant, Kind, KindSpec},
         lease::{Binding, Lease},
         name::LeaseId,
@@ -42,6 +44,8 @@ const TRY_LIMIT: Duration = Duration::from_secs(5);
 const BETWEEN: Duration = Duration::from_millis(250);
 /// How often the probe is tried before the denial.
 const TRIES: u32 = 3;
+/// How the name of a session begins that no denial meets: it has no dot, as those of services do.
+const CONTROL: &str = "ctl-";
 /// After so long a new session is later than the moment of the denial that met the last one.
 pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 
@@ -67,6 +71,15 @@ pub(super) enum Untried {
     Stood,
     #[error("{0}")]
     Because(String),
+}
+
+/// What the broker has written, before a denial, about the session by which it is tried.
+enum Stands {
+    /// A denial of such sessions whenever they are issued.
+    Always,
+    /// A denial of those issued before a moment.
+    Before,
+    Nothing,
 }
 
 impl Broker {
@@ -126,7 +139,7 @@ impl Broker {
             asked_at: denial.asked_at,
         };
         // The denial must not wait for long.
-        let trying = timeout(TRY_LIMIT, self.try_before(&denial, trial)).await;
+        let trying = timeout(TRY_LIMIT, self.try_before(&denial, &grant, trial)).await;
         let tried = trying.unwrap_or_else(|_| {
             let why = format!("{probe} does not answer");
             Err(Untried::Because(why))
@@ -149,13 +162,14 @@ impl Broker {
         Ok(denial.reach(issued, Newer::None))
     }
 
-    /// Waits until none that stands would meet a session made now: it could show nothing.
+    /// Waits until none that has a date would meet a session made now: it could show nothing.
     async fn wait_out_denials(&self, denial: &Denial) -> Result<(), Error> {
         let against = &denial.against;
         let place = self.parts.placements.of(&against.holder);
         let standing = self.store().denials_of(&against.service).await?;
         let meeting = standing.iter().filter(|standing| {
-            self.parts.placements.of(&standing.against.holder) == place
+            standing.spares_newer
+                && self.parts.placements.of(&standing.against.holder) == place
                 && standing.meets_trial_of(denial)
         });
         let until = meeting.filter_map(|standing| standing.denied_before).max();
@@ -217,7 +231,12 @@ impl Broker {
     }
 
     /// What AWS says before the denial: a refusal that names a denial proves nothing later.
-    async fn try_before(&self, denial: &Denial, trial: Trial) -> Result<Trial, Untried> {
+    async fn try_before(
+        &self,
+        denial: &Denial,
+        grant: &Grant,
+        trial: Trial,
+    ) -> Result<Trial, Untried> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -229,17 +248,22 @@ impl Broker {
                     });
                 }
                 Ok(Verdict::Refused {
-                    explicit: false, ..
+                    cause: RefusalCause::NotAllowed | RefusalCause::Untold,
+                    ..
                 }) => return Ok(trial),
-                Ok(Verdict::Refused { .. }) if self.may_stand(denial, &trial).await => {
-                    return Err(Untried::Stood);
-                }
+                Ok(Verdict::Refused {
+                    cause: RefusalCause::OtherDenial,
+                    said,
+                }) => return Err(denied_anyway(trial.probe, &said)),
                 Ok(Verdict::Refused { said, .. }) => {
-                    return Err(Untried::Because(format!(
-                        "{} is denied to such sessions anyway ({said}), so that it shows nothing: choose another \
-                         --probe for the grant",
-                        trial.probe
-                    )));
+                    return match self.what_stands(denial, &trial).await {
+                        Stands::Always => {
+                            self.try_control(denial, grant, &trial).await?;
+                            Ok(trial)
+                        }
+                        Stands::Before => Err(Untried::Stood),
+                        Stands::Nothing => Err(denied_anyway(trial.probe, &said)),
+                    };
                 }
                 Ok(Verdict::Dead) if tries == TRIES => {
                     let why = "AWS does not accept the session by which the denial is tried";
@@ -254,15 +278,62 @@ impl Broker {
         }
     }
 
-    /// Whether it is a denial of the broker's that refuses the session already: this one's
-    /// earlier attempt, or one that somebody else's brought with it.
-    async fn may_stand(&self, denial: &Denial, trial: &Trial) -> bool {
+    /// Tries a session that differs from the first in its name alone.
+    async fn try_control(
+        &self,
+        denial: &Denial,
+        grant: &Grant,
+        trial: &Trial,
+    ) -> Result<(), Untried> {
+        let because = |error: &dyn std::fmt::Display| Untried::Because(error.to_string());
+        let id = LeaseId::new(self.now(), self.parts.random.as_ref());
+        let binding = Binding {
+            aws_name: format!("{CONTROL}{id}"),
+            ..self.canary_binding(denial, grant)
+        };
+        let audit = self.event(By::Broker, Event::CanaryRequested);
+        let audit = audit.denial(denial).aws_name(&binding);
+        let recorded = self.store().record(audit).await;
+        recorded.map_err(|error| because(&error))?;
+        let grant = without_source_identity(grant);
+        let made = self.canary(denial, &grant, &binding, trial.probe).await;
+        let credentials = made.map_err(|failure| no_canary(&failure))?;
+        let audit = self.event(By::Broker, Event::CanaryIssued).denial(denial);
+        let audit = audit.access_key(&credentials.access_key_id);
+        let audit = audit
+            .aws_name(&binding)
+            .aws_request(credentials.aws_request_id.as_deref())
+            .detail(&format!("may do nothing but {}", trial.probe));
+        let recorded = self.store().record(audit).await;
+        recorded.map_err(|error| because(&error))?;
+        let control = Trial {
+            credentials,
+            ..trial.clone()
+        };
+        for tries in 1..=TRIES {
+            match self.probe(&control).await {
+                Ok(Verdict::Refused {
+                    cause: RefusalCause::IdentityDenial | RefusalCause::OtherDenial,
+                    said,
+                }) => return Err(denied_anyway(trial.probe, &said)),
+                Ok(Verdict::Allowed | Verdict::Refused { .. }) => return Ok(()),
+                Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
+            }
+        }
+        let why = format!("{} does not answer", trial.probe);
+        Err(Untried::Because(why))
+    }
+
+    /// What denial of the broker's may refuse the session already: an earlier attempt of this
+    /// one, or one that was written for another's sake.
+    async fn what_stands(&self, denial: &Denial, trial: &Trial) -> Stands {
         let place = self.parts.placements.of(&denial.against.holder);
         match self.parts.denier.read(&place, &BTreeSet::new()).await {
-            Ok(Found::Policy(policy)) => may_meet(&policy, denial, trial.issued),
-            Ok(Found::Nothing | Found::Other) => false,
+            Ok(Found::Policy(policy)) if denies_all(&policy, denial) => Stands::Always,
+            Ok(Found::Policy(policy)) if may_meet(&policy, denial, trial.issued) => Stands::Before,
+            Ok(_) => Stands::Nothing,
             // Then nothing is known, and that would be said of the probe.
-            Err(_) => true,
+            Err(_) => Stands::Before,
         }
     }
 
@@ -276,7 +347,7 @@ impl Broker {
         let (began, mut pause, mut refusals) = (Instant::now(), FIRST_PAUSE, 0);
         loop {
             let last = match self.probe(&trial).await {
-                Ok(Verdict::Refused { explicit, said }) if explicit || trial.allowed => {
+                Ok(Verdict::Refused { cause, said }) if proves(cause, &trial) => {
                     refusals += 1;
                     if refusals == PROOFS {
                         return Ok(said);
@@ -331,6 +402,34 @@ fn region(kind: &KindSpec) -> Option<String> {
         }
         KindSpec::IamUser { .. } => None,
     }
+}
+
+/// Whether a refusal is the denial's work.
+const fn proves(cause: RefusalCause, trial: &Trial) -> bool {
+    match cause {
+        RefusalCause::IdentityDenial => true,
+        RefusalCause::Untold => trial.allowed,
+        RefusalCause::OtherDenial | RefusalCause::NotAllowed => false,
+    }
+}
+
+/// The same grant without what a denial may meet beside the name.
+fn without_source_identity(grant: &Grant) -> Grant {
+    let mut grant = grant.clone();
+    if let KindSpec::AssumeRole {
+        source_identity, ..
+    } = &mut grant.spec.kind
+    {
+        *source_identity = false;
+    }
+    grant
+}
+
+fn denied_anyway(probe: Probe, said: &str) -> Untried {
+    Untried::Because(format!(
+        "{probe} is denied to such sessions anyway ({said}), so that it shows nothing: choose another --probe for \
+         the grant"
+    ))
 }
 
 fn would_hit_others() -> Untried {

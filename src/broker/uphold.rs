@@ -40,6 +40,8 @@ const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
 /// How long after a death every place is written once more: AWS may be late with what the dead
 /// had asked, mostly by seconds, at the worst by as long as a write may take.
 const LATE: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), WRITE_LIMIT];
+/// How soon a denial that AWS did not take when it was written anew is written once more.
+const AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// How many denials are begun in one round.
 const AT_ONCE: usize = 64;
 
@@ -239,24 +241,33 @@ impl Broker {
     }
 
     async fn try_writing_anew(&self, place: &Place, moved: &[Denial]) {
-        if let Err(error) = self.write_moved(place, moved).await {
+        let since = Instant::now();
+        let Ok(moved) = self.claim_denials(moved).await else {
+            // Another broker is at it, or the store takes nothing.
+            return;
+        };
+        if let Err(error) = self.write_moved(place, &moved, since).await {
             tracing::warn!(%place, %error, "what was moved of the denials there is written anew later");
+            let again = self.now() + AGAIN;
+            let again: Vec<Denial> = moved.iter().map(|d| d.give_up(again)).collect();
+            // Without it they are due when the claim is over.
+            let _ = self.store().change_denials(&again, &[], Vec::new()).await;
         }
     }
 
-    async fn write_moved(&self, place: &Place, moved: &[Denial]) -> Result<(), Error> {
-        let since = Instant::now();
-        let Ok(moved) = self.claim_denials(moved).await else {
-            // Somebody else is at it, or the store takes nothing.
-            return Ok(());
-        };
+    async fn write_moved(
+        &self,
+        place: &Place,
+        moved: &[Denial],
+        since: Instant,
+    ) -> Result<(), Error> {
         let mut written = self.at_place(place).await?;
         self.write_place(place, &mut written, since).await?;
         for denial in moved {
             if let Some(failure) = written.put.missed.get(&denial.against.holder) {
                 return Err(failure.clone().into());
             }
-            let settled = [denial.settle()];
+            let settled = [denial.settle(self.now())];
             match self.store().change_denials(&settled, &[], Vec::new()).await {
                 // Revoked once more, or moved again.
                 Err(StoreError::Conflict) => {}

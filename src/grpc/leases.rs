@@ -123,10 +123,12 @@ fn to_owner(key: &KeyId, owner: Option<KeyOwner>) -> AccessKeyOwner {
             lease,
             current,
             issued_at,
+            access_may_live_until,
         }) => AccessKeyOwner {
             lease: Some(to_lease(&lease)),
             current,
             issued_at: issued_at.map(to_time),
+            access_may_live_until: access_may_live_until.map(to_time),
             ..unknown
         },
         Some(KeyOwner::Admin { current, since }) => AccessKeyOwner {

@@ -56,6 +56,7 @@ async fn the_key_of_a_session_or_a_user_leads_to_service_grant_and_lease() {
             "issued_at": shown["issued_at"],
             "expires_at": shown["expires_at"],
             "ended_at": null,
+            "access_may_live_until": null,
             "current": true,
             "admin_key": false,
             "revoke_command": revoke_command(&issued),

@@ -6,7 +6,7 @@ use aws_sdk_sts::types::{Credentials as Session, Tag};
 use aws_smithy_async::rt::sleep::SharedAsyncSleep;
 use credbroker::{
     aws::{AwsAccount, AwsSettings, Clients},
-    broker::ports::{AwsFailure, Denier, FailureClass, Verdict},
+    broker::ports::{AwsFailure, Denier, FailureClass, RefusalCause, Verdict},
     domain::{
         arn::Partition,
         clock::{SteadyClock, wall_time},
@@ -62,10 +62,11 @@ async fn failing(adapter: &AwsAccount, session: &Credentials, probe: Probe) -> A
 
 #[track_caller]
 fn refused(verdict: Verdict, because_of_denial: bool) {
-    let Verdict::Refused { explicit, said } = verdict else {
+    let Verdict::Refused { cause, said } = verdict else {
         panic!("REFUSAL EXPECTED: {verdict:?}");
     };
-    assert_eq!(explicit, because_of_denial, "{said}");
+    let is_denied = cause == RefusalCause::IdentityDenial;
+    assert_eq!(is_denied, because_of_denial, "{said}");
     assert!(said.starts_with("AccessDenied"), "{said}");
 }
 

@@ -4,6 +4,7 @@ mod crowd;
 mod doubt;
 mod hands;
 mod offline;
+mod outlived;
 mod placements;
 mod proof;
 mod scale;

@@ -77,6 +77,8 @@ macro_rules! over {
             leases::what_is_due_is_told_oldest_first
             leases::revoking_a_service_begins_every_lease_that_has_not_ended
             leases::revoking_a_service_keeps_an_earlier_suspension
+            leases::the_session_that_expires_last_is_known_of_each_version_of_a_grant_at_each_role
+            leases::sessions_that_have_ended_are_denied_while_access_made_from_them_may_live
             leases::of_activation_and_revocation_at_the_same_moment_one_wins
             owners::a_service_name_is_taken_once
             owners::services_are_listed_by_name_in_pages_with_what_they_hold
@@ -93,7 +95,7 @@ macro_rules! over {
 }
 
 /// What is asked for with every issue or every second, and the index that it has.
-const INDEXED: [(&str, &str); 8] = [
+const INDEXED: [(&str, &str); 9] = [
     (
         "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
         "leases_by_access_key",
@@ -121,6 +123,12 @@ const INDEXED: [(&str, &str); 8] = [
     (
         "SELECT max(issued_at) FROM leases WHERE service = 'billing' AND issued_at IS NOT NULL",
         "leases_issued",
+    ),
+    (
+        "SELECT * FROM issued_sessions
+         WHERE service = 'billing' AND (grant_name, grant_version, holder) > ('work', 1, 'a')
+         ORDER BY grant_name, grant_version, holder, expires_at DESC LIMIT 1",
+        "leases_last",
     ),
     (
         "SELECT * FROM audit WHERE lease_id = 'a' ORDER BY seq",

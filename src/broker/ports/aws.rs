@@ -190,6 +190,21 @@ pub trait Issuer: Send + Sync {
     fn share_with(&self, brokers: u64);
 }
 
+/// Why AWS refuses a call, as its words tell:
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalCause {
+    /// An explicit denial in a policy of the role or user, as the broker writes them.
+    IdentityDenial,
+    /// A denial in a policy of the organization, the resource, the session, a boundary or an
+    /// endpoint.
+    OtherDenial,
+    /// Nothing allows it.
+    NotAllowed,
+    /// AWS does not tell.
+    Untold,
+}
+
 /// What AWS says to a session that tries something harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -197,9 +212,8 @@ pub enum Verdict {
     Allowed,
     /// AWS knows the session, and denies it the call.
     Refused {
-        /// For the sake of a deny statement, by AWS's own words; otherwise it is merely not
-        /// allowed, or AWS does not tell.
-        explicit: bool,
+        /// For what, by AWS's own words.
+        cause: RefusalCause,
         /// AWS's code and words, up to 512 characters.
         said: String,
     },

@@ -24,7 +24,7 @@ use crate::domain::{
     arn::AccountId,
     audit::{AuditEvent, AuditRecord},
     credential::KeyId,
-    denial::Denial,
+    denial::{Denial, Session},
     grant::Grant,
     lease::Lease,
     name::{GrantName, LeaseId, Name},
@@ -123,6 +123,15 @@ impl Target {
         match self {
             Self::Service(name) => name,
             Self::Grant(grant) => &grant.service,
+        }
+    }
+
+    /// The one grant that it is about.
+    #[must_use]
+    pub const fn grant(&self) -> Option<&Name> {
+        match self {
+            Self::Service(_) => None,
+            Self::Grant(grant) => Some(&grant.grant),
         }
     }
 }
@@ -299,6 +308,13 @@ pub trait Store: Identities + Approvals {
         service: &Name,
         grant: Option<&Name>,
     ) -> Result<Vec<Lease>, StoreError>;
+    /// The session that expires last, or has expired last, of each version of a service's grants,
+    /// or of one grant, at each role and user. One that cannot be read is passed over.
+    async fn last_sessions(
+        &self,
+        service: &Name,
+        grant: Option<&Name>,
+    ) -> Result<Vec<Session>, StoreError>;
     /// Leases of a service's sessions that are being taken away, by their ids.
     async fn revoking_sessions(
         &self,

@@ -18,6 +18,7 @@ pub(in crate::cli) struct KeyOwner {
     pub(in crate::cli) issued_at: Option<String>,
     pub(in crate::cli) expires_at: Option<String>,
     pub(in crate::cli) ended_at: Option<String>,
+    pub(in crate::cli) access_may_live_until: Option<String>,
     pub(in crate::cli) current: Option<bool>,
     pub(in crate::cli) admin_key: bool,
     pub(in crate::cli) revoke_command: Option<String>,
@@ -39,6 +40,7 @@ impl From<proto::AccessKeyOwner> for KeyOwner {
             issued_at: time(owner.issued_at.as_ref()),
             expires_at: lease.and_then(|lease| time(lease.expires_at.as_ref())),
             ended_at: lease.and_then(|lease| time(lease.ended_at.as_ref())),
+            access_may_live_until: time(owner.access_may_live_until.as_ref()),
             current: known.then_some(owner.current),
             admin_key: owner.admin_key,
             access_key_id: owner.access_key_id,
@@ -57,7 +59,13 @@ impl KeyOwner {
             None => "the broker does not work with it; `credbroker admin-key status` tells \
                      whether it is still to be deleted"
                 .to_owned(),
-            Some("revoked" | "expired") => "no: the lease is over".to_owned(),
+            Some("revoked" | "expired") => match &self.access_may_live_until {
+                None => "no: the lease is over".to_owned(),
+                Some(until) => format!(
+                    "no: the lease is over; but access made from it before, such as a console session, may live \
+                     until {until}: revoke it"
+                ),
+            },
             Some(_) if session && !current => format!(
                 "yes, until {until} at the latest: the lease has another, and revoking it ends both"
             ),
@@ -78,7 +86,8 @@ fn revoke_command(owner: &proto::AccessKeyOwner) -> Option<String> {
         return owner.current.then(rotate);
     }
     let lease = owner.lease.as_ref()?;
-    lease.ended_at.is_none().then(|| {
+    let is_left = lease.ended_at.is_none() || owner.access_may_live_until.is_some();
+    is_left.then(|| {
         format!(
             "credbroker revoke {} --reason \"access key {} was found\"",
             lease.service, owner.access_key_id

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Denial, DenialState, Scope};
+use super::{Denial, DenialState, NOT_WRITTEN, Scope};
 use crate::domain::{
     grant::Kind,
     lease::aws_name_prefix,
@@ -29,17 +29,32 @@ enum Family {
     Grants(String),
 }
 
-/// One session name, source identity or grant, and the moments that its denial may have.
+/// Before which issue sessions are denied; `None` for whenever they are issued.
+type Before = Option<Timestamp>;
+
+/// One session name, source identity or grant.
 struct Clause {
     value: String,
-    earliest: Timestamp,
-    latest: Option<Timestamp>,
+    before: Before,
+    /// Whether AWS was told to deny all of them and is to be told otherwise.
+    is_let_in: bool,
+}
+
+impl Clause {
+    /// Whether it says as much as one of this moment.
+    fn says(&self, before: Before) -> bool {
+        match (self.before, before) {
+            (None, _) => true,
+            (Some(_), None) => self.is_let_in,
+            (Some(said), Some(before)) => said >= before,
+        }
+    }
 }
 
 /// The policy of these denials; `None` when there are none.
 ///
-/// Each statement has one moment and all names that it may apply to; how many there are is
-/// the least that the denials allow. The same denials give the same policy.
+/// All names of the same moment share a statement, as do those without one. The same denials
+/// give the same policy.
 ///
 /// # Errors
 /// Never for denials of the broker's own.
@@ -51,21 +66,21 @@ pub fn document<'a>(
 
 /// What a policy of denials says that denials of the store's need not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unknown(Vec<(Family, String, Timestamp)>);
+pub struct Unknown(Vec<(Family, String, Before)>);
 
 impl Unknown {
-    /// What of a policy still concerns sessions that may live at `now`. Statements that are
-    /// not as the broker writes them are somebody else's, and not among it.
+    /// What of a policy still concerns sessions that may be of use at `now`. Statements that
+    /// are not as the broker writes them are not among it.
     #[must_use]
     pub fn of(policy: &Document, now: Timestamp) -> Self {
-        let longest = Kind::ttl_bounds(Kind::FederationToken).1;
-        let since = now - SignedDuration::try_from(longest).unwrap_or(SignedDuration::MAX);
-        let policy = serde_json::to_value(policy).unwrap_or_default();
-        let said = list(&policy["Statement"]).iter().filter_map(read);
-        let live = said.filter(|(_, _, moment)| *moment > since);
-        let each = live.flat_map(|(family, values, moment)| {
+        let longest = Kind::FederationToken.ttl_bounds().1;
+        let outlived_by = Kind::FederationToken.outlived_by().unwrap_or_default();
+        let since = now - longest - outlived_by;
+        let said = statements(policy).into_iter();
+        let live = said.filter(|(_, _, before)| before.is_none_or(|before| before > since));
+        let each = live.flat_map(|(family, values, before)| {
             let each = values.into_iter();
-            each.map(move |value| (family.clone(), value, moment))
+            each.map(move |value| (family.clone(), value, before))
         });
         Self(each.collect())
     }
@@ -79,14 +94,14 @@ impl Unknown {
         denials: impl IntoIterator<Item = &'a Denial>,
     ) -> Result<Option<Document>, PolicyError> {
         let mut families = by_family(denials);
-        for (family, value, moment) in &self.0 {
+        for (family, value, before) in &self.0 {
             let clauses = families.entry(family.clone()).or_default();
-            let is_said = |said: &Clause| said.value == *value && said.earliest >= *moment;
+            let is_said = |clause: &Clause| clause.value == *value && clause.says(*before);
             if !clauses.iter().any(is_said) {
                 clauses.push(Clause {
                     value: value.clone(),
-                    earliest: *moment,
-                    latest: Some(*moment),
+                    before: *before,
+                    is_let_in: false,
                 });
             }
         }
@@ -94,8 +109,15 @@ impl Unknown {
     }
 }
 
+/// Statements of a policy that are as the broker writes them.
+fn statements(policy: &Document) -> Vec<(Family, BTreeSet<String>, Before)> {
+    let policy = serde_json::to_value(policy).unwrap_or_default();
+    let statements = list(&policy["Statement"]).iter();
+    statements.filter_map(read).collect()
+}
+
 /// A statement as the broker writes it.
-fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Timestamp)> {
+fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Before)> {
     let condition = &statement["Condition"];
     let all = |operator: &str, key: &str| -> BTreeSet<String> {
         let values = texts(&condition[operator][key]).into_iter();
@@ -108,23 +130,22 @@ fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Timestamp)> {
         (1.., ..) => (Family::Sessions, sessions),
         _ => (Family::Sources, sources),
     };
-    let moment = texts(&condition["DateLessThan"][ISSUED])
-        .pop()?
-        .parse()
-        .ok()?;
-    let ours = self::statement(&family, values.clone(), moment).ok()?;
+    let before = texts(&condition["DateLessThan"][ISSUED]).pop();
+    let before = before.map(str::parse).transpose().ok()?;
+    let ours = self::statement(&family, values.clone(), before).ok()?;
     let is_ours = serde_json::to_value(ours).is_ok_and(|ours| ours == *statement);
-    is_ours.then_some((family, values, moment))
+    is_ours.then_some((family, values, before))
 }
 
 fn by_family<'a>(denials: impl IntoIterator<Item = &'a Denial>) -> BTreeMap<Family, Vec<Clause>> {
     let denials: Vec<&Denial> = denials.into_iter().collect();
     let mut families: BTreeMap<Family, Vec<Clause>> = BTreeMap::new();
     for denial in denials.iter().filter(|denial| !is_within(denial, &denials)) {
-        let Some(earliest) = denial.denied_before else {
+        let Some(denied_before) = denial.denied_before else {
             continue;
         };
-        for (family, clause) in clauses(denial, earliest) {
+        let before = denial.spares_newer.then_some(denied_before);
+        for (family, clause) in clauses(denial, before) {
             families.entry(family).or_default().push(clause);
         }
     }
@@ -134,8 +155,13 @@ fn by_family<'a>(denials: impl IntoIterator<Item = &'a Denial>) -> BTreeMap<Fami
 fn policy(families: BTreeMap<Family, Vec<Clause>>) -> Result<Option<Document>, PolicyError> {
     let mut statements = Vec::new();
     for (family, clauses) in families {
-        for (moment, values) in by_moment(clauses) {
-            statements.push(statement(&family, values, moment)?);
+        let mut by_moment: BTreeMap<Before, BTreeSet<String>> = BTreeMap::new();
+        for clause in clauses {
+            let values = by_moment.entry(clause.before).or_default();
+            values.insert(clause.value);
+        }
+        for (before, values) in by_moment {
+            statements.push(statement(&family, values, before)?);
         }
     }
     if statements.is_empty() {
@@ -147,13 +173,30 @@ fn policy(families: BTreeMap<Family, Vec<Clause>>) -> Result<Option<Document>, P
 /// Whether another denial says all that this one says.
 fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
     let (scope, service) = (&denial.against.scope, &denial.against.service);
+    let says_it = |other: &Denial| {
+        if other.spares_newer {
+            denial.spares_newer && other.denied_before >= denial.denied_before
+        } else {
+            other.denied_before.is_some()
+        }
+    };
     *scope != Scope::Service
         && all.iter().any(|other| {
             other.against.scope == Scope::Service
                 && other.against.service == *service
                 && other.against.holder == denial.against.holder
-                && other.denied_before >= denial.denied_before
+                && says_it(other)
         })
+}
+
+/// Whether a policy denies the sessions of a denial whenever they are issued.
+#[must_use]
+pub fn denies_all(policy: &Document, denial: &Denial) -> bool {
+    let names = [denial.sessions(), denial.sessions_of_service()];
+    statements(policy).iter().any(|(family, values, before)| {
+        let names_them = names.iter().any(|name| values.contains(name));
+        *family == Family::Sessions && before.is_none() && names_them
+    })
 }
 
 /// Whether a policy of denials may meet a session of these, issued at that moment: it names
@@ -186,11 +229,11 @@ fn texts(value: &Value) -> Vec<&str> {
     list(value).iter().filter_map(Value::as_str).collect()
 }
 
-fn clauses(denial: &Denial, earliest: Timestamp) -> Vec<(Family, Clause)> {
+fn clauses(denial: &Denial, before: Before) -> Vec<(Family, Clause)> {
     let clause = |value| Clause {
         value,
-        earliest,
-        latest: denial.latest,
+        before,
+        is_let_in: denial.newer_hit_until == Some(NOT_WRITTEN),
     };
     let sessions = denial.sessions();
     match &denial.against.scope {
@@ -205,28 +248,10 @@ fn clauses(denial: &Denial, earliest: Timestamp) -> Vec<(Family, Clause)> {
     }
 }
 
-/// As few moments as each clause's earliest and latest allow. Taken in the order of their
-/// latest, every clause that does not reach the last moment begins another.
-fn by_moment(mut clauses: Vec<Clause>) -> Vec<(Timestamp, BTreeSet<String>)> {
-    clauses.sort_by_key(|clause| clause.latest.unwrap_or(Timestamp::MAX));
-    let mut moments: Vec<(Timestamp, BTreeSet<String>)> = Vec::new();
-    while let Some(first) = clauses.first() {
-        let latest = first.latest.unwrap_or(Timestamp::MAX);
-        let (together, later): (Vec<_>, Vec<_>) = clauses
-            .into_iter()
-            .partition(|clause| clause.earliest <= latest);
-        let moment = together.iter().map(|clause| clause.earliest).max();
-        let values = together.into_iter().map(|clause| clause.value).collect();
-        moments.push((moment.unwrap_or(latest), values));
-        clauses = later;
-    }
-    moments
-}
-
 fn statement(
     family: &Family,
     values: BTreeSet<String>,
-    moment: Timestamp,
+    before: Before,
 ) -> Result<Statement, PolicyError> {
     let all = Statement::deny("", ["*"], ["*"])?;
     let named =
@@ -237,8 +262,11 @@ fn statement(
                 .when("StringLike", SESSION, [sessions.as_str()])?
                 .when("StringEquals", GRANT, values)?,
         };
-    let moment = moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    named.when("DateLessThan", ISSUED, [moment])
+    let Some(before) = before else {
+        return Ok(named);
+    };
+    let before = before.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    named.when("DateLessThan", ISSUED, [before])
 }
 
 /// Fewer and broader denials of the same services, where AWS has no room for these: those to
@@ -264,16 +292,21 @@ fn one_service_as_a_whole(
             narrow.entry(subject(denial)).or_default().push(denial);
         }
     }
+    let whole = |of: &_| {
+        let mut denials = denials.iter();
+        denials.find(|denial| denial.against.scope == Scope::Service && subject(denial) == *of)
+    };
     let (of, narrow) = narrow
         .into_iter()
-        .filter(|(_, narrow)| narrow.len() > 1)
+        .filter(|(of, narrow)| narrow.len() > 1 || whole(of).is_some())
         .max_by_key(|(_, narrow)| narrow.len())?;
-    let standing = denials
-        .iter()
-        .find(|denial| denial.against.scope == Scope::Service && subject(denial) == of);
+    let standing = whole(&of);
     let mut whole = standing.unwrap_or(narrow[0]).moved(now);
     whole.against.scope = Scope::Service;
     whole.revision = standing.map_or(0, |standing| standing.revision + 1);
+    // What the service is given from now on works, unless it is out.
+    whole.spares_newer = standing.is_none_or(|standing| standing.spares_newer);
+    whole.newer_hit_until = standing.and_then(|standing| standing.newer_hit_until);
     for denial in &narrow {
         whole.issued_before = whole.issued_before.max(denial.issued_before);
         whole.lasts_until = whole.lasts_until.max(denial.lasts_until);
@@ -286,38 +319,26 @@ fn one_service_as_a_whole(
         whole.asked_at = whole.asked_at.max(denial.asked_at);
     }
     whole.denied_before = Some(whole.issued_before);
-    if standing.is_none_or(|standing| standing.latest.is_some()) {
-        whole.latest = Some(whole.issued_before);
-    }
     Some((vec![whole], narrow.into_iter().cloned().collect()))
 }
 
-/// Of the moments that cannot be moved, the two that are nearest become the later.
+/// Of the moments, the two that are nearest become the later.
 fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
-    let moments: BTreeSet<Timestamp> = denials.iter().map(|d| d.issued_before).collect();
+    let dated = denials.iter().filter(|denial| denial.spares_newer);
+    let moments: BTreeSet<Timestamp> = dated.map(|denial| denial.issued_before).collect();
     let nearest = moments
         .iter()
         .zip(moments.iter().skip(1))
-        .map(|(earlier, later)| {
-            (
-                later.duration_since(*earlier),
-                moved(denials, *earlier, *later, now),
-            )
-        })
-        .filter(|(_, moved)| !moved.is_empty())
-        .min_by_key(|(apart, _)| *apart);
-    nearest.map(|(_, moved)| (moved, Vec::new()))
+        .min_by_key(|(earlier, later)| later.duration_since(**earlier));
+    nearest.map(|(earlier, later)| (moved(denials, *earlier, *later, now), Vec::new()))
 }
 
-/// The denials of the earlier moment that cannot share the later one, as they do then.
+/// The denials of the earlier moment, as they are at the later.
 fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp, now: Timestamp) -> Vec<Denial> {
-    let fixed = |denial: &&Denial| {
-        denial.issued_before == earlier && denial.latest.is_some_and(|latest| latest < later)
-    };
-    let moved = denials.iter().filter(fixed).map(|denial| Denial {
+    let is_earlier = |denial: &&Denial| denial.spares_newer && denial.issued_before == earlier;
+    let moved = denials.iter().filter(is_earlier).map(|denial| Denial {
         issued_before: later,
         denied_before: Some(later),
-        latest: Some(later),
         ..denial.moved(now)
     });
     moved.collect()

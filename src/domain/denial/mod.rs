@@ -1,14 +1,16 @@
-//! What stands in AWS against sessions that were handed out before somebody revoked them.
+//! What stands in AWS against sessions that were handed out before an operator revoked them.
 //!
 //! AWS cannot end a session before its time, but it asks the policies of the session's
 //! role, or of the user that federated it, at each call. A denial there names the sessions
-//! concerned, by the names and tags that the broker gave them, and the moment before which
-//! they were issued:
+//! concerned, by the names and tags that the broker gave them:
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_revoke-sessions.html>.
+//! While their service is out, it has no date, so that it also meets what is made from such
+//! a session later; where newer sessions are to work, it names the moment before which those
+//! denied were issued.
 //!
 //! ```text
-//! open ─▶ refused ─▶ (gone, once the last of its sessions has expired)
-//!  ▲ └─▶ open           tried again, for as long as a session lives
+//! open ─▶ refused ─▶ (gone, once no access lives that was made from its sessions)
+//!  ▲ └─▶ open           tried again until then
 //!  └──── refused        revoked once more
 //! ```
 
@@ -20,7 +22,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::document::{Unknown, document, may_meet, widen};
+pub use self::document::{Unknown, denies_all, document, may_meet, widen};
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},
     grant::Kind,
@@ -33,8 +35,14 @@ use crate::domain::{
 pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.
 const PRECISION: SignedDuration = SignedDuration::from_secs(2);
-/// How long a denial outlasts the last of its sessions.
+/// How long a denial outlasts the last access that may have been made from its sessions.
 const AFTERWARDS: SignedDuration = SignedDuration::from_secs(60);
+/// Later than any time: a denial is to be written anew, and that has not been done yet.
+pub const NOT_WRITTEN: Timestamp = Timestamp::constant(253_000_000_000, 0);
+/// How long AWS may go on denying what a policy does not deny any more: changes reach all its
+/// servers within seconds.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
+const PROPAGATION: SignedDuration = SignedDuration::from_secs(5);
 /// How long whoever begins to carry a denial out has it to itself.
 pub const CLAIM: SignedDuration = SignedDuration::from_secs(90);
 
@@ -162,7 +170,7 @@ pub struct Attempts {
 pub enum Newer {
     /// There may be some, which must not be hit.
     Spared,
-    /// There are none, and none is under way.
+    /// There are none, and none is being issued.
     None,
 }
 
@@ -178,7 +186,7 @@ pub enum DenialState {
     },
 }
 
-/// A denial of sessions that were issued before a moment.
+/// A denial of sessions that have been issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// Whose.
@@ -190,18 +198,20 @@ pub struct Denial {
     pub grant_version: u64,
     /// Whether sessions bear the service's name as source identity as well.
     pub source_identity: bool,
-    /// When somebody asked for it.
+    /// When an operator asked for it.
     pub asked_at: Timestamp,
     /// Sessions that were issued before this are to be denied.
     pub issued_before: Timestamp,
     /// Before which issue AWS is to deny them now. While the session by which it is tried
-    /// is made, that is what has stood so far, so that nobody else's writing meets it too
-    /// soon; `None` for nothing.
+    /// is made, that is what has stood so far, so that no other writing meets it too soon;
+    /// `None` for nothing.
     pub denied_before: Option<Timestamp>,
-    /// How far that moment may be moved without a new session being hit; `None` while
-    /// there are no new ones.
-    pub latest: Option<Timestamp>,
-    /// When the last session concerned is over.
+    /// Whether sessions that are issued later are to work, so that the denial has a date.
+    pub spares_newer: bool,
+    /// Until when AWS may deny newer sessions nevertheless, once it has been told to deny all:
+    /// [`NOT_WRITTEN`] until it is told otherwise.
+    pub newer_hit_until: Option<Timestamp>,
+    /// When the last access is over that may have been made from its sessions.
     pub lasts_until: Timestamp,
     /// How far it is.
     pub state: DenialState,
@@ -212,7 +222,47 @@ pub struct Denial {
     pub revision: u64,
 }
 
-/// What sessions are to be denied, as the store finds it.
+/// A session that was issued and may still be of use, by itself or by what was made from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Under which grant.
+    pub grant: GrantName,
+    /// Which version of it.
+    pub grant_version: u64,
+    /// Whose policies AWS asks when it acts.
+    pub holder: Holder,
+    /// When it expires, or has expired.
+    pub expires_at: Timestamp,
+}
+
+impl Session {
+    /// The session of a lease, if it has one that can be denied.
+    #[must_use]
+    pub fn of(lease: &Lease) -> Option<Self> {
+        let binding = &lease.binding;
+        Some(Self {
+            grant: binding.grant.clone(),
+            grant_version: binding.grant_version,
+            holder: binding.holder.clone()?,
+            expires_at: lease.issued()?.expires_at,
+        })
+    }
+
+    /// Whether it, or access that was made from it, may live at `now`.
+    #[must_use]
+    pub fn may_be_of_use(&self, now: Timestamp) -> bool {
+        self.access_ends() > now
+    }
+
+    /// When the last access that may have been made from it ends.
+    fn access_ends(&self) -> Timestamp {
+        let outlived_by = self.holder.kind().outlived_by().unwrap_or_default();
+        let ends = self.expires_at.checked_add(outlived_by);
+        ends.unwrap_or(Timestamp::MAX)
+    }
+}
+
+/// What sessions are to be denied at a role or user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concerned {
     /// Whose, of which service, and which.
@@ -223,38 +273,44 @@ pub struct Concerned {
     pub grant_version: u64,
     /// Whether any bears the service's name as source identity.
     pub source_identity: bool,
-    /// When the last of them expires.
-    pub expire_at: Timestamp,
+    /// When the last access ends that may have been made from them.
+    pub access_ends: Timestamp,
 }
 
 impl Concerned {
-    /// What is to be denied so that no session of these leases that lives at `now` works, at
-    /// each role and user. Whether sessions bear a source identity is for the caller to say.
+    /// What is to be denied at each role and user so that none of these sessions is of use
+    /// after `now`, nor what was made from them. A session whose own time is up is among them
+    /// while access made from it may live. Whether sessions bear a source identity is for the
+    /// caller to say.
     #[must_use]
-    pub fn of(scope: &Scope, leases: &[Lease], now: Timestamp) -> BTreeMap<Holder, Self> {
+    pub fn of<'a>(
+        scope: &Scope,
+        sessions: impl IntoIterator<Item = &'a Session>,
+        now: Timestamp,
+    ) -> BTreeMap<Holder, Self> {
         let mut found: BTreeMap<Holder, Self> = BTreeMap::new();
-        for lease in leases {
-            let binding = &lease.binding;
-            let Some((holder, issued)) = binding.holder.as_ref().zip(lease.issued()) else {
-                continue;
-            };
-            if issued.expires_at <= now {
-                continue;
-            }
+        let useful = sessions.into_iter().filter(|s| s.may_be_of_use(now));
+        for session in useful {
+            let holder = &session.holder;
             let concerned = found.entry(holder.clone()).or_insert_with(|| Self {
                 against: Against {
                     holder: holder.clone(),
-                    service: binding.grant.service.clone(),
+                    service: session.grant.service.clone(),
                     scope: scope.clone(),
                 },
-                grant: binding.grant.clone(),
-                grant_version: 0,
+                grant: session.grant.clone(),
+                grant_version: session.grant_version,
                 source_identity: false,
-                expire_at: issued.expires_at,
+                access_ends: session.access_ends(),
             });
-            concerned.grant.clone_from(&binding.grant);
-            concerned.grant_version = binding.grant_version;
-            concerned.expire_at = concerned.expire_at.max(issued.expires_at);
+            // By a session of the newest version it is tried.
+            let is_newer =
+                session.grant != concerned.grant || session.grant_version > concerned.grant_version;
+            if is_newer {
+                concerned.grant.clone_from(&session.grant);
+                concerned.grant_version = session.grant_version;
+            }
+            concerned.access_ends = concerned.access_ends.max(session.access_ends());
         }
         found
     }
@@ -264,9 +320,9 @@ impl Denial {
     /// A denial of what is there at `now`, in the place of one that stands.
     #[must_use]
     pub fn ask(concerned: Concerned, standing: Option<&Self>, now: Timestamp) -> Self {
-        let live = matches!(concerned.against.scope, Scope::Grant(_));
-        let issued_before = whole_second(now + SKEW);
-        let lasts_until = concerned.expire_at + AFTERWARDS;
+        let spares_newer = matches!(concerned.against.scope, Scope::Grant(_));
+        let lasts_until = concerned.access_ends.checked_add(AFTERWARDS);
+        let lasts_until = lasts_until.unwrap_or(Timestamp::MAX);
         Self {
             against: concerned.against,
             grant: concerned.grant,
@@ -274,9 +330,10 @@ impl Denial {
             source_identity: concerned.source_identity
                 || standing.is_some_and(|standing| standing.source_identity),
             asked_at: now,
-            issued_before,
+            issued_before: whole_second(now + SKEW),
             denied_before: standing.and_then(|standing| standing.denied_before),
-            latest: live.then_some(issued_before),
+            spares_newer,
+            newer_hit_until: (!spares_newer).then_some(NOT_WRITTEN),
             lasts_until: standing.map_or(lasts_until, |standing| {
                 standing.lasts_until.max(lasts_until)
             }),
@@ -343,28 +400,22 @@ impl Denial {
     }
 
     /// A session that was issued by AWS's clock at this second is among those denied from
-    /// now on, and nothing much later is. `None` when newer sessions would be hit.
+    /// now on, and of a grant that is tried for the first time nothing much later is. `None`
+    /// when newer sessions would be hit.
     #[must_use]
     pub fn reach(&self, issued: Timestamp, newer: Newer) -> Option<Self> {
         let issued_before = whole_second(issued) + PRECISION;
-        let first = !self.is_refused() && self.failures() == 0;
-        let live = matches!(self.against.scope, Scope::Grant(_));
-        let moved = if first {
+        let is_first = !self.is_refused() && self.failures() == 0;
+        let moved = if is_first && matches!(self.against.scope, Scope::Grant(_)) {
             issued_before
         } else {
             issued_before.max(self.issued_before)
         };
-        if newer == Newer::Spared && self.latest.is_some_and(|latest| latest < moved) {
+        if newer == Newer::Spared && self.spares_newer && self.issued_before < moved {
             return None;
         }
-        let latest = if first && live {
-            Some(moved)
-        } else {
-            self.latest.map(|latest| latest.max(moved))
-        };
         Some(Self {
             issued_before: moved,
-            latest,
             ..self.next()
         })
     }
@@ -387,17 +438,21 @@ impl Denial {
         }
     }
 
-    /// Its service is let in again at `now`: what that is given from then on is not denied.
-    /// It no longer shares the moments of later ones, and is to be written anew.
+    /// Its service is let in again at `now`: what was issued, or made from that, until then
+    /// stays denied, and what the service is given from then on is not. It is to be written
+    /// anew.
     #[must_use]
     pub fn spare_newer(&self, now: Timestamp) -> Self {
+        let issued_before = self.issued_before.max(whole_second(now));
         Self {
-            latest: Some(latest_after(self.issued_before, now)),
+            spares_newer: true,
+            issued_before,
+            denied_before: self.denied_before.map(|_| issued_before),
             ..self.moved(now)
         }
     }
 
-    /// It is to be written anew from `now` on, if whoever carries it out does not do so.
+    /// It is to be written anew from `now` on, unless it is being carried out.
     fn moved(&self, now: Timestamp) -> Self {
         let due_at = if self.is_refused() { now } else { self.due_at };
         Self {
@@ -406,12 +461,23 @@ impl Denial {
         }
     }
 
+    /// As it stands once AWS has taken it at `now`.
+    #[must_use]
+    pub fn written(&self, now: Timestamp) -> Self {
+        let is_let = self.spares_newer && self.newer_hit_until == Some(NOT_WRITTEN);
+        let let_from = is_let.then(|| now + PROPAGATION);
+        Self {
+            newer_hit_until: let_from.or(self.newer_hit_until),
+            ..self.clone()
+        }
+    }
+
     /// It was written anew.
     #[must_use]
-    pub fn settle(&self) -> Self {
+    pub fn settle(&self, now: Timestamp) -> Self {
         Self {
             due_at: self.lasts_until,
-            ..self.next()
+            ..self.written(now).next()
         }
     }
 
@@ -420,7 +486,7 @@ impl Denial {
     pub fn confirm(&self, now: Timestamp) -> Self {
         Self {
             state: DenialState::Refused { at: now },
-            ..self.settle()
+            ..self.settle(now)
         }
     }
 
@@ -470,8 +536,14 @@ impl Denial {
         let (kind, service) = (self.against.holder.kind(), &self.against.service);
         match &self.against.scope {
             Scope::Lease(lease) => format!("*:{}", aws_name(kind, service, lease)),
-            Scope::Service | Scope::Grant(_) => format!("*:{}*", aws_name_prefix(kind, service)),
+            Scope::Service | Scope::Grant(_) => self.sessions_of_service(),
         }
+    }
+
+    /// The same pattern of all sessions of its service.
+    fn sessions_of_service(&self) -> String {
+        let (kind, service) = (self.against.holder.kind(), &self.against.service);
+        format!("*:{}*", aws_name_prefix(kind, service))
     }
 }
 
@@ -484,13 +556,18 @@ pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
         Scope::Grant(denied) => denied == grant,
         Scope::Lease(_) => false,
     };
-    let from = |denial: &Denial| denial.latest.unwrap_or(denial.issued_before);
-    denials.iter().filter(hits).map(from).max()
+    denials.iter().filter(hits).map(|d| d.issued_before).max()
 }
 
-/// How far the moment of a service's denial may be moved once it is reinstated at `now`.
-fn latest_after(issued_before: Timestamp, now: Timestamp) -> Timestamp {
-    issued_before.max(whole_second(now - SKEW * 2))
+/// Until when AWS may deny a session that a reinstated service is given at a role or user:
+/// [`NOT_WRITTEN`] until the denial there has been written anew.
+#[must_use]
+pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp> {
+    let of_service = denials
+        .iter()
+        .filter(|denial| denial.against.scope == Scope::Service && denial.spares_newer)
+        .filter(|denial| denial.against.holder == *holder);
+    of_service.filter_map(|denial| denial.newer_hit_until).max()
 }
 
 /// The next whole second, in which AWS tells times of issue.

@@ -42,7 +42,7 @@ fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
         },
         grant_version: 1,
         source_identity: false,
-        expire_at: at(second + 3600),
+        access_ends: at(second + 3600),
     };
     Denial::ask(concerned, None, at(second)).ready()
 }
@@ -73,8 +73,13 @@ fn said(policy: &Document) -> Vec<Value> {
         .collect()
 }
 
+/// Of a service that was let in again a minute later.
+fn back(service: &str, second: i64) -> Denial {
+    denied(service, second).spare_newer(at(second + 60))
+}
+
 /// What a statement names, and its moment.
-fn named(statement: &Value) -> (BTreeSet<String>, String) {
+fn named(statement: &Value) -> (BTreeSet<String>, Option<String>) {
     let condition = &statement["Condition"];
     let list = match &condition["StringLike"]["aws:userid"] {
         Value::Array(names) => names.clone(),
@@ -82,21 +87,72 @@ fn named(statement: &Value) -> (BTreeSet<String>, String) {
     };
     let names = list.iter().map(|name| name.as_str().unwrap().to_owned());
     let moment = condition["DateLessThan"]["aws:TokenIssueTime"].as_str();
-    (names.collect(), moment.unwrap().to_owned())
+    (names.collect(), moment.map(ToOwned::to_owned))
 }
 
 #[test]
-fn a_denial_names_the_sessions_of_one_service_and_the_moment_of_their_issue() {
+fn a_denial_names_the_sessions_of_one_service_whenever_they_are_issued_until_it_is_let_in() {
     assert_eq!(
         statements(&[denied("payments-api", 100)]),
         [json!({
             "Effect": "Deny", "Action": "*", "Resource": "*",
+            "Condition": {"StringLike": {"aws:userid": "*:payments-api.*"}},
+        })]
+    );
+    assert_eq!(
+        statements(&[back("payments-api", 100)]),
+        [json!({
+            "Effect": "Deny", "Action": "*", "Resource": "*",
             "Condition": {
                 "StringLike": {"aws:userid": "*:payments-api.*"},
-                "DateLessThan": {"aws:TokenIssueTime": text(102)},
+                "DateLessThan": {"aws:TokenIssueTime": text(160)},
             },
         })]
     );
+}
+
+fn session(holder: Holder, expires_at: i64) -> Session {
+    Session {
+        grant: GrantName {
+            service: name("pay"),
+            grant: name("work"),
+        },
+        grant_version: 1,
+        holder,
+        expires_at: at(expires_at),
+    }
+}
+
+#[test]
+fn sessions_are_denied_until_all_that_was_made_from_them_is_over() {
+    let hour = 3600;
+    let lasts = |holder: Holder, now: i64| {
+        let sessions = [session(holder, 0)];
+        let concerned = Concerned::of(&Scope::Service, &sessions, at(now));
+        let denials = concerned.into_values();
+        let mut lasts = denials.map(|c| Denial::ask(c, None, at(now)).lasts_until);
+        lasts.next()
+    };
+    // Signed in to the console in the last second by a token of 15 minutes, for 12 hours.
+    let ends = 12 * hour + 15 * 60;
+    for now in [-hour, 0, hour, ends - 1] {
+        assert_eq!(lasts(role(), now), Some(at(ends + 60)), "asked at {now}");
+    }
+    assert_eq!(lasts(role(), ends), None);
+    let ends = 36 * hour + 15 * 60;
+    assert_eq!(lasts(user(), ends - 1), Some(at(ends + 60)));
+    assert_eq!(lasts(user(), ends), None);
+}
+
+#[test]
+fn it_is_tried_by_the_newest_version_of_a_grant_and_lasts_for_all() {
+    let (first, mut newest) = (session(role(), 20), session(role(), 10));
+    newest.grant_version = 2;
+    for sessions in [[&first, &newest], [&newest, &first]] {
+        let concerned = Concerned::of(&Scope::Service, sessions, at(0));
+        assert_eq!(concerned[&role()].grant_version, 2);
+        assert_eq!(concerned[&role()].access_ends, first.access_ends());
+    }
 }
 
 #[test]
@@ -148,54 +204,40 @@ fn services_that_are_shut_out_share_a_statement_whenever_each_was() {
     assert_eq!(all_named.len(), 1);
     let (names, moment) = named(&all_named[0]);
     assert_eq!(names.len(), 300);
-    assert_eq!(moment, text(299 * 60 + 2));
+    assert_eq!(moment, None);
     let size = document(&all).unwrap().unwrap().size();
     let room = Place::Inline(role()).room();
     assert!(size <= room, "{size} of {room}");
 }
 
 #[test]
-fn the_moment_never_reaches_a_session_that_a_reinstated_service_was_given_since() {
-    // Reinstated a minute later, and another revoked after an hour.
-    let back = denied("back", 0).spare_newer(at(60));
-    let out = denied("out", 3600);
-    let apart = statements(&[back.clone(), out.clone()]);
-    assert_eq!(apart.len(), 2);
-    let of = |service: &str| {
-        let pattern = format!("*:{service}.*");
-        let found = apart
-            .iter()
-            .map(named)
-            .find(|(names, _)| names.contains(&pattern));
-        found.unwrap().1
+fn a_reinstated_service_has_a_moment_of_its_own_beside_those_that_are_out() {
+    let denials = [back("back", 0), denied("out", 3600), denied("between", 30)];
+    let found: BTreeSet<_> = statements(&denials).iter().map(named).collect();
+    let names = |names: &[&str]| -> BTreeSet<String> {
+        names.iter().map(|name| format!("*:{name}.*")).collect()
     };
-    assert_eq!((of("back"), of("out")), (text(2), text(3602)));
-    // One that was revoked while the first was still out shares its moment.
-    let between = denied("between", 30);
-    assert_eq!(statements(&[back, between, out]).len(), 2);
+    let expected = BTreeSet::from([
+        (names(&["back"]), Some(text(60))),
+        (names(&["out", "between"]), None),
+    ]);
+    assert_eq!(found, expected);
 }
 
 #[test]
-fn there_are_as_few_statements_as_the_moments_allow() {
-    // Windows of 40 s that begin every 20 s: three begin within each.
-    let all: Vec<Denial> = (0..30)
-        .map(|n| Denial {
-            latest: Some(at(n * 20 + 42)),
-            ..denied(&format!("service-{n}"), n * 20)
-        })
-        .collect();
-    assert_eq!(statements(&all).len(), 10);
-    let moments = statements(&all);
-    for (n, denial) in all.iter().enumerate() {
-        let pattern = format!("*:service-{n}.*");
-        let (_, moment) = moments
-            .iter()
-            .map(named)
-            .find(|(names, _)| names.contains(&pattern))
-            .unwrap();
-        let moment: Timestamp = moment.parse().unwrap();
-        assert!(moment >= denial.issued_before && Some(moment) <= denial.latest);
-    }
+fn a_reinstated_service_is_let_once_its_denial_has_been_written_anew() {
+    let out = denied("pay", 0);
+    let until = |denial: &Denial| newer_hit_until(std::slice::from_ref(denial), &role());
+    assert_eq!(until(&out), None, "it is given nothing");
+    let back = out.spare_newer(at(60));
+    assert_eq!(until(&back), Some(NOT_WRITTEN));
+    let written = back.settle(at(62));
+    assert_eq!(until(&written), Some(at(67)), "AWS takes a while");
+    assert_eq!(until(&written.settle(at(100))), Some(at(67)));
+    assert_eq!(newer_hit_until(&[back], &user()), None, "elsewhere");
+    // Those of a grant that is revoked alone are let all along.
+    let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
+    assert_eq!(until(&grant), None);
 }
 
 #[test]
@@ -229,7 +271,7 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
     assert_eq!(whole.against.scope, Scope::Service);
     assert_eq!(whole.issued_before, denials[0].issued_before);
     // What it is given from now on works.
-    assert_eq!(whole.latest, Some(whole.issued_before));
+    assert!(whole.spares_newer && whole.newer_hit_until.is_none());
     assert_eq!(whole.lasts_until, denials[0].lasts_until);
     assert!(!whole.is_refused(), "nobody has seen it refused");
 }
@@ -237,7 +279,7 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
 #[test]
 fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
     let denials: Vec<Denial> = (0..5)
-        .map(|n| denied(&format!("service-{n}"), n * 1000).spare_newer(at(n * 1000 + 60)))
+        .map(|n| back(&format!("service-{n}"), n * 1000))
         .collect();
     assert_eq!(statements(&denials).len(), 5);
     let mut all = denials;
@@ -256,12 +298,12 @@ fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
 
 #[test]
 fn a_new_session_waits_until_every_denial_misses_it() {
-    let back = denied("pay", 0).spare_newer(at(1));
+    let back = denied("pay", 0).spare_newer(at(30));
     let free = free_from(std::slice::from_ref(&back), &name("work"));
-    assert_eq!(free, Some(at(2)));
+    assert_eq!(free, Some(at(30)));
     let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 100);
     let denials = [back, grant];
-    assert_eq!(free_from(&denials, &name("work")), Some(at(2)));
+    assert_eq!(free_from(&denials, &name("work")), Some(at(30)));
     assert_eq!(free_from(&denials, &name("uploads")), Some(at(105)));
     let lease = asked(role(), "pay", Scope::Lease(lease('a')), 200);
     assert_eq!(free_from(&[lease], &name("work")), None);
@@ -272,8 +314,8 @@ fn a_new_session_waits_until_every_denial_misses_it() {
 fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let open = asked(role(), "pay", Scope::Service, 0);
     assert_eq!(open.issued_before, at(5));
-    let reaching = open.reach(at(1), Newer::Spared).unwrap();
-    assert_eq!(reaching.issued_before, at(3));
+    let reaching = open.reach(at(4), Newer::Spared).unwrap();
+    assert_eq!(reaching.issued_before, at(6));
     // Tried again an hour later: the moment moves with it while the service is out.
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     let later = failed.reach(at(3600), Newer::Spared).unwrap();
@@ -281,20 +323,17 @@ fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let back = failed.spare_newer(at(1800));
     assert_eq!(back.reach(at(3600), Newer::Spared), None);
     let alone = back.reach(at(3600), Newer::None).unwrap();
-    assert_eq!(
-        (alone.issued_before, alone.latest),
-        (at(3602), Some(at(3602)))
-    );
+    assert_eq!(alone.issued_before, at(3602));
     // What is issued under a revoked grant afterwards works.
     let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
     let reaching = grant.reach(at(1), Newer::Spared).unwrap();
-    assert_eq!(reaching.latest, Some(at(3)));
+    assert_eq!(reaching.issued_before, at(3));
     // Whoever reached so far may have died since.
     assert_eq!(reaching.reach(at(60), Newer::Spared), None);
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     assert_eq!(failed.reach(at(3600), Newer::Spared), None);
     let alone = failed.reach(at(3600), Newer::None).unwrap();
-    assert_eq!(alone.latest, Some(at(3602)));
+    assert_eq!(alone.issued_before, at(3602));
 }
 
 #[test]
@@ -305,7 +344,7 @@ fn one_that_is_asked_for_again_is_open_again_and_lasts_longer() {
         grant: first.grant.clone(),
         grant_version: 2,
         source_identity: false,
-        expire_at: at(100),
+        access_ends: at(100),
     };
     let again = Denial::ask(concerned, Some(&first), at(50));
     assert!(!again.is_refused());
@@ -318,7 +357,7 @@ fn one_that_is_asked_for_again_is_open_again_and_lasts_longer() {
 fn every_document_is_one_that_aws_takes() {
     let denials = [
         denied("pay", 0),
-        denied("back", 0).spare_newer(at(60)),
+        back("back", 0),
         asked(role(), "log", Scope::Grant(name("work")), 5),
         asked(user(), "log", Scope::Lease(lease('c')), 5),
     ];
@@ -329,34 +368,63 @@ fn every_document_is_one_that_aws_takes() {
 #[test]
 fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows() {
     let lost = [
-        denied("pay", 100),
+        back("pay", 100),
         Denial {
             source_identity: true,
             ..denied("sourced", 100)
         },
+        denied("out", 100),
         asked(role(), "log", Scope::Grant(name("work")), 100),
         asked(role(), "log", Scope::Lease(lease('c')), 100),
     ];
     let written = document(&lost).unwrap().unwrap();
     let unknown = Unknown::of(&written, at(200));
     assert_eq!(unknown.beside([]).unwrap(), Some(written));
-    // What the store has as well is said once, and moves on.
-    let known = [denied("pay", 300), denied("billing", 300)];
-    let policy = unknown.beside(&known).unwrap().unwrap();
-    let sessions: BTreeSet<(BTreeSet<String>, String)> = said(&policy)
-        .iter()
-        .filter(|s| is_of_sessions(s))
-        .map(named)
-        .collect();
-    let lease = format!("*:log.{}", "c".repeat(26));
-    let kept = BTreeSet::from([lease, "*:sourced.*".to_owned()]);
-    let moved = BTreeSet::from(["*:billing.*".to_owned(), "*:pay.*".to_owned()]);
-    assert_eq!(
-        sessions,
-        BTreeSet::from([(kept, text(105)), (moved, text(302))])
-    );
-    let again = Unknown::of(&policy, at(400)).beside(&known).unwrap();
-    assert_eq!(again, Some(policy));
+    // What the store has as well is said once, and moves on; but a date takes nothing away
+    // from what has none.
+    let known = [back("pay", 300), back("billing", 300), back("out", 300)];
+    let said_now = |known: &[Denial]| -> BTreeSet<_> {
+        let policy = unknown.beside(known).unwrap().unwrap();
+        let again = Unknown::of(&policy, at(400)).beside(known).unwrap();
+        assert_eq!(again.as_ref(), Some(&policy));
+        let sessions = said(&policy).into_iter().filter(is_of_sessions);
+        sessions.map(|statement| named(&statement)).collect()
+    };
+    let names = |names: &[&str]| -> BTreeSet<String> {
+        names.iter().map(|name| format!("*:{name}.*")).collect()
+    };
+    let written: Vec<Denial> = known.iter().map(|d| d.settle(at(400))).collect();
+    let log = format!("*:log.{}", "c".repeat(26));
+    let mut kept = names(&["out", "sourced"]);
+    kept.insert(log);
+    let moved = names(&["billing", "out", "pay"]);
+    let both = BTreeSet::from([(kept.clone(), None), (moved.clone(), Some(text(360)))]);
+    assert_eq!(said_now(&written), both);
+    // Unless the store knows that it has been let in and AWS is to be told.
+    kept.remove("*:out.*");
+    let both = BTreeSet::from([(kept, None), (moved, Some(text(360)))]);
+    assert_eq!(said_now(&known), both);
+}
+
+#[test]
+fn a_session_shows_that_a_policy_denies_all_where_that_has_no_date() {
+    let all = |written: &[Denial], denial: &Denial| {
+        let policy = document(written).unwrap().unwrap();
+        denies_all(&policy, denial)
+    };
+    let grant = asked(role(), "pay", Scope::Grant(name("work")), 100);
+    let one = asked(role(), "pay", Scope::Lease(lease('a')), 100);
+    let other = asked(role(), "pay", Scope::Lease(lease('b')), 100);
+    let out = denied("pay", 0);
+    for denial in [&out, &grant, &one] {
+        assert!(all(std::slice::from_ref(&out), denial));
+        assert!(!all(&[back("pay", 0)], denial), "it has a date");
+        assert!(!all(&[denied("payroll", 0)], denial), "it is another's");
+        assert!(!all(std::slice::from_ref(&grant), denial));
+    }
+    assert!(all(std::slice::from_ref(&one), &one));
+    assert!(!all(std::slice::from_ref(&one), &out));
+    assert!(!all(std::slice::from_ref(&one), &other));
 }
 
 fn is_of_sessions(statement: &Value) -> bool {
@@ -366,14 +434,15 @@ fn is_of_sessions(statement: &Value) -> bool {
 
 #[test]
 fn what_is_over_or_is_not_the_brokers_own_is_not_kept() {
-    let written = document(&[denied("pay", 0)]).unwrap().unwrap();
+    let written = document(&[back("pay", 0)]).unwrap().unwrap();
     let hours = 3600;
+    // A session of 36 hours, and what was made from it in its last second.
     assert_ne!(
-        Unknown::of(&written, at(36 * hours)).beside([]).unwrap(),
+        Unknown::of(&written, at(72 * hours)).beside([]).unwrap(),
         None
     );
     assert_eq!(
-        Unknown::of(&written, at(37 * hours)).beside([]).unwrap(),
+        Unknown::of(&written, at(73 * hours)).beside([]).unwrap(),
         None
     );
     let foreign = [

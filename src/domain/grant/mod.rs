@@ -8,7 +8,7 @@ mod reuse;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use self::reuse::Reuse;
@@ -58,6 +58,28 @@ impl Kind {
             Self::IamUser => (1, 90 * 86_400),
         };
         (Duration::from_secs(shortest), Duration::from_secs(longest))
+    }
+}
+
+impl Kind {
+    /// Longest time for which access that was made from a session lives on after the session's
+    /// end: it signs in to the console in its last second. `None` for users, with whom all ends
+    /// that was made from them.
+    ///
+    /// A sign-in token is good for 15 minutes and a console session of a role for up to 12 hours
+    /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_enable-console-custom-url.html>),
+    /// as is a CodeArtifact token
+    /// (<https://docs.aws.amazon.com/codeartifact/latest/APIReference/API_GetAuthorizationToken.html>);
+    /// what is made by `GetFederationToken`, for up to 36 hours.
+    #[must_use]
+    pub const fn outlived_by(self) -> Option<SignedDuration> {
+        let sign_in = SignedDuration::from_mins(15);
+        let console = match self {
+            Self::AssumeRole => SignedDuration::from_hours(12),
+            Self::FederationToken => SignedDuration::from_hours(36),
+            Self::IamUser => return None,
+        };
+        sign_in.checked_add(console)
     }
 }
 

@@ -1,17 +1,19 @@
 //! One issuance of credentials, from intent to end.
 //!
 //! ```text
-//! pending ─▶ active ─▶ expired               (an STS session, by AWS's clock)
+//! pending ─▶ active ─▶ expired ─▶ revoking   (an STS session, by AWS's clock, revoked afterwards)
 //!    │          └────▶ revoking ─▶ revoked   (released, revoked, never handed out)
 //!    └───────────────────┘ │ ▲ └─▶ expired   (an IAM user whose time ran out)
 //!                          ▼ │
 //!                      quarantined           (AWS keeps refusing; tried for ever)
 //! ```
 //!
-//! A transition consumes the lease and takes the time; what has ended stays ended. Each
-//! adds one to the revision, and the store replaces a lease only by the successor of
-//! what it holds: whoever acts on a lease that somebody else has moved on is refused.
+//! A transition consumes the lease and takes the time. What has ended stays ended, but for a
+//! session whose end may be outlived by access that was made from it: that can be revoked. Each
+//! adds one to the revision, and the store replaces a lease only by the successor of what it
+//! holds: a change of a lease that another caller has moved on meanwhile is refused.
 
+mod cause;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -20,9 +22,12 @@ use aws_lc_rs::digest;
 use data_encoding::BASE32_NOPAD;
 use jiff::Timestamp;
 
-pub use self::state::{
-    CLAIM, CONSISTENCY_WINDOW, Cause, InvalidTransition, Issued, LeaseState, PENDING_LIMIT,
-    Removal, Standing,
+pub use self::{
+    cause::Cause,
+    state::{
+        CLAIM, CONSISTENCY_WINDOW, InvalidTransition, Issued, LeaseState, PENDING_LIMIT, Removal,
+        Standing,
+    },
 };
 use crate::domain::{
     arn::UserArn,

@@ -1,10 +1,8 @@
 //! Where a lease stands, and how it may go on.
 
-use std::{fmt, str::FromStr};
-
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Binding, Lease};
+use super::{Binding, Cause, Lease};
 use crate::domain::{name::LeaseId, request::NamedRequest};
 
 /// How long an issue may take before the lease counts as abandoned.
@@ -33,45 +31,6 @@ pub struct Issued {
     pub at: Timestamp,
     /// AWS's own expiration for STS kinds.
     pub expires_at: Timestamp,
-}
-
-/// Why a lease ends before, or at, its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Its time ran out.
-    Expired,
-    /// The service handed it back.
-    Released,
-    /// An operator ended it; the words are theirs.
-    Revoked(String),
-    /// Nothing was handed out; the words say why.
-    NotIssued(String),
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Expired => f.write_str("expired"),
-            Self::Released => f.write_str("released"),
-            Self::Revoked(words) if words.is_empty() => f.write_str("revoked"),
-            Self::Revoked(words) => write!(f, "revoked: {words}"),
-            Self::NotIssued(words) => write!(f, "not issued: {words}"),
-        }
-    }
-}
-
-impl FromStr for Cause {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text.split_once(": ").unwrap_or((text, "")) {
-            ("expired", _) => Ok(Self::Expired),
-            ("released", _) => Ok(Self::Released),
-            ("revoked", words) => Ok(Self::Revoked(words.to_owned())),
-            ("not issued", words) => Ok(Self::NotIssued(words.to_owned())),
-            _ => Err(()),
-        }
-    }
 }
 
 /// How it is with what was handed out under an active lease.
@@ -423,13 +382,15 @@ impl Lease {
         }
     }
 
-    /// The credentials are to be taken away by whoever calls this, who has [`CLAIM`] to
-    /// do so. A session is AWS's to end, when it expires. A lease that is already being
-    /// taken away keeps its cause, but one that is revoked now no longer merely ends. One that is still pending belongs to whoever is issuing
-    /// it: others wait for its deadline.
+    /// The credentials are to be taken away by the caller, who has [`CLAIM`] to do so. A
+    /// session is AWS's to end, when it expires; one that has expired can still be revoked
+    /// while access made from it may live, and is then the caller's until that is over. A lease
+    /// that is already being taken away keeps its cause, but one that is revoked now no longer
+    /// merely ends. One that is still pending belongs to its issuer: others wait for its
+    /// deadline.
     ///
     /// # Errors
-    /// When it has ended.
+    /// When it has ended, and nothing of it can be left.
     pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
         let session = self.binding.kind.is_session();
         let due = |issued: Option<&Issued>, otherwise| {
@@ -482,10 +443,34 @@ impl Lease {
                 };
                 Ok(self.goes_on(again))
             }
+            LeaseState::Expired { issued, .. }
+            | LeaseState::Revoked {
+                issued: Some(issued),
+                cause: Cause::Expired | Cause::Released,
+                ..
+            } if matches!(cause, Cause::Revoked(_)) => match self.access_may_live_until(now) {
+                Some(until) => {
+                    let removal = Removal {
+                        next_attempt_at: until,
+                        ..begun(Some(issued.clone()), cause, issued.at)
+                    };
+                    Ok(self.to(LeaseState::Revoking(removal)))
+                }
+                None => Err(self.refuse("be ended again")),
+            },
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
                 Err(self.refuse("be ended again"))
             }
         }
+    }
+
+    /// Until when access that was made from its session may live, if that is later than `now`
+    /// and AWS can be told to deny it.
+    #[must_use]
+    pub fn access_may_live_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let outlived_by = self.binding.holder.as_ref()?.kind().outlived_by()?;
+        let until = self.issued()?.expires_at.checked_add(outlived_by);
+        Some(until.unwrap_or(Timestamp::MAX)).filter(|until| *until > now)
     }
 
     /// AWS has ended a session by itself.

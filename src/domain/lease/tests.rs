@@ -21,7 +21,11 @@ fn lease_of(kind: Kind) -> Lease {
         kind,
         aws_name,
         renews: None,
-        holder: None,
+        holder: match kind {
+            Kind::AssumeRole => "arn:aws:iam::111122223333:role/app".parse().ok(),
+            Kind::FederationToken => "arn:aws:iam::111122223333:user/admin".parse().ok(),
+            Kind::IamUser => None,
+        },
     };
     let request = NamedRequest::new(RequestId::random(&Counting), &[]);
     Lease::request(binding, Some(request), at(1_000))
@@ -224,6 +228,35 @@ fn a_revoked_session_is_due_when_aws_ends_it() {
 }
 
 #[test]
+fn an_ended_session_is_revoked_while_access_made_from_it_may_live() {
+    for (kind, hours) in [(Kind::AssumeRole, 12), (Kind::FederationToken, 36)] {
+        let until = 4_600 + 15 * 60 + hours * 3_600;
+        let session = lease_of(kind).activate(issued()).unwrap();
+        let expired = session.clone().expire(at(4_600)).unwrap();
+        let released = session
+            .begin_revocation(Cause::Released, at(2_000))
+            .and_then(|lease| lease.finish(at(4_600)))
+            .unwrap();
+        for ended in [expired, released] {
+            let late = ended.clone().begin_revocation(leaked(), at(until));
+            assert!(late.is_err(), "{kind}");
+            for not_revoked in [Cause::Released, Cause::Expired] {
+                let again = ended.clone().begin_revocation(not_revoked, at(5_000));
+                assert!(again.is_err(), "{kind}");
+            }
+            let revoking = ended.begin_revocation(leaked(), at(until - 1)).unwrap();
+            assert_eq!(revoking.due_at(), Some(at(until)), "{kind}");
+            let revoked = revoking.finish(at(until - 1)).unwrap();
+            assert_eq!(revoked.cause(), Some(&leaked()));
+            assert!(revoked.begin_revocation(leaked(), at(until - 1)).is_err());
+        }
+    }
+    let user = active().begin_revocation(Cause::Expired, at(4_600));
+    let gone = user.and_then(|lease| lease.finish(at(4_601))).unwrap();
+    assert!(gone.begin_revocation(leaked(), at(4_602)).is_err());
+}
+
+#[test]
 fn only_a_living_user_is_renewed() {
     let renewed = active().extend(at(9_000), at(4_599)).unwrap();
     assert_eq!(renewed.due_at(), Some(at(9_000)));
@@ -312,8 +345,16 @@ struct Model {
     expires_at: Option<i64>,
     failures: u32,
     failing_since: Option<i64>,
-    ran_out: bool,
+    /// Why it ends, while or after it does.
+    ends: Ends,
     named: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    RanOut,
+    Revoked,
+    Otherwise,
 }
 
 impl Model {
@@ -325,9 +366,20 @@ impl Model {
             expires_at: None,
             failures: 0,
             failing_since: None,
-            ran_out: false,
+            ends: Ends::Otherwise,
             named: true,
         }
+    }
+
+    /// Whether access that was made from a session that has ended may live.
+    fn is_outlived(&self, now: i64) -> bool {
+        let hours = match self.kind {
+            Kind::AssumeRole => 12,
+            Kind::FederationToken => 36,
+            Kind::IamUser => return false,
+        };
+        let ends = self.expires_at.map(|at| at + 15 * 60 + hours * 3_600);
+        ends.is_some_and(|ends| ends > now)
     }
 
     /// Whether the step is possible, and what it makes of the lease.
@@ -350,10 +402,20 @@ impl Model {
             }
             (Step::Abandon, "pending") => (self.state, self.named) = ("revoked", false),
             (Step::Revoke | Step::RunOut, "pending" | "active") => {
-                self.ran_out = matches!(step, Step::RunOut) && self.state == "active";
+                self.ends = match step {
+                    Step::Revoke => Ends::Revoked,
+                    _ if self.state == "active" => Ends::RanOut,
+                    _ => Ends::Otherwise,
+                };
                 (self.state, self.replacing) = ("revoking", false);
             }
-            (Step::Revoke, _) if going => self.ran_out = false,
+            (Step::Revoke, _) if going => self.ends = Ends::Revoked,
+            (Step::Revoke, "revoked" | "expired")
+                if self.ends != Ends::Revoked && self.is_outlived(now) =>
+            {
+                (self.state, self.ends) = ("revoking", Ends::Revoked);
+                (self.failures, self.failing_since) = (0, None);
+            }
             (Step::RunOut | Step::Wait, _) if going => {}
             (Step::Expire, "active") if session && !lives => {
                 (self.state, self.replacing) = ("expired", false);
@@ -366,7 +428,11 @@ impl Model {
                 }
             }
             (Step::Finish, _) if going => {
-                self.state = if self.ran_out { "expired" } else { "revoked" };
+                self.state = if self.ends == Ends::RanOut {
+                    "expired"
+                } else {
+                    "revoked"
+                };
             }
             _ => return false,
         }
@@ -427,7 +493,8 @@ proptest! {
             lease = match taken {
                 Ok(next) => {
                     changes += 1;
-                    prop_assert!(before.ended_at().is_none(), "what has ended stays ended");
+                    let is_revoked = matches!(step, Step::Revoke);
+                    prop_assert!(before.ended_at().is_none() || is_revoked, "it stays ended");
                     next
                 }
                 Err(_) => before,

@@ -45,11 +45,12 @@ pub(super) async fn revoke(
         }
     };
     let leases = leases::begin_revoking_all(tx, target.service(), grant, &suspension).await?;
-    let denials = ask(tx, &scope, &leases, suspension.at).await?;
+    let last = leases::last_sessions(tx, target.service(), grant).await?;
+    let denials = ask(tx, &scope, &last.sessions, suspension.at).await?;
     let all = leases::count_live(tx, target.service(), grant).await?;
     Ok(Revoked {
         suspension: standing,
-        unreadable: all.saturating_sub(leases.len() as u64),
+        unreadable: all.saturating_sub(leases.len() as u64) + last.unreadable_ended,
         leases,
         denials,
     })
@@ -64,18 +65,19 @@ pub(super) async fn ask_for_lease(
         return Ok(Vec::new());
     };
     let scope = Scope::Lease(lease.binding.lease_id.clone());
-    ask(tx, &scope, &[lease], asked_at).await
+    let session = Session::of(&lease);
+    ask(tx, &scope, session.as_slice(), asked_at).await
 }
 
-/// Asks for the denial of every live session of these leases, which are being revoked.
-pub(super) async fn ask(
+/// Asks for the denial of these sessions, which are being revoked.
+async fn ask(
     tx: &mut Connection,
     scope: &Scope,
-    leases: &[Lease],
+    sessions: &[Session],
     now: Timestamp,
 ) -> Result<Vec<Denial>, StoreError> {
     let mut asked = Vec::new();
-    for concerned in concerned(tx, scope, leases, now).await? {
+    for concerned in concerned(tx, scope, sessions, now).await? {
         let standing = find(tx, &concerned.against).await?;
         let denial = Denial::ask(concerned, standing.as_ref(), now);
         put(tx, &denial).await?;
@@ -84,34 +86,32 @@ pub(super) async fn ask(
     Ok(asked)
 }
 
-/// What is to be denied of these leases, at each role and user.
+/// What is to be denied of these sessions, at each role and user.
 pub(super) async fn concerned(
     connection: &mut Connection,
     scope: &Scope,
-    leases: &[Lease],
+    sessions: &[Session],
     now: Timestamp,
 ) -> Result<Vec<Concerned>, StoreError> {
     let mut found = Vec::new();
-    for (holder, mut concerned) in Concerned::of(scope, leases, now) {
-        concerned.source_identity = bears_source_identity(connection, &holder, leases).await?;
+    for (holder, mut concerned) in Concerned::of(scope, sessions, now) {
+        let useful = sessions.iter().filter(|s| s.may_be_of_use(now));
+        let grants = useful
+            .filter(|session| session.holder == holder)
+            .map(|session| (&session.grant, session.grant_version))
+            .collect();
+        concerned.source_identity = bear_source_identity(connection, grants).await?;
         found.push(concerned);
     }
     Ok(found)
 }
 
-/// Whether any of these leases' sessions at a holder bears the service's name as source
+/// Whether sessions of any of these versions of grants bear the service's name as source
 /// identity.
-async fn bears_source_identity(
+async fn bear_source_identity(
     tx: &mut Connection,
-    holder: &Holder,
-    leases: &[Lease],
+    grants: BTreeSet<(&GrantName, u64)>,
 ) -> Result<bool, StoreError> {
-    let of_holder = leases
-        .iter()
-        .filter(|lease| lease.binding.holder.as_ref() == Some(holder));
-    let grants: BTreeSet<(&GrantName, u64)> = of_holder
-        .map(|lease| (&lease.binding.grant, lease.binding.grant_version))
-        .collect();
     for (name, version) in grants {
         let grant = grants::version(tx, name, version).await?;
         let sets = |grant: &Grant| {
@@ -151,14 +151,14 @@ async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     };
     let done = sqlx::query(
         "INSERT INTO denials (service, holder, scope, grant_name, grant_version, source_identity, asked_at,
-                              issued_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision,
-                              denied_before)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+                              issued_before, spares_newer, lasts_until, due_at, refused_at, attempts, failure,
+                              revision, denied_before, newer_hit_until)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17
          WHERE $15 = 0 OR EXISTS (SELECT 1 FROM denials WHERE service = $1 AND holder = $2 AND scope = $3)
          ON CONFLICT (service, holder, scope) DO UPDATE
          SET grant_name = $4, grant_version = $5, source_identity = $6, asked_at = $7, issued_before = $8,
-             latest = $9, lasts_until = $10, due_at = $11, refused_at = $12, attempts = $13, failure = $14,
-             revision = $15, denied_before = $16
+             spares_newer = $9, lasts_until = $10, due_at = $11, refused_at = $12, attempts = $13, failure = $14,
+             revision = $15, denied_before = $16, newer_hit_until = $17
          WHERE denials.revision = $15 - 1",
     )
     .bind(against.service.as_str())
@@ -169,7 +169,7 @@ async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     .bind(denial.source_identity)
     .bind(micros(denial.asked_at))
     .bind(micros(denial.issued_before))
-    .bind(denial.latest.map(micros))
+    .bind(denial.spares_newer)
     .bind(micros(denial.lasts_until))
     .bind(micros(denial.due_at))
     .bind(refused_at.map(micros))
@@ -177,6 +177,7 @@ async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     .bind(attempts.failure)
     .bind(denial.revision.cast_signed())
     .bind(denial.denied_before.map(micros))
+    .bind(denial.newer_hit_until.map(micros))
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
@@ -221,7 +222,7 @@ pub(super) async fn spare_new_sessions(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     for denial in of_service(&mut *tx, service).await? {
-        if denial.against.scope == Scope::Service && denial.latest.is_none() {
+        if denial.against.scope == Scope::Service && !denial.spares_newer {
             put(tx, &denial.spare_newer(now)).await?;
         }
     }
@@ -300,7 +301,8 @@ fn denial(row: &Row) -> Result<Denial, StoreError> {
         asked_at: time(row, TABLE, "asked_at")?,
         issued_before: time(row, TABLE, "issued_before")?,
         denied_before: time_optional(row, TABLE, "denied_before")?,
-        latest: time_optional(row, TABLE, "latest")?,
+        spares_newer: column(row, "spares_newer")?,
+        newer_hit_until: time_optional(row, TABLE, "newer_hit_until")?,
         lasts_until: time(row, TABLE, "lasts_until")?,
         state: match time_optional(row, TABLE, "refused_at")? {
             Some(at) => DenialState::Refused { at },

@@ -8,7 +8,8 @@ use crate::{
     domain::denial::{Denial, Scope},
 };
 
-/// What has not ended of `target`, and the denials that its sessions would take; `None` for
+/// What has not ended of `target`, and the denials that its sessions would take, with those that
+/// have ended while access made from them may live; `None` for
 /// what the store does not know. Nothing is written.
 pub(in super::super) async fn held(
     store: &Pool,
@@ -31,7 +32,8 @@ pub(in super::super) async fn held(
         }
     };
     let leases = leases::live(&mut reader, target.service(), grant).await?;
-    let concerned = denials::concerned(&mut reader, &scope, &leases, now).await?;
+    let last = leases::last_sessions(&mut reader, target.service(), grant).await?;
+    let concerned = denials::concerned(&mut reader, &scope, &last.sessions, now).await?;
     let denial = |concerned| Denial::ask(concerned, None, now);
     Ok(Some(Held {
         account,

@@ -15,7 +15,7 @@ use crate::{
     broker::ports::{Begun, LeaseFilter, Page, StoreError},
     domain::{
         credential::KeyId,
-        denial::Holder,
+        denial::{Holder, Session},
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, Removal, Standing},
         name::{GrantName, LeaseId, Name},
@@ -259,6 +259,77 @@ pub(super) async fn count_live(
     .await
     .map_err(store_error)?;
     count(&row, "live")
+}
+
+/// What has been issued under the grants of a service.
+pub(super) struct LastSessions {
+    /// The one that expires last, of each version of a grant at each role and user.
+    pub(super) sessions: Vec<Session>,
+    /// How many of those, whose leases have ended, cannot be read.
+    pub(super) unreadable_ended: u64,
+}
+
+/// The sessions of a service, or of one grant of it, that expire last or have expired last. Each
+/// is found by one look into the index, however many there are.
+pub(super) async fn last_sessions(
+    connection: &mut Connection,
+    service: &Name,
+    grant: Option<&Name>,
+) -> Result<LastSessions, StoreError> {
+    let mut last = LastSessions {
+        sessions: Vec::new(),
+        unreadable_ended: 0,
+    };
+    let mut after = (
+        grant.map_or_else(String::new, ToString::to_string),
+        -1_i64,
+        String::new(),
+    );
+    loop {
+        let row = sqlx::query(
+            "SELECT * FROM issued_sessions
+             WHERE service = $1 AND (grant_name, grant_version, holder) > ($2, $3, $4)
+             ORDER BY grant_name, grant_version, holder, expires_at DESC LIMIT 1",
+        )
+        .bind(service.as_str())
+        .bind(&after.0)
+        .bind(after.1)
+        .bind(&after.2)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(store_error)?;
+        let Some(row) = row else {
+            return Ok(last);
+        };
+        after = (
+            column(&row, "grant_name")?,
+            column(&row, "grant_version")?,
+            column(&row, "holder")?,
+        );
+        if grant.is_some_and(|grant| grant.as_str() != after.0) {
+            return Ok(last);
+        }
+        match session(&row) {
+            Ok(session) => last.sessions.push(session),
+            Err(error) => {
+                tracing::error!(%error, "the session of a lease is passed over");
+                let due_at: Option<i64> = column(&row, "due_at")?;
+                last.unreadable_ended += u64::from(due_at.is_none());
+            }
+        }
+    }
+}
+
+fn session(row: &Row) -> Result<Session, StoreError> {
+    Ok(Session {
+        grant: GrantName {
+            service: parse(row, TABLE, "service")?,
+            grant: parse(row, TABLE, "grant_name")?,
+        },
+        grant_version: count(row, "grant_version")?,
+        holder: parse(row, TABLE, "holder")?,
+        expires_at: time(row, TABLE, "expires_at")?,
+    })
 }
 
 /// All of them.

@@ -48,7 +48,7 @@ use crate::{
         arn::AccountId,
         audit::{AuditEvent, AuditRecord},
         credential::KeyId,
-        denial::Denial,
+        denial::{Denial, Session},
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
@@ -309,7 +309,8 @@ impl Store for SqlStore {
         self.change(audit, move |tx| {
             Box::pin(async move {
                 services::delete(tx, &name).await?;
-                grants::delete_all(tx, &name, &ending).await
+                grants::delete_all(tx, &name, &ending).await?;
+                denials::spare_new_sessions(tx, &name, ending.time).await
             })
         })
         .await
@@ -384,6 +385,16 @@ impl Store for SqlStore {
     ) -> Result<Vec<Lease>, StoreError> {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         leases::live(&mut reader, service, grant).await
+    }
+
+    async fn last_sessions(
+        &self,
+        service: &Name,
+        grant: Option<&Name>,
+    ) -> Result<Vec<Session>, StoreError> {
+        let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
+        let last = leases::last_sessions(&mut reader, service, grant).await?;
+        Ok(last.sessions)
     }
 
     async fn revoking_sessions(

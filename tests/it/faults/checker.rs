@@ -281,7 +281,8 @@ impl Denied {
     /// Whether a statement in AWS denies its sessions.
     fn is_met_by(&self, clause: &Clause) -> bool {
         let whole = clause.lease == "*" && self.is_within(clause);
-        (whole || self.is_for(clause)) && self.issued_before <= clause.before
+        let moment = clause.before.unwrap_or(Timestamp::MAX);
+        (whole || self.is_for(clause)) && self.issued_before <= moment
     }
 
     /// A session to try it by would be one of those that the service has been given since:
@@ -305,14 +306,15 @@ async fn denials(store: &mut AnyConnection) -> Vec<Denied> {
     rows.unwrap().iter().map(row).collect()
 }
 
-/// Sessions that a statement in AWS names, and the moment before which it denies them.
+/// Sessions that a statement in AWS names, and the moment of issue before which it denies them.
 #[derive(Debug)]
 struct Clause {
     holder: String,
     service: String,
     /// The rest of their names, or `*`.
     lease: String,
-    before: Timestamp,
+    /// `None` for whenever they are issued.
+    before: Option<Timestamp>,
 }
 
 fn clauses((holder, document): &(String, Value)) -> Vec<Clause> {
@@ -320,7 +322,9 @@ fn clauses((holder, document): &(String, Value)) -> Vec<Clause> {
     for statement in document["Statement"].as_array().unwrap() {
         assert_eq!(statement["Effect"], "Deny", "{document}");
         let condition = &statement["Condition"];
-        let before = &condition["DateLessThan"]["aws:TokenIssueTime"];
+        let before = condition.get("DateLessThan");
+        let before = before.map(|before| texts(&before["aws:TokenIssueTime"]).remove(0));
+        let before = before.map(|before| before.parse().unwrap());
         let sessions = &condition["StringLike"]["aws:userid"];
         for sessions in texts(sessions) {
             let named = sessions.strip_prefix("*:").unwrap();
@@ -329,7 +333,7 @@ fn clauses((holder, document): &(String, Value)) -> Vec<Clause> {
                 holder: holder.clone(),
                 service: service.to_owned(),
                 lease: lease.to_owned(),
-                before: texts(before)[0].parse().unwrap(),
+                before,
             });
         }
     }

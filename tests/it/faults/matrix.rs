@@ -18,7 +18,7 @@ use super::checker::{Checker, Seen, assert_sound};
 use crate::harness::{
     proxy::Fault,
     sample,
-    stepped::{self, Stepped, Ways},
+    stepped::{self, ALL_OVER, Stepped, Ways},
 };
 
 /// How long a fault lasts, and whether the client repeats its request after it.
@@ -209,7 +209,7 @@ impl Story {
                 let _ = world.stepped.revoke(lease).await;
             }
             Self::ShutOut(_) => drop(world.stepped.shut_out().await),
-            Self::Lift(_) => world.stepped.step(2 * 3600).await,
+            Self::Lift(_) => world.stepped.step(ALL_OVER).await,
             Self::Rotate => {
                 let _ = world.stepped.rotate().await;
                 for _ in 0..2 {

@@ -214,6 +214,12 @@ impl Broker {
         self.run_as(token, &args).await.ok().json()
     }
 
+    /// What `revoke` tells of these arguments.
+    pub async fn revoked(&self, args: &[&str]) -> Value {
+        let args = [&["revoke"], args, &["-o", "json"]].concat();
+        self.run(&args).await.revoked()
+    }
+
     /// Registers a service and returns its token.
     pub async fn service(&self, name: &str) -> String {
         self.run(&["service", "create", name]).await.ok();
@@ -414,6 +420,15 @@ impl Run {
             assert!(self.stderr.contains(word), "{word:?} in {self:#?}");
         }
         self
+    }
+
+    /// What `revoke -o json` tells: it succeeds where AWS was seen to refuse everything.
+    #[track_caller]
+    pub fn revoked(self) -> Value {
+        let told = self.json();
+        let expected = if told["confirmed"] == true { 0 } else { 7 };
+        assert_eq!(self.code, expected, "{self:#?}");
+        told
     }
 
     #[track_caller]

@@ -48,6 +48,9 @@ use super::{
     stored::{Engine, Stored},
 };
 
+/// After so many seconds no access is left that was made from a session of now.
+pub const ALL_OVER: i64 = 60 * 3600;
+
 /// A clock that the test moves.
 struct Hands {
     /// Time at which it stands still; `None` for the clock of production.

@@ -79,7 +79,7 @@ fn denials() -> Value {
                 grant: format!("{service}/work").parse().unwrap(),
                 grant_version: 1,
                 source_identity: true,
-                expire_at: at,
+                access_ends: at,
             };
             denials.push(Denial::ask(concerned, None, at).ready());
         }

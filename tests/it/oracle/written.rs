@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::Layers;
-use crate::harness::{Account, Broker, form::Form, proxy::Proxy};
+use crate::harness::{Account, Broker, eventually, form::Form, proxy::Proxy};
 
 const INSIDE: &str = "arn:aws:s3:::acme-invoices/2030/1.pdf";
 const OUTSIDE: &str = "arn:aws:s3:::acme-salaries/2030/1.pdf";
@@ -178,9 +178,9 @@ async fn a_session_without_a_policy_of_its_own_may_what_its_role_may_and_mints_n
     assert_mints_nothing(&layers);
 }
 
-/// What denies the live sessions of `pay`, whose grant sets a source identity, and the
-/// moment of it.
-async fn denial_of_pay() -> (Layers, Timestamp) {
+/// What denies the sessions of `pay`, whose grant sets a source identity, before and after it
+/// is let in again, and the moment that it has then.
+async fn denials_of_pay() -> (Layers, Layers, Timestamp) {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;
     let role = account.role("credbroker-app", &narrow()).await;
@@ -188,7 +188,26 @@ async fn denial_of_pay() -> (Layers, Timestamp) {
     let flags = ["--role-arn", &role, "--source-identity"];
     broker.grant("pay/work", &flags, &narrow()).await;
     broker.issue(&token, "work").await;
-    broker.json(&["revoke", "pay"]).await;
+    broker.revoked(&["pay"]).await;
+    let always = statements_at(&account, &role).await;
+    broker.run(&["service", "reinstate", "pay"]).await.ok();
+    let moment = async || {
+        let statements = statements_at(&account, &role).await;
+        let moment = &statements[0]["Condition"]["DateLessThan"]["aws:TokenIssueTime"];
+        let moment = moment.as_str()?.parse().unwrap();
+        Some((statements, moment))
+    };
+    let (dated, moment) = eventually("it has a moment", moment).await;
+    let layers = |statements: Vec<Value>| {
+        assert_eq!(statements.len(), 2, "{statements:#?}");
+        let together = [statements, vec![narrow()["Statement"][0].clone()]].concat();
+        Layers::of([json!({"Version": "2012-10-17", "Statement": together})])
+    };
+    (layers(always), layers(dated), moment)
+}
+
+/// The statements of the denials at a role.
+async fn statements_at(account: &Account, role: &str) -> Vec<Value> {
     let iam = account.root.iam();
     let role = role.rsplit('/').next().unwrap();
     let names = iam.list_role_policies().role_name(role).send().await;
@@ -199,19 +218,13 @@ async fn denial_of_pay() -> (Layers, Timestamp) {
     let policy = iam.get_role_policy().role_name(role);
     let policy = policy.policy_name(name.unwrap()).send().await.unwrap();
     let denial = document(&policy.policy_document);
-    let statements = denial["Statement"].as_array().unwrap();
-    assert_eq!(statements.len(), 2, "{denial:#}");
-    let moment = &statements[0]["Condition"]["DateLessThan"]["aws:TokenIssueTime"];
-    let moment = moment.as_str().unwrap().parse().unwrap();
-    let together = json!([statements[0], statements[1], narrow()["Statement"][0]]);
-    let layer = json!({"Version": "2012-10-17", "Statement": together});
-    (Layers::of([layer]), moment)
+    denial["Statement"].as_array().unwrap().clone()
 }
 
 #[tokio::test]
-async fn a_denial_meets_sessions_by_name_or_source_identity_that_were_issued_before() {
-    let (layers, moment) = denial_of_pay().await;
-    let may = |user: &str, source: Option<&str>, seconds: i64| {
+async fn a_denial_meets_sessions_by_name_or_source_identity_always_or_those_issued_before() {
+    let (always, dated, moment) = denials_of_pay().await;
+    let may_by = |layers: &Layers, user: &str, source: Option<&str>, seconds: i64| {
         let issued = moment + SignedDuration::from_secs(seconds);
         let (user, issued) = (format!("AROAEXAMPLE:{user}"), issued.to_string());
         let mut context = vec![
@@ -221,6 +234,7 @@ async fn a_denial_meets_sessions_by_name_or_source_identity_that_were_issued_bef
         context.extend(source.map(|source| ("aws:SourceIdentity", source)));
         layers.allow("s3:GetObject", INSIDE, &context)
     };
+    let may = |user: &str, source: Option<&str>, seconds| may_by(&dated, user, source, seconds);
     let lease = "06h0tl5t6oruvrhg1fhm2dfkdg";
     let (ours, theirs) = (format!("pay.{lease}"), format!("payroll.{lease}"));
     assert!(!may(&ours, Some("pay"), -1));
@@ -232,6 +246,16 @@ async fn a_denial_meets_sessions_by_name_or_source_identity_that_were_issued_bef
         ("chained", None),
     ] {
         assert!(may(user, source, -1), "{user} {source:?}");
+        assert!(may_by(&always, user, source, -1), "{user} {source:?}");
+    }
+    for seconds in [-1, 0, 86_400] {
+        for (user, source) in [
+            (ours.as_str(), Some("pay")),
+            (&ours, None),
+            ("chained", Some("pay")),
+        ] {
+            assert!(!may_by(&always, user, source, seconds), "{user} {source:?}");
+        }
     }
     for seconds in [0, 3600] {
         assert!(may(&ours, Some("pay"), seconds), "issued later");

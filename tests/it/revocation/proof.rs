@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::harness::{
     Account, Key, World, eventually_within,
     proxy::Fault,
-    stepped::{self, Stepped, Ways},
+    stepped::{self, ALL_OVER, Stepped, Ways},
 };
 
 /// How AWS answers the probe of a session that it serves.
@@ -113,6 +113,28 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
     assert_eq!(confirmed.len(), 1);
     // By the session that was made for it at first.
     assert_eq!(world.records("canary.issued").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_not_the_denials_work_is_no_proof() {
+    for words in [
+        "not authorized with an explicit deny in a service control policy",
+        "not authorized because no VPC endpoint policy allows the sqs:listqueues action",
+    ] {
+        let world = Stepped::with(Ways {
+            proof_limit: Duration::from_millis(400),
+            ..Ways::default()
+        })
+        .await;
+        world.issue("role").await.unwrap();
+        let refused = || Fault::Answer(403, "AccessDeniedException", words);
+        let after = std::iter::repeat_with(refused).take(20);
+        let answers = std::iter::once(served()).chain(after);
+        world.proxy.inject_in_turn("ListQueues", answers);
+        let revoked = world.shut_out().await.unwrap();
+        assert!(!revoked.confirmed());
+        says(&open(&revoked), &["not seen to hold yet", words]);
+    }
 }
 
 /// What a revocation tells of the sessions at the one role.
@@ -233,7 +255,7 @@ async fn a_role_that_the_broker_cannot_change_keeps_no_other_denial_from_being_l
     }
     assert!(world.shut_out().await.unwrap().confirmed());
     world.proxy.inject("DeleteRolePolicy", not_allowed());
-    world.step(2 * 3600).await;
+    world.step(ALL_OVER).await;
     let left = world.account.denials().await;
     assert_eq!(left.len(), 1, "{left:?}");
     // Not again at once.

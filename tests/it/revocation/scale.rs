@@ -130,9 +130,9 @@ async fn what_a_death_leaves_of_ten_thousand_leases_is_done_after_the_restart() 
 const OVER: &str = "
     WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 900)
     INSERT INTO denials (holder, service, scope, grant_name, grant_version, source_identity, asked_at, issued_before,
-                         denied_before, latest, lasts_until, due_at, refused_at, attempts, failure, revision)
+                         denied_before, spares_newer, lasts_until, due_at, refused_at, attempts, failure, revision)
     SELECT holder, 'an-old-one-no-' || CAST(1000 + n AS TEXT), scope, grant_name, grant_version, source_identity, asked_at,
-           issued_before, denied_before, latest, 1, 1, refused_at, attempts, failure, revision
+           issued_before, denied_before, spares_newer, 1, 1, refused_at, attempts, failure, revision
     FROM denials, number WHERE service = 'a-service-no-000'";
 
 #[tokio::test]

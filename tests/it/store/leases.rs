@@ -5,7 +5,8 @@ use credbroker::{
     domain::{
         audit::Event,
         credential::KeyId,
-        grant::{Grant, GrantSpec, KindSpec},
+        denial::{Holder, Session},
+        grant::{Grant, GrantSpec, Kind, KindSpec},
         lease::{Binding, Cause, InvalidTransition, Issued, Lease, LeaseState},
         name::LeaseId,
         random::SystemRandom,
@@ -596,4 +597,114 @@ pub(super) async fn of_activation_and_revocation_at_the_same_moment_one_wins(sto
     assert_ne!(one.is_ok(), other.is_ok());
     let winner = if one.is_ok() { active } else { revoking };
     assert_eq!(stored(store, &winner).await, winner);
+}
+
+fn role(name: &str) -> Holder {
+    format!("arn:aws:iam::111122223333:role/{name}")
+        .parse()
+        .unwrap()
+}
+
+/// A lease of a session at a role, asked for at a second, that expires at another.
+async fn session(
+    store: &dyn Store,
+    grant: &Grant,
+    holder: &Holder,
+    (from, to): (i64, i64),
+) -> Lease {
+    let mut lease = requested(grant, from);
+    lease.binding.kind = Kind::AssumeRole;
+    lease.binding.holder = Some(holder.clone());
+    begin(store, &lease).await.unwrap();
+    let issued = Issued {
+        expires_at: at(to),
+        ..issued(from)
+    };
+    let active = lease.clone().activate(issued).unwrap();
+    update(store, &lease, &active).await.unwrap();
+    active
+}
+
+pub(super) async fn the_session_that_expires_last_is_known_of_each_version_of_a_grant_at_each_role(
+    store: &dyn Store,
+) {
+    let (one, other) = (role("one"), role("other"));
+    let first = granted(store, "payments-api/work").await;
+    session(store, &first, &one, (10, 100)).await;
+    session(store, &first, &one, (11, 300)).await;
+    session(store, &first, &one, (12, 200)).await;
+    session(store, &first, &other, (13, 50)).await;
+    let second = grant("payments-api/work", 2);
+    put(store, &second).await.unwrap();
+    let expired = session(store, &second, &one, (14, 20)).await;
+    let ended = expired.clone().expire(at(20)).unwrap();
+    update(store, &expired, &ended).await.unwrap();
+    let uploads = grant("payments-api/uploads", 1);
+    put(store, &uploads).await.unwrap();
+    session(store, &uploads, &one, (15, 400)).await;
+    // Neither a user nor what is still being issued is a session, and others are others.
+    active(store, &second, 16).await;
+    let mut pending = requested(&second, 17);
+    pending.binding.holder = Some(role("third"));
+    begin(store, &pending).await.unwrap();
+    let theirs = granted(store, "payments/work").await;
+    session(store, &theirs, &one, (18, 500)).await;
+
+    let service = name("payments-api");
+    let all = store.last_sessions(&service, None).await.unwrap();
+    let listed = |sessions: Vec<Session>| -> Vec<_> {
+        let told = sessions.into_iter().map(|session| {
+            let grant = session.grant.grant.to_string();
+            let end = session.expires_at.as_second();
+            (grant, session.grant_version, session.holder, end)
+        });
+        told.collect()
+    };
+    let work = [
+        ("work".to_owned(), 1, one.clone(), 300),
+        ("work".to_owned(), 1, other, 50),
+        ("work".to_owned(), 2, one.clone(), 20),
+    ];
+    let uploads = [("uploads".to_owned(), 1, one, 400)];
+    assert_eq!(listed(all), [uploads.to_vec(), work.to_vec()].concat());
+    for (grant, expected) in [("work", work.to_vec()), ("uploads", uploads.to_vec())] {
+        let of_grant = store.last_sessions(&service, Some(&name(grant))).await;
+        assert_eq!(listed(of_grant.unwrap()), expected);
+    }
+    let nothing = store.last_sessions(&service, Some(&name("more"))).await;
+    assert_eq!(nothing.unwrap(), []);
+}
+
+pub(super) async fn sessions_that_have_ended_are_denied_while_access_made_from_them_may_live(
+    store: &dyn Store,
+) {
+    let hour = 3_600;
+    let (gone, left, live) = (role("gone"), role("left"), role("live"));
+    let grant = granted(store, "payments-api/work").await;
+    for (holder, times) in [
+        (&gone, (10, hour)),
+        (&left, (11, 2 * hour)),
+        (&live, (12, 20 * hour)),
+    ] {
+        let lease = session(store, &grant, holder, times).await;
+        if *holder != live {
+            let ended = lease.clone().expire(at(times.1)).unwrap();
+            update(store, &lease, &ended).await.unwrap();
+        }
+    }
+    let now = 14 * hour;
+    let event = audit(Event::ServiceRevoked);
+    let target = Target::Service(name("payments-api"));
+    let leaked = suspension(now, "leaked");
+    let (revoked, _) = store.revoke(&target, &leaked, event).await.unwrap();
+    assert_eq!(revoked.leases.len(), 1);
+    let lasts: Vec<_> = revoked
+        .denials
+        .iter()
+        .map(|denial| (&denial.against.holder, denial.lasts_until.as_second()))
+        .collect();
+    let until = |expires: i64| expires + 12 * hour + 15 * 60 + 60;
+    assert_eq!(lasts, [(&left, until(2 * hour)), (&live, until(20 * hour))]);
+    let read = store.denials_of(&name("payments-api")).await.unwrap();
+    assert_eq!(read, revoked.denials);
 }

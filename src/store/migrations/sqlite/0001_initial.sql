@@ -119,6 +119,9 @@ CREATE INDEX leases_revoking ON leases (service, lease_id)
 CREATE INDEX leases_unsettled ON leases (state) WHERE due_at IS NOT NULL AND state <> 'active';
 CREATE INDEX leases_by_service ON leases (service, lease_id);
 CREATE INDEX leases_issued ON leases (service, issued_at) WHERE issued_at IS NOT NULL;
+-- The session of each grant at each role that expires last is found by one look.
+CREATE INDEX leases_last ON leases (service, grant_name, grant_version, holder, expires_at DESC)
+    WHERE holder IS NOT NULL AND expires_at IS NOT NULL;
 CREATE INDEX leases_by_access_key ON leases (access_key_id) WHERE access_key_id IS NOT NULL;
 
 -- By the index that is meant: without statistics others would be preferred.
@@ -126,6 +129,8 @@ CREATE VIEW live_leases AS
     SELECT * FROM leases INDEXED BY leases_live WHERE due_at IS NOT NULL;
 CREATE VIEW unsettled_leases AS
     SELECT * FROM leases INDEXED BY leases_unsettled WHERE due_at IS NOT NULL AND state <> 'active';
+CREATE VIEW issued_sessions AS
+    SELECT * FROM leases INDEXED BY leases_last WHERE holder IS NOT NULL AND expires_at IS NOT NULL;
 CREATE VIEW revoking_sessions AS
     SELECT * FROM leases INDEXED BY leases_revoking
     WHERE state IN ('revoking', 'quarantined') AND holder IS NOT NULL;
@@ -143,7 +148,9 @@ CREATE TABLE denials (
     asked_at        INTEGER NOT NULL,
     issued_before   INTEGER NOT NULL,
     denied_before   INTEGER,
-    latest          INTEGER,
+    -- Whether sessions that are issued later are to work, and until when AWS may deny those.
+    spares_newer    INTEGER NOT NULL,
+    newer_hit_until INTEGER,
     lasts_until     INTEGER NOT NULL,
     due_at          INTEGER NOT NULL,
     refused_at      INTEGER,

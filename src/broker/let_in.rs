@@ -1,0 +1,84 @@
+//! A service that is let in again: it is given no session that AWS still denies.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    broker::{
+        Broker,
+        issue::SOON,
+        ports::{AwsFailure, IssueFailure, Left},
+        trial::issued,
+    },
+    domain::{
+        credential::Credentials,
+        decide::Issue,
+        denial::{Holder, free_from, newer_hit_until},
+        lease::Binding,
+        name::Name,
+    },
+};
+
+/// How long an issue waits until AWS does not deny the sessions of a reinstated service any more.
+const LET_LIMIT: Duration = Duration::from_secs(25);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+impl Broker {
+    /// Waits until AWS does not deny the sessions of a reinstated service any more.
+    pub(super) async fn wait_until_let(
+        &self,
+        service: &Name,
+        holder: &Holder,
+    ) -> Result<(), IssueFailure> {
+        let began = Instant::now();
+        loop {
+            // A store that does not tell does not take the lease either.
+            let denials = self.store().denials_of(service).await.unwrap_or_default();
+            let until = newer_hit_until(&denials, holder);
+            let wait = until.map(|until| until.duration_since(self.now()));
+            let wait = wait.and_then(|wait| Duration::try_from(wait).ok());
+            let Some(wait) = wait.filter(|wait| !wait.is_zero()) else {
+                return Ok(());
+            };
+            if began.elapsed() > LET_LIMIT {
+                return Err(IssueFailure {
+                    failure: still_denied(service, holder),
+                    left: Left::Nothing,
+                });
+            }
+            sleep(wait.min(LOOK_EVERY)).await;
+        }
+    }
+
+    /// How long to wait until AWS is asked for another session in the place of this one, which a
+    /// denial of its service's earlier ones meets; `None` where none does.
+    pub(super) async fn too_early(
+        &self,
+        issue: &Issue,
+        binding: &Binding,
+        credentials: &Credentials,
+    ) -> Option<Duration> {
+        binding.holder.as_ref()?;
+        let grant = &binding.grant;
+        // A store that does not tell does not take the lease either.
+        let denials = self.store().denials_of(&grant.service).await.ok()?;
+        let free = free_from(&denials, &grant.grant)?;
+        let early = free.duration_since(issued(credentials, issue.ttl));
+        Duration::try_from(early)
+            .ok()
+            .filter(|early| !early.is_zero())
+    }
+}
+
+fn still_denied(service: &Name, holder: &Holder) -> AwsFailure {
+    let message = format!(
+        "AWS denies every session of service {service} at {holder} since it was revoked, and the \
+         broker has not been able to change that since it was reinstated"
+    );
+    AwsFailure {
+        next: "ask again later; the broker's log tells an operator what AWS says".to_owned(),
+        ..AwsFailure::held_back("STILL_DENIED", message, SOON)
+    }
+}
