@@ -26,7 +26,7 @@ use crate::{
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        denial::{Against, Denial, Holder, Place, Scope, Unknown, document, widen},
+        denial::{Against, Denial, DenialState, Holder, Place, Scope, Unknown, document, widen},
         lease::Lease,
         policy::Document,
         random::back_off,
@@ -51,6 +51,23 @@ pub struct Denied {
     pub refused_after_seconds: Option<f64>,
     /// What is still open, or was made broader than asked, in words.
     pub notice: Option<String>,
+}
+
+impl Denied {
+    /// How it stands by these denials if AWS has been seen since to refuse its sessions.
+    pub(super) fn seen_since(&self, standing: &[Denial]) -> Option<Self> {
+        let now = stands_in(standing, &self.denial)?;
+        let DenialState::Refused { at } = now.state else {
+            return None;
+        };
+        let asked_at = self.denial.asked_at;
+        let is_of_it = now.asked_at.as_microsecond() >= asked_at.as_microsecond();
+        is_of_it.then(|| Self {
+            denial: now.clone(),
+            refused_after_seconds: Some(at.duration_since(asked_at).as_secs_f64()),
+            notice: None,
+        })
+    }
 }
 
 /// What stands for a denial once it is written.

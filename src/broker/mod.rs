@@ -67,7 +67,7 @@ pub use self::{
     operators::NewOperator,
     reconcile::Reconciliation,
     renew::RenewedLease,
-    revoke::{Progress, Revocation, RevokedLease},
+    revoke::{Preview, Progress, Revocation, RevokedLease},
     services::NewToken,
     status::Status,
     trial::PROOF_LIMIT,

@@ -1,7 +1,11 @@
 //! Revocation: a service, a grant of it, or one lease is shut out, and AWS is seen to
 //! refuse what was handed out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::{
@@ -30,6 +34,8 @@ use crate::{
 
 /// How many IAM users of a service are taken away at the same time.
 const PARALLEL: usize = 8;
+/// How often it is looked whether AWS refuses what it did not refuse at first.
+const STAY_EVERY: Duration = Duration::from_millis(500);
 /// How long an issue under way may take to see that it was revoked and clean up.
 const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -71,6 +77,17 @@ impl Revocation {
             && self.leases.iter().all(refused)
             && self.denials.iter().all(|denied| denied.denial.is_refused())
     }
+}
+
+/// What a revocation would reach.
+#[derive(Debug)]
+pub struct Preview {
+    /// When it was looked.
+    pub at: Timestamp,
+    /// Leases that have not ended.
+    pub leases: Vec<Lease>,
+    /// At each role and user concerned, the denial of its sessions.
+    pub denials: Vec<Denial>,
 }
 
 /// What happens while something is revoked, as it happens.
@@ -167,6 +184,96 @@ impl Broker {
             receipt: Some(receipt),
             unreadable: revoked.unreadable,
             notice: (revoked.unreadable > 0).then(|| told_unreadable(revoked.unreadable)),
+        })
+    }
+
+    /// Stays until AWS was seen to refuse all of a revocation, for `wait` at most and while
+    /// `progress` is read. Returns how it stands then.
+    pub async fn wait_until_refused(
+        &self,
+        target: &Target,
+        mut revocation: Revocation,
+        wait: Duration,
+        progress: &UnboundedSender<Progress>,
+    ) -> Revocation {
+        let began = Instant::now();
+        while !revocation.confirmed() && began.elapsed() < wait && !progress.is_closed() {
+            sleep(STAY_EVERY).await;
+            // A store that does not tell is asked again.
+            if let Err(error) = self.look_again_at(target, &mut revocation, progress).await {
+                tracing::debug!(%error, "how a revocation stands is looked at again");
+            }
+        }
+        revocation
+    }
+
+    async fn look_again_at(
+        &self,
+        target: &Target,
+        revocation: &mut Revocation,
+        progress: &UnboundedSender<Progress>,
+    ) -> Result<(), StoreError> {
+        let service = target.service();
+        let standing = self.store().denials_of(service).await?;
+        let open = revocation.denials.iter_mut();
+        for denied in open.filter(|denied| !denied.denial.is_refused()) {
+            if let Some(now) = denied.seen_since(&standing) {
+                *denied = now;
+                tell(Some(progress), || Progress::Denied(denied.clone()));
+            }
+        }
+        let live = self.store().live_leases(service, target.grant()).await?;
+        let live: BTreeSet<&LeaseId> = live.iter().map(|lease| &lease.binding.lease_id).collect();
+        let open = revocation.leases.iter_mut();
+        for revoked in open.filter(|revoked| revoked.refused_after_seconds.is_none()) {
+            let (id, removal) = (&revoked.lease.binding.lease_id, revoked.lease.removal());
+            if live.contains(id) {
+                continue;
+            }
+            let asked_at = removal.map(|removal| removal.asked_at);
+            let Some(lease) = self.store().lease(id).await? else {
+                continue;
+            };
+            let after = lease.ended_at().zip(asked_at);
+            *revoked = RevokedLease {
+                refused_after_seconds: after
+                    .map(|(at, asked)| at.duration_since(asked).as_secs_f64()),
+                lease,
+                notice: None,
+            };
+            tell(Some(progress), || Progress::Lease(revoked.clone()));
+        }
+        Ok(())
+    }
+
+    /// What a revocation would reach.
+    ///
+    /// # Errors
+    /// The service or grant is unknown, or this not recordable.
+    pub async fn preview_revocation(
+        &self,
+        caller: &Caller,
+        target: &Target,
+    ) -> Result<Preview, Error> {
+        self.known_service(target.service()).await?;
+        if let Target::Grant(name) = target
+            && self.store().newest_grant_version(name).await? == 0
+        {
+            return Err(unknown(target));
+        }
+        let now = self.now();
+        let leases = self.store().live_leases(target.service(), target.grant());
+        let (leases, denials) = (leases.await?, self.denials_for(target, now).await?);
+        let audit = match target {
+            Target::Service(name) => self.caller_event(caller, Event::LeaseRead).service(name),
+            Target::Grant(name) => self.caller_event(caller, Event::LeaseRead).grant_name(name),
+        };
+        let audit = audit.detail("what a revocation would reach");
+        self.store().record(audit).await?;
+        Ok(Preview {
+            at: now,
+            leases,
+            denials,
         })
     }
 

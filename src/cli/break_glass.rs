@@ -51,11 +51,7 @@ mod with_store {
     use super::BreakGlass;
     use crate::{
         cli::{
-            Connection,
-            broker::log_to_stderr,
-            failure::Failure,
-            output::Output,
-            revoke::{Revoke, follow},
+            Connection, broker::log_to_stderr, failure::Failure, output::Output, revoke::Revoke,
         },
         config::{Config, StoreAt},
         domain::name::Name,
@@ -106,7 +102,7 @@ mod with_store {
             let offline = Offline::open(whose).await?;
             let broker = offline.called_by(token);
             let done = match broker.stream_revocation(self.request()).await {
-                Ok(stream) => follow(&self.target, stream, LATER, out).await,
+                Ok(stream) => self.follow(stream, LATER, out).await,
                 Err(status) => Err(status.into()),
             };
             let closed = offline.close().await;

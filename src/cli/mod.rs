@@ -259,7 +259,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Revoke(command) if command.break_glass.is_asked_for() => {
             command.break_glass(connection, &mut out).await
         }
-        Command::Revoke(command) => command.run(&connection.connect().await?, &mut out).await,
+        Command::Revoke(command) => command.run(connection, &mut out).await,
         Command::Lookup(command) => {
             let keys = command.keys()?;
             lookup::run(keys, &connection.connect().await?, &mut out).await

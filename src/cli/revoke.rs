@@ -1,5 +1,7 @@
 //! `credbroker revoke`: the kill switch.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use clap::Args;
 use tonic::{
     Status,
@@ -7,16 +9,17 @@ use tonic::{
 };
 
 use super::{
+    Connection,
     break_glass::BreakGlass,
+    convert::proto_duration,
     failure::Failure,
     output::{Format, Output},
-    view::{Revocation, RevokedLease, RevokedSessions},
+    view::{Revocation, RevokedSessions},
 };
 use crate::{
-    client::Client,
+    domain::duration,
     proto::{
-        RevocationProgress, StreamRevocationRequest,
-        revocation_progress::{Done, What},
+        RevocationProgress, StreamRevocationRequest, revocation_progress::What,
         stream_revocation_request::Target,
     },
 };
@@ -29,17 +32,52 @@ pub(super) struct Revoke {
     /// Why, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
+    /// Stays until AWS was seen to refuse everything, for so long at most.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "15m",
+        value_parser = duration::parse,
+        conflicts_with = "print_aws_commands"
+    )]
+    wait: Option<Duration>,
+    /// Lists what would be revoked, and changes nothing.
+    #[arg(long, conflicts_with_all = ["reason", "wait", "print_aws_commands"])]
+    dry_run: bool,
     #[command(flatten)]
     pub(super) break_glass: BreakGlass,
 }
 
 impl Revoke {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
-        let stream = client
-            .revocation()
-            .stream_revocation(self.request())
-            .await?;
-        follow(&self.target, stream.into_inner(), "the broker goes on", out).await
+    pub(super) async fn run(
+        self,
+        connection: &Connection,
+        out: &mut Output,
+    ) -> Result<(), Failure> {
+        let told = |failure: Failure| self.with_ways_without_the_broker(failure);
+        let client = connection.connect().await.map_err(told)?;
+        let stream = client.revocation().stream_revocation(self.request()).await;
+        let stream = stream.map_err(|status| told(status.into()))?;
+        let stream = stream.into_inner();
+        self.follow(stream, "the broker goes on", out).await
+    }
+
+    /// Where no broker answers, what does it without one.
+    fn with_ways_without_the_broker(&self, failure: Failure) -> Failure {
+        if !failure.is_unavailable() || failure.reason().is_some() {
+            return failure;
+        }
+        let (target, config) = (&self.target, "--config /etc/credbroker/credbroker.toml");
+        let reason = match self.reason.as_str() {
+            "" => String::new(),
+            reason => format!(" --reason '{}'", reason.replace('\'', r"'\''")),
+        };
+        failure.next(format!(
+            "if the broker is down, do it on its host: `credbroker revoke {target} --offline {config}{reason}`; or let \
+             an IAM administrator do it: `credbroker revoke {target} --print-aws-commands {config} > revoke.sh`"
+        ))
     }
 
     pub(super) fn request(&self) -> StreamRevocationRequest {
@@ -51,61 +89,173 @@ impl Revoke {
                 Target::Service(target)
             }),
             reason: self.reason.clone(),
+            wait: self.wait.map(proto_duration),
+            dry_run: self.dry_run,
         }
+    }
+
+    /// Tells what happens until it is done. `later` says who sees to what is still open then.
+    pub(super) async fn follow(
+        &self,
+        mut stream: impl Stream<Item = Result<RevocationProgress, Status>> + Unpin,
+        later: &str,
+        out: &mut Output,
+    ) -> Result<(), Failure> {
+        let target = &self.target;
+        let mut revocation = Revocation::of(target);
+        while let Some(progress) = stream.next().await {
+            let Some(what) = progress?.what else { continue };
+            if out.format() != Format::Json && !self.dry_run {
+                for line in lines(target, &what) {
+                    out.line(&line)?;
+                }
+            }
+            let is_done = matches!(what, What::Done(_));
+            revocation.add(what);
+            if is_done && self.dry_run {
+                return preview(target, &revocation, out);
+            }
+            if is_done {
+                return end(target, &revocation, later, out);
+            }
+        }
+        Err(Failure::unavailable(format!(
+            "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
+        )))
     }
 }
 
-/// Tells what happens until it is done. `later` says who sees to what is still open then.
-pub(super) async fn follow(
-    target: &str,
-    mut stream: impl Stream<Item = Result<RevocationProgress, Status>> + Unpin,
-    later: &str,
-    out: &mut Output,
-) -> Result<(), Failure> {
-    let mut revocation = Revocation::of(target);
-    while let Some(progress) = stream.next().await {
-        let Some(what) = progress?.what else { continue };
-        if out.format() != Format::Json {
-            for line in lines(target, &what) {
-                out.line(&line)?;
-            }
-        }
-        let done = match &what {
-            What::Done(done) => Some(done.clone()),
-            _ => None,
-        };
-        revocation.add(what);
-        if let Some(done) = done {
-            return end(target, &done, &revocation, later, out);
-        }
+/// Tells what would be revoked.
+fn preview(target: &str, revocation: &Revocation, out: &mut Output) -> Result<(), Failure> {
+    let reach = revocation.reach();
+    if out.format() == Format::Json {
+        return Ok(out.show(&reach)?);
     }
-    Err(Failure::unavailable(format!(
-        "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
-    )))
+    let suspended = if target.contains('/') {
+        ""
+    } else {
+        "it would be suspended; "
+    };
+    out.line(&format!(
+        "nothing is changed; of {target}: {suspended}live leases: {}",
+        revocation.leases.len()
+    ))?;
+    for told in revocation.sessions.values() {
+        let until = told.denied_until.as_deref().unwrap_or_default();
+        out.line(&format!(
+            "  {}: its sessions would be denied until {until}",
+            told.holder
+        ))?;
+    }
+    for (kind, count) in &reach.kinds {
+        out.line(&format!("  leases of {kind}: {count}"))?;
+    }
+    Ok(())
 }
 
 fn end(
     target: &str,
-    done: &Done,
     revocation: &Revocation,
     later: &str,
     out: &mut Output,
 ) -> Result<(), Failure> {
     if out.format() == Format::Json {
         out.show(revocation)?;
-    } else if let Some(receipt) = &revocation.receipt {
-        out.line(&format!("receipt  {receipt}"))?;
+    } else {
+        for line in summary(revocation) {
+            out.line(&line)?;
+        }
+        if let Some(receipt) = &revocation.receipt {
+            out.line(&format!("receipt  {receipt}"))?;
+        }
     }
-    if !done.notice.is_empty() {
-        eprintln!("warning: {}", done.notice);
+    if let Some(notice) = &revocation.notice {
+        eprintln!("warning: {notice}");
     }
-    if !done.confirmed {
-        let service = target.split('/').next().unwrap_or(target);
-        eprintln!(
-            "warning: not everything is seen to be refused yet; {later}, and `credbroker lease list --service {service} --state revoking` shows what is left"
-        );
+    if !revocation.confirmed {
+        return Err(not_confirmed(target, revocation, later));
+    }
+    if out.format() != Format::Json {
+        out.line(&done(target, revocation))?;
     }
     Ok(())
+}
+
+/// The verdict where AWS was seen to refuse all of it.
+fn done(target: &str, revocation: &Revocation) -> String {
+    let leases = revocation
+        .leases
+        .values()
+        .map(|lease| lease.refused_after_seconds);
+    let sessions = revocation
+        .sessions
+        .values()
+        .map(|told| told.refused_after_seconds);
+    match leases.chain(sessions).flatten().reduce(f64::max) {
+        None => format!("done: nothing that {target} held can still work"),
+        Some(last) => {
+            format!(
+                "done: AWS was seen to refuse all that {target} held, the last after {last:.2} s"
+            )
+        }
+    }
+}
+
+/// The verdict where it was not.
+fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure {
+    let open: usize = revocation.open.iter().map(|open| open.leases).sum();
+    let all = revocation.leases.len();
+    let until = revocation
+        .open
+        .iter()
+        .filter_map(|open| open.until.as_deref())
+        .max();
+    let until = until.map_or_else(String::new, |until| {
+        format!(", until {until} at the latest")
+    });
+    Failure::unavailable(format!(
+        "{target} gets nothing any more, but AWS was not seen to refuse all that it held; leases that may still work: \
+         {open} of {all}{until}; {later}"
+    ))
+    .next(format!("`credbroker revoke {target} --wait` stays until AWS refuses all of it"))
+}
+
+/// What a denial does not reach, where there is one.
+const NOT_REACHED: &str = "  not reached by denials until the sessions expire: logins that only ask who a session is (EKS, Vault), and open \
+                           connections; see \"What a denial does not reach\" in the guide";
+
+/// What became of it: a line for the leases of each kind that AWS refuses, and one for each
+/// reason why it was not seen to refuse others.
+fn summary(revocation: &Revocation) -> Vec<String> {
+    let mut refused: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+    for lease in revocation.leases.values() {
+        if let Some(seconds) = lease.refused_after_seconds {
+            let (count, last) = refused.entry(lease.kind).or_default();
+            *count += 1;
+            *last = last.max(seconds);
+        }
+    }
+    let refused = refused.into_iter().map(|(kind, (count, last))| {
+        format!("  leases of {kind}: {count} refused, the last after {last:.2} s")
+    });
+    let open = revocation.open.iter().map(|open| {
+        let holders = open.holders.join(", ");
+        let until = open
+            .until
+            .as_deref()
+            .map_or_else(String::new, |until| format!(", until {until}"));
+        let of = if holders.is_empty() {
+            String::new()
+        } else {
+            format!(" of {holders}")
+        };
+        format!(
+            "  open{of}; leases that may work: {}{until}: {}",
+            open.leases, open.why
+        )
+    });
+    let not_reached = (!revocation.sessions.is_empty()).then(|| NOT_REACHED.to_owned());
+    refused.chain(open).chain(not_reached).collect()
 }
 
 /// What is told of it while it happens.
@@ -120,37 +270,19 @@ fn lines(target: &str, what: &What) -> Vec<String> {
         )],
         What::Written(holder) => vec![format!("  {holder}: its sessions are denied")],
         What::Sessions(sessions) => sessions_line(&RevokedSessions::from(sessions.clone())),
-        What::Lease(lease) => vec![lease_line(&RevokedLease::from(lease.clone()))],
-        What::Done(_) => Vec::new(),
+        What::Lease(_) | What::Done(_) => Vec::new(),
     }
 }
 
 fn sessions_line(sessions: &RevokedSessions) -> Vec<String> {
     let holder = &sessions.holder;
-    let refused = sessions
-        .refused_after_seconds
-        .map(|seconds| format!("  {holder}: AWS refuses them after {seconds:.2} s"));
-    let notice = sessions
-        .notice
-        .as_ref()
-        .map(|notice| format!("  {holder}: {notice}"));
-    refused.into_iter().chain(notice).collect()
-}
-
-fn lease_line(lease: &RevokedLease) -> String {
-    let RevokedLease {
-        lease_id,
-        kind,
-        state,
-        ..
-    } = lease;
-    match (lease.refused_after_seconds, &lease.notice) {
-        (Some(seconds), _) => {
-            format!("  {lease_id}  {kind}  {state}: refused after {seconds:.2} s")
+    let refused = sessions.refused_after_seconds;
+    let refused = refused.map(|seconds| {
+        let mut line = format!("  {holder}: AWS refuses them after {seconds:.2} s");
+        if let Some(notice) = &sessions.notice {
+            line = format!("{line}; {notice}");
         }
-        (None, notice) => format!(
-            "  {lease_id}  {kind}  {state}: {}",
-            notice.as_deref().unwrap_or("not confirmed")
-        ),
-    }
+        line
+    });
+    refused.into_iter().collect()
 }

@@ -1,10 +1,11 @@
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use prost::Message;
+use prost_types::Duration as ProtoDuration;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tonic::{
     Request, Response, Status,
-    codegen::tokio_stream::{Stream, wrappers::ReceiverStream},
+    codegen::tokio_stream::{self, Stream, wrappers::ReceiverStream},
 };
 
 use super::{
@@ -15,8 +16,8 @@ use super::{
     status::status,
 };
 use crate::{
-    broker::{self, Denied, Error, Progress, Revocation, ports::Target},
-    domain::grant::check::Violation,
+    broker::{self, Broker, Denied, Error, Progress, Revocation, ports::Target},
+    domain::{access::Caller, grant::check::Violation},
     proto::{
         RevocationProgress, RevokeGrantRequest, RevokeGrantResponse, RevokeServiceRequest,
         RevokeServiceResponse, RevokedLease, RevokedSessions, StreamRevocationRequest,
@@ -31,6 +32,8 @@ pub(super) type Happening = Pin<Box<dyn Stream<Item = Result<RevocationProgress,
 
 /// How many messages wait for a slow reader.
 const BUFFER: usize = 64;
+/// Longest time for which a stream stays open for what AWS does not refuse yet.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// Of an answer, for the two counts of what it leaves out.
 const COUNTS_BYTES: usize = 32;
 
@@ -99,12 +102,24 @@ impl RevocationService for Api {
         request: Request<StreamRevocationRequest>,
     ) -> Result<Response<Self::StreamRevocationStream>, Status> {
         self.call(request, async |broker, caller, message| {
+            if message.dry_run {
+                return preview(&broker, &caller, message).await;
+            }
             let target = parse_target(message.target)?;
             let reason = parse_reason(&message.reason)?;
+            let wait = parse_wait(message.wait.as_ref())?;
             let (sender, receiver) = mpsc::channel(BUFFER);
             tokio::spawn(async move {
                 let (progress, happening) = mpsc::unbounded_channel();
-                let work = broker.revoke(caller.clone(), target, reason, Some(progress));
+                let work = async {
+                    let watcher = Some(progress.clone());
+                    let revoking = broker.revoke(caller.clone(), target.clone(), reason, watcher);
+                    let revocation = revoking.await?;
+                    let waiting = broker.wait_until_refused(&target, revocation, wait, &progress);
+                    let revocation = waiting.await;
+                    drop(progress);
+                    Ok::<_, Error>(revocation)
+                };
                 let (revocation, ()) = tokio::join!(work, forward(happening, &sender));
                 let end = match broker.settle(&caller, revocation).await {
                     Ok(revocation) => Ok(to_progress(to_done(&revocation))),
@@ -118,6 +133,60 @@ impl RevocationService for Api {
         })
         .await
     }
+}
+
+/// Tells what a revocation would reach.
+async fn preview(
+    broker: &Broker,
+    caller: &Caller,
+    message: StreamRevocationRequest,
+) -> Result<Happening, Error> {
+    if !message.reason.is_empty() || message.wait.is_some() {
+        let words = "takes neither reason nor wait";
+        return Err(Error::Invalid(vec![Violation::new("dry_run", words)]));
+    }
+    let target = parse_target(message.target)?;
+    let preview = broker.preview_revocation(caller, &target).await?;
+    let begun = What::Begun(Begun {
+        at: Some(to_time(preview.at)),
+        leases: preview.leases.len() as u64,
+    });
+    let done = What::Done(Done {
+        at: Some(to_time(preview.at)),
+        ..Done::default()
+    });
+    let sessions = preview.denials.into_iter().map(|denial| {
+        What::Sessions(to_sessions(&Denied {
+            denial,
+            refused_after_seconds: None,
+            notice: None,
+        }))
+    });
+    let leases = preview.leases.into_iter().map(|lease| {
+        What::Lease(to_revoked(&broker::RevokedLease {
+            lease,
+            refused_after_seconds: None,
+            notice: None,
+        }))
+    });
+    let all = std::iter::once(begun).chain(sessions).chain(leases);
+    let all: Vec<_> = all
+        .chain([done])
+        .map(|what| Ok(to_progress(what)))
+        .collect();
+    Ok(Box::pin(tokio_stream::iter(all)))
+}
+
+fn parse_wait(wait: Option<&ProtoDuration>) -> Result<Duration, Error> {
+    let Some(wait) = wait else {
+        return Ok(Duration::ZERO);
+    };
+    let seconds = u64::try_from(wait.seconds).ok().filter(|_| wait.nanos == 0);
+    let wait = seconds.map(Duration::from_secs);
+    wait.filter(|wait| *wait <= LONGEST_WAIT).ok_or_else(|| {
+        let words = "is a whole number of seconds, up to an hour";
+        Error::Invalid(vec![Violation::new("wait", words)])
+    })
 }
 
 fn parse_target(target: Option<stream_revocation_request::Target>) -> Result<Target, Error> {
@@ -203,6 +272,7 @@ fn to_sessions(denied: &Denied) -> RevokedSessions {
         holder: denied.denial.against.holder.to_string(),
         refused_after_seconds: denied.refused_after_seconds,
         notice: denied.notice.clone().unwrap_or_default(),
+        denied_until: Some(to_time(denied.denial.lasts_until)),
     }
 }
 
@@ -214,5 +284,9 @@ fn to_revoked(revoked: &broker::RevokedLease) -> RevokedLease {
         state: to_state(&revoked.lease.state).into(),
         refused_after_seconds: revoked.refused_after_seconds,
         notice: revoked.notice.clone().unwrap_or_default(),
+        expires_at: revoked
+            .lease
+            .issued()
+            .map(|issued| to_time(issued.expires_at)),
     }
 }

@@ -106,7 +106,7 @@ async fn while_answers_contradict_each_other_nothing_is_issued_and_revocation_wo
         metrics.contains("credbroker_clock_uncertain 1"),
         "{metrics}"
     );
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], json!(true));
     assert!(!session.is_served().await);
 

@@ -277,10 +277,7 @@ async fn leases_are_told_with_what_became_of_them() {
 async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
     let world = World::new().await;
     let (user, session) = (world.lease("user").await, world.lease("assume").await);
-    let revoked = world
-        .broker
-        .json(&["revoke", "pay", "--reason", "leaked"])
-        .await;
+    let revoked = world.broker.revoked(&["pay", "--reason", "leaked"]).await;
     assert_keys(
         &revoked,
         &[
@@ -289,9 +286,11 @@ async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
             "leases",
             "sessions",
             "confirmed",
+            "open",
             "receipt",
         ],
     );
+    assert_eq!(revoked["open"], json!([]));
     assert_time(&revoked["suspended_at"]);
     assert_eq!(revoked["confirmed"], true);
     let leases = revoked["leases"].as_array().unwrap();
@@ -308,7 +307,11 @@ async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
     assert_eq!(lease(&session)["state"], "revoked");
     assert!(lease(&session)["refused_after_seconds"].as_f64().unwrap() > 0.0);
     let sessions = &revoked["sessions"][0];
-    assert_keys(sessions, &["holder", "refused_after_seconds", "notice"]);
+    assert_keys(
+        sessions,
+        &["holder", "refused_after_seconds", "notice", "denied_until"],
+    );
+    assert_time(&sessions["denied_until"]);
     let shown = world.broker.json(&["service", "show", "pay"]).await;
     let keys = [
         "name",

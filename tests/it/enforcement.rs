@@ -446,7 +446,7 @@ async fn revoking_one_service_leaves_its_neighbours_working() {
 
     let revoked = world
         .broker
-        .json(&["revoke", "payments-api", "--reason", "leaked"])
+        .revoked(&["payments-api", "--reason", "leaked"])
         .await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     assert_eq!(revoked["leases"].as_array().unwrap().len(), 3);

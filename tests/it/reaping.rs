@@ -74,7 +74,7 @@ async fn issue_during(world: &World, grant: &str, action: &str, meanwhile: &[&st
     let issue = world.broker.run_as(Some(&world.token), &issue);
     let meanwhile = async {
         world.seen(action).await;
-        let run = world.broker.run(meanwhile).await.ok();
+        let run = world.broker.run(meanwhile).await;
         world.proxy.heal();
         run
     };
@@ -90,7 +90,8 @@ async fn a_service_suspended_while_it_is_issued_to_gets_nothing() {
     ] {
         let world = World::new().await;
         let suspend = ["service", "suspend", "payments-api"];
-        let (run, _) = issue_during(&world, grant, action, &suspend).await;
+        let (run, suspended) = issue_during(&world, grant, action, &suspend).await;
+        suspended.ok();
         assert_eq!(run.stdout, "", "{run:#?}");
         run.fails(4, &["service payments-api is suspended", "next: "]);
         world.assert_nothing_left().await;
@@ -109,13 +110,13 @@ async fn a_service_revoked_while_it_is_issued_to_gets_nothing() {
     let (run, revoked) = issue_during(&world, "user", "CreateAccessKey", &revoke).await;
     assert_eq!(run.stdout, "", "{run:#?}");
     run.fails(4, &["service payments-api is suspended", "next: "]);
-    let revoked = revoked.json();
+    let revoked = revoked.revoked();
     assert_eq!(revoked["confirmed"], false, "{revoked}");
     let lease = &revoked["leases"][0];
     assert_eq!(lease["state"], "revoking", "{revoked}");
     assert_eq!(lease["refused_after_seconds"], Value::Null);
     world.assert_nothing_left().await;
-    let again = world.broker.json(&["revoke", "payments-api"]).await;
+    let again = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(again["confirmed"], true, "{again}");
 }
 

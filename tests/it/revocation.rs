@@ -9,6 +9,7 @@ mod placements;
 mod proof;
 mod scale;
 mod sizes;
+mod verdict;
 mod watch;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -84,8 +85,8 @@ impl Neighbours {
     }
 
     async fn revoke(&self, target: &str) -> Value {
-        let args = ["revoke", target, "--reason", "leaked"];
-        let revoking = self.world.broker.json(&args);
+        let args = [target, "--reason", "leaked"];
+        let revoking = self.world.broker.revoked(&args);
         // Where nothing is enforced the broker waits in vain.
         let limit = Duration::from_secs(if enforces() { 30 } else { 5 });
         let revoked = timeout(limit, revoking).await;

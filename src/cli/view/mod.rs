@@ -15,7 +15,7 @@ pub(super) use self::{
     audit::{AuditRecord, Checkpoint},
     identity::{Binding, WhoAmI},
     lookup::KeyOwner,
-    revocation::{Revocation, RevokedLease, RevokedSessions},
+    revocation::{Revocation, RevokedSessions},
 };
 use super::convert;
 use crate::{audit::checkpoint::Receipt, proto};

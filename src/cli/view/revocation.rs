@@ -1,6 +1,8 @@
 //! `revoke -o json`.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
 
 use super::{kind, receipt, state, time};
 use crate::proto::{self, revocation_progress::What};
@@ -14,12 +16,35 @@ pub(in crate::cli) struct Revocation {
     suspended_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<String>,
-    leases: Vec<RevokedLease>,
-    sessions: Vec<RevokedSessions>,
-    confirmed: bool,
+    /// By their ids.
+    #[serde(serialize_with = "values")]
+    pub(in crate::cli) leases: BTreeMap<String, RevokedLease>,
+    /// By their roles and users.
+    #[serde(serialize_with = "values")]
+    pub(in crate::cli) sessions: BTreeMap<String, RevokedSessions>,
+    pub(in crate::cli) confirmed: bool,
+    pub(in crate::cli) open: Vec<Open>,
     pub(in crate::cli) receipt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    notice: Option<String>,
+    pub(in crate::cli) notice: Option<String>,
+}
+
+fn values<T: Serialize, S: Serializer>(
+    map: &BTreeMap<String, T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(map.values())
+}
+
+/// What may still work, for one reason.
+#[derive(Default, Serialize)]
+pub(in crate::cli) struct Open {
+    /// ARNs of the roles and users whose sessions may.
+    pub(in crate::cli) holders: Vec<String>,
+    pub(in crate::cli) leases: usize,
+    /// Until when, where AWS ends it by itself.
+    pub(in crate::cli) until: Option<String>,
+    pub(in crate::cli) why: String,
 }
 
 #[derive(Serialize)]
@@ -29,6 +54,7 @@ pub(in crate::cli) struct RevokedLease {
     pub(in crate::cli) state: &'static str,
     pub(in crate::cli) refused_after_seconds: Option<f64>,
     pub(in crate::cli) notice: Option<String>,
+    pub(in crate::cli) expires_at: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -36,9 +62,50 @@ pub(in crate::cli) struct RevokedSessions {
     pub(in crate::cli) holder: String,
     pub(in crate::cli) refused_after_seconds: Option<f64>,
     pub(in crate::cli) notice: Option<String>,
+    pub(in crate::cli) denied_until: Option<String>,
+}
+
+/// `revoke --dry-run -o json`.
+#[derive(Serialize)]
+pub(in crate::cli) struct Reach<'a> {
+    dry_run: bool,
+    service: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant: Option<&'a str>,
+    /// How many live leases there are of each kind.
+    pub(in crate::cli) kinds: BTreeMap<&'static str, usize>,
+    leases: Vec<&'a str>,
+    sessions: Vec<Denied<'a>>,
+}
+
+#[derive(Serialize)]
+struct Denied<'a> {
+    holder: &'a str,
+    denied_until: Option<&'a str>,
 }
 
 impl Revocation {
+    /// What it would reach, if it is a dry run.
+    pub(in crate::cli) fn reach(&self) -> Reach<'_> {
+        let mut kinds = BTreeMap::new();
+        for lease in self.leases.values() {
+            *kinds.entry(lease.kind).or_default() += 1;
+        }
+        let leases = self.leases.keys().map(String::as_str);
+        let sessions = self.sessions.values().map(|told| Denied {
+            holder: &told.holder,
+            denied_until: told.denied_until.as_deref(),
+        });
+        Reach {
+            dry_run: true,
+            service: &self.service,
+            grant: self.grant.as_deref(),
+            kinds,
+            leases: leases.collect(),
+            sessions: sessions.collect(),
+        }
+    }
+
     /// Of a service, or of SERVICE/GRANT, before anything is known of it.
     pub(in crate::cli) fn of(target: &str) -> Self {
         let (service, grant) = match target.split_once('/') {
@@ -50,9 +117,10 @@ impl Revocation {
             grant,
             suspended_at: None,
             revoked_at: None,
-            leases: Vec::new(),
-            sessions: Vec::new(),
+            leases: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             confirmed: false,
+            open: Vec::new(),
             receipt: None,
             notice: None,
         }
@@ -62,8 +130,14 @@ impl Revocation {
     pub(in crate::cli) fn add(&mut self, what: What) {
         match what {
             What::Begun(_) | What::Written(_) => {}
-            What::Sessions(sessions) => self.sessions.push(sessions.into()),
-            What::Lease(lease) => self.leases.push(lease.into()),
+            What::Sessions(sessions) => {
+                let told = RevokedSessions::from(sessions);
+                self.sessions.insert(told.holder.clone(), told);
+            }
+            What::Lease(lease) => {
+                let told = RevokedLease::from(lease);
+                self.leases.insert(told.lease_id.clone(), told);
+            }
             What::Done(done) => {
                 let at = time(done.at.as_ref());
                 if self.grant.is_some() {
@@ -74,11 +148,43 @@ impl Revocation {
                 self.confirmed = done.confirmed;
                 self.receipt = receipt(done.receipt);
                 self.notice = (!done.notice.is_empty()).then_some(done.notice);
-                self.leases.sort_by(|a, b| a.lease_id.cmp(&b.lease_id));
-                self.sessions.sort_by(|a, b| a.holder.cmp(&b.holder));
+                self.open = open(self.sessions.values(), self.leases.values());
             }
         }
     }
+}
+
+/// What AWS was not seen to refuse, by the reason.
+fn open<'a>(
+    sessions: impl Iterator<Item = &'a RevokedSessions>,
+    leases: impl Iterator<Item = &'a RevokedLease>,
+) -> Vec<Open> {
+    let mut by_reason: BTreeMap<&str, Open> = BTreeMap::new();
+    for told in sessions {
+        if told.refused_after_seconds.is_none() {
+            let open = by_reason.entry(why(told.notice.as_ref())).or_default();
+            open.holders.push(told.holder.clone());
+            open.until = open.until.take().max(told.denied_until.clone());
+        }
+    }
+    for told in leases {
+        if told.refused_after_seconds.is_none() {
+            let open = by_reason.entry(why(told.notice.as_ref())).or_default();
+            open.leases += 1;
+            // A user goes on until it is removed.
+            let ends = told.expires_at.clone().filter(|_| told.kind != "iam_user");
+            open.until = open.until.take().max(ends);
+        }
+    }
+    let named = by_reason.into_iter().map(|(why, open)| Open {
+        why: why.to_owned(),
+        ..open
+    });
+    named.collect()
+}
+
+fn why(notice: Option<&String>) -> &str {
+    notice.map_or("AWS was not seen to refuse it", String::as_str)
 }
 
 impl From<proto::RevokedLease> for RevokedLease {
@@ -89,6 +195,7 @@ impl From<proto::RevokedLease> for RevokedLease {
             lease_id: lease.lease_id,
             refused_after_seconds: lease.refused_after_seconds,
             notice: (!lease.notice.is_empty()).then_some(lease.notice),
+            expires_at: time(lease.expires_at.as_ref()),
         }
     }
 }
@@ -99,6 +206,7 @@ impl From<proto::RevokedSessions> for RevokedSessions {
             holder: sessions.holder,
             refused_after_seconds: sessions.refused_after_seconds,
             notice: (!sessions.notice.is_empty()).then_some(sessions.notice),
+            denied_until: time(sessions.denied_until.as_ref()),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     broker::ports::{Denials, Revoked, StoreError, Target},
     domain::{
-        denial::{Against, Attempts, Concerned, Denial, DenialState, Holder, Scope},
+        denial::{Against, Attempts, Concerned, Denial, DenialState, Scope, Session},
         grant::{Grant, KindSpec},
         lease::Lease,
         name::{GrantName, Name},

@@ -142,7 +142,7 @@ async fn assert_issues_nothing(broker: &Broker, token: &str, lease: &str, words:
     renew.fails(6, &["reason: LOG_CONTRADICTED"]);
     let checkpoint = broker.run(&["audit", "checkpoint"]).await;
     checkpoint.fails(6, &[words]);
-    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    let revoked = broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     let reinstate = ["service", "reinstate", "payments-api"];
     broker.run(&reinstate).await.ok();

@@ -28,7 +28,7 @@ async fn attested() -> (Broker, String, Vec<String>) {
     let other = broker.issue(&token, "work").await;
     let other = other["lease_id"].as_str().unwrap();
     let ended = broker.json(&["lease", "revoke", other]).await;
-    let revoked = broker.json(&["revoke", "pay"]).await;
+    let revoked = broker.revoked(&["pay"]).await;
     let receipt = |answer: &Value| answer["receipt"].as_str().unwrap().to_owned();
     let receipts = [issued, renewed, released, ended, revoked];
     (broker, lease, receipts.iter().map(receipt).collect())

@@ -104,7 +104,7 @@ impl Site {
 
     async fn assert_revokes(&self) {
         let revoked = self.run(&["revoke", "payments-api", "-o", "json"]).await;
-        assert_eq!(revoked.ok().json()["confirmed"], true);
+        assert_eq!(revoked.revoked()["confirmed"], true);
         let reinstate = ["service", "reinstate", "payments-api"];
         self.run(&reinstate).await.ok();
     }

@@ -138,8 +138,8 @@ async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
         frail.fail(errno);
         frail.assert_issues_nothing().await;
 
-        let revoke = ["revoke", "payments-api", "--reason", "leaked"];
-        let revoked = broker.json(&revoke).await;
+        let revoke = ["payments-api", "--reason", "leaked"];
+        let revoked = broker.revoked(&revoke).await;
         assert_eq!(revoked["confirmed"], true, "{revoked}");
         assert_eq!(revoked["receipt"], Value::Null);
         let notice = revoked["notice"].as_str().unwrap();
@@ -188,8 +188,8 @@ async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
         }
         frail.fail(errno);
 
-        let revoke = ["revoke", "payments-api", "--reason", "leaked"];
-        let revoked = broker.json(&revoke).await;
+        let revoke = ["payments-api", "--reason", "leaked"];
+        let revoked = broker.revoked(&revoke).await;
         assert_eq!(revoked["confirmed"], false, "{revoked:#}");
         for sessions in revoked["sessions"].as_array().unwrap() {
             let notice = sessions["notice"].as_str().unwrap();
@@ -230,7 +230,7 @@ async fn a_denial_that_aws_does_not_take_while_the_disk_fails_is_written_until_i
         "PutRolePolicy",
         Fault::Answer(403, "AccessDenied", "not now"),
     );
-    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    let revoked = broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], false, "{revoked:#}");
     let notice = revoked["sessions"][0]["notice"].as_str().unwrap();
     assert!(notice.contains("goes on trying"), "{notice}");
@@ -251,7 +251,7 @@ async fn what_was_denied_and_could_not_be_recorded_is_denied_by_the_next_run_too
     let key = Key::issued(&frail.world.issued(&["role"]).await);
     // Its store takes no more records, now and after the next start.
     frail.world.broker.write_store(SLIP).await;
-    frail.world.broker.json(&["revoke", "payments-api"]).await;
+    frail.world.broker.revoked(&["payments-api"]).await;
     assert!(!key.is_served().await);
     frail.world.broker.kill().await;
     let (iam, role) = (frail.world.account.root.iam(), frail.world.role.clone());
@@ -344,7 +344,7 @@ async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
         .run_as(Some(&frail.world.token), &["issue", "role"])
         .await;
     assert_ne!(issue.code, 0, "{issue:?}");
-    let revoked = broker.json(&["revoke", "payments-api"]).await;
+    let revoked = broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     assert!(!frail.key.works().await);
 }
@@ -402,7 +402,7 @@ async fn a_record_that_somebody_has_slipped_in_before_the_start_saves_no_leaked_
         .run_as(Some(&frail.world.token), &issue)
         .await;
     assert_ne!(refused.code, 0, "{refused:?}");
-    let revoked = frail.world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = frail.world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     assert!(!frail.key.works().await);
 }

@@ -74,7 +74,7 @@ async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
     for grant in ["user", "role"] {
         world.assert_issues(grant).await;
     }
-    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    world.broker.revoked(&["payments-api"]).await;
 }
 
 /// SQLite takes a file whose write version it does not know for read-only:
@@ -98,7 +98,7 @@ async fn a_broker_whose_store_is_read_only_issues_nothing_and_revokes() {
     world.broker = world.broker.start_again(&admin, &endpoint).await;
     let words = ["it is read-only", "file permissions"];
     assert_told(world.issue(&["role"]).await, 7, "STORE_UNAVAILABLE", &words);
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked}");
     assert!(!key.works().await);
     world.broker.kill().await;

@@ -87,7 +87,7 @@ impl Placed {
 
     async fn revoke(&self, target: &str) -> Value {
         let revoke = ["revoke", target, "-o", "json"];
-        self.site.run(&revoke).await.ok().json()
+        self.site.run(&revoke).await.revoked()
     }
 
     async fn reinstate(&self, service: &str) {

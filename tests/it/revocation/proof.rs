@@ -32,7 +32,7 @@ async fn session(world: &World) -> (String, Key) {
 
 /// What is open after a revocation that AWS was not seen to enforce.
 async fn unconfirmed(world: &World) -> String {
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], false, "{revoked:#}");
     let sessions = &revoked["sessions"][0];
     assert_eq!(sessions["refused_after_seconds"], Value::Null);
@@ -62,7 +62,7 @@ async fn the_answer_waits_until_aws_enforces_the_denial_and_tells_how_long_that_
     // Once before the denial, and five times after it.
     let late = std::iter::repeat_with(served).take(6);
     world.proxy.inject_in_turn("ListQueues", late);
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
     for told in [&revoked["sessions"][0], &revoked["leases"][0]] {
         let seconds = told["refused_after_seconds"].as_f64().unwrap();
@@ -81,7 +81,7 @@ async fn one_refusal_is_no_proof_while_the_next_call_is_served() {
     };
     let answers = [served(), refused(), served(), refused(), served()];
     world.proxy.inject_in_turn("ListQueues", answers);
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
     // All those answers, and two refusals in a row.
     assert_eq!(world.proxy.calls("ListQueues").len(), 7);
@@ -167,7 +167,7 @@ async fn a_probe_that_is_denied_anyway_shows_nothing_and_another_one_does() {
         .grant("payments-api/role", &flags, &policy)
         .await;
     world.issued(&["role"]).await;
-    let revoked = world.broker.json(&["revoke", "payments-api"]).await;
+    let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
 }
 

@@ -44,6 +44,7 @@ async fn streamed(client: &Client) -> (Vec<LeaseState>, bool) {
     let request = StreamRevocationRequest {
         target: Some(Target::Service("payments-api".to_owned())),
         reason: "leaked".to_owned(),
+        ..StreamRevocationRequest::default()
     };
     let stream = client.revocation().stream_revocation(request).await;
     let (mut stream, mut leases, mut confirmed) = (stream.unwrap().into_inner(), Vec::new(), false);

@@ -1,0 +1,154 @@
+//! What `revoke` ends with: a verdict that its exit status repeats, or what it would do.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Key, Run, World, eventually, proxy::Fault};
+
+/// AWS lets the broker have no session by which to see that it refuses.
+fn no_session(world: &World) {
+    let refused = Fault::Answer(403, "AccessDenied", "not authorized");
+    world.proxy.inject("AssumeRole", refused);
+}
+
+/// The lines of what it tells that begin so.
+fn lines(run: &Run, beginning: &str) -> Vec<String> {
+    let lines = run.stdout.lines().map(str::trim);
+    let lines = lines.filter(|line| line.starts_with(beginning));
+    lines.map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_last_one() {
+    let world = World::new().await;
+    for _ in 0..2 {
+        world.issued(&["role"]).await;
+        world.issued(&["user"]).await;
+    }
+    let told = world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let of_kinds = lines(&told, "leases of ");
+    assert_eq!(of_kinds.len(), 2, "{told:#?}");
+    for (line, kind) in of_kinds.iter().zip(["assume_role", "iam_user"]) {
+        let expected = format!("leases of {kind}: 2 refused, the last after ");
+        assert!(line.starts_with(&expected), "{line}");
+    }
+    let last = told.stdout.lines().last().unwrap();
+    let expected = "done: AWS was seen to refuse all that payments-api held, the last after ";
+    assert!(last.starts_with(expected), "{told:#?}");
+    assert_eq!(lines(&told, "not reached").len(), 1, "{told:#?}");
+    assert_eq!(lines(&told, "open"), [""; 0]);
+    // Again, without anything that is left but access that was made from the sessions.
+    let again = world.broker.run(&["revoke", "payments-api"]).await.ok();
+    assert!(again.stdout.lines().last().unwrap().starts_with(expected));
+    world.broker.service("billing").await;
+    let nothing = world.broker.run(&["revoke", "billing"]).await.ok();
+    let last = "done: nothing that billing held can still work";
+    assert_eq!(nothing.stdout.lines().last(), Some(last));
+    assert_eq!(lines(&nothing, "not reached"), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_was_not_is_told_in_a_line_of_each_reason_and_by_the_exit_status() {
+    let world = World::new().await;
+    for _ in 0..3 {
+        world.issued(&["role"]).await;
+    }
+    no_session(&world);
+    let told = world.broker.run(&["revoke", "payments-api"]).await;
+    let told = told.fails(
+        7,
+        &[
+            "payments-api gets nothing any more",
+            "AWS was not seen to refuse all that it held; leases that may still work: 3 of 3, until 20",
+            "credbroker revoke payments-api --wait",
+        ],
+    );
+    let open = lines(&told, "open");
+    let [open] = &open[..] else {
+        panic!("{told:#?}")
+    };
+    for words in [
+        &world.role,
+        "leases that may work: 3, until 20",
+        "cannot be had",
+    ] {
+        assert!(open.contains(words), "{words} in {open}");
+    }
+    let told = world.broker.revoked(&["payments-api"]).await;
+    let open = &told["open"];
+    assert_eq!(open[0]["holders"], json!([world.role]), "{told:#}");
+    assert_eq!(open[0]["leases"], 3, "{told:#}");
+    assert!(open[0]["until"].is_string() && open[1] == Value::Null);
+}
+
+#[tokio::test]
+async fn with_wait_it_stays_until_aws_refuses() {
+    let world = World::new().await;
+    let key = Key::issued(&world.issued(&["role"]).await);
+    no_session(&world);
+    let healing = async {
+        let postponed = "SELECT count(*) FROM audit WHERE event = 'denial.postponed'";
+        let once = async || (world.broker.count(postponed).await > 0).then_some(());
+        eventually("the first attempt comes to nothing", once).await;
+        world.proxy.heal();
+    };
+    let revoke = ["revoke", "payments-api", "--wait"];
+    let (told, ()) = tokio::join!(world.broker.run(&revoke), healing);
+    let told = told.ok();
+    let last = told.stdout.lines().last().unwrap();
+    assert!(last.starts_with("done: "), "{told:#?}");
+    assert!(!key.is_served().await);
+    assert_eq!(lines(&told, "open"), [""; 0]);
+
+    no_session(&world);
+    let soon = ["payments-api", "--wait=1s"];
+    assert_eq!(world.broker.revoked(&soon).await["confirmed"], false);
+    let long = ["revoke", "payments-api", "--wait=2h"];
+    let refused = world.broker.run(&long).await;
+    refused.fails(2, &["wait: is a whole number of seconds, up to an hour"]);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_would_be_reached_and_changes_nothing() {
+    let world = World::new().await;
+    let role = world.issued(&["role"]).await;
+    let user = world.issued(&["user"]).await;
+    let dry = ["revoke", "payments-api", "--dry-run"];
+    let told = world.broker.run(&dry).await.ok().stdout;
+    for words in [
+        "nothing is changed; of payments-api: it would be suspended; live leases: 2",
+        &format!("{}: its sessions would be denied until 20", world.role),
+        "leases of assume_role: 1",
+        "leases of iam_user: 1",
+    ] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    let grant = ["revoke", "payments-api/user", "--dry-run"];
+    let of_grant = world.broker.json(&grant).await;
+    assert_eq!(of_grant["leases"], json!([user["lease_id"]]));
+    assert_eq!(of_grant["sessions"], json!([]));
+    assert_eq!(of_grant["dry_run"], true);
+    for issued in [&role, &user] {
+        assert!(Key::issued(issued).works().await);
+    }
+    world.issued(&["role"]).await;
+    assert_eq!(world.proxy.calls("PutRolePolicy"), [""; 0]);
+    for unknown in ["nobody", "payments-api/nothing"] {
+        let refused = world.broker.run(&["revoke", unknown, "--dry-run"]).await;
+        refused.fails(5, &[unknown]);
+    }
+}
+
+#[tokio::test]
+async fn where_no_broker_answers_the_ways_without_it_are_told() {
+    let mut world = World::new().await;
+    world.broker.kill().await;
+    let revoke = ["revoke", "payments-api", "--reason", "it's out"];
+    let config = "--config /etc/credbroker/credbroker.toml";
+    world.broker.run(&revoke).await.fails(
+        7,
+        &[
+            &format!(r"`credbroker revoke payments-api --offline {config} --reason 'it'\''s out'`"),
+            &format!("`credbroker revoke payments-api --print-aws-commands {config} > revoke.sh`"),
+        ],
+    );
+}
