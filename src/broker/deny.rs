@@ -54,7 +54,7 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// How it stands by these denials if AWS has been seen since to refuse its sessions.
+    /// Its standing by these denials, if AWS has been seen since to refuse its sessions.
     pub(super) fn seen_since(&self, standing: &[Denial]) -> Option<Self> {
         let now = stands_in(standing, &self.denial)?;
         let DenialState::Refused { at } = now.state else {
@@ -573,7 +573,7 @@ fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {
     }
 }
 
-/// Which of the sessions of a denial's subject it denies, in words.
+/// The sessions that a denial denies, in words.
 fn told_which(denial: &Denial) -> String {
     if denial.spares_newer {
         format!("sessions issued before {:.0}", denial.issued_before)

@@ -265,7 +265,8 @@ impl Broker {
         binding: &Binding,
     ) -> Result<Credentials, IssueFailure> {
         if let Some(holder) = &binding.holder {
-            self.wait_until_let(&binding.grant.service, holder).await?;
+            self.wait_for_reinstatement(&binding.grant.service, holder)
+                .await?;
         }
         loop {
             let credentials = self.parts.issuer.issue(issue, binding).await?;

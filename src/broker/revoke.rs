@@ -34,7 +34,7 @@ use crate::{
 
 /// How many IAM users of a service are taken away at the same time.
 const PARALLEL: usize = 8;
-/// How often it is looked whether AWS refuses what it did not refuse at first.
+/// Interval at which an open revocation is looked at.
 const STAY_EVERY: Duration = Duration::from_millis(500);
 /// How long an issue under way may take to see that it was revoked and clean up.
 const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(3);
@@ -79,7 +79,7 @@ impl Revocation {
     }
 }
 
-/// What a revocation would reach.
+/// Reach of a revocation that has not been asked for.
 #[derive(Debug)]
 pub struct Preview {
     /// When it was looked.
@@ -246,7 +246,7 @@ impl Broker {
         Ok(())
     }
 
-    /// What a revocation would reach.
+    /// Lists what a revocation would reach.
     ///
     /// # Errors
     /// The service or grant is unknown, or this not recordable.

@@ -44,7 +44,7 @@ const TRY_LIMIT: Duration = Duration::from_secs(5);
 const BETWEEN: Duration = Duration::from_millis(250);
 /// How often the probe is tried before the denial.
 const TRIES: u32 = 3;
-/// How the name of a session begins that no denial meets: it has no dot, as those of services do.
+/// Prefix of the session name that no denial meets: it has no dot, as those of services do.
 const CONTROL: &str = "ctl-";
 /// After so long a new session is later than the moment of the denial that met the last one.
 pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
@@ -73,7 +73,7 @@ pub(super) enum Untried {
     Because(String),
 }
 
-/// What the broker has written, before a denial, about the session by which it is tried.
+/// Denials that stand already against the session by which a denial is tried.
 enum Stands {
     /// A denial of such sessions whenever they are issued.
     Always,
@@ -324,8 +324,8 @@ impl Broker {
         Err(Untried::Because(why))
     }
 
-    /// What denial of the broker's may refuse the session already: an earlier attempt of this
-    /// one, or one that was written for another's sake.
+    /// Finds what denial of the broker's may refuse the session already: an earlier attempt of
+    /// this one, or one that was written for another's sake.
     async fn what_stands(&self, denial: &Denial, trial: &Trial) -> Stands {
         let place = self.parts.placements.of(&denial.against.holder);
         match self.parts.denier.read(&place, &BTreeSet::new()).await {
@@ -404,7 +404,7 @@ fn region(kind: &KindSpec) -> Option<String> {
     }
 }
 
-/// Whether a refusal is the denial's work.
+/// Tells whether a refusal is the denial's work.
 const fn proves(cause: RefusalCause, trial: &Trial) -> bool {
     match cause {
         RefusalCause::IdentityDenial => true,

@@ -40,7 +40,7 @@ const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
 /// How long after a death every place is written once more: AWS may be late with what the dead
 /// had asked, mostly by seconds, at the worst by as long as a write may take.
 const LATE: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), WRITE_LIMIT];
-/// How soon a denial that AWS did not take when it was written anew is written once more.
+/// Pause before a denial is rewritten that AWS did not take.
 const AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// How many denials are begun in one round.
 const AT_ONCE: usize = 64;

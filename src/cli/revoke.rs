@@ -64,7 +64,7 @@ impl Revoke {
         self.follow(stream, "the broker goes on", out).await
     }
 
-    /// Where no broker answers, what does it without one.
+    /// Adds what does it without a broker, where none answers.
     fn with_ways_without_the_broker(&self, failure: Failure) -> Failure {
         if !failure.is_unavailable() || failure.reason().is_some() {
             return failure;
@@ -220,12 +220,12 @@ fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure 
     .next(format!("`credbroker revoke {target} --wait` stays until AWS refuses all of it"))
 }
 
-/// What a denial does not reach, where there is one.
+/// Limits of a denial, told where there is one.
 const NOT_REACHED: &str = "  not reached by denials until the sessions expire: logins that only ask who a session is (EKS, Vault), and open \
                            connections; see \"What a denial does not reach\" in the guide";
 
-/// What became of it: a line for the leases of each kind that AWS refuses, and one for each
-/// reason why it was not seen to refuse others.
+/// Outcome: a line for the leases of each kind that AWS refuses, and one for each reason why it
+/// was not seen to refuse others.
 fn summary(revocation: &Revocation) -> Vec<String> {
     let mut refused: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
     for lease in revocation.leases.values() {

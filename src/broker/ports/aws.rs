@@ -199,7 +199,7 @@ pub enum RefusalCause {
     /// A denial in a policy of the organization, the resource, the session, a boundary or an
     /// endpoint.
     OtherDenial,
-    /// Nothing allows it.
+    /// No policy allows it.
     NotAllowed,
     /// AWS does not tell.
     Untold,

@@ -16,10 +16,10 @@ pub(in crate::cli) struct Revocation {
     suspended_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<String>,
-    /// By their ids.
+    /// Leases by their ids.
     #[serde(serialize_with = "values")]
     pub(in crate::cli) leases: BTreeMap<String, RevokedLease>,
-    /// By their roles and users.
+    /// Sessions by their roles and users.
     #[serde(serialize_with = "values")]
     pub(in crate::cli) sessions: BTreeMap<String, RevokedSessions>,
     pub(in crate::cli) confirmed: bool,
@@ -36,7 +36,7 @@ fn values<T: Serialize, S: Serializer>(
     serializer.collect_seq(map.values())
 }
 
-/// What may still work, for one reason.
+/// Credentials that may still work, for one reason.
 #[derive(Default, Serialize)]
 pub(in crate::cli) struct Open {
     /// ARNs of the roles and users whose sessions may.
@@ -72,7 +72,7 @@ pub(in crate::cli) struct Reach<'a> {
     service: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     grant: Option<&'a str>,
-    /// How many live leases there are of each kind.
+    /// Number of live leases of each kind.
     pub(in crate::cli) kinds: BTreeMap<&'static str, usize>,
     leases: Vec<&'a str>,
     sessions: Vec<Denied<'a>>,
@@ -85,7 +85,7 @@ struct Denied<'a> {
 }
 
 impl Revocation {
-    /// What it would reach, if it is a dry run.
+    /// Reach of a dry run.
     pub(in crate::cli) fn reach(&self) -> Reach<'_> {
         let mut kinds = BTreeMap::new();
         for lease in self.leases.values() {
@@ -154,7 +154,7 @@ impl Revocation {
     }
 }
 
-/// What AWS was not seen to refuse, by the reason.
+/// Groups what AWS was not seen to refuse by the reason.
 fn open<'a>(
     sessions: impl Iterator<Item = &'a RevokedSessions>,
     leases: impl Iterator<Item = &'a RevokedLease>,

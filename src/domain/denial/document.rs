@@ -36,16 +36,16 @@ type Before = Option<Timestamp>;
 struct Clause {
     value: String,
     before: Before,
-    /// Whether AWS was told to deny all of them and is to be told otherwise.
-    is_let_in: bool,
+    /// Its service is reinstated, and AWS still denies all of them.
+    is_reinstated: bool,
 }
 
 impl Clause {
-    /// Whether it says as much as one of this moment.
+    /// Tells whether it says as much as one of this moment.
     fn says(&self, before: Before) -> bool {
         match (self.before, before) {
             (None, _) => true,
-            (Some(_), None) => self.is_let_in,
+            (Some(_), None) => self.is_reinstated,
             (Some(said), Some(before)) => said >= before,
         }
     }
@@ -69,7 +69,7 @@ pub fn document<'a>(
 pub struct Unknown(Vec<(Family, String, Before)>);
 
 impl Unknown {
-    /// What of a policy still concerns sessions that may be of use at `now`. Statements that
+    /// Reads what of a policy still concerns sessions that may be of use at `now`. Statements that
     /// are not as the broker writes them are not among it.
     #[must_use]
     pub fn of(policy: &Document, now: Timestamp) -> Self {
@@ -101,7 +101,7 @@ impl Unknown {
                 clauses.push(Clause {
                     value: value.clone(),
                     before: *before,
-                    is_let_in: false,
+                    is_reinstated: false,
                 });
             }
         }
@@ -189,7 +189,7 @@ fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
         })
 }
 
-/// Whether a policy denies the sessions of a denial whenever they are issued.
+/// Tells whether a policy denies the sessions of a denial whenever they are issued.
 #[must_use]
 pub fn denies_all(policy: &Document, denial: &Denial) -> bool {
     let names = [denial.sessions(), denial.sessions_of_service()];
@@ -233,7 +233,7 @@ fn clauses(denial: &Denial, before: Before) -> Vec<(Family, Clause)> {
     let clause = |value| Clause {
         value,
         before,
-        is_let_in: denial.newer_hit_until == Some(NOT_WRITTEN),
+        is_reinstated: denial.newer_hit_until == Some(NOT_WRITTEN),
     };
     let sessions = denial.sessions();
     match &denial.against.scope {
@@ -322,7 +322,7 @@ fn one_service_as_a_whole(
     Some((vec![whole], narrow.into_iter().cloned().collect()))
 }
 
-/// Of the moments, the two that are nearest become the later.
+/// Joins the two moments that are nearest at the later.
 fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
     let dated = denials.iter().filter(|denial| denial.spares_newer);
     let moments: BTreeSet<Timestamp> = dated.map(|denial| denial.issued_before).collect();

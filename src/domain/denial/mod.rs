@@ -1,4 +1,4 @@
-//! What stands in AWS against sessions that were handed out before an operator revoked them.
+//! Denials in AWS of sessions that were handed out before an operator revoked them.
 //!
 //! AWS cannot end a session before its time, but it asks the policies of the session's
 //! role, or of the user that federated it, at each call. A denial there names the sessions
@@ -15,6 +15,7 @@
 //! ```
 
 mod document;
+mod place;
 #[cfg(test)]
 mod tests;
 
@@ -22,25 +23,27 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use jiff::{SignedDuration, Timestamp};
 
-pub use self::document::{Unknown, denies_all, document, may_meet, widen};
+pub use self::{
+    document::{Unknown, denies_all, document, may_meet, widen},
+    place::{Place, Placement, Placements},
+};
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},
     grant::Kind,
     lease::{Lease, aws_name, aws_name_prefix},
     name::{GrantName, LeaseId, Name},
-    policy::{MANAGED_POLICY_MAX, ROLE_INLINE_MAX, USER_INLINE_MAX},
 };
 
 /// Until AWS's clock is asked, sessions count as issued within this time of the broker's.
 pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.
 const PRECISION: SignedDuration = SignedDuration::from_secs(2);
-/// How long a denial outlasts the last access that may have been made from its sessions.
+/// Time by which a denial outlasts the last access that may have been made from its sessions.
 const AFTERWARDS: SignedDuration = SignedDuration::from_secs(60);
-/// Later than any time: a denial is to be written anew, and that has not been done yet.
+/// A moment after all others: a denial is to be rewritten, and has not been yet.
 pub const NOT_WRITTEN: Timestamp = Timestamp::constant(253_000_000_000, 0);
-/// How long AWS may go on denying what a policy does not deny any more: changes reach all its
-/// servers within seconds.
+/// Time for which AWS may go on denying what a policy does not deny any more: changes reach all
+/// its servers within seconds.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
 const PROPAGATION: SignedDuration = SignedDuration::from_secs(5);
 /// How long whoever begins to carry a denial out has it to itself.
@@ -206,10 +209,10 @@ pub struct Denial {
     /// is made, that is what has stood so far, so that no other writing meets it too soon;
     /// `None` for nothing.
     pub denied_before: Option<Timestamp>,
-    /// Whether sessions that are issued later are to work, so that the denial has a date.
+    /// True where sessions that are issued later are to work, so that the denial has a date.
     pub spares_newer: bool,
     /// Until when AWS may deny newer sessions nevertheless, once it has been told to deny all:
-    /// [`NOT_WRITTEN`] until it is told otherwise.
+    /// [`NOT_WRITTEN`] until AWS has taken the date.
     pub newer_hit_until: Option<Timestamp>,
     /// When the last access is over that may have been made from its sessions.
     pub lasts_until: Timestamp,
@@ -225,13 +228,13 @@ pub struct Denial {
 /// A session that was issued and may still be of use, by itself or by what was made from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Under which grant.
+    /// Grant that it was issued under.
     pub grant: GrantName,
-    /// Which version of it.
+    /// Version of that grant.
     pub grant_version: u64,
-    /// Whose policies AWS asks when it acts.
+    /// Role or user whose policies AWS asks when it acts.
     pub holder: Holder,
-    /// When it expires, or has expired.
+    /// Time at which it expires, or has expired.
     pub expires_at: Timestamp,
 }
 
@@ -248,7 +251,7 @@ impl Session {
         })
     }
 
-    /// Whether it, or access that was made from it, may live at `now`.
+    /// Tells whether it, or access that was made from it, may live at `now`.
     #[must_use]
     pub fn may_be_of_use(&self, now: Timestamp) -> bool {
         self.access_ends() > now
@@ -262,7 +265,7 @@ impl Session {
     }
 }
 
-/// What sessions are to be denied at a role or user.
+/// Sessions that are to be denied at a role or user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concerned {
     /// Whose, of which service, and which.
@@ -278,7 +281,7 @@ pub struct Concerned {
 }
 
 impl Concerned {
-    /// What is to be denied at each role and user so that none of these sessions is of use
+    /// Collects what is to be denied at each role and user so that none of these sessions is of use
     /// after `now`, nor what was made from them. A session whose own time is up is among them
     /// while access made from it may live. Whether sessions bear a source identity is for the
     /// caller to say.
@@ -438,9 +441,8 @@ impl Denial {
         }
     }
 
-    /// Its service is let in again at `now`: what was issued, or made from that, until then
-    /// stays denied, and what the service is given from then on is not. It is to be written
-    /// anew.
+    /// Reinstates its service at `now`: what was issued, or made from that, until then stays
+    /// denied, and what the service is given from then on is not. The policy is to be rewritten.
     #[must_use]
     pub fn spare_newer(&self, now: Timestamp) -> Self {
         let issued_before = self.issued_before.max(whole_second(now));
@@ -452,7 +454,7 @@ impl Denial {
         }
     }
 
-    /// It is to be written anew from `now` on, unless it is being carried out.
+    /// Makes it due to be rewritten from `now` on, unless it is being carried out.
     fn moved(&self, now: Timestamp) -> Self {
         let due_at = if self.is_refused() { now } else { self.due_at };
         Self {
@@ -560,7 +562,7 @@ pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
 }
 
 /// Until when AWS may deny a session that a reinstated service is given at a role or user:
-/// [`NOT_WRITTEN`] until the denial there has been written anew.
+/// [`NOT_WRITTEN`] until the denial there has been rewritten.
 #[must_use]
 pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp> {
     let of_service = denials
@@ -574,97 +576,4 @@ pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp>
 fn whole_second(time: Timestamp) -> Timestamp {
     let second = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
     Timestamp::from_second(second).unwrap_or(time)
-}
-
-/// How denials are put into an account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Placement {
-    /// An inline policy on each role.
-    #[default]
-    Inline,
-    /// One managed policy, attached to each role.
-    Managed,
-}
-
-impl FromStr for Placement {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        match text {
-            "inline" => Ok(Self::Inline),
-            "managed" => Ok(Self::Managed),
-            _ => Err("choose inline or managed"),
-        }
-    }
-}
-
-/// How denials are put into which account.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Placements {
-    /// Where nothing else is said.
-    pub default: Placement,
-    /// In these accounts.
-    pub accounts: BTreeMap<AccountId, Placement>,
-    /// In accounts other than the broker's: the role by which policies there are changed.
-    pub revokers: BTreeMap<AccountId, RoleArn>,
-}
-
-impl Placements {
-    /// Where the denials of a holder's sessions are written.
-    #[must_use]
-    pub fn of(&self, holder: &Holder) -> Place {
-        let account = holder.account();
-        match self.accounts.get(account).unwrap_or(&self.default) {
-            Placement::Inline => Place::Inline(holder.clone()),
-            Placement::Managed => Place::Managed(account.clone()),
-        }
-    }
-
-    /// Where they may have been written under an earlier configuration.
-    #[must_use]
-    pub fn other(&self, holder: &Holder) -> Place {
-        match self.of(holder) {
-            Place::Inline(_) => Place::Managed(holder.account().clone()),
-            Place::Managed(_) => Place::Inline(holder.clone()),
-        }
-    }
-}
-
-/// A policy that denials are written into.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
-    /// The broker's inline policy of this role or user.
-    Inline(Holder),
-    /// The broker's managed policy of this account.
-    Managed(AccountId),
-}
-
-impl Place {
-    /// The account that it is in.
-    #[must_use]
-    pub const fn account(&self) -> &AccountId {
-        match self {
-            Self::Inline(holder) => holder.account(),
-            Self::Managed(account) => account,
-        }
-    }
-
-    /// Characters that AWS takes, white space not counted.
-    #[must_use]
-    pub const fn room(&self) -> usize {
-        match self {
-            Self::Inline(Holder::Role(_)) => ROLE_INLINE_MAX,
-            Self::Inline(Holder::User(_)) => USER_INLINE_MAX,
-            Self::Managed(_) => MANAGED_POLICY_MAX,
-        }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Inline(holder) => write!(f, "{holder}"),
-            Self::Managed(account) => write!(f, "the managed policy of account {account}"),
-        }
-    }
 }

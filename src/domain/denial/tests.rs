@@ -73,7 +73,7 @@ fn said(policy: &Document) -> Vec<Value> {
         .collect()
 }
 
-/// Of a service that was let in again a minute later.
+/// A denial of a service that was reinstated a minute later.
 fn back(service: &str, second: i64) -> Denial {
     denied(service, second).spare_newer(at(second + 60))
 }
@@ -91,7 +91,7 @@ fn named(statement: &Value) -> (BTreeSet<String>, Option<String>) {
 }
 
 #[test]
-fn a_denial_names_the_sessions_of_one_service_whenever_they_are_issued_until_it_is_let_in() {
+fn a_denial_names_the_sessions_of_one_service_whenever_they_are_issued_until_it_is_reinstated() {
     assert_eq!(
         statements(&[denied("payments-api", 100)]),
         [json!({
@@ -400,7 +400,7 @@ fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows()
     let moved = names(&["billing", "out", "pay"]);
     let both = BTreeSet::from([(kept.clone(), None), (moved.clone(), Some(text(360)))]);
     assert_eq!(said_now(&written), both);
-    // Unless the store knows that it has been let in and AWS is to be told.
+    // Unless the store knows that it is reinstated and AWS does not yet.
     kept.remove("*:out.*");
     let both = BTreeSet::from([(kept, None), (moved, Some(text(360)))]);
     assert_eq!(said_now(&known), both);

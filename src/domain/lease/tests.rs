@@ -371,7 +371,7 @@ impl Model {
         }
     }
 
-    /// Whether access that was made from a session that has ended may live.
+    /// Tells whether access that was made from an ended session may live.
     fn is_outlived(&self, now: i64) -> bool {
         let hours = match self.kind {
             Kind::AssumeRole => 12,

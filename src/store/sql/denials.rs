@@ -86,7 +86,7 @@ async fn ask(
     Ok(asked)
 }
 
-/// What is to be denied of these sessions, at each role and user.
+/// Collects what is to be denied of these sessions, at each role and user.
 pub(super) async fn concerned(
     connection: &mut Connection,
     scope: &Scope,
@@ -106,7 +106,7 @@ pub(super) async fn concerned(
     Ok(found)
 }
 
-/// Whether sessions of any of these versions of grants bear the service's name as source
+/// Tells whether sessions of any of these versions of grants bear the service's name as source
 /// identity.
 async fn bear_source_identity(
     tx: &mut Connection,

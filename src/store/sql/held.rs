@@ -8,8 +8,8 @@ use crate::{
     domain::denial::{Denial, Scope},
 };
 
-/// What has not ended of `target`, and the denials that its sessions would take, with those that
-/// have ended while access made from them may live; `None` for
+/// Reads what has not ended of `target`, and the denials that its sessions would take, with those
+/// that have ended while access made from them may live; `None` for
 /// what the store does not know. Nothing is written.
 pub(in super::super) async fn held(
     store: &Pool,

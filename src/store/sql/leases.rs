@@ -261,11 +261,11 @@ pub(super) async fn count_live(
     count(&row, "live")
 }
 
-/// What has been issued under the grants of a service.
+/// Newest sessions of a service.
 pub(super) struct LastSessions {
     /// The one that expires last, of each version of a grant at each role and user.
     pub(super) sessions: Vec<Session>,
-    /// How many of those, whose leases have ended, cannot be read.
+    /// Number of those whose leases have ended and that cannot be read.
     pub(super) unreadable_ended: u64,
 }
 

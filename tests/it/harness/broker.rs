@@ -214,7 +214,7 @@ impl Broker {
         self.run_as(token, &args).await.ok().json()
     }
 
-    /// What `revoke` tells of these arguments.
+    /// Runs `revoke` with these arguments, and returns its JSON.
     pub async fn revoked(&self, args: &[&str]) -> Value {
         let args = [&["revoke"], args, &["-o", "json"]].concat();
         self.run(&args).await.revoked()
@@ -422,7 +422,7 @@ impl Run {
         self
     }
 
-    /// What `revoke -o json` tells: it succeeds where AWS was seen to refuse everything.
+    /// Returns the JSON of `revoke`, which succeeds where AWS was seen to refuse everything.
     #[track_caller]
     pub fn revoked(self) -> Value {
         let told = self.json();

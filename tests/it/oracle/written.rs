@@ -178,8 +178,8 @@ async fn a_session_without_a_policy_of_its_own_may_what_its_role_may_and_mints_n
     assert_mints_nothing(&layers);
 }
 
-/// What denies the sessions of `pay`, whose grant sets a source identity, before and after it
-/// is let in again, and the moment that it has then.
+/// Denials of the sessions of `pay`, whose grant sets a source identity, before and after its
+/// reinstatement, and the moment that they have then.
 async fn denials_of_pay() -> (Layers, Layers, Timestamp) {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;

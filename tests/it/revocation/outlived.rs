@@ -21,7 +21,7 @@ async fn denied(world: &Stepped) -> usize {
     world.account.denials().await.len()
 }
 
-/// What a revocation says of its leases.
+/// States of a revocation's leases.
 fn leases(revocation: &Revocation) -> Vec<&'static str> {
     let leases = revocation.leases.iter();
     leases.map(|told| told.lease.state.as_str()).collect()
@@ -100,7 +100,7 @@ async fn derived(account: &Account, role: &str) -> Key {
 }
 
 #[tokio::test]
-async fn what_is_made_after_the_revocation_is_denied_until_the_service_is_let_in() {
+async fn what_is_made_after_the_revocation_is_denied_until_the_service_is_reinstated() {
     let two = Neighbours::new().await;
     two.issue("payments-api", "work").await;
     let (_, neighbour) = two.issue("billing", "work").await;
@@ -154,7 +154,7 @@ async fn a_reinstated_service_is_given_no_session_that_aws_still_denies() {
 }
 
 #[tokio::test]
-async fn a_service_of_the_name_of_one_that_was_deleted_is_let_in() {
+async fn a_service_of_the_name_of_one_that_was_deleted_is_served() {
     let mut two = Neighbours::new().await;
     let (_, old) = two.issue("payments-api", "work").await;
     assert_eq!(two.revoke("payments-api").await["confirmed"], true);

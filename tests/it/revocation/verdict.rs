@@ -1,4 +1,4 @@
-//! What `revoke` ends with: a verdict that its exit status repeats, or what it would do.
+//! The verdict of `revoke`, which its exit status repeats, and the preview of `--dry-run`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! A service that is let in again: it is given no session that AWS still denies.
+//! Issue to a reinstated service: it is given no session that AWS still denies.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ use crate::{
     },
 };
 
-/// How long an issue waits until AWS does not deny the sessions of a reinstated service any more.
+/// Longest time for which an issue waits until AWS stops denying a reinstated service.
 const LET_LIMIT: Duration = Duration::from_secs(25);
-/// How often that is looked at.
+/// Interval at which the issue looks for that.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl Broker {
     /// Waits until AWS does not deny the sessions of a reinstated service any more.
-    pub(super) async fn wait_until_let(
+    pub(super) async fn wait_for_reinstatement(
         &self,
         service: &Name,
         holder: &Holder,
@@ -52,8 +52,8 @@ impl Broker {
         }
     }
 
-    /// How long to wait until AWS is asked for another session in the place of this one, which a
-    /// denial of its service's earlier ones meets; `None` where none does.
+    /// Pause before AWS is asked for another session in the place of this one, which a denial of
+    /// its service's earlier ones meets; `None` where none does.
     pub(super) async fn too_early(
         &self,
         issue: &Issue,

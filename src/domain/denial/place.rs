@@ -1,0 +1,102 @@
+//! Policies into which denials are written.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use super::Holder;
+use crate::domain::{
+    arn::{AccountId, RoleArn},
+    policy::{MANAGED_POLICY_MAX, ROLE_INLINE_MAX, USER_INLINE_MAX},
+};
+
+/// Way in which denials are put into an account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// An inline policy on each role.
+    #[default]
+    Inline,
+    /// One managed policy, attached to each role.
+    Managed,
+}
+
+impl FromStr for Placement {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "inline" => Ok(Self::Inline),
+            "managed" => Ok(Self::Managed),
+            _ => Err("choose inline or managed"),
+        }
+    }
+}
+
+/// Ways in which denials are put into each account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placements {
+    /// Where nothing else is said.
+    pub default: Placement,
+    /// In these accounts.
+    pub accounts: BTreeMap<AccountId, Placement>,
+    /// In accounts other than the broker's: the role by which policies there are changed.
+    pub revokers: BTreeMap<AccountId, RoleArn>,
+}
+
+impl Placements {
+    /// Where the denials of a holder's sessions are written.
+    #[must_use]
+    pub fn of(&self, holder: &Holder) -> Place {
+        let account = holder.account();
+        match self.accounts.get(account).unwrap_or(&self.default) {
+            Placement::Inline => Place::Inline(holder.clone()),
+            Placement::Managed => Place::Managed(account.clone()),
+        }
+    }
+
+    /// Where they may have been written under an earlier configuration.
+    #[must_use]
+    pub fn other(&self, holder: &Holder) -> Place {
+        match self.of(holder) {
+            Place::Inline(_) => Place::Managed(holder.account().clone()),
+            Place::Managed(_) => Place::Inline(holder.clone()),
+        }
+    }
+}
+
+/// A policy that denials are written into.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// The broker's inline policy of this role or user.
+    Inline(Holder),
+    /// The broker's managed policy of this account.
+    Managed(AccountId),
+}
+
+impl Place {
+    /// The account that it is in.
+    #[must_use]
+    pub const fn account(&self) -> &AccountId {
+        match self {
+            Self::Inline(holder) => holder.account(),
+            Self::Managed(account) => account,
+        }
+    }
+
+    /// Characters that AWS takes, white space not counted.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        match self {
+            Self::Inline(Holder::Role(_)) => ROLE_INLINE_MAX,
+            Self::Inline(Holder::User(_)) => USER_INLINE_MAX,
+            Self::Managed(_) => MANAGED_POLICY_MAX,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inline(holder) => write!(f, "{holder}"),
+            Self::Managed(account) => write!(f, "the managed policy of account {account}"),
+        }
+    }
+}
