@@ -288,6 +288,10 @@ fn read(encoded: Option<String>) -> Found {
 
 #[async_trait]
 impl Denier for AwsAccount {
+    fn region(&self) -> Option<String> {
+        self.session().clients.region().map(ToOwned::to_owned)
+    }
+
     async fn federates(&self) -> Result<Option<UserArn>, AwsFailure> {
         let session = self.session();
         Ok(session.admin().await?.arn.parse().ok())

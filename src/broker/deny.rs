@@ -17,16 +17,17 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error,
+        denied::{Denied, stands_in},
         denying::AtPlace,
         end::told_as,
         on_conflict,
         ports::{AwsFailure, FailureClass, Found, LeaseChange, Page, Put, StoreError},
         revoke::Progress,
-        trial::{UNMET_AFTER, Untried},
+        trial::{Seen, UNMET_AFTER, Untried},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        denial::{Against, Denial, DenialState, Holder, Place, Scope, Unknown, document, widen},
+        denial::{Denial, Holder, Place, Scope, Unknown, document, widen},
         lease::Lease,
         policy::Document,
         random::back_off,
@@ -41,34 +42,6 @@ const TRIES: u32 = 3;
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many leases are recorded as ended in one transaction.
 const BATCH: u32 = 500;
-
-/// A denial after the attempt to carry it out.
-#[derive(Clone, Debug)]
-pub struct Denied {
-    /// As it stands now.
-    pub denial: Denial,
-    /// Seconds from the request until AWS refused its sessions, if it does.
-    pub refused_after_seconds: Option<f64>,
-    /// What is still open, or was made broader than asked, in words.
-    pub notice: Option<String>,
-}
-
-impl Denied {
-    /// Its standing by these denials, if AWS has been seen since to refuse its sessions.
-    pub(super) fn seen_since(&self, standing: &[Denial]) -> Option<Self> {
-        let now = stands_in(standing, &self.denial)?;
-        let DenialState::Refused { at } = now.state else {
-            return None;
-        };
-        let asked_at = self.denial.asked_at;
-        let is_of_it = now.asked_at.as_microsecond() >= asked_at.as_microsecond();
-        is_of_it.then(|| Self {
-            denial: now.clone(),
-            refused_after_seconds: Some(at.duration_since(asked_at).as_secs_f64()),
-            notice: None,
-        })
-    }
-}
 
 /// What stands for a denial once it is written.
 pub(super) struct Standing {
@@ -109,11 +82,13 @@ impl Broker {
             Err(Error::Conflict(_)) => Denied {
                 denial: asked,
                 refused_after_seconds: None,
+                seen_by: None,
                 notice: Some("somebody else carries it out".to_owned()),
             },
             Err(error) => Denied {
                 denial: asked,
                 refused_after_seconds: None,
+                seen_by: None,
                 notice: Some(format!("{error}; the broker goes on trying")),
             },
         }
@@ -147,7 +122,7 @@ impl Broker {
             }
             let why = match trial {
                 Ok(trial) => match self.see_refused(&standing.denial, trial).await {
-                    Ok(said) => return self.confirm_denial(standing, &said).await,
+                    Ok(seen) => return self.confirm_denial(standing, seen).await,
                     Err(why) => why,
                 },
                 Err(Untried::Stood) if tries < TRIES => {
@@ -393,18 +368,20 @@ impl Broker {
     }
 
     /// AWS refuses the sessions: their leases end, then the denial is known to hold.
-    async fn confirm_denial(&self, standing: Standing, said: &str) -> Result<Denied, Error> {
+    async fn confirm_denial(&self, standing: Standing, seen: Seen) -> Result<Denied, Error> {
         let Standing { denial, notice } = standing;
+        let said = format!("{}: {}", seen.by, seen.said);
         let now = self.now();
         self.end_denied_sessions(&denial, now).await?;
-        let confirmed = match self.record_confirmed(&denial, said, now).await {
-            Err(Error::Conflict(_)) => self.confirmed_meanwhile(&denial, said, now).await?,
+        let confirmed = match self.record_confirmed(&denial, &said, now).await {
+            Err(Error::Conflict(_)) => self.confirmed_meanwhile(&denial, &said, now).await?,
             confirmed => confirmed?,
         };
         let after = now.duration_since(denial.asked_at);
         Ok(Denied {
             denial: confirmed,
             refused_after_seconds: Some(after.as_secs_f64()),
+            seen_by: Some(seen.by),
             notice,
         })
     }
@@ -509,6 +486,7 @@ impl Broker {
         Ok(Denied {
             denial: later,
             refused_after_seconds: None,
+            seen_by: None,
             notice: Some(notice),
         })
     }
@@ -539,21 +517,6 @@ pub(super) fn holders(denials: &[Denial]) -> BTreeSet<Holder> {
 
 fn subject(denial: &Denial) -> Subject {
     Subject::Service(denial.against.service.clone())
-}
-
-/// What stands for a denial as it says: itself, or that of its service as a whole. One that
-/// was asked for again, or is tried by another session, is not written as it says yet.
-fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
-    let as_it_says = |denial: &Denial| denial.denied_before == Some(denial.issued_before);
-    let stands = |against: &Against| {
-        let mut denials = denials.iter();
-        denials.find(|denial| denial.against == *against && as_it_says(denial))
-    };
-    let whole = Against {
-        scope: Scope::Service,
-        ..denial.against.clone()
-    };
-    stands(&denial.against).or_else(|| stands(&whole))
 }
 
 /// Of an inline policy AWS says so when it is too large; of a managed one it may mean the

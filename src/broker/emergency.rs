@@ -321,6 +321,7 @@ impl Broker {
             done.push(Denied {
                 denial,
                 refused_after_seconds: None,
+                seen_by: None,
                 notice: Some(notice),
             });
         }

@@ -12,6 +12,7 @@ mod audit;
 mod bindings;
 mod checkpoints;
 mod claims;
+mod denied;
 mod deny;
 mod denying;
 mod emergency;
@@ -57,7 +58,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     admin_key::{AdminKeyStatus, Custody},
     checkpoints::SignedCheckpoint,
-    deny::Denied,
+    denied::Denied,
     end::TakenAway,
     error::Error,
     follow::{Followed, Following},

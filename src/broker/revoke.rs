@@ -17,7 +17,8 @@ use tokio::{
 use crate::{
     broker::{
         Broker, By, Error, TakenAway,
-        deny::{Denied, tell},
+        denied::Denied,
+        deny::tell,
         end::{Recording, still_honoured},
         in_time, on_conflict,
         ports::{Receipt, StoreError, Target},

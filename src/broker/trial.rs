@@ -63,6 +63,14 @@ pub(super) struct Trial {
     asked_at: Timestamp,
 }
 
+/// A refusal that was seen.
+pub(super) struct Seen {
+    /// The call that AWS refused, and its region.
+    pub(super) by: String,
+    /// AWS's words.
+    pub(super) said: String,
+}
+
 /// Why there is no session to try a denial by.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Untried {
@@ -337,20 +345,17 @@ impl Broker {
         }
     }
 
-    /// Tries until AWS refuses for the denial's sake. Returns AWS's words, or what it said
-    /// last; the session is kept for the next attempt.
-    pub(super) async fn see_refused(
-        &self,
-        denial: &Denial,
-        trial: Trial,
-    ) -> Result<String, String> {
+    /// Tries until AWS refuses for the denial's sake. Returns the refusal, or what AWS said last;
+    /// the session is kept for the next attempt.
+    pub(super) async fn see_refused(&self, denial: &Denial, trial: Trial) -> Result<Seen, String> {
         let (began, mut pause, mut refusals) = (Instant::now(), FIRST_PAUSE, 0);
         loop {
             let last = match self.probe(&trial).await {
                 Ok(Verdict::Refused { cause, said }) if proves(cause, &trial) => {
                     refusals += 1;
                     if refusals == PROOFS {
-                        return Ok(said);
+                        let by = self.told_call(&trial);
+                        return Ok(Seen { by, said });
                     }
                     sleep(BETWEEN).await;
                     continue;
@@ -377,6 +382,13 @@ impl Broker {
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// The call of a trial, and its region.
+    fn told_call(&self, trial: &Trial) -> String {
+        let region = trial.region.clone().or_else(|| self.parts.denier.region());
+        let region = region.map_or_else(String::new, |region| format!(" in {region}"));
+        format!("{}{region}", trial.probe)
     }
 
     async fn probe(&self, trial: &Trial) -> Result<Verdict, AwsFailure> {

@@ -279,6 +279,9 @@ fn sessions_line(sessions: &RevokedSessions) -> Vec<String> {
     let refused = sessions.refused_after_seconds;
     let refused = refused.map(|seconds| {
         let mut line = format!("  {holder}: AWS refuses them after {seconds:.2} s");
+        if let Some(seen_by) = &sessions.seen_by {
+            line = format!("{line} ({seen_by})");
+        }
         if let Some(notice) = &sessions.notice {
             line = format!("{line}; {notice}");
         }

@@ -173,9 +173,10 @@ impl Service {
                     .await?
             }
             Self::Reinstate { name } => {
-                services
-                    .reinstate_service(ReinstateServiceRequest { name })
-                    .await?
+                let request = ReinstateServiceRequest { name: name.clone() };
+                let reinstated = services.reinstate_service(request).await?;
+                warn_of_reopened(client, &name).await?;
+                reinstated
             }
             Self::List => return list(client, out).await,
             Self::Delete { name } => {
@@ -226,6 +227,32 @@ async fn bindings(client: &Client, service: &str) -> Result<Vec<view::Binding>, 
         Ok((bindings.collect(), page.next_page_token))
     })
     .await
+}
+
+/// Tells which proofs of a reinstated service's identity work again: one of them may be why it
+/// was suspended.
+async fn warn_of_reopened(client: &Client, service: &str) -> Result<(), Failure> {
+    let tokens = tokens(client, service).await?;
+    let bindings = bindings(client, service).await?;
+    let ids = tokens.iter().map(|token| ("token", &token.token_id));
+    let bound = bindings
+        .iter()
+        .map(|binding| ("binding", &binding.binding_id));
+    for (what, id) in ids.chain(bound) {
+        eprintln!(
+            "warning: {what} {id} works again; if it may have leaked: `credbroker service {what} delete {service} {id}`"
+        );
+    }
+    Ok(())
+}
+
+async fn tokens(client: &Client, service: &str) -> Result<Vec<view::Token>, Failure> {
+    let request = ListServiceTokensRequest {
+        service: service.to_owned(),
+    };
+    let answer = client.services().list_service_tokens(request).await?;
+    let tokens = answer.into_inner().service_tokens.into_iter();
+    Ok(tokens.map(view::Token::from).collect())
 }
 
 async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
@@ -305,13 +332,7 @@ impl Token {
                 out.show(&view::NewToken::from(created))?;
             }
             Self::List { name } => {
-                let request = ListServiceTokensRequest { service: name };
-                let tokens = services
-                    .list_service_tokens(request)
-                    .await?
-                    .into_inner()
-                    .service_tokens;
-                let tokens: Vec<_> = tokens.into_iter().map(view::Token::from).collect();
+                let tokens = tokens(client, &name).await?;
                 out.list(&tokens, &["token_id", "created_at", "expires_at"])?;
             }
             Self::Delete { name, token_id } => {

@@ -40,6 +40,9 @@ const READ: Access = Access::Operators(&[Viewer, Auditor, GrantAdmin, Responder,
 const READ_AUDIT: Access = Access::Operators(&[Auditor, Responder, Admin]);
 const MANAGE: Access = Access::Operators(&[GrantAdmin, Admin]);
 const RESPOND: Access = Access::Operators(&[Responder, Admin]);
+/// Taking away one proof of a service's identity: its manager's, and a responder's who reinstates
+/// it.
+const TAKE_AWAY: Access = Access::Operators(&[GrantAdmin, Responder, Admin]);
 const ADMINISTER: Access = Access::Operators(&[Admin]);
 
 /// Every RPC of the broker, by its full name.
@@ -108,8 +111,14 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.ServiceRegistry/CreateServiceBinding", MANAGE),
     ("credbroker.v1.ServiceRegistry/CreateServiceToken", MANAGE),
     ("credbroker.v1.ServiceRegistry/DeleteService", MANAGE),
-    ("credbroker.v1.ServiceRegistry/DeleteServiceBinding", MANAGE),
-    ("credbroker.v1.ServiceRegistry/DeleteServiceToken", MANAGE),
+    (
+        "credbroker.v1.ServiceRegistry/DeleteServiceBinding",
+        TAKE_AWAY,
+    ),
+    (
+        "credbroker.v1.ServiceRegistry/DeleteServiceToken",
+        TAKE_AWAY,
+    ),
     ("credbroker.v1.ServiceRegistry/GetService", READ),
     ("credbroker.v1.ServiceRegistry/ListServiceBindings", READ),
     ("credbroker.v1.ServiceRegistry/ListServiceTokens", READ),
@@ -315,6 +324,12 @@ mod tests {
                 .iter()
                 .any(|m| m.contains("Put") || m.contains("Create"))
         );
+        for role in [GrantAdmin, Responder, Admin] {
+            let taken_away = reached(role).into_iter().filter(|m| {
+                m.ends_with("/DeleteServiceToken") || m.ends_with("/DeleteServiceBinding")
+            });
+            assert_eq!(taken_away.count(), 2, "{role:?}");
+        }
         let for_operators = TABLE
             .iter()
             .filter(|(_, access)| matches!(access, Access::Anyone | Access::Operators(_)))

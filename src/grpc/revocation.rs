@@ -159,6 +159,7 @@ async fn preview(
         What::Sessions(to_sessions(&Denied {
             denial,
             refused_after_seconds: None,
+            seen_by: None,
             notice: None,
         }))
     });
@@ -273,6 +274,7 @@ fn to_sessions(denied: &Denied) -> RevokedSessions {
         refused_after_seconds: denied.refused_after_seconds,
         notice: denied.notice.clone().unwrap_or_default(),
         denied_until: Some(to_time(denied.denial.lasts_until)),
+        seen_by: denied.seen_by.clone().unwrap_or_default(),
     }
 }
 

@@ -309,8 +309,15 @@ async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
     let sessions = &revoked["sessions"][0];
     assert_keys(
         sessions,
-        &["holder", "refused_after_seconds", "notice", "denied_until"],
+        &[
+            "holder",
+            "refused_after_seconds",
+            "notice",
+            "denied_until",
+            "seen_by",
+        ],
     );
+    assert_eq!(sessions["seen_by"], "sqs:ListQueues in us-east-1");
     assert_time(&sessions["denied_until"]);
     let shown = world.broker.json(&["service", "show", "pay"]).await;
     let keys = [

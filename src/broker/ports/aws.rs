@@ -243,6 +243,8 @@ pub const NO_REVOKER: &str = "NO_REVOKER";
 /// Every call is bounded in time, and goes before all that makes credentials.
 #[async_trait]
 pub trait Denier: Send + Sync {
+    /// Region of a probe for which none is named.
+    fn region(&self) -> Option<String>;
     /// The user that federates sessions: the broker's own; `None` when it is none.
     async fn federates(&self) -> Result<Option<UserArn>, AwsFailure>;
     /// Makes ready to change policies of an account; of another than the broker's by a session

@@ -8,7 +8,7 @@ use crate::proto::{self, service_binding::KnownBy};
 #[derive(Serialize)]
 pub(in crate::cli) struct Binding {
     service: String,
-    binding_id: String,
+    pub(in crate::cli) binding_id: String,
     spiffe_id: Option<String>,
     dns_name: Option<String>,
     enrolled_key_sha256: Option<String>,

@@ -90,7 +90,7 @@ impl From<proto::Service> for Service {
 #[derive(Serialize)]
 pub(super) struct Token {
     service: String,
-    token_id: String,
+    pub(super) token_id: String,
     created_at: Option<String>,
     expires_at: Option<String>,
 }

@@ -63,6 +63,7 @@ pub(in crate::cli) struct RevokedSessions {
     pub(in crate::cli) refused_after_seconds: Option<f64>,
     pub(in crate::cli) notice: Option<String>,
     pub(in crate::cli) denied_until: Option<String>,
+    pub(in crate::cli) seen_by: Option<String>,
 }
 
 /// `revoke --dry-run -o json`.
@@ -207,6 +208,7 @@ impl From<proto::RevokedSessions> for RevokedSessions {
             refused_after_seconds: sessions.refused_after_seconds,
             notice: (!sessions.notice.is_empty()).then_some(sessions.notice),
             denied_until: time(sessions.denied_until.as_ref()),
+            seen_by: (!sessions.seen_by.is_empty()).then_some(sessions.seen_by),
         }
     }
 }

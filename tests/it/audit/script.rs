@@ -68,6 +68,11 @@ impl Script<'_> {
             &["service", "reinstate", "pay"],
         )
         .await;
+        // The command tells what works again.
+        for listed in ["ListServiceTokens", "ListServiceBindings"] {
+            let method = format!("credbroker.v1.ServiceRegistry/{listed}");
+            self.called.push(method);
+        }
         let create = ["service", "token", "create", "pay"];
         let token = self
             .admin("ServiceRegistry/CreateServiceToken", &create)

@@ -25,6 +25,8 @@ async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_la
         world.issued(&["user"]).await;
     }
     let told = world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let seen = lines(&told, &world.role);
+    assert!(seen[1].contains(" s (sqs:ListQueues in "), "{told:#?}");
     let of_kinds = lines(&told, "leases of ");
     assert_eq!(of_kinds.len(), 2, "{told:#?}");
     for (line, kind) in of_kinds.iter().zip(["assume_role", "iam_user"]) {
@@ -105,6 +107,31 @@ async fn with_wait_it_stays_until_aws_refuses() {
     let long = ["revoke", "payments-api", "--wait=2h"];
     let refused = world.broker.run(&long).await;
     refused.fails(2, &["wait: is a whole number of seconds, up to an hour"]);
+}
+
+#[tokio::test]
+async fn what_works_again_after_a_reinstatement_is_told_with_what_ends_it() {
+    let world = World::new().await;
+    let create = ["operator", "create", "ria", "--role", "responder"];
+    let responder = world.broker.json(&create).await;
+    let responder = responder["token"].as_str();
+    let tokens = ["service", "token", "list", "payments-api"];
+    let tokens = world.broker.json(&tokens).await;
+    let token = tokens[0]["token_id"].as_str().unwrap();
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let reinstate = ["service", "reinstate", "payments-api"];
+    let told = world.broker.run_as(responder, &reinstate).await.ok().stderr;
+    let delete = ["service", "token", "delete", "payments-api", token];
+    for words in [
+        &format!("warning: token {token} works again"),
+        &format!("`credbroker {}`", delete.join(" ")),
+    ] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    world.issued(&["role"]).await;
+    world.broker.run_as(responder, &delete).await.ok();
+    let refused = world.broker.run_as(Some(&world.token), &["issue", "role"]);
+    refused.await.fails(3, &["not accepted"]);
 }
 
 #[tokio::test]
