@@ -26,7 +26,7 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
-        denial::{Denial, Scope},
+        denial::{Denial, Holder, Scope},
         lease::{Cause, Lease},
         name::LeaseId,
         service::Suspension,
@@ -223,12 +223,22 @@ impl Broker {
                 tell(Some(progress), || Progress::Denied(denied.clone()));
             }
         }
+        let denials = revocation.denials.iter().map(|denied| &denied.denial);
+        let refused = denials.filter(|denial| denial.is_refused());
+        let refused: BTreeSet<&Holder> = refused.map(|denial| &denial.against.holder).collect();
         let live = self.store().live_leases(service, target.grant()).await?;
         let live: BTreeSet<&LeaseId> = live.iter().map(|lease| &lease.binding.lease_id).collect();
         let open = revocation.leases.iter_mut();
         for revoked in open.filter(|revoked| revoked.refused_after_seconds.is_none()) {
             let (id, removal) = (&revoked.lease.binding.lease_id, revoked.lease.removal());
-            if live.contains(id) {
+            // A session whose time is up was not refused by that.
+            let binding = &revoked.lease.binding;
+            let is_session = binding.kind.is_session() && revoked.lease.issued().is_some();
+            let is_refused = binding
+                .holder
+                .as_ref()
+                .is_some_and(|at| refused.contains(at));
+            if live.contains(id) || is_session && !is_refused {
                 continue;
             }
             let asked_at = removal.map(|removal| removal.asked_at);

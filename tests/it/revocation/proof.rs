@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use credbroker::broker::Revocation;
+use credbroker::broker::{Revocation, ports::Target};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use crate::harness::{
     Account, Key, World, eventually_within,
@@ -113,6 +114,25 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
     assert_eq!(confirmed.len(), 1);
     // By the session that was made for it at first.
     assert_eq!(world.records("canary.issued").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
+    let world = Stepped::new().await;
+    let lease = world.issue("role").await.unwrap().lease;
+    world.proxy.inject("AssumeRole", not_allowed());
+    let revoked = world.shut_out().await.unwrap();
+    world.step(2 * 3600).await;
+    assert_eq!(world.lease(&lease).await.state.as_str(), "revoked");
+    let target = Target::Service("payments-api".parse().unwrap());
+    let (progress, _read) = mpsc::unbounded_channel();
+    let limit = Duration::from_secs(2);
+    let waiting = world
+        .broker
+        .wait_until_refused(&target, revoked, limit, &progress);
+    let stands = waiting.await;
+    assert!(!stands.confirmed());
+    assert_eq!(stands.leases[0].refused_after_seconds, None);
 }
 
 #[tokio::test]
