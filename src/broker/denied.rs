@@ -11,7 +11,7 @@ pub struct Denied {
     pub refused_after_seconds: Option<f64>,
     /// The call by which AWS was seen to refuse, and its region.
     pub seen_by: Option<String>,
-    /// What is still open, or was made broader than asked, in words.
+    /// Words on what is still open, or was made broader than asked.
     pub notice: Option<String>,
 }
 
@@ -33,8 +33,8 @@ impl Denied {
     }
 }
 
-/// What stands for a denial as it says: itself, or that of its service as a whole. One that
-/// was asked for again, or is tried by another session, is not written as it says yet.
+/// Finds the denial that covers this one as written: itself, or that of its service as a whole.
+/// One that was asked for again, or is tried by another session, is not written as it says yet.
 pub(super) fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
     let as_it_says = |denial: &Denial| denial.denied_before == Some(denial.issued_before);
     let stands = |against: &Against| {

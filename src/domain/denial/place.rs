@@ -33,7 +33,7 @@ impl FromStr for Placement {
 /// Ways in which denials are put into each account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placements {
-    /// Where nothing else is said.
+    /// Placement in accounts that have none of their own.
     pub default: Placement,
     /// In these accounts.
     pub accounts: BTreeMap<AccountId, Placement>,
@@ -42,7 +42,7 @@ pub struct Placements {
 }
 
 impl Placements {
-    /// Where the denials of a holder's sessions are written.
+    /// Returns the policy that denials of a holder's sessions are written into.
     #[must_use]
     pub fn of(&self, holder: &Holder) -> Place {
         let account = holder.account();
@@ -52,7 +52,7 @@ impl Placements {
         }
     }
 
-    /// Where they may have been written under an earlier configuration.
+    /// Returns the policy that an earlier configuration may have written them into.
     #[must_use]
     pub fn other(&self, holder: &Holder) -> Place {
         match self.of(holder) {

@@ -11,7 +11,7 @@ pub enum Cause {
     Released,
     /// An operator ended it; the words are theirs.
     Revoked(String),
-    /// Nothing was handed out; the words say why.
+    /// It was never handed out; the words say why.
     NotIssued(String),
 }
 

@@ -382,10 +382,10 @@ impl Lease {
         }
     }
 
-    /// The credentials are to be taken away by the caller, who has [`CLAIM`] to do so. A
+    /// The caller is to remove the credentials, and has [`CLAIM`] to do so. A
     /// session is AWS's to end, when it expires; one that has expired can still be revoked
     /// while access made from it may live, and is then the caller's until that is over. A lease
-    /// that is already being taken away keeps its cause, but one that is revoked now no longer
+    /// that is already being removed keeps its cause, but one that is revoked now no longer
     /// merely ends. One that is still pending belongs to its issuer: others wait for its
     /// deadline.
     ///
