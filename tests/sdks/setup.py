@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The JavaScript SDK of tests/it/sdks.
+"""The JavaScript SDK of tests/it/sdks, and AWS's list of its actions for tests/it/oracle.
 
     python3 tests/sdks/setup.py
 

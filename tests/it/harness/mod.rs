@@ -2,8 +2,10 @@
 //! broker process per test.
 
 use std::{
+    fs::File,
     io,
     net::{SocketAddr, TcpStream},
+    ops::Range,
     sync::{LazyLock, Mutex},
     time::Duration,
 };
@@ -15,6 +17,7 @@ pub mod emulator;
 pub mod floods;
 pub mod form;
 pub mod h2;
+pub mod node;
 pub mod postgres;
 pub mod proxy;
 pub mod report;
@@ -32,21 +35,45 @@ pub use self::{
     world::World,
 };
 
-/// Ports that no system gives to a connection by itself.
-const PORTS: std::ops::Range<u16> = 10_000..30_000;
+/// Ports that no system gives to a connection by itself, in blocks: each test process of the machine
+/// has one to itself.
+const PORTS: Range<u16> = 10_000..30_000;
+const BLOCK: u16 = 4000;
+
+/// The ports of this process, and the lock by which other test processes leave them alone.
+struct Ports {
+    next: u16,
+    block: Range<u16>,
+    _lock: File,
+}
+
+impl Ports {
+    fn claim() -> Mutex<Self> {
+        let directory = std::env::temp_dir().join("credbroker-test-ports");
+        std::fs::create_dir_all(&directory).unwrap();
+        let claimed = PORTS.step_by(usize::from(BLOCK)).find_map(|start| {
+            let lock = File::create(directory.join(start.to_string())).unwrap();
+            lock.try_lock().is_ok().then_some(Self {
+                next: start,
+                block: start..start + BLOCK,
+                _lock: lock,
+            })
+        });
+        Mutex::new(claimed.expect("fewer than six test processes run on this machine"))
+    }
+}
 
 /// An address for a server that starts later, or stops and starts again: no connection takes its
-/// port meanwhile, and no other test of this process is given it.
+/// port meanwhile, and no other test is given it.
 pub fn free_address() -> SocketAddr {
-    static NEXT: LazyLock<Mutex<u16>> = LazyLock::new(|| Mutex::new(fastrand::u16(PORTS)));
-    let mut next = NEXT.lock().unwrap();
+    static PORTS: LazyLock<Mutex<Ports>> = LazyLock::new(Ports::claim);
+    let mut ports = PORTS.lock().unwrap();
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], *next));
-        *next = if *next + 1 < PORTS.end {
-            *next + 1
-        } else {
-            PORTS.start
-        };
+        let address = SocketAddr::from(([127, 0, 0, 1], ports.next));
+        ports.next += 1;
+        if ports.next == ports.block.end {
+            ports.next = ports.block.start;
+        }
         // To bind it would not do: a process that another test forks meanwhile holds it on.
         if TcpStream::connect(address).is_err() {
             return address;

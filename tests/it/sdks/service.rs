@@ -1,11 +1,6 @@
 //! Services that use an SDK and know nothing of the broker, each in a process of its own.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::OnceLock,
-};
+use std::{fs, process::Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -20,6 +15,7 @@ use crate::harness::{
     aws::REGION,
     broker::{BINARY, credbroker},
     emulator::emulator,
+    node::node_modules,
 };
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdks");
@@ -235,18 +231,4 @@ impl Services {
     pub(super) fn into_each(self) -> impl Iterator<Item = Service> {
         self.0.into_iter()
     }
-}
-
-/// The JavaScript SDK, installed once.
-fn node_modules() -> &'static Path {
-    static MODULES: OnceLock<PathBuf> = OnceLock::new();
-    MODULES.get_or_init(|| {
-        let setup = std::process::Command::new("python3")
-            .arg(format!("{SCRIPTS}/setup.py"))
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("python3 is installed");
-        assert!(setup.status.success(), "the JavaScript SDK is missing");
-        String::from_utf8(setup.stdout).unwrap().trim().into()
-    })
 }
