@@ -9,7 +9,7 @@ use crate::{
     broker::{Broker, Error, on_conflict},
     domain::{
         access::Caller,
-        approval::{Approval, ApprovalId, Change, LIFETIME, OPEN_MAX},
+        approval::{Approval, ApprovalId, Change, LIFETIME, OPEN_MAX, Person},
         audit::{AuditEvent, Event, Subject},
         name::Name,
         principal::Identity,
@@ -26,7 +26,7 @@ impl Broker {
         if !self.parts.two_person {
             return Ok(wanted);
         }
-        let by = operator(caller);
+        let by = person(caller);
         let open = self.store().approvals(self.now()).await?;
         let own = |a: &&Approval| a.requested_by == by && a.change.covers(&wanted);
         let given = open.iter().filter(own).find(|a| a.approved_by.is_some());
@@ -48,7 +48,12 @@ impl Broker {
         Err(to_be_approved(&asked))
     }
 
-    async fn ask_for(&self, caller: &Caller, by: Name, change: Change) -> Result<Approval, Error> {
+    async fn ask_for(
+        &self,
+        caller: &Caller,
+        by: Person,
+        change: Change,
+    ) -> Result<Approval, Error> {
         let now = self.now();
         let asked = Approval {
             id: ApprovalId::new(self.parts.random.as_ref()),
@@ -86,13 +91,16 @@ impl Broker {
     /// It is unknown, over, agreed to, the caller's own, or not for its role.
     pub async fn give_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<Approval, Error> {
         let asked = self.open_approval(id).await?;
-        let by = operator(caller);
+        let by = person(caller);
         may_approve(caller, &asked)?;
-        if asked.requested_by == by {
+        if asked.requested_by.may_be(&by) {
             return Err(not_approved(
                 &asked,
                 "APPROVAL_OWN",
-                format!("operator {by} wants to make this change"),
+                format!(
+                    "operator {} wants to make this change",
+                    asked.requested_by.name
+                ),
                 "have another operator approve it",
             ));
         }
@@ -118,7 +126,7 @@ impl Broker {
     /// It is unknown or over, or the caller neither wants to make it nor could approve it.
     pub async fn reject_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<(), Error> {
         let asked = self.open_approval(id).await?;
-        if asked.requested_by != operator(caller) {
+        if asked.requested_by != person(caller) {
             may_approve(caller, &asked)?;
         }
         let audit = self.approval_event(caller, Event::ApprovalRejected, &asked);
@@ -142,10 +150,13 @@ impl Broker {
             ..
         } = approval;
         let approved = match &approval.approved_by {
-            Some(by) => format!(", approved by {by}"),
+            Some(by) => format!(", approved by {}", by.name),
             None => String::new(),
         };
-        let words = format!("approval {id}: {change}, for {requested_by}{approved}");
+        let words = format!(
+            "approval {id}: {change}, for {}{approved}",
+            requested_by.name
+        );
         self.caller_event(caller, event).detail(&words)
     }
 }
@@ -163,6 +174,10 @@ fn may_approve(caller: &Caller, asked: &Approval) -> Result<(), Error> {
         }
         _ => Ok(()),
     }
+}
+
+fn person(caller: &Caller) -> Person {
+    Person::of(&operator(caller), &caller.principal().proof().evidence)
 }
 
 /// Whose name the caller goes by.

@@ -71,12 +71,24 @@ pub(super) fn read(reader: &mut Reader) -> Vec<Issuer> {
                 if issuers.iter().any(|other| other.issuer == issuer.issuer) {
                     reader.wrong(&path(&section, "issuer"), "it stands there twice");
                 }
+                if issuers.iter().any(|other| share_names(other, &issuer)) {
+                    let message = "another issuer's begins like it, so that operators of both could have one name";
+                    reader.wrong(&path(&section, "operator_prefix"), message);
+                }
                 issuers.push(issuer);
             }
             Err(mistakes) => reader.mistakes.extend(mistakes),
         }
     }
     issuers
+}
+
+/// Whether operators of both may have the same name.
+fn share_names(one: &Issuer, other: &Issuer) -> bool {
+    match (&one.operator_prefix, &other.operator_prefix) {
+        (Some(one), Some(other)) => one.starts_with(other) || other.starts_with(one),
+        _ => false,
+    }
 }
 
 fn issuer(section: &str, table: Table) -> Result<Issuer, Vec<String>> {
@@ -225,6 +237,29 @@ mod tests {
         assert_eq!(issuers[0].operators[0].role, Role::Admin);
         assert_eq!(issuers[0].operator_name_claim, "sub");
         assert_eq!(issuers[1].keys, KeysAt::File("keys.json".into()));
+    }
+
+    #[test]
+    fn no_two_issuers_give_operators_the_same_names() {
+        let issuer = |name: &str, prefix: &str| {
+            format!(
+                "[[oidc.issuers]]\nissuer = \"https://{name}\"\naudiences = [\"a\"]\njwks_file = \"f\"\n\
+                 operator_prefix = \"{prefix}\"\n"
+            )
+        };
+        for (prefix, good) in [
+            ("acme-", false),
+            ("acme-two-", false),
+            ("ac", false),
+            ("b-", true),
+        ] {
+            let text = format!("{EXAMPLE}\n{}{}", issuer("a", "acme-"), issuer("b", prefix));
+            let told = Config::parse(&text).err().unwrap_or_default();
+            let told = told
+                .iter()
+                .any(|m| m.starts_with("oidc.issuers[2].operator_prefix:"));
+            assert_eq!(told, !good, "{prefix}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role};
+use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role, principal::Evidence};
 
 /// How long an approval may be given and used, from when it was asked for.
 pub const LIFETIME: Duration = Duration::from_hours(24);
@@ -97,6 +97,40 @@ impl fmt::Display for Change {
     }
 }
 
+/// An operator, by its name and by what proves it. The name alone tells no two people apart where an
+/// issuer of tokens lets it change, or two issuers give the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    /// Name that is shown.
+    pub name: Name,
+    /// Lasting proof of who it is: `operator NAME` by one of the broker's tokens, or
+    /// `jwt ISSUER SUBJECT`.
+    pub proof: String,
+}
+
+impl Person {
+    /// The operator who calls, by what it has shown.
+    #[must_use]
+    pub fn of(name: &Name, evidence: &Evidence) -> Self {
+        let proof = match evidence {
+            Evidence::Jwt { issuer, subject } => {
+                format!("jwt {issuer} {}", subject.as_deref().unwrap_or_default())
+            }
+            Evidence::Token(_) | Evidence::Certificate { .. } => format!("operator {name}"),
+        };
+        Self {
+            name: name.clone(),
+            proof,
+        }
+    }
+
+    /// Whether both may be one person: that does not count for two.
+    #[must_use]
+    pub fn may_be(&self, other: &Self) -> bool {
+        self.name == other.name || self.proof == other.proof
+    }
+}
+
 /// A change that somebody wants to make, and perhaps may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
@@ -105,13 +139,13 @@ pub struct Approval {
     /// What is to be done.
     pub change: Change,
     /// Who wants to do it, and alone may.
-    pub requested_by: Name,
+    pub requested_by: Person,
     /// When that was.
     pub requested_at: Timestamp,
     /// When it is over.
     pub expires_at: Timestamp,
     /// Who agreed, never who asked.
-    pub approved_by: Option<Name>,
+    pub approved_by: Option<Person>,
 }
 
 #[cfg(test)]
@@ -131,6 +165,22 @@ mod tests {
         assert!(create("viewer").covers(&create("viewer")));
         assert!(!create("viewer").covers(&create("admin")));
         assert!(!create("viewer").covers(&prune(512)));
+    }
+
+    #[test]
+    fn one_subject_under_two_names_and_one_name_of_two_subjects_may_be_one_person() {
+        let person = |name: &str, issuer: &str, subject: &str| {
+            let evidence = Evidence::Jwt {
+                issuer: issuer.to_owned(),
+                subject: Some(subject.to_owned()),
+            };
+            Person::of(&name.parse().unwrap(), &evidence)
+        };
+        let ann = person("acme-ann", "https://a", "user-1");
+        assert!(ann.may_be(&person("acme-ann-two", "https://a", "user-1")));
+        assert!(ann.may_be(&person("acme-ann", "https://b", "stranger-9")));
+        assert!(!ann.may_be(&person("acme-bob", "https://a", "user-2")));
+        assert!(!ann.may_be(&person("acme-bob", "https://b", "user-1")));
     }
 
     #[test]

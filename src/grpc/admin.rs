@@ -200,10 +200,10 @@ fn to_approval(approval: &Approval) -> proto::Approval {
         approval_id: approval.id.to_string(),
         summary: approval.change.to_string(),
         change: approval.change.to_json(),
-        requested_by: approval.requested_by.to_string(),
+        requested_by: approval.requested_by.name.to_string(),
         requested_at: Some(to_time(approval.requested_at)),
         expires_at: Some(to_time(approval.expires_at)),
-        approved_by: by.map(ToString::to_string).unwrap_or_default(),
+        approved_by: by.map(|by| by.name.to_string()).unwrap_or_default(),
     }
 }
 

@@ -5,9 +5,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use crate::domain::{
-    approval::{Approval, ApprovalId},
+    approval::{Approval, ApprovalId, Person},
     audit::AuditEvent,
-    name::Name,
 };
 
 /// The part of the store that keeps approvals.
@@ -26,7 +25,7 @@ pub trait Approvals: Send + Sync {
     async fn give_approval(
         &self,
         id: &ApprovalId,
-        by: &Name,
+        by: &Person,
         now: Timestamp,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;

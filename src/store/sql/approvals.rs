@@ -9,9 +9,8 @@ use super::{
 use crate::{
     broker::ports::{Approvals, StoreError},
     domain::{
-        approval::{Approval, ApprovalId, Change, OPEN_MAX},
+        approval::{Approval, ApprovalId, Change, OPEN_MAX, Person},
         audit::AuditEvent,
-        name::Name,
     },
 };
 
@@ -51,17 +50,18 @@ impl Approvals for SqlStore {
     async fn give_approval(
         &self,
         id: &ApprovalId,
-        by: &Name,
+        by: &Person,
         now: Timestamp,
         audit: AuditEvent,
     ) -> Result<(), StoreError> {
         let give = sqlx::query(
-            "UPDATE approvals SET approved_by = $1 WHERE approval_id = $2
-             AND approved_by IS NULL AND requested_by <> $1 AND expires_at > $3",
+            "UPDATE approvals SET approved_by = $1, approver_proof = $4 WHERE approval_id = $2
+             AND approved_by IS NULL AND requested_by <> $1 AND requester_proof <> $4 AND expires_at > $3",
         )
-        .bind(by.to_string())
+        .bind(by.name.to_string())
         .bind(id.to_string())
-        .bind(micros(now));
+        .bind(micros(now))
+        .bind(by.proof.clone());
         self.one(give, audit).await
     }
 
@@ -109,15 +109,17 @@ async fn insert(tx: &mut Connection, approval: &Approval) -> Result<(), StoreErr
         .await
         .map_err(store_error)?;
     let done = sqlx::query(
-        "INSERT INTO approvals (approval_id, change, requested_by, requested_at, expires_at)
-         SELECT $1, $2, $3, $4, $5 WHERE (SELECT count(*) FROM approvals WHERE requested_by = $3) < $6",
+        "INSERT INTO approvals (approval_id, change, requested_by, requester_proof, requested_at, expires_at)
+         SELECT $1, $2, $3, $7, $4, $5
+         WHERE (SELECT count(*) FROM approvals WHERE requester_proof = $7) < $6",
     )
     .bind(approval.id.as_str())
     .bind(approval.change.to_json())
-    .bind(approval.requested_by.as_str())
+    .bind(approval.requested_by.name.as_str())
     .bind(micros(approval.requested_at))
     .bind(micros(approval.expires_at))
     .bind(i64::try_from(OPEN_MAX).unwrap_or(i64::MAX))
+    .bind(&approval.requested_by.proof)
     .execute(&mut *tx)
     .await
     .map_err(store_error)?;
@@ -126,12 +128,19 @@ async fn insert(tx: &mut Connection, approval: &Approval) -> Result<(), StoreErr
 
 fn approval(row: &Row) -> Result<Approval, StoreError> {
     let change: String = get(row, "change")?;
+    let approved_by = parse_optional(row, TABLE, "approved_by")?;
+    let approver_proof: Option<String> = get(row, "approver_proof")?;
     Ok(Approval {
         id: parse(row, TABLE, "approval_id")?,
         change: Change::from_json(&change).map_err(|error| inconsistent(TABLE, error))?,
-        requested_by: parse(row, TABLE, "requested_by")?,
+        requested_by: Person {
+            name: parse(row, TABLE, "requested_by")?,
+            proof: get(row, "requester_proof")?,
+        },
         requested_at: time(row, TABLE, "requested_at")?,
         expires_at: time(row, TABLE, "expires_at")?,
-        approved_by: parse_optional(row, TABLE, "approved_by")?,
+        approved_by: approved_by
+            .zip(approver_proof)
+            .map(|(name, proof)| Person { name, proof }),
     })
 }

@@ -217,7 +217,7 @@ impl Script<'_> {
 
     /// This broker takes none: they were asked for when it did.
     async fn approvals(&mut self) {
-        let ask = "INSERT INTO approvals SELECT value, '{\"change\":\"create_operator\",\"operator\":\"x\",\"role\":\"viewer\"}', 'ann', 1, 4000000000000000, NULL FROM (SELECT 'aaaaaaaaaaaaaaaa' AS value UNION ALL SELECT 'bbbbbbbbbbbbbbbb') AS ids";
+        let ask = "INSERT INTO approvals SELECT value, '{\"change\":\"create_operator\",\"operator\":\"x\",\"role\":\"viewer\"}', 'ann', 1, 4000000000000000, NULL, 'operator ann', NULL FROM (SELECT 'aaaaaaaaaaaaaaaa' AS value UNION ALL SELECT 'bbbbbbbbbbbbbbbb') AS ids";
         self.broker.write_store(ask).await;
         self.admin("AdminService/ListApprovals", &["approval", "list"])
             .await;

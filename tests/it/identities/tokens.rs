@@ -196,6 +196,46 @@ async fn an_operator_is_known_by_its_group() {
 }
 
 #[tokio::test]
+async fn one_subject_under_two_names_is_one_operator_and_one_name_of_two_subjects_is_none() {
+    let Taken {
+        site,
+        issuer,
+        child,
+        account,
+    } = Taken::new().await;
+    stop(child).await;
+    let config = fs::read_to_string(site.path("config.toml")).unwrap();
+    let config = config.replace("# two_person", "two_person");
+    fs::write(site.path("config.toml"), config).unwrap();
+    let child = site.serving(&account.admin).await;
+    let admin = |subject: &str, name: &str| {
+        let mut claims = good();
+        claims["sub"] = json!(subject);
+        claims["login"] = json!(name);
+        claims["groups"] = json!("platform");
+        issuer.sign(Signs::EdDsa, &claims)
+    };
+    let ann = admin("user-1", "ann");
+    let create = ["operator", "create", "dora", "--role", "viewer"];
+    let asked = site.run_as(&ann, &create).await;
+    asked.fails(6, &["APPROVAL_REQUIRED"]);
+    let list = ["approval", "list", "-o", "json"];
+    let open = site.run_as(&ann, &list).await.ok().json();
+    let id = open[0]["approval_id"].as_str().unwrap();
+    let approve = ["approval", "approve", id];
+    for (subject, name) in [("user-1", "ann-two"), ("user-2", "ann")] {
+        let own = site.run_as(&admin(subject, name), &approve).await;
+        own.fails(6, &["APPROVAL_OWN"]);
+    }
+    let bob = admin("user-2", "bob");
+    site.run_as(&bob, &approve).await.ok();
+    let stranger = site.run_as(&admin("user-3", "ann"), &create).await;
+    stranger.fails(6, &["APPROVAL_REQUIRED"]);
+    site.run_as(&ann, &create).await.ok();
+    stop(child).await;
+}
+
+#[tokio::test]
 async fn rules_of_two_services_that_could_meet_are_refused_when_they_are_made() {
     let world = Taken::bound().await;
     let site = &world.site;

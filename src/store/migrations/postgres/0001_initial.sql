@@ -52,7 +52,10 @@ CREATE TABLE approvals (
     requested_by TEXT COLLATE "C" NOT NULL,
     requested_at BIGINT NOT NULL,
     expires_at   BIGINT NOT NULL,
-    approved_by  TEXT COLLATE "C" CHECK (approved_by <> requested_by)
+    approved_by  TEXT COLLATE "C" CHECK (approved_by <> requested_by),
+    -- What proves each: names alone do not tell people apart.
+    requester_proof TEXT COLLATE "C" NOT NULL,
+    approver_proof  TEXT COLLATE "C" CHECK (approver_proof <> requester_proof)
 );
 
 -- Every version of every grant; a deletion is a version without a spec.

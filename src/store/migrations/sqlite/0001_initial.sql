@@ -52,7 +52,10 @@ CREATE TABLE approvals (
     requested_by TEXT    NOT NULL,
     requested_at INTEGER NOT NULL,
     expires_at   INTEGER NOT NULL,
-    approved_by  TEXT    CHECK (approved_by <> requested_by)
+    approved_by  TEXT    CHECK (approved_by <> requested_by),
+    -- What proves each: names alone do not tell people apart.
+    requester_proof TEXT NOT NULL,
+    approver_proof  TEXT CHECK (approver_proof <> requester_proof)
 ) STRICT, WITHOUT ROWID;
 
 -- Every version of every grant; a deletion is a version without a spec.
