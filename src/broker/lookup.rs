@@ -1,11 +1,11 @@
-//! Whose access key it is: for whoever has found one.
+//! Owners of access keys and of the broker's own tokens: for the person who has found one.
 
 use jiff::Timestamp;
 
 use crate::{
     broker::{
         Broker, Error,
-        ports::{AuditFilter, Page},
+        ports::{AuditFilter, Page, TokenOwner},
     },
     domain::{
         access::Caller,
@@ -13,6 +13,7 @@ use crate::{
         audit::{AuditEvent, Event, Outcome},
         credential::KeyId,
         lease::{Cause, Lease},
+        token::{StoredToken, TokenId},
     },
 };
 
@@ -66,6 +67,32 @@ impl Broker {
                 &owners,
             ))
             .await?;
+        Ok(owners)
+    }
+
+    /// Owners of these tokens, in their order; `None` for one that is unknown.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn lookup_tokens(
+        &self,
+        caller: &Caller,
+        ids: &[TokenId],
+    ) -> Result<Vec<Option<(StoredToken, TokenOwner)>>, Error> {
+        let mut owners = Vec::with_capacity(ids.len());
+        for id in ids {
+            owners.push(self.store().token_owner(id).await?);
+        }
+        let known = owners.iter().flatten().count();
+        let words = format!("tokens looked up: {}; known: {known}", ids.len());
+        let audit = self.caller_event(caller, Event::TokenRead).detail(&words);
+        let audit = match &owners[..] {
+            [Some((_, TokenOwner::Service(service) | TokenOwner::Enrollee(service)))] => {
+                audit.service(&service.name)
+            }
+            _ => audit,
+        };
+        self.store().record(audit).await?;
         Ok(owners)
     }
 

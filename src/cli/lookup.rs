@@ -1,7 +1,8 @@
-//! `credbroker lookup`: whose access key was found.
+//! `credbroker lookup`: whose access key or token was found.
 
 use std::{
     collections::HashSet,
+    hash::Hash,
     io::{self, IsTerminal, Read},
 };
 
@@ -10,11 +11,18 @@ use clap::Args;
 use super::{
     failure::Failure,
     output::{Format, Output},
-    view::KeyOwner,
+    view::{Found, KeyOwner, TokenOwner},
 };
-use crate::{client::Client, domain::credential::KeyId, proto::LookupAccessKeysRequest};
+use crate::{
+    client::Client,
+    domain::{
+        credential::KeyId,
+        token::{TokenId, visible_parts},
+    },
+    proto::{LookupAccessKeysRequest, LookupTokensRequest},
+};
 
-/// Most keys of one call.
+/// Most keys or tokens of one call.
 const BATCH: usize = 1000;
 /// Longest text that is searched, bytes.
 const INPUT_MAX: u64 = 16 * 1024 * 1024;
@@ -23,51 +31,90 @@ const FOUND_MIN: usize = 20;
 
 #[derive(Args, Debug)]
 pub(super) struct Lookup {
-    /// Ids of access keys, AKIA… or ASIA…. Without any, or with -, they are looked for in
-    /// standard input: any text, such as an alert of GitHub's secret scanning.
-    #[arg(value_name = "ACCESS_KEY_ID")]
-    access_key_ids: Vec<String>,
+    /// Ids of access keys, AKIA… or ASIA…, and tokens of the broker, of which the first 20
+    /// characters are enough: cbs_…, cbo_… or cbe_…. Without any, or with -, they are looked for
+    /// in standard input: any text, such as an alert of GitHub's secret scanning.
+    #[arg(value_name = "ACCESS_KEY_ID|TOKEN")]
+    found: Vec<String>,
+}
+
+/// Keys and tokens that are asked for, each once.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    keys: Vec<KeyId>,
+    tokens: Vec<TokenId>,
 }
 
 impl Lookup {
-    /// Each key that is asked for, once.
-    pub(super) fn keys(&self) -> Result<Vec<KeyId>, Failure> {
-        let given: Vec<&str> = self.access_key_ids.iter().map(String::as_str).collect();
+    /// Keys and tokens of the arguments, or in standard input.
+    pub(super) fn asked(&self) -> Result<Asked, Failure> {
+        let given: Vec<&str> = self.found.iter().map(String::as_str).collect();
         if matches!(given[..], [] | ["-"]) {
             return from_stdin();
         }
-        let keys: Result<Vec<KeyId>, _> = given.iter().map(|id| id.parse()).collect();
-        let keys = keys.map_err(|error| {
-            Failure::usage(format!("not every argument is an access key id: {error}"))
-                .next("give ids alone, or - alone to look for them in standard input")
-        })?;
-        Ok(distinct(keys))
+        let mut asked = Asked::default();
+        for text in given {
+            match (visible_parts(text).next(), text.parse()) {
+                (Some(token), _) => asked.tokens.push(token),
+                (None, Ok(key)) => asked.keys.push(key),
+                (None, Err(error)) => {
+                    return Err(Failure::usage(format!(
+                        "an argument is neither a token of the broker nor an access key id: {error}"
+                    ))
+                    .next("give ids alone, or - alone to look for them in standard input"));
+                }
+            }
+        }
+        Ok(asked.distinct())
     }
 }
 
-/// Asks whose keys these are. Found are they if one of them is known.
-pub(super) async fn run(
-    keys: Vec<KeyId>,
-    client: &Client,
-    out: &mut Output,
-) -> Result<(), Failure> {
-    let mut owners = Vec::with_capacity(keys.len());
-    for batch in keys.chunks(BATCH) {
+impl Asked {
+    fn distinct(self) -> Self {
+        Self {
+            keys: distinct(self.keys),
+            tokens: distinct(self.tokens),
+        }
+    }
+}
+
+/// Asks whose they are. Found are they if one of them is known.
+pub(super) async fn run(asked: Asked, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    let mut found = Vec::with_capacity(asked.keys.len() + asked.tokens.len());
+    for batch in asked.keys.chunks(BATCH) {
         let request = LookupAccessKeysRequest {
             access_key_ids: batch.iter().map(ToString::to_string).collect(),
         };
         let answer = client.leases().lookup_access_keys(request).await?;
-        owners.extend(answer.into_inner().owners.into_iter().map(KeyOwner::from));
+        let owners = answer.into_inner().owners.into_iter();
+        found.extend(owners.map(|owner| Found::Key(owner.into())));
+    }
+    for batch in asked.tokens.chunks(BATCH) {
+        let request = LookupTokensRequest {
+            token_ids: batch.iter().map(ToString::to_string).collect(),
+        };
+        let answer = client.services().lookup_tokens(request).await?;
+        let owners = answer.into_inner().owners.into_iter();
+        found.extend(owners.map(|owner| Found::Token(owner.into())));
     }
     if out.format() == Format::Json {
-        out.list(&owners, &[])?;
+        out.list(&found, &[])?;
     } else {
-        for line in owners.iter().flat_map(lines) {
+        for line in found.iter().flat_map(lines) {
             out.line(&line)?;
         }
     }
-    if owners.iter().any(|owner| owner.known) {
+    let is_known = |found: &Found| match found {
+        Found::Key(owner) => owner.known,
+        Found::Token(owner) => owner.known,
+    };
+    if found.iter().any(is_known) {
         return Ok(());
+    }
+    if asked.keys.is_empty() {
+        let what = "this broker knows none of these tokens";
+        return Err(Failure::not_found(what)
+            .next("they were deleted or used up, or are another deployment's"));
     }
     Err(
         Failure::not_found("this broker knows none of these access keys").next(
@@ -76,10 +123,10 @@ pub(super) async fn run(
     )
 }
 
-fn from_stdin() -> Result<Vec<KeyId>, Failure> {
+fn from_stdin() -> Result<Asked, Failure> {
     let mut input = io::stdin();
     if input.is_terminal() {
-        eprintln!("looking for access key ids in standard input; end it with Ctrl-D");
+        eprintln!("looking for access key ids and tokens in standard input; end it with Ctrl-D");
     }
     let mut text = Vec::new();
     input.by_ref().take(INPUT_MAX + 1).read_to_end(&mut text)?;
@@ -87,19 +134,22 @@ fn from_stdin() -> Result<Vec<KeyId>, Failure> {
         let what = "standard input is longer than 16 MiB";
         return Err(Failure::usage(what).next("give it in parts"));
     }
-    let keys = found_in(&text);
-    if keys.is_empty() {
+    let asked = Asked {
+        keys: keys_in(&text),
+        tokens: distinct(visible_parts(&String::from_utf8_lossy(&text))),
+    };
+    if asked.keys.is_empty() && asked.tokens.is_empty() {
+        let what = "standard input holds no access key id, AKIA… or ASIA…, and no token, cbs_…";
         return Err(
-            Failure::usage("standard input holds no access key id, AKIA… or ASIA…")
-                .next("give the ids as arguments, or a text with them in it"),
+            Failure::usage(what).next("give the ids as arguments, or a text with them in it")
         );
     }
-    Ok(keys)
+    Ok(asked)
 }
 
-/// Each id in a text, once. It ends where its letters and digits do; before it may stand a
-/// small letter, as of an escaped line feed.
-fn found_in(text: &[u8]) -> Vec<KeyId> {
+/// Each id of an access key in a text, once. It ends where its letters and digits do; before it
+/// may stand a small letter, as of an escaped line feed.
+fn keys_in(text: &[u8]) -> Vec<KeyId> {
     let words = text.split(|byte| !byte.is_ascii_uppercase() && !byte.is_ascii_digit());
     let ids = words
         .filter(|word| word.len() >= FOUND_MIN)
@@ -107,15 +157,50 @@ fn found_in(text: &[u8]) -> Vec<KeyId> {
     distinct(ids)
 }
 
-fn distinct(keys: impl IntoIterator<Item = KeyId>) -> Vec<KeyId> {
+fn distinct<T: Clone + Eq + Hash>(ids: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut seen = HashSet::new();
-    keys.into_iter()
-        .filter(|key| seen.insert(key.clone()))
+    ids.into_iter()
+        .filter(|id| seen.insert(id.clone()))
         .collect()
 }
 
+fn lines(found: &Found) -> Vec<String> {
+    match found {
+        Found::Key(owner) => lines_of_key(owner),
+        Found::Token(owner) => lines_of_token(owner),
+    }
+}
+
+/// Lines for the person on call: the owner, and the commands that end it.
+fn lines_of_token(owner: &TokenOwner) -> Vec<String> {
+    let mut lines = vec![format!("token {}", owner.token_id)];
+    let mut tell = |name: &str, value: Option<&str>| {
+        lines.extend(value.map(|value| format!("  {name:8}  {value}")));
+    };
+    if !owner.known {
+        let why = "this broker has no such token, or no longer: it was deleted or used up";
+        tell("unknown", Some(why));
+        return lines;
+    }
+    tell("operator", owner.operator.as_deref());
+    tell("service", owner.service.as_deref());
+    tell("kind", owner.kind);
+    tell("created", owner.created_at.as_deref());
+    tell("expires", owner.expires_at.as_deref());
+    tell("end it", owner.revoke_command.as_deref());
+    let name = if owner.revoke_command.is_some() {
+        "or"
+    } else {
+        "end it"
+    };
+    let alone = owner.delete_command.as_deref();
+    let alone = alone.map(|command| format!("{command}   # this token alone"));
+    tell(name, alone.as_deref());
+    lines
+}
+
 /// For the person on call: whose it is, whether it works, and what ends it.
-fn lines(owner: &KeyOwner) -> Vec<String> {
+fn lines_of_key(owner: &KeyOwner) -> Vec<String> {
     let mut lines = vec![owner.access_key_id.clone()];
     let mut tell = |name: &str, value: Option<&str>| {
         lines.extend(value.map(|value| format!("  {name:8}  {value}")));
@@ -154,7 +239,7 @@ mod tests {
     use super::*;
 
     fn found(text: &str) -> Vec<String> {
-        let keys = found_in(text.as_bytes());
+        let keys = keys_in(text.as_bytes());
         keys.iter().map(ToString::to_string).collect()
     }
 
@@ -171,7 +256,7 @@ mod tests {
         assert_eq!(found(text), ids);
         let mut bytes = vec![0xff, 0xfe];
         bytes.extend(b"AKIAIOSFODNN7EXAMPLE\xff");
-        assert_eq!(found_in(&bytes).len(), 1);
+        assert_eq!(keys_in(&bytes).len(), 1);
     }
 
     #[test]

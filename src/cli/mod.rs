@@ -261,8 +261,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Revoke(command) => command.run(connection, &mut out).await,
         Command::Lookup(command) => {
-            let keys = command.keys()?;
-            lookup::run(keys, &connection.connect().await?, &mut out).await
+            let asked = command.asked()?;
+            lookup::run(asked, &connection.connect().await?, &mut out).await
         }
         Command::Audit(audit::Audit::Verify(verify)) => verify.run(&mut out),
         Command::Audit(audit::Audit::Reconcile(reconcile)) if reconcile.is_offline() => {

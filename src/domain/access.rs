@@ -123,6 +123,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.ServiceRegistry/ListServiceBindings", READ),
     ("credbroker.v1.ServiceRegistry/ListServiceTokens", READ),
     ("credbroker.v1.ServiceRegistry/ListServices", READ),
+    ("credbroker.v1.ServiceRegistry/LookupTokens", READ),
     ("credbroker.v1.ServiceRegistry/ReinstateService", RESPOND),
     ("credbroker.v1.ServiceRegistry/SuspendService", RESPOND),
     (

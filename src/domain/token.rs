@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::random::Random;
 
+const PREFIX_LENGTH: usize = 4;
 const ID_LENGTH: usize = 16;
 const SECRET_LENGTH: usize = 52;
 const CHECKSUM_LENGTH: usize = 7;
@@ -30,6 +31,8 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
+    const ALL: [Self; 3] = [Self::Service, Self::Operator, Self::Enrollment];
+
     const fn prefix(self) -> &'static str {
         match self {
             Self::Service => "cbs_",
@@ -61,6 +64,23 @@ impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Ids of the tokens in a text, whole or no more than their visible part, in their order.
+pub fn visible_parts(text: &str) -> impl Iterator<Item = TokenId> {
+    let at = text
+        .match_indices("cb")
+        .map(|(at, _)| &text.as_bytes()[at..]);
+    at.filter_map(|from| {
+        let is_token = TokenKind::ALL
+            .iter()
+            .any(|kind| from.starts_with(kind.prefix().as_bytes()));
+        let rest = is_token.then(|| &from[PREFIX_LENGTH..])?;
+        let id = str::from_utf8(rest.get(..ID_LENGTH)?).ok()?;
+        // A longer word is something else.
+        let ends = rest.get(ID_LENGTH).is_none_or(|next| !is_base32(*next));
+        ends.then(|| TokenId::parse(id)).flatten()
+    })
 }
 
 /// SHA-256 of a token's text: all that the broker stores of it.
@@ -119,19 +139,12 @@ impl Token {
     /// store's to say. `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let length = 4 + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
+        let length = PREFIX_LENGTH + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
         if text.len() != length || !text.is_ascii() {
             return None;
         }
-        let (prefix, rest) = text.split_at(4);
-        if ![
-            TokenKind::Service,
-            TokenKind::Operator,
-            TokenKind::Enrollment,
-        ]
-        .iter()
-        .any(|k| k.prefix() == prefix)
-        {
+        let (prefix, rest) = text.split_at(PREFIX_LENGTH);
+        if !TokenKind::ALL.iter().any(|kind| kind.prefix() == prefix) {
             return None;
         }
         let id = TokenId::parse(&rest[..ID_LENGTH])?;
@@ -194,6 +207,35 @@ fn checksum(body: &str) -> String {
 mod tests {
     use super::*;
     use crate::domain::{name::tests::Counting, random::SystemRandom};
+
+    #[test]
+    fn tokens_are_found_in_a_text_by_their_visible_part() {
+        let found = |text: &str| {
+            let ids = visible_parts(text).map(|id| id.to_string());
+            ids.collect::<Vec<_>>()
+        };
+        let whole = Token::new(TokenKind::Operator, &SystemRandom);
+        let (id, text) = (whole.id().to_string(), whole.text().expose_secret());
+        assert_eq!(found(&format!("{{\"secret\":\"{text}\"}}")), [id]);
+        let id = "abcdefghijklmnop";
+        for text in [
+            "cbs_abcdefghijklmnop",
+            "x=cbe_abcdefghijklmnop, é",
+            "cbcbs_abcdefghijklmnop_",
+        ] {
+            assert_eq!(found(text), [id], "{text}");
+        }
+        for text in [
+            "",
+            "cbs_",
+            "cbs_abcdefghijklmno",
+            "cbs_abcdefghijklmnopq",
+            "cbx_abcdefghijklmnop",
+            "cbs_ABCDEFGHIJKLMNOP",
+        ] {
+            assert_eq!(found(text), [""; 0], "{text}");
+        }
+    }
 
     #[test]
     fn a_token_reads_back_and_has_the_documented_shape() {

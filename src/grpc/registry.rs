@@ -9,7 +9,7 @@ use super::{
     pages::{Since, fill, parse_page, part_of},
 };
 use crate::{
-    broker::Error,
+    broker::{Error, ports::TokenOwner},
     domain::{
         self,
         binding::{BindingId, KnownBy},
@@ -17,7 +17,7 @@ use crate::{
         grant::check::Violation,
         name::Name,
         service::ServiceOverview,
-        token::TokenId,
+        token::{StoredToken, TokenId},
     },
     proto::{
         self, CreateEnrollmentTokenRequest, CreateEnrollmentTokenResponse,
@@ -26,11 +26,15 @@ use crate::{
         DeleteServiceRequest, DeleteServiceResponse, DeleteServiceTokenRequest,
         DeleteServiceTokenResponse, GetServiceRequest, ListServiceBindingsRequest,
         ListServiceBindingsResponse, ListServiceTokensRequest, ListServiceTokensResponse,
-        ListServicesRequest, ListServicesResponse, ReinstateServiceRequest, Service,
-        ServiceBinding, SuspendServiceRequest, create_service_binding_request,
-        service_registry_server::ServiceRegistry,
+        ListServicesRequest, ListServicesResponse, LookupTokensRequest, LookupTokensResponse,
+        ReinstateServiceRequest, Service, ServiceBinding, SuspendServiceRequest,
+        create_service_binding_request, service_registry_server::ServiceRegistry,
+        token_owner::Owner,
     },
 };
+
+/// Most tokens of one call.
+const TOKENS_LOOKED_UP_MAX: usize = 1000;
 
 #[tonic::async_trait]
 impl ServiceRegistry for Api {
@@ -148,6 +152,21 @@ impl ServiceRegistry for Api {
                     .iter()
                     .map(|token| to_token(service.as_str(), token))
                     .collect(),
+            })
+        })
+        .await
+    }
+
+    async fn lookup_tokens(
+        &self,
+        request: Request<LookupTokensRequest>,
+    ) -> Result<Response<LookupTokensResponse>, Status> {
+        self.call(request, async |broker, caller, message| {
+            let ids = parse_token_ids(&message.token_ids)?;
+            let owners = broker.lookup_tokens(&caller, &ids).await?;
+            let owners = ids.iter().zip(owners);
+            Ok(LookupTokensResponse {
+                owners: owners.map(|(id, owner)| to_owner(id, owner)).collect(),
             })
         })
         .await
@@ -279,5 +298,36 @@ fn parse_rule(fields: &mut Fields, asked: &proto::OidcIdentity) -> Option<OidcId
             fields.wrong("oidc.claims", wrong);
             None
         }
+    }
+}
+
+fn parse_token_ids(ids: &[String]) -> Result<Vec<TokenId>, Error> {
+    let parsed: Option<Vec<_>> = ids.iter().map(|id| TokenId::parse(id)).collect();
+    match parsed {
+        Some(ids) if (1..=TOKENS_LOOKED_UP_MAX).contains(&ids.len()) => Ok(ids),
+        _ => Err(Error::Invalid(vec![Violation::new(
+            "token_ids",
+            "ask for 1 to 1,000 ids of 16 characters [a-z2-7], which follow cbs_, cbo_ or cbe_ in a token",
+        )])),
+    }
+}
+
+fn to_owner(id: &TokenId, owner: Option<(StoredToken, TokenOwner)>) -> proto::TokenOwner {
+    let unknown = proto::TokenOwner {
+        token_id: id.to_string(),
+        ..proto::TokenOwner::default()
+    };
+    let Some((token, owner)) = owner else {
+        return unknown;
+    };
+    proto::TokenOwner {
+        owner: Some(match owner {
+            TokenOwner::Service(service) => Owner::Service(service.name.to_string()),
+            TokenOwner::Operator(operator) => Owner::Operator(operator.name.to_string()),
+            TokenOwner::Enrollee(service) => Owner::Enrolls(service.name.to_string()),
+        }),
+        created_at: Some(to_time(token.created_at)),
+        expires_at: token.expires_at.map(to_time),
+        ..unknown
     }
 }

@@ -250,7 +250,7 @@ async fn none_known_is_not_found_and_none_given_is_a_mistake() {
     let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
     for wrong in [&["lookup", secret][..], &["lookup", UNKNOWN, "-"]] {
         let refused = world.broker.run(wrong).await;
-        let refused = refused.fails(2, &["not every argument is an access key id"]);
+        let refused = refused.fails(2, &["neither a token of the broker nor an access key id"]);
         assert!(!refused.stderr.contains(secret), "{refused:?}");
     }
 }
@@ -364,4 +364,55 @@ async fn a_call_with_too_many_ids_or_wrong_ones_says_which() {
     };
     let answer = client.leases().lookup_access_keys(request).await.unwrap();
     assert_eq!(answer.into_inner().owners.len(), 1000);
+}
+
+#[tokio::test]
+async fn a_token_of_the_brokers_leads_to_its_owner_by_its_first_characters_alone() {
+    let broker = Broker::start(&Account::new().await).await;
+    let service = broker.service("pay").await;
+    let make = ["operator", "create", "ann", "--role", "viewer"];
+    let operator = broker.json(&make).await;
+    let operator = text(&operator["token"]);
+    let id = |token: &str| token[4..20].to_owned();
+    let of_service = json!({
+        "token_id": id(&service), "known": true, "kind": "service", "service": "pay", "operator": null,
+        "expires_at": null,
+        "revoke_command": format!("credbroker revoke pay --reason \"token {} was found\"", id(&service)),
+        "delete_command": format!("credbroker service token delete pay {}", id(&service)),
+    });
+    let of_operator = json!({
+        "token_id": id(operator), "known": true, "kind": "operator", "service": null, "operator": "ann",
+        "expires_at": null, "revoke_command": null, "delete_command": "credbroker operator delete ann",
+    });
+    let looked_up = async |asked: &[&str], input: &str| {
+        let args = [&["lookup", "-o", "json"], asked].concat();
+        let mut owners = broker.run_in(None, &args, input).await.ok().json();
+        for owner in owners.as_array_mut().unwrap() {
+            assert!(
+                owner
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("created_at")
+                    .is_some()
+            );
+        }
+        owners
+    };
+    let both = json!([of_service, of_operator]);
+    assert_eq!(looked_up(&[&service[..20], operator], "").await, both);
+    let alert = format!("[{{\"secret\":\"{service}\"}},{{\"secret\":\"{operator}\"}}] {service}");
+    assert_eq!(looked_up(&[], &alert).await, both);
+
+    let told = broker.run(&["lookup", &service[..20]]).await.ok().stdout;
+    assert!(told.contains("service   pay"), "{told}");
+    let secret = &service[21..];
+    assert!(!told.contains(secret), "{told}");
+    // What it names ends it.
+    let delete = ["service", "token", "delete", "pay", &id(&service)];
+    broker.run(&delete).await.ok();
+    let gone = broker.run(&["lookup", &service]).await;
+    let gone = gone.fails(5, &["knows none of these tokens"]);
+    assert!(!gone.stderr.contains(secret), "{gone:#?}");
+    let log = broker.audit().await;
+    assert!(!log.iter().any(|record| record.to_string().contains(secret)));
 }

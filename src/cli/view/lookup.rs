@@ -1,9 +1,9 @@
-//! Whose access key it is.
+//! Owners of access keys and tokens.
 
 use serde::Serialize;
 
 use super::{kind, state, time};
-use crate::proto;
+use crate::proto::{self, token_owner::Owner};
 
 /// `lookup -o json`, of one key.
 #[derive(Serialize)]
@@ -22,6 +22,64 @@ pub(in crate::cli) struct KeyOwner {
     pub(in crate::cli) current: Option<bool>,
     pub(in crate::cli) admin_key: bool,
     pub(in crate::cli) revoke_command: Option<String>,
+}
+
+/// `lookup -o json`, of one token of the broker's.
+#[derive(Serialize)]
+pub(in crate::cli) struct TokenOwner {
+    pub(in crate::cli) token_id: String,
+    pub(in crate::cli) known: bool,
+    /// Service that it proves, or that a host may enrol for with it.
+    pub(in crate::cli) service: Option<String>,
+    pub(in crate::cli) operator: Option<String>,
+    /// `service`, `operator` or `enrollment`.
+    pub(in crate::cli) kind: Option<&'static str>,
+    pub(in crate::cli) created_at: Option<String>,
+    pub(in crate::cli) expires_at: Option<String>,
+    /// Command that ends what it may have given access to.
+    pub(in crate::cli) revoke_command: Option<String>,
+    /// Command that ends the token alone.
+    pub(in crate::cli) delete_command: Option<String>,
+}
+
+impl From<proto::TokenOwner> for TokenOwner {
+    fn from(owner: proto::TokenOwner) -> Self {
+        let id = owner.token_id;
+        let (kind, service, operator) = match owner.owner {
+            Some(Owner::Service(name)) => (Some("service"), Some(name), None),
+            Some(Owner::Operator(name)) => (Some("operator"), None, Some(name)),
+            Some(Owner::Enrolls(name)) => (Some("enrollment"), Some(name), None),
+            None => (None, None, None),
+        };
+        let revoke =
+            |name: &String| format!("credbroker revoke {name} --reason \"token {id} was found\"");
+        let delete_command = match (kind, &service, &operator) {
+            (Some("service"), Some(name), _) => {
+                Some(format!("credbroker service token delete {name} {id}"))
+            }
+            (_, _, Some(name)) => Some(format!("credbroker operator delete {name}")),
+            _ => None,
+        };
+        Self {
+            known: kind.is_some(),
+            revoke_command: service.as_ref().map(revoke),
+            delete_command,
+            service,
+            operator,
+            kind,
+            created_at: time(owner.created_at.as_ref()),
+            expires_at: time(owner.expires_at.as_ref()),
+            token_id: id,
+        }
+    }
+}
+
+/// One of what was asked for.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::cli) enum Found {
+    Key(KeyOwner),
+    Token(TokenOwner),
 }
 
 impl From<proto::AccessKeyOwner> for KeyOwner {

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub(super) use self::{
     audit::{AuditRecord, Checkpoint},
     identity::{Binding, WhoAmI},
-    lookup::KeyOwner,
+    lookup::{Found, KeyOwner, TokenOwner},
     revocation::{Revocation, RevokedSessions},
 };
 use super::convert;

@@ -159,6 +159,8 @@ impl Script<'_> {
         let key = shown["access_key_id"].as_str().unwrap();
         self.admin("LeaseService/LookupAccessKeys", &["lookup", key])
             .await;
+        self.admin("ServiceRegistry/LookupTokens", &["lookup", token])
+            .await;
         self.call(
             "CredentialService/RenewLease",
             Some(token),
