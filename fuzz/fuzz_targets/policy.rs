@@ -1,7 +1,7 @@
 //! A policy document: what is taken is written as it is read.
 #![no_main]
 
-use credbroker::domain::policy::Document;
+use credbroker::domain::policy::{Document, strength};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -9,7 +9,7 @@ fuzz_target!(|text: &str| {
         return;
     };
     policy.breadth();
-    policy.denies_minting();
+    let _ = strength(&policy);
     let written = policy.to_json();
     let again = Document::parse(&written).expect("what it writes");
     assert_eq!(again, policy);

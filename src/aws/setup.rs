@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     broker::ports::AwsFailure,
-    domain::policy::{self, Document},
+    domain::policy::{self, Document, Strength},
 };
 
 /// Name of the managed policy that bounds every issued user.
@@ -27,7 +27,7 @@ pub enum SetupError {
     NoBoundary(String),
     /// The boundary would let issued users make further credentials.
     #[error(
-        "the permissions boundary {0} does not deny issued users IAM and everything that mints \
+        "the permissions boundary {0} does not deny issued users IAM and the calls of STS that make \
          credentials; give it the statement DenyMintingCredentials of \
          deploy/aws/boundary-policy.json, or run deploy/aws/bootstrap.sh"
     )]
@@ -48,7 +48,8 @@ impl SetupError {
 }
 
 impl AwsAccount {
-    /// Sees that the boundary is there and keeps issued users from minting credentials.
+    /// Sees that the boundary is there and keeps issued users from making further credentials. One
+    /// that an earlier version wrote, and that denies less than this version knows of, is logged.
     ///
     /// # Errors
     /// It is not, or does not, or AWS does not tell.
@@ -77,10 +78,17 @@ impl AwsAccount {
             .ask(&on("iam:GetPolicyVersion", &arn), call.send())
             .await?;
         let document = found.policy_version.and_then(|version| version.document);
-        if document.as_deref().is_some_and(bounds) {
-            Ok(())
-        } else {
-            Err(SetupError::WeakBoundary(arn))
+        match document.as_deref().map_or(Strength::Weak, strength_of) {
+            Strength::Full => Ok(()),
+            Strength::Outdated => {
+                tracing::warn!(
+                    "the permissions boundary {arn} is of an earlier version: it does not deny \
+                     issued users everything that makes access beyond their lease; run \
+                     deploy/aws/bootstrap.sh again"
+                );
+                Ok(())
+            }
+            Strength::Weak => Err(SetupError::WeakBoundary(arn)),
         }
     }
 
@@ -120,9 +128,9 @@ impl AwsAccount {
     }
 }
 
-/// IAM returns documents percent-encoded (RFC 3986).
-fn bounds(encoded: &str) -> bool {
-    percent_decode_str(encoded)
-        .decode_utf8()
-        .is_ok_and(|json| Document::parse(&json).is_ok_and(|document| document.denies_minting()))
+/// IAM returns documents percent-encoded (RFC 3986). One that cannot be read bounds nothing.
+fn strength_of(encoded: &str) -> Strength {
+    let json = percent_decode_str(encoded).decode_utf8().ok();
+    let document = json.and_then(|json| Document::parse(&json).ok());
+    document.map_or(Strength::Weak, |document| policy::strength(&document))
 }

@@ -4,6 +4,7 @@
 
 mod denials;
 mod lint;
+mod outliving;
 mod written;
 
 use iam_rs::{

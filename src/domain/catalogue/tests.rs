@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::policy::{SESSION_POLICY_MAX, minting_guard};
+use crate::domain::policy::SESSION_POLICY_MAX;
 
 /// Room that every template leaves for the guard.
 const GUARD: usize = 150;
@@ -101,7 +101,7 @@ fn every_template_is_narrow_and_leaves_room_for_the_guard() {
 #[test]
 fn the_guard_fits_beside_an_example_of_every_template() {
     for (name, document) in examples() {
-        let guarded = document.unwrap().with_statement(minting_guard());
+        let guarded = document.unwrap().guarded();
         assert!(guarded.size() <= SESSION_POLICY_MAX, "{name}");
     }
 }

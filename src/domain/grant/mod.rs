@@ -216,10 +216,10 @@ impl GrantSpec {
 
     /// The inline policy as it is sent to AWS.
     ///
-    /// Unless the operator allowed a broad grant, a session's policy also denies what
-    /// mints credentials; a user has the permissions boundary for that. Session
-    /// policies only narrow: a role grant that names none gets "all the role may,
-    /// less minting", one with managed policies alone gets the denial alone.
+    /// Unless the operator allowed a broad grant, a session's policy also denies what makes
+    /// access that outlives the session; a user has the permissions boundary for that. Session
+    /// policies only narrow: a role grant that names none gets "all the role may, less that",
+    /// one with managed policies alone gets the denial alone.
     #[must_use]
     pub fn effective_policy(&self) -> Option<Document> {
         let inline = self.policy.as_ref().map(|p| p.document.clone());
@@ -227,7 +227,8 @@ impl GrantSpec {
             return inline;
         }
         Some(match inline {
-            Some(document) => document.with_statement(policy::minting_guard()),
+            Some(document) if self.managed_policies.is_empty() => document.guarded(),
+            Some(document) => document.guarded_against_all(),
             None if self.managed_policies.is_empty() => policy::boundary(),
             None => policy::guard_alone(),
         })

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::error::excerpt;
+use super::guard::{MINTING_ACTIONS, OUTLIVING_ACTIONS};
 use super::pattern::{covers, intersects};
-use super::{Actions, Effect, MINTING_ACTIONS, Resources, Statement, Texts};
+use super::{Actions, Effect, Resources, Statement, Texts};
 use crate::domain::arn::PolicyArn;
 
 /// No service of AWS has a shorter name than `s3` and none an action shorter than `GET`, so a
@@ -48,12 +49,18 @@ pub enum Excess {
     Minting {
         /// The action pattern that matches it.
         action: String,
-        /// Which of [`MINTING_ACTIONS`].
+        /// The pattern of such actions that it matches, as `sts:Assume*`.
         mints: &'static str,
     },
-    /// `NotAction` that does not exclude one of [`MINTING_ACTIONS`].
+    /// An action, by its name and not by a wildcard, that makes access which outlives the lease:
+    /// the guard denies it, so that the grant could not be used for it.
+    Outliving {
+        /// The action.
+        action: String,
+    },
+    /// `NotAction` that does not exclude IAM or the credentials of STS.
     NotActionKeeps {
-        /// Which one.
+        /// The pattern that it does not exclude.
         kept: &'static str,
     },
     /// `NotAction` on every resource.
@@ -76,6 +83,9 @@ impl fmt::Display for Excess {
             }
             Self::Minting { action, mints } => {
                 write!(f, "can make further credentials ({mints}) by \"{action}\", beyond the reach of the lease")
+            }
+            Self::Outliving { action } => {
+                write!(f, "names \"{action}\", which makes access that outlives the lease and that no revocation reaches, and which is denied for that reason, to a role by its boundary as well: leave it out, or hand it out knowingly")
             }
             Self::NotActionKeeps { kept } => {
                 write!(f, "leaves {kept} allowed, since its NotAction does not exclude it: name the actions in Action instead")
@@ -181,7 +191,24 @@ fn by_action(actions: &Texts, resources: &Resources) -> Vec<Excess> {
         let action = first(actions, |action| halves_hold(action, mints, intersects))?;
         Some(Excess::Minting { action, mints })
     });
-    [everywhere, iam, minting].into_iter().flatten().collect()
+    let outliving = minting.is_none().then(|| outliving(actions)).flatten();
+    [everywhere, iam, minting, outliving]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// The first action that only [`OUTLIVING_ACTIONS`] can be meant by. A wildcard that reaches
+/// further, as `s3:*`, means the rest, and the guard takes the few out.
+fn outliving(actions: &Texts) -> Option<Excess> {
+    let beyond_iam = |pattern: &&&str| **pattern != "iam:*";
+    let meant = |action: &str| {
+        OUTLIVING_ACTIONS
+            .iter()
+            .filter(beyond_iam)
+            .any(|pattern| halves_hold(pattern, action, covers))
+    };
+    first(actions, meant).map(|action| Excess::Outliving { action })
 }
 
 fn by_not_action(named: &Texts, resources: &Resources) -> Vec<Excess> {
@@ -218,7 +245,7 @@ fn first(patterns: &Texts, asked: impl Fn(&str) -> bool) -> Option<String> {
 
 /// Compares service with service and action with action, since no wildcard of one reaches into
 /// the other; letters have no case to AWS here.
-fn halves_hold(left: &str, right: &str, hold: fn(&str, &str) -> bool) -> bool {
+pub(super) fn halves_hold(left: &str, right: &str, hold: fn(&str, &str) -> bool) -> bool {
     let (left, right) = (left.to_ascii_lowercase(), right.to_ascii_lowercase());
     let ((service, name), (other_service, other_name)) = (halves(&left), halves(&right));
     hold(service, other_service) && hold(name, other_name)
@@ -326,6 +353,32 @@ mod tests {
             found(&json!({"Action": ["sts:GetCallerIdentity", "sts:TagSession", "sts:Decode*"]})),
             []
         );
+    }
+
+    #[test]
+    fn an_action_named_for_access_that_outlives_the_lease_is_broad_and_a_wildcard_over_it_is_not() {
+        for action in [
+            "codeartifact:GetAuthorizationToken",
+            "S3:getdataaccess",
+            "sts:GetServiceBearerToken",
+            "signin:*",
+            "lakeformation:GetTemporaryGlue*",
+            "organizations:CreateAccount",
+        ] {
+            let told = Excess::Outliving {
+                action: action.to_owned(),
+            };
+            assert_eq!(found(&json!({"Action": ["s3:GetObject", action]})), [told]);
+        }
+        for action in [
+            "s3:*",
+            "s3:Get*",
+            "ssm:*",
+            "codeartifact:*",
+            "lambda:Create*",
+        ] {
+            assert_eq!(found(&json!({"Action": action})), [], "{action}");
+        }
     }
 
     #[test]

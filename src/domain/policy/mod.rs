@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -16,6 +17,7 @@ mod check;
 mod condition;
 mod error;
 mod grammar;
+mod guard;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ mod tree;
 
 pub use breadth::{Breadth, Excess, breadth_of_managed};
 pub use error::{PolicyError, Problem};
+pub use guard::{OUTLIVING_ACTIONS, Strength, boundary, guard_alone, strength};
 
 /// Characters of an inline session policy, together with the managed ones beside it:
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
@@ -46,18 +49,6 @@ pub const TAGS_MAX: usize = 50;
 /// Bytes of text that [`Document::parse`] reads at all. Far above every limit of AWS, white space
 /// included, and small enough that no caller can make the parser work hard.
 pub const INPUT_MAX: usize = 64 * 1024;
-
-/// Actions by which a principal makes credentials or permissions for itself or others.
-///
-/// Actions of STS are at
-/// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_awssecuritytokenservice.html>.
-pub const MINTING_ACTIONS: [&str; 5] = [
-    "iam:*",
-    "sts:Assume*",
-    "sts:GetFederationToken",
-    "sts:GetSessionToken",
-    "sts:GetWebIdentityToken",
-];
 
 const VERSION: &str = "2012-10-17";
 
@@ -99,10 +90,16 @@ impl Document {
     ///
     /// Nothing is ever lost: if the `Sid` is taken, the added statement gets a number behind it.
     #[must_use]
-    pub fn with_statement(mut self, mut statement: Statement) -> Self {
+    fn with_statement(mut self, mut statement: Statement) -> Self {
         statement.sid = statement.sid.map(|sid| self.free_sid(sid));
         self.statements.push(statement);
         self
+    }
+
+    /// This document, which denies everything after a moment, by AWS's clock.
+    #[must_use]
+    pub fn ending(self, moment: Timestamp) -> Self {
+        self.with_statement(deny_after(moment))
     }
 
     /// Minified JSON as it is sent to AWS: `Version`, `Id`, then the statements in their order; a
@@ -127,30 +124,6 @@ impl Document {
     #[must_use]
     pub fn breadth(&self) -> Vec<Breadth> {
         breadth::of(&self.statements)
-    }
-
-    /// Whether a statement denies all of [`MINTING_ACTIONS`] on everything, whatever the
-    /// circumstances: what makes a permissions boundary fit for issued users.
-    #[must_use]
-    pub fn denies_minting(&self) -> bool {
-        self.statements.iter().any(|statement| {
-            let Actions::Only(actions) = &statement.actions else {
-                return false;
-            };
-            let Resources::Only(resources) = &statement.resources else {
-                return false;
-            };
-            let denied = |minting: &&str| {
-                let covers = |action: &String| {
-                    pattern::covers(&action.to_lowercase(), &minting.to_lowercase())
-                };
-                actions.0.iter().any(covers)
-            };
-            statement.effect == Effect::Deny
-                && statement.condition.is_empty()
-                && resources.0.iter().any(|resource| resource == "*")
-                && MINTING_ACTIONS.iter().all(denied)
-        })
     }
 
     fn free_sid(&self, sid: String) -> String {
@@ -299,39 +272,22 @@ impl Statement {
     }
 }
 
-/// The statement that keeps an issued principal from making credentials: `Deny`
-/// [`MINTING_ACTIONS`] on everything, with the Sid `CredbrokerGuard`.
+/// Allows everything: a session policy that does not narrow.
 #[must_use]
-pub fn minting_guard() -> Statement {
-    deny_minting("CredbrokerGuard")
-}
-
-/// The session policy of a grant that names managed policies only: the [`minting_guard`] by itself.
-///
-/// It allows nothing. AWS joins it with the managed ones, which bring the allowing.
-#[must_use]
-pub fn guard_alone() -> Document {
+pub fn everything() -> Document {
+    let allow = Statement::plain(Effect::Allow, "", Texts::of(["*"]), Texts::of(["*"]));
     Document {
         id: None,
-        statements: vec![minting_guard()],
+        statements: vec![allow],
     }
 }
 
-/// The permissions boundary of every IAM user made for a lease: whatever its grant allows, and
-/// never [`MINTING_ACTIONS`].
-///
-/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_boundaries.html>
+/// Denies everything after a moment, and allows nothing: beside managed session policies.
 #[must_use]
-pub fn boundary() -> Document {
-    let allow = Statement::plain(
-        Effect::Allow,
-        "AllowWhatTheGrantAllows",
-        Texts::of(["*"]),
-        Texts::of(["*"]),
-    );
+pub fn nothing_after(moment: Timestamp) -> Document {
     Document {
         id: None,
-        statements: vec![allow, deny_minting("DenyMintingCredentials")],
+        statements: vec![deny_after(moment)],
     }
 }
 
@@ -360,13 +316,14 @@ pub fn canary(probe: Probe) -> Document {
     }
 }
 
-fn deny_minting(sid: &str) -> Statement {
-    Statement::plain(
-        Effect::Deny,
-        sid,
-        Texts::of(MINTING_ACTIONS),
-        Texts::of(["*"]),
-    )
+/// The moment in whole seconds:
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html#condition-keys-currenttime>.
+fn deny_after(moment: Timestamp) -> Statement {
+    let moment = moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let mut deny = Statement::plain(Effect::Deny, "", Texts::of(["*"]), Texts::of(["*"]));
+    let condition = &mut deny.condition;
+    condition.add("DateGreaterThan", "aws:CurrentTime", Texts::of([moment]));
+    deny
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

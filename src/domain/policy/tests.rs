@@ -387,18 +387,67 @@ fn an_error_repeats_at_most_80_characters_of_the_document_and_escapes_them() {
 
 #[test]
 fn the_guard_and_the_boundary_are_what_parsing_would_accept() {
-    assert_eq!(Document::new(vec![minting_guard()]), Ok(guard_alone()));
-    for document in [guard_alone(), boundary()] {
+    let guarded = allow(&["s3:GetObject"], &["*"]).guarded();
+    for document in [guard_alone(), boundary(), guarded] {
         assert_eq!(Document::parse(&document.to_json()), Ok(document));
     }
+    assert!(OUTLIVING_ACTIONS.is_sorted());
+    assert!(boundary().size() <= SESSION_POLICY_MAX);
+}
+
+/// The actions that the last statement denies.
+fn guard_of(document: &Document) -> Vec<&str> {
+    let guard = document.statements.last().unwrap();
     assert_eq!(
-        boundary().to_json(),
-        concat!(
-            r#"{"Version":"2012-10-17","Statement":[{"Sid":"AllowWhatTheGrantAllows","Effect":"Allow","Action":"*","Resource":"*"},"#,
-            r#"{"Sid":"DenyMintingCredentials","Effect":"Deny","Action":["iam:*","sts:Assume*","sts:GetFederationToken","#,
-            r#""sts:GetSessionToken","sts:GetWebIdentityToken"],"Resource":"*"}]}"#,
-        )
+        (guard.effect, guard.sid()),
+        (Effect::Deny, Some("CredbrokerGuard"))
     );
+    let Actions::Only(denied) = &guard.actions else {
+        panic!("{guard:?}");
+    };
+    denied.0.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn the_guard_denies_what_a_policy_could_reach_and_always_iam_and_the_credentials_of_sts() {
+    let always = [
+        "iam:*",
+        "lambda:CreateMicrovm*Token",
+        "s3:GetDataAccess",
+        "sts:Assume*",
+        "sts:Get*Token",
+    ];
+    for (allowed, denied) in [
+        ("s3:GetObject", &[][..]),
+        ("codeartifact:*", &["codeartifact:GetAuthorizationToken"]),
+        ("SSM:get?ccess*", &["ssm:GetAccessToken"]),
+        ("sts:GetCallerIdentity", &[]),
+        (
+            "ssm:*",
+            &["ssm:GetAccessToken", "ssm:RequestManagedInstanceRoleToken"],
+        ),
+    ] {
+        let mut expected = [&always[..], denied].concat();
+        expected.sort_unstable();
+        let guarded = allow(&[allowed], &["*"]).guarded();
+        assert_eq!(guard_of(&guarded), expected, "{allowed}");
+    }
+    let everything = allow(&["*"], &["*"]);
+    assert_eq!(guard_of(&everything.guarded()), OUTLIVING_ACTIONS);
+    let managed_beside = allow(&["s3:GetObject"], &["*"]).guarded_against_all();
+    assert_eq!(guard_of(&managed_beside), OUTLIVING_ACTIONS);
+}
+
+#[test]
+fn the_guard_denies_all_that_a_not_action_leaves_allowed() {
+    let text = r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","NotAction":["codeartifact:*","s3:*","sso:*","sts:*"],"Resource":"*"}}"#;
+    let guarded = Document::parse(text).unwrap().guarded();
+    let left_out = ["codeartifact:GetAuthorizationToken", "sso:*"];
+    let expected: Vec<_> = OUTLIVING_ACTIONS
+        .into_iter()
+        .filter(|action| !left_out.contains(action))
+        .collect();
+    assert_eq!(guard_of(&guarded), expected);
 }
 
 #[test]
@@ -416,11 +465,23 @@ fn a_canary_may_make_the_call_of_its_probe_alone() {
 }
 
 #[test]
+fn an_end_in_the_policy_takes_121_characters() {
+    let ends: Timestamp = "2026-12-01T13:05:00.9Z".parse().unwrap();
+    let document = allow(&["s3:GetObject"], &["*"]).guarded();
+    let ending = document.clone().ending(ends);
+    let json = ending.to_json();
+    let end = r#"{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateGreaterThan":{"aws:CurrentTime":"2026-12-01T13:05:00Z"}}}"#;
+    assert!(json.contains(end), "{json}");
+    assert_eq!(ending.size() - document.size(), 121);
+    for document in [ending, nothing_after(ends), everything().ending(ends)] {
+        assert_eq!(Document::parse(&document.to_json()), Ok(document));
+    }
+}
+
+#[test]
 fn an_added_statement_replaces_none_and_keeps_every_sid_unique() {
-    let document = allow(&["s3:GetObject"], &["*"])
-        .with_statement(minting_guard())
-        .with_statement(minting_guard());
-    let guarded = document.with_statement(minting_guard());
+    let document = allow(&["s3:GetObject"], &["*"]).guarded().guarded();
+    let guarded = document.guarded();
     let sids: Vec<_> = guarded.statements.iter().map(Statement::sid).collect();
     assert_eq!(
         sids,
@@ -435,23 +496,27 @@ fn an_added_statement_replaces_none_and_keeps_every_sid_unique() {
 }
 
 #[test]
-fn only_an_unconditional_denial_of_all_minting_makes_a_boundary() {
-    assert!(boundary().denies_minting());
-    assert!(deny_all().denies_minting());
+fn only_an_unconditional_denial_makes_a_boundary_and_an_earlier_versions_is_outdated() {
+    assert_eq!(strength(&boundary()), Strength::Full);
+    assert_eq!(strength(&deny_all()), Strength::Full);
     let all = Statement::allow("", ["*"], ["*"]).unwrap();
-    assert!(!Document::new(vec![all.clone()]).unwrap().denies_minting());
-    let iam_alone = Statement::deny("", ["iam:*"], ["*"]).unwrap();
-    assert!(
-        !Document::new(vec![all.clone(), iam_alone])
-            .unwrap()
-            .denies_minting()
-    );
-    let sometimes = minting_guard()
+    let with = |denied: Statement| Document::new(vec![all.clone(), denied]).unwrap();
+    let earlier = [
+        "iam:*",
+        "sts:Assume*",
+        "sts:GetFederationToken",
+        "sts:GetSessionToken",
+        "sts:GetWebIdentityToken",
+    ];
+    let earlier = with(Statement::deny("", earlier, ["*"]).unwrap());
+    assert_eq!(strength(&earlier), Strength::Outdated);
+    let iam_alone = with(Statement::deny("", ["iam:*"], ["*"]).unwrap());
+    assert_eq!(strength(&iam_alone), Strength::Weak);
+    let sometimes = Statement::deny("", OUTLIVING_ACTIONS, ["*"])
+        .unwrap()
         .when("Bool", "aws:SecureTransport", ["false"])
         .unwrap();
-    assert!(
-        !Document::new(vec![all, sometimes])
-            .unwrap()
-            .denies_minting()
-    );
+    assert_eq!(strength(&with(sometimes)), Strength::Weak);
+    let nothing = Document::new(vec![all.clone()]).unwrap();
+    assert_eq!(strength(&nothing), Strength::Weak);
 }

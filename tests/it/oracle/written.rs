@@ -97,6 +97,11 @@ fn assert_mints_nothing(layers: &Layers) {
         "sts:GetFederationToken",
         "sts:GetSessionToken",
         "sts:GetWebIdentityToken",
+        "sts:GetDelegatedAccessToken",
+        "s3:GetDataAccess",
+        "signin:CreateOAuth2Token",
+        "sso:CreateAccountAssignment",
+        "codeartifact:GetAuthorizationToken",
     ] {
         assert!(!layers.allow(action, user, &[]), "{action}");
     }

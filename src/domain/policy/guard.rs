@@ -1,0 +1,208 @@
+//! The guard: what every issued credential is denied, because it makes access that outlives it.
+//!
+//! A denial of a session, or the end of its lease, does not reach credentials, tokens and logins
+//! that were made from it. `tests/it/oracle/outliving.rs` compares [`OUTLIVING_ACTIONS`] with the
+//! service authorization reference, AWS's list of all its actions: each action there that may
+//! make a token is denied here, or listed with the reason why not.
+//! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
+
+use super::breadth::halves_hold;
+use super::pattern::{covers, intersects};
+use super::{Actions, Document, Effect, Resources, Statement, Texts};
+
+/// Actions by which a principal makes credentials or permissions that reach any service.
+///
+/// Actions of STS are at
+/// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_awssecuritytokenservice.html>.
+pub(super) const MINTING_ACTIONS: [&str; 5] = [
+    "iam:*",
+    "sts:Assume*",
+    "sts:GetFederationToken",
+    "sts:GetSessionToken",
+    "sts:GetWebIdentityToken",
+];
+
+/// Actions that a resource's policy may allow to a session whatever its own policies leave out,
+/// so that the guard denies them to every session: the trust policy of a role, or the policy of an
+/// Access Grants instance or of a function, may name a session.
+const ALWAYS_DENIED: [&str; 5] = [
+    "iam:*",
+    "lambda:CreateMicrovm*Token",
+    "s3:GetDataAccess",
+    "sts:Assume*",
+    "sts:Get*Token",
+];
+
+/// Every action by which a principal makes access that outlives it: credentials, bearer tokens,
+/// sign-ins, standing keys, and identities beside IAM's. Sorted.
+pub const OUTLIVING_ACTIONS: [&str; 46] = [
+    "athena:GetSessionEndpoint",
+    "bedrock-agentcore:GetWorkloadAccessToken*",
+    "cloud9:ModifyTemporaryCredentialsOnEnvironmentEC2",
+    "cloudshell:PutCredentials",
+    "cloudwatch:AssumeAccessProfile",
+    "cloudwatch:GetSpaceCredentials*",
+    "codeartifact:GetAuthorizationToken",
+    "cognito-identity:GetCredentialsForIdentity",
+    "cognito-identity:GetOpenIdToken*",
+    "connect:AdminGetEmergencyAccessToken",
+    "connect:GetFederationToken",
+    "datazone:Get*Credentials",
+    "datazone:GetIamPortalLoginUrl",
+    "deadline:Assume*",
+    "ds:EnableRoleAccess",
+    "eks-auth:*",
+    "elasticmapreduce:GetClusterSessionCredentials",
+    "elasticmapreduce:GetSessionEndpoint",
+    "emr-containers:GetManagedEndpointSessionCredentials",
+    "emr-serverless:GetSessionEndpoint",
+    "finspace-api:GetProgrammaticAccessCredentials",
+    "gamelift:GetComputeA*",
+    "gamelift:GetInstanceAccess",
+    "gamelift:RequestUploadCredentials",
+    "glue:GlueNotebookRefreshCredentials",
+    "iam:*",
+    "identitystore:*",
+    "iq-permission:*",
+    "lakeformation:GetTemporary*",
+    "lambda:CreateMicrovm*Token",
+    "license-manager:CreateToken",
+    "license-manager:GetAccessToken",
+    "lightsail:CreateBucketAccessKey",
+    "organizations:*",
+    "q:CreateScimAccessToken",
+    "rolesanywhere:*",
+    "s3:GetDataAccess",
+    "signin:*",
+    "ssm:GetAccessToken",
+    "ssm:RequestManagedInstanceRoleToken",
+    "sso-directory:*",
+    "sso-oauth:*",
+    "sso:*",
+    "sts:Assume*",
+    "sts:Get*Token",
+    "workmail:AssumeImpersonationRole",
+];
+
+impl Document {
+    /// This document with the guard against what it could reach of [`OUTLIVING_ACTIONS`]: the
+    /// statement `CredbrokerGuard` at its end, which leaves out what no `Allow` of it matches.
+    #[must_use]
+    pub fn guarded(self) -> Self {
+        let denied = OUTLIVING_ACTIONS
+            .into_iter()
+            .filter(|action| ALWAYS_DENIED.contains(action) || self.may_allow(action));
+        let guard = deny(GUARD, denied);
+        self.with_statement(guard)
+    }
+
+    /// This document with the guard against all of [`OUTLIVING_ACTIONS`]: for one that managed
+    /// policies, which the broker does not read, stand beside.
+    #[must_use]
+    pub fn guarded_against_all(self) -> Self {
+        self.with_statement(full())
+    }
+
+    /// Whether one statement denies these actions on everything, whatever the circumstances.
+    fn denies(&self, denied: &[&str]) -> bool {
+        self.statements.iter().any(|statement| {
+            let Actions::Only(actions) = &statement.actions else {
+                return false;
+            };
+            let Resources::Only(resources) = &statement.resources else {
+                return false;
+            };
+            let is_denied = |asked: &&str| actions.cover(asked);
+            statement.effect == Effect::Deny
+                && statement.condition.is_empty()
+                && resources.0.iter().any(|resource| resource == "*")
+                && denied.iter().all(is_denied)
+        })
+    }
+
+    /// Whether an `Allow` of it matches some action of this pattern.
+    fn may_allow(&self, pattern: &str) -> bool {
+        let allows = |statement: &Statement| match &statement.actions {
+            Actions::Only(actions) => actions
+                .0
+                .iter()
+                .any(|action| halves_hold(action, pattern, intersects)),
+            Actions::AllBut(actions) => !actions.cover(pattern),
+        };
+        self.statements
+            .iter()
+            .any(|statement| statement.effect == Effect::Allow && allows(statement))
+    }
+}
+
+impl Texts {
+    /// Whether one of these patterns of actions matches every action of `pattern`.
+    fn cover(&self, pattern: &str) -> bool {
+        self.0
+            .iter()
+            .any(|whole| halves_hold(whole, pattern, covers))
+    }
+}
+
+/// How far a permissions boundary keeps issued users from making access that outlives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strength {
+    /// It denies all of [`OUTLIVING_ACTIONS`].
+    Full,
+    /// It denies IAM and the credentials of STS, but not all that this version knows of: it was
+    /// written by an earlier one.
+    Outdated,
+    /// It leaves IAM or credentials of STS to an issued user.
+    Weak,
+}
+
+/// How far this permissions boundary holds.
+#[must_use]
+pub fn strength(boundary: &Document) -> Strength {
+    if boundary.denies(&OUTLIVING_ACTIONS) {
+        Strength::Full
+    } else if boundary.denies(&MINTING_ACTIONS) {
+        Strength::Outdated
+    } else {
+        Strength::Weak
+    }
+}
+
+/// The session policy of a grant that names managed policies only: the guard by itself.
+///
+/// It allows nothing. AWS joins it with the managed ones, which bring the allowing.
+#[must_use]
+pub fn guard_alone() -> Document {
+    Document {
+        id: None,
+        statements: vec![full()],
+    }
+}
+
+/// The permissions boundary of every IAM user made for a lease: whatever its grant allows, and
+/// never [`OUTLIVING_ACTIONS`].
+///
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_boundaries.html>
+#[must_use]
+pub fn boundary() -> Document {
+    let allow = Statement::plain(
+        Effect::Allow,
+        "AllowWhatTheGrantAllows",
+        Texts::of(["*"]),
+        Texts::of(["*"]),
+    );
+    Document {
+        id: None,
+        statements: vec![allow, deny("DenyMintingCredentials", OUTLIVING_ACTIONS)],
+    }
+}
+
+const GUARD: &str = "CredbrokerGuard";
+
+fn full() -> Statement {
+    deny(GUARD, OUTLIVING_ACTIONS)
+}
+
+fn deny(sid: &str, actions: impl IntoIterator<Item = &'static str>) -> Statement {
+    Statement::plain(Effect::Deny, sid, Texts::of(actions), Texts::of(["*"]))
+}
