@@ -95,10 +95,7 @@ async fn revoke(admin: &Client, service: &str, keys: &[Key]) -> [Duration; 2] {
     for prober in probers {
         last = last.max(prober.await.unwrap());
     }
-    let claims = answer
-        .leases
-        .iter()
-        .map(RevokedLease::refused_after_seconds);
+    let claims = answer.leases.iter().map(RevokedLease::gone_after_seconds);
     let claimed = Duration::from_secs_f64(claims.fold(0.0, f64::max));
     [last - began, claimed]
 }

@@ -77,6 +77,8 @@ struct Leaf {
     #[serde(skip_serializing_if = "Option::is_none")]
     refused_after_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    gone_after_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     evidence: Option<String>,
 }
 
@@ -147,6 +149,7 @@ pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
         late: event.late,
         holder: text(event.holder.as_ref()),
         refused_after_seconds: event.refused_after.as_ref().map(Duration::as_secs_f64),
+        gone_after_seconds: event.gone_after.as_ref().map(Duration::as_secs_f64),
         evidence: event.evidence.clone(),
     };
     Ok(serde_json::to_vec(&leaf)?)
@@ -201,19 +204,23 @@ pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
             late: leaf.late,
             holder: optional(leaf.holder.as_deref(), "holder")?,
             evidence: leaf.evidence,
-            refused_after: leaf
-                .refused_after_seconds
-                .map(to_the_millisecond)
-                .transpose()?,
+            refused_after: to_the_millisecond(leaf.refused_after_seconds, "refused_after_seconds")?,
+            gone_after: to_the_millisecond(leaf.gone_after_seconds, "gone_after_seconds")?,
         },
     })
 }
 
-fn to_the_millisecond(seconds: f64) -> Result<Duration, LeafError> {
-    let none = || LeafError::Field("refused_after_seconds");
+fn to_the_millisecond(
+    seconds: Option<f64>,
+    field: &'static str,
+) -> Result<Option<Duration>, LeafError> {
+    let Some(seconds) = seconds else {
+        return Ok(None);
+    };
+    let none = || LeafError::Field(field);
     let precise = Duration::try_from_secs_f64(seconds).map_err(|_| none())?;
     let millis = u64::try_from((precise.as_micros() + 500) / 1000).map_err(|_| none())?;
-    Ok(Duration::from_millis(millis))
+    Ok(Some(Duration::from_millis(millis)))
 }
 
 /// No record tells a time more precisely than it is written.

@@ -180,12 +180,13 @@ impl Issuer for AwsAccount {
             KindSpec::AssumeRole { .. } => {
                 let admin = session.admin.get();
                 let admin = admin.map_or("the broker's IAM user", |admin| &admin.arn);
-                let made = sts::assume_role(clients, &sts::Session::of(issue, lease), admin).await;
+                let asked = sts::Session::of(issue, lease, clients.now());
+                let made = sts::assume_role(clients, &asked, admin).await;
                 made.map_err(untouched)
             }
             KindSpec::FederationToken { .. } => {
-                let made =
-                    sts::get_federation_token(clients, &sts::Session::of(issue, lease)).await;
+                let asked = sts::Session::of(issue, lease, clients.now());
+                let made = sts::get_federation_token(clients, &asked).await;
                 made.map_err(untouched)
             }
             KindSpec::IamUser { .. } => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_sts::operation::{RequestId, get_caller_identity::GetCallerIdentityOutput};
 use aws_sdk_sts::types::{Credentials as StsCredentials, PolicyDescriptorType, Tag as StsTag};
+use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
@@ -24,6 +25,10 @@ use crate::{
     },
 };
 
+/// Time that a request may take to reach AWS: a session's policy ends it so much later than its
+/// length says.
+const ON_THE_WAY: Duration = Duration::from_secs(60);
+
 /// A session to be made.
 pub(super) struct Session<'a> {
     pub(super) spec: &'a GrantSpec,
@@ -37,13 +42,16 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// The one that is issued under a lease.
-    pub(super) fn of(issue: &'a Issue, binding: &'a Binding) -> Self {
+    /// The one that is issued under a lease, at `now`.
+    pub(super) fn of(issue: &'a Issue, binding: &'a Binding, now: Timestamp) -> Self {
         let spec = &issue.grant.spec;
+        let ends = now
+            .checked_add(issue.ttl + ON_THE_WAY)
+            .unwrap_or(Timestamp::MAX);
         Self {
             spec,
             binding,
-            policy: spec.effective_policy().map(|document| document.to_json()),
+            policy: spec.session_policy(ends).map(|document| document.to_json()),
             managed: &spec.managed_policies,
             ttl: issue.ttl,
             purpose: Purpose::Begin,

@@ -34,7 +34,7 @@ const SETTLED: SignedDuration = SignedDuration::from_mins(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// What of several brokers one replaces at a time.
-const CLAIM: &str = "admin key";
+pub(super) const CLAIM: &str = "admin key";
 
 /// How the admin key is kept.
 #[derive(Debug, Default)]
@@ -171,23 +171,24 @@ impl Broker {
     ) -> Result<AdminKeyStatus, Error> {
         let broker = Arc::clone(self);
         self.detached(async move {
-            let kept = broker.store().admin_key().await?;
-            let kept = kept.ok_or_else(|| {
-                wrong_state(
-                    "ADMIN_KEY_NOT_KEPT",
-                    "the admin key comes from the standard AWS chain, so the broker cannot replace it",
-                    "give it to the broker first: `credbroker admin-key import`",
-                )
-            })?;
-            let mut key = broker
-                .begin_rotation(By::Caller(&caller), kept)
-                .await?;
+            let kept = broker.kept_admin_key().await?;
+            let mut key = broker.begin_rotation(By::Caller(&caller), kept).await?;
             while matches!(key.phase, Phase::Creating | Phase::Proving { .. }) {
                 key = broker.take_step(key).await?;
             }
             Ok(broker.told(Some(key)).await)
         })
         .await
+    }
+
+    pub(super) async fn kept_admin_key(&self) -> Result<AdminKey, Error> {
+        self.store().admin_key().await?.ok_or_else(|| {
+            wrong_state(
+                "ADMIN_KEY_NOT_KEPT",
+                "the admin key comes from the standard AWS chain, so the broker cannot replace it",
+                "give it to the broker first: `credbroker admin-key import`",
+            )
+        })
     }
 
     /// Goes on with what is due of a replacement, and begins one on schedule.
@@ -239,7 +240,7 @@ impl Broker {
     }
 
     /// One step at a time: whoever waits for a rotation and the clean-up share them.
-    async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
+    pub(super) async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
         let _one_at_a_time = self.rotating.lock().await;
         let _of_all = self.claim(CLAIM).await?;
         let stored = self.store().admin_key().await?;
@@ -340,7 +341,11 @@ impl Broker {
 
     /// Only with one key of the user in AWS: then whatever is there beside it later is
     /// of this rotation's making.
-    async fn begin_rotation(&self, by: By<'_>, key: AdminKey) -> Result<AdminKey, Error> {
+    pub(super) async fn begin_rotation(
+        &self,
+        by: By<'_>,
+        key: AdminKey,
+    ) -> Result<AdminKey, Error> {
         let current = key.current.id.as_str();
         if key.phase == Phase::Steady {
             let keys = self.parts.keyring.keys(&key.user).await?;
@@ -387,7 +392,7 @@ impl Broker {
     /// Deletes every key of the user but the one at work: which that is, is read once more
     /// before each, since another broker may have gone on with a replacement while this one
     /// was stopped.
-    async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), Error> {
+    pub(super) async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), Error> {
         let keyring = &self.parts.keyring;
         for lost in keyring.keys(&key.user).await? {
             if lost != key.current.id.as_str() {
@@ -402,7 +407,7 @@ impl Broker {
         Ok(())
     }
 
-    async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
+    pub(super) async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
         AdminKeyStatus {
             rotates_at: kept.as_ref().and_then(|kept| self.rotates_at(kept)),
             kept,
@@ -418,7 +423,7 @@ impl Broker {
         (key.phase == Phase::Steady).then_some(at)
     }
 
-    async fn replace_admin_key(
+    pub(super) async fn replace_admin_key(
         &self,
         from: Option<u64>,
         key: &AdminKey,

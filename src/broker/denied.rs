@@ -45,5 +45,6 @@ pub(super) fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'
         scope: Scope::Service,
         ..denial.against.clone()
     };
-    stands(&denial.against).or_else(|| stands(&whole))
+    let whole = (denial.against.scope != Scope::Everyone).then_some(whole);
+    stands(&denial.against).or_else(|| stands(&whole?))
 }

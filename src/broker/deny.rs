@@ -378,6 +378,7 @@ impl Broker {
             confirmed => confirmed?,
         };
         let after = now.duration_since(denial.asked_at);
+        self.denying.settling.keep(confirmed.clone(), seen.trial);
         Ok(Denied {
             denial: confirmed,
             refused_after_seconds: Some(after.as_secs_f64()),

@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use crate::{
-    broker::{Broker, Error, claims::Claim, ports::Put, trial::Trial},
+    broker::{Broker, Error, claims::Claim, ports::Put, settle::Settling, trial::Trial},
     domain::{
         denial::{Against, Denial, Holder, Place},
         policy::Document,
@@ -23,6 +23,8 @@ pub(super) struct Denying {
     places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
     /// Sessions by which denials are tried that AWS did not enforce in time.
     pub(super) trials: Mutex<HashMap<Against, Trial>>,
+    /// Denials that AWS was seen to enforce, before the second look.
+    pub(super) settling: Settling,
     /// Places where what stands may be neither this broker's last word nor another's, and from
     /// when on they are to be written once more.
     unsure: Mutex<BTreeSet<(Place, Instant)>>,

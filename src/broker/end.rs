@@ -257,7 +257,7 @@ impl Broker {
             let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
             let audit = match (ended.cause(), asked) {
                 (Some(Cause::Revoked(_)), Some(asked)) => {
-                    audit.refused_after(now.duration_since(asked))
+                    audit.gone_after(now.duration_since(asked))
                 }
                 _ => audit,
             };

@@ -181,7 +181,7 @@ impl Following {
         let ended = ended.map_err(|_| Error::watcher_too_slow())?;
         Ok(ended.service == self.grant.service
             && match &ended.scope {
-                Scope::Service => true,
+                Scope::Everyone | Scope::Service => true,
                 Scope::Grant(grant) => *grant == self.grant.grant,
                 Scope::Lease(id) => self.held.as_ref().is_some_and(|held| held.lease_id == *id),
             })

@@ -221,6 +221,7 @@ fn names_the_admin_key(event: &AuditEvent) -> bool {
             || matches!(
                 event.event,
                 Event::AdminKeyRotating
+                    | Event::AdminKeyStolen
                     | Event::AdminKeyCreated
                     | Event::AdminKeyDeactivated
                     | Event::AdminKeyRotated

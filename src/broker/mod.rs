@@ -35,9 +35,11 @@ mod repeat;
 mod retention;
 mod revoke;
 mod services;
+mod settle;
 mod share;
 mod sinks;
 mod status;
+mod stolen;
 mod time;
 mod trial;
 mod under_way;
@@ -68,9 +70,10 @@ pub use self::{
     operators::NewOperator,
     reconcile::Reconciliation,
     renew::RenewedLease,
-    revoke::{Preview, Progress, Revocation, RevokedLease},
+    revoke::{Preview, Progress, Revocation, RevokedLease, SeenEnd},
     services::NewToken,
     status::Status,
+    stolen::{StolenKeyReplaced, StolenProgress},
     trial::PROOF_LIMIT,
     watch::{Ended, Watch},
 };

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How many IAM users of a service are taken away at the same time.
-const PARALLEL: usize = 8;
+pub(super) const PARALLEL: usize = 8;
 /// Interval at which an open revocation is looked at.
 const STAY_EVERY: Duration = Duration::from_millis(500);
 /// How long an issue under way may take to see that it was revoked and clean up.
@@ -46,10 +46,40 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct RevokedLease {
     /// As it stands now.
     pub lease: Lease,
-    /// Seconds from the request until AWS refused the credential, if it does.
-    pub refused_after_seconds: Option<f64>,
+    /// How it was seen to have ended; `None` when that was not seen.
+    pub seen: Option<SeenEnd>,
     /// What is still open, in words.
     pub notice: Option<String>,
+}
+
+/// How a credential was seen to have ended, in seconds from the request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum SeenEnd {
+    /// AWS refused a call of such a session.
+    Refused(f64),
+    /// AWS shows the user and its key no more, or the session was never handed out. No call of the
+    /// credential's was refused: the broker does not keep it.
+    Gone(f64),
+}
+
+impl SeenEnd {
+    /// Seconds until AWS refused it.
+    #[must_use]
+    pub const fn refused_after_seconds(self) -> Option<f64> {
+        match self {
+            Self::Refused(seconds) => Some(seconds),
+            Self::Gone(_) => None,
+        }
+    }
+
+    /// Seconds until it was gone.
+    #[must_use]
+    pub const fn gone_after_seconds(self) -> Option<f64> {
+        match self {
+            Self::Refused(_) => None,
+            Self::Gone(seconds) => Some(seconds),
+        }
+    }
 }
 
 /// What became of a revoked service or grant.
@@ -70,12 +100,12 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Whether AWS has been seen to refuse every credential.
+    /// Whether AWS has been seen to refuse every session, and shows every user gone.
     #[must_use]
     pub fn confirmed(&self) -> bool {
-        let refused = |lease: &RevokedLease| lease.refused_after_seconds.is_some();
+        let ended = |lease: &RevokedLease| lease.seen.is_some();
         self.unreadable == 0
-            && self.leases.iter().all(refused)
+            && self.leases.iter().all(ended)
             && self.denials.iter().all(|denied| denied.denial.is_refused())
     }
 }
@@ -133,7 +163,7 @@ impl Broker {
         .await
     }
 
-    async fn revoke_saga(
+    pub(super) async fn revoke_saga(
         self: &Arc<Self>,
         caller: &Caller,
         target: &Target,
@@ -229,7 +259,7 @@ impl Broker {
         let live = self.store().live_leases(service, target.grant()).await?;
         let live: BTreeSet<&LeaseId> = live.iter().map(|lease| &lease.binding.lease_id).collect();
         let open = revocation.leases.iter_mut();
-        for revoked in open.filter(|revoked| revoked.refused_after_seconds.is_none()) {
+        for revoked in open.filter(|revoked| revoked.seen.is_none()) {
             let (id, removal) = (&revoked.lease.binding.lease_id, revoked.lease.removal());
             // A session whose time is up was not refused by that.
             let binding = &revoked.lease.binding;
@@ -246,9 +276,14 @@ impl Broker {
                 continue;
             };
             let after = lease.ended_at().zip(asked_at);
+            let after = after.map(|(at, asked)| at.duration_since(asked).as_secs_f64());
+            let seen = if is_session {
+                SeenEnd::Refused
+            } else {
+                SeenEnd::Gone
+            };
             *revoked = RevokedLease {
-                refused_after_seconds: after
-                    .map(|(at, asked)| at.duration_since(asked).as_secs_f64()),
+                seen: after.map(seen),
                 lease,
                 notice: None,
             };
@@ -401,7 +436,7 @@ impl Broker {
             Ok(taken) => self.as_revoked_since(taken, asked),
             Err(error) => RevokedLease {
                 lease: before,
-                refused_after_seconds: None,
+                seen: None,
                 notice: Some(format!("{error}; the broker goes on trying")),
             },
         }
@@ -411,7 +446,7 @@ impl Broker {
     pub(super) fn as_revoked_since(&self, taken: TakenAway, asked: Timestamp) -> RevokedLease {
         let seconds = self.now().duration_since(asked).as_secs_f64();
         RevokedLease {
-            refused_after_seconds: taken.notice.is_none().then_some(seconds),
+            seen: taken.notice.is_none().then_some(SeenEnd::Gone(seconds)),
             lease: taken.lease,
             notice: taken.notice,
         }
@@ -472,14 +507,14 @@ pub(super) fn as_denied(lease: Lease, denied: Option<&Denied>, now: Timestamp) -
     if seconds.is_some() {
         return RevokedLease {
             lease: lease.clone().finish(now).unwrap_or(lease),
-            refused_after_seconds: seconds,
+            seen: seconds.map(SeenEnd::Refused),
             notice: None,
         };
     }
     let notice = denied.and_then(|denied| denied.notice.clone());
     RevokedLease {
         notice: notice.or_else(|| still_honoured(&lease, now)),
-        refused_after_seconds: None,
+        seen: None,
         lease,
     }
 }

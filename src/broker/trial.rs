@@ -14,13 +14,13 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     broker::{
         Broker, By, Error,
-        ports::{AwsFailure, Found, RefusalCause, Verdict},
+        ports::{AwsFailure, Found, RefusalCause, StoreError, Verdict},
     },
     domain::{
         audit::Event,
         credential::Credentials,
         denial::{Denial, Holder, Newer, Scope, denies_all, may_meet},
-        grant::{Grant, Kind, KindSpec},
+        grant::{Grant, GrantSpec, Kind, KindSpec},
         lease::{Binding, Lease},
         name::LeaseId,
         probe::Probe,
@@ -54,21 +54,39 @@ pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 pub(super) struct Trial {
     credentials: Credentials,
     probe: Probe,
-    region: Option<String>,
-    /// Whether AWS let it before the denial.
-    allowed: bool,
+    /// Where it is tried: the grant's region first, then each `probe_regions` of the grant.
+    pub(super) regions: Vec<Region>,
     /// When AWS made it, by AWS's clock.
     issued: Timestamp,
     /// When the denial was asked for that it is made for.
     asked_at: Timestamp,
 }
 
-/// A refusal that was seen.
+/// A region that a session is tried in.
+#[derive(Clone)]
+pub(super) struct Region {
+    /// Its name; `None` for the broker's own.
+    pub(super) name: Option<String>,
+    /// Whether AWS let the session there before the denial.
+    allowed: bool,
+}
+
+/// Refusals that were seen.
 pub(super) struct Seen {
-    /// The call that AWS refused, and its region.
+    /// The call that AWS refused, and the regions.
     pub(super) by: String,
-    /// AWS's words.
+    /// AWS's words, in the last of them.
     pub(super) said: String,
+    /// The session that was refused.
+    pub(super) trial: Trial,
+}
+
+/// Why AWS was not seen to refuse in a region.
+enum NotSeen {
+    /// Nor can it be by this session.
+    Dead(String),
+    /// AWS's last words before the time was up.
+    Late(String),
 }
 
 /// Why there is no session to try a denial by.
@@ -100,11 +118,7 @@ impl Broker {
         if let Some(trial) = self.kept_trial(&denial) {
             return Ok((denial, Ok(trial)));
         }
-        let Some(grant) = self
-            .store()
-            .grant_version(&denial.grant, denial.grant_version)
-            .await?
-        else {
+        let Some(grant) = self.grant_to_try_by(&denial).await? else {
             let why = format!("grant {} is not known any more", denial.grant);
             return Ok((denial, Err(Untried::Because(why))));
         };
@@ -114,7 +128,8 @@ impl Broker {
         );
         self.wait_out_denials(&denial).await?;
         if self.reach(&denial, self.now()).await?.is_none() {
-            return Ok((denial, Err(would_hit_others())));
+            let too_late = too_late(&denial);
+            return Ok((denial, Err(too_late)));
         }
         let audit = self
             .event(By::Broker, Event::CanaryRequested)
@@ -127,7 +142,8 @@ impl Broker {
         };
         let issued = issued(&credentials, Kind::ttl_bounds(binding.kind).0);
         let Some(reaching) = self.reach(&denial, issued).await? else {
-            return Ok((denial, Err(would_hit_others())));
+            let too_late = too_late(&denial);
+            return Ok((denial, Err(too_late)));
         };
         let audit = self
             .event(By::Broker, Event::CanaryIssued)
@@ -141,8 +157,7 @@ impl Broker {
         let trial = Trial {
             credentials,
             probe,
-            region: region(&grant.spec.kind),
-            allowed: false,
+            regions: regions(&grant.spec),
             issued,
             asked_at: denial.asked_at,
         };
@@ -153,6 +168,26 @@ impl Broker {
             Err(Untried::Because(why))
         });
         Ok((reaching, tried))
+    }
+
+    /// The grant that a session to try it by is made under. Everyone's sessions are tried by one that
+    /// only everyone's denial meets; at a user there may be no grant for it.
+    async fn grant_to_try_by(&self, denial: &Denial) -> Result<Option<Grant>, StoreError> {
+        let (name, version) = (&denial.grant, denial.grant_version);
+        if denial.against.scope != Scope::Everyone {
+            return self.store().grant_version(name, version).await;
+        }
+        if let Holder::User(_) = &denial.against.holder {
+            return Ok(Some(Grant {
+                name: name.clone(),
+                version,
+                spec: GrantSpec::federation(),
+                created_at: denial.asked_at,
+                created_by: name.service.clone(),
+            }));
+        }
+        let grant = self.store().grant_version(name, version).await?;
+        Ok(grant.as_ref().map(without_source_identity))
     }
 
     /// The denial as it meets a session issued at that moment, and no session that somebody
@@ -206,7 +241,7 @@ impl Broker {
     fn canary_binding(&self, denial: &Denial, grant: &Grant) -> Binding {
         let id = match &denial.against.scope {
             Scope::Lease(id) => id.clone(),
-            Scope::Service | Scope::Grant(_) => {
+            Scope::Everyone | Scope::Service | Scope::Grant(_) => {
                 LeaseId::new(self.now(), self.parts.random.as_ref())
             }
         };
@@ -214,7 +249,15 @@ impl Broker {
             Holder::User(user) => Some(user.clone()),
             Holder::Role(_) => None,
         };
-        Binding::new(id, grant, user, None)
+        let control = (denial.against.scope == Scope::Everyone).then(|| format!("{CONTROL}{id}"));
+        let binding = Binding::new(id, grant, user, None);
+        match control {
+            Some(aws_name) => Binding {
+                aws_name,
+                ..binding
+            },
+            None => binding,
+        }
     }
 
     async fn canary(
@@ -238,51 +281,63 @@ impl Broker {
             .unwrap_or_else(|_| Err(AwsFailure::no_answer(TRY_LIMIT)))
     }
 
-    /// What AWS says before the denial: a refusal that names a denial proves nothing later.
+    /// Answers of AWS before the denial, in each region: a refusal that names a denial proves
+    /// nothing later.
     async fn try_before(
         &self,
         denial: &Denial,
         grant: &Grant,
-        trial: Trial,
+        mut trial: Trial,
     ) -> Result<Trial, Untried> {
+        let mut is_controlled = false;
+        for at in 0..trial.regions.len() {
+            trial.regions[at].allowed = match self.first_answer(&trial, &trial.regions[at]).await? {
+                Verdict::Allowed => true,
+                Verdict::Refused {
+                    cause: RefusalCause::NotAllowed | RefusalCause::Untold,
+                    ..
+                } => false,
+                Verdict::Refused {
+                    cause: RefusalCause::IdentityDenial,
+                    said,
+                } => {
+                    match self.what_stands(denial, &trial).await {
+                        Stands::Always if is_controlled => {}
+                        Stands::Always => self.try_control(denial, grant, &trial).await?,
+                        Stands::Before => return Err(Untried::Stood),
+                        Stands::Nothing => return Err(denied_anyway(trial.probe, &said)),
+                    }
+                    is_controlled = true;
+                    false
+                }
+                Verdict::Refused { said, .. } => return Err(denied_anyway(trial.probe, &said)),
+                Verdict::Dead => {
+                    let call = self.told_call(&trial, trial.regions[at].name.as_deref());
+                    let why = format!(
+                        "AWS does not accept the session by which the denial is tried ({call})"
+                    );
+                    return Err(Untried::Because(why));
+                }
+            };
+        }
+        Ok(trial)
+    }
+
+    /// AWS's answer in one region; an answer that it does not know the session yet is not the first.
+    async fn first_answer(&self, trial: &Trial, region: &Region) -> Result<Verdict, Untried> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.probe(&trial).await {
-                Ok(Verdict::Allowed) => {
-                    return Ok(Trial {
-                        allowed: true,
-                        ..trial
-                    });
-                }
-                Ok(Verdict::Refused {
-                    cause: RefusalCause::NotAllowed | RefusalCause::Untold,
-                    ..
-                }) => return Ok(trial),
-                Ok(Verdict::Refused {
-                    cause: RefusalCause::OtherDenial,
-                    said,
-                }) => return Err(denied_anyway(trial.probe, &said)),
-                Ok(Verdict::Refused { said, .. }) => {
-                    return match self.what_stands(denial, &trial).await {
-                        Stands::Always => {
-                            self.try_control(denial, grant, &trial).await?;
-                            Ok(trial)
-                        }
-                        Stands::Before => Err(Untried::Stood),
-                        Stands::Nothing => Err(denied_anyway(trial.probe, &said)),
-                    };
-                }
-                Ok(Verdict::Dead) if tries == TRIES => {
-                    let why = "AWS does not accept the session by which the denial is tried";
-                    return Err(Untried::Because(why.to_owned()));
-                }
+            match self.probe_in(trial, region).await {
                 Err(failure) if tries == TRIES => {
                     let why = format!("{} cannot be tried: {failure}", trial.probe);
                     return Err(Untried::Because(why));
                 }
-                Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
+                Ok(Verdict::Dead) if tries < TRIES => {}
+                Err(_) => {}
+                Ok(verdict) => return Ok(verdict),
             }
+            sleep(FIRST_PAUSE * 2_u32.pow(tries)).await;
         }
     }
 
@@ -318,8 +373,11 @@ impl Broker {
             credentials,
             ..trial.clone()
         };
+        let Some(first) = control.regions.first() else {
+            return Ok(());
+        };
         for tries in 1..=TRIES {
-            match self.probe(&control).await {
+            match self.probe_in(&control, first).await {
                 Ok(Verdict::Refused {
                     cause: RefusalCause::IdentityDenial | RefusalCause::OtherDenial,
                     said,
@@ -345,23 +403,53 @@ impl Broker {
         }
     }
 
-    /// Tries until AWS refuses for the denial's sake. Returns the refusal, or what AWS said last;
-    /// the session is kept for the next attempt.
+    /// Tries in each region until AWS refuses for the denial's sake. Returns the refusals, or what
+    /// AWS said last; the session is kept for the next attempt.
     pub(super) async fn see_refused(&self, denial: &Denial, trial: Trial) -> Result<Seen, String> {
-        let (began, mut pause, mut refusals) = (Instant::now(), FIRST_PAUSE, 0);
+        let (began, mut said) = (Instant::now(), String::new());
+        for region in &trial.regions {
+            match self.see_refused_in(region, &trial, began).await {
+                Ok(words) => said = words,
+                Err(NotSeen::Dead(why)) => return Err(why),
+                Err(NotSeen::Late(last)) => {
+                    let call = self.told_call(&trial, region.name.as_deref());
+                    let mut trials = self
+                        .denying
+                        .trials
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    trials.insert(denial.against.clone(), trial);
+                    return Err(format!(
+                        "the denial is written, and not seen to hold yet ({call}): {last}"
+                    ));
+                }
+            }
+        }
+        let by = self.told_calls(&trial);
+        Ok(Seen { by, said, trial })
+    }
+
+    /// Tries in one region, until the time since `began` is up. Returns AWS's words.
+    async fn see_refused_in(
+        &self,
+        region: &Region,
+        trial: &Trial,
+        began: Instant,
+    ) -> Result<String, NotSeen> {
+        let (mut pause, mut refusals) = (FIRST_PAUSE, 0);
         loop {
-            let last = match self.probe(&trial).await {
-                Ok(Verdict::Refused { cause, said }) if proves(cause, &trial) => {
+            let last = match self.probe_in(trial, region).await {
+                Ok(Verdict::Refused { cause, said }) if proves(cause, region) => {
                     refusals += 1;
                     if refusals == PROOFS {
-                        let by = self.told_call(&trial);
-                        return Ok(Seen { by, said });
+                        return Ok(said);
                     }
                     sleep(BETWEEN).await;
                     continue;
                 }
                 Ok(Verdict::Dead) => {
-                    return Err("the session by which the denial is tried is over".to_owned());
+                    let why = "the session by which the denial is tried is over";
+                    return Err(NotSeen::Dead(why.to_owned()));
                 }
                 Ok(Verdict::Allowed) => "AWS still lets such a session".to_owned(),
                 Ok(Verdict::Refused { said, .. }) => said,
@@ -369,35 +457,38 @@ impl Broker {
             };
             refusals = 0;
             if began.elapsed() + pause > self.parts.proof_limit {
-                let mut trials = self
-                    .denying
-                    .trials
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                trials.insert(denial.against.clone(), trial);
-                return Err(format!(
-                    "the denial is written, and not seen to hold yet: {last}"
-                ));
+                return Err(NotSeen::Late(last));
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// The call of a trial, and its region.
-    fn told_call(&self, trial: &Trial) -> String {
-        let region = trial.region.clone().or_else(|| self.parts.denier.region());
-        let region = region.map_or_else(String::new, |region| format!(" in {region}"));
-        format!("{}{region}", trial.probe)
+    /// The call of a trial, and a region.
+    pub(super) fn told_call(&self, trial: &Trial, region: Option<&str>) -> String {
+        let own = self.parts.denier.region();
+        match region.or(own.as_deref()) {
+            Some(region) => format!("{} in {region}", trial.probe),
+            None => trial.probe.to_string(),
+        }
     }
 
-    async fn probe(&self, trial: &Trial) -> Result<Verdict, AwsFailure> {
-        let region = trial.region.as_deref();
-        let probing = self
-            .parts
-            .denier
-            .probe(&trial.credentials, trial.probe, region);
-        probing.await
+    /// The call of a trial, and all its regions.
+    pub(super) fn told_calls(&self, trial: &Trial) -> String {
+        let mut names = trial.regions.iter().map(|region| region.name.as_deref());
+        let first = self.told_call(trial, names.next().flatten());
+        names
+            .flatten()
+            .fold(first, |told, name| format!("{told}, {name}"))
+    }
+
+    pub(super) async fn probe_in(
+        &self,
+        trial: &Trial,
+        region: &Region,
+    ) -> Result<Verdict, AwsFailure> {
+        let (denier, region) = (&self.parts.denier, region.name.as_deref());
+        denier.probe(&trial.credentials, trial.probe, region).await
     }
 }
 
@@ -407,20 +498,28 @@ pub(super) fn issued(credentials: &Credentials, ttl: Duration) -> Timestamp {
     credentials.expires_at.unwrap_or(Timestamp::MAX) - ttl
 }
 
-fn region(kind: &KindSpec) -> Option<String> {
-    match kind {
+/// The region of a grant, then those that it names to probe in as well.
+fn regions(spec: &GrantSpec) -> Vec<Region> {
+    let own = match &spec.kind {
         KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
             region.clone()
         }
         KindSpec::IamUser { .. } => None,
-    }
+    };
+    let further = spec.probe_regions.iter().cloned().map(Some);
+    let names = std::iter::once(own).chain(further);
+    let untried = |name| Region {
+        name,
+        allowed: false,
+    };
+    names.map(untried).collect()
 }
 
 /// Tells whether a refusal is the denial's work.
-const fn proves(cause: RefusalCause, trial: &Trial) -> bool {
+pub(super) const fn proves(cause: RefusalCause, region: &Region) -> bool {
     match cause {
         RefusalCause::IdentityDenial => true,
-        RefusalCause::Untold => trial.allowed,
+        RefusalCause::Untold => region.allowed,
         RefusalCause::OtherDenial | RefusalCause::NotAllowed => false,
     }
 }
@@ -444,9 +543,18 @@ fn denied_anyway(probe: Probe, said: &str) -> Untried {
     ))
 }
 
-fn would_hit_others() -> Untried {
-    let why = "the service has been given new sessions since, which a session to try the denial by would be one of";
-    Untried::Because(why.to_owned())
+/// Newer sessions would be denied with one that is made now.
+fn too_late(denial: &Denial) -> Untried {
+    let why = if denial.against.scope == Scope::Everyone {
+        format!(
+            "the denial is written; a session to try it by could not be had before {:.0}, and one that is made now is \
+             not denied: repeat `credbroker admin-key rotate --stolen`",
+            denial.issued_before
+        )
+    } else {
+        "the service has been given new sessions since, which a session to try the denial by would be one of".to_owned()
+    };
+    Untried::Because(why)
 }
 
 fn no_canary(failure: &AwsFailure) -> Untried {

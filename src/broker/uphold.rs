@@ -56,7 +56,8 @@ impl Broker {
                 self.carry_out_due_denials(),
                 self.keep_unrecorded_denials(),
                 self.write_unsure_places(),
-                self.look_at_denials()
+                self.look_at_denials(),
+                self.keep_settling()
             );
         })
         .await;

@@ -2,16 +2,23 @@
 
 use std::io::{self, Read};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::Value;
+use tonic::Streaming;
 
-use super::{failure::Failure, output::Output, view::time};
+use super::{
+    failure::Failure,
+    output::{Format, Output},
+    view::{RevokedSessions, time},
+};
 use crate::{
     client::Client,
     proto::{
-        self, AdminKeyPhase, GetAdminKeyRequest, ImportAdminKeyRequest, RotateAdminKeyRequest,
+        self, AdminKeyPhase, GetAdminKeyRequest, ImportAdminKeyRequest,
+        ReplaceStolenAdminKeyRequest, RotateAdminKeyRequest, StolenAdminKeyProgress,
+        stolen_admin_key_progress::{Done, What},
     },
 };
 
@@ -27,7 +34,15 @@ pub(super) enum AdminKey {
     /// Where the key comes from, how old it is, and where its replacement stands.
     Status,
     /// Replace the key by one that AWS makes.
-    Rotate,
+    Rotate(Rotate),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rotate {
+    /// The key is stolen: switch it off at once, deny every session issued so far at the broker's
+    /// user and at every role, and let services have new ones.
+    #[arg(long)]
+    stolen: bool,
 }
 
 impl AdminKey {
@@ -39,9 +54,131 @@ impl AdminKey {
                 admin.import_admin_key(key).await?
             }
             Self::Status => admin.get_admin_key(GetAdminKeyRequest {}).await?,
-            Self::Rotate => admin.rotate_admin_key(RotateAdminKeyRequest {}).await?,
+            Self::Rotate(Rotate { stolen: true }) => {
+                let request = ReplaceStolenAdminKeyRequest {};
+                let stream = admin.replace_stolen_admin_key(request).await?;
+                return follow(stream.into_inner(), out).await;
+            }
+            Self::Rotate(_) => admin.rotate_admin_key(RotateAdminKeyRequest {}).await?,
         };
         Ok(out.show(&Told::from(told.into_inner()))?)
+    }
+}
+
+/// Tells what happens until it is done.
+async fn follow(
+    mut stream: Streaming<StolenAdminKeyProgress>,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let mut told = Stolen::default();
+    while let Some(progress) = stream.message().await? {
+        let Some(what) = progress.what else { continue };
+        if let What::Done(done) = what {
+            return told.end(&done, out);
+        }
+        let line = told.add(what);
+        if out.format() != Format::Json {
+            out.line(&line)?;
+        }
+    }
+    Err(Failure::unavailable(
+        "the broker has ended before it was done: repeat `credbroker admin-key rotate --stolen`",
+    ))
+}
+
+/// `rotate --stolen -o json`.
+#[derive(Default, Serialize)]
+struct Stolen {
+    key: Option<Told>,
+    sessions: Vec<RevokedSessions>,
+    grants: Vec<RevokedGrant>,
+    /// Every session that was issued before this is denied.
+    denied_before: Option<String>,
+    confirmed: bool,
+    /// Access that the broker cannot end.
+    notice: Option<String>,
+}
+
+#[derive(Serialize)]
+struct RevokedGrant {
+    grant: String,
+    leases: u64,
+    confirmed: bool,
+}
+
+impl Stolen {
+    /// Takes in what has happened, and tells it in a line.
+    fn add(&mut self, what: What) -> String {
+        match what {
+            What::Replaced(key) => {
+                let key = Told::from(key);
+                let id = key.access_key_id.clone().unwrap_or_default();
+                self.key = Some(key);
+                format!("the admin key is {id}; the stolen one is switched off")
+            }
+            What::Sessions(sessions) => {
+                let sessions = RevokedSessions::from(sessions);
+                let line = match (sessions.refused_after_seconds, &sessions.notice) {
+                    (Some(seconds), _) => {
+                        let seen_by = sessions.seen_by.as_deref().unwrap_or("seen later");
+                        format!("AWS refuses all earlier sessions after {seconds:.2} s ({seen_by})")
+                    }
+                    (None, notice) => format!(
+                        "open: {}",
+                        notice
+                            .as_deref()
+                            .unwrap_or("AWS was not seen to refuse earlier sessions")
+                    ),
+                };
+                let line = format!("  {}: {line}", sessions.holder);
+                self.sessions.push(sessions);
+                line
+            }
+            What::Grant(grant) => {
+                let open = if grant.confirmed {
+                    ""
+                } else {
+                    "; AWS was not seen to refuse all of them yet"
+                };
+                let line = format!("  {}: leases revoked: {}{open}", grant.grant, grant.leases);
+                self.grants.push(RevokedGrant {
+                    grant: grant.grant,
+                    leases: grant.leases,
+                    confirmed: grant.confirmed,
+                });
+                line
+            }
+            What::Done(_) => String::new(),
+        }
+    }
+
+    fn end(mut self, done: &Done, out: &mut Output) -> Result<(), Failure> {
+        self.denied_before = time(done.denied_before.as_ref());
+        self.confirmed = done.confirmed;
+        self.notice = (!done.notice.is_empty()).then(|| done.notice.clone());
+        if let Some(notice) = &self.notice {
+            eprintln!("warning: {notice}");
+        }
+        let before = self.denied_before.clone().unwrap_or_default();
+        if out.format() == Format::Json {
+            out.show(&self)?;
+        }
+        if !self.confirmed {
+            let what = format!(
+                "the key is replaced, but AWS was not seen to refuse every session issued before {before}; the broker \
+                 goes on trying"
+            );
+            let next = "`credbroker status` lists what is open under open_denials; then see the runbook: services that \
+                        do not follow their grants must be restarted";
+            return Err(Failure::unavailable(what).next(next));
+        }
+        if out.format() != Format::Json {
+            out.line(&format!(
+                "done: AWS was seen to refuse every session issued before {before}; restart the services that do not \
+                 follow their grants"
+            ))?;
+        }
+        Ok(())
     }
 }
 

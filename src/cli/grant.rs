@@ -107,6 +107,14 @@ pub(super) struct Put {
     /// unless given.
     #[arg(long, value_name = "ACTION", value_parser = PossibleValuesParser::new(Probe::ALL.map(Probe::as_str)))]
     probe: Option<String>,
+    /// STS kinds: region beside --region in which a revoked session is shown to be refused; may
+    /// be repeated, up to 8.
+    #[arg(long, value_name = "REGION")]
+    probe_region: Vec<String>,
+    /// STS kinds: the session policy denies everything after the session's end, so that a console
+    /// session or a token made from it does not live longer; takes 121 of the 2,048 characters.
+    #[arg(long)]
+    end_by_policy: bool,
     /// STS kinds: callers of the service that prove themselves by the same share a session
     /// while it is fresh; each who asks has its own unless given.
     #[arg(long, value_name = "WHO", value_parser = PossibleValuesParser::new([Reuse::PerService.as_str()]))]
@@ -254,6 +262,8 @@ impl Put {
             max_ttl: self.max_ttl.map(proto_duration),
             allow_broad: self.allow_broad,
             probe: self.probe,
+            probe_regions: self.probe_region,
+            ends_by_policy: self.end_by_policy,
             reuse: self.reuse,
             ..proto::Grant::default()
         })
@@ -273,7 +283,13 @@ impl Put {
             ("--transitive-tag", !self.transitive_tag.is_empty(), role),
             ("--region", self.region.is_some(), role || federation),
             ("--probe", self.probe.is_some(), role || federation),
+            (
+                "--probe-region",
+                !self.probe_region.is_empty(),
+                role || federation,
+            ),
             ("--reuse", self.reuse.is_some(), role || federation),
+            ("--end-by-policy", self.end_by_policy, role || federation),
             ("--group", !self.group.is_empty(), user),
             ("--path", self.path.is_some(), user),
             (

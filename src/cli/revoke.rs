@@ -181,23 +181,29 @@ fn end(
     Ok(())
 }
 
-/// The verdict where AWS was seen to refuse all of it.
+/// The verdict where all of it was seen to have ended.
 fn done(target: &str, revocation: &Revocation) -> String {
-    let leases = revocation
-        .leases
-        .values()
-        .map(|lease| lease.refused_after_seconds);
-    let sessions = revocation
-        .sessions
-        .values()
-        .map(|told| told.refused_after_seconds);
-    match leases.chain(sessions).flatten().reduce(f64::max) {
-        None => format!("done: nothing that {target} held can still work"),
-        Some(last) => {
+    let leases = revocation.leases.values();
+    let refused = leases.clone().map(|lease| lease.refused_after_seconds);
+    let sessions = revocation.sessions.values();
+    let refused = refused.chain(sessions.map(|told| told.refused_after_seconds));
+    let refused = refused.flatten().reduce(f64::max);
+    let gone = leases.map(|lease| lease.gone_after_seconds);
+    let gone = gone.flatten().reduce(f64::max);
+    match (refused, gone) {
+        (None, None) => format!("done: nothing that {target} held can still work"),
+        (Some(last), None) => {
             format!(
                 "done: AWS was seen to refuse all that {target} held, the last after {last:.2} s"
             )
         }
+        (None, Some(last)) => {
+            format!("done: all that {target} held is gone in AWS, the last after {last:.2} s")
+        }
+        (Some(refused), Some(gone)) => format!(
+            "done: AWS was seen to refuse the sessions that {target} held, the last after {refused:.2} s, and the rest is \
+             gone in AWS, the last after {gone:.2} s"
+        ),
     }
 }
 
@@ -224,19 +230,21 @@ fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure 
 const NOT_REACHED: &str = "  not reached by denials until the sessions expire: logins that only ask who a session is (EKS, Vault), and open \
                            connections; see \"What a denial does not reach\" in the guide";
 
-/// Outcome: a line for the leases of each kind that AWS refuses, and one for each reason why it
-/// was not seen to refuse others.
+/// Outcome: a line for the leases of each kind that ended in one way, and one for each reason why
+/// others were not seen to end.
 fn summary(revocation: &Revocation) -> Vec<String> {
-    let mut refused: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+    let mut ended: BTreeMap<(&str, &str), (usize, f64)> = BTreeMap::new();
     for lease in revocation.leases.values() {
-        if let Some(seconds) = lease.refused_after_seconds {
-            let (count, last) = refused.entry(lease.kind).or_default();
+        let refused = lease.refused_after_seconds.map(|after| ("refused", after));
+        let gone = lease.gone_after_seconds.map(|after| ("gone", after));
+        if let Some((how, after)) = refused.or(gone) {
+            let (count, last) = ended.entry((lease.kind, how)).or_default();
             *count += 1;
-            *last = last.max(seconds);
+            *last = last.max(after);
         }
     }
-    let refused = refused.into_iter().map(|(kind, (count, last))| {
-        format!("  leases of {kind}: {count} refused, the last after {last:.2} s")
+    let ended = ended.into_iter().map(|((kind, how), (count, last))| {
+        format!("  leases of {kind}: {count} {how}, the last after {last:.2} s")
     });
     let open = revocation.open.iter().map(|open| {
         let holders = open.holders.join(", ");
@@ -255,7 +263,7 @@ fn summary(revocation: &Revocation) -> Vec<String> {
         )
     });
     let not_reached = (!revocation.sessions.is_empty()).then(|| NOT_REACHED.to_owned());
-    refused.chain(open).chain(not_reached).collect()
+    ended.chain(open).chain(not_reached).collect()
 }
 
 /// What is told of it while it happens.

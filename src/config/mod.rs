@@ -28,10 +28,9 @@ pub use self::{
     store::{StoreAt, is_database},
 };
 use crate::domain::{
-    arn::Partition,
+    arn::{Partition, is_region},
     denial::Placements,
     duration::{self, DurationError, HOUR},
-    grant::check::is_region,
     service::Limits,
 };
 

@@ -56,6 +56,10 @@ pub const TABLE: &[(&str, Access)] = &[
     ("credbroker.v1.AdminService/ListApprovals", MANAGE),
     ("credbroker.v1.AdminService/ListOperators", ADMINISTER),
     ("credbroker.v1.AdminService/RejectChange", MANAGE),
+    (
+        "credbroker.v1.AdminService/ReplaceStolenAdminKey",
+        ADMINISTER,
+    ),
     ("credbroker.v1.AdminService/RotateAdminKey", ADMINISTER),
     ("credbroker.v1.AuditService/ExportEntries", READ_AUDIT),
     ("credbroker.v1.AuditService/GetCheckpoint", READ_AUDIT),

@@ -274,6 +274,21 @@ impl AdminKey {
         Ok(switched.to(Phase::Grace { old }, now, now + GRACE))
     }
 
+    /// The pause before the next step is over at once: the old key is stolen.
+    ///
+    /// # Errors
+    /// Unless there is an old key that is to go.
+    pub fn hurry(self, now: Timestamp) -> Result<Self, InvalidStep> {
+        match self.phase {
+            Phase::Grace { .. } | Phase::Retiring { .. } => Ok(Self {
+                due_at: Some(now),
+                revision: self.revision + 1,
+                ..self
+            }),
+            _ => Err(self.refuse("be without its old key")),
+        }
+    }
+
     /// The old key is switched off.
     ///
     /// # Errors

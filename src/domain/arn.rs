@@ -127,6 +127,23 @@ impl Partition {
     }
 }
 
+/// Whether `text` has the shape of an AWS region name.
+#[must_use]
+pub fn is_region(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let letters = |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_lowercase());
+    match parts.split_last() {
+        Some((number, rest)) => {
+            rest.len() >= 2
+                && text.len() <= 32
+                && rest.iter().all(letters)
+                && number.len() == 1
+                && number.bytes().all(|b| b.is_ascii_digit())
+        }
+        None => false,
+    }
+}
+
 impl FromStr for Partition {
     type Err = ArnError;
 

@@ -342,6 +342,8 @@ mod tests {
                 max_ttl: Duration::from_secs(7200),
                 allow_broad: false,
                 probe: None,
+                probe_regions: Vec::new(),
+                ends_by_policy: false,
                 reuse: None,
             },
             created_at: Timestamp::UNIX_EPOCH,

@@ -1,15 +1,21 @@
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tonic::{
+    Request, Response, Status,
+    codegen::tokio_stream::{Stream, wrappers::ReceiverStream},
+};
 
 use super::{
     Api,
     convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
     pages::{Since, fill, parse_page, part_of},
+    revocation::to_sessions,
+    status::status,
 };
 use crate::{
-    broker,
+    broker::{self, StolenProgress},
     domain::{
         admin_key::Phase,
         approval::Approval,
@@ -22,9 +28,17 @@ use crate::{
         DeleteOperatorRequest, DeleteOperatorResponse, GetAdminKeyRequest, GetStatusRequest,
         ImportAdminKeyRequest, ListApprovalsRequest, ListApprovalsResponse, ListOperatorsRequest,
         ListOperatorsResponse, OpenDenial, RejectChangeRequest, RejectChangeResponse,
-        RotateAdminKeyRequest, admin_service_server::AdminService,
+        ReplaceStolenAdminKeyRequest, RotateAdminKeyRequest, StolenAdminKeyProgress,
+        admin_service_server::AdminService,
+        stolen_admin_key_progress::{Done, RevokedGrant, What},
     },
 };
+
+/// Steps of a replacement, as they happen.
+type Replacing = Pin<Box<dyn Stream<Item = Result<StolenAdminKeyProgress, Status>> + Send>>;
+
+/// Messages that wait for a slow reader.
+const BUFFER: usize = 64;
 
 /// Most open denials that are told.
 const OPEN_DENIALS_MAX: usize = 100;
@@ -192,6 +206,64 @@ impl AdminService for Api {
         })
         .await
     }
+
+    type ReplaceStolenAdminKeyStream = Replacing;
+
+    async fn replace_stolen_admin_key(
+        &self,
+        request: Request<ReplaceStolenAdminKeyRequest>,
+    ) -> Result<Response<Self::ReplaceStolenAdminKeyStream>, Status> {
+        self.call(request, async |broker, caller, _| {
+            let (sender, receiver) = mpsc::channel(BUFFER);
+            tokio::spawn(async move {
+                let (progress, happening) = mpsc::unbounded_channel();
+                let work = broker.replace_stolen_admin_key(caller.clone(), progress);
+                let (replaced, ()) = tokio::join!(work, forward(happening, &sender));
+                let end = match broker.settle(&caller, replaced).await {
+                    Ok(replaced) => Ok(to_progress(What::Done(Done {
+                        denied_before: Some(to_time(replaced.denied_before)),
+                        confirmed: replaced.confirmed,
+                        notice: replaced.notice.unwrap_or_default(),
+                    }))),
+                    Err(error) => Err(status(&error)),
+                };
+                // A reader who has left needs no end.
+                let _ = sender.send(end).await;
+            });
+            let stream: Replacing = Box::pin(ReceiverStream::new(receiver));
+            Ok(stream)
+        })
+        .await
+    }
+}
+
+/// Tells what happens to the reader, for as long as there is one.
+async fn forward(
+    mut happening: UnboundedReceiver<StolenProgress>,
+    sender: &mpsc::Sender<Result<StolenAdminKeyProgress, Status>>,
+) {
+    while let Some(progress) = happening.recv().await {
+        let what = match progress {
+            StolenProgress::Replaced(key) => What::Replaced(to_admin_key(&key)),
+            StolenProgress::Denied(denied) => What::Sessions(to_sessions(&denied)),
+            StolenProgress::Grant {
+                grant,
+                leases,
+                confirmed,
+            } => What::Grant(RevokedGrant {
+                grant: grant.to_string(),
+                leases: leases as u64,
+                confirmed,
+            }),
+        };
+        if sender.send(Ok(to_progress(what))).await.is_err() {
+            return;
+        }
+    }
+}
+
+const fn to_progress(what: What) -> StolenAdminKeyProgress {
+    StolenAdminKeyProgress { what: Some(what) }
 }
 
 fn to_approval(approval: &Approval) -> proto::Approval {

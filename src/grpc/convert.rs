@@ -124,9 +124,10 @@ pub(super) fn parse_grant(
     let kind = parse_kind(&mut fields, grant.kind);
     let probe = grant.probe.as_deref();
     let probe = probe.and_then(|probe| fields.parse("grant.probe", probe));
+    let probe_regions = grant.probe_regions;
     let reuse = grant.reuse.as_deref();
     let reuse = reuse.and_then(|reuse| fields.parse("grant.reuse", reuse));
-    let allow_broad = grant.allow_broad;
+    let (allow_broad, ends_by_policy) = (grant.allow_broad, grant.ends_by_policy);
     let spec = kind.map(|kind| GrantSpec {
         kind,
         policy,
@@ -134,7 +135,9 @@ pub(super) fn parse_grant(
         default_ttl,
         max_ttl,
         allow_broad,
+        ends_by_policy,
         probe,
+        probe_regions,
         reuse,
     });
     fields.done(name.zip(spec))
@@ -375,6 +378,8 @@ pub(super) fn to_grant(grant: &Grant) -> proto::Grant {
         created_at: Some(to_time(grant.created_at)),
         created_by: grant.created_by.to_string(),
         probe: spec.probe.map(|probe| probe.to_string()),
+        probe_regions: spec.probe_regions.clone(),
+        ends_by_policy: spec.ends_by_policy,
         reuse: spec.reuse.map(|reuse| reuse.to_string()),
     }
 }

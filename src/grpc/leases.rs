@@ -7,7 +7,7 @@ use super::{
     records::to_receipt,
 };
 use crate::{
-    broker::{Error, KeyOwner, ports::LeaseFilter},
+    broker::{Error, KeyOwner, SeenEnd, ports::LeaseFilter},
     domain::{self, credential::KeyId, name::LeaseId},
     proto::{
         AccessKeyOwner, GetLeaseRequest, Lease, ListLeasesRequest, ListLeasesResponse,
@@ -71,7 +71,8 @@ impl LeaseService for Api {
                 lease: Some(to_lease(&revoked.lease)),
                 notice: revoked.notice.unwrap_or_default(),
                 receipt: receipt.as_ref().map(to_receipt),
-                refused_after_seconds: revoked.refused_after_seconds,
+                refused_after_seconds: revoked.seen.and_then(SeenEnd::refused_after_seconds),
+                gone_after_seconds: revoked.seen.and_then(SeenEnd::gone_after_seconds),
             })
         })
         .await

@@ -98,6 +98,7 @@ pub(super) fn to_record(record: &AuditRecord) -> proto::AuditRecord {
         holder: event.holder.as_ref().map(ToString::to_string),
         refused_after_seconds: event.refused_after.as_ref().map(Duration::as_secs_f64),
         evidence: event.evidence.clone(),
+        gone_after_seconds: event.gone_after.as_ref().map(Duration::as_secs_f64),
     }
 }
 

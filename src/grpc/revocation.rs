@@ -16,7 +16,7 @@ use super::{
     status::status,
 };
 use crate::{
-    broker::{self, Broker, Denied, Error, Progress, Revocation, ports::Target},
+    broker::{self, Broker, Denied, Error, Progress, Revocation, SeenEnd, ports::Target},
     domain::{access::Caller, grant::check::Violation},
     proto::{
         RevocationProgress, RevokeGrantRequest, RevokeGrantResponse, RevokeServiceRequest,
@@ -166,7 +166,7 @@ async fn preview(
     let leases = preview.leases.into_iter().map(|lease| {
         What::Lease(to_revoked(&broker::RevokedLease {
             lease,
-            refused_after_seconds: None,
+            seen: None,
             notice: None,
         }))
     });
@@ -254,9 +254,7 @@ impl Told {
         let all = revocation.denials.iter().map(to_sessions);
         let sessions: Vec<_> = all.take_while(|one| room.takes(one)).collect();
         let all = &revocation.leases;
-        let (refused, open): (Vec<_>, Vec<_>) = all
-            .iter()
-            .partition(|lease| lease.refused_after_seconds.is_some());
+        let (refused, open): (Vec<_>, Vec<_>) = all.iter().partition(|lease| lease.seen.is_some());
         let leases = open.into_iter().chain(refused).map(to_revoked);
         let leases: Vec<_> = leases.take_while(|one| room.takes(one)).collect();
         Self {
@@ -268,7 +266,7 @@ impl Told {
     }
 }
 
-fn to_sessions(denied: &Denied) -> RevokedSessions {
+pub(super) fn to_sessions(denied: &Denied) -> RevokedSessions {
     RevokedSessions {
         holder: denied.denial.against.holder.to_string(),
         refused_after_seconds: denied.refused_after_seconds,
@@ -284,7 +282,8 @@ fn to_revoked(revoked: &broker::RevokedLease) -> RevokedLease {
         lease_id: binding.lease_id.to_string(),
         kind: to_kind(binding.kind).into(),
         state: to_state(&revoked.lease.state).into(),
-        refused_after_seconds: revoked.refused_after_seconds,
+        refused_after_seconds: revoked.seen.and_then(SeenEnd::refused_after_seconds),
+        gone_after_seconds: revoked.seen.and_then(SeenEnd::gone_after_seconds),
         notice: revoked.notice.clone().unwrap_or_default(),
         expires_at: revoked
             .lease

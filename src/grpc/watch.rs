@@ -113,7 +113,7 @@ async fn notify(
             continue;
         }
         let what = match &ended.scope {
-            Scope::Service => What::Everything(true),
+            Scope::Everyone | Scope::Service => What::Everything(true),
             Scope::Grant(grant) => What::Grant(format!("{}/{grant}", ended.service)),
             Scope::Lease(id) => What::LeaseId(id.to_string()),
         };

@@ -1,5 +1,7 @@
 //! The broker's own key: imported, kept sealed, replaced by another.
 
+mod stolen;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

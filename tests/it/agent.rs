@@ -72,6 +72,11 @@ impl Agent {
         url.unwrap().trim_end().to_owned()
     }
 
+    /// Answer for its first grant: the document, or why there is none.
+    pub(crate) async fn credentials(&self) -> Value {
+        ask(&self.url(0)).await.1
+    }
+
     /// Ends it in good order.
     async fn stop(mut self) -> TempDir {
         let pid = self.child.id().unwrap().to_string();

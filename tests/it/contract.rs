@@ -297,13 +297,21 @@ async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
     let lease = |id: &str| leases.iter().find(|lease| lease["lease_id"] == id).unwrap();
     assert_has_keys(
         lease(&user),
-        &["lease_id", "kind", "state", "refused_after_seconds"],
+        &[
+            "lease_id",
+            "kind",
+            "state",
+            "refused_after_seconds",
+            "gone_after_seconds",
+        ],
     );
     assert_eq!(
         (&lease(&user)["kind"], &lease(&user)["state"]),
         (&json!("iam_user"), &json!("revoked"))
     );
-    assert!(lease(&user)["refused_after_seconds"].as_f64().unwrap() > 0.0);
+    // Nothing was tried with the user's key, so nothing was refused.
+    assert_eq!(lease(&user)["refused_after_seconds"], Value::Null);
+    assert!(lease(&user)["gone_after_seconds"].as_f64().unwrap() > 0.0);
     assert_eq!(lease(&session)["state"], "revoked");
     assert!(lease(&session)["refused_after_seconds"].as_f64().unwrap() > 0.0);
     let sessions = &revoked["sessions"][0];

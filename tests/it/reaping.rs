@@ -114,7 +114,7 @@ async fn a_service_revoked_while_it_is_issued_to_gets_nothing() {
     assert_eq!(revoked["confirmed"], false, "{revoked}");
     let lease = &revoked["leases"][0];
     assert_eq!(lease["state"], "revoking", "{revoked}");
-    assert_eq!(lease["refused_after_seconds"], Value::Null);
+    assert_eq!(lease["gone_after_seconds"], Value::Null);
     world.assert_nothing_left().await;
     let again = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(again["confirmed"], true, "{again}");

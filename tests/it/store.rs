@@ -196,6 +196,8 @@ fn grant(grant: &str, version: u64) -> Grant {
             max_ttl: Duration::from_secs(60 * version),
             allow_broad: false,
             probe: None,
+            probe_regions: Vec::new(),
+            ends_by_policy: false,
             reuse: None,
         },
         created_at: at(1),

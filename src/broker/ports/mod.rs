@@ -21,7 +21,7 @@ pub use self::{
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{
     admin_key::AdminKey,
-    arn::AccountId,
+    arn::{AccountId, RoleArn},
     audit::{AuditEvent, AuditRecord},
     credential::KeyId,
     denial::{Denial, Session},
@@ -155,6 +155,18 @@ pub struct Denials {
     /// Readable ones.
     pub known: Vec<Denial>,
     /// Number of the others, which cannot be read.
+    pub unreadable: u64,
+}
+
+/// Sessions and roles that the admin key may have been used for, as far as the store knows.
+#[derive(Clone, Debug, Default)]
+pub struct KeyReach {
+    /// The session that expires last, or has expired last, of each version of every grant at each
+    /// role and user.
+    pub sessions: Vec<Session>,
+    /// The role that each version of a grant names, deleted ones included.
+    pub roles: Vec<(RoleArn, GrantName, u64)>,
+    /// Number of those that cannot be read.
     pub unreadable: u64,
 }
 
@@ -315,6 +327,8 @@ pub trait Store: Identities + Approvals {
         service: &Name,
         grant: Option<&Name>,
     ) -> Result<Vec<Session>, StoreError>;
+    /// Sessions and roles that the admin key may have been used for.
+    async fn reach_of_key(&self) -> Result<KeyReach, StoreError>;
     /// Leases of a service's sessions that are being taken away, by their ids.
     async fn revoking_sessions(
         &self,

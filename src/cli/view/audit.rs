@@ -67,6 +67,7 @@ pub(in crate::cli) struct AuditRecord {
     late: bool,
     holder: Option<String>,
     refused_after_seconds: Option<f64>,
+    gone_after_seconds: Option<f64>,
     evidence: Option<String>,
 }
 
@@ -117,6 +118,7 @@ impl From<proto::AuditRecord> for AuditRecord {
             late: record.late,
             holder: record.holder,
             refused_after_seconds: record.refused_after_seconds,
+            gone_after_seconds: record.gone_after_seconds,
             evidence: record.evidence,
         }
     }
@@ -130,9 +132,9 @@ impl AuditRecord {
             "{:>5}  {time:24}  {:18}  {:7}  {}",
             self.seq, self.event, self.outcome, self.actor
         );
-        let refused_after = self
-            .refused_after_seconds
-            .map(|seconds| format!("{seconds:.2}s"));
+        let told = |seconds: Option<f64>| seconds.map(|seconds| format!("{seconds:.2}s"));
+        let refused_after = told(self.refused_after_seconds);
+        let gone_after = told(self.gone_after_seconds);
         let about = self.grant.as_deref().or(self.service.as_deref());
         for (name, value) in [
             ("", about),
@@ -140,6 +142,7 @@ impl AuditRecord {
             ("key=", self.access_key_id.as_deref()),
             ("at=", self.holder.as_deref()),
             ("refused_after=", refused_after.as_deref()),
+            ("gone_after=", gone_after.as_deref()),
             ("reason=", self.reason.as_deref()),
             ("", self.detail.as_deref()),
         ] {

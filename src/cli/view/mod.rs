@@ -182,6 +182,8 @@ pub(super) struct Grant {
     allow_broad: bool,
     breadth: Vec<String>,
     probe: Option<String>,
+    probe_regions: Vec<String>,
+    ends_by_policy: bool,
     reuse: Option<String>,
     effective_policy: Value,
     created_at: Option<String>,
@@ -203,6 +205,8 @@ impl From<proto::Grant> for Grant {
             allow_broad: grant.allow_broad,
             breadth: grant.breadth,
             probe: grant.probe,
+            probe_regions: grant.probe_regions,
+            ends_by_policy: grant.ends_by_policy,
             reuse: grant.reuse,
             effective_policy: document(&grant.effective_policy),
             created_at: time(grant.created_at.as_ref()),
@@ -289,6 +293,8 @@ pub(super) struct Lease {
     receipt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused_after_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone_after_seconds: Option<f64>,
 }
 
 /// `SEQ:SIZE:ROOT`, as `audit verify --receipt` takes it.
@@ -314,6 +320,7 @@ impl Lease {
             receipt: receipt(done.receipt),
             notice: (!done.notice.is_empty()).then_some(done.notice),
             refused_after_seconds: done.refused_after_seconds,
+            gone_after_seconds: done.gone_after_seconds,
             ..Self::from(done.lease.unwrap_or_default())
         }
     }
@@ -340,6 +347,7 @@ impl From<proto::Lease> for Lease {
             notice: None,
             receipt: None,
             refused_after_seconds: None,
+            gone_after_seconds: None,
         }
     }
 }

@@ -53,8 +53,16 @@ pub(in crate::cli) struct RevokedLease {
     pub(in crate::cli) kind: &'static str,
     pub(in crate::cli) state: &'static str,
     pub(in crate::cli) refused_after_seconds: Option<f64>,
+    pub(in crate::cli) gone_after_seconds: Option<f64>,
     pub(in crate::cli) notice: Option<String>,
     pub(in crate::cli) expires_at: Option<String>,
+}
+
+impl RevokedLease {
+    /// Whether it was seen to have ended.
+    fn is_over(&self) -> bool {
+        self.refused_after_seconds.is_some() || self.gone_after_seconds.is_some()
+    }
 }
 
 #[derive(Serialize)]
@@ -169,7 +177,7 @@ fn open<'a>(
         }
     }
     for told in leases {
-        if told.refused_after_seconds.is_none() {
+        if !told.is_over() {
             let open = by_reason.entry(why(told.notice.as_ref())).or_default();
             open.leases += 1;
             // A user goes on until it is removed.
@@ -195,6 +203,7 @@ impl From<proto::RevokedLease> for RevokedLease {
             state: state(lease.state),
             lease_id: lease.lease_id,
             refused_after_seconds: lease.refused_after_seconds,
+            gone_after_seconds: lease.gone_after_seconds,
             notice: (!lease.notice.is_empty()).then_some(lease.notice),
             expires_at: time(lease.expires_at.as_ref()),
         }

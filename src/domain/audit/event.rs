@@ -64,6 +64,8 @@ events! {
     DenialWritten => "denial.written",
     /// AWS refuses the sessions that a denial is about.
     DenialConfirmed => "denial.confirmed",
+    /// A second look at a denial, half a minute after AWS was seen to enforce it.
+    DenialSettled => "denial.settled",
     /// A denial could not be written, or is not seen to hold; tried again later.
     DenialPostponed => "denial.postponed",
     /// For want of room in AWS, more of the same service's sessions are denied.
@@ -170,6 +172,8 @@ events! {
     AdminKeyRotated => "admin_key.rotated",
     /// A step of its replacement failed; tried again later.
     AdminKeyPostponed => "admin_key.postponed",
+    /// An operator said that the admin key is stolen.
+    AdminKeyStolen => "admin_key.stolen",
     /// An operator was added.
     OperatorCreated => "operator.created",
     /// Operators were looked at.

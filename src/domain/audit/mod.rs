@@ -188,6 +188,8 @@ pub struct AuditEvent {
     pub holder: Option<Holder>,
     /// How long after its revocation was asked for AWS refused it; whole milliseconds.
     pub refused_after: Option<Duration>,
+    /// How long after its revocation was asked for AWS showed the user gone; whole milliseconds.
+    pub gone_after: Option<Duration>,
 }
 
 /// A record as it stands in the log.
@@ -233,6 +235,7 @@ impl AuditEvent {
             late: false,
             holder: None,
             refused_after: None,
+            gone_after: None,
         }
     }
 
@@ -409,6 +412,7 @@ impl AuditEvent {
     pub fn denial(self, denial: &Denial) -> Self {
         let against = &denial.against;
         let scoped = match &against.scope {
+            Scope::Everyone => self,
             Scope::Service => self.service(&against.service),
             Scope::Grant(grant) => self.grant_name(&GrantName {
                 service: against.service.clone(),
@@ -434,9 +438,17 @@ impl AuditEvent {
     /// AWS refused it so long after its revocation was asked for.
     #[must_use]
     pub fn refused_after(self, after: SignedDuration) -> Self {
-        let millis = u64::try_from(after.as_millis()).unwrap_or_default();
         Self {
-            refused_after: Some(Duration::from_millis(millis)),
+            refused_after: Some(to_the_millisecond(after)),
+            ..self
+        }
+    }
+
+    /// AWS showed the user gone so long after its revocation was asked for.
+    #[must_use]
+    pub fn gone_after(self, after: SignedDuration) -> Self {
+        Self {
+            gone_after: Some(to_the_millisecond(after)),
             ..self
         }
     }
@@ -498,6 +510,10 @@ impl AuditEvent {
             ..self
         }
     }
+}
+
+fn to_the_millisecond(after: SignedDuration) -> Duration {
+    Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or_default())
 }
 
 #[cfg(test)]

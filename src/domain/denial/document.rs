@@ -21,6 +21,8 @@ const ISSUED: &str = "aws:TokenIssueTime";
 /// What the sessions of a statement have in common beside their time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
+    /// Every session; its one value is empty.
+    Everyone,
     /// Names of sessions.
     Sessions,
     /// Source identities.
@@ -128,10 +130,14 @@ fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Before)> {
     let (family, values) = match (sessions.len(), grants.len(), sources.len()) {
         (1, 1.., _) => (Family::Grants(sessions.into_iter().next()?), grants),
         (1.., ..) => (Family::Sessions, sessions),
-        _ => (Family::Sources, sources),
+        (_, _, 1..) => (Family::Sources, sources),
+        _ => (Family::Everyone, BTreeSet::from([String::new()])),
     };
     let before = texts(&condition["DateLessThan"][ISSUED]).pop();
-    let before = before.map(str::parse).transpose().ok()?;
+    let before: Before = before.map(str::parse).transpose().ok()?;
+    if family == Family::Everyone && before.is_none() {
+        return None;
+    }
     let ours = self::statement(&family, values.clone(), before).ok()?;
     let is_ours = serde_json::to_value(ours).is_ok_and(|ours| ours == *statement);
     is_ours.then_some((family, values, before))
@@ -180,7 +186,7 @@ fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
             other.denied_before.is_some()
         }
     };
-    *scope != Scope::Service
+    !matches!(scope, Scope::Service | Scope::Everyone)
         && all.iter().any(|other| {
             other.against.scope == Scope::Service
                 && other.against.service == *service
@@ -209,13 +215,15 @@ pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
     list(&policy["Statement"]).iter().any(|statement| {
         let condition = &statement["Condition"];
         let names = texts(&condition["StringLike"][SESSION]);
+        let is_everyone = names.is_empty() && texts(&condition["StringEquals"][SOURCE]).is_empty();
         let moments = texts(&condition["DateLessThan"][ISSUED]);
         let later = |moment: &&str| {
             moment
                 .parse()
                 .is_ok_and(|moment: Timestamp| moment > issued)
         };
-        names.iter().any(|name| name.starts_with(&sessions)) && moments.iter().any(later)
+        let names_it = names.iter().any(|name| name.starts_with(&sessions));
+        (names_it || is_everyone) && moments.iter().any(later)
     })
 }
 
@@ -237,6 +245,7 @@ fn clauses(denial: &Denial, before: Before) -> Vec<(Family, Clause)> {
     };
     let sessions = denial.sessions();
     match &denial.against.scope {
+        Scope::Everyone => vec![(Family::Everyone, clause(String::new()))],
         Scope::Lease(_) => vec![(Family::Sessions, clause(sessions))],
         Scope::Grant(grant) => vec![(Family::Grants(sessions), clause(grant.to_string()))],
         Scope::Service => {
@@ -256,6 +265,7 @@ fn statement(
     let all = Statement::deny("", ["*"], ["*"])?;
     let named =
         match family {
+            Family::Everyone => all,
             Family::Sessions => all.when("StringLike", SESSION, values)?,
             Family::Sources => all.when("StringEquals", SOURCE, values)?,
             Family::Grants(sessions) => all
@@ -288,7 +298,7 @@ fn one_service_as_a_whole(
     };
     let mut narrow: BTreeMap<_, Vec<&Denial>> = BTreeMap::new();
     for denial in denials {
-        if denial.against.scope != Scope::Service {
+        if !matches!(denial.against.scope, Scope::Service | Scope::Everyone) {
             narrow.entry(subject(denial)).or_default().push(denial);
         }
     }
@@ -324,7 +334,7 @@ fn one_service_as_a_whole(
 
 /// Joins the two moments that are nearest at the later.
 fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
-    let dated = denials.iter().filter(|denial| denial.spares_newer);
+    let dated = denials.iter().filter(|denial| may_move(denial));
     let moments: BTreeSet<Timestamp> = dated.map(|denial| denial.issued_before).collect();
     let nearest = moments
         .iter()
@@ -333,9 +343,14 @@ fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<De
     nearest.map(|(earlier, later)| (moved(denials, *earlier, *later, now), Vec::new()))
 }
 
+/// Whether a later moment meets sessions of its own service alone.
+fn may_move(denial: &Denial) -> bool {
+    denial.spares_newer && denial.against.scope != Scope::Everyone
+}
+
 /// The denials of the earlier moment, as they are at the later.
 fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp, now: Timestamp) -> Vec<Denial> {
-    let is_earlier = |denial: &&Denial| denial.spares_newer && denial.issued_before == earlier;
+    let is_earlier = |denial: &&Denial| may_move(denial) && denial.issued_before == earlier;
     let moved = denials.iter().filter(is_earlier).map(|denial| Denial {
         issued_before: later,
         denied_before: Some(later),

@@ -14,16 +14,18 @@
 //!  └──── refused        revoked once more
 //! ```
 
+mod concerned;
 mod document;
 mod place;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use jiff::{SignedDuration, Timestamp};
 
 pub use self::{
+    concerned::{Concerned, Session},
     document::{Unknown, denies_all, document, may_meet, widen},
     place::{Place, Placement, Placements},
 };
@@ -36,6 +38,9 @@ use crate::domain::{
 
 /// Until AWS's clock is asked, sessions count as issued within this time of the broker's.
 pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
+/// The same for a stolen admin key, with which sessions may still be made for some seconds after it
+/// was switched off.
+const SKEW_OF_EVERYONE: SignedDuration = SignedDuration::from_secs(8);
 /// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.
 const PRECISION: SignedDuration = SignedDuration::from_secs(2);
 /// Time by which a denial outlasts the last access that may have been made from its sessions.
@@ -107,6 +112,8 @@ impl FromStr for Holder {
 /// Which of a service's sessions are denied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scope {
+    /// All of the role or user, of any service or none: for a stolen admin key.
+    Everyone,
     /// All of them.
     Service,
     /// Those of one grant.
@@ -118,6 +125,7 @@ pub enum Scope {
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Everyone => f.write_str("everyone"),
             Self::Service => f.write_str("service"),
             Self::Grant(grant) => write!(f, "grant {grant}"),
             Self::Lease(lease) => write!(f, "lease {lease}"),
@@ -130,6 +138,7 @@ impl FromStr for Scope {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         match text.split_once(' ') {
+            None if text == "everyone" => Ok(Self::Everyone),
             None if text == "service" => Ok(Self::Service),
             Some(("grant", grant)) => grant.parse().map(Self::Grant).map_err(drop),
             Some(("lease", lease)) => lease.parse().map(Self::Lease).map_err(drop),
@@ -143,7 +152,7 @@ impl FromStr for Scope {
 pub struct Against {
     /// Whose sessions.
     pub holder: Holder,
-    /// Of which service.
+    /// Service of those sessions; where they are everyone's, that of the grant it is tried by.
     pub service: Name,
     /// Which of those.
     pub scope: Scope,
@@ -152,6 +161,7 @@ pub struct Against {
 impl fmt::Display for Against {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.scope {
+            Scope::Everyone => f.write_str("everyone"),
             Scope::Service => write!(f, "service {}", self.service),
             Scope::Grant(grant) => write!(f, "grant {}/{grant}", self.service),
             Scope::Lease(lease) => write!(f, "lease {lease}"),
@@ -225,105 +235,13 @@ pub struct Denial {
     pub revision: u64,
 }
 
-/// A session that was issued and may still be of use, by itself or by what was made from it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Grant that it was issued under.
-    pub grant: GrantName,
-    /// Version of that grant.
-    pub grant_version: u64,
-    /// Role or user whose policies AWS asks when it acts.
-    pub holder: Holder,
-    /// Time at which it expires, or has expired.
-    pub expires_at: Timestamp,
-}
-
-impl Session {
-    /// The session of a lease, if it has one that can be denied.
-    #[must_use]
-    pub fn of(lease: &Lease) -> Option<Self> {
-        let binding = &lease.binding;
-        Some(Self {
-            grant: binding.grant.clone(),
-            grant_version: binding.grant_version,
-            holder: binding.holder.clone()?,
-            expires_at: lease.issued()?.expires_at,
-        })
-    }
-
-    /// Tells whether it, or access that was made from it, may live at `now`.
-    #[must_use]
-    pub fn may_be_of_use(&self, now: Timestamp) -> bool {
-        self.access_ends() > now
-    }
-
-    /// When the last access that may have been made from it ends.
-    fn access_ends(&self) -> Timestamp {
-        let outlived_by = self.holder.kind().outlived_by().unwrap_or_default();
-        let ends = self.expires_at.checked_add(outlived_by);
-        ends.unwrap_or(Timestamp::MAX)
-    }
-}
-
-/// Sessions that are to be denied at a role or user.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Concerned {
-    /// Whose, of which service, and which.
-    pub against: Against,
-    /// A grant that they were issued under.
-    pub grant: GrantName,
-    /// Which version of it.
-    pub grant_version: u64,
-    /// Whether any bears the service's name as source identity.
-    pub source_identity: bool,
-    /// When the last access ends that may have been made from them.
-    pub access_ends: Timestamp,
-}
-
-impl Concerned {
-    /// Collects what is to be denied at each role and user so that none of these sessions is of use
-    /// after `now`, nor what was made from them. A session whose own time is up is among them
-    /// while access made from it may live. Whether sessions bear a source identity is for the
-    /// caller to say.
-    #[must_use]
-    pub fn of<'a>(
-        scope: &Scope,
-        sessions: impl IntoIterator<Item = &'a Session>,
-        now: Timestamp,
-    ) -> BTreeMap<Holder, Self> {
-        let mut found: BTreeMap<Holder, Self> = BTreeMap::new();
-        let useful = sessions.into_iter().filter(|s| s.may_be_of_use(now));
-        for session in useful {
-            let holder = &session.holder;
-            let concerned = found.entry(holder.clone()).or_insert_with(|| Self {
-                against: Against {
-                    holder: holder.clone(),
-                    service: session.grant.service.clone(),
-                    scope: scope.clone(),
-                },
-                grant: session.grant.clone(),
-                grant_version: session.grant_version,
-                source_identity: false,
-                access_ends: session.access_ends(),
-            });
-            // By a session of the newest version it is tried.
-            let is_newer =
-                session.grant != concerned.grant || session.grant_version > concerned.grant_version;
-            if is_newer {
-                concerned.grant.clone_from(&session.grant);
-                concerned.grant_version = session.grant_version;
-            }
-            concerned.access_ends = concerned.access_ends.max(session.access_ends());
-        }
-        found
-    }
-}
-
 impl Denial {
     /// A denial of what is there at `now`, in the place of one that stands.
     #[must_use]
     pub fn ask(concerned: Concerned, standing: Option<&Self>, now: Timestamp) -> Self {
-        let spares_newer = matches!(concerned.against.scope, Scope::Grant(_));
+        let is_everyone = concerned.against.scope == Scope::Everyone;
+        let spares_newer = is_everyone || matches!(concerned.against.scope, Scope::Grant(_));
+        let skew = if is_everyone { SKEW_OF_EVERYONE } else { SKEW };
         let lasts_until = concerned.access_ends.checked_add(AFTERWARDS);
         let lasts_until = lasts_until.unwrap_or(Timestamp::MAX);
         Self {
@@ -333,7 +251,7 @@ impl Denial {
             source_identity: concerned.source_identity
                 || standing.is_some_and(|standing| standing.source_identity),
             asked_at: now,
-            issued_before: whole_second(now + SKEW),
+            issued_before: whole_second(now + skew),
             denied_before: standing.and_then(|standing| standing.denied_before),
             spares_newer,
             newer_hit_until: (!spares_newer).then_some(NOT_WRITTEN),
@@ -393,6 +311,8 @@ impl Denial {
     pub fn concerns(&self, lease: &Lease) -> bool {
         let (against, binding) = (&self.against, &lease.binding);
         let concerned = match &against.scope {
+            // Each lease ends by the denial of its own grant.
+            Scope::Everyone => false,
             Scope::Service => true,
             Scope::Grant(grant) => *grant == binding.grant.grant,
             Scope::Lease(id) => *id == binding.lease_id,
@@ -408,6 +328,10 @@ impl Denial {
     #[must_use]
     pub fn reach(&self, issued: Timestamp, newer: Newer) -> Option<Self> {
         let issued_before = whole_second(issued) + PRECISION;
+        if self.against.scope == Scope::Everyone {
+            // Its moment stays: a later one would meet new sessions of every service.
+            return (issued_before <= self.issued_before).then(|| self.next());
+        }
         let is_first = !self.is_refused() && self.failures() == 0;
         let moved = if is_first && matches!(self.against.scope, Scope::Grant(_)) {
             issued_before
@@ -509,7 +433,7 @@ impl Denial {
     #[must_use]
     pub fn meets_trial_of(&self, other: &Self) -> bool {
         match &self.against.scope {
-            Scope::Service => true,
+            Scope::Everyone | Scope::Service => true,
             Scope::Grant(grant) => *grant == other.grant.grant,
             lease @ Scope::Lease(_) => *lease == other.against.scope,
         }
@@ -538,7 +462,7 @@ impl Denial {
         let (kind, service) = (self.against.holder.kind(), &self.against.service);
         match &self.against.scope {
             Scope::Lease(lease) => format!("*:{}", aws_name(kind, service, lease)),
-            Scope::Service | Scope::Grant(_) => self.sessions_of_service(),
+            Scope::Everyone | Scope::Service | Scope::Grant(_) => self.sessions_of_service(),
         }
     }
 
@@ -554,7 +478,7 @@ impl Denial {
 #[must_use]
 pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
     let hits = |denial: &&Denial| match &denial.against.scope {
-        Scope::Service => true,
+        Scope::Everyone | Scope::Service => true,
         Scope::Grant(denied) => denied == grant,
         Scope::Lease(_) => false,
     };

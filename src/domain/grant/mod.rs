@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use self::reuse::Reuse;
 use crate::domain::{
     arn::{PolicyArn, RoleArn},
-    duration::seconds,
+    duration::{HOUR, seconds},
     name::{GrantName, Name},
     policy::{self, Document},
     probe::Probe,
@@ -118,9 +118,16 @@ pub struct GrantSpec {
     pub max_ttl: Duration,
     /// The operator said that the grant may be broad.
     pub allow_broad: bool,
+    /// The session policy denies everything once the session's time is up, so that nothing that was
+    /// made from it lives longer. Sessions alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_by_policy: bool,
     /// Shows that a revoked session is refused; `None` for the usual one. Sessions alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
+    /// Regions beside its own in which a revoked session is shown to be refused. Sessions alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe_regions: Vec<String>,
     /// Who shares a session; `None` for a session for each who asks. Sessions alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
@@ -194,6 +201,26 @@ pub struct TemplateUse {
 }
 
 impl GrantSpec {
+    /// A federation session that may do what its session policy allows, for an hour.
+    #[must_use]
+    pub const fn federation() -> Self {
+        Self {
+            kind: KindSpec::FederationToken {
+                region: None,
+                tags: Vec::new(),
+            },
+            policy: None,
+            managed_policies: Vec::new(),
+            default_ttl: HOUR,
+            max_ttl: HOUR,
+            allow_broad: false,
+            ends_by_policy: false,
+            probe: None,
+            probe_regions: Vec::new(),
+            reuse: None,
+        }
+    }
+
     /// The kind alone.
     #[must_use]
     pub const fn kind(&self) -> Kind {
@@ -234,6 +261,21 @@ impl GrantSpec {
         })
     }
 
+    /// The session policy as it is sent to AWS for a session that ends then: the effective one, and
+    /// where the grant says so a denial of everything from then on.
+    #[must_use]
+    pub fn session_policy(&self, ends: Timestamp) -> Option<Document> {
+        let effective = self.effective_policy();
+        if !self.ends_by_policy {
+            return effective;
+        }
+        Some(match effective {
+            Some(document) => document.ending(ends),
+            None if self.managed_policies.is_empty() => policy::everything().ending(ends),
+            None => policy::nothing_after(ends),
+        })
+    }
+
     /// Whether it may permit more than `before`: anything but the same with shorter lives,
     /// or with no leave to be broad. What a policy permits is not compared.
     #[must_use]
@@ -245,7 +287,9 @@ impl GrantSpec {
             default_ttl: self.default_ttl.min(before.default_ttl),
             max_ttl: self.max_ttl.min(before.max_ttl),
             allow_broad: self.allow_broad && before.allow_broad,
+            ends_by_policy: self.ends_by_policy || before.ends_by_policy,
             probe: self.probe,
+            probe_regions: self.probe_regions.clone(),
             reuse: self.reuse,
             ..before.clone()
         };

@@ -13,8 +13,9 @@ use super::{
     services, tokens,
 };
 use crate::{
-    broker::ports::{Denials, Revoked, StoreError, Target},
+    broker::ports::{Denials, KeyReach, Revoked, StoreError, Target},
     domain::{
+        arn::RoleArn,
         denial::{Against, Attempts, Concerned, Denial, DenialState, Scope, Session},
         grant::{Grant, KindSpec},
         lease::Lease,
@@ -233,12 +234,50 @@ pub(super) async fn of_service(
     connection: &mut Connection,
     service: &Name,
 ) -> Result<Vec<Denial>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM denials WHERE service = $1")
+    let of_service = "SELECT * FROM denials WHERE service = $1
+                      UNION ALL SELECT * FROM denials WHERE scope = 'everyone' AND service <> $1";
+    let rows = sqlx::query(of_service)
         .bind(service.as_str())
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
     Ok(readable(&rows))
+}
+
+/// Sessions and roles that a stolen admin key reaches.
+pub(super) async fn reach_of_key(pool: &Pool) -> Result<KeyReach, StoreError> {
+    let rows = sqlx::query(
+        "SELECT service, grant_name, grant_version, holder, MAX(expires_at) AS expires_at FROM issued_sessions
+         GROUP BY service, grant_name, grant_version, holder",
+    );
+    let sessions = rows.fetch_all(pool).await.map_err(store_error)?;
+    let versions = grants::all_versions(pool).await?;
+    let mut reach = KeyReach::default();
+    for row in &sessions {
+        match leases::session(row) {
+            Ok(session) => reach.sessions.push(session),
+            Err(error) => pass_over(&mut reach, &error),
+        }
+    }
+    for version in versions {
+        match version {
+            Ok(grant) => reach.roles.extend(role_of(grant)),
+            Err(error) => pass_over(&mut reach, &error),
+        }
+    }
+    Ok(reach)
+}
+
+fn pass_over(reach: &mut KeyReach, error: &StoreError) {
+    tracing::error!(%error, "what a stolen key reaches is passed over");
+    reach.unreadable += 1;
+}
+
+fn role_of(grant: Grant) -> Option<(RoleArn, GrantName, u64)> {
+    let KindSpec::AssumeRole { role_arn, .. } = grant.spec.kind else {
+        return None;
+    };
+    Some((role_arn, grant.name, grant.version))
 }
 
 pub(super) async fn due(

@@ -76,6 +76,19 @@ pub(super) async fn version(
     row.as_ref().map(grant).transpose()
 }
 
+/// Every version that is no deletion, the newest last; each by itself may not be readable.
+pub(super) async fn all_versions(
+    pool: &Pool,
+) -> Result<Vec<Result<Grant, StoreError>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT * FROM grant_versions WHERE spec IS NOT NULL ORDER BY service, grant_name, version",
+    )
+    .fetch_all(pool)
+    .await
+    .map_err(store_error)?;
+    Ok(rows.iter().map(grant).collect())
+}
+
 pub(super) async fn newest_version(pool: &Pool, name: &GrantName) -> Result<u64, StoreError> {
     let row = sqlx::query(
         "SELECT coalesce(max(version), 0) AS version FROM grant_versions WHERE service = $1 AND grant_name = $2",

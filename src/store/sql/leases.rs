@@ -320,7 +320,7 @@ pub(super) async fn last_sessions(
     }
 }
 
-fn session(row: &Row) -> Result<Session, StoreError> {
+pub(super) fn session(row: &Row) -> Result<Session, StoreError> {
     Ok(Session {
         grant: GrantName {
             service: parse(row, TABLE, "service")?,

@@ -39,9 +39,9 @@ use crate::{
         tree::Edge,
     },
     broker::ports::{
-        AuditFilter, Begun, CosignedCheckpoint, Counts, Denials, KeptCheckpoint, LeaseChange,
-        LeaseFilter, LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store, StoreError,
-        Target,
+        AuditFilter, Begun, CosignedCheckpoint, Counts, Denials, KeptCheckpoint, KeyReach,
+        LeaseChange, LeaseFilter, LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store,
+        StoreError, Target,
     },
     domain::{
         admin_key::AdminKey,
@@ -395,6 +395,10 @@ impl Store for SqlStore {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         let last = leases::last_sessions(&mut reader, service, grant).await?;
         Ok(last.sessions)
+    }
+
+    async fn reach_of_key(&self) -> Result<KeyReach, StoreError> {
+        denials::reach_of_key(&self.readers).await
     }
 
     async fn revoking_sessions(

@@ -268,6 +268,9 @@ impl Script<'_> {
         self.admin_key().await;
         self.admin("AdminService/RotateAdminKey", &["admin-key", "rotate"])
             .await;
+        let stolen = ["admin-key", "rotate", "--stolen"];
+        self.admin("AdminService/ReplaceStolenAdminKey", &stolen)
+            .await;
         self.admin("AuditService/ListAuditRecords", &["audit", "query"])
             .await;
         let export = self.broker.state.join("export").display().to_string();

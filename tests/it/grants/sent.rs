@@ -1,10 +1,11 @@
 //! What reaches AWS when credentials are issued: everything is the broker's choice, and
 //! everything leads back to the lease.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{narrow, put};
-use crate::harness::{World, form::Form, proxy::Fault};
+use crate::harness::{Key, World, form::Form, proxy::Fault};
 
 impl World {
     /// A managed policy in the account.
@@ -281,4 +282,31 @@ async fn a_key_that_may_have_been_made_is_removed_before_another_is_asked_for() 
     issue().await.ok();
     assert_eq!(world.sent("PutUserPolicy").len(), before + 2);
     assert_eq!(world.sent("CreateAccessKey").len(), 3);
+}
+
+#[tokio::test]
+async fn a_sessions_policy_ends_with_it_where_the_grant_says_so() {
+    let world = World::new().await;
+    let role = world.account.role("credbroker-app", &narrow()).await;
+    for policy in [Some(&narrow()), None] {
+        let flags = ["--role-arn", &role, "--end-by-policy", "--ttl", "20m"];
+        put(&world.broker, &flags, policy).await.ok();
+        let (issued, sent) = world.issue_and_see("AssumeRole", &[]).await;
+        let document = sent.document("Policy");
+        let last = document["Statement"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            [&last["Effect"], &last["Action"], &last["Resource"]],
+            [&json!("Deny"), &json!("*"), &json!("*")]
+        );
+        let ends = last["Condition"]["DateGreaterThan"]["aws:CurrentTime"].as_str();
+        let ends: Timestamp = ends.unwrap().parse().unwrap();
+        let expires: Timestamp = issued["expiration"].as_str().unwrap().parse().unwrap();
+        let later = ends.duration_since(expires).as_secs();
+        assert!((30..=60).contains(&later), "{later}");
+        // It works until then.
+        assert!(Key::issued(&issued).works().await);
+    }
+    let user = ["--kind", "iam_user", "--end-by-policy"];
+    let refused = put(&world.broker, &user, Some(&narrow())).await;
+    refused.fails(2, &["--end-by-policy does not go with this kind of grant"]);
 }

@@ -88,9 +88,17 @@ struct Calls {
     /// What the next calls of an action meet, one each.
     in_turn: HashMap<String, VecDeque<Fault>>,
     strike: Option<Strike>,
-    seen: Vec<(String, String)>,
+    seen: Vec<Seen>,
     /// Of which the caller was gone before they had happened.
     abandoned: Vec<String>,
+}
+
+/// A call as it came.
+struct Seen {
+    action: String,
+    body: String,
+    /// The region that it is signed for.
+    region: String,
 }
 
 /// A fault that meets one call by its number.
@@ -104,8 +112,9 @@ struct Strike {
 
 impl Calls {
     /// Takes note of a call, and tells what happens to it.
-    fn meet(&mut self, action: &str, body: String) -> Option<Fault> {
-        self.seen.push((action.to_owned(), body));
+    fn meet(&mut self, call: Seen) -> Option<Fault> {
+        let action = &call.action.clone();
+        self.seen.push(call);
         match self.strike.take() {
             Some(strike) if strike.after > 0 => {
                 self.strike = Some(Strike {
@@ -124,7 +133,7 @@ impl Calls {
         let next = self.in_turn.get_mut(action).and_then(VecDeque::pop_front);
         let fault = next.or_else(|| self.faults.get(action).cloned());
         fault.filter(|fault| match fault {
-            Fault::AnswerIf(finds, ..) => self.seen.last().is_some_and(|(_, body)| finds(body)),
+            Fault::AnswerIf(finds, ..) => self.seen.last().is_some_and(|call| finds(&call.body)),
             _ => true,
         })
     }
@@ -203,15 +212,22 @@ impl Proxy {
         state
             .seen
             .iter()
-            .filter(|(name, _)| name == action)
-            .map(|(_, body)| body.clone())
+            .filter(|call| call.action == action)
+            .map(|call| call.body.clone())
             .collect()
+    }
+
+    /// Regions that the calls of one action were signed for, in their order.
+    pub fn regions(&self, action: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let calls = state.seen.iter().filter(|call| call.action == action);
+        calls.map(|call| call.region.clone()).collect()
     }
 
     /// The actions of all calls, in their order.
     pub fn actions(&self) -> Vec<String> {
         let state = self.state.lock().unwrap();
-        state.seen.iter().map(|(name, _)| name.clone()).collect()
+        state.seen.iter().map(|call| call.action.clone()).collect()
     }
 
     /// How many calls of these actions may have happened after their caller was gone.
@@ -295,7 +311,13 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
         let mut state = proxy.state.lock().unwrap();
         // Waits from now on, before anybody can heal.
         let healed = Arc::clone(&proxy.healed).notified_owned();
-        (state.meet(&action, text), healed)
+        let region = region(&parts);
+        let call = Seen {
+            action: action.clone(),
+            body: text,
+            region,
+        };
+        (state.meet(call), healed)
     };
     match fault {
         None => proxy.awaited(action, proxy.pass_on(parts, bytes)).await,
@@ -364,6 +386,15 @@ fn action(parts: &Parts, body: &str) -> String {
     };
     let action = target.map(|(_, action)| action).or_else(query);
     action.unwrap_or_default().to_owned()
+}
+
+/// The region of a signature (Signature Version 4); empty without one.
+fn region(parts: &Parts) -> String {
+    let signed = parts.headers.get("authorization");
+    let signed = signed.and_then(|signed| signed.to_str().ok());
+    let scope = signed.and_then(|signed| signed.split_once("Credential="));
+    let region = scope.and_then(|(_, scope)| scope.split('/').nth(2));
+    region.unwrap_or_default().to_owned()
 }
 
 /// Ends the task of this connection without a word, and so the connection.

@@ -210,6 +210,14 @@ impl Stepped {
         self.put_spec(grant, spec).await;
     }
 
+    /// From now on a denial of this grant's sessions is tried in these regions as well.
+    pub async fn probe_in(&self, grant: &str, regions: &[&str]) {
+        let put = self.broker.store().grant(&name(grant)).await.unwrap();
+        let mut spec = put.unwrap().spec.clone();
+        spec.probe_regions = regions.iter().map(ToString::to_string).collect();
+        self.put_spec(grant, spec).await;
+    }
+
     async fn put_spec(&self, grant: &str, spec: GrantSpec) {
         let caller = self.operator("GrantService/PutGrant").await;
         let put = self.broker.put_grant(&caller, name(grant), spec);

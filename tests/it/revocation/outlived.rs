@@ -75,7 +75,7 @@ async fn a_lease_is_revoked_by_its_id_after_its_session_has_expired() {
     world.step(3 * HOUR).await;
     let revoked = world.revoke(&issued.lease).await.unwrap();
     assert_eq!(revoked.lease.state.as_str(), "revoked");
-    assert!(revoked.refused_after_seconds.is_some());
+    assert!(revoked.seen.is_some());
     assert!(!stepped::key(&issued).is_served().await);
     assert!(stepped::key(&other).is_served().await);
     world.step(11 * HOUR).await;

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
-use credbroker::broker::{Revocation, ports::Target};
+use credbroker::{
+    broker::{Revocation, ports::Target},
+    domain::audit::Outcome,
+};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::harness::{
     Account, Key, World, eventually_within,
@@ -117,6 +120,71 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
 }
 
 #[tokio::test]
+async fn each_region_that_a_grant_names_must_refuse_as_well() {
+    let world = Stepped::new().await;
+    world.probe_in("role", &["eu-west-1", "eu-north-1"]).await;
+    world.issue("role").await.unwrap();
+    let revoked = world.shut_out().await.unwrap();
+    assert!(revoked.confirmed(), "{revoked:?}");
+    let seen_by = revoked.denials[0].seen_by.as_deref();
+    let expected = "sqs:ListQueues in us-east-1, eu-west-1, eu-north-1";
+    assert_eq!(seen_by, Some(expected));
+    // Each twice after the denial.
+    let mut regions = world.proxy.regions("ListQueues");
+    regions.drain(..regions.len() - 4);
+    assert_eq!(
+        regions,
+        ["eu-west-1", "eu-west-1", "eu-north-1", "eu-north-1"]
+    );
+}
+
+#[tokio::test]
+async fn a_region_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
+    let world = Stepped::with(Ways {
+        proof_limit: Duration::from_millis(700),
+        ..Ways::default()
+    })
+    .await;
+    world.probe_in("role", &["eu-west-1"]).await;
+    world.issue("role").await.unwrap();
+    let explicit = "not authorized with an explicit deny in an identity-based policy";
+    let refused = || Fault::Answer(403, "AccessDeniedException", explicit);
+    let late = std::iter::repeat_with(served).take(20);
+    // In both regions before the denial, in the first after it.
+    let answers = [served(), served(), refused(), refused()];
+    let answers = answers.into_iter().chain(late);
+    world.proxy.inject_in_turn("ListQueues", answers);
+    let revoked = world.shut_out().await.unwrap();
+    assert!(!revoked.confirmed());
+    let words = ["(sqs:ListQueues in eu-west-1): AWS still lets such a session"];
+    says(&open(&revoked), &words);
+}
+
+#[tokio::test]
+async fn a_second_look_is_recorded_and_repeated_until_aws_refuses_again() {
+    let world = Stepped::new().await;
+    world.issue("role").await.unwrap();
+    assert!(world.shut_out().await.unwrap().confirmed());
+    world.proxy.inject_in_turn("ListQueues", [served()]);
+    for _ in 0..3 {
+        world.broker.second_looks(Instant::now()).await;
+    }
+    let records = world.records("denial.settled").await;
+    let [open, settled] = &records[..] else {
+        panic!("{records:?}");
+    };
+    assert_eq!(open.outcome, Outcome::Failure);
+    assert_eq!(open.reason.as_deref(), Some("NOT_REFUSED"));
+    let words = "AWS lets such a session call sqs:ListQueues in us-east-1";
+    assert_eq!(open.detail.as_deref(), Some(words));
+    assert_eq!(open.refused_after, None);
+    assert_eq!(settled.outcome, Outcome::Success);
+    let words = "sqs:ListQueues in us-east-1";
+    assert_eq!(settled.detail.as_deref(), Some(words));
+    assert!(settled.refused_after.is_some());
+}
+
+#[tokio::test]
 async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
     let world = Stepped::new().await;
     let lease = world.issue("role").await.unwrap().lease;
@@ -132,7 +200,7 @@ async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
         .wait_until_refused(&target, revoked, limit, &progress);
     let stands = waiting.await;
     assert!(!stands.confirmed());
-    assert_eq!(stands.leases[0].refused_after_seconds, None);
+    assert_eq!(stands.leases[0].seen, None);
 }
 
 #[tokio::test]

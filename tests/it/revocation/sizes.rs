@@ -160,7 +160,7 @@ async fn where_other_policies_take_the_room_a_service_is_denied_as_a_whole() {
     let mut told = Vec::new();
     for one in &issued {
         let revoked = world.revoke(&one.lease).await.unwrap();
-        assert!(revoked.refused_after_seconds.is_some(), "{revoked:?}");
+        assert!(revoked.seen.is_some(), "{revoked:?}");
         told.push(notice(&revoked).to_owned());
     }
     assert!(told[0].is_empty(), "{told:?}");
@@ -188,7 +188,7 @@ async fn a_denial_without_room_is_told_and_follows_once_there_is_room() {
     let before = standing(&world).await.unwrap();
     room_for(&world, 10);
     let revoked = world.revoke(&second.lease).await.unwrap();
-    assert_eq!(revoked.refused_after_seconds, None);
+    assert_eq!(revoked.seen, None);
     assert!(notice(&revoked).contains("AWS has room for"), "{revoked:?}");
     assert!(
         notice(&revoked).contains("give services roles of their own"),

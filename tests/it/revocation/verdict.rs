@@ -29,17 +29,23 @@ async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_la
     assert!(seen[1].contains(" s (sqs:ListQueues in "), "{told:#?}");
     let of_kinds = lines(&told, "leases of ");
     assert_eq!(of_kinds.len(), 2, "{told:#?}");
-    for (line, kind) in of_kinds.iter().zip(["assume_role", "iam_user"]) {
-        let expected = format!("leases of {kind}: 2 refused, the last after ");
+    let ways = [("assume_role", "refused"), ("iam_user", "gone")];
+    for (line, (kind, how)) in of_kinds.iter().zip(ways) {
+        let expected = format!("leases of {kind}: 2 {how}, the last after ");
         assert!(line.starts_with(&expected), "{line}");
     }
     let last = told.stdout.lines().last().unwrap();
-    let expected = "done: AWS was seen to refuse all that payments-api held, the last after ";
-    assert!(last.starts_with(expected), "{told:#?}");
+    let both = "done: AWS was seen to refuse the sessions that payments-api held, the last after ";
+    assert!(last.starts_with(both), "{told:#?}");
+    assert!(
+        last.contains("and the rest is gone in AWS, the last after "),
+        "{told:#?}"
+    );
     assert_eq!(lines(&told, "not reached").len(), 1, "{told:#?}");
     assert_eq!(lines(&told, "open"), [""; 0]);
     // Again, without anything that is left but access that was made from the sessions.
     let again = world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let expected = "done: AWS was seen to refuse all that payments-api held, the last after ";
     assert!(again.stdout.lines().last().unwrap().starts_with(expected));
     world.broker.service("billing").await;
     let nothing = world.broker.run(&["revoke", "billing"]).await.ok();

@@ -1,0 +1,353 @@
+//! The end of all that was made with a stolen admin key: the key itself, and every session made
+//! with it or by way of it, at the broker's own user and at every role. Services' own sessions are
+//! among those, so each grant is revoked as well, and whoever follows it gets the next session.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{Semaphore, mpsc::UnboundedSender},
+    task::JoinSet,
+    time::sleep,
+};
+
+use crate::{
+    broker::{
+        AdminKeyStatus, Broker, By, Denied, Error,
+        admin_key::CLAIM,
+        on_conflict,
+        ports::{KeyReach, Target},
+        revoke::PARALLEL,
+    },
+    domain::{
+        access::Caller,
+        admin_key::{AdminKey, Phase},
+        arn::RoleArn,
+        audit::{Event, Subject},
+        denial::{Concerned, Denial, Holder, Scope},
+        name::GrantName,
+    },
+};
+
+/// Reason by which the services' own sessions end.
+const REASON: &str = "admin key stolen";
+/// Name of a grant that everyone's sessions are recorded under where the store has none.
+const NO_GRANT: &str = "admin-key/stolen";
+/// Attempts to get another key while the thief makes keys as well.
+const TRIES: u32 = 5;
+/// Pause between two.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What happens while a stolen admin key is replaced, as it happens.
+#[derive(Debug)]
+pub enum StolenProgress {
+    /// Another key is at work, and the stolen one is switched off.
+    Replaced(AdminKeyStatus),
+    /// AWS refuses every session at a role or user that was issued before, or why it is not seen to.
+    Denied(Denied),
+    /// The sessions of a grant are revoked.
+    Grant {
+        /// Which one.
+        grant: GrantName,
+        /// Number of leases that ended.
+        leases: usize,
+        /// Whether AWS was seen to refuse each of them.
+        confirmed: bool,
+    },
+}
+
+/// Outcome of the replacement of a stolen admin key.
+#[derive(Clone, Debug)]
+pub struct StolenKeyReplaced {
+    /// Every session that was issued before this is denied.
+    pub denied_before: Timestamp,
+    /// Whether AWS was seen to refuse them everywhere.
+    pub confirmed: bool,
+    /// What the broker cannot end, in words; `None` when there is nothing.
+    pub notice: Option<String>,
+}
+
+/// A grant, and a version of it, that a session to try a denial by is made under.
+type TriedBy = (GrantName, u64);
+
+impl Broker {
+    /// Replaces a stolen admin key and ends what was made with it. `progress` is told what happens.
+    /// Safe to repeat.
+    ///
+    /// # Errors
+    /// The broker does not keep its key, AWS does not make another, or this is not recordable. What
+    /// AWS is not seen to refuse at once is no error: it is told, and tried again.
+    pub async fn replace_stolen_admin_key(
+        self: &Arc<Self>,
+        caller: Caller,
+        progress: UnboundedSender<StolenProgress>,
+    ) -> Result<StolenKeyReplaced, Error> {
+        let broker = Arc::clone(self);
+        self.detached(async move { Box::pin(broker.replace_stolen(&caller, &progress)).await })
+            .await
+    }
+
+    async fn replace_stolen(
+        self: &Arc<Self>,
+        caller: &Caller,
+        progress: &UnboundedSender<StolenProgress>,
+    ) -> Result<StolenKeyReplaced, Error> {
+        // A reader who has left stops nothing.
+        let tell = |what| drop(progress.send(what));
+        let key = self.replace_at_once(caller).await?;
+        let user = own_user(&key)?;
+        tell(StolenProgress::Replaced(self.told(Some(key)).await));
+        let reach = self.store().reach_of_key().await?;
+        let denials = self.cut_off(caller, user, &reach).await?;
+        let moments = denials.iter().map(|denial| denial.issued_before);
+        let denied_before = moments.max().unwrap_or_else(|| self.now());
+        let denying = async {
+            let denied = self.deny(denials, None).await;
+            let all = denied.iter().all(|denied| denied.denial.is_refused());
+            for denied in denied {
+                tell(StolenProgress::Denied(denied));
+            }
+            all
+        };
+        // Services' sessions are refused from now on, so that they get others as soon as those are
+        // later than the moment.
+        let renewing = async {
+            self.wait_until(denied_before).await;
+            let mut confirmed = true;
+            let mut revoking = self.revoke_live_grants(caller).await?;
+            while let Some(revoked) = revoking.join_next().await {
+                let Ok((grant, leases, is_refused)) = revoked else {
+                    confirmed = false;
+                    continue;
+                };
+                confirmed &= is_refused;
+                tell(StolenProgress::Grant {
+                    grant,
+                    leases,
+                    confirmed: is_refused,
+                });
+            }
+            Ok::<_, Error>(confirmed)
+        };
+        let (all_denied, all_renewed) = tokio::join!(denying, renewing);
+        let all_renewed = all_renewed?;
+        // What the thief has made with the old key until then goes with it.
+        self.finish_replacement(caller).await?;
+        let notice = self.beyond_reach(reach.unreadable);
+        Ok(StolenKeyReplaced {
+            denied_before,
+            confirmed: all_denied && all_renewed && notice.is_none(),
+            notice,
+        })
+    }
+
+    /// Puts another key in the place of the kept one, and switches that one off, without the
+    /// pauses of a rotation. What the user has of other keys is deleted: the thief's.
+    async fn replace_at_once(&self, caller: &Caller) -> Result<AdminKey, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.try_to_replace(caller).await {
+                Err(error) if tries < TRIES && may_be_the_thiefs_doing(&error) => {
+                    tracing::warn!(%error, "another admin key is asked for once more");
+                    sleep(PAUSE).await;
+                }
+                replaced => return replaced,
+            }
+        }
+    }
+
+    async fn try_to_replace(&self, caller: &Caller) -> Result<AdminKey, Error> {
+        let key = self.kept_admin_key().await?;
+        let key = self.steps_at_once(caller, key, |phase| *phase == Phase::Steady);
+        let key = key.await?;
+        self.delete_unknown_keys(caller, &key).await?;
+        let key = self.begin_rotation(By::Caller(caller), key).await?;
+        let until = |phase: &Phase| matches!(phase, Phase::Retiring { .. } | Phase::Steady);
+        let key = self.steps_at_once(caller, key, until).await?;
+        if key.phase == Phase::Steady {
+            // AWS has made none.
+            return Err(Error::Conflict(Subject::AdminKey));
+        }
+        Ok(key)
+    }
+
+    /// Deletes the old key, and every other that the broker does not keep.
+    async fn finish_replacement(&self, caller: &Caller) -> Result<(), Error> {
+        let key = self.kept_admin_key().await?;
+        let key = self.steps_at_once(caller, key, |phase| *phase == Phase::Steady);
+        let key = key.await?;
+        self.delete_unknown_keys(caller, &key).await
+    }
+
+    async fn steps_at_once(
+        &self,
+        caller: &Caller,
+        mut key: AdminKey,
+        until: impl Fn(&Phase) -> bool,
+    ) -> Result<AdminKey, Error> {
+        while !until(&key.phase) {
+            key = self.step_at_once(caller, key).await?;
+        }
+        Ok(key)
+    }
+
+    async fn step_at_once(&self, caller: &Caller, key: AdminKey) -> Result<AdminKey, Error> {
+        let pauses = matches!(key.phase, Phase::Grace { .. } | Phase::Retiring { .. });
+        if !pauses || key.is_due(self.now()) {
+            return self.take_step(key).await;
+        }
+        let (from, now) = (key.revision, self.now());
+        let hurried = key.hurry(now)?;
+        let audit = self.caller_event(caller, Event::AdminKeyStolen);
+        self.replace_admin_key(Some(from), &hurried, audit).await?;
+        Ok(hurried)
+    }
+
+    async fn delete_unknown_keys(&self, caller: &Caller, key: &AdminKey) -> Result<(), Error> {
+        let _no_step_meanwhile = self.rotating.lock().await;
+        let _by_others = self.claim(CLAIM).await?;
+        let known = self.parts.keyring.keys(&key.user).await?;
+        for unknown in known.iter().filter(|id| *id != key.current.id.as_str()) {
+            let audit = self.caller_event(caller, Event::AdminKeyStolen);
+            let words = "a key of the broker's user that the broker does not keep is to be deleted";
+            let audit = audit.access_key(unknown).detail(words);
+            self.store().record(audit).await?;
+        }
+        self.delete_lost_keys(key).await
+    }
+
+    /// Asks for the denial of everyone's sessions at the broker's user and at every role that any
+    /// version of a grant names, or that a session was issued for.
+    async fn cut_off(
+        &self,
+        caller: &Caller,
+        user: Holder,
+        reach: &KeyReach,
+    ) -> Result<Vec<Denial>, Error> {
+        let now = self.now();
+        let standing = self.store().denials().await?.known;
+        let everyones = |denial: &&Denial| denial.against.scope == Scope::Everyone;
+        let everyones: Vec<&Denial> = standing.iter().filter(everyones).collect();
+        let (mut denials, mut overtaken) = (Vec::new(), Vec::new());
+        for (holder, (grant, version)) in places(user, reach)? {
+            let concerned = Concerned::everyone(holder, grant, version, now);
+            let at_holder = everyones
+                .iter()
+                .filter(|denial| denial.against.holder == concerned.against.holder);
+            let (same, others): (Vec<&Denial>, Vec<&Denial>) =
+                at_holder.partition(|denial| denial.against == concerned.against);
+            overtaken.extend(others.into_iter().cloned());
+            denials.push(Denial::ask(concerned, same.first().copied(), now));
+        }
+        let audit = self.caller_event(caller, Event::AdminKeyStolen);
+        let audit = audit.detail(&format!(
+            "every session issued so far is denied; roles and users: {}",
+            denials.len()
+        ));
+        let put = self
+            .store()
+            .change_denials(&denials, &overtaken, vec![audit]);
+        on_conflict(put.await, || Error::Conflict(Subject::AdminKey))?;
+        Ok(denials)
+    }
+
+    async fn wait_until(&self, moment: Timestamp) {
+        let wait = Duration::try_from(moment.duration_since(self.now()));
+        sleep(wait.unwrap_or_default()).await;
+    }
+
+    /// Revokes each grant with sessions that may live, some at a time. Yields each with the number
+    /// of its leases, and whether AWS was seen to refuse them.
+    async fn revoke_live_grants(
+        self: &Arc<Self>,
+        caller: &Caller,
+    ) -> Result<JoinSet<(GrantName, usize, bool)>, Error> {
+        let now = self.now();
+        let sessions = self.store().reach_of_key().await?.sessions;
+        let live = sessions.into_iter().filter(|s| s.expires_at > now);
+        let mut live: Vec<GrantName> = live.map(|session| session.grant).collect();
+        live.sort();
+        live.dedup();
+        let permits = Arc::new(Semaphore::new(PARALLEL));
+        let mut tasks = JoinSet::new();
+        for grant in live {
+            let (broker, permits) = (Arc::clone(self), Arc::clone(&permits));
+            let caller = caller.clone();
+            tasks.spawn(async move {
+                let _permit = permits.acquire_owned().await;
+                let target = Target::Grant(grant.clone());
+                let revoking = broker.revoke_saga(&caller, &target, REASON, None);
+                match Box::pin(revoking).await {
+                    Ok(revoked) => (grant, revoked.leases.len(), revoked.confirmed()),
+                    Err(error) => {
+                        tracing::error!(%grant, %error, "the grant's sessions are not revoked");
+                        (grant, 0, false)
+                    }
+                }
+            });
+        }
+        Ok(tasks)
+    }
+
+    /// What the broker cannot end: sessions of the roles by which it writes policies in other
+    /// accounts, and what it cannot read.
+    fn beyond_reach(&self, unreadable: u64) -> Option<String> {
+        let revokers = self.parts.placements.revokers.values();
+        let revokers: Vec<&str> = revokers.map(RoleArn::as_str).collect();
+        let revokers = (!revokers.is_empty()).then(|| {
+            format!(
+                "the broker cannot deny the sessions of the roles by which it works in other accounts: deny those by \
+                 hand, as the runbook says, for {}",
+                revokers.join(", ")
+            )
+        });
+        let unreadable = (unreadable > 0).then(|| {
+            format!("sessions and grants in the store that cannot be read: {unreadable}; see which roles they name")
+        });
+        let told: Vec<String> = revokers.into_iter().chain(unreadable).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+}
+
+/// Each role and user, with the newest grant that a session there can be made under.
+fn places(user: Holder, reach: &KeyReach) -> Result<BTreeMap<Holder, TriedBy>, Error> {
+    let mut places = BTreeMap::new();
+    for (role, grant, version) in &reach.roles {
+        places.insert(Holder::Role(role.clone()), (grant.clone(), *version));
+    }
+    let mut sessions: Vec<_> = reach.sessions.iter().collect();
+    sessions.sort_by_key(|session| session.expires_at);
+    for session in sessions {
+        let tried_by = (session.grant.clone(), session.grant_version);
+        places.insert(session.holder.clone(), tried_by);
+    }
+    let any = match places.values().next() {
+        Some(any) => any.clone(),
+        None => (no_grant()?, 1),
+    };
+    places.entry(user).or_insert(any);
+    Ok(places)
+}
+
+fn may_be_the_thiefs_doing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Conflict(_)
+            | Error::Aws(_)
+            | Error::WrongState {
+                reason: "SECOND_ADMIN_KEY",
+                ..
+            }
+    )
+}
+
+fn own_user(key: &AdminKey) -> Result<Holder, Error> {
+    let user = key.user.parse();
+    user.map_err(|error| Error::Internal(format!("the admin key's user: {error}")))
+}
+
+fn no_grant() -> Result<GrantName, Error> {
+    let name = NO_GRANT.parse();
+    name.map_err(|error| Error::Internal(format!("{NO_GRANT}: {error}")))
+}
