@@ -46,13 +46,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct RevokedLease {
     /// As it stands now.
     pub lease: Lease,
-    /// How it was seen to have ended; `None` when that was not seen.
+    /// Evidence of its end; `None` when the end was not seen.
     pub seen: Option<SeenEnd>,
     /// What is still open, in words.
     pub notice: Option<String>,
 }
 
-/// How a credential was seen to have ended, in seconds from the request.
+/// Evidence that a credential has ended, and the seconds from the request until then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SeenEnd {
     /// AWS refused a call of such a session.
@@ -100,7 +100,7 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Whether AWS has been seen to refuse every session, and shows every user gone.
+    /// Returns whether AWS was seen to refuse every session, and shows every user gone.
     #[must_use]
     pub fn confirmed(&self) -> bool {
         let ended = |lease: &RevokedLease| lease.seen.is_some();

@@ -1,6 +1,6 @@
 //! The end of all that was made with a stolen admin key: the key itself, and every session made
 //! with it or by way of it, at the broker's own user and at every role. Services' own sessions are
-//! among those, so each grant is revoked as well, and whoever follows it gets the next session.
+//! among those, so each grant is revoked as well, and its followers get the next session.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ const TRIES: u32 = 5;
 /// Pause between two.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What happens while a stolen admin key is replaced, as it happens.
+/// Step in the replacement of a stolen admin key.
 #[derive(Debug)]
 pub enum StolenProgress {
     /// Another key is at work, and the stolen one is switched off.
@@ -47,11 +47,11 @@ pub enum StolenProgress {
     Denied(Denied),
     /// The sessions of a grant are revoked.
     Grant {
-        /// Which one.
+        /// Name of the grant.
         grant: GrantName,
         /// Number of leases that ended.
         leases: usize,
-        /// Whether AWS was seen to refuse each of them.
+        /// True where AWS was seen to refuse each of them.
         confirmed: bool,
     },
 }
@@ -61,9 +61,9 @@ pub enum StolenProgress {
 pub struct StolenKeyReplaced {
     /// Every session that was issued before this is denied.
     pub denied_before: Timestamp,
-    /// Whether AWS was seen to refuse them everywhere.
+    /// True where AWS was seen to refuse them everywhere, and nothing is left to others.
     pub confirmed: bool,
-    /// What the broker cannot end, in words; `None` when there is nothing.
+    /// Access that the broker cannot end, in words; `None` when there is none.
     pub notice: Option<String>,
 }
 
@@ -71,12 +71,12 @@ pub struct StolenKeyReplaced {
 type TriedBy = (GrantName, u64);
 
 impl Broker {
-    /// Replaces a stolen admin key and ends what was made with it. `progress` is told what happens.
+    /// Replaces a stolen admin key and ends what was made with it. `progress` gets each step.
     /// Safe to repeat.
     ///
     /// # Errors
     /// The broker does not keep its key, AWS does not make another, or this is not recordable. What
-    /// AWS is not seen to refuse at once is no error: it is told, and tried again.
+    /// AWS is not seen to refuse at once is no error: the step says so, and the broker tries again.
     pub async fn replace_stolen_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -290,7 +290,7 @@ impl Broker {
         Ok(tasks)
     }
 
-    /// What the broker cannot end: sessions of the roles by which it writes policies in other
+    /// Access that the broker cannot end: sessions of the roles by which it writes policies in other
     /// accounts, and what it cannot read.
     fn beyond_reach(&self, unreadable: u64) -> Option<String> {
         let revokers = self.parts.placements.revokers.values();

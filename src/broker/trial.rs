@@ -54,7 +54,7 @@ pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 pub(super) struct Trial {
     credentials: Credentials,
     probe: Probe,
-    /// Where it is tried: the grant's region first, then each `probe_regions` of the grant.
+    /// Regions to try it in: the grant's own first, then each of its `probe_regions`.
     pub(super) regions: Vec<Region>,
     /// When AWS made it, by AWS's clock.
     issued: Timestamp,
@@ -67,7 +67,7 @@ pub(super) struct Trial {
 pub(super) struct Region {
     /// Its name; `None` for the broker's own.
     pub(super) name: Option<String>,
-    /// Whether AWS let the session there before the denial.
+    /// True where AWS let the session there before the denial.
     allowed: bool,
 }
 

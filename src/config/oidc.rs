@@ -83,7 +83,7 @@ pub(super) fn read(reader: &mut Reader) -> Vec<Issuer> {
     issuers
 }
 
-/// Whether operators of both may have the same name.
+/// Returns whether operators of both may have the same name.
 fn share_names(one: &Issuer, other: &Issuer) -> bool {
     match (&one.operator_prefix, &other.operator_prefix) {
         (Some(one), Some(other)) => one.starts_with(other) || other.starts_with(one),

@@ -124,7 +124,7 @@ impl Person {
         }
     }
 
-    /// Whether both may be one person: that does not count for two.
+    /// Returns whether both may be one person, who does not count for two.
     #[must_use]
     pub fn may_be(&self, other: &Self) -> bool {
         self.name == other.name || self.proof == other.proof

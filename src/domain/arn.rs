@@ -127,7 +127,7 @@ impl Partition {
     }
 }
 
-/// Whether `text` has the shape of an AWS region name.
+/// Returns whether `text` has the shape of an AWS region name.
 #[must_use]
 pub fn is_region(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();

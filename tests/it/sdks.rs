@@ -40,7 +40,7 @@ fn served_by(agent: &Agent) -> Way {
     Way::Variables(vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url(0))])
 }
 
-/// How often a follower has begun to follow a grant.
+/// Counts how often a follower has begun to follow a grant.
 async fn followed(world: &World) -> i64 {
     let followed = "SELECT count(*) FROM audit WHERE event = 'lease.watched'";
     world.broker.count(followed).await

@@ -59,7 +59,7 @@ pub(in crate::cli) struct RevokedLease {
 }
 
 impl RevokedLease {
-    /// Whether it was seen to have ended.
+    /// Returns whether its end was seen.
     fn is_over(&self) -> bool {
         self.refused_after_seconds.is_some() || self.gone_after_seconds.is_some()
     }

@@ -188,7 +188,7 @@ pub struct AuditEvent {
     pub holder: Option<Holder>,
     /// How long after its revocation was asked for AWS refused it; whole milliseconds.
     pub refused_after: Option<Duration>,
-    /// How long after its revocation was asked for AWS showed the user gone; whole milliseconds.
+    /// Time from the request for its revocation until AWS showed the user gone; whole milliseconds.
     pub gone_after: Option<Duration>,
 }
 

@@ -39,7 +39,7 @@ impl Session {
         self.access_ends() > now
     }
 
-    /// When the last access that may have been made from it ends.
+    /// End of the last access that may have been made from it.
     pub(super) fn access_ends(&self) -> Timestamp {
         let outlived_by = self.holder.kind().outlived_by().unwrap_or_default();
         let ends = self.expires_at.checked_add(outlived_by);
@@ -54,16 +54,16 @@ pub struct Concerned {
     pub against: Against,
     /// A grant that they were issued under.
     pub grant: GrantName,
-    /// Which version of it.
+    /// Version of that grant.
     pub grant_version: u64,
-    /// Whether any bears the service's name as source identity.
+    /// True where any bears the service's name as source identity.
     pub source_identity: bool,
-    /// When the last access ends that may have been made from them.
+    /// End of the last access that may have been made from them.
     pub access_ends: Timestamp,
 }
 
 impl Concerned {
-    /// Everything that was issued until `now` at a role or user, whoever made it. It is tried by a
+    /// Everything that was issued until `now` at a role or user, by any maker. It is tried by a
     /// session of this grant.
     #[must_use]
     pub fn everyone(holder: Holder, grant: GrantName, grant_version: u64, now: Timestamp) -> Self {

@@ -343,7 +343,7 @@ fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<De
     nearest.map(|(earlier, later)| (moved(denials, *earlier, *later, now), Vec::new()))
 }
 
-/// Whether a later moment meets sessions of its own service alone.
+/// Returns whether a later moment meets sessions of its own service alone.
 fn may_move(denial: &Denial) -> bool {
     denial.spares_newer && denial.against.scope != Scope::Everyone
 }

