@@ -92,6 +92,10 @@ impl Broker {
     pub async fn second_looks(&self, by: Instant) {
         for look in self.denying.settling.take(by) {
             let (denial, trial) = (&look.denial, &look.trial);
+            // A service that never answers is not asked for ever.
+            if !trial.lives_at(self.now()) {
+                continue;
+            }
             let audit = self.event(By::Broker, Event::DenialSettled).denial(denial);
             let after = self.now().duration_since(denial.asked_at);
             let (audit, is_over) = match self.second_look(trial).await {

@@ -62,6 +62,13 @@ pub(super) struct Trial {
     asked_at: Timestamp,
 }
 
+impl Trial {
+    /// Returns whether the session's time is not up at that moment.
+    pub(super) fn lives_at(&self, moment: Timestamp) -> bool {
+        self.credentials.expires_at.is_some_and(|end| end > moment)
+    }
+}
+
 /// A region that a session is tried in.
 #[derive(Clone)]
 pub(super) struct Region {
@@ -229,10 +236,7 @@ impl Broker {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let trial = trials.remove(&denial.against)?;
-        let lives = trial
-            .credentials
-            .expires_at
-            .is_some_and(|end| end > self.now() + SignedDuration::from_secs(60));
+        let lives = trial.lives_at(self.now() + SignedDuration::from_secs(60));
         // One that was made for an earlier revocation is refused for the sake of that.
         let meets = trial.issued < denial.issued_before && denial.was_asked_at(trial.asked_at);
         (lives && meets).then_some(trial)

@@ -185,6 +185,23 @@ async fn a_second_look_is_recorded_and_repeated_until_aws_refuses_again() {
 }
 
 #[tokio::test]
+async fn second_looks_end_with_the_session_where_no_service_answers() {
+    let world = Stepped::new().await;
+    world.issue("role").await.unwrap();
+    assert!(world.shut_out().await.unwrap().confirmed());
+    world.proxy.inject("ListQueues", Fault::Cut);
+    let before = world.proxy.calls("ListQueues").len();
+    world.broker.second_looks(Instant::now()).await;
+    let tried = world.proxy.calls("ListQueues").len();
+    assert!(tried > before);
+    // The session by which it is tried lives for a quarter of an hour.
+    world.step(3600).await;
+    world.broker.second_looks(Instant::now()).await;
+    assert_eq!(world.proxy.calls("ListQueues").len(), tried);
+    assert!(world.records("denial.settled").await.is_empty());
+}
+
+#[tokio::test]
 async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
     let world = Stepped::new().await;
     let lease = world.issue("role").await.unwrap().lease;
