@@ -28,6 +28,7 @@ mod policy;
 mod private;
 mod proof;
 mod prune;
+mod reinstate;
 mod revoke;
 mod service;
 mod status;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
+use super::{
+    convert::proto_duration, failure::Failure, output::Output, pages, reinstate::Reinstate, view,
+};
 use crate::{
     client::Client,
     domain::duration,
@@ -12,8 +14,8 @@ use crate::{
         CreateEnrollmentTokenRequest, CreateServiceBindingRequest, CreateServiceRequest,
         CreateServiceTokenRequest, DeleteServiceBindingRequest, DeleteServiceRequest,
         DeleteServiceTokenRequest, GetServiceRequest, ListServiceBindingsRequest,
-        ListServiceTokensRequest, ListServicesRequest, OidcIdentity, ReinstateServiceRequest,
-        SuspendServiceRequest, create_service_binding_request,
+        ListServiceTokensRequest, ListServicesRequest, OidcIdentity, SuspendServiceRequest,
+        create_service_binding_request,
     },
 };
 
@@ -39,11 +41,8 @@ pub(super) enum Service {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Lift a suspension.
-    Reinstate {
-        /// Which service.
-        name: String,
-    },
+    /// Lift a suspension; its tokens and bindings work again.
+    Reinstate(Reinstate),
     /// Remove a service with its tokens and grants; it may hold no live lease.
     Delete {
         /// Which service.
@@ -172,12 +171,7 @@ impl Service {
                     .suspend_service(SuspendServiceRequest { name, reason })
                     .await?
             }
-            Self::Reinstate { name } => {
-                let request = ReinstateServiceRequest { name: name.clone() };
-                let reinstated = services.reinstate_service(request).await?;
-                warn_of_reopened(client, &name).await?;
-                reinstated
-            }
+            Self::Reinstate(reinstate) => reinstate.run(client).await?,
             Self::List => return list(client, out).await,
             Self::Delete { name } => {
                 services
@@ -214,7 +208,10 @@ impl Service {
 }
 
 /// What a service is known by.
-async fn bindings(client: &Client, service: &str) -> Result<Vec<view::Binding>, Failure> {
+pub(super) async fn bindings(
+    client: &Client,
+    service: &str,
+) -> Result<Vec<view::Binding>, Failure> {
     pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListServiceBindingsRequest {
             service: service.to_owned(),
@@ -229,24 +226,7 @@ async fn bindings(client: &Client, service: &str) -> Result<Vec<view::Binding>, 
     .await
 }
 
-/// Tells which proofs of a reinstated service's identity work again: one of them may be why it
-/// was suspended.
-async fn warn_of_reopened(client: &Client, service: &str) -> Result<(), Failure> {
-    let tokens = tokens(client, service).await?;
-    let bindings = bindings(client, service).await?;
-    let ids = tokens.iter().map(|token| ("token", &token.token_id));
-    let bound = bindings
-        .iter()
-        .map(|binding| ("binding", &binding.binding_id));
-    for (what, id) in ids.chain(bound) {
-        eprintln!(
-            "warning: {what} {id} works again; if it may have leaked: `credbroker service {what} delete {service} {id}`"
-        );
-    }
-    Ok(())
-}
-
-async fn tokens(client: &Client, service: &str) -> Result<Vec<view::Token>, Failure> {
+pub(super) async fn tokens(client: &Client, service: &str) -> Result<Vec<view::Token>, Failure> {
     let request = ListServiceTokensRequest {
         service: service.to_owned(),
     };

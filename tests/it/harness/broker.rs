@@ -1,16 +1,19 @@
 //! A broker process and its command line.
 
 use std::{
+    fs::{File, OpenOptions},
+    io::Write,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
 };
 
@@ -196,12 +199,18 @@ impl Broker {
 
     /// Runs it with something on its standard input.
     pub async fn run_in(&self, token: Option<&str>, args: &[&str], input: &str) -> Run {
-        let mut command = credbroker(args);
-        command.envs(self.env.iter().cloned());
+        let mut command = self.command(args);
         if let Some(token) = token {
             command.env("CREDBROKER_TOKEN", token);
         }
         Run::of(command, input).await
+    }
+
+    /// `credbroker ARGS` as its operator, not yet started.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = credbroker(args);
+        command.envs(self.env.iter().cloned());
+        command
     }
 
     /// What `credbroker ARGS -o json` prints; it must succeed.
@@ -385,17 +394,34 @@ pub struct Run {
 
 impl Run {
     pub async fn of(mut command: Command, input: &str) -> Self {
-        use tokio::io::AsyncWriteExt;
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = Self::spawn(command.stdin(Stdio::piped()));
         let mut stdin = child.stdin.take().unwrap();
         // A command that reads nothing may be gone before this is written.
         let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
+        Self::ended(child).await
+    }
+
+    /// Runs it with a terminal as standard input, at which a line is typed.
+    pub async fn at_terminal(mut command: Command, typed: &str) -> Self {
+        let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let path = ptsname(&keyboard, Vec::new()).unwrap();
+        let terminal = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path.to_str().unwrap());
+        writeln!(keyboard, "{typed}").unwrap();
+        Self::ended(Self::spawn(command.stdin(terminal.unwrap()))).await
+    }
+
+    fn spawn(command: &mut Command) -> Child {
+        let outputs = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        outputs.spawn().unwrap()
+    }
+
+    async fn ended(child: Child) -> Self {
         let output = tokio::time::timeout(LONGEST_RUN, child.wait_with_output()).await;
         let output = output.expect("the command ends").unwrap();
         Self {

@@ -141,6 +141,35 @@ async fn what_works_again_after_a_reinstatement_is_told_with_what_ends_it() {
 }
 
 #[tokio::test]
+async fn on_a_terminal_a_reinstatement_asks_for_the_name_before_anything_works_again() {
+    let world = World::new().await;
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    let at_terminal = async |args: &[&str], typed: &str| {
+        let reinstate = [&["service", "reinstate", "payments-api"], args].concat();
+        Run::at_terminal(world.broker.command(&reinstate), typed).await
+    };
+    for typed in ["", "y", "payments"] {
+        let refused = at_terminal(&[], typed).await;
+        let words = [
+            "works again; if it may",
+            "type its name: ",
+            "stays suspended",
+        ];
+        refused.fails(2, &words);
+    }
+    let shown = world.broker.json(&["service", "show", "payments-api"]);
+    assert_eq!(shown.await["suspended"], true);
+    let told = at_terminal(&[], "payments-api").await.ok().stderr;
+    assert_eq!(told.matches("works again").count(), 1, "{told}");
+    world.issued(&["role"]).await;
+
+    world.broker.run(&["revoke", "payments-api"]).await.ok();
+    at_terminal(&["--yes"], "").await.ok();
+    // There is nothing to ask of a service that is not suspended.
+    at_terminal(&[], "").await.fails(6, &["is not suspended"]);
+}
+
+#[tokio::test]
 async fn a_dry_run_tells_what_would_be_reached_and_changes_nothing() {
     let world = World::new().await;
     let role = world.issued(&["role"]).await;

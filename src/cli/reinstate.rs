@@ -1,0 +1,85 @@
+//! `credbroker service reinstate`: lists the proofs of identity that work again with it, since one
+//! of them may be why the service was suspended.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+
+use clap::Args;
+use tonic::Response;
+
+use super::{
+    failure::Failure,
+    service::{bindings, tokens},
+};
+use crate::{
+    client::Client,
+    proto::{GetServiceRequest, ReinstateServiceRequest, Service},
+};
+
+/// Longest answer that is read, bytes.
+const ANSWER_MAX: u64 = 256;
+
+#[derive(Args, Debug)]
+pub(super) struct Reinstate {
+    /// Which service.
+    name: String,
+    /// On a terminal, do not ask for the name before its tokens and bindings work again.
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Reinstate {
+    pub(super) async fn run(self, client: &Client) -> Result<Response<Service>, Failure> {
+        let Self { name, yes } = self;
+        let asks = !yes && io::stdin().is_terminal();
+        if asks && is_suspended(client, &name).await? {
+            let proofs = proofs(client, &name).await?;
+            if !proofs.is_empty() {
+                warn(&name, &proofs);
+                ask(&name)?;
+            }
+        }
+        let request = ReinstateServiceRequest { name: name.clone() };
+        let reinstated = client.services().reinstate_service(request).await?;
+        if !asks {
+            warn(&name, &proofs(client, &name).await?);
+        }
+        Ok(reinstated)
+    }
+}
+
+async fn is_suspended(client: &Client, service: &str) -> Result<bool, Failure> {
+    let name = service.to_owned();
+    let mut services = client.services();
+    let shown = services.get_service(GetServiceRequest { name }).await?;
+    Ok(shown.into_inner().suspended)
+}
+
+/// Kind and id of each token and binding of a service.
+async fn proofs(client: &Client, service: &str) -> Result<Vec<(&'static str, String)>, Failure> {
+    let tokens = tokens(client, service).await?.into_iter();
+    let bindings = bindings(client, service).await?.into_iter();
+    let tokens = tokens.map(|token| ("token", token.token_id));
+    let bindings = bindings.map(|binding| ("binding", binding.binding_id));
+    Ok(tokens.chain(bindings).collect())
+}
+
+fn warn(service: &str, proofs: &[(&str, String)]) {
+    for (kind, id) in proofs {
+        eprintln!(
+            "warning: {kind} {id} works again; if it may have leaked: `credbroker service {kind} delete {service} {id}`"
+        );
+    }
+}
+
+/// Asks for the name of the service, and refuses any other answer.
+fn ask(service: &str) -> Result<(), Failure> {
+    eprint!("to reinstate the service with all of them, type its name: ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().take(ANSWER_MAX).read_line(&mut answer)?;
+    if answer.trim() == service {
+        return Ok(());
+    }
+    let what = format!("the answer is not {service}: it stays suspended");
+    Err(Failure::usage(what).next("delete what may have leaked, then repeat the command"))
+}
