@@ -368,10 +368,10 @@ impl Denier for AwsAccount {
         &self,
         grant: &Grant,
         binding: &Binding,
-        probe: Probe,
+        probes: &[Probe],
     ) -> Result<Credentials, AwsFailure> {
         let session = self.session();
-        let policy = policy::canary(probe);
+        let policy = policy::canary(probes);
         let asked = sts::Session {
             spec: &grant.spec,
             binding,

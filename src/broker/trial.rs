@@ -53,9 +53,8 @@ pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub(super) struct Trial {
     credentials: Credentials,
-    probe: Probe,
-    /// Regions to try it in: the grant's own first, then each of its `probe_regions`.
-    pub(super) regions: Vec<Region>,
+    /// Calls to try it by: each probe of the grant in each of its regions.
+    pub(super) calls: Vec<Call>,
     /// When AWS made it, by AWS's clock.
     issued: Timestamp,
     /// When the denial was asked for that it is made for.
@@ -69,26 +68,27 @@ impl Trial {
     }
 }
 
-/// A region that a session is tried in.
+/// A call that a session is tried by.
 #[derive(Clone)]
-pub(super) struct Region {
-    /// Its name; `None` for the broker's own.
-    pub(super) name: Option<String>,
-    /// True where AWS let the session there before the denial.
+pub(super) struct Call {
+    probe: Probe,
+    /// `None` for the broker's own region.
+    region: Option<String>,
+    /// True where AWS let the session make it before the denial.
     allowed: bool,
 }
 
 /// Refusals that were seen.
 pub(super) struct Seen {
-    /// The call that AWS refused, and the regions.
+    /// The calls that AWS refused, and the regions.
     pub(super) by: String,
-    /// AWS's words, in the last of them.
+    /// AWS's words, to the last of them.
     pub(super) said: String,
     /// The session that was refused.
     pub(super) trial: Trial,
 }
 
-/// Why AWS was not seen to refuse in a region.
+/// Why AWS was not seen to refuse a call.
 enum NotSeen {
     /// Nor can it be by this session.
     Dead(String),
@@ -129,10 +129,8 @@ impl Broker {
             let why = format!("grant {} is not known any more", denial.grant);
             return Ok((denial, Err(Untried::Because(why))));
         };
-        let (binding, probe) = (
-            self.canary_binding(&denial, &grant),
-            grant.spec.probe.unwrap_or_default(),
-        );
+        let binding = self.canary_binding(&denial, &grant);
+        let probes = grant.spec.probes();
         self.wait_out_denials(&denial).await?;
         if self.reach(&denial, self.now()).await?.is_none() {
             let too_late = too_late(&denial);
@@ -143,7 +141,7 @@ impl Broker {
             .denial(&denial)
             .aws_name(&binding);
         self.store().record(audit).await?;
-        let credentials = match self.canary(&denial, &grant, &binding, probe).await {
+        let credentials = match self.canary(&denial, &grant, &binding, &probes).await {
             Ok(credentials) => credentials,
             Err(failure) => return Ok((denial, Err(no_canary(&failure)))),
         };
@@ -158,20 +156,20 @@ impl Broker {
             .access_key(&credentials.access_key_id)
             .aws_name(&binding)
             .aws_request(credentials.aws_request_id.as_deref())
-            .detail(&format!("may do nothing but {probe}"));
+            .detail(&nothing_but(&probes));
         self.change(&denial, std::slice::from_ref(&reaching), audit)
             .await?;
         let trial = Trial {
             credentials,
-            probe,
-            regions: regions(&grant.spec),
+            calls: calls(&grant.spec),
             issued,
             asked_at: denial.asked_at,
         };
+        let told = self.told_calls(&trial);
         // The denial must not wait for long.
         let trying = timeout(TRY_LIMIT, self.try_before(&denial, &grant, trial)).await;
         let tried = trying.unwrap_or_else(|_| {
-            let why = format!("{probe} does not answer");
+            let why = format!("no answer within {} s: {told}", TRY_LIMIT.as_secs());
             Err(Untried::Because(why))
         });
         Ok((reaching, tried))
@@ -269,7 +267,7 @@ impl Broker {
         denial: &Denial,
         grant: &Grant,
         binding: &Binding,
-        probe: Probe,
+        probes: &[Probe],
     ) -> Result<Credentials, AwsFailure> {
         if let Holder::User(user) = &denial.against.holder {
             let federates = self.parts.denier.federates().await?;
@@ -280,12 +278,12 @@ impl Broker {
                 return Err(AwsFailure::held_back("OTHER_USER", message, LONGEST_PAUSE));
             }
         }
-        let made = timeout(TRY_LIMIT, self.parts.denier.canary(grant, binding, probe));
+        let made = timeout(TRY_LIMIT, self.parts.denier.canary(grant, binding, probes));
         made.await
             .unwrap_or_else(|_| Err(AwsFailure::no_answer(TRY_LIMIT)))
     }
 
-    /// Answers of AWS before the denial, in each region: a refusal that names a denial proves
+    /// Answers of AWS before the denial, to each call: a refusal that names a denial proves
     /// nothing later.
     async fn try_before(
         &self,
@@ -293,9 +291,10 @@ impl Broker {
         grant: &Grant,
         mut trial: Trial,
     ) -> Result<Trial, Untried> {
-        let mut is_controlled = false;
-        for at in 0..trial.regions.len() {
-            trial.regions[at].allowed = match self.first_answer(&trial, &trial.regions[at]).await? {
+        let mut controlled = None;
+        for at in 0..trial.calls.len() {
+            let call = &trial.calls[at];
+            trial.calls[at].allowed = match self.first_answer(&trial, call).await? {
                 Verdict::Allowed => true,
                 Verdict::Refused {
                     cause: RefusalCause::NotAllowed | RefusalCause::Untold,
@@ -306,17 +305,17 @@ impl Broker {
                     said,
                 } => {
                     match self.what_stands(denial, &trial).await {
-                        Stands::Always if is_controlled => {}
-                        Stands::Always => self.try_control(denial, grant, &trial).await?,
+                        Stands::Always if controlled == Some(call.probe) => {}
+                        Stands::Always => self.try_control(denial, grant, &trial, call).await?,
                         Stands::Before => return Err(Untried::Stood),
-                        Stands::Nothing => return Err(denied_anyway(trial.probe, &said)),
+                        Stands::Nothing => return Err(denied_anyway(call.probe, &said)),
                     }
-                    is_controlled = true;
+                    controlled = Some(call.probe);
                     false
                 }
-                Verdict::Refused { said, .. } => return Err(denied_anyway(trial.probe, &said)),
+                Verdict::Refused { said, .. } => return Err(denied_anyway(call.probe, &said)),
                 Verdict::Dead => {
-                    let call = self.told_call(&trial, trial.regions[at].name.as_deref());
+                    let call = self.told_call(call);
                     let why = format!(
                         "AWS does not accept the session by which the denial is tried ({call})"
                     );
@@ -327,14 +326,14 @@ impl Broker {
         Ok(trial)
     }
 
-    /// AWS's answer in one region; an answer that it does not know the session yet is not the first.
-    async fn first_answer(&self, trial: &Trial, region: &Region) -> Result<Verdict, Untried> {
+    /// AWS's answer to one call; an answer that it does not know the session yet is not the first.
+    async fn first_answer(&self, trial: &Trial, call: &Call) -> Result<Verdict, Untried> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.probe_in(trial, region).await {
+            match self.try_call(trial, call).await {
                 Err(failure) if tries == TRIES => {
-                    let why = format!("{} cannot be tried: {failure}", trial.probe);
+                    let why = format!("{} cannot be tried: {failure}", self.told_call(call));
                     return Err(Untried::Because(why));
                 }
                 Ok(Verdict::Dead) if tries < TRIES => {}
@@ -351,6 +350,7 @@ impl Broker {
         denial: &Denial,
         grant: &Grant,
         trial: &Trial,
+        call: &Call,
     ) -> Result<(), Untried> {
         let because = |error: &dyn std::fmt::Display| Untried::Because(error.to_string());
         let id = LeaseId::new(self.now(), self.parts.random.as_ref());
@@ -363,34 +363,31 @@ impl Broker {
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
         let grant = without_source_identity(grant);
-        let made = self.canary(denial, &grant, &binding, trial.probe).await;
+        let made = self.canary(denial, &grant, &binding, &[call.probe]).await;
         let credentials = made.map_err(|failure| no_canary(&failure))?;
         let audit = self.event(By::Broker, Event::CanaryIssued).denial(denial);
         let audit = audit.access_key(&credentials.access_key_id);
         let audit = audit
             .aws_name(&binding)
             .aws_request(credentials.aws_request_id.as_deref())
-            .detail(&format!("may do nothing but {}", trial.probe));
+            .detail(&nothing_but(&[call.probe]));
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
         let control = Trial {
             credentials,
             ..trial.clone()
         };
-        let Some(first) = control.regions.first() else {
-            return Ok(());
-        };
         for tries in 1..=TRIES {
-            match self.probe_in(&control, first).await {
+            match self.try_call(&control, call).await {
                 Ok(Verdict::Refused {
                     cause: RefusalCause::IdentityDenial | RefusalCause::OtherDenial,
                     said,
-                }) => return Err(denied_anyway(trial.probe, &said)),
+                }) => return Err(denied_anyway(call.probe, &said)),
                 Ok(Verdict::Allowed | Verdict::Refused { .. }) => return Ok(()),
                 Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
             }
         }
-        let why = format!("{} does not answer", trial.probe);
+        let why = format!("{} does not answer", self.told_call(call));
         Err(Untried::Because(why))
     }
 
@@ -407,16 +404,16 @@ impl Broker {
         }
     }
 
-    /// Tries in each region until AWS refuses for the denial's sake. Returns the refusals, or what
+    /// Tries each call until AWS refuses it for the denial's sake. Returns the refusals, or what
     /// AWS said last; the session is kept for the next attempt.
     pub(super) async fn see_refused(&self, denial: &Denial, trial: Trial) -> Result<Seen, String> {
         let (began, mut said) = (Instant::now(), String::new());
-        for region in &trial.regions {
-            match self.see_refused_in(region, &trial, began).await {
+        for call in &trial.calls {
+            match self.see_call_refused(call, &trial, began).await {
                 Ok(words) => said = words,
                 Err(NotSeen::Dead(why)) => return Err(why),
                 Err(NotSeen::Late(last)) => {
-                    let call = self.told_call(&trial, region.name.as_deref());
+                    let call = self.told_call(call);
                     let mut trials = self
                         .denying
                         .trials
@@ -433,17 +430,17 @@ impl Broker {
         Ok(Seen { by, said, trial })
     }
 
-    /// Tries in one region, until the time since `began` is up. Returns AWS's words.
-    async fn see_refused_in(
+    /// Tries one call, until the time since `began` is up. Returns AWS's words.
+    async fn see_call_refused(
         &self,
-        region: &Region,
+        call: &Call,
         trial: &Trial,
         began: Instant,
     ) -> Result<String, NotSeen> {
         let (mut pause, mut refusals) = (FIRST_PAUSE, 0);
         loop {
-            let last = match self.probe_in(trial, region).await {
-                Ok(Verdict::Refused { cause, said }) if proves(cause, region) => {
+            let last = match self.try_call(trial, call).await {
+                Ok(Verdict::Refused { cause, said }) if proves(cause, call) => {
                     refusals += 1;
                     if refusals == PROOFS {
                         return Ok(said);
@@ -468,31 +465,29 @@ impl Broker {
         }
     }
 
-    /// The call of a trial, and a region.
-    pub(super) fn told_call(&self, trial: &Trial, region: Option<&str>) -> String {
+    /// A call's action and region, in words.
+    pub(super) fn told_call(&self, call: &Call) -> String {
         let own = self.parts.denier.region();
-        match region.or(own.as_deref()) {
-            Some(region) => format!("{} in {region}", trial.probe),
-            None => trial.probe.to_string(),
+        match call.region.as_ref().or(own.as_ref()) {
+            Some(region) => format!("{} in {region}", call.probe),
+            None => call.probe.to_string(),
         }
     }
 
-    /// The call of a trial, and all its regions.
+    /// All calls of a trial in words, each action once: "sqs:ListQueues in eu-west-1, us-east-1".
     pub(super) fn told_calls(&self, trial: &Trial) -> String {
-        let mut names = trial.regions.iter().map(|region| region.name.as_deref());
-        let first = self.told_call(trial, names.next().flatten());
-        names
-            .flatten()
-            .fold(first, |told, name| format!("{told}, {name}"))
+        let of_one_probe = trial.calls.chunk_by(|one, next| one.probe == next.probe);
+        let told = of_one_probe.map(|calls| {
+            let first = self.told_call(&calls[0]);
+            let further = calls[1..].iter().filter_map(|call| call.region.as_ref());
+            further.fold(first, |told, region| format!("{told}, {region}"))
+        });
+        told.collect::<Vec<_>>().join("; ")
     }
 
-    pub(super) async fn probe_in(
-        &self,
-        trial: &Trial,
-        region: &Region,
-    ) -> Result<Verdict, AwsFailure> {
-        let (denier, region) = (&self.parts.denier, region.name.as_deref());
-        denier.probe(&trial.credentials, trial.probe, region).await
+    pub(super) async fn try_call(&self, trial: &Trial, call: &Call) -> Result<Verdict, AwsFailure> {
+        let (denier, region) = (&self.parts.denier, call.region.as_deref());
+        denier.probe(&trial.credentials, call.probe, region).await
     }
 }
 
@@ -502,8 +497,8 @@ pub(super) fn issued(credentials: &Credentials, ttl: Duration) -> Timestamp {
     credentials.expires_at.unwrap_or(Timestamp::MAX) - ttl
 }
 
-/// The region of a grant, then those that it names to probe in as well.
-fn regions(spec: &GrantSpec) -> Vec<Region> {
+/// Each probe of a grant in its own region, then in those that it names to probe in as well.
+fn calls(spec: &GrantSpec) -> Vec<Call> {
     let own = match &spec.kind {
         KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
             region.clone()
@@ -511,19 +506,26 @@ fn regions(spec: &GrantSpec) -> Vec<Region> {
         KindSpec::IamUser { .. } => None,
     };
     let further = spec.probe_regions.iter().cloned().map(Some);
-    let names = std::iter::once(own).chain(further);
-    let untried = |name| Region {
-        name,
+    let regions: Vec<_> = std::iter::once(own).chain(further).collect();
+    let untried = |probe, region: &Option<String>| Call {
+        probe,
+        region: region.clone(),
         allowed: false,
     };
-    names.map(untried).collect()
+    let of_probe = |probe| regions.iter().map(move |region| untried(probe, region));
+    spec.probes().into_iter().flat_map(of_probe).collect()
+}
+
+fn nothing_but(probes: &[Probe]) -> String {
+    let probes: Vec<_> = probes.iter().map(|probe| probe.as_str()).collect();
+    format!("may do nothing but {}", probes.join(", "))
 }
 
 /// Tells whether a refusal is the denial's work.
-pub(super) const fn proves(cause: RefusalCause, region: &Region) -> bool {
+pub(super) const fn proves(cause: RefusalCause, call: &Call) -> bool {
     match cause {
         RefusalCause::IdentityDenial => true,
-        RefusalCause::Untold => region.allowed,
+        RefusalCause::Untold => call.allowed,
         RefusalCause::OtherDenial | RefusalCause::NotAllowed => false,
     }
 }

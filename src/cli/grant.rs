@@ -104,11 +104,11 @@ pub(super) struct Put {
     #[arg(long)]
     region: Option<String>,
     /// STS kinds: harmless call that shows that a revoked session is refused; sqs:ListQueues
-    /// unless given.
+    /// unless given; may be repeated: each must be refused.
     #[arg(long, value_name = "ACTION", value_parser = PossibleValuesParser::new(Probe::ALL.map(Probe::as_str)))]
-    probe: Option<String>,
+    probe: Vec<String>,
     /// STS kinds: region beside --region in which a revoked session is shown to be refused; may
-    /// be repeated, up to 8.
+    /// be repeated. Up to 9 calls: each probe in each region.
     #[arg(long, value_name = "REGION")]
     probe_region: Vec<String>,
     /// STS kinds: the session policy denies everything after the session's end, so that a console
@@ -253,6 +253,7 @@ impl Put {
         let kind =
             kind.ok_or_else(|| Failure::usage("say --kind, or --role-arn for a role's session"))?;
         self.refuse_strangers(kind)?;
+        let mut probes = self.probe.clone().into_iter();
         Ok(proto::Grant {
             policy: self.inline_policy()?,
             kind: Some(self.of_kind(kind)?),
@@ -261,7 +262,8 @@ impl Put {
             default_ttl: self.ttl.map(proto_duration),
             max_ttl: self.max_ttl.map(proto_duration),
             allow_broad: self.allow_broad,
-            probe: self.probe,
+            probe: probes.next(),
+            further_probes: probes.collect(),
             probe_regions: self.probe_region,
             ends_by_policy: self.end_by_policy,
             reuse: self.reuse,
@@ -282,7 +284,7 @@ impl Put {
             ("--source-identity", self.source_identity, role),
             ("--transitive-tag", !self.transitive_tag.is_empty(), role),
             ("--region", self.region.is_some(), role || federation),
-            ("--probe", self.probe.is_some(), role || federation),
+            ("--probe", !self.probe.is_empty(), role || federation),
             (
                 "--probe-region",
                 !self.probe_region.is_empty(),

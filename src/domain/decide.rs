@@ -342,6 +342,7 @@ mod tests {
                 max_ttl: Duration::from_secs(7200),
                 allow_broad: false,
                 probe: None,
+                further_probes: Vec::new(),
                 probe_regions: Vec::new(),
                 ends_by_policy: false,
                 reuse: None,

@@ -20,6 +20,7 @@ use crate::{
         name::GrantName,
         operator::{Operator, Role},
         policy::Document,
+        probe::Probe,
         service::ServiceOverview,
         token::StoredToken,
     },
@@ -124,6 +125,10 @@ pub(super) fn parse_grant(
     let kind = parse_kind(&mut fields, grant.kind);
     let probe = grant.probe.as_deref();
     let probe = probe.and_then(|probe| fields.parse("grant.probe", probe));
+    let further_probes = grant.further_probes.iter();
+    let further_probes = further_probes
+        .filter_map(|probe| fields.parse("grant.further_probes", probe))
+        .collect();
     let probe_regions = grant.probe_regions;
     let reuse = grant.reuse.as_deref();
     let reuse = reuse.and_then(|reuse| fields.parse("grant.reuse", reuse));
@@ -137,6 +142,7 @@ pub(super) fn parse_grant(
         allow_broad,
         ends_by_policy,
         probe,
+        further_probes,
         probe_regions,
         reuse,
     });
@@ -378,6 +384,7 @@ pub(super) fn to_grant(grant: &Grant) -> proto::Grant {
         created_at: Some(to_time(grant.created_at)),
         created_by: grant.created_by.to_string(),
         probe: spec.probe.map(|probe| probe.to_string()),
+        further_probes: spec.further_probes.iter().map(Probe::to_string).collect(),
         probe_regions: spec.probe_regions.clone(),
         ends_by_policy: spec.ends_by_policy,
         reuse: spec.reuse.map(|reuse| reuse.to_string()),

@@ -163,6 +163,8 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
         "2h",
         "--probe",
         "kms:ListKeys",
+        "--probe",
+        "sqs:ListQueues",
         "--probe-region",
         "us-east-1",
         "--probe-region",
@@ -182,7 +184,7 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
             {"key": "project", "value": "atlas", "transitive": true},
         ],
         "managed_policy_arns": [managed], "default_ttl_seconds": 1200, "max_ttl_seconds": 7200,
-        "allow_broad": false, "breadth": [], "probe": "kms:ListKeys", "probe_regions": ["us-east-1", "eu-west-1"], "ends_by_policy": false, "reuse": "per-service", "created_by": "admin",
+        "allow_broad": false, "breadth": [], "probe": "kms:ListKeys", "further_probes": ["sqs:ListQueues"], "probe_regions": ["us-east-1", "eu-west-1"], "ends_by_policy": false, "reuse": "per-service", "created_by": "admin",
         "policy": {"Version": "2012-10-17", "Statement": [narrow()["Statement"][0]]},
         "effective_policy": null, "created_at": null,
     });

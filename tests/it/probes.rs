@@ -146,7 +146,7 @@ async fn a_denial_on_the_admin_user_meets_its_federation_sessions() {
     let mut sessions = Vec::new();
     for harmless in Probe::ALL {
         let federate = account.admin.sts().get_federation_token().name("canary");
-        let federate = federate.policy(policy::canary(harmless).to_json());
+        let federate = federate.policy(policy::canary(&[harmless]).to_json());
         let session = federate.send().await.unwrap().credentials.unwrap();
         sessions.push((harmless, credentials(session)));
     }

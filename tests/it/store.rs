@@ -196,6 +196,7 @@ fn grant(grant: &str, version: u64) -> Grant {
             max_ttl: Duration::from_secs(60 * version),
             allow_broad: false,
             probe: None,
+            further_probes: Vec::new(),
             probe_regions: Vec::new(),
             ends_by_policy: false,
             reuse: None,

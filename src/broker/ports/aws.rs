@@ -262,12 +262,12 @@ pub trait Denier: Send + Sync {
     /// attached to each of `holders`, is [`Found::Other`].
     async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure>;
     /// Makes a session of a grant, named and tagged as `binding` says, that may do nothing
-    /// but the probe, and lives for a quarter of an hour.
+    /// but the probes, and lives for a quarter of an hour.
     async fn canary(
         &self,
         grant: &Grant,
         binding: &Binding,
-        probe: Probe,
+        probes: &[Probe],
     ) -> Result<Credentials, AwsFailure>;
     /// Makes the call once, with `credentials` and nothing of the broker's own, in `region` or
     /// the broker's. Changes nothing; may be repeated, and side by side.

@@ -2,7 +2,7 @@
 //! put, field by field. Numbers: AssumeRole, GetFederationToken and CreateUser in the
 //! AWS STS and IAM API references, and "IAM and AWS STS quotas".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use jiff::Timestamp;
 
@@ -14,11 +14,11 @@ use crate::domain::{
         self, SESSION_POLICY_ARNS_MAX, SESSION_POLICY_MAX, TAGS_MAX, USER_GROUPS_MAX,
         USER_INLINE_MAX, USER_POLICY_ARNS_MAX,
     },
+    probe::Probe,
 };
 
-/// Regions beside its own that a grant may name to probe in: each takes a quarter of a second of a
-/// revocation.
-const PROBE_REGIONS_MAX: usize = 8;
+/// Calls by which a revocation is tried, each probe in each region: each takes a quarter of a second.
+const PROBE_CALLS_MAX: usize = 9;
 
 /// One field that cannot be as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
     found.kind(spec, partition);
     found.breadth(spec);
     found.of_sessions_alone(spec);
-    found.probe_regions(spec, partition);
+    found.probe_calls(spec, partition);
     found.0
 }
 
@@ -294,6 +294,11 @@ impl Found {
         for (is_given, field, instead) in [
             (spec.probe.is_some(), "probe", "deleted, not probed"),
             (
+                !spec.further_probes.is_empty(),
+                "further_probes",
+                "deleted, not probed",
+            ),
+            (
                 !spec.probe_regions.is_empty(),
                 "probe_regions",
                 "deleted, not probed",
@@ -312,16 +317,24 @@ impl Found {
         }
     }
 
-    fn probe_regions(&mut self, spec: &GrantSpec, partition: Partition) {
-        let regions = &spec.probe_regions;
-        self.refuse_unless(regions.len() <= PROBE_REGIONS_MAX, "probe_regions", || {
-            format!("at most {PROBE_REGIONS_MAX} regions to probe in")
+    fn probe_calls(&mut self, spec: &GrantSpec, partition: Partition) {
+        let (probes, regions) = (spec.probes(), &spec.probe_regions);
+        let calls = probes.len().saturating_mul(regions.len() + 1);
+        self.refuse_unless(calls <= PROBE_CALLS_MAX, "probe_regions", || {
+            format!(
+                "{calls} calls to probe by, each probe in each region: at most {PROBE_CALLS_MAX}"
+            )
+        });
+        let distinct: HashSet<Probe> = probes.iter().copied().collect();
+        self.refuse_unless(distinct.len() == probes.len(), "further_probes", || {
+            let first = probes[0];
+            format!("a probe is named twice; the first is {first}")
         });
         let distinct: BTreeSet<&String> = regions.iter().collect();
         self.refuse_unless(distinct.len() == regions.len(), "probe_regions", || {
             "a region is named twice".to_owned()
         });
-        for region in regions.iter().take(PROBE_REGIONS_MAX) {
+        for region in regions.iter().take(PROBE_CALLS_MAX) {
             self.region(Some(region.as_str()), "probe_regions", partition);
         }
     }

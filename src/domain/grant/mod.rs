@@ -125,6 +125,9 @@ pub struct GrantSpec {
     /// Shows that a revoked session is refused; `None` for the usual one. Sessions alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
+    /// Further calls that show the same. Sessions alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_probes: Vec<Probe>,
     /// Regions beside its own in which a revoked session is shown to be refused. Sessions alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probe_regions: Vec<String>,
@@ -216,6 +219,7 @@ impl GrantSpec {
             allow_broad: false,
             ends_by_policy: false,
             probe: None,
+            further_probes: Vec::new(),
             probe_regions: Vec::new(),
             reuse: None,
         }
@@ -229,6 +233,15 @@ impl GrantSpec {
             KindSpec::FederationToken { .. } => Kind::FederationToken,
             KindSpec::IamUser { .. } => Kind::IamUser,
         }
+    }
+
+    /// Calls that show that a revoked session is refused.
+    #[must_use]
+    pub fn probes(&self) -> Vec<Probe> {
+        let first = self.probe.unwrap_or_default();
+        std::iter::once(first)
+            .chain(self.further_probes.iter().copied())
+            .collect()
     }
 
     /// The operator's tags.
@@ -289,6 +302,7 @@ impl GrantSpec {
             allow_broad: self.allow_broad && before.allow_broad,
             ends_by_policy: self.ends_by_policy || before.ends_by_policy,
             probe: self.probe,
+            further_probes: self.further_probes.clone(),
             probe_regions: self.probe_regions.clone(),
             reuse: self.reuse,
             ..before.clone()

@@ -301,13 +301,13 @@ pub fn deny_all() -> Document {
     }
 }
 
-/// The session policy of a canary: the call of its probe and nothing else.
+/// The session policy of a canary: the calls of its probes and nothing else.
 #[must_use]
-pub fn canary(probe: Probe) -> Document {
+pub fn canary(probes: &[Probe]) -> Document {
     let allow = Statement::plain(
         Effect::Allow,
         "",
-        Texts::of([probe.as_str()]),
+        Texts::of(probes.iter().map(|probe| probe.as_str())),
         Texts::of(["*"]),
     );
     Document {

@@ -453,7 +453,7 @@ fn the_guard_denies_all_that_a_not_action_leaves_allowed() {
 #[test]
 fn a_canary_may_make_the_call_of_its_probe_alone() {
     for probe in Probe::ALL {
-        let document = canary(probe);
+        let document = canary(&[probe]);
         assert_eq!(
             document.to_json(),
             format!(

@@ -28,6 +28,7 @@ use credbroker::{
         lease::Lease,
         name::GrantName,
         principal::Origin,
+        probe::Probe,
         random::{Random, SystemRandom},
         request::RequestId,
         seal::SealingKey,
@@ -210,10 +211,12 @@ impl Stepped {
         self.put_spec(grant, spec).await;
     }
 
-    /// From now on a denial of this grant's sessions is tried in these regions as well.
-    pub async fn probe_in(&self, grant: &str, regions: &[&str]) {
+    /// From now on a denial of this grant's sessions is tried by these probes and in these regions
+    /// as well.
+    pub async fn probe_further(&self, grant: &str, probes: &[Probe], regions: &[&str]) {
         let put = self.broker.store().grant(&name(grant)).await.unwrap();
         let mut spec = put.unwrap().spec.clone();
+        spec.further_probes = probes.to_vec();
         spec.probe_regions = regions.iter().map(ToString::to_string).collect();
         self.put_spec(grant, spec).await;
     }

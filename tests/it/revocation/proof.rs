@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use credbroker::{
     broker::{Revocation, ports::Target},
-    domain::audit::Outcome,
+    domain::{audit::Outcome, probe::Probe},
 };
 use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
@@ -122,7 +122,9 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
 #[tokio::test]
 async fn each_region_that_a_grant_names_must_refuse_as_well() {
     let world = Stepped::new().await;
-    world.probe_in("role", &["eu-west-1", "eu-north-1"]).await;
+    world
+        .probe_further("role", &[], &["eu-west-1", "eu-north-1"])
+        .await;
     world.issue("role").await.unwrap();
     let revoked = world.shut_out().await.unwrap();
     assert!(revoked.confirmed(), "{revoked:?}");
@@ -139,13 +141,53 @@ async fn each_region_that_a_grant_names_must_refuse_as_well() {
 }
 
 #[tokio::test]
+async fn each_service_that_a_grant_names_must_refuse_as_well_in_each_region() {
+    let world = Stepped::new().await;
+    let probes = [Probe::DynamodbListTables];
+    world.probe_further("role", &probes, &["eu-west-1"]).await;
+    world.issue("role").await.unwrap();
+    let revoked = world.shut_out().await.unwrap();
+    assert!(revoked.confirmed(), "{revoked:?}");
+    let seen_by = revoked.denials[0].seen_by.as_deref();
+    let expected =
+        "sqs:ListQueues in us-east-1, eu-west-1; dynamodb:ListTables in us-east-1, eu-west-1";
+    assert_eq!(seen_by, Some(expected));
+    // Once before the denial and twice after it, in each region.
+    let regions = world.proxy.regions("ListTables");
+    let expected = ["us-east-1", "eu-west-1"]
+        .map(|region| [region; 2])
+        .concat();
+    assert_eq!(regions[..2], ["us-east-1", "eu-west-1"]);
+    assert_eq!(regions[2..], expected);
+}
+
+#[tokio::test]
+async fn a_service_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
+    let world = Stepped::with(Ways {
+        proof_limit: Duration::from_millis(700),
+        ..Ways::default()
+    })
+    .await;
+    let probes = [Probe::DynamodbListTables];
+    world.probe_further("role", &probes, &[]).await;
+    world.issue("role").await.unwrap();
+    let tables = || Fault::Say(r#"{"TableNames":[]}"#.to_owned());
+    let answers = std::iter::repeat_with(tables).take(20);
+    world.proxy.inject_in_turn("ListTables", answers);
+    let revoked = world.shut_out().await.unwrap();
+    assert!(!revoked.confirmed());
+    let words = ["(dynamodb:ListTables in us-east-1): AWS still lets such a session"];
+    says(&open(&revoked), &words);
+}
+
+#[tokio::test]
 async fn a_region_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
     let world = Stepped::with(Ways {
         proof_limit: Duration::from_millis(700),
         ..Ways::default()
     })
     .await;
-    world.probe_in("role", &["eu-west-1"]).await;
+    world.probe_further("role", &[], &["eu-west-1"]).await;
     world.issue("role").await.unwrap();
     let explicit = "not authorized with an explicit deny in an identity-based policy";
     let refused = || Fault::Answer(403, "AccessDeniedException", explicit);

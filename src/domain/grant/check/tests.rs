@@ -23,6 +23,7 @@ fn role_grant() -> GrantSpec {
         max_ttl: Duration::from_secs(7200),
         allow_broad: false,
         probe: None,
+        further_probes: Vec::new(),
         probe_regions: Vec::new(),
         ends_by_policy: false,
         reuse: None,
@@ -232,10 +233,35 @@ fn regions_to_probe_in_are_few_and_named_once() {
 }
 
 #[test]
+fn probes_are_named_once_and_few_with_their_regions() {
+    let with = |further: &[Probe], regions: &[&str]| {
+        fields(&GrantSpec {
+            probe: Some(Probe::KmsListKeys),
+            further_probes: further.to_vec(),
+            probe_regions: regions.iter().map(ToString::to_string).collect(),
+            ..role_grant()
+        })
+    };
+    let (sqs, s3, kms) = (
+        Probe::SqsListQueues,
+        Probe::S3ListAllMyBuckets,
+        Probe::KmsListKeys,
+    );
+    let regions = ["eu-west-1", "eu-west-2"];
+    assert_eq!(with(&[sqs, s3], &regions), [""; 0]);
+    let with_ssm = [sqs, s3, Probe::SsmDescribeParameters];
+    assert_eq!(with(&with_ssm, &regions), ["grant.probe_regions"]);
+    for twice in [[kms].as_slice(), &[sqs, sqs]] {
+        assert_eq!(with(twice, &[]), ["grant.further_probes"]);
+    }
+}
+
+#[test]
 fn sessions_alone_are_probed_and_shared() {
     let given = |spec| {
         fields(&GrantSpec {
             probe: Some(Probe::KmsListKeys),
+            further_probes: vec![Probe::SqsListQueues],
             probe_regions: vec!["eu-west-1".to_owned()],
             reuse: Some(Reuse::PerService),
             ends_by_policy: true,
@@ -245,6 +271,7 @@ fn sessions_alone_are_probed_and_shared() {
     assert_eq!(given(role_grant()), [""; 0]);
     let refused = [
         "grant.probe",
+        "grant.further_probes",
         "grant.probe_regions",
         "grant.reuse",
         "grant.ends_by_policy",
