@@ -255,7 +255,9 @@ impl Broker {
         for entry in self.parts.spool.entries().await? {
             let Some(event) = self.read_entry(&entry) else {
                 // It stays: whoever has the key that it is sealed with may yet read it.
-                tracing::error!("an entry of the emergency file is not the broker's: passed over");
+                tracing::error!(
+                    "skipping an entry of the emergency file that this broker's key does not open; it stays there"
+                );
                 continue;
             };
             *self.unrecorded.in_file.lock().await = true;
@@ -396,7 +398,9 @@ impl Broker {
         let mut in_file = self.unrecorded.in_file.lock().await;
         // Another may have come meanwhile.
         if *in_file && self.unrecorded.list().is_empty() {
-            self.parts.spool.clear().await?;
+            let mut unreadable = self.parts.spool.entries().await?;
+            unreadable.retain(|entry| self.read_entry(entry).is_none());
+            self.parts.spool.keep_only(&unreadable).await?;
             *in_file = false;
             tracing::info!("the revocations of the emergency file are in the log");
         }

@@ -115,11 +115,14 @@ impl Entries {
         Ok(())
     }
 
-    fn clear(&mut self) -> io::Result<()> {
-        let zeros = vec![0; self.read()?.len()];
-        self.file.write_all_at(&zeros, 0)?;
+    fn keep_only(&mut self, kept: &[Vec<u8>]) -> io::Result<()> {
+        let lines = kept.iter().flat_map(|entry| [&entry[..], b"\n"]);
+        let mut bytes = lines.collect::<Vec<_>>().concat();
+        let end = bytes.len() as u64;
+        bytes.resize(bytes.len().max(self.read()?.len()), 0);
+        self.file.write_all_at(&bytes, 0)?;
         self.file.sync_data()?;
-        self.end = 0;
+        self.end = end;
         Ok(())
     }
 }
@@ -148,7 +151,8 @@ impl Spool for FileSpool {
             .collect())
     }
 
-    async fn clear(&self) -> Result<(), StoreError> {
-        self.run(Entries::clear).await
+    async fn keep_only(&self, kept: &[Vec<u8>]) -> Result<(), StoreError> {
+        let kept = kept.to_vec();
+        self.run(move |entries| entries.keep_only(&kept)).await
     }
 }

@@ -118,8 +118,8 @@ pub trait Spool: Send + Sync {
     async fn add(&self, entry: &[u8]) -> Result<(), StoreError>;
     /// All entries, oldest first.
     async fn entries(&self) -> Result<Vec<Vec<u8>>, StoreError>;
-    /// Forgets them.
-    async fn clear(&self) -> Result<(), StoreError>;
+    /// Deletes all entries but `kept`, which are some of [`Self::entries`].
+    async fn keep_only(&self, kept: &[Vec<u8>]) -> Result<(), StoreError>;
 }
 
 /// Why a sink or the witness did not take what it was sent, in words without a secret.

@@ -336,6 +336,33 @@ async fn a_revocation_outlives_a_broker_that_dies_before_it_can_record_it() {
 }
 
 #[tokio::test]
+async fn an_entry_under_another_key_stays_in_the_emergency_file_when_the_others_are_recorded() {
+    if skipped_over_postgres() {
+        return;
+    }
+    let mut frail = Frail::new().await;
+    assert!(frail.world.broker.stop().await);
+    let file = frail.world.broker.state.join("credbroker.db.emergency");
+    let (mut bytes, sealed) = (fs::read(&file).unwrap(), b"sealed by another\n");
+    bytes[..sealed.len()].copy_from_slice(sealed);
+    fs::write(&file, &bytes).unwrap();
+    let (admin, endpoint) = (
+        frail.world.account.admin.clone(),
+        frail.world.proxy.endpoint.clone(),
+    );
+    let command = |state: &Path| self::frail(state, &admin, &endpoint);
+    frail.world.broker = frail.world.broker.start_again_by(command).await;
+    frail.fail("28");
+    let revoke = ["revoke", "payments-api"];
+    frail.world.broker.run(&revoke).await.ok();
+    assert_ne!(fs::read(&file).unwrap(), bytes);
+    frail.heal();
+    frail.late("service.revoked").await;
+    let emptied = async || (fs::read(&file).unwrap() == bytes).then_some(());
+    eventually("its own entry alone is deleted", emptied).await;
+}
+
+#[tokio::test]
 async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
     let frail = Frail::new().await;
     let broker = &frail.world.broker;
