@@ -98,7 +98,7 @@ impl Broker {
         let user = own_user(&key)?;
         tell(StolenProgress::Replaced(self.told(Some(key)).await));
         let reach = self.store().reach_of_key().await?;
-        let denials = self.cut_off(caller, user, &reach).await?;
+        let denials = self.cut_off(caller, &user, &reach).await?;
         let moments = denials.iter().map(|denial| denial.issued_before);
         let denied_before = moments.max().unwrap_or_else(|| self.now());
         let denying = async {
@@ -219,7 +219,25 @@ impl Broker {
 
     /// Asks for the denial of everyone's sessions at the broker's user and at every role that any
     /// version of a grant names, or that a session was issued for.
+    /// An earlier such denial may be retried in the background meanwhile; then the denials are read
+    /// again.
     async fn cut_off(
+        &self,
+        caller: &Caller,
+        user: &Holder,
+        reach: &KeyReach,
+    ) -> Result<Vec<Denial>, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.try_to_cut_off(caller, user.clone(), reach).await {
+                Err(Error::Conflict(_)) if tries < TRIES => {}
+                denials => return denials,
+            }
+        }
+    }
+
+    async fn try_to_cut_off(
         &self,
         caller: &Caller,
         user: Holder,
