@@ -1,4 +1,4 @@
-//! The broker's own authority for client certificates, over rcgen.
+//! The broker's own CA for client certificates, over rcgen.
 
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use crate::{
     },
 };
 
-/// A host's clock may be behind by so much.
+/// Time by which a host's clock may be behind; certificates are valid that much earlier.
 const BEHIND: SignedDuration = SignedDuration::from_mins(5);
-/// Longest request that is read, bytes.
+/// Longest certificate request that is accepted, bytes.
 const REQUEST_MAX: usize = 8 * 1024;
 
 /// An intermediate CA whose key the broker has.
@@ -32,11 +32,11 @@ pub struct OwnCa {
 }
 
 impl OwnCa {
-    /// Of its certificate, with those above it behind, and its key, both PEM; its
-    /// certificates name hosts of `trust_domain` and live for `ttl`.
+    /// Creates the CA from its key and its certificate, followed by the certificates above it, all
+    /// PEM. Issued certificates name services in `trust_domain` and are valid for `ttl`.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// Certificate or key cannot be read.
     pub fn new(
         chain: String,
         key: &str,
@@ -71,7 +71,7 @@ impl OwnCa {
     }
 
     fn end(&self, now: Timestamp) -> Timestamp {
-        // X.509 has whole seconds.
+        // X.509 times have whole seconds.
         let end = now + SignedDuration::try_from(self.ttl).unwrap_or_default();
         Timestamp::from_second(end.as_second()).unwrap_or(end)
     }
@@ -166,7 +166,7 @@ mod tests {
     fn a_request_that_its_key_did_not_sign_is_refused() {
         let (ca, pay, now) = (ca(), "pay".parse().unwrap(), Timestamp::UNIX_EPOCH);
         let mut forged = request();
-        // The last byte is the signature's.
+        // The last byte belongs to the signature.
         *forged.last_mut().unwrap() ^= 1;
         for wrong in [forged, vec![], vec![0x30; 9000], b"rubbish".to_vec()] {
             let refused = ca.sign(&wrong, &pay, now);

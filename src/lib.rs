@@ -1,8 +1,7 @@
-//! credbroker: one broker holds the only AWS admin key; every service gets its own
-//! narrow, short-lived credentials from it, and one command shuts a service out.
+//! credbroker: one broker holds the only AWS admin key. Every service gets its own narrow,
+//! short-lived credentials from the broker, and one command revokes a service.
 //!
-//! The rooms of the house and who may import whom stand in `docs/ARCHITECTURE.md`; a
-//! test holds the code to it.
+//! `docs/ARCHITECTURE.md` lists the modules and their permitted imports; a test enforces them.
 
 #![forbid(unsafe_code)]
 

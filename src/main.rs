@@ -4,7 +4,7 @@ use std::{alloc::System, process::ExitCode};
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Memory is wiped when it is given back: no secret outlives its last use in some buffer.
+/// Allocator that wipes memory when it is freed: no secret outlives its last use in a buffer.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 

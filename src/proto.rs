@@ -12,7 +12,7 @@ use std::fmt;
 
 tonic::include_proto!("credbroker.v1");
 
-/// The compiled proto files, for reflection and for the test of the access table.
+/// Compiled proto files, for reflection and for the test of the access table.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 macro_rules! debug_without_secrets {

@@ -1,4 +1,4 @@
-//! Checkpoints: how large the log's tree is and what its root, to be signed as a note.
+//! Checkpoints: size and root hash of the log's tree, as the text of a signed note.
 //! <https://c2sp.org/tlog-checkpoint>
 
 use std::{fmt, str::FromStr};
@@ -7,27 +7,27 @@ use data_encoding::BASE64;
 
 use super::{note::Verifier, tree::Hash};
 
-/// Begins the line of a handover that names the next key.
+/// Prefix of the handover line that names the next key.
 const SUCCESSOR: &str = "successor ";
 
 /// A tree head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The log's own name in the world, and its key's.
+    /// Globally unique name of the log, and of its key.
     pub origin: String,
-    /// How many records there are.
+    /// Number of records.
     pub size: u64,
-    /// The root of the tree over them.
+    /// Root of the tree over these records.
     pub root: Hash,
 }
 
-/// A text is no checkpoint.
+/// Error of a text that is no checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is no checkpoint: three lines with origin, size and root")]
 pub struct CheckpointError;
 
 impl Checkpoint {
-    /// The text that is signed.
+    /// Returns the text to be signed.
     #[must_use]
     pub fn text(&self) -> String {
         format!(
@@ -38,23 +38,23 @@ impl Checkpoint {
         )
     }
 
-    /// The text by which a key hands the log over to the next: the checkpoint of the log
-    /// that announces it, and a line that names it.
+    /// Returns the text by which a key hands the log over to the next key: the checkpoint of the
+    /// log that announces the next key, and a line that names this key.
     #[must_use]
     pub fn handover_text(&self, next: &Verifier) -> String {
         format!("{}{SUCCESSOR}{next}\n", self.text())
     }
 
-    /// Whom a signed text hands the log over to.
+    /// Returns the key that a signed text hands the log over to.
     #[must_use]
     pub fn successor(text: &str) -> Option<Verifier> {
         text.lines().nth(3)?.strip_prefix(SUCCESSOR)?.parse().ok()
     }
 
-    /// Reads a signed text; lines after the third are extensions and say nothing here.
+    /// Parses a signed text. Lines after the third are extensions, and are ignored.
     ///
     /// # Errors
-    /// It is none.
+    /// The text is no checkpoint.
     pub fn parse(text: &str) -> Result<Self, CheckpointError> {
         let mut lines = text.strip_suffix('\n').ok_or(CheckpointError)?.split('\n');
         let mut line = || lines.next().filter(|line| !line.is_empty());
@@ -66,7 +66,7 @@ impl Checkpoint {
             size: size.parse().map_err(|_| CheckpointError)?,
             root: hash(root).ok_or(CheckpointError)?,
         };
-        // One number has one spelling.
+        // Each number has exactly one spelling.
         let spelled = checkpoint.size.to_string() == size;
         let empty_lines = lines.any(str::is_empty);
         (spelled && !empty_lines)
@@ -79,21 +79,21 @@ fn hash(text: &str) -> Option<Hash> {
     BASE64.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
-/// That a record is in the log: what whoever is given it may hold against a later log,
-/// which begins with these records and no others.
+/// Proof that a record is in the log. Its owner can check it against any later log, which must
+/// begin with the same `size` records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The record's sequence number.
+    /// Sequence number of the record.
     pub seq: u64,
-    /// How many records there were when this one was durable.
+    /// Number of records in the log when this record was durable.
     pub size: u64,
-    /// The root of the tree over them.
+    /// Root of the tree over these records.
     pub root: Hash,
 }
 
-/// A text is no receipt.
+/// Error of a text that is no receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a receipt is SEQ:SIZE:ROOT, as `issue` and `revoke` tell it")]
+#[error("a receipt is SEQ:SIZE:ROOT, as `issue` and `revoke` print it")]
 pub struct ReceiptError;
 
 impl fmt::Display for Receipt {

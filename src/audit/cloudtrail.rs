@@ -1,5 +1,5 @@
-//! CloudTrail's log files, as far as the comparison with the log needs them: who made
-//! credentials, when, and which.
+//! CloudTrail log files, as far as the comparison with the audit log needs them: the calls that
+//! created credentials, with caller, time and key id.
 //! <https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-event-reference-record-contents.html>
 
 use std::collections::HashSet;
@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Calls that make access, or change who has some, and that the broker never makes, each with
-/// its source. `GetSessionToken` takes no permission, and no policy keeps its sessions from what
-/// their user may do.
+/// Calls that create access or change who has access, and that the broker never makes, each with
+/// its event source. `GetSessionToken` needs no permission, and no policy can restrict its
+/// sessions below what their user may do.
 const NEVER_MADE: [(&str, &str); 24] = [
     ("sts.amazonaws.com", "GetSessionToken"),
     ("sts.amazonaws.com", "AssumeRoot"),
@@ -38,7 +38,7 @@ const NEVER_MADE: [(&str, &str); 24] = [
     ("sso.amazonaws.com", "CreateAccountAssignment"),
 ];
 
-/// Calls that make credentials or access.
+/// Calls that create credentials or access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `iam:CreateUser`.
@@ -54,7 +54,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The operation's name in CloudTrail.
+    /// Returns the operation's name in CloudTrail.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -79,7 +79,7 @@ impl Operation {
         }
     }
 
-    /// Where the answer tells the id of the key that was made.
+    /// Returns the JSON pointer of the created key's id in the response.
     const fn key(self) -> Option<&'static str> {
         match self {
             Self::CreateUser => None,
@@ -90,7 +90,7 @@ impl Operation {
         }
     }
 
-    /// Where the request tells the name of the user or session.
+    /// Returns the JSON pointer of the user or session name in the request.
     const fn name(self) -> &'static str {
         match self {
             Self::CreateUser | Self::CreateAccessKey | Self::NeverMade(_) => "/userName",
@@ -100,38 +100,38 @@ impl Operation {
     }
 }
 
-/// A call that made credentials, or a user to have some.
+/// A call that created credentials, a user or access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// CloudTrail's id of the event.
     pub event_id: String,
-    /// When AWS was asked, to the second.
+    /// Time of the call, to the second.
     pub time: Timestamp,
-    /// What was asked for.
+    /// Operation that was called.
     pub operation: Operation,
-    /// ARN of who asked; absent where AWS does not tell another account.
+    /// ARN of the caller; absent where AWS does not show it to another account.
     pub caller: Option<String>,
-    /// Id of the access key that signed.
+    /// Id of the access key that signed the call.
     pub caller_key: Option<String>,
     /// AWS's id of the request.
     pub request_id: Option<String>,
     /// Name of the user or session.
     pub name: Option<String>,
-    /// Id of the access key that was made.
+    /// Id of the access key that the call created.
     pub made_key: Option<String>,
 }
 
-/// Why bytes are not a log file of CloudTrail's.
+/// Error of bytes that are no CloudTrail log file.
 #[derive(Debug, thiserror::Error)]
 #[error("it is no log file of CloudTrail's: {0}")]
 pub struct CloudTrailError(#[from] serde_json::Error);
 
-/// What has been read of a trail.
+/// Content of the log files read so far.
 #[derive(Debug, Default)]
 pub struct Trail {
-    /// Times of the earliest and latest event, of whatever kind; `None` without any.
+    /// Times of the earliest and the latest event of any kind; `None` without events.
     pub span: Option<(Timestamp, Timestamp)>,
-    /// The calls that succeeded, each once: CloudTrail may deliver one several times.
+    /// Successful calls, each once: CloudTrail may deliver an event several times.
     pub calls: Vec<Call>,
     known: HashSet<String>,
 }
@@ -174,10 +174,10 @@ fn text(value: &Value, path: &str) -> Option<String> {
 }
 
 impl Trail {
-    /// Adds a log file: `{"Records": […]}`, unpacked.
+    /// Adds a log file: `{"Records": […]}`, decompressed.
     ///
     /// # Errors
-    /// It is none.
+    /// The bytes are no CloudTrail log file.
     pub fn read(&mut self, file: &[u8]) -> Result<(), CloudTrailError> {
         let file: LogFile = serde_json::from_slice(file)?;
         for record in file.records {
@@ -194,7 +194,7 @@ impl Trail {
     }
 }
 
-/// What the record tells, if it is of a call that succeeded.
+/// Returns the call that the record describes, if the call is of interest and succeeded.
 fn call(record: Record) -> Option<Call> {
     let operation = Operation::of(&record.event_source, &record.event_name)?;
     if record.error_code.is_some() {
@@ -209,7 +209,7 @@ fn call(record: Record) -> Option<Call> {
         caller: text(&record.user_identity, "/arn"),
         caller_key: text(&record.user_identity, "/accessKeyId"),
         request_id: record.request_id,
-        // Who makes a key of their own need not say whose.
+        // `CreateAccessKey` for the caller's own user may omit `userName` in the request.
         name: name.or_else(|| text(answer, "/accessKey/userName")),
         made_key: operation.key().and_then(|path| text(answer, path)),
     })
@@ -298,7 +298,7 @@ mod tests {
                 "CreateLoginProfile",
                 &json!({"eventSource": "iam.amazonaws.com", "requestParameters": {"userName": "admin"}}),
             ),
-            // Of another source it is another call.
+            // The same name from another event source is another call.
             record("CreateLoginProfile", &json!({"eventID": "elsewhere"})),
         ]);
         let told: Vec<_> = trail

@@ -1,24 +1,25 @@
-//! The log as plain files, in the layout of C2SP tlog-tiles, with the keys that have signed
-//! it beside. <https://c2sp.org/tlog-tiles>
+//! The log as plain files in the layout of C2SP tlog-tiles, with a file of the keys that have
+//! signed the log. <https://c2sp.org/tlog-tiles>
 
 use super::{
     tile::{HEIGHT, Tile, Tiles},
     tree::{Edge, Hash, Node, leaf_hash},
 };
 
-/// Where the signed checkpoint lies.
+/// File of the signed checkpoint.
 pub const CHECKPOINT: &str = "checkpoint";
-/// The keys that have signed the log, a line each, the newest last.
+/// File of the keys that have signed the log, one a line, the newest last.
 pub const KEYS: &str = "keys";
 
-/// The checkpoint of the key before, over the log that announces key `number`, from 2.
+/// Returns the path of the handover to key `number` (2 or more): a checkpoint of the log that
+/// announces this key, signed by the key before it.
 #[must_use]
 pub fn handover_path(number: usize) -> String {
     format!("handover/{number}")
 }
 
-/// A bundle of entries: a length of 16 bits, big endian, before each. `None` when one is
-/// longer.
+/// Returns a bundle of entries: before each entry its length in 16 bits, big endian. `None` if an
+/// entry is longer than that.
 #[must_use]
 pub fn bundle(entries: &[Vec<u8>]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -29,7 +30,7 @@ pub fn bundle(entries: &[Vec<u8>]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The entries of a bundle, and what is left where it does not end with one.
+/// Returns the entries of a bundle, and the bytes after the last complete entry.
 #[must_use]
 pub fn entries(mut bytes: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let mut entries = Vec::new();
@@ -45,12 +46,12 @@ fn entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u16::from_be_bytes(*length).into())
 }
 
-/// A tree over entries that come one by one, with all its tiles.
+/// A tree that grows entry by entry, with all its tiles.
 #[derive(Default)]
 pub struct Growing {
-    /// Its right edge.
+    /// Right edge of the tree.
     pub edge: Edge,
-    /// Its tiles.
+    /// All tiles of the tree.
     pub tiles: Tiles,
 }
 
@@ -61,7 +62,7 @@ impl Growing {
         self.keep(made);
     }
 
-    /// Adds a full bundle of entries that are not there any more, by its root.
+    /// Adds a full bundle of pruned entries by the root over them.
     pub fn push_pruned(&mut self, root: Hash) {
         let made = self.edge.push_subtree(HEIGHT, root);
         self.keep(made);

@@ -1,8 +1,8 @@
-//! A record as bytes: what is hashed into the tree, stored and exported.
+//! Encoding of a record as bytes, which are hashed into the tree, stored and exported.
 //!
-//! One JSON object (RFC 8259) without white space, fields always in the same order,
-//! absent ones left out; times in RFC 3339 with six decimals, in UTC. Fields may be added at the
-//! end; those that are there keep their meaning.
+//! A record is one JSON object (RFC 8259) without white space. Its fields are always in the same
+//! order; absent fields are left out. Times are RFC 3339 in UTC with six decimals. Fields may be
+//! added at the end; existing fields keep their meaning.
 
 use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 
@@ -14,16 +14,16 @@ use crate::domain::{
     token::TokenId,
 };
 
-/// Longest leaf, bytes: a length of 16 bits stands before each in a bundle.
+/// Longest leaf, bytes: a bundle stores each leaf's length in 16 bits.
 pub const LEAF_MAX: usize = u16::MAX as usize;
 
-/// Why bytes are not a record.
+/// Reasons why bytes are not a record.
 #[derive(Debug, thiserror::Error)]
 pub enum LeafError {
-    /// Not the JSON of a record.
+    /// The bytes are not the JSON of a record.
     #[error("it is not the JSON of a record: {0}")]
     Json(#[from] serde_json::Error),
-    /// A field holds what a broker never writes there.
+    /// A field has a value that a broker never writes there.
     #[error("its {0} is none")]
     Field(&'static str),
 }
@@ -117,10 +117,10 @@ impl From<Permits> for Permissions {
     }
 }
 
-/// The record's bytes.
+/// Returns the record's bytes.
 ///
 /// # Errors
-/// Never for a record that a broker makes.
+/// None for a record that a broker makes.
 pub fn encode(record: &AuditRecord) -> Result<Vec<u8>, LeafError> {
     let event = &record.event;
     let leaf = Leaf {
@@ -163,10 +163,10 @@ fn text(value: Option<&impl Display>) -> Option<String> {
     value.map(ToString::to_string)
 }
 
-/// The record of these bytes.
+/// Returns the record of these bytes.
 ///
 /// # Errors
-/// They are none.
+/// The bytes are not a record.
 pub fn decode(bytes: &[u8]) -> Result<AuditRecord, LeafError> {
     let leaf: Leaf = serde_json::from_slice(bytes)?;
     let token_id = leaf.token_id.as_deref().map(TokenId::parse);
@@ -223,7 +223,7 @@ fn to_the_millisecond(
     Ok(Some(Duration::from_millis(millis)))
 }
 
-/// No record tells a time more precisely than it is written.
+/// Parses a time. Fractions of a microsecond are refused: no record is written with them.
 fn time(text: &str, field: &'static str) -> Result<Timestamp, LeafError> {
     let time: Timestamp = value(text, field)?;
     let is_precise = time.subsec_nanosecond() % 1000 == 0;

@@ -1,6 +1,6 @@
-//! The audit log as a Merkle tree in public formats: RFC 6962 for the tree, C2SP
-//! tlog-tiles for files, tlog-checkpoint and signed-note for what is signed.
-//! Pure but for the files that it reads and writes.
+//! The audit log as a Merkle tree in public formats: RFC 6962 for the tree, C2SP tlog-tiles for
+//! files, tlog-checkpoint and signed-note for signed texts. Pure, except that it reads and writes
+//! these files.
 
 pub mod checkpoint;
 pub mod cloudtrail;

@@ -1,7 +1,7 @@
-//! Signed notes: a text and below it who signed it. <https://c2sp.org/signed-note>
+//! Signed notes: a text, and below it the signatures. <https://c2sp.org/signed-note>
 //!
-//! Keys are Ed25519 (RFC 8032): a log's own, the note's signature type 0x01, and those of
-//! witnesses, type 0x04. <https://c2sp.org/tlog-cosignature>
+//! Keys are Ed25519 (RFC 8032): the log's own keys with signature type 0x01, and the keys of
+//! witnesses with type 0x04. <https://c2sp.org/tlog-cosignature>
 
 use std::{fmt, slice, str::FromStr};
 
@@ -18,54 +18,54 @@ use super::tree::sha256;
 const ED25519_TYPE: u8 = 0x01;
 /// Signature type of cosignature/v1: Ed25519 over a time and the text.
 const COSIGNATURE_TYPE: u8 = 0x04;
-/// Length of the time before such a signature.
+/// Length of the time before a cosignature, bytes.
 const TIME_LENGTH: usize = 8;
 const KEY_LENGTH: usize = 32;
 const SIGNATURE_LENGTH: usize = 64;
 const ID_LENGTH: usize = 4;
-/// Stands before each signature.
+/// Prefix of each signature line.
 const DASH: &str = "\u{2014} ";
-/// Longest note that is read, bytes.
+/// Longest note that is accepted, bytes.
 pub const NOTE_MAX: usize = 1 << 20;
 
-/// Why a note is not what it should be.
+/// Reasons to refuse a note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
-    /// Not a text with signatures below it.
+    /// The note is not a text with signatures below it.
     #[error("it is no signed note")]
     Shape,
-    /// Nobody who is trusted has signed it.
-    #[error("none of the known keys has signed it")]
+    /// None of the trusted keys has signed the note.
+    #[error("no known key has signed it")]
     Unsigned,
-    /// A known key's signature is not of this text.
+    /// A trusted key's signature does not match the text.
     #[error("its signature is not of this text")]
     Forged,
 }
 
-/// A public key and whose it is, written `NAME+ID+KEY`.
+/// A public key with its owner's name, written `NAME+ID+KEY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifier {
     name: String,
-    /// Its signature type.
+    /// Signature type.
     kind: u8,
     key: [u8; KEY_LENGTH],
 }
 
-/// A text is no [`Verifier`].
+/// Error of a text that is no [`Verifier`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it is no key of a log: it has the form NAME+ID+KEY, as `credbroker audit checkpoint -o json` tells it"
+    "not a key of a log: write NAME+ID+KEY, as `credbroker audit checkpoint -o json` prints it"
 )]
 pub struct VerifierError;
 
 impl Verifier {
-    /// Whose key it is.
+    /// Returns the name of the key's owner.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The first four bytes of SHA-256 over name, line feed, type and key.
+    /// Returns the key id: the first four bytes of SHA-256 over name, line feed, type and key.
     fn id(&self) -> [u8; ID_LENGTH] {
         let parts = [self.name.as_bytes(), b"\n", &[self.kind], &self.key];
         let hash = sha256(&parts);
@@ -85,9 +85,9 @@ impl Verifier {
         i64::try_from(time).is_ok() && key.verify(message.as_bytes(), signature).is_ok()
     }
 
-    /// Reads a key of this signature type.
+    /// Parses a key of this signature type.
     fn read(text: &str, kind: u8) -> Option<Self> {
-        // A key's own text may have a plus sign, a name and an id may not.
+        // The key in base64 may contain a plus sign; name and id may not.
         let mut parts = text.splitn(3, '+');
         let (name, id, key) = (parts.next()?, parts.next()?, parts.next()?);
         let key = BASE64.decode(key.as_bytes()).ok()?;
@@ -118,11 +118,11 @@ impl FromStr for Verifier {
     }
 }
 
-/// The public key of a witness, which signs with the time at which it did.
+/// Public key of a witness. A witness signs the text together with the time of signing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WitnessKey(Verifier);
 
-/// A text is no [`WitnessKey`].
+/// Error of a text that is no [`WitnessKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it is no key of a witness: it has the form NAME+ID+KEY, for cosignatures by Ed25519 (type 0x04)"
@@ -130,21 +130,22 @@ pub struct WitnessKey(Verifier);
 pub struct WitnessKeyError;
 
 impl WitnessKey {
-    /// The witness's name.
+    /// Returns the witness's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The note with what the witness has answered below it: lines of signatures, among
-    /// them its own.
+    /// Returns the note with the witness's answer appended: lines of signatures, one of them by the
+    /// witness.
     ///
     /// # Errors
-    /// Its own is not among them, or of something else, or they are no such lines.
+    /// The witness's signature is missing or does not match the text, or the answer is not made of
+    /// signature lines.
     pub fn cosigned(&self, note: &str, lines: &str) -> Result<String, NoteError> {
         let cosigned = format!("{note}{lines}");
         let text = open(&cosigned, slice::from_ref(&self.0))?;
-        // An empty line among them would have made the text another.
+        // An empty line in the answer would change where the signed text ends.
         let same = note
             .strip_prefix(text)
             .is_some_and(|rest| rest.starts_with('\n'));
@@ -161,12 +162,12 @@ impl FromStr for WitnessKey {
     }
 }
 
-/// Not empty, without white space and plus signs.
+/// Returns true if the name is not empty and has neither white space nor plus signs.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '+')
 }
 
-/// Signs notes.
+/// Private key that signs notes.
 #[derive(Debug)]
 pub struct Signer {
     pair: Ed25519KeyPair,
@@ -174,10 +175,10 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// The signer of this name whose key grows from `seed`, 32 bytes.
+    /// Returns the signer of this name, with the key derived from `seed`, 32 bytes.
     ///
     /// # Errors
-    /// The seed is of another length.
+    /// The seed has another length.
     pub fn new(name: &str, seed: &SecretSlice<u8>) -> Result<Self, KeyRejected> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose_secret())?;
         let mut key = [0; KEY_LENGTH];
@@ -193,16 +194,16 @@ impl Signer {
         })
     }
 
-    /// Its public half.
+    /// Returns the public key of this signer.
     #[must_use]
     pub const fn verifier(&self) -> &Verifier {
         &self.verifier
     }
 
-    /// The note of this text, which ends with a line feed.
+    /// Returns the signed note of this text, which must end with a line feed.
     ///
     /// # Errors
-    /// The key does not sign.
+    /// The key cannot sign.
     pub fn sign(&self, text: &str) -> Result<String, Unspecified> {
         let mut signature = self.verifier.id().to_vec();
         signature.extend_from_slice(self.pair.try_sign(text.as_bytes())?.as_ref());
@@ -211,10 +212,12 @@ impl Signer {
     }
 }
 
-/// The text of a note that one of these has signed. Signatures by others say nothing.
+/// Returns the text of a note that at least one trusted key has signed. Signatures of other keys
+/// are ignored.
 ///
 /// # Errors
-/// None of them has, or one has signed something else, or it is no note.
+/// The note has no signature of a trusted key, or such a signature does not match the text, or the
+/// input is no note.
 pub fn open<'a>(note: &'a str, trusted: &[Verifier]) -> Result<&'a str, NoteError> {
     let plain = |c: char| c == '\n' || !c.is_control();
     if note.len() > NOTE_MAX || !note.chars().all(plain) {
@@ -241,12 +244,12 @@ pub fn open<'a>(note: &'a str, trusted: &[Verifier]) -> Result<&'a str, NoteErro
     signed.then_some(text).ok_or(NoteError::Unsigned)
 }
 
-/// Name and bytes of a signature: its key's id before it.
+/// Parses a signature line into the name and the bytes: the key id and then the signature.
 fn signature(line: &str) -> Option<(&str, Vec<u8>)> {
     let (name, encoded) = line.strip_prefix(DASH)?.split_once(' ')?;
     let bytes = BASE64.decode(encoded.as_bytes()).ok()?;
     (is_name(name) && bytes.len() > ID_LENGTH).then_some((name, bytes))
 }
 
-/// Length of what an Ed25519 key signs with, its id before it.
+/// Length of an Ed25519 signature with the key id before it, bytes.
 pub const SIGNED_LENGTH: usize = ID_LENGTH + SIGNATURE_LENGTH;

@@ -1,6 +1,6 @@
-//! Records as events of the Open Cybersecurity Schema Framework, version 1.3.0: failed
-//! logins as Authentication, everything else as API Activity. What the schema has no
-//! place for stays under `unmapped`, by the names of the log.
+//! Records as events of the Open Cybersecurity Schema Framework, version 1.3.0: failed logins as
+//! Authentication, everything else as API Activity. Log fields without a place in the schema stay
+//! under `unmapped`, with their names in the log.
 //! <https://schema.ocsf.io/1.3.0/>
 
 use serde_json::{Map, Value, json};
@@ -18,11 +18,11 @@ struct Class {
     name: &'static str,
     category_uid: u32,
     category: &'static str,
-    /// Fields of the log that have a place in it.
+    /// Log fields that have a place in this class.
     maps: &'static [&'static str],
 }
 
-/// <https://schema.ocsf.io/1.3.0/classes/authentication>
+/// Class of failed logins. <https://schema.ocsf.io/1.3.0/classes/authentication>
 const AUTHENTICATION: Class = Class {
     uid: 3002,
     name: "Authentication",
@@ -31,7 +31,7 @@ const AUTHENTICATION: Class = Class {
     maps: &["service"],
 };
 
-/// <https://schema.ocsf.io/1.3.0/classes/api_activity>
+/// Class of all other records. <https://schema.ocsf.io/1.3.0/classes/api_activity>
 const API_ACTIVITY: Class = Class {
     uid: 6003,
     name: "API Activity",
@@ -48,15 +48,16 @@ const API_ACTIVITY: Class = Class {
     ],
 };
 
-/// Fields of the log that have a place in every class.
+/// Log fields that have a place in every class.
 const MAPPED: [&str; 8] = [
     "seq", "time", "event", "actor", "token_id", "peer", "reason", "detail",
 ];
 
-/// The event of a record, given as the log's bytes, in the log of this name.
+/// Returns the OCSF event of a record. `bytes` is the record as the log stores it, `log` the name
+/// of the log.
 ///
 /// # Errors
-/// It is no record.
+/// The bytes are not a record.
 pub fn event(bytes: &[u8], log: &str) -> Result<Value, LeafError> {
     let record = decode(bytes)?;
     let mut fields: Map<String, Value> = serde_json::from_slice(bytes)?;
@@ -84,7 +85,7 @@ pub fn event(bytes: &[u8], log: &str) -> Result<Value, LeafError> {
     Ok(Value::Object(told))
 }
 
-/// The fields of an object that hold something.
+/// Returns the fields of an object that are not null.
 fn present(object: Value) -> Map<String, Value> {
     match object {
         Value::Object(fields) => fields.into_iter().filter(|(_, v)| !v.is_null()).collect(),
@@ -124,7 +125,7 @@ const fn severity(outcome: Outcome) -> (u32, &'static str) {
     }
 }
 
-/// The activity by the event's verb; of another than these, by its own name.
+/// Returns the activity that matches the event's verb, or activity 99 with the verb as its name.
 fn activity(event: Event) -> (u32, &'static str) {
     let name = event.as_str();
     let verb = name.rsplit('.').next().unwrap_or(name);
@@ -159,7 +160,7 @@ fn metadata(record: &AuditRecord, fields: &Map<String, Value>, log: &str) -> Val
     })))
 }
 
-/// What a failed login has beside the rest.
+/// Returns the fields that only a failed login has.
 fn login(event: &AuditEvent) -> Value {
     let claimed = event
         .service
@@ -172,7 +173,7 @@ fn login(event: &AuditEvent) -> Value {
     })
 }
 
-/// What a call has beside the rest.
+/// Returns the fields that only a call has.
 fn call(event: &AuditEvent) -> Value {
     let actor = match &event.actor {
         Actor::Broker => json!({"app_name": PRODUCT}),
@@ -231,7 +232,7 @@ fn resources(event: &AuditEvent) -> Vec<Value> {
     named.map(|one| Value::Object(present(one))).collect()
 }
 
-/// Whether it concerns something in AWS.
+/// Returns whether the event concerns something in AWS.
 const fn of_aws(event: &AuditEvent) -> bool {
     event.access_key_id.is_some() || event.aws_request_id.is_some() || event.aws_name.is_some()
 }

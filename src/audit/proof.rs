@@ -1,7 +1,7 @@
-//! A record with the proof that it is in the log, as one text that says all that is
-//! needed to check it. <https://c2sp.org/tlog-proof>
+//! A record with the proof that it is in the log, as one text with everything that a check needs.
+//! <https://c2sp.org/tlog-proof>
 //!
-//! The record itself is the proof's extra data.
+//! The record itself is the extra data of the proof.
 
 use data_encoding::BASE64;
 
@@ -16,32 +16,32 @@ const HEADER: &str = "c2sp.org/tlog-proof@v1";
 /// A record and its proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InclusionProof {
-    /// The record's bytes.
+    /// Bytes of the record.
     pub leaf: Vec<u8>,
-    /// How many records stand before it.
+    /// Number of records before this one.
     pub index: u64,
-    /// The path from its hash to the root, RFC 6962's audit path.
+    /// Path from the record's hash to the root (the audit path of RFC 6962).
     pub hashes: Vec<Hash>,
-    /// The signed checkpoint whose root the path leads to.
+    /// Signed checkpoint with the root that the path leads to.
     pub checkpoint: String,
 }
 
-/// Why a text proves nothing.
+/// Reasons why a text proves nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
-    /// Not in the format.
+    /// The text is not in the format.
     #[error("it is no C2SP tlog-proof that carries its record")]
     Format,
-    /// The signed note does not hold.
+    /// The signed checkpoint is invalid.
     #[error("its checkpoint: {0}")]
     Checkpoint(String),
-    /// The record is not what the checkpoint stands for.
+    /// The record is not in the log of the checkpoint.
     #[error("its record is not in the log that its checkpoint stands for")]
     NotIncluded,
 }
 
 impl InclusionProof {
-    /// The text.
+    /// Returns the proof as a text.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
@@ -58,10 +58,10 @@ impl InclusionProof {
         text
     }
 
-    /// Reads a text.
+    /// Parses a proof.
     ///
     /// # Errors
-    /// It is none, or has no record.
+    /// The text is no proof, or has no record.
     pub fn parse(text: &str) -> Result<Self, ProofError> {
         Self::read(text).ok_or(ProofError::Format)
     }
@@ -81,15 +81,14 @@ impl InclusionProof {
             hashes: lines.map(hash).collect::<Option<_>>()?,
             checkpoint: checkpoint.to_owned(),
         };
-        // One number has one spelling.
+        // Each number has exactly one spelling.
         (proof.index.to_string() == index).then_some(proof)
     }
 
-    /// Sees that the record is in a log that one of `keys` has signed. Returns the
-    /// checkpoint.
+    /// Checks that the record is in a log that one of `keys` has signed. Returns the checkpoint.
     ///
     /// # Errors
-    /// It is not.
+    /// The checkpoint is invalid, or the record is not in its log.
     pub fn verify(&self, keys: &[Verifier]) -> Result<Checkpoint, ProofError> {
         let text = note::open(&self.checkpoint, keys)
             .map_err(|error| ProofError::Checkpoint(error.to_string()))?;

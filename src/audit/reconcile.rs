@@ -1,6 +1,6 @@
-//! The log against CloudTrail: what the broker's own principal had AWS make must be in
-//! the log, and what the log says was made must be in CloudTrail. What does not match
-//! exposes an admin key that is used beside the broker, or a log that somebody changed.
+//! Comparison of the log with CloudTrail. Everything that AWS created for the broker's principal
+//! must be in the log, and everything that the log records as created must be in CloudTrail. A
+//! difference exposes use of an admin key outside the broker, or a changed log.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,16 +16,16 @@ use crate::domain::{
     lease::CONSISTENCY_WINDOW,
 };
 
-/// How late CloudTrail may deliver an event, and how far the log is looked at beyond
-/// both ends of the trail.
+/// Longest delay of CloudTrail's deliveries, and the time by which the compared part of the log
+/// exceeds the trail at both ends.
 /// <https://docs.aws.amazon.com/awscloudtrail/latest/userguide/get-and-view-cloudtrail-log-files.html>
 pub const SLACK: SignedDuration = SignedDuration::from_mins(15);
 
-/// Whose calls: an IAM user, or a role by whatever session.
+/// A principal in AWS: an IAM user, or a role in any of its sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal(String);
 
-/// A text is no [`Principal`].
+/// Error of a text that is no [`Principal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it is no ARN of an IAM user or role, like arn:aws:iam::111122223333:user/credbroker-admin"
@@ -35,7 +35,7 @@ pub struct PrincipalError;
 impl FromStr for Principal {
     type Err = PrincipalError;
 
-    /// The ARN of a user, a role, or a session on a role.
+    /// Parses the ARN of a user, a role, or a session of a role.
     fn from_str(arn: &str) -> Result<Self, PrincipalError> {
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let [
@@ -72,32 +72,32 @@ impl fmt::Display for Principal {
 /// A record, as far as the comparison needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its sequence number.
+    /// Sequence number.
     pub seq: u64,
-    /// When, by the broker's clock.
+    /// Time by the broker's clock.
     pub time: Timestamp,
-    /// What.
+    /// Event of the record.
     pub event: Event,
-    /// Whether it went as asked.
+    /// True if the outcome is success.
     pub succeeded: bool,
-    /// The access key concerned.
+    /// Id of the access key concerned.
     pub access_key_id: Option<String>,
     /// AWS's id of the request.
     pub aws_request_id: Option<String>,
     /// Name of the user or session.
     pub aws_name: Option<String>,
-    /// More, in words.
+    /// Further text.
     pub detail: Option<String>,
 }
 
 impl Entry {
-    /// Whether the comparison looks at it.
+    /// Returns whether the comparison uses this record.
     #[must_use]
     pub fn counts(&self) -> bool {
         self.aws_request_id.is_some() || self.asks() || self.hands_out() || self.is_of_admin_key()
     }
 
-    /// AWS is about to be asked to make something of the lease's name.
+    /// Returns whether the broker is about to ask AWS to create something under the record's name.
     const fn asks(&self) -> bool {
         let event = self.event;
         matches!(
@@ -109,7 +109,8 @@ impl Entry {
         )
     }
 
-    /// AWS has made the access key of a lease, or of a session of the broker's own.
+    /// Returns whether AWS has created the access key of a lease or of a session of the broker's
+    /// own.
     const fn hands_out(&self) -> bool {
         let event = self.event;
         self.succeeded
@@ -122,7 +123,7 @@ impl Entry {
             )
     }
 
-    /// The access key is the broker's own from here on.
+    /// Returns whether the access key is an admin key of the broker from this record on.
     const fn is_of_admin_key(&self) -> bool {
         let event = self.event;
         self.succeeded
@@ -132,11 +133,11 @@ impl Entry {
             )
     }
 
-    /// Ids of access keys that AWS has made for the broker by this record.
+    /// Returns the ids of the access keys that AWS has created for the broker by this record.
     fn made_keys(&self) -> Vec<&str> {
         match (self.event, &self.detail) {
             _ if self.hands_out() => self.access_key_id.as_deref().into_iter().collect(),
-            // Its access key is the one before; the words tell the new one.
+            // The record's access key id is the previous key; the detail contains the new one.
             (Event::AdminKeyCreated, Some(words)) => words.split([' ', ',']).collect(),
             _ => Vec::new(),
         }
@@ -159,37 +160,37 @@ impl From<AuditRecord> for Entry {
     }
 }
 
-/// What does not match.
+/// A difference between the log and CloudTrail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// A call by the broker's principal that no record tells of.
+    /// A call by the broker's principal that no record mentions.
     UnrecordedCall(Call),
-    /// A record of something made that CloudTrail has not seen.
+    /// A record of created credentials that CloudTrail does not show.
     UnseenRecord(Entry),
 }
 
-/// What the comparison came to.
+/// Result of the comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// How many calls are the broker's principal's.
+    /// Number of calls by the broker's principal.
     pub checked_calls: usize,
-    /// How many records were looked for in CloudTrail.
+    /// Number of records that were searched for in CloudTrail.
     pub checked_records: usize,
-    /// What does not match, by time.
+    /// Differences, sorted by time.
     pub findings: Vec<Finding>,
 }
 
-/// Nothing tells which calls are the broker's.
+/// Error: neither the caller nor the log identifies the broker's principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("nothing tells which calls in CloudTrail are the broker's")]
+#[error("no principal of the broker is known: neither the log nor the command line names one")]
 pub struct NobodyKnown;
 
-/// Compares a trail with the records of its time and [`SLACK`] more. The broker's
-/// principals are those given, whoever signs with an admin key that a record names, and
-/// whoever made a key that a record says was issued.
+/// Compares a trail with the records of its time span, extended by [`SLACK`]. The broker's
+/// principals are the given ones, those that sign with an admin key in the records, and those that
+/// created a key which the records show as issued.
 ///
 /// # Errors
-/// None of that is there.
+/// None of these identifies a principal.
 pub fn reconcile(
     trail: &Trail,
     entries: &[Entry],
@@ -217,7 +218,7 @@ pub fn reconcile(
     })
 }
 
-/// Records of what CloudTrail must have seen: not too near the ends of the trail.
+/// Returns the records that CloudTrail must show: at least [`SLACK`] away from the trail's ends.
 fn sought<'a>(trail: &Trail, entries: &'a [Entry]) -> Vec<&'a Entry> {
     let Some((first, last)) = trail.span else {
         return Vec::new();
@@ -228,11 +229,11 @@ fn sought<'a>(trail: &Trail, entries: &'a [Entry]) -> Vec<&'a Entry> {
     entries.iter().filter(sought).collect()
 }
 
-/// What the log tells that AWS was asked.
+/// Calls to AWS that the log knows.
 struct Known<'a> {
     keys: HashSet<&'a str>,
     requests: HashSet<&'a str>,
-    /// When something of a name was about to be made.
+    /// Times at which the broker was about to create something, by its name in AWS.
     asked: HashMap<&'a str, Vec<Timestamp>>,
 }
 
@@ -263,8 +264,8 @@ impl<'a> Known<'a> {
                 || self.may_be_lost(call))
     }
 
-    /// A call whose answer was lost leaves its name alone in the log; it is the broker's
-    /// only while the broker was asking.
+    /// Returns whether this may be a call of the broker whose answer was lost. The log then has
+    /// only the name, so the call must be close to the time at which the broker was asking.
     fn may_be_lost(&self, call: &Call) -> bool {
         let name = call.name.as_deref();
         let asked = name.and_then(|name| self.asked.get(name));
@@ -275,7 +276,7 @@ impl<'a> Known<'a> {
     }
 }
 
-/// What CloudTrail has seen, whoever did it.
+/// Keys and request ids of all calls in CloudTrail, by any principal.
 struct Seen<'a> {
     keys: HashSet<&'a str>,
     requests: HashSet<&'a str>,
@@ -298,7 +299,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Who the broker is in CloudTrail.
+/// Identity of the broker in CloudTrail.
 struct Own<'a> {
     principals: HashSet<Principal>,
     keys: HashSet<&'a str>,
@@ -377,7 +378,7 @@ mod tests {
         }
     }
 
-    /// From minute 0 to minute 120.
+    /// Returns a trail from minute 0 to minute 120.
     fn trail(calls: Vec<Call>) -> Trail {
         let mut trail = Trail::default();
         trail.calls = calls;
@@ -473,7 +474,7 @@ mod tests {
         created.detail = Some("proving; other key: AKIANEW".to_owned());
         let rotated = call(Operation::CreateAccessKey, "admin", "AKIANEW", 60);
         let beside = call(Operation::CreateAccessKey, "admin", "AKIATHIRD", 61);
-        // That somebody imported it, or that it was taken away, does not say who made it.
+        // Records of a key's import or removal do not prove who created the key.
         let imported = entry(Event::AdminKeyImported, "", "AKIATHIRD", 62);
         let mut removed = entry(Event::KeyRemoved, "pay.1", "AKIA1", 62);
         removed.detail = Some("key AKIATHIRD of user admin: no lease knows it".to_owned());
@@ -521,7 +522,7 @@ mod tests {
             reconciled.findings,
             [Finding::UnrecordedCall(beside.clone())]
         );
-        // Or from the admin key that it names.
+        // An admin key in the records identifies the broker too.
         let named = [entry(Event::AdminKeySwitched, "", "AKIASECOND", 0)];
         let reconciled = reconcile(&trail(vec![beside.clone()]), &named, &[]).unwrap();
         assert_eq!(

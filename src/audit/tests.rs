@@ -1,4 +1,4 @@
-//! The tree against RFC 6962's own words, spelled out as recursion, and against the test
+//! Checks of the tree against the text of RFC 6962, written out as recursion, and against the test
 //! vectors of Certificate Transparency.
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
@@ -32,7 +32,7 @@ fn leaves(count: u64) -> Vec<Hash> {
     (0..count).map(|n| leaf_hash(&n.to_be_bytes())).collect()
 }
 
-/// All tiles of a tree, made as a log makes them: as subtrees become perfect.
+/// Returns the edge and all tiles of a tree, filled as in a log: as subtrees become perfect.
 fn grown(leaves: &[Hash]) -> (Edge, Tiles) {
     let (mut edge, mut tiles) = (Edge::default(), Tiles::new());
     for leaf in leaves {
@@ -168,8 +168,7 @@ proptest! {
     }
 }
 
-/// The example of Go's package golang.org/x/mod/sumdb/note, an implementation that is not
-/// ours.
+/// Example of Go's package golang.org/x/mod/sumdb/note, an independent implementation.
 const PETER: &str = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
 const PETERS_SEED: &str = "gQoUAtUUbI2E8kQzMPVAgOv5juF9nHT2JS/F1ccoMXM=";
 const PETERS_TEXT: &str = "If you think cryptography is the answer to your problem,\n\
@@ -197,7 +196,7 @@ fn a_note_is_believed_by_a_known_key_alone() {
     let (ours, other) = (peter(), Signer::new("other", &vec![9; 32].into()).unwrap());
     let signed = ours.sign("a\nb\n").unwrap();
     let keys = [ours.verifier().clone()];
-    // Who else has signed, and what, says nothing.
+    // Signatures of other keys are ignored, even those of another text.
     let line = other.sign("x\n").unwrap();
     let both = format!("{signed}{}\n", line.lines().last().unwrap());
     assert_eq!(note::open(&both, &keys), Ok("a\nb\n"));
@@ -228,7 +227,7 @@ fn a_note_is_believed_by_a_known_key_alone() {
     }
 }
 
-/// A checkpoint of a public log, as that log and a public witness have signed it.
+/// A checkpoint of a public log, signed by this log and a public witness.
 const PUBLIC_NOTE: &str = "coachandhorses2026h1.staging.certificate.transparency.goog
 185550722
 YXAM0VmnrfvLaBCOOYSJhCaE5F10oGBOo+hkbDa1kng=

@@ -1,31 +1,31 @@
-//! Tiles: 256 neighbouring hashes of one level, as C2SP tlog-tiles lays a tree out in
-//! files. <https://c2sp.org/tlog-tiles>
+//! Tiles: 256 neighbouring hashes of one level, in the file layout of C2SP tlog-tiles.
+//! <https://c2sp.org/tlog-tiles>
 //!
-//! Tile level 0 holds leaves, each further level the roots of the full tiles below. Any
-//! perfect subtree's hash comes from one tile, so any proof from a handful.
+//! Tile level 0 holds leaves. Each further level holds the roots of the full tiles below it. One
+//! tile is enough for the hash of any perfect subtree, so a few tiles are enough for any proof.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tree::{Hash, Node, Range, fold, perfect};
 
-/// Levels of the tree in a tile.
+/// Levels of the tree in one tile.
 pub const HEIGHT: u8 = 8;
-/// Hashes in a full tile, entries in a full bundle.
+/// Number of hashes in a full tile, and of entries in a full bundle.
 pub const WIDTH: u64 = 1 << HEIGHT;
 
-/// Which tile: the hashes of the subtrees of `WIDTH`^`level` leaves, `WIDTH` of them
-/// from `index * WIDTH`.
+/// Position of a tile. The tile holds the hashes of `WIDTH` subtrees, from `index * WIDTH`, each
+/// with `WIDTH`^`level` leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
-    /// 0 for leaves.
+    /// Level of the tile; 0 for leaves.
     pub level: u8,
-    /// How many tiles of its level lie before it.
+    /// Number of tiles of the same level before this one.
     pub index: u64,
 }
 
 impl Tile {
-    /// The tile that holds a subtree's hash; `None` for the levels in between, whose
-    /// hashes follow from the tile below.
+    /// Returns the tile that holds a subtree's hash; `None` for the levels in between, whose hashes
+    /// follow from the tile below.
     #[must_use]
     pub const fn holding(node: Node) -> Option<Self> {
         if !node.level.is_multiple_of(HEIGHT) {
@@ -37,7 +37,7 @@ impl Tile {
         })
     }
 
-    /// The tile that a subtree's hash comes from, and which of its hashes.
+    /// Returns the tile that a subtree's hash is computed from, and the range of the tile's hashes.
     fn under(node: Node) -> (Self, std::ops::Range<usize>) {
         let level = node.level / HEIGHT;
         let above = node.level % HEIGHT;
@@ -50,7 +50,7 @@ impl Tile {
         (tile, first..first + (1 << above))
     }
 
-    /// How many hashes it has in a tree of `size` leaves, up to [`WIDTH`].
+    /// Returns the tile's number of hashes in a tree of `size` leaves, at most [`WIDTH`].
     #[must_use]
     pub fn width(self, size: u64) -> u64 {
         let whole = size
@@ -61,7 +61,7 @@ impl Tile {
             .min(WIDTH)
     }
 
-    /// Its path under the log's directory, in a tree of `size` leaves.
+    /// Returns the tile's path under the log's directory, in a tree of `size` leaves.
     #[must_use]
     pub fn path(self, size: u64) -> String {
         let level = self.level;
@@ -73,7 +73,7 @@ impl Tile {
     }
 }
 
-/// The path of the bundle of entries from `index * WIDTH`, in a log of `size` entries.
+/// Returns the path of the bundle of entries from `index * WIDTH`, in a log of `size` entries.
 #[must_use]
 pub fn bundle_path(index: u64, size: u64) -> String {
     let width = Tile { level: 0, index }.width(size);
@@ -88,7 +88,7 @@ fn partial(width: u64) -> String {
     }
 }
 
-/// In groups of three digits, `x` before each but the last: `x001/x234/067`.
+/// Formats a number in groups of three digits, with `x` before each but the last: `x001/x234/067`.
 fn number(index: u64) -> String {
     let mut text = format!("{:03}", index % 1000);
     let mut rest = index / 1000;
@@ -99,17 +99,17 @@ fn number(index: u64) -> String {
     text
 }
 
-/// Hashes of tiles, or as many of each as are needed.
+/// Hashes by tile; each tile needs only as many as are used.
 pub type Tiles = BTreeMap<Tile, Vec<Hash>>;
 
-/// The tiles that the hashes of these ranges come from.
+/// Returns the tiles that the hashes of these ranges are computed from.
 #[must_use]
 pub fn tiles_of(ranges: &[Range]) -> BTreeSet<Tile> {
     let nodes = ranges.iter().flat_map(|range| range.nodes());
     nodes.map(|node| Tile::under(node).0).collect()
 }
 
-/// The hashes of these ranges; `None` unless all tiles are there that they come from.
+/// Returns the hashes of these ranges; `None` if a tile or a hash that they need is missing.
 #[must_use]
 pub fn hashes(ranges: &[Range], tiles: &Tiles) -> Option<Vec<Hash>> {
     ranges.iter().map(|range| hash(*range, tiles)).collect()
@@ -124,7 +124,7 @@ fn hash(range: Range, tiles: &Tiles) -> Option<Hash> {
     fold(&subtrees?)
 }
 
-/// The root of a tree of `size` leaves.
+/// Returns the root of a tree of `size` leaves; `None` if a tile or a hash is missing.
 #[must_use]
 pub fn root(size: u64, tiles: &Tiles) -> Option<Hash> {
     match size {

@@ -1,9 +1,8 @@
-//! The Merkle tree of RFC 6962, section 2.1, over SHA-256, and its proofs as RFC 9162,
-//! sections 2.1.3 and 2.1.4, verify them.
+//! The Merkle tree of RFC 6962, section 2.1, over SHA-256, with proofs that are verified as in RFC
+//! 9162, sections 2.1.3 and 2.1.4.
 //!
-//! Hashes of perfect subtrees never change as the tree grows. A proof is a list of
-//! [`Range`]s of leaves; each range is made of perfect subtrees, whose hashes come from
-//! [`tile`](super::tile)s.
+//! Hashes of perfect subtrees never change as the tree grows. A proof is a list of [`Range`]s of
+//! leaves. Each range consists of perfect subtrees, whose hashes come from [`tile`](super::tile)s.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -12,7 +11,7 @@ pub const HASH_LENGTH: usize = 32;
 /// A SHA-256 hash.
 pub type Hash = [u8; HASH_LENGTH];
 
-/// The hash of the empty tree: of nothing.
+/// Root of the empty tree: the hash of the empty string.
 pub const EMPTY: Hash = [
     0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
     0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
@@ -28,20 +27,20 @@ pub(super) fn sha256(parts: &[&[u8]]) -> Hash {
     hash
 }
 
-/// The hash of a leaf with this content.
+/// Returns the hash of a leaf with this content.
 #[must_use]
 pub fn leaf_hash(leaf: &[u8]) -> Hash {
     sha256(&[&[0], leaf])
 }
 
-/// The hash of a node with these children.
+/// Returns the hash of a node with these children.
 #[must_use]
 pub fn node_hash(left: &Hash, right: &Hash) -> Hash {
     sha256(&[&[1], left, right])
 }
 
-/// The root over neighbouring subtrees, the largest first: right to left, each is the
-/// left sister of all that follow. `None` for none.
+/// Returns the root over neighbouring subtrees, the largest first. From right to left, each subtree
+/// becomes the left sibling of the root of all that follow. `None` without subtrees.
 #[must_use]
 pub fn fold(subtrees: &[Hash]) -> Option<Hash> {
     let (last, before) = subtrees.split_last()?;
@@ -49,7 +48,8 @@ pub fn fold(subtrees: &[Hash]) -> Option<Hash> {
     Some(root.fold(*last, |right, left| node_hash(left, &right)))
 }
 
-/// The root of a perfect subtree, a power of two of leaves or of equal subtrees.
+/// Returns the root of a perfect subtree. `hashes` are its leaves or subtrees of equal size, and
+/// their number is a power of two.
 pub(super) fn perfect(hashes: &[Hash]) -> Option<Hash> {
     let mut level = hashes.to_vec();
     while level.len() > 1 {
@@ -59,17 +59,17 @@ pub(super) fn perfect(hashes: &[Hash]) -> Option<Hash> {
     level.first().copied()
 }
 
-/// A perfect subtree: the leaves from `index << level`, `1 << level` of them.
+/// A perfect subtree: `1 << level` leaves from leaf `index << level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Node {
-    /// 0 for a leaf.
+    /// Level of the subtree; 0 for a leaf.
     pub level: u8,
-    /// How many subtrees of its size lie before it.
+    /// Number of subtrees of the same size before this one.
     pub index: u64,
 }
 
-/// The right edge of a tree, all that is needed to make it grow: the hashes of the
-/// perfect subtrees that it consists of, the largest first, one for each 1 in its size.
+/// Right edge of a tree, which is all that growth needs: the hashes of the perfect subtrees that
+/// the tree consists of, the largest first, one for each 1 bit in the tree's size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edge {
     size: u64,
@@ -77,31 +77,32 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// The edge of a tree of this size; `None` unless there is a hash for each 1 in it.
+    /// Returns the edge of a tree of this size; `None` unless there is one hash for each 1 bit in
+    /// it.
     #[must_use]
     pub fn new(size: u64, subtrees: Vec<Hash>) -> Option<Self> {
         let fits = usize::try_from(size.count_ones()) == Ok(subtrees.len());
         fits.then_some(Self { size, subtrees })
     }
 
-    /// How many leaves there are.
+    /// Returns the number of leaves.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// Hashes of the subtrees, the largest first.
+    /// Returns the hashes of the subtrees, the largest first.
     #[must_use]
     pub fn subtrees(&self) -> &[Hash] {
         &self.subtrees
     }
 
-    /// Adds a leaf. Returns every subtree that it makes perfect, itself first.
+    /// Adds a leaf. Returns the leaf and every subtree that it completes, the leaf first.
     pub fn push(&mut self, leaf: Hash) -> Vec<(Node, Hash)> {
         self.push_subtree(0, leaf)
     }
 
-    /// Adds a perfect subtree of this level, to a tree of whole ones.
+    /// Adds a perfect subtree of this level. The tree must consist of whole subtrees of this level.
     pub(crate) fn push_subtree(&mut self, level: u8, root: Hash) -> Vec<(Node, Hash)> {
         let index = self.size >> level;
         let (mut node, mut hash) = (Node { level, index }, root);
@@ -122,20 +123,20 @@ impl Edge {
         made
     }
 
-    /// The root hash.
+    /// Returns the root hash.
     #[must_use]
     pub fn root(&self) -> Hash {
         fold(&self.subtrees).unwrap_or(EMPTY)
     }
 }
 
-/// Leaves from `start` until before `end`, at least one, as proofs split a tree: `start`
-/// is a multiple of every subtree that fits.
+/// Leaves from `start` to before `end`, at least one. Proofs split a tree such that `start` is a
+/// multiple of the size of every perfect subtree in the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// The first leaf.
+    /// First leaf.
     pub start: u64,
-    /// The first leaf after.
+    /// End of the range: the first leaf after it.
     pub end: u64,
 }
 
@@ -144,8 +145,8 @@ impl Range {
         self.end - self.start
     }
 
-    /// Splits it where RFC 6962 does: after the largest power of two of leaves that
-    /// leaves something over.
+    /// Splits the range as RFC 6962 does: after the largest power of two of leaves that is smaller
+    /// than the range.
     const fn split(self) -> (Self, Self) {
         let middle = self.start + (1 << (self.len() - 1).ilog2());
         let left = Self {
@@ -159,7 +160,7 @@ impl Range {
         (left, right)
     }
 
-    /// The perfect subtrees that it consists of, the largest first.
+    /// Returns the perfect subtrees that the range consists of, the largest first.
     #[must_use]
     pub fn nodes(self) -> Vec<Node> {
         let (mut nodes, mut start) = (Vec::new(), self.start);
@@ -175,8 +176,8 @@ impl Range {
     }
 }
 
-/// What proves that leaf `index` is in the tree of `size` leaves: the hashes of these
-/// ranges, in this order. `None` when there is no such leaf.
+/// Returns the proof that leaf `index` is in the tree of `size` leaves: the ranges whose hashes are
+/// the proof, in this order. `None` if there is no such leaf.
 #[must_use]
 pub fn inclusion_proof(index: u64, size: u64) -> Option<Vec<Range>> {
     if index >= size {
@@ -203,9 +204,9 @@ pub fn inclusion_proof(index: u64, size: u64) -> Option<Vec<Range>> {
     Some(proof)
 }
 
-/// What proves that the tree of `size` leaves begins with that of `old` leaves: the
-/// hashes of these ranges, in this order; none where both are the same or the old one is
-/// empty. `None` when it cannot: the old one is larger.
+/// Returns the proof that the tree of `size` leaves begins with the tree of `old` leaves: the
+/// ranges whose hashes are the proof, in this order. The proof is empty if both trees are the same
+/// or the old one is empty. `None` if the old tree is larger, as no proof exists.
 #[must_use]
 pub fn consistency_proof(old: u64, size: u64) -> Option<Vec<Range>> {
     if old > size {
@@ -215,7 +216,7 @@ pub fn consistency_proof(old: u64, size: u64) -> Option<Vec<Range>> {
     if old == 0 {
         return Some(proof);
     }
-    // Whether `rest` is a whole subtree of the old tree from its beginning.
+    // `known`: `rest` is a whole subtree of the old tree, from the tree's beginning.
     let (mut rest, mut known) = (
         Range {
             start: 0,
@@ -240,7 +241,7 @@ pub fn consistency_proof(old: u64, size: u64) -> Option<Vec<Range>> {
     Some(proof)
 }
 
-/// Whether `proof` shows that the leaf of this hash is leaf `index` of the tree of `size`
+/// Returns whether `proof` shows that the leaf of this hash is leaf `index` of the tree of `size`
 /// leaves with this root (RFC 9162, section 2.1.3.2).
 #[must_use]
 pub fn includes(root: &Hash, size: u64, index: u64, leaf: &Hash, proof: &[Hash]) -> bool {
@@ -265,7 +266,7 @@ pub fn includes(root: &Hash, size: u64, index: u64, leaf: &Hash, proof: &[Hash])
     last == 0 && hash == *root
 }
 
-/// Whether `proof` shows that the tree of `size` leaves with `root` begins with that of
+/// Returns whether `proof` shows that the tree of `size` leaves with `root` begins with the tree of
 /// `old_size` leaves with `old_root` (RFC 9162, section 2.1.4.2).
 #[must_use]
 pub fn extends(root: &Hash, size: u64, old_root: &Hash, old_size: u64, proof: &[Hash]) -> bool {
@@ -275,7 +276,8 @@ pub fn extends(root: &Hash, size: u64, old_root: &Hash, old_size: u64, proof: &[
     if old_size >= size {
         return old_size == size && old_root == root && proof.is_empty();
     }
-    // A whole subtree of the new tree proves itself.
+    // An old tree of a power of two of leaves is a whole subtree of the new tree: its root is the
+    // start, and is not in the proof.
     let mut hashes = proof.iter();
     let first = if old_size.is_power_of_two() {
         Some(old_root)

@@ -1,5 +1,5 @@
-//! The check of a log in files, on nothing but the files: leaves, tree, tiles, signatures,
-//! and that it goes on from what is known of it from elsewhere.
+//! Offline check of a copy of the log, from its files alone: leaves, tree, tiles, signatures, and
+//! agreement with checkpoints and receipts from elsewhere.
 
 use std::{
     fs, io,
@@ -16,55 +16,55 @@ use super::{
 };
 use crate::domain::audit::{AuditRecord, Event};
 
-/// What is asked of a copy, beside that it is of one piece.
+/// Requirements on a copy beyond its own consistency.
 #[derive(Clone, Debug, Default)]
 pub struct Demands {
-    /// This key, or one that it leads to, has signed it; by default the newest that it
-    /// names.
+    /// Key that must have signed the copy, by itself or by a key that it leads to. Default: the
+    /// newest key that the copy names.
     pub key: Option<Verifier>,
-    /// It goes on from this checkpoint, a signed note.
+    /// Earlier checkpoint, a signed note, that the copy must continue.
     pub since: Option<String>,
-    /// It holds these records.
+    /// Receipts of records that the copy must contain.
     pub receipts: Vec<Receipt>,
-    /// It begins with the first record.
+    /// True if the copy must begin with the first record.
     pub whole: bool,
 }
 
-/// A copy that is as it should be.
+/// A copy that has passed the check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// What it holds.
+    /// Checkpoint of the copy.
     pub checkpoint: Checkpoint,
-    /// The newest key that may have signed it.
+    /// Newest key that may have signed the copy.
     pub key: Verifier,
-    /// How many of the first records it does not hold, since they were pruned.
+    /// Number of the first records that the copy lacks because they were pruned.
     pub start: u64,
 }
 
-/// What is wrong with a copy, the first that is found.
+/// First fault found in a copy.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// A file cannot be read.
     #[error("{path}: {source}")]
     Unreadable {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file is not there.
+    /// A file is missing.
     #[error("missing: {0}")]
     MissingFile(String),
-    /// A file is not what the records say.
+    /// A file does not match the records.
     #[error("changed: {0}")]
     ChangedFile(String),
-    /// A record is not there, and later ones are.
+    /// A record is missing, and later ones are there.
     #[error("missing: record {0}")]
     Missing(u64),
     /// A record is not the one that was signed.
     #[error("changed: record {0}")]
     Changed(u64),
-    /// The records are not those that were signed, and nothing says which.
+    /// The records are not those that were signed, and no tile shows which one differs.
     #[error("changed: the records are not those that the checkpoint stands for")]
     ChangedSomewhere,
     /// The copy ends too early.
@@ -73,26 +73,26 @@ pub enum Fault {
     /// A record stands in the place of another.
     #[error("reordered: record {found} in the place of {place}")]
     Reordered {
-        /// Which.
+        /// Number of the record that stands there.
         found: u64,
-        /// Where.
+        /// Number of the record that belongs there.
         place: u64,
     },
-    /// The checkpoint is not signed as it should be.
+    /// The checkpoint's text or signature is invalid.
     #[error("the checkpoint: {0}")]
     Checkpoint(String),
-    /// It is of another log, or signed by a key that nothing leads to.
+    /// The copy belongs to another log, or a key is used that no other key or record leads to.
     #[error("wrong key: {0}")]
     WrongKey(String),
-    /// Records were pruned that alone could show it.
-    #[error("not to be told: the copy begins with record {first}, after {what}")]
+    /// Records that the check needs were pruned.
+    #[error("unknown: the copy begins with record {first}, after {what}")]
     Pruned {
-        /// The first that is there.
+        /// First record that the copy has.
         first: u64,
-        /// What cannot be told.
+        /// Checkpoint or receipt that cannot be checked.
         what: String,
     },
-    /// Somebody was shown another log.
+    /// The copy and a checkpoint or receipt from elsewhere belong to different logs.
     #[error("split view: the copy is another log than {0}")]
     SplitView(String),
 }
@@ -100,7 +100,7 @@ pub enum Fault {
 /// Checks the copy in a directory.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first fault found in the copy.
 pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
     let files = Files(directory);
     let keys = files.keys()?;
@@ -129,10 +129,10 @@ pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
     })
 }
 
-/// The checkpoint of a note that one of `keys` has signed.
+/// Returns the checkpoint of a note that one of `keys` has signed.
 ///
 /// # Errors
-/// It is none of theirs, or of another log.
+/// None of `keys` has signed the note, or the checkpoint belongs to another log.
 pub fn opened(note: &str, keys: &[Verifier]) -> Result<Checkpoint, Fault> {
     let text = note::open(note, keys).map_err(|error| Fault::Checkpoint(error.to_string()))?;
     let checkpoint =
@@ -143,7 +143,7 @@ pub fn opened(note: &str, keys: &[Verifier]) -> Result<Checkpoint, Fault> {
     Ok(checkpoint)
 }
 
-/// The checkpoint by which a key hands the log over to the next.
+/// Returns the checkpoint by which the key `before` hands the log over to `next`.
 fn handover(note: &str, before: &Verifier, next: &Verifier) -> Option<Checkpoint> {
     let text = note::open(note, std::slice::from_ref(before)).ok()?;
     let named = Checkpoint::successor(text)?;
@@ -151,8 +151,8 @@ fn handover(note: &str, before: &Verifier, next: &Verifier) -> Option<Checkpoint
     (named == *next && checkpoint.origin == before.name()).then_some(checkpoint)
 }
 
-/// Keys that may have signed the copy: the one that is trusted, by default the newest, and
-/// those that it leads to.
+/// Returns the keys that may have signed the copy: the trusted key (by default the newest) and the
+/// keys that it leads to.
 fn trusted<'k>(
     keys: &'k [Verifier],
     handovers: &[Known],
@@ -172,10 +172,10 @@ fn trusted<'k>(
     Ok(&keys[first..=first + after])
 }
 
-/// Reads a file; `None` when there is none.
+/// Reads a file; `None` if there is no such file.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -187,7 +187,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Fault> {
     }
 }
 
-/// The files of a copy.
+/// Files of a copy.
 struct Files<'d>(&'d Path);
 
 impl Files<'_> {
@@ -201,7 +201,7 @@ impl Files<'_> {
         String::from_utf8(bytes).map_err(|_| Fault::ChangedFile(name.to_owned()))
     }
 
-    /// The keys that the copy names, at least one.
+    /// Returns the keys that the copy names, at least one.
     fn keys(&self) -> Result<Vec<Verifier>, Fault> {
         let text = self.text(KEYS)?;
         let lines = text.strip_suffix('\n').map(|lines| lines.split('\n'));
@@ -209,12 +209,12 @@ impl Files<'_> {
         keys.ok_or_else(|| Fault::ChangedFile(KEYS.to_owned()))
     }
 
-    /// What each key has signed of the log that announces the next.
+    /// Returns the handovers: checkpoints that one key has signed to announce the next key.
     fn handovers(&self, keys: &[Verifier]) -> Result<Vec<Known>, Fault> {
         let mut known = Vec::new();
         for (at, before) in keys.iter().enumerate().take(keys.len() - 1) {
             let name = handover_path(at + 2);
-            // The key before may have been lost.
+            // The previous key may have been lost, and then signed no handover.
             if self.read(&name)?.is_none() {
                 continue;
             }
@@ -230,7 +230,7 @@ impl Files<'_> {
         Ok(known)
     }
 
-    /// The tree over the copy's records, each looked at.
+    /// Returns the copy's tree, made from all its records, each checked.
     fn read_all(&self, head: &Checkpoint, known: &[Known]) -> Result<Copy, Fault> {
         if let Some(later) = known.iter().find(|known| known.size > head.size) {
             return Err(Fault::Truncated(later.what.clone()));
@@ -255,13 +255,13 @@ impl Files<'_> {
         }
     }
 
-    /// The first bundle that is there; 0 for none.
+    /// Returns the index of the first bundle in the copy; 0 without bundles.
     fn first_bundle(&self, size: u64) -> u64 {
         let is_there = |index: &u64| self.0.join(tile::bundle_path(*index, size)).exists();
         (0..size.div_ceil(WIDTH)).find(is_there).unwrap_or(0)
     }
 
-    /// What was pruned is in the tree by the roots of its bundles.
+    /// Adds the pruned bundles to the tree by their roots.
     fn skip_pruned(
         &self,
         first: u64,
@@ -332,8 +332,8 @@ impl Files<'_> {
         Ok(())
     }
 
-    /// What has become of the record that belongs in `place`, where another stands: if that
-    /// is one of the log's and those that follow it come with it, it has been taken out.
+    /// Returns the fault at `place`, where another record stands. If that record belongs to the log
+    /// and its successors follow it, the record of `place` was removed.
     fn misplaced(
         &self,
         found: &AuditRecord,
@@ -353,7 +353,7 @@ impl Files<'_> {
         })
     }
 
-    /// The first record of a bundle.
+    /// Returns the first record of a bundle.
     fn first_of(&self, index: u64, size: u64) -> Result<Option<AuditRecord>, Fault> {
         let bytes = self.read(&tile::bundle_path(index, size))?;
         let bytes = bytes.unwrap_or_default();
@@ -361,7 +361,7 @@ impl Files<'_> {
         Ok(first.and_then(|entry| leaf::decode(entry).ok()))
     }
 
-    /// Whether the tile of a record, if it is there, has the hash of this entry.
+    /// Returns whether the record's tile has the hash of this entry. True if the tile is missing.
     fn tells(&self, number: u64, entry: &[u8], size: u64) -> Result<bool, Fault> {
         let Some(index) = number.checked_sub(1).filter(|index| *index < size) else {
             return Ok(false);
@@ -371,7 +371,7 @@ impl Files<'_> {
         Ok(hashes.is_none_or(|hashes| hashes.get(at) == Some(&leaf_hash(entry))))
     }
 
-    /// The hashes of a bundle's records, as its tile tells them; `None` without one.
+    /// Returns the hashes of a bundle's records from its tile; `None` without a tile.
     fn hashes(&self, index: u64, size: u64) -> Result<Option<Vec<Hash>>, Fault> {
         let tile = Tile { level: 0, index };
         let bytes = self.read(&tile.path(size))?;
@@ -393,12 +393,12 @@ impl Files<'_> {
     }
 }
 
-/// What is known of the log from elsewhere: that its first records had this root.
+/// Knowledge from elsewhere: the first `size` records have this root.
 struct Known {
     size: u64,
     root: Hash,
     what: String,
-    /// Which of the log's keys, from 0, a record among them must name.
+    /// Index of the key, from 0, that one of these records must announce.
     announces: Option<usize>,
 }
 
@@ -422,25 +422,25 @@ impl Known {
     }
 }
 
-/// What has been read of a copy.
+/// Parts of a copy read so far.
 #[derive(Default)]
 struct Copy {
     tree: Growing,
-    /// The first record whose hash is not the one that its tile tells.
+    /// First record whose hash differs from the hash in its tile.
     suspect: Option<u64>,
-    /// Keys that records announce, with their numbers.
+    /// Keys that records announce, each with the number of its record.
     announced: Vec<(u64, String)>,
-    /// How many of the first records are not there.
+    /// Number of the first records that are missing.
     start: u64,
-    /// How many a record says were pruned.
+    /// Number of the first records that were pruned according to a record.
     pruned: u64,
 }
 
 impl Copy {
-    /// Each key must be named by a record, and before the key before has said so.
+    /// Checks that a record announces each key, within the records that its handover signs.
     fn must_announce(&self, keys: &[Verifier], known: &[Known]) -> Result<(), Fault> {
         if self.start > 0 {
-            // Those records may have been pruned; each handover names its key by itself.
+            // The records may have been pruned. Each handover names its key by itself.
             return Ok(());
         }
         for (at, key) in keys.iter().enumerate() {
@@ -455,7 +455,7 @@ impl Copy {
         Ok(())
     }
 
-    /// The next record.
+    /// Adds the next record.
     fn take(&mut self, record: AuditRecord, entry: &[u8], known: &[Known]) -> Result<(), Fault> {
         self.pruned = self.pruned.max(record.event.pruned_until().unwrap_or(0));
         if record.event.event == Event::LogKeyMade {
@@ -466,7 +466,7 @@ impl Copy {
         self.must_agree(known)
     }
 
-    /// What is known of the log at this size.
+    /// Compares the tree with everything known of the log at this size.
     fn must_agree(&self, known: &[Known]) -> Result<(), Fault> {
         let size = self.tree.edge.size();
         let mut same_size = known.iter().filter(|known| known.size == size);

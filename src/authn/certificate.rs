@@ -1,10 +1,10 @@
 //! Client certificates: X.509-SVIDs
-//! (<https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>) and certificates
-//! with one DNS name (RFC 6125, without wildcards).
+//! (<https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>) and certificates with one
+//! DNS name (RFC 6125, without wildcards).
 //!
-//! The handshake shows that the caller has the key. What the certificate is worth is found
-//! out here, at each call, so that a refusal is recorded like any other, and a new
-//! revocation list counts for the connections that are open.
+//! The handshake proves that the caller has the key. The certificate is verified here, at each
+//! call, so that a refusal is recorded like any other, and a new revocation list applies to open
+//! connections.
 
 use std::{
     fmt,
@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// Whose names an authority vouches for.
+/// Names that an authority vouches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VouchesFor {
     /// SPIFFE IDs of a trust domain.
@@ -44,18 +44,18 @@ pub enum VouchesFor {
     Enrolled(TrustDomain),
 }
 
-/// Why an authority cannot be set up.
+/// Reason why an authority cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// A certificate of the bundle is not an authority's.
+    /// A certificate of the bundle is not a CA's, or cannot be read.
     #[error("certificate {0} of the bundle is not a CA's, or cannot be read")]
     NotCa(usize),
-    /// rustls does not take them.
+    /// The bundle or its revocation lists are refused by rustls.
     #[error("the bundle or its revocation lists cannot be used: {0}")]
     Verifier(#[from] VerifierBuilderError),
 }
 
-/// Who vouches for client certificates.
+/// Authority for client certificates.
 #[derive(Clone)]
 pub struct Authority {
     vouches_for: VouchesFor,
@@ -71,11 +71,11 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// Of a bundle of CA certificates and revocation lists. Where there is any list, every
-    /// certificate of a chain must be on the books of one, and none may be out of date.
+    /// Creates an authority from a bundle of CA certificates and revocation lists. If there is any
+    /// list, one must cover every certificate of a chain, and none may be out of date.
     ///
     /// # Errors
-    /// A certificate of the bundle is no CA's, or something cannot be read.
+    /// A certificate of the bundle is not a CA's, or an input cannot be read.
     pub fn new(
         vouches_for: VouchesFor,
         bundle: &[CertificateDer<'static>],
@@ -119,12 +119,12 @@ impl Authority {
     }
 }
 
-/// All authorities, as they stand now.
+/// All authorities in force.
 #[derive(Debug, Default)]
 pub struct Trust(RwLock<Arc<Vec<Authority>>>);
 
 impl Trust {
-    /// Takes these from now on.
+    /// Replaces all authorities.
     pub fn replace(&self, authorities: Vec<Authority>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authorities);
     }
@@ -133,7 +133,7 @@ impl Trust {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Proves whose certificates these are.
+    /// Authenticates the caller that these certificates belong to.
     pub(super) async fn authenticate(
         &self,
         store: &dyn Store,
@@ -169,8 +169,8 @@ impl Trust {
         of_service(service, proof, origin)
     }
 
-    /// What the holder of a certificate is known by, if an authority for its name vouches for
-    /// it at `now`: a host that has enrolled by its key, everybody else by name. Else the
+    /// Returns the identity of a certificate's holder, if an authority for its name vouches for it
+    /// at `now`: the key of an enrolled host, the name of any other holder. Otherwise returns the
     /// reason that an authority gave.
     fn verify(
         &self,
@@ -189,7 +189,7 @@ impl Trust {
         {
             match authority.verifier.verify_client_cert(own, others, now) {
                 Ok(_) => return Ok(authority.known_by(named)),
-                // Of several for DNS names the one that knows the issuer has the say.
+                // With several authorities for DNS names, the one that knows the issuer decides.
                 Err(error) if why == "AUTHORITY_UNKNOWN" || why == ISSUER_UNKNOWN => {
                     why = reason(&error);
                 }
@@ -226,7 +226,7 @@ fn reason(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Whether the certificate of an enrolled host is for the service that its key is of.
+/// Returns whether the certificate of an enrolled host names the service that its key is bound to.
 fn is_for(binding: &ServiceBinding, named: &Named) -> bool {
     match (&binding.known_by, &named.known_by) {
         (KnownBy::Enrolled(_), KnownBy::SpiffeId(id)) => {
@@ -236,7 +236,7 @@ fn is_for(binding: &ServiceBinding, named: &Named) -> bool {
     }
 }
 
-/// What a certificate says of its holder.
+/// Statements of a certificate about its holder.
 struct Named {
     known_by: KnownBy,
     key: KeyDigest,
@@ -248,7 +248,7 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
     rest.is_empty().then_some(parsed)
 }
 
-/// The one name of a certificate that may be a caller's own.
+/// Reads a certificate that may be a caller's own and has one name.
 fn named(der: &CertificateDer<'_>) -> Result<Named, &'static str> {
     let certificate = parsed(der).ok_or("CERTIFICATE_MALFORMED")?;
     if certificate.is_ca() {
@@ -268,7 +268,7 @@ fn named(der: &CertificateDer<'_>) -> Result<Named, &'static str> {
     })
 }
 
-/// A URI makes it an X.509-SVID, which may have DNS names as well, that say nothing here.
+/// Returns the only name. A URI makes the certificate an X.509-SVID, whose DNS names are ignored.
 fn only_name(certificate: &X509Certificate<'_>) -> Result<KnownBy, &'static str> {
     let names = certificate.subject_alternative_name();
     let names = names.map_err(|_| "CERTIFICATE_MALFORMED")?;

@@ -1,4 +1,4 @@
-//! Evidence to [`Principal`]: the only room that makes one.
+//! Authentication: from evidence to a [`Principal`], which only this module creates.
 
 pub mod certificate;
 pub mod oidc;
@@ -24,10 +24,10 @@ pub use crate::{
     domain::principal::Shown,
 };
 
-/// What authentication yields.
+/// Result of authentication.
 pub type Login = Result<Principal, LoginError>;
 
-/// A service that was proven, unless it is shut out.
+/// Returns the principal of a proven service, unless the service is suspended.
 fn of_service(service: Service, proof: Proof, origin: Origin) -> Login {
     if service.suspension.is_some() {
         return Err(LoginError::Suspended {
@@ -39,12 +39,12 @@ fn of_service(service: Service, proof: Proof, origin: Origin) -> Login {
     Ok(Principal::proven(identity, proof, origin))
 }
 
-/// Finds out who calls.
+/// Authenticator of callers.
 #[derive(Debug, Default)]
 pub struct Authenticator {
-    /// Who vouches for client certificates.
+    /// Authorities for client certificates.
     pub trust: Trust,
-    /// Whose signed tokens are taken.
+    /// Issuers whose signed tokens are accepted.
     pub issuers: Issuers,
 }
 
@@ -68,7 +68,7 @@ impl Authentication for Authenticator {
                 .collect();
             self.trust.authenticate(store, now, origin, &chain).await
         } else if let Ok(text) = token::bearer(authorization)
-            // Tokens of the broker's own have none.
+            // The broker's own tokens have no dot.
             && text.contains('.')
         {
             self.issuers.authenticate(store, now, origin, text).await

@@ -11,10 +11,11 @@ use crate::{
     },
 };
 
-/// Proves the bearer of `authorization`, the header's value.
+/// Authenticates the bearer by `authorization`, the header's value.
 ///
 /// # Errors
-/// Absent, malformed, unknown or expired; a suspended service; the store's.
+/// The token is absent, malformed, unknown or expired; its service is suspended; or the store's
+/// error.
 pub async fn authenticate(
     store: &dyn Store,
     now: Timestamp,

@@ -1,5 +1,5 @@
-//! A circuit breaker on issue: while AWS gives no answers, nobody is made to wait for
-//! them, and one call at a time finds out whether it is back.
+//! Circuit breaker on issue: while AWS does not answer, callers do not wait for AWS, and one call
+//! at a time finds out whether AWS is back.
 //! <https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker>
 
 use std::{
@@ -9,12 +9,12 @@ use std::{
 
 use tokio::time::Instant;
 
-/// So many calls in a row without an answer open it.
+/// Calls in a row without an answer that open the breaker.
 const FAILURES: u32 = 5;
-/// How long it stays open the first time; doubled each time that a trial fails.
+/// First pause of an open breaker; each test call that fails doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How long one call has to find out whether AWS is back before another may try.
+/// Time that a test call has to find out whether AWS is back, before another call may try.
 const TRIAL: Duration = Duration::from_secs(15);
 
 /// The breaker of one API family.
@@ -23,11 +23,11 @@ pub(super) struct Breaker(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Calls go through; so many in a row were not answered.
+    /// Calls are admitted; the last `failures` of them had no answer.
     Closed { failures: u32 },
-    /// No call goes through.
+    /// Calls are refused.
     Open { until: Instant, pause: Duration },
-    /// One call is trying.
+    /// One test call is in progress.
     Trying { until: Instant, pause: Duration },
 }
 
@@ -43,23 +43,23 @@ impl State {
 }
 
 impl Breaker {
-    /// A closed one.
+    /// Creates a closed breaker.
     pub(super) const fn new() -> Self {
         Self(Mutex::new(State::Closed { failures: 0 }))
     }
 
-    /// Whether a call would be let through.
+    /// Checks whether a call would be admitted.
     ///
     /// # Errors
-    /// As [`Self::admit`].
+    /// The same as those of [`Self::admit`].
     pub(super) fn check(&self) -> Result<(), Duration> {
         self.state().check(Instant::now())
     }
 
-    /// Lets a call through. Whoever is let through makes the call.
+    /// Admits a call, which the caller then makes.
     ///
     /// # Errors
-    /// It is open; worth asking again after the time that is returned.
+    /// The breaker is open; the error is the time after which to try again.
     pub(super) fn admit(&self) -> Result<(), Duration> {
         let (mut state, now) = (self.state(), Instant::now());
         state.check(now)?;
@@ -70,12 +70,12 @@ impl Breaker {
         Ok(())
     }
 
-    /// AWS has answered, whatever it said.
+    /// Records that AWS has answered, with success or failure.
     pub(super) fn answered(&self) {
         *self.state() = State::Closed { failures: 0 };
     }
 
-    /// AWS has not answered. Returns whether this has opened it.
+    /// Records that AWS has not answered. Returns whether this opened the breaker.
     pub(super) fn failed(&self) -> bool {
         let mut state = self.state();
         let pause = match *state {
@@ -87,7 +87,7 @@ impl Breaker {
             }
             State::Closed { .. } => FIRST_PAUSE,
             State::Trying { pause, .. } => (pause * 2).min(LONGEST_PAUSE),
-            // A call that was under way when it opened.
+            // This call was in progress when the breaker opened.
             State::Open { .. } => return false,
         };
         let until = Instant::now() + pause;
@@ -161,7 +161,7 @@ mod tests {
             assert!(breaker.failed());
             assert_eq!(breaker.admit(), Err(seconds(pause)));
         }
-        // A call that never told how it went is followed by another.
+        // A test call whose outcome was never recorded is followed by another.
         advance(seconds(60)).await;
         assert_eq!(breaker.admit(), Ok(()));
         advance(seconds(15)).await;

@@ -1,10 +1,9 @@
-//! How many calls AWS takes: token buckets per API family, one for making and one, a
-//! third of the whole, for taking away alone.
+//! Budgets of calls to AWS: two token buckets per API family, one for all purposes and one, a third
+//! of the whole, for revocation alone.
 //!
-//! AWS publishes no rates for IAM, and 600 calls a second for STS per account and
-//! region (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>),
-//! so the rate follows what AWS says: it is halved when AWS throttles and comes back
-//! within a minute.
+//! AWS publishes no rates for IAM, and 600 calls a second for STS per account and region
+//! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>). The rate
+//! therefore follows AWS's answers: it is halved when AWS throttles, and recovers within a minute.
 
 use std::{
     sync::{
@@ -18,20 +17,20 @@ use tokio::time::Instant;
 
 use crate::domain::bucket::TokenBucket;
 
-/// What a call is for.
+/// Purpose of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To begin to make credentials.
+    /// Begins to create credentials.
     Begin,
-    /// To bring to its end what was begun, which would cost more if it were given up in
-    /// the middle; to take away what has had its time; and the broker's own upkeep.
+    /// Completes what was begun, which would cost more if it were given up half-way; deletes what
+    /// has expired; and does the broker's own upkeep.
     Complete,
-    /// To take away what somebody has revoked: waits for nobody else's calls.
+    /// Ends access that was revoked; does not wait for calls of other purposes.
     Revoke,
 }
 
 impl Purpose {
-    /// Longest time that a call of this purpose waits for its turn.
+    /// Returns the longest time that a call of this purpose waits for its turn.
     const fn patience(self) -> Duration {
         match self {
             Self::Begin => Duration::from_secs(1),
@@ -40,21 +39,21 @@ impl Purpose {
     }
 }
 
-/// A bucket holds what flows in during this time, seconds.
+/// Time in which a bucket fills, seconds.
 const BURST: f64 = 3.0;
-/// The part that is kept for revocation.
+/// Fraction of the rate that is reserved for revocation.
 const KEPT: f64 = 1.0 / 3.0;
-/// The rate comes back in this time after AWS has throttled, seconds.
+/// Time in which the rate recovers after AWS has throttled, seconds.
 const RECOVERY: f64 = 60.0;
-/// The rate never falls below this part of itself.
+/// Smallest fraction of the rate, however often AWS throttles.
 const SLOWEST: f64 = 1.0 / 32.0;
 
-/// How many brokers share the budgets.
+/// Number of replicas that share the budgets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sharers(Arc<AtomicU32>);
 
 impl Sharers {
-    /// From now on so many.
+    /// Sets the number of replicas.
     pub(super) fn are(&self, brokers: u32) {
         self.0.store(brokers, Ordering::Relaxed);
     }
@@ -67,7 +66,7 @@ impl Sharers {
 /// The budget of one API family.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// Calls per second, of all brokers.
+    /// Calls per second, of all replicas together.
     rate: f64,
     sharers: Sharers,
     state: Mutex<State>,
@@ -75,17 +74,17 @@ pub(super) struct Budget {
 
 #[derive(Debug)]
 struct State {
-    /// For every purpose.
+    /// Bucket for every purpose.
     common: TokenBucket,
-    /// For revocation alone.
+    /// Bucket for revocation alone.
     kept: TokenBucket,
-    /// The part of the rate that holds now, 1 for all of it.
+    /// Fraction of the rate in force now, 1 for all of it.
     share: f64,
 }
 
 impl Budget {
-    /// So many calls per second, and three times as many at once; an equal part of both for
-    /// each of the brokers that share it.
+    /// Creates a budget of `per_second` calls, and three times as many at once. Each replica that
+    /// shares the budget gets an equal part of both.
     pub(super) fn new(per_second: u32, sharers: Sharers) -> Self {
         let (rate, now) = (f64::from(per_second.max(1)), Instant::now().into_std());
         let state = State {
@@ -100,21 +99,21 @@ impl Budget {
         }
     }
 
-    /// How many calls a second it lets through for all that is no revocation.
+    /// Returns the calls per second for all purposes but revocation.
     pub(super) fn common_rate(&self) -> f64 {
         self.rate() * (1.0 - KEPT)
     }
 
-    /// Of this broker.
+    /// Returns the rate of this replica.
     fn rate(&self) -> f64 {
         self.rate / self.sharers.count()
     }
 
-    /// Books one call: how long to wait before it.
+    /// Books one call, and returns the time to wait before it.
     ///
     /// # Errors
-    /// Too many calls wait already: nothing is booked, and it is worth asking again
-    /// after the time that is returned.
+    /// Too many calls are waiting: nothing is booked, and the error is the time after which to try
+    /// again.
     pub(super) fn book(&self, purpose: Purpose) -> Result<Duration, Duration> {
         let mut state = self.filled();
         let (wait, bucket) = self.turn(&mut state, purpose);
@@ -125,10 +124,10 @@ impl Budget {
         Ok(wait)
     }
 
-    /// Whether a call could be booked.
+    /// Checks whether a call could be booked.
     ///
     /// # Errors
-    /// As [`Self::book`].
+    /// The same as those of [`Self::book`].
     pub(super) fn check(&self, purpose: Purpose) -> Result<(), Duration> {
         let (wait, _) = self.turn(&mut self.filled(), purpose);
         if wait > purpose.patience() {
@@ -138,12 +137,12 @@ impl Budget {
         }
     }
 
-    /// A call was made that nobody booked: the SDK repeats some by itself.
+    /// Pays for a call that was not booked: the SDK repeats some calls by itself.
     pub(super) fn spend(&self) {
         self.filled().common.take();
     }
 
-    /// AWS has said that it is too much.
+    /// Halves the rate, since AWS has throttled a call.
     pub(super) fn throttled(&self) {
         let mut state = self.filled();
         state.common.halve();
@@ -151,7 +150,7 @@ impl Budget {
         state.share = (state.share / 2.0).max(SLOWEST);
     }
 
-    /// When the turn of a call comes, and from which bucket it is taken.
+    /// Returns the time until a call's turn, and the bucket that pays for the call.
     fn turn<'a>(&self, state: &'a mut State, purpose: Purpose) -> (Duration, &'a mut TokenBucket) {
         let rate = self.rate() * state.share;
         let common = state.common.wait(rate * (1.0 - KEPT));
@@ -166,7 +165,7 @@ impl Budget {
     fn filled(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, whole) = (Instant::now().into_std(), self.rate());
-        // A whole call at least, however many share.
+        // At least one whole call, however many replicas share the budget.
         state.common.bound((BURST * whole * (1.0 - KEPT)).max(1.0));
         state.kept.bound((BURST * whole * KEPT).max(1.0));
         let rate = whole * state.share;
@@ -201,7 +200,7 @@ mod tests {
         assert_eq!(at_once(&budget, Purpose::Revoke), 90);
     }
 
-    /// Books until a call would have to wait; how many calls went at once.
+    /// Books until a call would have to wait; returns the number of calls before that.
     fn at_once(budget: &Budget, purpose: Purpose) -> usize {
         (0..1_000)
             .take_while(|_| budget.book(purpose) == Ok(Duration::ZERO))

@@ -1,5 +1,5 @@
-//! The one way of calling AWS: within the budget, told to the breaker, counted, its
-//! failure put into words.
+//! The only way to call AWS: within the budget, reported to the breaker, counted, and with failures
+//! put into words.
 
 use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
 
@@ -40,7 +40,7 @@ use crate::{
     domain::clock::{Clock, Observation, SteadyClock},
 };
 
-/// An answer that took longer says nothing about what time it is.
+/// Longest time of a call whose answer shows the time of AWS's clock.
 const ROUND_TRIP: Duration = Duration::from_secs(2);
 
 /// A call of the SDK, not yet made.
@@ -61,7 +61,7 @@ where
     type Failure = E;
 }
 
-/// One API family of one region: how much it takes and whether it answers.
+/// One API family in one region, with its budget and its circuit breaker.
 #[derive(Debug)]
 pub(super) struct Line {
     /// `iam` or `sts:REGION`.
@@ -86,7 +86,7 @@ impl Line {
         })
     }
 
-    /// How many may call side by side, so that each makes a call a second.
+    /// Returns how many callers may work in parallel, so that each makes a call a second.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -96,7 +96,7 @@ impl Line {
         (self.budget.common_rate() as usize).max(1)
     }
 
-    /// Whether something may be begun that needs calls to issue.
+    /// Checks whether an operation that needs calls for issue may begin.
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
         let held_back = |wait| held_back(&self.name, wait);
         self.budget.check(Purpose::Begin).map_err(held_back)?;
@@ -104,12 +104,12 @@ impl Line {
         self.breaker.check().map_err(open)
     }
 
-    /// Whether AWS has answered of late, as far as somebody has asked.
+    /// Returns whether AWS answers, as far as recent calls show.
     pub(super) fn answers(&self) -> bool {
         self.breaker.check().is_ok()
     }
 
-    /// Makes `call` when its turn comes. The SDK's futures are large: they come boxed.
+    /// Makes `call` when its turn comes. The SDK's futures are large, so the call is boxed.
     pub(super) async fn ask<C: SdkCall>(
         &self,
         purpose: Purpose,
@@ -118,7 +118,7 @@ impl Line {
     ) -> Result<C::Answer, AwsFailure> {
         let wait = self.budget.book(purpose);
         let wait = wait.map_err(|wait| held_back(&self.name, wait))?;
-        // The timer counts in milliseconds, and lets even nothing take one.
+        // The timer counts in milliseconds: even a sleep of zero takes one.
         if !wait.is_zero() {
             sleep(wait).await;
         }
@@ -160,12 +160,12 @@ pub(super) fn count(operation: &Operation<'_>, failed: Option<&AwsFailure>, took
     histogram!("credbroker_aws_call_seconds", "operation" => operation.name).record(took);
 }
 
-/// Watches every attempt of the SDK: repeated ones are paid for, and each answer tells
+/// Observer of every attempt of the SDK: repeated attempts are paid for, and each answer shows
 /// AWS's time.
 #[derive(Debug)]
 pub(super) struct Watch(pub(super) Arc<Line>);
 
-/// When an attempt was sent.
+/// Time at which an attempt was sent.
 #[derive(Debug)]
 struct Sent(Instant);
 
@@ -213,8 +213,8 @@ impl Intercept for Watch {
     }
 }
 
-/// AWS's time in an answer of a server that has checked the signature: the server has accepted the
-/// request, or refuses it for the time of its signature.
+/// Returns AWS's time from the answer of a server that has checked the signature: the server has
+/// accepted the request, or refuses it because of the signature's time.
 fn aws_time(answer: &HttpResponse) -> Option<Timestamp> {
     let refuses_time = || {
         let body = answer.body().bytes().unwrap_or_default();
@@ -229,7 +229,8 @@ fn aws_time(answer: &HttpResponse) -> Option<Timestamp> {
 }
 
 impl Line {
-    /// Tells the clock AWS's time. While that is uncertain, the next call takes another connection.
+    /// Reports AWS's time to the clock. While the time is uncertain, the next call uses another
+    /// connection.
     fn observe(&self, time: Timestamp, connection: &ConnectionMetadata) {
         let Some(near_end) = connection.local_addr() else {
             return;
@@ -252,7 +253,7 @@ impl Line {
     }
 }
 
-/// The broker's clock, for the SDK to sign by.
+/// The broker's clock, by which the SDK signs.
 #[derive(Debug)]
 pub(super) struct BrokerTime(pub(super) Arc<SteadyClock>);
 

@@ -31,30 +31,30 @@ use crate::{
     },
 };
 
-/// How AWS is reached.
+/// Settings for the way to AWS.
 #[derive(Clone, Debug)]
 pub struct AwsSettings {
     /// Region of the STS endpoint; `None` for the SDK's own chain.
     pub region: Option<String>,
-    /// Another endpoint for STS, IAM and the services of probes, e.g. an emulator.
+    /// Endpoint in place of AWS's for STS, IAM and the services of probes, e.g. an emulator.
     pub endpoint_url: Option<String>,
-    /// Calls per second that IAM takes from the account.
+    /// Calls per second that IAM accepts from the account.
     pub iam_calls_per_second: u32,
-    /// Calls per second that STS takes from the account in one region.
+    /// Calls per second that STS accepts from the account in one region.
     pub sts_calls_per_second: u32,
-    /// How long the broker waits for AWS.
+    /// Times that the broker waits for AWS.
     pub patience: Patience,
-    /// Timer of the SDK's time-outs and pauses; `None` for that of the runtime. A test that lets a
-    /// call hang ends the wait for it at once.
+    /// Timer of the SDK's time-outs and pauses; `None`: the runtime's timer. A test that lets a
+    /// call hang ends the wait at once with it.
     pub timer: Option<SharedAsyncSleep>,
 }
 
-/// How long the broker waits for AWS.
+/// Times that the broker waits for AWS.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// Before it repeats a call that may be repeated, once; the SDK adds jitter.
+    /// Pause before a repeatable call is repeated, once; the SDK adds jitter.
     pub repetition: Duration,
-    /// Until AWS accepts a new key.
+    /// Longest time until AWS accepts a new key.
     pub acceptance: Duration,
 }
 
@@ -86,13 +86,13 @@ impl Default for AwsSettings {
     }
 }
 
-/// The region that the standard AWS chain names, if it does.
+/// Returns the region that the standard AWS chain names, if any.
 pub async fn chain_region() -> Option<String> {
     let chain = region::default_provider();
     chain.region().await.map(|region| region.to_string())
 }
 
-/// STS and IAM, with one admin key. Clients of another key share the budgets.
+/// Clients of STS and IAM, with one admin key. Clients of another key share the budgets.
 #[derive(Debug)]
 pub struct Clients {
     config: SdkConfig,
@@ -104,7 +104,7 @@ pub struct Clients {
     pub(super) acceptance: Duration,
 }
 
-/// IAM, or the STS of a region.
+/// IAM, or STS in one region.
 #[derive(Clone, Debug)]
 struct Api<A> {
     client: A,
@@ -130,8 +130,8 @@ struct StsLines {
 }
 
 impl Clients {
-    /// Builds the clients, with the admin key of the standard AWS chain. Reads
-    /// environment and files, calls nothing. `clock` follows AWS's time.
+    /// Builds the clients, with the admin key of the standard AWS chain. Reads environment and
+    /// files, and makes no call. `clock` follows AWS's time.
     pub async fn new(settings: &AwsSettings, clock: &Arc<SteadyClock>) -> Self {
         let answers = TimeoutConfig::builder()
             .connect_timeout(CONNECT_LIMIT)
@@ -141,7 +141,7 @@ impl Clients {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(answers)
             .time_source(BrokerTime(Arc::clone(clock)))
-            // It would sign by the time of any one answer.
+            // The SDK's correction would take the signing time from any one answer.
             .disable_clock_skew_correction(true)
             .retry_config(
                 RetryConfig::standard()
@@ -196,7 +196,7 @@ impl Clients {
         }
     }
 
-    /// The same, with another key.
+    /// Returns the same clients with another key.
     #[must_use]
     pub fn with_key(&self, key: &AccessKey) -> Self {
         Self::of(
@@ -211,7 +211,7 @@ impl Clients {
         let (id, secret) = (&key.id, key.secret.expose_secret());
         let credentials = SdkCredentials::new(id, secret, None, None, "credbroker");
         let provider = SharedCredentialsProvider::new(credentials);
-        // The cache is shared by all that is made of a configuration, and forgets nothing.
+        // All clients of one configuration share the cache, which evicts nothing.
         let config = self
             .config
             .to_builder()
@@ -219,25 +219,25 @@ impl Clients {
         config.credentials_provider(provider).build()
     }
 
-    /// Id of the key that they work with, if the chain tells one.
+    /// Returns the id of the key in use, if the chain has one.
     pub(super) async fn key_id(&self) -> Option<String> {
         let provider = self.config.credentials_provider()?;
         let credentials = provider.provide_credentials().await.ok()?;
         Some(credentials.access_key_id().to_owned())
     }
 
-    /// The region that the chain found.
+    /// Returns the region of the settings or of the chain, if any.
     #[must_use]
     pub fn region(&self) -> Option<&str> {
         self.config.region().map(Region::as_ref)
     }
 
-    /// The broker's time.
+    /// Returns the broker's time.
     pub(super) fn now(&self) -> Timestamp {
         self.sts_lines.clock.now()
     }
 
-    /// STS of the broker's region, or of another.
+    /// Returns STS of `region`, or of the broker's region.
     pub(super) fn sts(&self, region: Option<&str>, purpose: Purpose) -> StsCalls {
         let region = region.or(self.region()).unwrap_or_default();
         let mut known = self.sts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,7 +247,7 @@ impl Clients {
         sts.calls(purpose)
     }
 
-    /// The way to the service of a probe, in the broker's region or another.
+    /// Returns the client of a probe's service, in `region` or in the broker's region.
     pub(super) fn probe(&self, probe: Probe, region: Option<&str>) -> Wire {
         let region = region.or(self.region()).unwrap_or_default();
         let mut known = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,19 +257,19 @@ impl Clients {
         wire.clone()
     }
 
-    /// What to sign by.
+    /// Returns the clock by which requests are signed.
     pub(super) fn time(&self) -> BrokerTime {
         BrokerTime(Arc::clone(&self.sts_lines.clock))
     }
 
-    /// STS of the broker's region, as the owner of a key that was just made sees it.
+    /// Returns STS of the broker's region, called with a key that was just created.
     pub(super) fn sts_of(&self, key: &AccessKey) -> StsCalls {
         let region = self.region().unwrap_or_default();
         let sts = self.sts_lines.connect(&self.config_with(key), region);
         sts.calls(Purpose::Complete)
     }
 
-    /// IAM as the holder of a session sees it, within the same budget.
+    /// Returns IAM, called with the credentials of a session, within the same budget.
     pub(super) fn iam_with(&self, credentials: &Credentials, purpose: Purpose) -> IamCalls {
         let token = credentials.session_token.as_ref();
         let credentials = SdkCredentials::new(
@@ -291,18 +291,18 @@ impl Clients {
         api.calls(purpose)
     }
 
-    /// So many brokers share what AWS takes.
+    /// Sets the number of replicas that share the budgets.
     pub(super) fn share_with(&self, brokers: u64) {
         let brokers = u32::try_from(brokers).unwrap_or(u32::MAX);
         self.sts_lines.sharers.are(brokers);
     }
 
-    /// How many removals may go on side by side: each takes some twenty calls.
+    /// Returns how many removals may go on in parallel: each takes some twenty calls.
     pub(super) fn removals_at_once(&self) -> usize {
         self.iam.line.at_once().min(REMOVALS_MAX)
     }
 
-    /// IAM, which is global within a partition.
+    /// Returns IAM, which is global within a partition.
     pub(super) fn iam(&self, purpose: Purpose) -> IamCalls {
         self.iam.calls(purpose)
     }
@@ -342,7 +342,7 @@ pub(super) struct Calls<A> {
     purpose: Purpose,
 }
 
-/// Most removals that go on side by side, however much AWS takes.
+/// Most removals in parallel, however many calls AWS accepts.
 const REMOVALS_MAX: usize = 32;
 
 pub(super) type IamCalls = Calls<aws_sdk_iam::Client>;
@@ -365,7 +365,7 @@ impl<A: Sync> Calls<A> {
         self.line.ask(self.purpose, operation, Box::pin(call))
     }
 
-    /// "There is no such thing" is what a removal wants: `None`.
+    /// Makes a call; `None`: AWS knows no such object, which is what a removal wants.
     pub(super) fn look<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
@@ -375,8 +375,8 @@ impl<A: Sync> Calls<A> {
         async { none_if(MISSING, asked.await.map(Some)) }
     }
 
-    /// A page of a list. Where the endpoint does not know the list, as emulators of a
-    /// part of IAM do, there is nothing in it.
+    /// Reads a page of a list. `None` also if the endpoint does not know the list, as emulators of
+    /// a part of IAM do.
     pub(super) fn list<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
@@ -397,7 +397,7 @@ fn none_if<T>(
     }
 }
 
-/// For calls whose repetition would make a second thing.
+/// Returns the configuration of calls whose repetition would create a second object.
 pub(super) fn never_twice() -> aws_sdk_iam::config::Builder {
     aws_sdk_iam::config::Builder::new().retry_config(RetryConfig::disabled())
 }

@@ -1,4 +1,4 @@
-//! Denials of sessions: policies of roles and of the broker's own user.
+//! Denials of sessions, in policies of roles and of the broker's own user.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,18 +32,18 @@ use crate::{
     },
 };
 
-/// How long a session must live on to be of use.
+/// Shortest remaining life of a session that is still used.
 const LEFT: SignedDuration = SignedDuration::from_secs(60);
-/// AWS's shortest life of a session.
+/// Life of a canary session: the shortest that AWS allows.
 const CANARY_TTL: Duration = Duration::from_secs(900);
-/// Versions of a managed policy that AWS keeps:
+/// Most versions of a managed policy that AWS stores:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_managed-versioning.html>.
 const VERSIONS_MAX: usize = 5;
-/// What a managed policy says while nothing is denied: AWS takes none without a statement.
+/// Content of a managed policy while nothing is denied: AWS accepts no policy without a statement.
 const NOTHING: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:TokenIssueTime":"1970-01-01T00:00:00Z"}}}]}"#;
 
 impl AwsAccount {
-    /// IAM of an account: the broker's own, or by way of a role there.
+    /// Returns IAM of an account: the broker's own, or another by a session of the role there.
     async fn iam_of(&self, account: &AccountId) -> Result<IamCalls, AwsFailure> {
         let session = self.session();
         if session.admin().await?.account == *account {
@@ -53,7 +53,7 @@ impl AwsAccount {
         Ok(session.clients.iam_with(&credentials, Purpose::Revoke))
     }
 
-    /// A session of the role in another account, if there is one that lives on for a while.
+    /// Returns the session of the role in another account, if it lives long enough to be used.
     fn entered(&self, account: &AccountId) -> Option<Credentials> {
         let entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
         let credentials = entered.get(account)?;
@@ -198,7 +198,7 @@ impl AwsAccount {
     }
 }
 
-/// Whether the policy is attached to this role or user.
+/// Returns whether the policy is attached to this role or user.
 async fn is_attached(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<bool, AwsFailure> {
     let attached = match holder {
         Holder::Role(role) => every!(iam, on("iam:ListAttachedRolePolicies", role.as_str()),
@@ -216,13 +216,14 @@ fn no_revoker(account: &AccountId) -> AwsFailure {
     let message =
         format!("no role is configured by which the policies of account {account} can be changed");
     AwsFailure {
-        next: "name one in [[revocation.accounts]]; deploy/README.md tells how to make it"
+        next: "name one in [[revocation.accounts]]; deploy/README.md shows how to make it"
             .to_owned(),
         ..not_set_up(NO_REVOKER, message)
     }
 }
 
-/// Where AWS keeps as many versions as it may, the oldest that is not in force goes first.
+/// Creates a version and puts it in force. If AWS stores as many versions as it may, the oldest
+/// that is not in force is deleted first.
 async fn new_version(
     iam: &IamCalls,
     arn: &str,
@@ -253,7 +254,7 @@ async fn new_version(
     Ok(answer.request_id().map(ToOwned::to_owned))
 }
 
-/// Safe to repeat: AWS takes what is attached already.
+/// Attaches a policy. Safe to repeat: AWS accepts what is attached already.
 async fn attach(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<(), AwsFailure> {
     match holder {
         Holder::Role(role) => {
@@ -272,7 +273,7 @@ async fn attach(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<(), AwsFai
     Ok(())
 }
 
-/// IAM returns documents percent-encoded (RFC 3986).
+/// Decodes a policy document, which IAM returns percent-encoded (RFC 3986).
 fn read(encoded: Option<String>) -> Found {
     let Some(encoded) = encoded else {
         return Found::Nothing;
@@ -356,7 +357,7 @@ impl Denier for AwsAccount {
             match is_attached(&iam, holder, &self.managed_arn(account)).await {
                 Ok(true) => {}
                 Ok(false) => return Ok(Found::Other),
-                // There is nothing left to attach it to.
+                // The role or user is gone: there is nothing to attach the policy to.
                 Err(failure) if failure.reason == MISSING => {}
                 Err(failure) => return Err(failure),
             }

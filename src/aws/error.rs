@@ -1,7 +1,7 @@
-//! What AWS's refusals mean, in words a person can act on.
+//! Meaning of AWS's refusals, in words that an operator can act on.
 //!
-//! Codes: "Common Errors" and each operation's page in the AWS STS and IAM API
-//! references. Throttling arrives as HTTP 400.
+//! Codes: "Common Errors" and each operation's page in the AWS STS and IAM API references.
+//! Throttling arrives as HTTP 400.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -13,14 +13,14 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::broker::ports::{AwsFailure, FailureClass, UNCERTAIN_NEXT};
 
-/// What was asked of AWS, for the words of a refusal.
+/// Operation of AWS, for the text of a failure.
 #[derive(Clone, Debug)]
 pub struct Operation<'a> {
-    /// `sts:AssumeRole`, …
+    /// Name, e.g. `sts:AssumeRole`.
     pub name: &'static str,
-    /// The role, user, group or policy.
+    /// Object of the operation, e.g. a role, user, group or policy; may be empty.
     pub on: &'a str,
-    /// ARN of the broker's admin identity, where known.
+    /// ARN of the broker's admin identity, if known.
     pub admin: &'a str,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Operation<'_> {
     }
 }
 
-/// An operation whose refusals do not depend on who the admin is.
+/// Returns an operation whose refusals do not depend on the admin identity.
 pub(super) const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
     Operation {
         name,
@@ -43,16 +43,16 @@ pub(super) const fn on<'a>(name: &'static str, on: &'a str) -> Operation<'a> {
     }
 }
 
-/// AWS does not know what a call names.
+/// Reason: AWS does not know an object that a call names.
 pub(super) const MISSING: &str = "AWS_OBJECT_MISSING";
-/// AWS has something of this name already.
+/// Reason: AWS has an object of this name already.
 pub(super) const EXISTS: &str = "AWS_OBJECT_EXISTS";
-/// The clock was wrong; AWS's answer has set it.
+/// Reason: the broker's clock was wrong; AWS's answers set it.
 pub(super) const CLOCK_SKEWED: &str = "CLOCK_SKEWED";
-/// Whoever answers does not know the call: no AWS, but an emulator of a part of it.
+/// Reason: the endpoint does not know the call. It is not AWS, but an emulator of a part of it.
 pub(super) const UNKNOWN_CALL: &str = "AWS_CALL_UNKNOWN";
 
-/// AWS knows whoever calls, and denies the call.
+/// Codes by which AWS denies a call whose caller it knows.
 pub(super) const DENIED: [&str; 4] = [
     "AccessDenied",
     "AccessDeniedException",
@@ -60,7 +60,7 @@ pub(super) const DENIED: [&str; 4] = [
     "UnauthorizedOperation",
 ];
 
-/// AWS does not accept the key or the token. Codes: "Common Errors" of each service, and
+/// Codes by which AWS rejects the key or the token: "Common Errors" of each service, and
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
 pub(super) const DEAD: [&str; 7] = [
     "ExpiredToken",
@@ -103,14 +103,14 @@ impl Meaning {
     }
 }
 
-/// Reads an SDK error.
+/// Converts an SDK error.
 pub(super) fn failure<E>(operation: &Operation<'_>, error: &SdkError<E, HttpResponse>) -> AwsFailure
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
     let request_id = error.request_id().map(ToOwned::to_owned);
     let (meaning, aws_said) = match error {
-        // An answer without a code is none of AWS's, or a success that cannot be read.
+        // An answer without a code is not AWS's, or is a success that cannot be read.
         SdkError::ServiceError(service) => match service.err().code() {
             None => (no_answer(operation), String::new()),
             Some(code) => {
@@ -152,7 +152,7 @@ const fn retry_after(class: FailureClass) -> Option<Duration> {
     }
 }
 
-/// The broker's own failures.
+/// Returns a failure that the broker itself found.
 fn ours(class: FailureClass, reason: &'static str, message: String, next: &str) -> AwsFailure {
     AwsFailure {
         class,
@@ -165,12 +165,12 @@ fn ours(class: FailureClass, reason: &'static str, message: String, next: &str) 
     }
 }
 
-/// Too many calls wait already.
+/// Returns the failure of a call while too many others are waiting.
 pub(super) fn held_back(line: &str, wait: Duration) -> AwsFailure {
     let failure = ours(
         FailureClass::HeldBack,
         "AWS_BUDGET",
-        format!("the broker has as many calls to AWS ({line}) under way as the account takes"),
+        format!("the budget of calls to AWS ({line}) is used up"),
         "try again later; if AWS takes more, raise aws.iam_calls_per_second or aws.sts_calls_per_second",
     );
     AwsFailure {
@@ -179,7 +179,7 @@ pub(super) fn held_back(line: &str, wait: Duration) -> AwsFailure {
     }
 }
 
-/// AWS has not been answering.
+/// Returns the failure of a call while AWS does not answer.
 pub(super) fn circuit_open(line: &str, wait: Duration) -> AwsFailure {
     let failure = ours(
         FailureClass::Unavailable,
@@ -193,7 +193,7 @@ pub(super) fn circuit_open(line: &str, wait: Duration) -> AwsFailure {
     }
 }
 
-/// AWS answered, but not all of it.
+/// Returns the failure of an incomplete answer.
 pub(super) fn incomplete(message: &str) -> AwsFailure {
     ours(
         FailureClass::Uncertain,
@@ -203,7 +203,7 @@ pub(super) fn incomplete(message: &str) -> AwsFailure {
     )
 }
 
-/// AWS has not done yet what it said it has.
+/// Returns the failure of a change that AWS has reported as done and does not show yet.
 pub(super) fn not_yet(reason: &'static str, message: String) -> AwsFailure {
     ours(
         FailureClass::Busy,
@@ -213,13 +213,13 @@ pub(super) fn not_yet(reason: &'static str, message: String) -> AwsFailure {
     )
 }
 
-/// The account is not as bootstrap.sh makes it.
+/// Returns the failure of an account that is not set up as by bootstrap.sh.
 pub(super) fn not_set_up(reason: &'static str, message: String) -> AwsFailure {
-    let next = "whoever runs the broker must do that first; nothing was issued";
+    let next = "the broker's operator must do that first; nothing was issued";
     ours(FailureClass::Refused, reason, message, next)
 }
 
-/// A defect of the broker.
+/// Returns the failure of a grant of the wrong kind, which is a defect of the broker.
 pub(super) fn wrong_kind() -> AwsFailure {
     ours(
         FailureClass::Refused,
@@ -229,27 +229,27 @@ pub(super) fn wrong_kind() -> AwsFailure {
     )
 }
 
-/// Somebody else has removed a lease's user.
+/// Returns the failure of a lease's user that was removed outside the broker.
 pub(super) fn no_longer_there(user: &str) -> AwsFailure {
     ours(
         FailureClass::Refused,
         MISSING,
         format!("user {user} is no longer in AWS"),
-        "somebody removed it there; issue anew, with a new request id",
+        "it was removed there by hand; issue again, with a new request id",
     )
 }
 
-/// Somebody else has something of the name that a lease gave.
+/// Returns the failure of a lease's user name that is in use by a user of another origin.
 pub(super) fn not_ours(user: &str) -> AwsFailure {
     ours(
         FailureClass::Refused,
         "AWS_NAME_TAKEN",
         format!("AWS has a user {user} that this broker did not make"),
-        "whoever made it must remove it; the broker does not touch it",
+        "remove it in AWS; the broker does not touch it",
     )
 }
 
-/// Every error in the chain, as text.
+/// Returns the text of every error in the chain, one a line.
 fn chain(error: Option<&dyn StdError>) -> String {
     let mut text = String::new();
     let mut next = error;
@@ -262,7 +262,7 @@ fn chain(error: Option<&dyn StdError>) -> String {
 }
 
 fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
-    // The words of aws_credential_types::provider::error::CredentialsError.
+    // These are texts of aws_credential_types::provider::error::CredentialsError.
     if chain.contains("credential provider was not enabled")
         || chain.contains("not properly configured")
     {
@@ -280,7 +280,7 @@ fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
             "the broker's admin key cannot be fetched at the moment",
         );
     }
-    // Only a connection that was never made is sure to have had no effect.
+    // Only a connection that was never made certainly had no effect.
     if chain.contains("(Connect)")
         || chain.contains("dns error")
         || chain.contains("Connection refused")
@@ -302,8 +302,8 @@ fn no_answer(operation: &Operation<'_>) -> Meaning {
     )
 }
 
-/// What the AWS SDKs take for throttling, less `LimitExceededException`: of IAM it means
-/// a quota, which no waiting frees.
+/// Codes that the AWS SDKs treat as throttling, except `LimitExceededException`: from IAM it means
+/// a quota, which waiting does not free.
 const THROTTLED: [&str; 13] = [
     "Throttling",
     "ThrottlingException",
@@ -320,7 +320,7 @@ const THROTTLED: [&str; 13] = [
     "EC2ThrottledException",
 ];
 
-/// Tells from AWS's words or code whether it refuses a request for the time of its signature.
+/// Returns whether AWS's words or code refuse a request because of the signature's time.
 pub(super) fn refuses_time(said: &str) -> bool {
     let words = [
         "Signature expired",
@@ -364,7 +364,7 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
         | "MissingAuthenticationToken" => Meaning::refused(
             "ADMIN_KEY_REFUSED",
             format!("AWS does not accept the broker's admin key ({code})"),
-            "whoever runs the broker must give it a valid key and restart it",
+            "the broker's operator must give it a valid key and restart it",
         ),
         "AccessDenied" | "AccessDeniedException" => access_denied(operation, words),
         "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => Meaning::refused(
@@ -423,7 +423,7 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
     }
 }
 
-/// What the broker may do only to roles with the boundary.
+/// Calls that the broker may make only on roles with the boundary.
 const PUT_ON_ROLE: [&str; 3] = [
     "iam:PutRolePolicy",
     "iam:DeleteRolePolicy",

@@ -1,4 +1,4 @@
-//! Access keys and AWS's acceptance of them, the broker's own among them.
+//! Access keys and their acceptance by AWS; the broker's own key is one of them.
 
 use std::time::Duration;
 
@@ -17,16 +17,15 @@ use crate::{
     domain::credential::AccessKey,
 };
 
-/// How often in a row AWS must accept a new key: one answer may come from a place that
-/// knows it already while the next does not.
+/// Times in a row that AWS must accept a new key: one of AWS's servers may know the key already
+/// while the next does not.
 const PROOFS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long the standard AWS chain may take to tell its key.
+/// Longest time that the standard AWS chain may take to return its key.
 const CHAIN_LIMIT: Duration = Duration::from_secs(2);
 
-/// Waits until AWS accepts a key: IAM tells the world of a new one by and by. Returns
-/// whose it is.
+/// Waits until AWS accepts a key: IAM spreads a new key gradually. Returns the key's owner.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
 pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<AdminIdentity, AwsFailure> {
     let sts = clients.sts_of(key);
@@ -63,7 +62,7 @@ pub(super) async fn prove(clients: &Clients, key: &AccessKey) -> Result<AdminIde
     }
 }
 
-/// The name at the end of a user's ARN, less its path.
+/// Returns the name at the end of a user's ARN, without its path.
 fn name(user: &str) -> &str {
     user.rsplit('/').next().unwrap_or(user)
 }

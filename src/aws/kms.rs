@@ -1,4 +1,4 @@
-//! The sealing key, where KMS guards it.
+//! The sealing key, if KMS protects it.
 //! <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>
 
 use aws_config::{BehaviorVersion, Region};
@@ -8,11 +8,10 @@ use secrecy::SecretSlice;
 use super::error::{failure, incomplete, on};
 use crate::broker::ports::AwsFailure;
 
-/// What a ciphertext must have been encrypted for.
+/// Encryption context that a ciphertext must have.
 const CONTEXT: (&str, &str) = ("purpose", "credbroker-sealing-key");
 
-/// Has KMS in `region` decrypt `ciphertext`, with the credentials of the standard AWS
-/// chain.
+/// Decrypts `ciphertext` by KMS in `region`, with the credentials of the standard AWS chain.
 ///
 /// # Errors
 /// AWS does not answer, or refuses.

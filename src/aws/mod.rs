@@ -1,4 +1,4 @@
-//! AWS through its own SDK: sessions, users, and what refusals mean.
+//! AWS by its own SDK: sessions, users, and the meaning of refusals.
 
 mod breaker;
 mod budget;
@@ -43,31 +43,31 @@ use crate::{
     },
 };
 
-/// Everything the broker has in IAM lives under this path; its users under a path of
-/// their deployment below it.
+/// IAM path of everything that the broker creates. Its users have a path of their deployment below
+/// it.
 pub const PATH: &str = "/credbroker/";
 
-/// How the names of policies of denials begin.
+/// Prefix of the names of policies of denials.
 const DENIALS: &str = "credbroker-denials-";
 
-/// Makes and takes away credentials with the admin key.
+/// Creates and deletes credentials with the admin key.
 #[derive(Debug)]
 pub struct AwsAccount {
     session: RwLock<Arc<Session>>,
     partition: Partition,
-    /// Path of this broker's users, apart from other brokers' in the same account.
+    /// Path of this deployment's users, apart from other brokers' users in the same account.
     users_path: String,
-    /// Name of its policies of denials, apart from other brokers'.
+    /// Name of this deployment's policies of denials, apart from other brokers' policies.
     denials: String,
     /// Roles by which policies of other accounts are changed.
     revokers: BTreeMap<AccountId, RoleArn>,
-    /// Sessions of theirs.
+    /// Sessions of the revoker roles.
     entered: Mutex<BTreeMap<AccountId, Credentials>>,
-    /// Set once the boundary has been seen to bound.
+    /// Set once the boundary was checked.
     bounded: OnceCell<()>,
 }
 
-/// One admin key at work.
+/// One admin key in use.
 #[derive(Debug)]
 struct Session {
     clients: Clients,
@@ -90,8 +90,7 @@ impl Session {
 }
 
 impl AwsAccount {
-    /// An issuer over these clients, whose users and denials are told by the id of the
-    /// deployment.
+    /// Creates an issuer over these clients. The deployment's id marks its users and denials.
     #[must_use]
     pub fn new(
         clients: Clients,
@@ -110,7 +109,7 @@ impl AwsAccount {
         }
     }
 
-    /// The key at work. Whoever has begun with one goes on with it.
+    /// Returns the admin key in use. An operation goes on with the key that it has begun with.
     fn session(&self) -> Arc<Session> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&session)
@@ -121,7 +120,7 @@ impl AwsAccount {
         *session = Session::new(clients);
     }
 
-    /// ARN of the broker's own permissions boundary.
+    /// Returns the ARN of the broker's own permissions boundary.
     async fn boundary_arn(&self) -> Result<String, AwsFailure> {
         let session = self.session();
         let account = &session.admin().await?.account;
@@ -132,7 +131,7 @@ impl AwsAccount {
     }
 }
 
-/// A session leaves nothing behind that could be taken away.
+/// Returns a failure that left nothing in AWS to delete, as that of a session.
 const fn untouched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
@@ -148,7 +147,7 @@ impl Issuer for AwsAccount {
             KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
                 clients.sts(region.as_deref(), Purpose::Begin).ready()
             }
-            // STS is asked whether a new key is accepted.
+            // STS shows whether a new key is accepted.
             KindSpec::IamUser { .. } => {
                 clients.iam(Purpose::Begin).ready()?;
                 clients.sts(None, Purpose::Begin).ready()
@@ -218,7 +217,7 @@ impl Issuer for AwsAccount {
     async fn identity(&self) -> Result<AdminIdentity, AwsFailure> {
         let session = self.session();
         let admin = sts::admin(&session.clients).await?;
-        // Set at the first answer; an admin key does not change its account.
+        // Already set after the first answer; an admin key does not change its account.
         let _ = session.admin.set(admin.clone());
         Ok(admin)
     }
@@ -252,7 +251,7 @@ impl Inventory for AwsAccount {
     }
 }
 
-/// AWS's time as ours.
+/// Converts AWS's time.
 fn timestamp(time: &DateTime) -> Option<Timestamp> {
     Timestamp::new(time.secs(), i32::try_from(time.subsec_nanos()).ok()?).ok()
 }

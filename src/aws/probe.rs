@@ -1,8 +1,9 @@
-//! One harmless call with the credentials of a session, sent as the SDK sends every other:
-//! the same connector, time-outs and proxies. Only the request and its answer are read
-//! here, so that six calls need no crate of the SDK each.
+//! One harmless call with the credentials of a session, sent as the SDK sends its own calls: the
+//! same connector, time-outs and proxies. Only the request and its answer are read here, so that
+//! six calls do not need an SDK crate each.
 //!
-//! Signature: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
+//! Signature:
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
 //! Protocols: <https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html> and
 //! <https://smithy.io/2.0/aws/protocols/aws-restxml-protocol.html>.
 
@@ -43,10 +44,10 @@ use crate::{
     domain::{arn::Partition, credential::Credentials, probe::Probe},
 };
 
-/// Most characters of AWS's words that a verdict keeps.
+/// Most characters of AWS's words in a verdict.
 const SAID_MAX: usize = 512;
 
-/// The way to the call of one probe in one region; keeps its connections.
+/// Client of one probe in one region, with its connections.
 pub(super) type Wire = SdkOperation<Attempt, (), ErrorMetadata>;
 
 /// Makes the call of `probe` once, signed by `credentials`.
@@ -69,8 +70,8 @@ pub(super) async fn probe(
     verdict
 }
 
-/// Builds the way to a call. `line` learns AWS's time from the answers; its budget is not
-/// touched.
+/// Builds the client of a probe. `line` learns AWS's time from the answers; its budget is not
+/// charged.
 pub(super) fn connect(config: &SdkConfig, line: &Arc<Line>, probe: Probe, region: &str) -> Wire {
     let call = Call::of(probe);
     let url = endpoint(config.endpoint_url(), call.service, region);
@@ -91,7 +92,7 @@ pub(super) fn connect(config: &SdkConfig, line: &Arc<Line>, probe: Probe, region
         .build()
 }
 
-/// `url` is an override as it was configured, for every service.
+/// Returns the URL of a service. `url` is the configured override, for every service.
 fn endpoint(url: Option<&str>, service: &str, region: &str) -> String {
     if let Some(url) = url {
         return url.trim_end_matches('/').to_owned();
@@ -100,9 +101,9 @@ fn endpoint(url: Option<&str>, service: &str, region: &str) -> String {
     format!("https://{service}.{region}.{suffix}")
 }
 
-/// How a probe is put to its service, which is asked for the shortest answer it gives.
+/// Request of a probe, which asks its service for the shortest answer.
 struct Call {
-    /// Prefix of its host, and its name in a signature.
+    /// Prefix of the service's host, and the service's name in a signature.
     service: &'static str,
     method: &'static str,
     path: &'static str,
@@ -116,7 +117,8 @@ const JSON_11: (&str, &str) = ("content-type", "application/x-amz-json-1.1");
 const TARGET: &str = "x-amz-target";
 
 impl Call {
-    /// From the API reference of each service, where the least that a page may hold is 1.
+    /// Returns the request of a probe, by the API reference of each service. The smallest size of a
+    /// page is 1.
     const fn of(probe: Probe) -> Self {
         match probe {
             Probe::SqsListQueues => Self::post(
@@ -168,7 +170,7 @@ impl Call {
         }
     }
 
-    /// Whether a body reads as a success of the service.
+    /// Returns whether a body reads as a success of the service.
     fn is_success(&self, body: &[u8]) -> bool {
         if self.body.is_empty() {
             text(body).contains("<ListAllMyBucketsResult")
@@ -178,7 +180,7 @@ impl Call {
     }
 }
 
-/// Whose call it is, and when. Debug hides the secrets, as the SDK's types do.
+/// Identity and time by which a call is signed. Debug hides the secrets, as the SDK's types do.
 #[derive(Debug)]
 pub(super) struct Attempt {
     identity: Identity,
@@ -198,7 +200,7 @@ fn identity(credentials: &Credentials) -> Identity {
 }
 
 impl Attempt {
-    /// The signed request, its path relative to `url`.
+    /// Returns the signed request, with a path relative to `url`.
     fn request(&self, call: &Call, url: &str, region: &str) -> Result<HttpRequest, BoxError> {
         let mut request = HttpRequest::new(SdkBody::from(call.body));
         request.set_method(call.method)?;
@@ -223,7 +225,7 @@ impl Attempt {
 
     fn signing<'a>(&'a self, call: &Call, region: &'a str) -> Result<SigningParams<'a>, BoxError> {
         let mut settings = SigningSettings::default();
-        // S3 demands it; the others do not mind.
+        // S3 requires the header; the other services accept it.
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
         let params = v4::SigningParams::builder()
             .identity(&self.identity)
@@ -235,7 +237,8 @@ impl Attempt {
     }
 }
 
-/// A success is one only if it reads as AWS's: who stands between may answer 200 as well.
+/// Reads an answer. A success counts only if it reads as AWS's: a proxy in between may answer 200
+/// as well.
 fn read(call: &Call, response: &HttpResponse) -> Result<(), OrchestratorError<ErrorMetadata>> {
     let body = response.body().bytes().unwrap_or_default();
     if !response.status().is_success() {
@@ -246,12 +249,13 @@ fn read(call: &Call, response: &HttpResponse) -> Result<(), OrchestratorError<Er
     if call.is_success(body) {
         Ok(())
     } else {
-        let no_answer = "a success that is none of AWS's".into();
+        let no_answer = "a success that is not in AWS's form".into();
         Err(OrchestratorError::response(no_answer))
     }
 }
 
-/// The code and words of an answer that is no success; neither if it is none of AWS's.
+/// Returns the code and words of an answer that is not a success; neither if the answer is not
+/// AWS's.
 fn refusal(header: Option<&str>, body: &[u8]) -> ErrorMetadata {
     let (code, words) = if let Ok(json) = serde_json::from_slice::<Value>(body) {
         let field = |name: &str| json[name].as_str().map(ToOwned::to_owned);
@@ -273,7 +277,7 @@ fn refusal(header: Option<&str>, body: &[u8]) -> ErrorMetadata {
     told.build()
 }
 
-/// `namespace#Code:origin` and `Code;Sender` without what surrounds the code.
+/// Returns the code in `namespace#Code:origin` or `Code;Sender`.
 fn bare(code: &str) -> &str {
     let code = code.split([':', ';']).next().unwrap_or_default();
     code.rsplit('#').next().unwrap_or_default()
@@ -283,7 +287,7 @@ fn text(body: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(body)
 }
 
-/// The text of the first element of this name.
+/// Returns the text of the first element of this name.
 fn element(xml: &str, name: &str) -> Option<String> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
@@ -321,8 +325,8 @@ fn judged(code: &str, words: &str) -> Option<Verdict> {
     DEAD.contains(&code).then_some(Verdict::Dead)
 }
 
-/// Why AWS refuses, by its words. Of a policy of the organization it may say "explicit deny"
-/// where there is none:
+/// Returns the cause of a refusal, by AWS's words. AWS may say "explicit deny" of a policy of the
+/// organization that has none:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>.
 fn cause(words: &str) -> RefusalCause {
     let words = words.to_ascii_lowercase();
@@ -337,7 +341,7 @@ fn cause(words: &str) -> RefusalCause {
     }
 }
 
-/// A refusal that says nothing about what the session may do.
+/// Returns the failure of a refusal that says nothing about the session's permissions.
 fn unexpected(operation: &Operation<'_>, code: &str, failure: AwsFailure) -> AwsFailure {
     AwsFailure {
         reason: "AWS_REFUSED",

@@ -1,5 +1,5 @@
-//! What a revocation does in AWS, as a shell script of AWS CLI commands: for whoever must do
-//! it while no broker runs. POSIX sh, AWS CLI version 1 or 2.
+//! Revocation as a shell script of AWS CLI commands, for an operator who must revoke while no
+//! broker runs. POSIX sh, AWS CLI version 1 or 2.
 
 use std::{
     collections::BTreeMap,
@@ -19,25 +19,25 @@ use crate::{
     },
 };
 
-/// What it does, step by step.
+/// Shell functions of the script, one for each step.
 const FUNCTIONS: &str = include_str!("script.sh");
-/// How the names of its policies begin; a broker looks after its own alone.
+/// Prefix of the names of the script's policies. A broker maintains only its own policies.
 const EMERGENCY: &str = "credbroker-emergency-";
-/// Stands in a document for the moment at which the script runs.
+/// Placeholder in a document for the time at which the script runs.
 const MOMENT: Timestamp = Timestamp::UNIX_EPOCH;
 
-/// What is to be done in one account.
+/// Work in one account.
 #[derive(Default)]
 struct Part<'a> {
     denials: Vec<&'a Denial>,
     users: Vec<&'a str>,
 }
 
-/// The script that shuts `target` out of what it held at `now`. It may be run repeatedly, and
-/// beside other services' scripts.
+/// Returns the script that ends all that `target` held at `now`. The script may be run repeatedly,
+/// and beside scripts of other services.
 ///
 /// # Errors
-/// A denial has no policy: never for one of a store's.
+/// A denial has no policy, which never happens to a denial of a store.
 pub fn script(target: &Target, held: &Held, now: Timestamp) -> Result<String, fmt::Error> {
     let mut script = String::new();
     write(&mut script, target, held, now)?;
@@ -89,7 +89,7 @@ fn named(target: &Target) -> String {
     }
 }
 
-/// Of its own for each grant, so that none takes the place of its service's.
+/// Returns the name of the policy. Each grant has its own, which does not replace its service's.
 fn policy_name(target: &Target) -> String {
     match target {
         Target::Service(service) => format!("{EMERGENCY}{service}"),
@@ -97,7 +97,8 @@ fn policy_name(target: &Target) -> String {
     }
 }
 
-/// By account; where none is known yet, whatever the credentials are of.
+/// Groups the work by account; `None`: the account is unknown, and is that of the script's
+/// credentials.
 fn parts(held: &Held) -> BTreeMap<Option<AccountId>, Part<'_>> {
     let mut parts: BTreeMap<_, Part<'_>> = BTreeMap::new();
     for denial in &held.denials {
@@ -197,8 +198,8 @@ fn holder(holder: &Holder) -> (&'static str, &str) {
     }
 }
 
-/// The policy of one denial, of sessions issued before `$now`: by a newer one the broker sees
-/// afterwards that its own denial holds.
+/// Returns the policy of one denial, for sessions issued before `$now`. A newer session is not
+/// denied by it, so that the broker can later test its own denial with one.
 fn quoted_document(denial: &Denial) -> Result<String, fmt::Error> {
     let denial = Denial {
         issued_before: MOMENT,
@@ -211,7 +212,7 @@ fn quoted_document(denial: &Denial) -> Result<String, fmt::Error> {
     Ok(quoted(&document.to_json()).replace(&moment, "'\"$now\"'"))
 }
 
-/// As one word of the shell's.
+/// Quotes a text as one word of the shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! What must stand in the account before the first issue: the permissions boundary.
+//! Requirement on the account before the first issue: the permissions boundary.
 
 use percent_encoding::percent_decode_str;
 
@@ -15,10 +15,10 @@ use crate::{
 /// Name of the managed policy that bounds every issued user.
 pub const BOUNDARY_NAME: &str = "credbroker-boundary";
 
-/// Why the account is not ready.
+/// Reason why the account is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The boundary is not there.
+    /// The boundary is missing.
     #[error(
         "the permissions boundary {0} is not in the account; make it with deploy/aws/bootstrap.sh, \
          or with `aws iam create-policy --path /credbroker/ --policy-name credbroker-boundary \
@@ -48,11 +48,11 @@ impl SetupError {
 }
 
 impl AwsAccount {
-    /// Sees that the boundary is there and keeps issued users from making further credentials. One
-    /// that an earlier version wrote, and that denies less than this version knows of, is logged.
+    /// Checks that the boundary exists and prevents issued users from making further credentials.
+    /// Logs a boundary of an earlier version that denies less than this version knows of.
     ///
     /// # Errors
-    /// It is not, or does not, or AWS does not tell.
+    /// The boundary is missing or too weak, or AWS does not answer or refuses.
     pub async fn check_boundary(&self) -> Result<(), SetupError> {
         self.bounded
             .get_or_try_init(|| self.look_at_boundary())
@@ -92,8 +92,8 @@ impl AwsAccount {
         }
     }
 
-    /// ARN of the boundary, once it has been seen to bound: a broker may have started
-    /// before AWS, or a key, was there to look with.
+    /// Returns the ARN of the boundary, once it was checked: at the broker's start, AWS or a key
+    /// may have been missing for the check.
     pub(super) async fn boundary(&self) -> Result<String, AwsFailure> {
         match self.check_boundary().await {
             Ok(()) => self.boundary_arn().await,
@@ -102,7 +102,7 @@ impl AwsAccount {
         }
     }
 
-    /// Makes the boundary if it is not there.
+    /// Creates the boundary if it is missing.
     ///
     /// # Errors
     /// AWS does not answer, or refuses.
@@ -119,7 +119,7 @@ impl AwsAccount {
                     .description("Bounds every IAM user that credbroker issues")
                     .policy_document(policy::boundary().to_json());
                 iam.ask(&on("iam:CreatePolicy", &arn), call.send()).await?;
-                // Set by nobody else: it was not there.
+                // Not set before: the boundary was missing.
                 let _ = self.bounded.set(());
                 Ok(())
             }
@@ -128,7 +128,8 @@ impl AwsAccount {
     }
 }
 
-/// IAM returns documents percent-encoded (RFC 3986). One that cannot be read bounds nothing.
+/// Returns the strength of a document, which IAM returns percent-encoded (RFC 3986). An unreadable
+/// document bounds nothing.
 fn strength_of(encoded: &str) -> Strength {
     let json = percent_decode_str(encoded).decode_utf8().ok();
     let document = json.and_then(|json| Document::parse(&json).ok());

@@ -1,4 +1,4 @@
-//! Sessions: AssumeRole, GetFederationToken, and who the admin key is.
+//! Sessions by AssumeRole and GetFederationToken, and the identity of the admin key.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ use crate::{
     },
 };
 
-/// Time that a request may take to reach AWS: a session's policy ends it so much later than its
-/// length says.
+/// Time that a request may take to reach AWS. A session's policy ends the session later than its
+/// length by this time.
 const ON_THE_WAY: Duration = Duration::from_secs(60);
 
-/// A session to be made.
+/// Request for a session.
 pub(super) struct Session<'a> {
     pub(super) spec: &'a GrantSpec,
     pub(super) binding: &'a Binding,
@@ -42,7 +42,7 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// The one that is issued under a lease, at `now`.
+    /// Returns the request for the session of a lease, at `now`.
     pub(super) fn of(issue: &'a Issue, binding: &'a Binding, now: Timestamp) -> Self {
         let spec = &issue.grant.spec;
         let ends = now
@@ -71,7 +71,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
+/// Calls AssumeRole: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 pub(super) async fn assume_role(
     clients: &Clients,
     session: &Session<'_>,
@@ -117,6 +117,7 @@ pub(super) async fn assume_role(
     credentials(answer.credentials, request_id)
 }
 
+/// Calls GetFederationToken:
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetFederationToken.html>
 pub(super) async fn get_federation_token(
     clients: &Clients,
@@ -145,7 +146,7 @@ pub(super) async fn get_federation_token(
     credentials(answer.credentials, request_id)
 }
 
-/// A session of a role of another account, by which its policies are changed.
+/// Returns a session of a role in another account, by which that account's policies are changed.
 pub(super) async fn act_as(clients: &Clients, role: &RoleArn) -> Result<Credentials, AwsFailure> {
     let operation = on("sts:AssumeRole", role.as_str());
     let sts = clients.sts(None, Purpose::Revoke);
@@ -160,8 +161,8 @@ pub(super) async fn act_as(clients: &Clients, role: &RoleArn) -> Result<Credenti
     credentials(answer.credentials, request_id)
 }
 
-/// Whom the admin key belongs to. AWS answers this whatever the policies say. The first call of
-/// all: where it finds the machine's clock wrong, it is repeated until that is set.
+/// Returns the owner of the admin key. AWS answers this call whatever the policies say. This is the
+/// first call of all: if it finds the machine's clock wrong, it is repeated until the clock is set.
 pub(super) async fn admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {
     for _ in 0..AGREEING {
         match ask_admin(clients).await {
@@ -183,7 +184,7 @@ async fn ask_admin(clients: &Clients) -> Result<AdminIdentity, AwsFailure> {
     identity(sts.ask(&operation, call).await?)
 }
 
-/// Whose a key is, as AWS tells.
+/// Reads the owner of a key from AWS's answer.
 pub(super) fn identity(answer: GetCallerIdentityOutput) -> Result<AdminIdentity, AwsFailure> {
     let account = answer.account.unwrap_or_default().parse();
     Ok(AdminIdentity {

@@ -1,4 +1,4 @@
-//! The AWS account that everything of this broker's is in.
+//! AWS account of the broker and of all its leases.
 
 use crate::{
     broker::{
@@ -12,27 +12,28 @@ use crate::{
 };
 
 impl Broker {
-    /// Sees that the key at work is of the account that the store's leases are in; a new
-    /// store learns it here. In another account every one of their users would look
-    /// removed.
+    /// Checks that the current key belongs to the account of the store's leases. A new store
+    /// records the account here. With a key of another account, every IAM user of a lease would
+    /// look deleted.
     ///
     /// # Errors
-    /// It is of another account; AWS or the store does not tell.
+    /// The key belongs to another account, or AWS or the store does not answer.
     async fn verify_account(&self) -> Result<(), Error> {
         let admin = self.parts.issuer.identity().await?;
         self.bind_account(By::Broker, &admin).await
     }
 
-    /// Whether the key at work is of the store's account, asked until it has held once.
+    /// Checks that the current key belongs to the store's account. After one success the check is
+    /// not repeated.
     ///
     /// # Errors
-    /// It is of another account; AWS or the store does not tell.
+    /// The key belongs to another account, or AWS or the store does not answer.
     pub async fn account_is_ours(&self) -> Result<(), Error> {
         let verified = self.account.get_or_try_init(|| self.verify_account());
         verified.await.copied()
     }
 
-    /// ARN of the identity behind the key at work, asked of AWS.
+    /// Asks AWS for the ARN of the identity behind the current key.
     pub(super) async fn admin_arn(&self) -> Result<String, AwsFailure> {
         let admin = self.parts.issuer.identity().await?;
         Ok(admin.arn)
@@ -51,7 +52,7 @@ impl Broker {
                 let audit = self.event(by, Event::AccountBound).detail(account.as_str());
                 let bound = self.store().bind_account(account, audit).await;
                 match self.store().account().await? {
-                    // Another broker was first.
+                    // Another replica bound the account first.
                     Some(known) if known == *account => Ok(()),
                     _ => on_conflict(bound, || Error::Conflict(Subject::AdminKey)),
                 }

@@ -1,6 +1,6 @@
-//! The broker's own key: imported and kept sealed, replaced by another on demand or on
-//! schedule. Every step is recorded before the next is taken; whoever comes after a
-//! crash goes on from the last.
+//! The broker's own access key: imported, stored sealed, and replaced on demand or on schedule.
+//! Each step is recorded before the next one, so that after a crash the broker continues from the
+//! last recorded step.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,46 +24,45 @@ use crate::{
     },
 };
 
-/// How often it is looked whether a step is due.
+/// Interval between two checks for a due step.
 const EVERY: Duration = Duration::from_secs(1);
-/// The same while the store does not answer.
+/// Interval between two checks while the store does not answer.
 const AFTER_STORE_FAILURE: Duration = Duration::from_secs(30);
-/// A key that AWS does not list after so long is not there.
+/// Time after which a new key that AWS does not list does not exist.
 const SETTLED: SignedDuration = SignedDuration::from_mins(5);
-/// Longest pause between two attempts at a step; full jitter makes it less.
+/// Longest pause between two attempts at a step; full jitter shortens it.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
-/// What of several brokers one replaces at a time.
+/// Name of the lock under which one replica at a time replaces the admin key.
 pub(super) const CLAIM: &str = "admin key";
 
-/// How the admin key is kept.
+/// Settings for storing the admin key.
 #[derive(Debug, Default)]
 pub struct Custody {
-    /// What it is sealed with; `None` when the broker keeps no key.
+    /// Key that seals the admin key; `None` when the broker stores no admin key.
     pub sealing: Option<SealingKey>,
-    /// How old it may become.
+    /// Age at which the admin key is rotated; `None`: the broker does not rotate it on schedule.
     pub rotate_every: Option<Duration>,
 }
 
-/// What is known of the admin key.
+/// Status of the admin key.
 #[derive(Debug)]
 pub struct AdminKeyStatus {
-    /// The kept key and its replacement; `None` when the key comes from the standard
-    /// AWS chain.
+    /// Stored key and its replacement; `None` when the key comes from the standard AWS chain.
     pub kept: Option<AdminKey>,
-    /// ARN of the identity behind the key at work, or why AWS does not tell.
+    /// ARN of the identity behind the current key, or AWS's error.
     pub identity: Result<String, AwsFailure>,
-    /// When it will be rotated by itself.
+    /// Time of the next scheduled rotation; `None` without a schedule and during a rotation.
     pub rotates_at: Option<Timestamp>,
-    /// Now, for ages.
+    /// Current time, to compute ages.
     pub now: Timestamp,
 }
 
 impl Broker {
-    /// Goes to work with the kept key, if there is one: for the start.
+    /// Starts to use the stored key, if there is one. Called when the broker starts.
     ///
     /// # Errors
-    /// It cannot be opened, or the store not be read.
+    /// The key cannot be opened, or the store cannot be read.
     pub async fn take_up_admin_key(&self) -> Result<(), Error> {
         let Some(kept) = self.store().admin_key().await? else {
             return Ok(());
@@ -73,10 +72,10 @@ impl Broker {
         Ok(())
     }
 
-    /// What is known of the admin key.
+    /// Returns the status of the admin key.
     ///
     /// # Errors
-    /// The store's; AWS's silence is part of the answer.
+    /// The store's error. An error of AWS is part of the returned status instead.
     pub async fn admin_key_status(&self, caller: &Caller) -> Result<AdminKeyStatus, Error> {
         let kept = self.store().admin_key().await?;
         self.store()
@@ -85,13 +84,13 @@ impl Broker {
         Ok(self.told(kept).await)
     }
 
-    /// Keeps a key and goes to work with it, once AWS has accepted it. In the place of
-    /// an earlier kept key, that one is taken away from AWS as in a rotation.
+    /// Stores a key and starts to use it, once AWS has accepted it. If it replaces a stored key,
+    /// that key is deleted in AWS as in a rotation.
     ///
     /// # Errors
-    /// The broker keeps no keys, AWS does not accept it, it is not an IAM user's, it is
-    /// at work already, it is of another user or account than before, or it takes a second
-    /// operator.
+    /// The broker stores no keys, AWS does not accept the key, the key is not an IAM user's, the
+    /// broker uses it already, it belongs to another user or account than before, or the import
+    /// needs a second operator.
     pub async fn import_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -159,12 +158,12 @@ impl Broker {
         Ok(imported)
     }
 
-    /// Replaces the kept key by another that AWS makes. Returns once the new one is at
-    /// work; the old one is switched off and deleted later.
+    /// Replaces the stored key by a new one, made by AWS. Returns once the new key is in use; the
+    /// old one is deactivated and deleted later.
     ///
     /// # Errors
-    /// None is kept, a rotation is going on, the user has a second key already, or AWS
-    /// does not do it: then the broker goes on trying.
+    /// The broker stores no key, a rotation is in progress, the user has a second key already, or
+    /// AWS fails. After a failure of AWS the broker retries, unless AWS has certainly made no key.
     pub async fn rotate_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -191,7 +190,7 @@ impl Broker {
         })
     }
 
-    /// Goes on with what is due of a replacement, and begins one on schedule.
+    /// Continues a rotation that is due, and begins one on schedule, until the broker stops.
     pub(super) async fn tend_admin_key(&self) {
         let stop = self.parts.stop.clone();
         let rounds = async {
@@ -213,8 +212,8 @@ impl Broker {
     /// Takes the steps that are due.
     ///
     /// # Errors
-    /// AWS or the store does not do it, or a rotation cannot begin; recorded as due again
-    /// some time later, unless the store is the reason.
+    /// AWS or the store fails, or a rotation cannot begin. A failure is recorded with the time of
+    /// the next attempt, but not a store error, a conflict or an internal error.
     pub async fn tend_admin_key_once(&self) -> Result<(), Error> {
         if !self.clock_is_certain() {
             return Ok(());
@@ -239,7 +238,8 @@ impl Broker {
         Ok(())
     }
 
-    /// One step at a time: whoever waits for a rotation and the clean-up share them.
+    /// Takes one step. Only one step is taken at a time: a call that waits for its rotation and the
+    /// background task share the steps.
     pub(super) async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
         let _one_at_a_time = self.rotating.lock().await;
         let _of_all = self.claim(CLAIM).await?;
@@ -254,7 +254,8 @@ impl Broker {
         }
     }
 
-    /// Says so where it is looked for, and when it is tried again.
+    /// Records a failed step in the key's status and in the audit log, with the time of the next
+    /// attempt.
     async fn step_failed(&self, key: AdminKey, failed: Failed) -> Result<AdminKey, Error> {
         let pause = back_off(key.attempts, LONGEST_PAUSE, self.parts.random.as_ref());
         let pause = SignedDuration::try_from(pause).unwrap_or_default();
@@ -329,7 +330,7 @@ impl Broker {
                 for id in old {
                     keyring.delete(&key.user, id.as_str()).await?;
                 }
-                // AWS may have made one late that nobody waited for any more.
+                // AWS may have made a key after the broker stopped waiting for it.
                 self.delete_lost_keys(&key).await?;
                 (key.finish(now)?, Event::AdminKeyRotated)
             }
@@ -339,8 +340,8 @@ impl Broker {
         Ok(next)
     }
 
-    /// Only with one key of the user in AWS: then whatever is there beside it later is
-    /// of this rotation's making.
+    /// Begins a rotation, only if the user has one key in AWS: any other key that appears later was
+    /// made by this rotation.
     pub(super) async fn begin_rotation(
         &self,
         by: By<'_>,
@@ -367,8 +368,8 @@ impl Broker {
         Ok(begun)
     }
 
-    /// A second key, sealed. One that an earlier attempt made, whose secret was lost
-    /// with it, is deleted first; never the one at work, which is the kept one.
+    /// Makes a second key and returns it sealed. First deletes a key of an earlier attempt, whose
+    /// secret was lost with the attempt. Never deletes the current key, which is stored.
     async fn create_second_key(&self, key: &AdminKey) -> Result<KeptKey, Failed> {
         self.open(&key.current)?;
         self.delete_lost_keys(key).await?;
@@ -389,9 +390,9 @@ impl Broker {
         })
     }
 
-    /// Deletes every key of the user but the one at work: which that is, is read once more
-    /// before each, since another broker may have gone on with a replacement while this one
-    /// was stopped.
+    /// Deletes every key of the user except the current one. The stored key is read again before
+    /// each deletion, because another replica may have continued a replacement while this process
+    /// was paused.
     pub(super) async fn delete_lost_keys(&self, key: &AdminKey) -> Result<(), Error> {
         let keyring = &self.parts.keyring;
         for lost in keyring.keys(&key.user).await? {
@@ -469,9 +470,9 @@ impl Broker {
     }
 }
 
-/// Why a step was not taken.
+/// Reason why a step was not taken.
 enum Failed {
-    /// It may have had its effect, or had none yet.
+    /// An error after which the step may have had its effect, or not yet.
     Refused(Error),
     /// AWS has certainly made no key.
     NothingMade(AwsFailure),
@@ -492,7 +493,8 @@ fn wrong_state(reason: &'static str, message: &str, next: &str) -> Error {
     }
 }
 
-/// The key that takes over must be an IAM user's, and of the same as a kept one before.
+/// Checks that the new key is an IAM user's, and that it is the user of the stored key, if there is
+/// one.
 fn may_take_over(user: &str, before: Option<&AdminKey>) -> Result<(), Error> {
     if !user.contains(":user/") {
         return Err(wrong_state(
@@ -533,7 +535,7 @@ impl From<InvalidStep> for Error {
     }
 }
 
-/// What is refused is the key that somebody imports, not the one at work.
+/// Rewords a refusal by AWS: AWS refuses the imported key, not the current one.
 fn not_imported(failure: AwsFailure) -> AwsFailure {
     if failure.class != FailureClass::Refused && failure.reason != "AWS_KEY_NOT_ACCEPTED" {
         return failure;
@@ -552,7 +554,7 @@ fn not_imported(failure: AwsFailure) -> AwsFailure {
 
 fn still_rotating(failure: AwsFailure) -> AwsFailure {
     AwsFailure {
-        next: "the broker goes on by itself; see `credbroker admin-key status`".to_owned(),
+        next: "the broker continues it; see `credbroker admin-key status`".to_owned(),
         ..failure
     }
 }

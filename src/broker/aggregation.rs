@@ -1,5 +1,6 @@
-//! Records that a caller can cause as often as it likes: the first ones of a kind are written at
-//! once, the others are counted, and one record a minute tells how many there were.
+//! Aggregation of the audit records that a caller can cause as often as it likes. The first records
+//! of a kind are written at once, the others are counted, and one record a minute states their
+//! number.
 
 use std::{
     collections::HashMap,
@@ -21,25 +22,26 @@ use crate::{
     },
 };
 
-/// Interval of the records that tell how many were counted.
+/// Interval between the records that state how many records were counted.
 const EVERY: Wait = Wait::seconds(60);
-/// Records of one kind that are written at once, until a minute brings none.
+/// Number of records of one kind that are written at once, until a minute brings none.
 const AT_ONCE: u32 = 10;
-/// Kinds that are told apart for callers that proved nothing; the others count together.
+/// Most kinds that are counted per source for unauthenticated callers; beyond it the source is
+/// ignored.
 const STRANGERS_MAX: usize = 128;
-/// Kinds that are told apart for services.
+/// Most kinds that are counted per source for services.
 const SERVICES_MAX: usize = 1024;
 
-/// Cause of a record.
+/// Caller that causes a record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
-    /// A proven service.
+    /// An authenticated service.
     Service(Name),
-    /// A caller that proved nothing, at this address or in this /64.
+    /// An unauthenticated caller, at this address or in this /64.
     Stranger(IpAddr),
 }
 
-/// Records that are alike. Without a source: of all that are not told apart.
+/// Kind of records. `source` is `None` for the records that are counted without their source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     source: Option<Source>,
@@ -47,11 +49,11 @@ struct Kind {
     reason: Option<String>,
 }
 
-/// Records of a kind since a minute without any.
+/// Records of a kind since the last minute without any.
 #[derive(Debug)]
 struct Seen {
     written: u32,
-    /// Set by each record, taken back once a minute.
+    /// True after a record; reset once a minute.
     is_active: bool,
     counted: u64,
     since: Timestamp,
@@ -66,7 +68,7 @@ impl Kinds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether a record is to be written now; counts it otherwise.
+    /// Returns whether a record is to be written now, and counts the record otherwise.
     fn is_written(&self, source: Source, most: usize, audit: &AuditEvent) -> bool {
         let mut seen = self.seen();
         let mut kind = Kind {
@@ -97,8 +99,8 @@ impl Kinds {
         false
     }
 
-    /// Returns a record for each kind with some counted, and their number. Forgets kinds without
-    /// any since the last call.
+    /// Returns a record and the count for each kind that has counted records. Forgets the kinds
+    /// that had no record since the last call.
     fn due(&self, now: Timestamp) -> Vec<(Kind, u64, AuditEvent)> {
         let mut due = Vec::new();
         self.seen().retain(|kind, seen| {
@@ -111,7 +113,7 @@ impl Kinds {
         due
     }
 
-    /// Takes off as many as a record now tells of.
+    /// Subtracts the number of records that a written record accounts for.
     fn told(&self, kind: &Kind, count: u64) {
         if let Some(seen) = self.seen().get_mut(kind) {
             seen.counted = seen.counted.saturating_sub(count);
@@ -127,7 +129,8 @@ pub(super) struct Aggregation {
 }
 
 impl Broker {
-    /// Records what a caller causes: of a service up to ten a minute one by one.
+    /// Records an event of a caller. Of a service, the first ten of a kind are written one by one
+    /// and the others are counted.
     pub(super) async fn record_by(
         &self,
         principal: &Principal,
@@ -142,7 +145,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Records what `source` causes, or counts it where there was much of the same.
+    /// Records an event of `source`, or counts it after many of the same kind.
     pub(super) async fn record_of(&self, source: Source, audit: AuditEvent) -> Result<(), Error> {
         let is_written = match &source {
             Source::Stranger(address) => {
@@ -163,14 +166,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Records once a minute how many records were counted since.
+    /// Records once a minute how many records were counted since, until the broker stops.
     pub async fn keep_aggregating(self: Arc<Self>) {
         while timeout(EVERY.length(), self.stopped()).await.is_err() {
             self.record_counted().await;
         }
     }
 
-    /// Records how many records were counted; what cannot be recorded stays counted.
+    /// Records how many records were counted. A count that cannot be recorded is kept.
     pub async fn record_counted(&self) {
         for kinds in [&self.aggregation.strangers, &self.aggregation.services] {
             for (kind, count, record) in kinds.due(self.now()) {
@@ -221,11 +224,11 @@ mod tests {
         };
         let detail = record.detail.as_deref().unwrap();
         assert!(detail.starts_with("990 more like this"), "{detail}");
-        // Until it is recorded it is due, and nothing is forgotten.
+        // The count is due until it is recorded, and nothing is forgotten.
         assert_eq!(kinds.due(now).len(), 1);
         kinds.told(kind, 990);
         assert_eq!(kinds.due(now), []);
-        // That minute brought none.
+        // The last minute brought no record.
         assert_eq!(written("TOKEN_UNKNOWN", 1000), 10);
     }
 

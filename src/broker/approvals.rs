@@ -1,9 +1,9 @@
-//! Changes that take a second operator, where the configuration says so.
+//! Changes that need a second operator, where the configuration says so.
 //!
-//! Who wants to make one does what he would do anyway and is told that it is asked for;
-//! another operator agrees; the first repeats what he did. So nothing but what was agreed to
-//! is done, by whom it was agreed with, and no request is kept but in words: a key's secret
-//! comes with the repetition.
+//! One operator sends the change and gets `APPROVAL_REQUIRED`. Another operator approves it. The
+//! first operator sends the change again. So the broker makes only the approved change, and only
+//! for the operator it was approved for. The stored request contains no secret: the secret of an
+//! imported key comes with the repetition.
 
 use crate::{
     broker::{Broker, Error, on_conflict},
@@ -17,11 +17,11 @@ use crate::{
 };
 
 impl Broker {
-    /// Lets a change be made if it takes no second operator, or one has agreed: that is used
-    /// up then. Returns the change that may be made, which may be less than was wanted.
+    /// Permits a change that needs no second operator, or that has been approved; the approval is
+    /// then used up. Returns the permitted change, which may be less than the wanted one.
     ///
     /// # Errors
-    /// It takes one, and is asked for now if it was not.
+    /// The change needs an approval, which is requested now if it was not before.
     pub(super) async fn approved(&self, caller: &Caller, wanted: Change) -> Result<Change, Error> {
         if !self.parts.two_person {
             return Ok(wanted);
@@ -74,10 +74,11 @@ impl Broker {
         Ok(asked)
     }
 
-    /// Changes that wait for a second operator, or for whoever wants to make them.
+    /// Returns the changes that wait for a second operator, and the approved ones that the first
+    /// operator has not made yet.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn approvals(&self, caller: &Caller) -> Result<Vec<Approval>, Error> {
         let open = self.store().approvals(self.now()).await?;
         let read = self.caller_event(caller, Event::ApprovalRead);
@@ -85,10 +86,11 @@ impl Broker {
         Ok(open)
     }
 
-    /// Agrees to a change that another operator wants to make.
+    /// Approves a change that another operator wants to make.
     ///
     /// # Errors
-    /// It is unknown, over, agreed to, the caller's own, or not for its role.
+    /// The request is unknown, expired, approved already, the caller's own, or not for the caller's
+    /// role.
     pub async fn give_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<Approval, Error> {
         let asked = self.open_approval(id).await?;
         let by = person(caller);
@@ -110,7 +112,7 @@ impl Broker {
             not_approved(
                 &asked,
                 "APPROVAL_GIVEN",
-                "somebody has approved it already".to_owned(),
+                "it is approved already".to_owned(),
                 "see `credbroker approval list`",
             )
         })?;
@@ -120,10 +122,10 @@ impl Broker {
         })
     }
 
-    /// Rejects a change that an operator wants to make, or withdraws the consent to it.
+    /// Rejects a change that an operator wants to make, or withdraws the approval of it.
     ///
     /// # Errors
-    /// It is unknown or over, or the caller neither wants to make it nor could approve it.
+    /// The request is unknown or expired, or the caller neither made it nor could approve it.
     pub async fn reject_approval(&self, caller: &Caller, id: &ApprovalId) -> Result<(), Error> {
         let asked = self.open_approval(id).await?;
         if asked.requested_by != person(caller) {
@@ -161,7 +163,7 @@ impl Broker {
     }
 }
 
-/// Only who could make a change decides about it.
+/// Checks that the caller's role could make the change itself.
 fn may_approve(caller: &Caller, asked: &Approval) -> Result<(), Error> {
     match caller.principal().identity() {
         Identity::Operator(_, role) if !asked.change.may_be_approved_by(*role) => {
@@ -180,7 +182,7 @@ fn person(caller: &Caller) -> Person {
     Person::of(&operator(caller), &caller.principal().proof().evidence)
 }
 
-/// Whose name the caller goes by.
+/// Returns the caller's name.
 pub(super) fn operator(caller: &Caller) -> Name {
     match caller.principal().identity() {
         Identity::Operator(name, _) | Identity::Service(name) | Identity::Enrollee(name) => {

@@ -1,4 +1,4 @@
-//! Reading the audit log, and what is recorded without a use case of its own.
+//! Queries of the audit log and of leases, and audit records that belong to no use case.
 
 use crate::{
     broker::{
@@ -15,10 +15,10 @@ use crate::{
 };
 
 impl Broker {
-    /// A page of audit records, oldest first.
+    /// Returns a page of audit records, oldest first.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn audit(
         &self,
         caller: &Caller,
@@ -32,11 +32,11 @@ impl Broker {
         Ok(records)
     }
 
-    /// Begins to read the end of the log: after which record the newest `lines` start,
-    /// and which is the last.
+    /// Begins to read the end of the log. Returns the number of the record before the newest
+    /// `lines` records, and the number of the last record.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn audit_tail(&self, caller: &Caller, lines: u64) -> Result<(u64, u64), Error> {
         let size = self.store().audit_size().await?;
         self.store()
@@ -45,10 +45,11 @@ impl Broker {
         Ok((size.saturating_sub(lines), size))
     }
 
-    /// Begins to export the log up to record `end`.
+    /// Begins to export the log, from `start` up to record `end`.
     ///
     /// # Errors
-    /// The log has fewer records; the store's.
+    /// The log has fewer records, `start` is after `end` or not a multiple of 256, or the store's
+    /// error.
     pub async fn audit_export(&self, caller: &Caller, start: u64, end: u64) -> Result<(), Error> {
         let size = self.store().audit_size().await?;
         self.store()
@@ -65,16 +66,16 @@ impl Broker {
         Ok(())
     }
 
-    /// Resolves when the broker is to end.
+    /// Waits until the broker is to stop.
     pub async fn stopped(&self) {
         self.parts.stop.cancelled().await;
     }
 
-    /// Records a refusal that no use case has recorded yet, and passes it on. An
-    /// issue records its own; when the store is down nothing can be recorded.
+    /// Records a refusal that no use case has recorded yet, and returns it. An issue records its
+    /// own refusal. Nothing can be recorded while the store is down.
     ///
     /// # Errors
-    /// The refusal itself, or the store's.
+    /// The refusal itself, or the reason why it cannot be recorded.
     pub async fn settle<T>(&self, caller: &Caller, result: Result<T, Error>) -> Result<T, Error> {
         let detail = match &result {
             Ok(_)
@@ -87,7 +88,8 @@ impl Broker {
                 | Error::Store(_)
                 | Error::Internal(_),
             ) => return result,
-            // A violation may repeat what was sent: perhaps a secret in the wrong place.
+            // A violation may repeat the input, perhaps a secret in the wrong field: record field
+            // names only.
             Err(Error::Invalid(violations)) => {
                 let fields: Vec<&str> = violations.iter().map(|v| v.field.as_str()).collect();
                 fields.join(", ")
@@ -100,17 +102,17 @@ impl Broker {
         let audit = subject.into_iter().fold(audit, AuditEvent::about);
         let audit = audit.denied(reason).detail(&detail);
         if let Err(error) = self.record_by(caller.principal(), audit).await {
-            // What speaks against the log is why it takes no record.
+            // A doubt about the log explains why the log accepts no record.
             self.log_is_whole()?;
             return Err(error);
         }
         result
     }
 
-    /// Records that the broker begins or ends to serve.
+    /// Records an event of the broker itself, such as its start or stop, with its version.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn lifecycle(&self, event: Event) -> Result<(), Error> {
         self.store()
             .record(
@@ -121,10 +123,10 @@ impl Broker {
         Ok(())
     }
 
-    /// One lease, for an operator.
+    /// Returns one lease, for an operator.
     ///
     /// # Errors
-    /// There is none of this id.
+    /// The lease is unknown.
     pub async fn lease(&self, caller: &Caller, id: &LeaseId) -> Result<Lease, Error> {
         let lease = self.known_lease(id).await?;
         self.store()
@@ -133,10 +135,10 @@ impl Broker {
         Ok(lease)
     }
 
-    /// A page of leases, newest first, for an operator.
+    /// Returns a page of leases, newest first, for an operator.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn leases(
         &self,
         caller: &Caller,

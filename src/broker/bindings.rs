@@ -1,4 +1,4 @@
-//! What services are known by beside their tokens.
+//! Bindings: identities other than tokens by which the broker knows a service.
 
 use crate::{
     broker::{Broker, Error, on_conflict, ports::StoreError},
@@ -12,10 +12,11 @@ use crate::{
 };
 
 impl Broker {
-    /// Lets a service be known by something from now on.
+    /// Binds an identity to a service.
     ///
     /// # Errors
-    /// The service is unknown or has twenty bindings already, or another is known by it.
+    /// The service is unknown or has twenty bindings already, or the identity is bound already, or
+    /// another service is bound to an identity that may match the same caller.
     pub async fn bind(
         &self,
         caller: &Caller,
@@ -41,8 +42,8 @@ impl Broker {
         Ok(binding)
     }
 
-    /// What stands in the way of a binding: the same, or another service's by which the same
-    /// caller may be known.
+    /// Returns the binding that conflicts with a new one: a binding of the same identity, or one of
+    /// another service that may match the same caller.
     async fn meeting(&self, binding: &ServiceBinding) -> Result<Option<ServiceBinding>, Error> {
         let known_by = &binding.known_by;
         if let Some((taken, _)) = self.store().bound(known_by).await? {
@@ -57,7 +58,7 @@ impl Broker {
             .find(|other| other.service != binding.service && other.known_by.may_meet(known_by)))
     }
 
-    /// What a service is known by.
+    /// Returns the bindings of a service.
     ///
     /// # Errors
     /// The service is unknown.
@@ -73,10 +74,10 @@ impl Broker {
         Ok(bindings)
     }
 
-    /// Ends a binding at once.
+    /// Deletes a binding, with immediate effect.
     ///
     /// # Errors
-    /// The service has none of this id.
+    /// The service has no binding of this id.
     pub async fn unbind(
         &self,
         caller: &Caller,
@@ -90,10 +91,10 @@ impl Broker {
         })
     }
 
-    /// The binding by which the caller is known, if it is by one.
+    /// Returns the binding that authenticated the caller, if there is one.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn who_am_i(&self, caller: &Caller) -> Result<Option<ServiceBinding>, Error> {
         let principal = caller.principal();
         let mut audit = self.caller_event(caller, Event::IdentityRead);
@@ -105,7 +106,7 @@ impl Broker {
         Ok(binding)
     }
 
-    /// The binding by which a service's principal was known, while it stands.
+    /// Returns the binding that authenticated a service, while the binding exists.
     pub(super) async fn binding_of(
         &self,
         principal: &Principal,

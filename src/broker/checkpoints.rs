@@ -1,5 +1,4 @@
-//! Checkpoints: what the log was at a moment, signed, so that nobody can rewrite it
-//! afterwards unnoticed.
+//! Checkpoints: signed states of the log. A later change of the signed records is detected.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,31 +26,31 @@ use crate::{
     },
 };
 
-/// How often the log is signed while it grows.
+/// Interval at which the log is signed while it grows.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often it grows by itself, so that silence is visible.
+/// Interval at which the broker adds a heartbeat record, so that silence is visible.
 const HEARTBEAT: Duration = Duration::from_mins(1);
-/// What is waited for when the anchor is.
+/// Name of the checkpoint file in the error of a disk that does not answer.
 const ANCHOR: &str = "the place of the checkpoint";
 
-/// The log at a moment, signed.
+/// Signed state of the log.
 #[derive(Debug)]
 pub struct SignedCheckpoint {
-    /// The note.
+    /// Signed note.
     pub note: String,
-    /// How many records it stands for.
+    /// Number of records that the checkpoint covers.
     pub size: u64,
-    /// The key that it is checked with, as text.
+    /// Key that verifies the signature, as text.
     pub verifier: String,
-    /// All keys that have signed the log, the newest last.
+    /// All keys that have signed the log, newest last.
     pub keys: Vec<LogKey>,
-    /// How many of the first records have been pruned.
+    /// Number of records that have been pruned from the start of the log.
     pub start: u64,
 }
 
 impl Broker {
-    /// Signs the log each second in which it has grown, and lets it grow each minute,
-    /// until the broker ends.
+    /// Signs the log each second in which it has grown, and adds a heartbeat record each minute,
+    /// until the broker stops.
     pub async fn keep_signing(&self) {
         if self.parts.custody.sealing.is_none() {
             tracing::warn!("the audit log is not signed: set admin_key.sealing_key_file");
@@ -61,7 +60,7 @@ impl Broker {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // What has begun is brought to its end: a file must not be written twice.
+            // Work that has begun is completed, not cancelled: a file must not be written twice.
             let done = tokio::select! {
                 () = self.parts.stop.cancelled() => return,
                 _ = ticks.tick() => self.tend_log().await,
@@ -86,25 +85,25 @@ impl Broker {
         recorded
     }
 
-    /// Signs the log, if it has grown since. One at a time, so that no older checkpoint
-    /// comes after a newer one. A log that another checkpoint contradicts does not get
-    /// one of its own.
+    /// Signs the log, if it has grown since the last signature. One task signs at a time, so that
+    /// no older checkpoint follows a newer one. A log that contradicts another checkpoint is not
+    /// signed.
     ///
     /// # Errors
-    /// The store's, or the key does not sign.
+    /// The store's error, or the key does not sign.
     pub async fn sign_log(&self) -> Result<(), Error> {
         if self.log_is_whole().is_err() {
             return Ok(());
         }
         let is_shared = self.store().peers().is_some() && self.parts.anchor.is_none();
         if is_shared && self.is_signed().await? {
-            // Nobody is kept from signing for nothing.
+            // The log is signed already: the lock would block other replicas for no use.
             return Ok(());
         }
         self.sign(&mut *self.begin_signing().await?).await
     }
 
-    /// Whether the newest checkpoint, whoever has signed it, is of the whole log.
+    /// Returns whether the newest checkpoint, of any replica, covers the whole log.
     async fn is_signed(&self) -> Result<bool, Error> {
         let head = self.store().log_head().await?;
         let kept = self.store().checkpoint().await?;
@@ -116,7 +115,8 @@ impl Broker {
         let Some(signer) = self.log_signer(signing).await? else {
             return Ok(());
         };
-        // Only now: a key that was just made signs the record that announces it, too.
+        // The head is read only now: a key that was just made also signs the record that announces
+        // it.
         let head = self.store().log_head().await?;
         if size >= head.size {
             return Ok(());
@@ -144,13 +144,13 @@ impl Broker {
         Ok(())
     }
 
-    /// For the start: reads the whole log and compares it with itself, with the checkpoints
-    /// in the store and beside it, and with what the witness has cosigned. When they part,
-    /// nothing is issued, nothing is cleaned up and nothing is signed; what somebody asks to
-    /// be taken away is.
+    /// Reads the whole log when the broker starts. Compares it with itself, with the checkpoints in
+    /// the store and in the checkpoint file, and with what the witness has cosigned. If they
+    /// differ, the broker issues nothing, cleans up nothing and signs nothing. Explicit revocation
+    /// still works.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn check_log(&self) -> Result<(), Error> {
         match self.contradiction().await? {
             Some(doubt) => {
@@ -161,7 +161,7 @@ impl Broker {
         }
     }
 
-    /// From now on nothing is issued; the first doubt stands.
+    /// Stops issuing from now on. The first doubt is kept.
     pub(super) fn doubt_log(&self, doubt: Error) {
         self.keep_unknown_denials();
         let message = doubt.to_string();
@@ -170,10 +170,10 @@ impl Broker {
         }
     }
 
-    /// Whether nothing speaks against the log: else nobody is given anything.
+    /// Checks that there is no doubt about the log. With a doubt, no caller gets credentials.
     ///
     /// # Errors
-    /// What speaks against it.
+    /// The doubt.
     pub fn log_is_whole(&self) -> Result<(), Error> {
         self.log_doubt
             .get()
@@ -194,9 +194,9 @@ impl Broker {
             let message = "the checkpoint beside the store is not there any more";
             return Ok(Some(doubt(message.to_owned())));
         }
-        // Emptied by somebody who has decided to begin anew.
         let kept = kept.map(|kept| kept.note);
-        // The same note need not be held against the whole log twice.
+        // An empty file means that an operator has decided to start again. The same note need not
+        // be compared with the whole log twice.
         let beside = beside.filter(|note| !note.is_empty() && Some(note) != kept.as_ref());
         let mut told = Vec::new();
         for (place, note) in [("in the store", kept), ("beside the store", beside)] {
@@ -220,7 +220,8 @@ impl Broker {
         }))
     }
 
-    /// A checkpoint of this log that it has reached, or what it is instead.
+    /// Returns the checkpoint in a note, if it is one of this log that the log has reached.
+    /// Otherwise returns what is wrong with the note.
     pub(super) async fn read_checkpoint(
         &self,
         note: &str,
@@ -249,11 +250,11 @@ impl Broker {
         Ok(Ok(checkpoint))
     }
 
-    /// The log as it is now, signed.
+    /// Signs the log as it is now, and returns the checkpoint.
     ///
     /// # Errors
-    /// The store's, the log is in doubt, or there is nothing to seal the log's key with,
-    /// so it has none.
+    /// The store's error, the log is in doubt, or the log has no key because the broker has no
+    /// sealing key.
     pub async fn checkpoint(self: &Arc<Self>, caller: Caller) -> Result<SignedCheckpoint, Error> {
         let read = self.caller_event(&caller, Event::AuditRead);
         self.store().record(read).await?;
@@ -282,10 +283,10 @@ impl Broker {
         }
     }
 
-    /// A page of the records of a lease, with the proof of each that it is in the log.
+    /// Returns a page of the records of a lease, each with its inclusion proof.
     ///
     /// # Errors
-    /// There are none; those of [`Self::checkpoint`].
+    /// The lease has no records, or an error of [`Self::checkpoint`].
     pub async fn prove(
         self: &Arc<Self>,
         caller: Caller,
@@ -332,7 +333,7 @@ impl Broker {
     }
 }
 
-/// Writes a checkpoint beside the store.
+/// Writes a checkpoint to the checkpoint file.
 async fn anchored(anchor: &dyn Anchor, note: &str) -> Result<(), StoreError> {
     in_time(ANCHOR, anchor.write(note)).await
 }
@@ -346,7 +347,7 @@ fn doubt(message: String) -> Error {
     )
 }
 
-/// Why nothing is issued while something speaks against the log.
+/// Returns the error of a call that is refused because the log is in doubt.
 pub(super) fn contradicted(message: String, next: &str) -> Error {
     Error::WrongState {
         subject: Subject::AuditLog,

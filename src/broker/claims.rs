@@ -1,5 +1,5 @@
-//! What one of several brokers has to itself: a claim in the store, which outlives neither
-//! its broker nor its time. Where a store serves one broker alone, everything is its own.
+//! Locks among replicas, kept in the store with a fencing token. A lock ends when its time is up or
+//! its replica dies. A store for a single broker has no locks: there every lock is granted.
 
 use std::{
     collections::HashMap,
@@ -20,53 +20,55 @@ use crate::broker::{
     ports::{AwsFailure, CLAIMED_FOR, DEAD_AFTER, Store, StoreError},
 };
 
-/// How long somebody else's claim is waited for.
+/// Longest wait for a lock that another replica holds.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked whether it is free.
+/// Interval between two attempts to take a lock or to reach the store.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long a store is asked again that does not answer.
+/// Time for which a store that does not answer is asked again.
 const INSISTENCE: Duration = Duration::from_secs(5);
-/// When it is worth trying again after that.
+/// Retry delay that the error after [`PATIENCE`] recommends.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// How long work that goes on is done without claiming it again.
+/// Time for which continuous work goes on before its lock is taken again.
 const RENEW_AFTER: Duration = Duration::from_secs(5);
 
-/// Of one broker among several: when it last said that it lives, and what it works on.
+/// State of this replica among the others: its last heartbeat, and the work that it does.
 #[derive(Default)]
 pub(super) struct Claims {
     alive: Mutex<Option<Instant>>,
-    /// The id of the broker's emergency file.
+    /// Id of the replica's journal (the emergency file).
     pub(super) emergency_file: OnceCell<String>,
     living: AtomicU64,
     left: AtomicBool,
-    /// Work that goes on, and when it was last claimed.
+    /// Continuous work of this replica, and the time when its lock was last taken.
     work: Mutex<HashMap<String, Instant>>,
 }
 
 impl Claims {
-    /// The broker has said, at this moment or later, that it lives, with so many in all.
+    /// Records a heartbeat that the replica has sent at `at` or later, and the number of living
+    /// replicas.
     pub(super) fn said_alive(&self, at: Instant, living: u64) {
         self.living.store(living, Ordering::Relaxed);
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
-    /// How many live.
+    /// Returns the number of living replicas, this one included.
     pub(super) fn living(&self) -> u64 {
         self.living.load(Ordering::Relaxed).max(1)
     }
 
-    /// What is under way is nobody's, in part: a broker has died, or there was none.
+    /// Records that some work in progress may belong to no replica: a replica has died, or this one
+    /// is the first.
     pub(super) fn are_left(&self) {
         self.left.store(true, Ordering::Relaxed);
     }
 
-    /// The same, told once.
+    /// Returns whether such work was recorded, and clears the record.
     pub(super) fn take_left(&self) -> bool {
         self.left.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether nobody takes it for dead yet. One that was stopped for a while finds out here
-    /// that it is.
+    /// Returns whether the last heartbeat is too recent for other replicas to take this one for
+    /// dead. A process that was paused for a while detects here that it is taken for dead.
     fn is_alive(&self) -> bool {
         let alive = *self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         alive.is_some_and(|at| at.elapsed() < DEAD_AFTER.length())
@@ -77,7 +79,7 @@ impl Claims {
     }
 }
 
-/// That something is done by nobody else; given back when dropped.
+/// Lock on some work, which no other replica does meanwhile. Released when dropped.
 pub(super) struct Claim(Option<Held>);
 
 struct Held {
@@ -89,28 +91,29 @@ struct Held {
 }
 
 impl Claim {
-    /// Where there is nobody else.
+    /// Returns a lock that is not in the store: for a single broker, or while the store fails.
     pub(super) const fn alone() -> Self {
         Self(None)
     }
 
-    /// Its number; those of one thing follow each other.
+    /// Returns the fencing token. Each new lock on the same work has the next number. `None` for a
+    /// lock that is not in the store.
     pub(super) fn epoch(&self) -> Option<u64> {
         self.0.as_ref().map(|held| held.epoch)
     }
 
-    /// Whether it is too early for anybody to have taken it over, as far as can be told
-    /// without asking.
+    /// Returns whether it is too early for another replica to have taken the lock, as far as this
+    /// can be known without a query.
     pub(super) fn is_sure(&self) -> bool {
         let sure =
             |held: &Held| held.since.elapsed() < CLAIMED_FOR.length() && held.claims.is_alive();
         self.0.as_ref().is_none_or(sure)
     }
 
-    /// Whether nobody has taken it over.
+    /// Asks the store whether no other replica has taken the lock.
     ///
     /// # Errors
-    /// The store's, for some seconds.
+    /// The store's error, after some seconds of attempts.
     pub(super) async fn stands(&self) -> Result<bool, StoreError> {
         let Some((held, peers)) = self
             .0
@@ -123,7 +126,7 @@ impl Claim {
     }
 }
 
-/// Asks the store until it answers, for some seconds: a connection may have been cut.
+/// Repeats a query for some seconds until the store answers: a connection may have been cut.
 async fn insistently<T, F>(ask: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -153,10 +156,11 @@ impl Drop for Held {
 }
 
 impl Broker {
-    /// Has `what` to itself until the claim is dropped; waits for others that have it.
+    /// Takes the lock on `what`, which is held until it is dropped. Waits while another replica
+    /// holds it.
     ///
     /// # Errors
-    /// The store's, or somebody has it for too long.
+    /// The store's error, or another replica holds the lock for too long.
     pub(super) async fn claim(&self, what: &str) -> Result<Claim, Error> {
         let Some(peers) = self.store().peers() else {
             return Ok(Claim::alone());
@@ -178,14 +182,15 @@ impl Broker {
                 })));
             }
             if began.elapsed() > PATIENCE {
-                let busy = format!("another broker has been at \"{what}\" for too long");
+                let busy = format!("timed out waiting for another replica to finish \"{what}\"");
                 return Err(AwsFailure::held_back("ANOTHER_BROKER", busy, LOOK_AGAIN).into());
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Whether this broker is the one of several that does some work which goes on.
+    /// Returns whether this replica is the one that does some continuous work. Takes or renews the
+    /// lock on the work if necessary.
     pub(super) async fn is_ours(&self, work: &str) -> bool {
         let Some(peers) = self.store().peers() else {
             return true;

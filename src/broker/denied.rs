@@ -1,22 +1,24 @@
-//! Outcome of a denial, and what stands for it.
+//! Outcome of a denial, and the search for the denial that covers it.
 
 use crate::domain::denial::{Against, Denial, DenialState, Scope};
 
-/// A denial after the attempt to carry it out.
+/// A denial after the attempt to enforce it.
 #[derive(Clone, Debug)]
 pub struct Denied {
-    /// As it stands now.
+    /// Current state of the denial.
     pub denial: Denial,
-    /// Seconds from the request until AWS refused its sessions, if it does.
+    /// Seconds from the request until AWS refused the sessions; `None` if AWS was not seen to
+    /// refuse them.
     pub refused_after_seconds: Option<f64>,
-    /// The call by which AWS was seen to refuse, and its region.
+    /// Call that AWS was seen to refuse, and its region.
     pub seen_by: Option<String>,
-    /// Words on what is still open, or was made broader than asked.
+    /// Text on what is still open, or was made broader than requested.
     pub notice: Option<String>,
 }
 
 impl Denied {
-    /// Its standing by these denials, if AWS has been seen since to refuse its sessions.
+    /// Returns the outcome according to the denials in `standing`, if AWS has been seen to refuse
+    /// the sessions since the request.
     pub(super) fn seen_since(&self, standing: &[Denial]) -> Option<Self> {
         let now = stands_in(standing, &self.denial)?;
         let DenialState::Refused { at } = now.state else {
@@ -33,8 +35,9 @@ impl Denied {
     }
 }
 
-/// Finds the denial that covers this one as written: itself, or that of its service as a whole.
-/// One that was asked for again, or is tried by another session, is not written as it says yet.
+/// Finds the denial that covers this one in AWS: the same, or the one of its whole service. Skips a
+/// denial whose cutoff is not the one that is to be in the policy now, because the denial was
+/// requested again or another canary tests it.
 pub(super) fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
     let as_it_says = |denial: &Denial| denial.denied_before == Some(denial.issued_before);
     let stands = |against: &Against| {

@@ -1,5 +1,5 @@
-//! Denials of sessions in AWS: written, seen to hold (`trial`), repaired, lifted. What
-//! stands there is made of the store's denials alone.
+//! Denials of sessions in AWS: written, seen to be enforced (`trial`), repaired, lifted. The
+//! content of a policy is computed from the denials in the store.
 
 use std::{
     collections::BTreeSet,
@@ -36,21 +36,21 @@ use crate::{
 
 /// Longest time that AWS may take to write one policy.
 pub(super) const WRITE_LIMIT: Duration = Duration::from_secs(30);
-/// How often a denial that stands already is tried by a new session.
+/// Number of canaries for one denial that is in AWS already when its canary is made.
 const TRIES: u32 = 3;
 /// Longest pause between two attempts.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How many leases are recorded as ended in one transaction.
+/// Number of leases that are recorded as ended in one transaction.
 const BATCH: u32 = 500;
 
-/// What stands for a denial once it is written.
+/// Denial that is in AWS after a write: the requested one, or a broader one.
 pub(super) struct Standing {
     denial: Denial,
     notice: Option<String>,
 }
 
 impl Broker {
-    /// Carries out these denials side by side, each as far as AWS lets it now.
+    /// Enforces these denials concurrently, each as far as AWS allows it now.
     pub(super) async fn deny(
         self: &Arc<Self>,
         denials: Vec<Denial>,
@@ -83,7 +83,7 @@ impl Broker {
                 denial: asked,
                 refused_after_seconds: None,
                 seen_by: None,
-                notice: Some("somebody else carries it out".to_owned()),
+                notice: Some("another replica is applying it".to_owned()),
             },
             Err(error) => Denied {
                 denial: asked,
@@ -104,7 +104,7 @@ impl Broker {
         loop {
             tries += 1;
             let (reaching, trial) = match self.prepare_trial(denial.clone()).await {
-                // Shutting out goes on while nothing can be recorded.
+                // Revocation continues while nothing can be recorded.
                 Err(Error::Store(error)) => (denial, Err(Untried::Because(error.to_string()))),
                 prepared => prepared?,
             };
@@ -112,7 +112,7 @@ impl Broker {
             let standing = match self.write_denial(&ready, Instant::now()).await {
                 Ok(standing) => standing,
                 Err(error) => {
-                    // It may have been made broader before it came to nothing.
+                    // The denial may have been made broader before the write failed.
                     let standing = self.stands_for(&ready).await?;
                     return self.postpone_denial(standing, error).await;
                 }
@@ -137,12 +137,13 @@ impl Broker {
         }
     }
 
-    /// From now on whoever writes the policy that it belongs into writes it, too.
+    /// Marks a denial in the store as ready to be written. Each write of its policy, by any
+    /// replica, then includes it.
     async fn made_ready(&self, denial: Denial) -> Result<Denial, Error> {
         let ready = denial.ready();
         let put = std::slice::from_ref(&ready);
         match self.store().change_denials(put, &[], Vec::new()).await {
-            // Shutting out goes on while nothing can be recorded.
+            // Revocation continues while nothing can be recorded.
             Err(StoreError::Unavailable(error)) => {
                 tracing::error!(%error, against = %ready.against, "a denial is in memory alone");
                 let denying = &self.denying;
@@ -153,7 +154,7 @@ impl Broker {
         Ok(ready)
     }
 
-    /// Writes the policy that a denial belongs into, unless that was done since.
+    /// Writes the policy that a denial belongs to, unless that was done after `since`.
     pub(super) async fn write_denial(
         &self,
         denial: &Denial,
@@ -178,7 +179,7 @@ impl Broker {
                 place.room()
             ));
         if let Err(error) = self.store().record(audit).await {
-            // Shutting out goes on while nothing can be recorded.
+            // Revocation continues while nothing can be recorded.
             tracing::error!(%error, %place, "a denial is written and not recorded");
         }
         Ok(Standing {
@@ -187,7 +188,7 @@ impl Broker {
         })
     }
 
-    /// Makes the policy of a place what the store says, unless it was made so since.
+    /// Writes the policy of a location as the store has it, unless that was done after `since`.
     pub(super) async fn write_place(
         &self,
         place: &Place,
@@ -206,13 +207,13 @@ impl Broker {
                 return Ok((denials, document, widened));
             }
             if !written.claim.is_sure() {
-                // Stopped for a while: another may be at it.
+                // The process was paused for a while: another replica may be writing there.
                 self.claim_place(place, written).await?;
                 continue;
             }
             let new: BTreeSet<Holder> = holders.difference(&written.attached).cloned().collect();
             match self.write_policy(place, &new, document.as_ref()).await {
-                // Other policies of the role take room as well.
+                // Other policies of the role use up the same space.
                 Err(failure) if is_want_of_room(place, &failure) && document.is_some() => {
                     room = document
                         .as_ref()
@@ -222,7 +223,8 @@ impl Broker {
                 Err(failure) => {
                     written.at = None;
                     if !matches!(written.claim.stands().await, Ok(true)) {
-                        // What it may have done nevertheless, another does not know of.
+                        // The failed write may have had its effect nevertheless, and another
+                        // replica does not know of it.
                         self.denying.is_unsure(place);
                     }
                     return Err(failure.into());
@@ -235,7 +237,8 @@ impl Broker {
                     (written.document, written.put) = (document.clone(), put);
                     written.emptied = false;
                     match written.claim.stands().await {
-                        // Another has written meanwhile what this may have written over.
+                        // Another replica has written meanwhile, and this write may have replaced
+                        // its policy.
                         Ok(false) => {
                             self.claim_place(place, written).await?;
                             continue;
@@ -269,7 +272,8 @@ impl Broker {
         written
     }
 
-    /// Records the session by which policies of another account are changed.
+    /// Prepares to change policies in the account of a location. In another account, records the
+    /// session by which they are changed.
     pub(super) async fn enter(&self, place: &Place) -> Result<(), AwsFailure> {
         let Some(entered) = self.parts.denier.enter(place.account()).await? else {
             return Ok(());
@@ -280,14 +284,14 @@ impl Broker {
             .access_key(&entered.access_key_id)
             .aws_request(entered.aws_request_id.as_deref());
         if let Err(error) = self.store().record(audit).await {
-            // Shutting out goes on while nothing can be recorded.
+            // Revocation continues while nothing can be recorded.
             tracing::error!(%error, %place, "an account is entered, and that is not recorded");
         }
         Ok(())
     }
 
-    /// The denials of a place and their policy, made broader until it has room. Returns what
-    /// was made broader, in words.
+    /// Returns the denials of a location and their policy. Makes denials broader until the policy
+    /// fits into `room` characters, and returns a text on what was made broader.
     pub(super) async fn fit(
         &self,
         place: &Place,
@@ -316,7 +320,7 @@ impl Broker {
             };
             let audit = put.iter().map(audit).collect();
             match self.store().change_denials(&put, &remove, audit).await {
-                // Another revocation has changed one of them: looked at once more.
+                // Another revocation has changed one of the denials: read them again.
                 Err(StoreError::Conflict) => continue,
                 changed => changed?,
             }
@@ -327,8 +331,8 @@ impl Broker {
         }
     }
 
-    /// Statements in AWS at this place that the store may not know: the store may be an older copy,
-    /// or hold rows that cannot be read.
+    /// Returns the statements in AWS at this location that the store may not know: the store may be
+    /// an older copy, or hold rows that cannot be read.
     async fn unknown_at(&self, place: &Place) -> Result<Option<Unknown>, Error> {
         let keeps = self.denying.keeps_unknown.load(Ordering::Relaxed)
             || self.store().denials().await?.unreadable > 0;
@@ -343,7 +347,7 @@ impl Broker {
         })
     }
 
-    /// The denial itself, or the broader one that it has become.
+    /// Returns the denial itself, or the broader one that has replaced it.
     async fn stands_for(&self, denial: &Denial) -> Result<Denial, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
         let denials = self.denials_at(&place).await?;
@@ -352,7 +356,7 @@ impl Broker {
         Ok(broader.unwrap_or(denial).clone())
     }
 
-    /// What is to stand at a place.
+    /// Returns the denials that are to be in the policy of a location.
     async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
         let now = self.now();
         let mut denials = self.store().denials().await?.known;
@@ -367,7 +371,7 @@ impl Broker {
         Ok(denials)
     }
 
-    /// AWS refuses the sessions: their leases end, then the denial is known to hold.
+    /// Ends the leases of the sessions that AWS refuses, then records that AWS enforces the denial.
     async fn confirm_denial(&self, standing: Standing, seen: Seen) -> Result<Denied, Error> {
         let Standing { denial, notice } = standing;
         let said = format!("{}: {}", seen.by, seen.said);
@@ -387,9 +391,10 @@ impl Broker {
         })
     }
 
-    /// One that several have become is seen to hold by each of them; and one that a
-    /// reinstatement has merely given a date is part of what was seen to hold. One that another
-    /// broker has moved since is not.
+    /// Confirms a denial that was changed while its canary was refused. If several denials became
+    /// one, each of their canaries confirms that one. If a reinstatement only added a cutoff, the
+    /// denial is still part of what was seen to be enforced. A denial that was requested again, or
+    /// whose cutoff another replica has moved to a later time, is not confirmed.
     async fn confirmed_meanwhile(
         &self,
         seen: &Denial,
@@ -443,7 +448,7 @@ impl Broker {
             let ended: Vec<LeaseChange> = denied
                 .filter_map(|lease| self.end_denied(lease, now))
                 .collect();
-            // What somebody else has changed meanwhile is looked at again.
+            // If another task has changed a lease meanwhile, the same page is read again.
             if self.store().update_leases(&ended).await? == ended.len() {
                 page.after = after;
             }
@@ -503,10 +508,10 @@ impl Broker {
     }
 }
 
-/// Tells somebody who watches, if anybody does.
+/// Sends progress to the watcher of the revocation, if there is one.
 pub(super) fn tell(progress: Option<&UnboundedSender<Progress>>, what: impl FnOnce() -> Progress) {
     if let Some(progress) = progress {
-        // Whoever watched may have gone.
+        // The watcher may have hung up.
         let _ = progress.send(what());
     }
 }
@@ -520,8 +525,8 @@ fn subject(denial: &Denial) -> Subject {
     Subject::Service(denial.against.service.clone())
 }
 
-/// Of an inline policy AWS says so when it is too large; of a managed one it may mean the
-/// number of policies.
+/// Returns whether AWS refused a policy because it is too large. The same error means this for an
+/// inline policy; for a managed policy it may mean the number of policies.
 fn is_want_of_room(place: &Place, failure: &AwsFailure) -> bool {
     failure.reason == "AWS_QUOTA" && matches!(place, Place::Inline(_))
 }
@@ -537,7 +542,7 @@ fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {
     }
 }
 
-/// The sessions that a denial denies, in words.
+/// Describes the sessions that a denial denies.
 fn told_which(denial: &Denial) -> String {
     if denial.spares_newer {
         format!("sessions issued before {:.0}", denial.issued_before)

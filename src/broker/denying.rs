@@ -1,4 +1,4 @@
-//! What one run of the broker knows of the denials that it carries out, beside the store.
+//! State of the denials in the memory of one broker process, beside the store.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,42 +16,44 @@ use crate::{
     },
 };
 
-/// What this run knows of denials.
+/// State of the denials in this process.
 #[derive(Default)]
 pub(super) struct Denying {
-    /// What was last written where; held while it is written.
+    /// Last write at each location; locked while the location is written.
     places: Mutex<HashMap<Place, Arc<tokio::sync::Mutex<Written>>>>,
-    /// Sessions by which denials are tried that AWS did not enforce in time.
+    /// Canary sessions of the denials that AWS did not enforce in time.
     pub(super) trials: Mutex<HashMap<Against, Trial>>,
     /// Denials that AWS was seen to enforce, before the second look.
     pub(super) settling: Settling,
-    /// Places where what stands may be neither this broker's last word nor another's, and from
-    /// when on they are to be written once more.
+    /// Locations whose current content is unknown: another write may have replaced the last write
+    /// of this broker. With the time from which each is to be written once more.
     unsure: Mutex<BTreeSet<(Place, Instant)>>,
-    /// Denials that the store could not take yet.
+    /// Denials that the store could not record yet.
     unrecorded: Mutex<Vec<InMemory>>,
-    /// AWS has not answered the last time that a policy was to be written.
+    /// True if AWS did not answer the last write of a policy.
     pub(super) is_unanswered: AtomicBool,
-    /// The store may be an older copy: what AWS denies beyond it stays.
+    /// True if the store may be an older copy. Denials in AWS that the store does not know then
+    /// stay.
     pub(super) keeps_unknown: AtomicBool,
-    /// What is being carried out, and by how many.
+    /// Denials in progress, and the number of tasks for each.
     busy: Mutex<HashMap<Against, usize>>,
 }
 
-/// A denial that the store could not take.
+/// A denial that the store could not record.
 #[derive(Clone)]
 pub(super) struct InMemory {
-    /// As it is to be written.
+    /// Denial as it is to be written.
     pub(super) denial: Denial,
-    /// Since when.
+    /// Time when the denial was put in memory.
     pub(super) since: Instant,
-    /// Whether AWS has taken it.
+    /// True once AWS has accepted the denial.
     pub(super) is_written: bool,
-    /// Whether the store has it as it was before; else the emergency file accounts for it.
+    /// True if the store has the earlier state of the denial. Otherwise the journal accounts for
+    /// the denial.
     pub(super) is_stored: bool,
 }
 
-/// That a denial is being carried out.
+/// Mark that a denial is in progress; removed when dropped.
 pub(super) struct Mark<'a> {
     denying: &'a Denying,
     against: Against,
@@ -67,16 +69,16 @@ impl Drop for Mark<'_> {
     }
 }
 
-/// A place that nobody else writes to.
+/// Exclusive access to a location.
 pub(super) struct AtPlace {
     written: OwnedMutexGuard<Written>,
-    /// What other brokers wait for.
+    /// Lock that other replicas wait for.
     pub(super) claim: Claim,
 }
 
 impl AtPlace {
-    /// Its own by this claim from now on: what another broker may have changed there since the
-    /// last is not known any more.
+    /// Stores the lock. If another replica may have changed the location since the last lock, the
+    /// content of the location is unknown from now on.
     fn is_claimed(&mut self, claim: Claim) {
         let next = self.epoch.map(|last| last + 1);
         if claim.epoch() != next {
@@ -88,10 +90,11 @@ impl AtPlace {
 }
 
 impl Broker {
-    /// Waits until nobody else writes to a place, of this broker and of others.
+    /// Waits for exclusive access to a location, among the tasks of this broker and the other
+    /// replicas.
     ///
     /// # Errors
-    /// Somebody writes there for too long.
+    /// Another replica holds the lock for too long.
     pub(super) async fn at_place(&self, place: &Place) -> Result<AtPlace, Error> {
         let written = self.denying.place(place).lock_owned().await;
         let claim = Claim::alone();
@@ -100,11 +103,11 @@ impl Broker {
         Ok(at)
     }
 
-    /// Claims it, once more if need be.
+    /// Takes the lock on a location, for the first time or again.
     pub(super) async fn claim_place(&self, place: &Place, at: &mut AtPlace) -> Result<(), Error> {
         let claim = match self.claim(&format!("denials at {place}")).await {
             Err(Error::Store(error)) => {
-                // Shutting out goes on while nothing can be recorded.
+                // Revocation continues while nothing can be recorded.
                 tracing::error!(%error, %place, "other brokers may write there as well");
                 self.denying.is_unsure(place);
                 Claim::alone()
@@ -133,13 +136,13 @@ impl DerefMut for AtPlace {
 #[derive(Default)]
 pub(super) struct Written {
     pub(super) at: Option<Instant>,
-    /// Whom it was attached to in this run, where it is a managed one.
+    /// Roles and users that the policy was attached to in this process, if it is a managed one.
     pub(super) attached: BTreeSet<Holder>,
     pub(super) document: Option<Document>,
     pub(super) put: Put,
-    /// An earlier configuration has left nothing there.
+    /// True once the location is known to hold nothing of an earlier configuration.
     pub(super) emptied: bool,
-    /// By which claim, where there are other brokers.
+    /// Fencing token of the last lock; `None` without other replicas.
     epoch: Option<u64>,
 }
 
@@ -149,29 +152,30 @@ impl Denying {
         Arc::clone(places.entry(place.clone()).or_default())
     }
 
-    /// It is to be written once more, by a claim.
+    /// Marks a location: it is to be written once more, now, under its lock.
     pub(super) fn is_unsure(&self, place: &Place) {
         self.is_unsure_until(place, Instant::now());
     }
 
-    /// Others may change what stands there until then.
+    /// Marks a location: it is to be written once more at `then`. Other writes may change its
+    /// content until then.
     pub(super) fn is_unsure_until(&self, place: &Place, then: Instant) {
         self.unsure().insert((place.clone(), then));
     }
 
-    /// Whether what stands there may be an earlier word of a broker's.
+    /// Returns whether the content of a location may come from an earlier write of a replica.
     pub(super) fn may_be_overtaken(&self, place: &Place) -> bool {
         self.unsure().iter().any(|(unsure, _)| unsure == place)
     }
 
-    /// What is to be written once more now.
+    /// Returns the locations that are to be written once more by `now`.
     pub(super) fn unsure_by(&self, now: Instant) -> BTreeSet<Place> {
         let unsure = self.unsure();
         let due = unsure.iter().filter(|(_, then)| *then <= now);
         due.map(|(place, _)| place.clone()).collect()
     }
 
-    /// What was to be written once more by this moment has been.
+    /// Removes the marks of a location that was written once more, if they were due by `moment`.
     pub(super) fn is_sure_since(&self, place: &Place, moment: Instant) {
         let mut unsure = self.unsure();
         unsure.retain(|(of, then)| of != place || *then > moment);
@@ -193,7 +197,7 @@ impl Denying {
         }
     }
 
-    /// Whether somebody carries it out at the moment.
+    /// Returns whether a task of this process is enforcing a denial.
     pub(super) fn is_busy(&self, against: &Against) -> bool {
         self.busy().contains_key(against)
     }
@@ -203,7 +207,7 @@ impl Denying {
         unrecorded.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on whoever writes the policy that these belong into writes them, too.
+    /// Keeps denials in memory. Each write of their policy by this process then includes them.
     pub(super) fn keep_in_memory(&self, denials: &[Denial], is_stored: bool) {
         let kept = denials.iter().map(|denial| InMemory {
             denial: denial.clone(),

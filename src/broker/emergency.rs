@@ -1,5 +1,5 @@
-//! Revocation while the store takes no records: issuing stops, shutting out goes on. The
-//! record goes to the emergency file, and into the log once it can be written again.
+//! Revocation while the store accepts no records: issuing stops, revocation continues. The record
+//! goes to the journal (the emergency file), and into the log once the store can be written again.
 
 use std::{
     str::FromStr,
@@ -32,23 +32,23 @@ use crate::{
     },
 };
 
-/// What the answer to such a revocation says.
+/// Notice in the answer to such a revocation.
 const SPOOLED: &str = "the broker's store takes no records: the revocation is in the emergency file and enters the \
                        log, marked late, when the store works again";
-/// What it says when there is no such file either.
+/// Notice if the journal cannot be written either.
 const IN_MEMORY: &str = "the broker's store takes no records, and neither does the emergency file: the revocation is \
                          in the broker's memory alone; repeat it if the broker restarts before the store works again";
-/// How often AWS is asked to take a denial that the store could not take.
+/// Interval at which AWS is asked to accept a denial that the store could not record.
 const EVERY: Duration = Duration::from_secs(1);
-/// What an entry of the emergency file is sealed for.
+/// Place that the seal of a journal entry is bound to.
 const PLACE: &str = "emergency";
 
 /// Revocations that are not in the log yet.
 #[derive(Default)]
 pub(super) struct Unrecorded {
-    /// Oldest first.
+    /// Revocations, oldest first.
     events: Mutex<Vec<AuditEvent>>,
-    /// Whether the emergency file has entries; held while it is written.
+    /// True while the journal has entries; locked while the journal is written.
     in_file: tokio::sync::Mutex<bool>,
 }
 
@@ -59,15 +59,15 @@ impl Unrecorded {
 }
 
 impl Broker {
-    /// Whether a service was shut out and the store does not know it yet.
+    /// Returns whether a service was suspended and the store does not know it yet.
     #[must_use]
     pub fn is_shut_out(&self, service: &Name) -> bool {
         let events = self.unrecorded.list();
         events.iter().any(|event| shuts_out(event, service))
     }
 
-    /// Whether a lease, or the one that it renews, was revoked, with its service or alone,
-    /// and the store does not know it yet.
+    /// Returns whether a lease, or the lease that it renews, was revoked and the store does not
+    /// know it yet. Counts a revocation of the lease alone and one of its service.
     pub(super) fn is_withdrawn(&self, lease: &Lease) -> bool {
         let binding = &lease.binding;
         let ids = [Some(&binding.lease_id), binding.renews.as_ref()];
@@ -82,7 +82,8 @@ impl Broker {
         self.unrecorded.list().iter().any(withdraws)
     }
 
-    /// Shuts a service out in memory and in AWS, or what was issued under a grant in AWS.
+    /// Suspends a service in memory and ends its credentials in AWS, or ends in AWS what was issued
+    /// under a grant.
     pub(super) async fn revoke_unrecorded(
         self: &Arc<Self>,
         target: &Target,
@@ -107,7 +108,7 @@ impl Broker {
         })
     }
 
-    /// Takes one lease away in AWS.
+    /// Ends the credentials of one lease in AWS.
     pub(super) async fn revoke_lease_unrecorded(
         &self,
         lease: Lease,
@@ -134,7 +135,7 @@ impl Broker {
         revoked
     }
 
-    /// What has not ended of a service or grant, as revoked.
+    /// Returns the leases of a service or grant that have not ended, in their state once revoked.
     async fn live_leases(
         &self,
         target: &Target,
@@ -147,7 +148,7 @@ impl Broker {
         Ok(live.into_iter().map(revoked).collect())
     }
 
-    /// Denials of the sessions of a service or grant.
+    /// Returns the denials for the sessions of a service or grant.
     pub(super) async fn denials_for(
         &self,
         target: &Target,
@@ -161,7 +162,7 @@ impl Broker {
         Ok(asked(&scope, &sessions.await?, now))
     }
 
-    /// Takes away what a revoking lease stands for; nothing of it is recorded.
+    /// Removes from AWS what a revoking lease stands for, without a record.
     pub(super) async fn take_away_unrecorded(&self, lease: Lease) -> TakenAway {
         let now = self.now();
         let open = if lease.is_in_flight(now) {
@@ -189,8 +190,8 @@ impl Broker {
         }
     }
 
-    /// Keeps the record of a revocation outside the store. It goes on even where that
-    /// fails: then the record is in memory and in the process's log. Returns what to say.
+    /// Writes the record of a revocation to the journal. If that fails, the revocation continues,
+    /// with its record in memory and in the log of the process. Returns the notice for the caller.
     async fn spool(&self, audit: AuditEvent) -> &'static str {
         let late = audit.late();
         let mut in_file = self.unrecorded.in_file.lock().await;
@@ -204,12 +205,12 @@ impl Broker {
             return SPOOLED;
         };
         tracing::error!(%error, event = late.event.as_str(), actor = %late.actor, service = ?late.service,
-            lease = ?late.lease_id, "a revocation is recorded nowhere but here until the store works again");
+            lease = ?late.lease_id, "the store is down: this revocation is in memory and in this log only, until the store works again");
         IN_MEMORY
     }
 
-    /// A record as the emergency file has it: sealed, where there is a key for it, so that
-    /// nobody else writes one.
+    /// Encodes a record for the journal. Seals it if there is a key for that, so that only the
+    /// broker can write entries.
     fn entry(&self, event: &AuditEvent) -> Result<Vec<u8>, Error> {
         let internal = |error: &dyn std::fmt::Display| Error::Internal(error.to_string());
         let record = AuditRecord {
@@ -226,7 +227,8 @@ impl Broker {
         Ok(BASE64.encode(sealed.as_bytes()).into_bytes())
     }
 
-    /// The record of an entry that this broker has written; nothing but revocations are.
+    /// Returns the record in an entry, if this broker has written the entry and it is a revocation.
+    /// The broker writes no other entries.
     fn read_entry(&self, entry: &[u8]) -> Option<AuditEvent> {
         let leaf = match &self.parts.custody.sealing {
             None => entry.to_vec(),
@@ -246,15 +248,16 @@ impl Broker {
         revocation.then(|| event.late())
     }
 
-    /// For the start: takes up what an earlier run could not record, and records it if the
-    /// store works.
+    /// Loads what an earlier run could not record, and records it if the store works. Called when
+    /// the broker starts.
     ///
     /// # Errors
-    /// The emergency file cannot be read.
+    /// The journal cannot be read.
     pub async fn take_up_spool(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
             let Some(event) = self.read_entry(&entry) else {
-                // It stays: whoever has the key that it is sealed with may yet read it.
+                // The entry stays in the file: a broker with the key that sealed it may still read
+                // it.
                 tracing::error!(
                     "skipping an entry of the emergency file that this broker's key does not open; it stays there"
                 );
@@ -270,7 +273,7 @@ impl Broker {
         Ok(())
     }
 
-    /// What the earlier run has denied stays denied, though the store does not know of it.
+    /// Keeps the denials of the earlier run in memory: the store does not know of them.
     async fn remember_denials(&self) {
         let events = self.unrecorded.list().clone();
         for event in events {
@@ -304,8 +307,8 @@ impl Broker {
         }
     }
 
-    /// Writes denials that the store could not take; nothing of it is recorded, and nothing
-    /// tried: that follows when the store works again.
+    /// Writes denials that the store could not record. They are recorded, and tested by a canary,
+    /// once the store works again.
     async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
         let denials: Vec<Denial> = denials.iter().map(Denial::ready).collect();
         self.denying.keep_in_memory(&denials, false);
@@ -339,8 +342,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Writes what AWS has not taken yet of the denials that the store could not take, until
-    /// it takes them.
+    /// Writes the denials in memory that AWS has not accepted yet, until the store has recorded
+    /// them.
     pub(super) async fn keep_unrecorded_denials(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -363,7 +366,7 @@ impl Broker {
                 self.denying
                     .unrecorded()
                     .retain(|kept| kept.denial != denial);
-                // Another broker may have written there that did not know of it.
+                // Another replica, which did not know of the denial, may have written there.
                 if self.store().peers().is_some() {
                     let place = self.parts.placements.of(&denial.against.holder);
                     self.denying.is_unsure(&place);
@@ -374,17 +377,18 @@ impl Broker {
         }
     }
 
-    /// Whether the store takes a change again that it could not take, or has taken a later one.
+    /// Returns whether the store now accepts the change that it could not record, or has recorded a
+    /// later one.
     async fn is_taken(&self, denial: &Denial) -> bool {
         let put = std::slice::from_ref(denial);
         let taken = self.store().change_denials(put, &[], Vec::new()).await;
         matches!(taken, Ok(()) | Err(StoreError::Conflict))
     }
 
-    /// Records what could not be recorded at its time.
+    /// Records the revocations that could not be recorded at their time.
     ///
     /// # Errors
-    /// The store's: what is left is tried again.
+    /// The store's error; the rest is tried again.
     pub(super) async fn fold_in(&self) -> Result<(), Error> {
         let first = || self.unrecorded.list().first().cloned();
         while let Some(event) = first() {
@@ -392,11 +396,11 @@ impl Broker {
             self.unrecorded.list().remove(0);
         }
         if self.unrecorded.list().is_empty() {
-            // The store has them now.
+            // The store has these denials now.
             self.denying.unrecorded().retain(|kept| kept.is_stored);
         }
         let mut in_file = self.unrecorded.in_file.lock().await;
-        // Another may have come meanwhile.
+        // Another revocation may have been added meanwhile.
         if *in_file && self.unrecorded.list().is_empty() {
             let mut unreadable = self.parts.spool.entries().await?;
             unreadable.retain(|entry| self.read_entry(entry).is_none());
@@ -427,13 +431,13 @@ impl Broker {
             _ => Err(StoreError::Conflict),
         };
         match written {
-            // There is nothing left to take away: the record alone.
+            // Nothing is left to revoke: write the record alone.
             Err(StoreError::Conflict) => self.store().record(event).await.map(drop),
             written => written,
         }
     }
 
-    /// What nobody carries out is due at once.
+    /// Makes denials due at once, because no task is enforcing them.
     async fn leave_denials_to_upkeep(&self, denials: &[Denial]) {
         let due: Vec<Denial> = denials.iter().map(|d| d.give_up(self.now())).collect();
         let left = self.store().change_denials(&due, &[], Vec::new()).await;
@@ -442,7 +446,7 @@ impl Broker {
         }
     }
 
-    /// Conflict when the lease is gone, or has come to its end meanwhile.
+    /// Revokes a lease late. Conflict when the lease is unknown, or has ended meanwhile.
     async fn revoke_late(&self, id: &LeaseId, event: &AuditEvent) -> Result<(), StoreError> {
         let words = event.detail.as_deref().unwrap_or_default();
         let cause = Cause::from_str(words).unwrap_or(Cause::Revoked(String::new()));
@@ -455,7 +459,7 @@ impl Broker {
                 .store()
                 .revoke_lease(from, &revoking, event.clone())
                 .await;
-            // Somebody else has moved it on: look again.
+            // Another task or replica has changed the lease: read it again.
             if matches!(updated, Err(StoreError::Conflict)) {
                 continue;
             }
@@ -466,14 +470,14 @@ impl Broker {
     }
 }
 
-/// A lease as it is once its revocation is recorded.
+/// Returns a lease in its state once the revocation is recorded.
 fn as_revoked(lease: Lease, words: Option<&str>, now: Timestamp) -> Lease {
     let cause = Cause::Revoked(words.unwrap_or_default().to_owned());
     let revoking = lease.clone().begin_revocation(cause, now);
     revoking.unwrap_or(lease)
 }
 
-/// Denials of these sessions, one for each role and user.
+/// Returns denials of these sessions, one for each role and user.
 fn asked(scope: &Scope, sessions: &[Session], now: Timestamp) -> Vec<Denial> {
     let concerned = Concerned::of(scope, sessions, now).into_values();
     concerned

@@ -1,4 +1,4 @@
-//! The end of leases: released, revoked one by one or service by service, expired.
+//! End of leases: released, revoked one by one or by service, or expired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,27 +22,27 @@ use crate::{
     },
 };
 
-/// Longest time that AWS may take over one user; less than the claim on its lease.
+/// Longest time that AWS may take to remove one user; shorter than the lock on its lease.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
-/// Longest pause between two attempts to take a lease away; full jitter makes it less.
+/// Longest pause between two attempts to end a lease; full jitter shortens it.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
-/// The same for a lease that AWS keeps refusing to let go.
+/// Longest pause for a lease that AWS keeps refusing to remove.
 const QUARANTINE_PAUSE: Duration = Duration::from_mins(15);
-/// How soon it is looked again whether the account is the right one.
+/// Pause before the account is checked again.
 const UNVERIFIED_PAUSE: Duration = Duration::from_secs(30);
-/// How often a user is looked for that AWS does not show, but may yet.
+/// Interval between two looks for a user that AWS does not show, but may show later.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
-/// A lease after the attempt to take it away.
+/// A lease after the attempt to end it.
 #[derive(Debug)]
 pub struct TakenAway {
-    /// As it stands now.
+    /// Current state of the lease.
     pub lease: Lease,
-    /// What is still open, in words; `None` when AWS has shown the credential gone.
+    /// Text on what is still open; `None` when AWS has shown that the credential is gone.
     pub notice: Option<String>,
 }
 
-/// Whether what is done is recorded as it is done.
+/// Time of the record of a change: with the change, or later.
 #[derive(Clone, Copy)]
 pub(super) enum Recording {
     Now,
@@ -53,7 +53,8 @@ impl Broker {
     /// Ends one of the caller's own leases.
     ///
     /// # Errors
-    /// Not the caller's (or unknown: one text), ended already, or not recordable.
+    /// The lease is unknown or not the caller's (one text for both), it has ended already, or the
+    /// release cannot be recorded.
     pub async fn release(
         self: &Arc<Self>,
         caller: Caller,
@@ -87,7 +88,7 @@ impl Broker {
         .await
     }
 
-    /// Whether callers share the session of a lease.
+    /// Returns whether callers share the session of a lease.
     async fn is_shared(&self, lease: &Lease) -> Result<bool, Error> {
         let binding = &lease.binding;
         let grant = self
@@ -96,7 +97,8 @@ impl Broker {
         Ok(grant.await?.is_some_and(|grant| grant.spec.reuse.is_some()))
     }
 
-    /// It is being taken away, and a service cannot make that faster.
+    /// Answers the release of a lease that is being ended already. A service cannot make that
+    /// faster.
     async fn released_already(
         &self,
         caller: &Caller,
@@ -104,12 +106,12 @@ impl Broker {
     ) -> Result<(TakenAway, Receipt), Error> {
         let notice = match still_honoured(&lease, self.now()) {
             Some(notice) => notice,
-            None => "it is being taken away already".to_owned(),
+            None => "its removal is in progress already".to_owned(),
         };
         self.released_in_words(caller, lease, notice).await
     }
 
-    /// Records that a service hands back what does not end by that.
+    /// Records the release of a lease that does not end by it.
     async fn released_in_words(
         &self,
         caller: &Caller,
@@ -126,7 +128,7 @@ impl Broker {
         Ok((taken, receipt))
     }
 
-    /// Records that `lease` is to end, then takes it away, unless somebody is issuing it.
+    /// Records that `lease` is to end, then ends it in AWS, unless it is being issued.
     pub(super) async fn end(
         &self,
         by: By<'_>,
@@ -149,8 +151,8 @@ impl Broker {
         Ok((taken, receipt))
     }
 
-    /// For its issuer: records that nothing is handed out, then takes away what may
-    /// have been made.
+    /// Records that nothing is handed out, then removes from AWS what may have been made. Called by
+    /// the issuer of the lease.
     pub(super) async fn abandon(
         &self,
         by: By<'_>,
@@ -179,7 +181,7 @@ impl Broker {
         Ok((revoking, receipt))
     }
 
-    /// The lease as it is once its taking away has begun.
+    /// Returns the lease in its state once its removal has begun.
     pub(super) fn begun(&self, lease: Lease, cause: Cause) -> Result<Lease, Error> {
         let id = lease.binding.lease_id.clone();
         let revoking = lease.begin_revocation(cause, self.now());
@@ -187,18 +189,19 @@ impl Broker {
             subject: Subject::Lease(id),
             reason: "LEASE_ENDED",
             message: refused.to_string(),
-            next: "nothing is left to take away".to_owned(),
+            next: "nothing is left to remove".to_owned(),
         })
     }
 
-    /// What is still being issued is taken away by its issuer, before it is handed out.
+    /// Ends a lease in AWS, unless it is still being issued. Its issuer then removes the
+    /// credentials before they are handed out.
     async fn take_away_unless_in_flight(
         &self,
         by: By<'_>,
         lease: Lease,
     ) -> Result<TakenAway, Error> {
         if lease.is_in_flight(self.now()) {
-            let notice = "it was being issued; it is taken away before it is handed out";
+            let notice = "its issue was in progress; it is removed before it is handed out";
             return Ok(TakenAway {
                 lease,
                 notice: Some(notice.to_owned()),
@@ -207,7 +210,7 @@ impl Broker {
         self.take_away(by, lease).await
     }
 
-    /// Takes away what a revoking lease stands for, as far as AWS can do it now.
+    /// Removes from AWS what a revoking lease stands for, as far as AWS can do it now.
     pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
         let now = self.now();
         if let Some(notice) = still_honoured(&lease, now) {
@@ -223,7 +226,7 @@ impl Broker {
         }
     }
 
-    /// What a lease left in AWS is removed; a session leaves nothing that could be.
+    /// Removes what a lease has left in AWS. A session leaves nothing that could be removed.
     pub(super) async fn withdraw(&self, lease: &Lease) -> Result<Withdrawn, AwsFailure> {
         let urgency = match lease.cause() {
             Some(Cause::Revoked(_)) => Urgency::Revocation,
@@ -247,7 +250,8 @@ impl Broker {
             .unwrap_or_else(|_| Err(AwsFailure::too_slow(WITHDRAW_LIMIT)))
     }
 
-    /// AWS has nothing of it any more, whoever else was at it meanwhile.
+    /// Records that AWS has nothing of the lease left, even if another task or replica has changed
+    /// the lease meanwhile.
     async fn finish(&self, by: By<'_>, mut lease: Lease) -> Result<TakenAway, Error> {
         loop {
             let (from, now) = (lease.revision, self.now());
@@ -278,9 +282,9 @@ impl Broker {
         failure: AwsFailure,
     ) -> Result<TakenAway, Error> {
         let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
-        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not take away");
+        tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not delete the credentials");
         if failure.class == FailureClass::HeldBack {
-            // No failure of AWS's: it was not asked, or its turn came too late.
+            // AWS has not failed: AWS was not asked, or the call got its turn too late.
             let turn = failure.retry_after.unwrap_or_default();
             let turn = self.now().saturating_add(turn).unwrap_or(self.now());
             return self.wait(by, lease, turn, failure.message).await;
@@ -305,8 +309,9 @@ impl Broker {
         self.goes_on(from, later, audit, notice).await
     }
 
-    /// AWS shows no user, but one may be on its way: a call that arrives late, or news
-    /// that has not gone round. Only outside the consistency window is it gone.
+    /// Schedules another look for a user that AWS does not show. The user may still appear: a call
+    /// may arrive late, or a change may not have reached all servers. The user is gone only after
+    /// the consistency window.
     async fn look_again(
         &self,
         by: By<'_>,
@@ -356,7 +361,7 @@ impl Broker {
         SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 
-    /// Stores `lease`, or returns what somebody else has stored who takes it away too.
+    /// Stores `lease`, or returns the lease as another task or replica that ends it has stored it.
     async fn replace(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
         match self.store().update_lease(from, &lease, audit).await {
             Ok(_) => Ok(lease),
@@ -370,7 +375,8 @@ impl Broker {
     }
 }
 
-/// What is told of a session that AWS cannot end before its time, while that lasts.
+/// Returns the notice for a session that AWS cannot end before it expires; `None` once it has
+/// expired.
 pub(super) fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
     let kind = lease.binding.kind;
     let ends = lease.issued().map(|issued| issued.expires_at);
@@ -380,7 +386,7 @@ pub(super) fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
     ))
 }
 
-/// The event that the end of a lease is recorded as.
+/// Returns the event that records the end of a lease.
 pub(super) const fn told_as(ended: &Lease) -> Event {
     match ended.state {
         LeaseState::Expired { .. } => Event::LeaseExpired,
@@ -392,7 +398,8 @@ pub(super) fn no_lease(id: &LeaseId) -> Error {
     Error::NotFound(Subject::Lease(id.clone()))
 }
 
-/// What is in another account, or in one that nobody knows yet, is not to be judged.
+/// Converts a failed check of the account: what is in another account, or in an unknown one, is not
+/// judged.
 fn unverified(error: Error) -> AwsFailure {
     match error {
         Error::Aws(failure) => failure,

@@ -1,5 +1,5 @@
-//! Enrolment: a host that has a token, once, gets a client certificate for a key that never
-//! leaves it, and another while that one lives.
+//! Enrolment: a host with a single-use token gets a client certificate for a key that never leaves
+//! the host, and another certificate while the current one is valid.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ use crate::{
     },
 };
 
-/// How long an enrolment token is good, at most and unless asked for less.
+/// Longest lifetime of an enrolment token, and the default.
 const ENROLLMENT_TTL_MAX: Duration = Duration::from_mins(10);
 
 impl Broker {
-    /// Makes a token by which one host of a service may enrol.
+    /// Creates a token by which one host of a service may enrol.
     ///
     /// # Errors
-    /// The lifetime is out of bounds, the service unknown, or nothing enrols here.
+    /// The lifetime is out of bounds, the service is unknown, or this broker makes no certificates.
     pub async fn create_enrollment_token(
         &self,
         caller: &Caller,
@@ -60,10 +60,12 @@ impl Broker {
         Ok(NewToken { token, stored })
     }
 
-    /// Uses up the caller's token for a certificate of the key of `request`, PKCS#10 in DER.
+    /// Uses up the caller's token, and returns a certificate for the key of `request`, PKCS#10 in
+    /// DER.
     ///
     /// # Errors
-    /// The request is none; the token is used up; not recordable.
+    /// The request is invalid, the token is used up, the key is known already, the service has too
+    /// many hosts, or the enrolment cannot be recorded.
     pub async fn enroll(
         &self,
         caller: &Caller,
@@ -91,11 +93,12 @@ impl Broker {
         Ok(made)
     }
 
-    /// Another certificate for the key by which the caller is known, to take the place of the
-    /// one that it shows.
+    /// Returns another certificate for the key by which the broker knows the caller, to replace the
+    /// certificate that the caller presents.
     ///
     /// # Errors
-    /// The caller did not enrol, or the request is of another key; not recordable.
+    /// The caller has not enrolled, the request is for another key, or the renewal cannot be
+    /// recorded.
     pub async fn renew_certificate(
         &self,
         caller: &Caller,
@@ -141,7 +144,8 @@ impl Broker {
                 subject: Subject::Enrollment,
                 reason: "ENROLLMENT_OFF",
                 message: message.to_owned(),
-                next: "whoever runs it names a CA in [enrollment] of its configuration".to_owned(),
+                next: "the broker's operator names a CA in [enrollment] of its configuration"
+                    .to_owned(),
             })
     }
 }

@@ -1,4 +1,4 @@
-//! Why a use case did not do as asked.
+//! Errors of the use cases.
 
 use std::time::Duration;
 
@@ -9,70 +9,69 @@ use crate::{
     },
 };
 
-/// When a store that cannot be written may be worth another try.
+/// Retry delay for a store that cannot be written.
 const STORE_PAUSE: Duration = Duration::from_secs(5);
-/// When what took too long may be done.
+/// Retry delay for a call that took too long.
 const LATE_PAUSE: Duration = Duration::from_secs(2);
 
-/// Why a use case did not do as asked. Each says what happened and why; `next` says
-/// what to do.
+/// Error of a use case. Its text states what happened and why; [`Self::next`] states what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The request cannot be right.
+    /// The request is invalid.
     #[error("{}", join(.0))]
     Invalid(Vec<Violation>),
-    /// No valid proof of identity; one text for every cause.
+    /// The proof of identity is missing or not valid; one text for every cause.
     #[error("the token was not accepted")]
     Unauthenticated,
-    /// The caller's service is shut out.
+    /// The caller's service is suspended.
     #[error("service {0} is suspended")]
     Suspended(Name),
     /// The caller may not do this.
     #[error(transparent)]
     NotPermitted(#[from] AccessError),
-    /// The decision was no.
+    /// The broker has decided to refuse the request.
     #[error(transparent)]
     Denied(#[from] Denial),
-    /// Unknown, or not the caller's to know.
+    /// The subject is unknown, or the caller may not know of it.
     #[error("there is no {0}")]
     NotFound(Subject),
-    /// The name is taken.
+    /// The name is in use.
     #[error("{0} exists already")]
     AlreadyExists(Subject),
-    /// Something stands against it.
+    /// The state of the subject does not allow the request.
     #[error("{message}")]
     WrongState {
-        /// What it stands against.
+        /// Subject whose state does not allow the request.
         subject: Subject,
-        /// Machine reason.
+        /// Machine-readable reason.
         reason: &'static str,
-        /// What stands against it.
+        /// Obstacle, in words.
         message: String,
-        /// What to do.
+        /// Advice on what to do next.
         next: String,
     },
-    /// The service has, or asks for, as much as one service may.
+    /// A limit is reached, or the request exceeds it.
     #[error("{message}")]
     Limited {
-        /// Machine reason.
+        /// Machine-readable reason.
         reason: &'static str,
-        /// What is used up.
+        /// Limit that is used up, in words.
         message: String,
-        /// What to do.
+        /// Advice on what to do next.
         next: String,
-        /// When to try again, where that is known.
+        /// Delay before another attempt, where known.
         retry_after: Option<Duration>,
     },
-    /// The broker is still at it when the caller is to have an answer.
-    #[error("this takes longer than a call may; it goes on")]
+    /// The operation is still in progress at the deadline of the call.
+    #[error("deadline exceeded; the operation continues in the background")]
     Late,
-    /// Somebody else changed it at the same moment.
-    #[error("{0} was changed by somebody else at the same moment")]
+    /// Another caller or task changed the subject at the same moment.
+    #[error("{0} was changed by another request at the same time")]
     Conflict(Subject),
-    /// AWS did not do it.
+    /// AWS did not do what the broker asked.
     #[error(transparent)]
     Aws(#[from] AwsFailure),
-    /// The store did not do it.
+    /// The store did not do what the broker asked.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A defect of the broker.
@@ -89,24 +88,25 @@ fn join(violations: &[Violation]) -> String {
 }
 
 impl Error {
-    /// One id for two different requests.
+    /// Returns the error of one request id for two different requests.
     pub(super) fn request_id_reused() -> Self {
-        let message = "this id was given to another request: give each request an id of its own";
+        let message =
+            "this request id was used for another request: give each request an id of its own";
         Self::Invalid(vec![Violation::new("request_id", message)])
     }
 
-    /// Somebody is told less than has happened.
+    /// Returns the error of a watcher that reads too slowly and has missed revocations.
     #[must_use]
     pub fn watcher_too_slow() -> Self {
         Self::Limited {
             reason: "WATCHER_TOO_SLOW",
-            message: "more was revoked than this watcher has read".to_owned(),
+            message: "the watcher fell behind and missed revocations".to_owned(),
             next: "watch again, with the leases that are held".to_owned(),
             retry_after: None,
         }
     }
 
-    /// The machine reason, in UPPER_SNAKE_CASE (AIP-193).
+    /// Returns the machine-readable reason, in UPPER_SNAKE_CASE (AIP-193).
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -126,7 +126,7 @@ impl Error {
         }
     }
 
-    /// What the caller can do about it; empty where the message says it all.
+    /// Returns what the caller can do next; empty where the message is enough.
     #[must_use]
     pub fn next(&self) -> String {
         match self {
@@ -135,7 +135,7 @@ impl Error {
                  `credbroker service token create NAME`, and the audit log tells them which check failed"
                 .to_owned(),
             Self::Suspended(name) => {
-                format!("ask whoever shut it out; an operator lifts it with `credbroker service reinstate {name}`")
+                format!("ask the operator who suspended it; it is lifted with `credbroker service reinstate {name}`")
             }
             Self::NotPermitted(AccessError::ServicesOnly) => {
                 "use a token of the service: `credbroker service token create NAME`".to_owned()
@@ -149,23 +149,23 @@ impl Error {
             }
             Self::Denied(Denial::TtlBelowMinimum { .. }) => "ask for more".to_owned(),
             Self::Denied(Denial::RenewalAboveMaximum { .. }) => {
-                "issue anew, or ask for less".to_owned()
+                "issue again, or ask for less".to_owned()
             }
             Self::Denied(Denial::GrantChanged { .. } | Denial::LeaseOver { .. }) => {
-                "issue anew, with a new request id".to_owned()
+                "issue again, with a new request id".to_owned()
             }
             Self::WrongState { next, .. } | Self::Limited { next, .. } => next.clone(),
             Self::Late => "ask again, with the same request id where there is one".to_owned(),
             Self::Conflict(_) => "look at it again and repeat".to_owned(),
             Self::Aws(failure) => failure.next.clone(),
-            Self::Store(StoreError::Unavailable(_)) => "whoever runs the broker must see that its store can be written (disk space, file \
+            Self::Store(StoreError::Unavailable(_)) => "the broker's operator must see that its store can be written (disk space, file \
                  permissions); then try again"
                 .to_owned(),
             _ => String::new(),
         }
     }
 
-    /// When to try again, where that can help.
+    /// Returns the delay before another attempt, where one can help.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -177,7 +177,7 @@ impl Error {
         }
     }
 
-    /// What the request was about, where that is known.
+    /// Returns the subject of the request, where known.
     #[must_use]
     pub const fn subject(&self) -> Option<&Subject> {
         match self {

@@ -1,5 +1,5 @@
-//! Credentials that somebody follows: the next ones before the old end, and that they are
-//! revoked at once.
+//! Stream of the credentials of a grant: the next credentials before the old ones expire, and a
+//! notice as soon as they are revoked.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,21 +21,21 @@ use crate::{
     },
 };
 
-/// How often it is looked whether the follower may still follow, and whether the next are due.
+/// Interval of the checks that the caller is still admitted and that the next credentials are due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// When the next are asked for again that could not be had, where nothing tells.
+/// Pause before the next credentials are requested again, if the error has no `retry_after`.
 const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 
-/// What a follower is told.
+/// Update that a caller receives.
 #[derive(Clone, Debug)]
 pub enum Followed {
     /// The next credentials.
     Issued(Box<IssuedLease>),
-    /// What it holds is revoked.
+    /// The caller's current credentials are revoked.
     Revoked,
 }
 
-/// Somebody who follows the credentials of a grant.
+/// Subscription of a caller to the credentials of a grant.
 #[derive(Debug)]
 pub struct Following {
     staying: Staying,
@@ -43,12 +43,13 @@ pub struct Following {
     ttl: Option<Duration>,
     news: Receiver<Ended>,
     looks: Interval,
-    /// What it held is revoked, and it does not know yet.
+    /// True if the lease that the caller named at the start was revoked, or is not its service's.
+    /// The first update says so.
     is_revoked: bool,
     held: Option<Held>,
 }
 
-/// What a follower holds.
+/// Current lease of the caller.
 #[derive(Debug)]
 struct Held {
     lease_id: LeaseId,
@@ -57,11 +58,11 @@ struct Held {
 }
 
 impl Broker {
-    /// Begins to follow: with the next credentials, unless `held` names a lease of the same
-    /// grant that is fresh.
+    /// Subscribes a caller to the credentials of a grant. The next credentials follow at once,
+    /// unless `held` names a lease of the same grant that is fresh.
     ///
     /// # Errors
-    /// The caller is no service; the store's.
+    /// The caller is no service; the store's error.
     pub async fn follow(
         self: &Arc<Self>,
         caller: Caller,
@@ -104,13 +105,13 @@ impl Broker {
         })
     }
 
-    /// What the follower is to be told next; `None` when the broker ends.
+    /// Waits for the next update; `None` when the broker stops.
     ///
-    /// Credentials that cannot be had now are asked for again while the follower holds others
-    /// that live.
+    /// If new credentials cannot be had now, the broker retries while the caller's current ones are
+    /// valid.
     ///
     /// # Errors
-    /// It may follow no longer, or there are no credentials for it; those of an issue.
+    /// The caller may no longer follow, or there are no credentials for it; errors of an issue.
     pub async fn next_followed(
         self: &Arc<Self>,
         following: &mut Following,
@@ -141,7 +142,7 @@ impl Broker {
         }
     }
 
-    /// The next credentials; `None` when they are to be asked for later.
+    /// Issues the next credentials; `None` when the broker is to retry later.
     async fn issue_next(
         self: &Arc<Self>,
         following: &mut Following,
@@ -167,7 +168,7 @@ impl Broker {
                 Ok(None)
             }
             (Err(error), _) => {
-                // Shut out meanwhile, it is to hear of that.
+                // If the service was suspended meanwhile, the caller gets that error instead.
                 self.look(&mut following.staying).await?;
                 Err(error)
             }
@@ -176,7 +177,7 @@ impl Broker {
 }
 
 impl Following {
-    /// Whether what was revoked is what it holds.
+    /// Returns whether the revocation covers the current lease.
     fn loses(&self, ended: Result<Ended, RecvError>) -> Result<bool, Error> {
         let ended = ended.map_err(|_| Error::watcher_too_slow())?;
         Ok(ended.service == self.grant.service
@@ -188,12 +189,12 @@ impl Following {
     }
 }
 
-/// Whether somebody has ended it; to run out, or to be handed back, is no such end.
+/// Returns whether the lease was revoked or never issued. Expiry and release do not count.
 const fn was_taken_away(lease: &Lease) -> bool {
     matches!(lease.cause(), Some(Cause::Revoked(_) | Cause::NotIssued(_)))
 }
 
-/// Whether it says nothing against what the caller holds already.
+/// Returns whether the error is transient, so that the current credentials stay valid.
 const fn is_passing(error: &Error) -> bool {
     !matches!(
         error,

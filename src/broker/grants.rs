@@ -1,4 +1,4 @@
-//! Grants: put, look at, delete.
+//! Grants: put, read, list, delete.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use crate::{
 };
 
 impl Broker {
-    /// Creates a grant or adds a version to it. Returns the current version and
-    /// whether anything changed.
+    /// Creates a grant or adds a version to it. Returns the current version and whether anything
+    /// changed.
     ///
     /// # Errors
-    /// AWS would refuse it, it is broad without leave, its service is unknown, or it may
-    /// permit more than before and takes a second operator.
+    /// AWS would refuse the grant; the grant is broad without `allow_broad`; its service is
+    /// unknown; or the grant may permit more than before and needs a second operator.
     pub async fn put_grant(
         &self,
         caller: &Caller,
@@ -35,7 +35,7 @@ impl Broker {
             return Err(Error::Invalid(wrong));
         }
         self.known_service(&name.service).await?;
-        // In this order: whoever changes it in between makes this one a conflict.
+        // The version is read before the grant: a concurrent change then makes this one a conflict.
         let version = self.store().newest_grant_version(&name).await? + 1;
         let before = self.store().grant(&name).await?;
         if let Some(current) = before.as_ref().filter(|grant| grant.spec == spec) {
@@ -69,7 +69,7 @@ impl Broker {
         Ok((grant, true))
     }
 
-    /// A role by which the broker denies sessions is no role of a service's.
+    /// Refuses a grant whose role is one of the roles with which the broker writes denials.
     fn gives_own_role(&self, spec: &GrantSpec) -> Option<Violation> {
         let KindSpec::AssumeRole { role_arn, .. } = &spec.kind else {
             return None;
@@ -81,10 +81,10 @@ impl Broker {
         })
     }
 
-    /// The current version of one grant.
+    /// Returns the current version of one grant.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// The grant is unknown.
     pub async fn grant(&self, caller: &Caller, name: &GrantName) -> Result<Arc<Grant>, Error> {
         let grant = self.store().grant(name).await?;
         let grant = grant.ok_or_else(|| Error::NotFound(Subject::Grant(name.clone())))?;
@@ -94,10 +94,10 @@ impl Broker {
         Ok(grant)
     }
 
-    /// A page of current grants, of one service or all.
+    /// Returns a page of current grants, of one service or of all.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn grants(
         &self,
         caller: &Caller,
@@ -112,10 +112,10 @@ impl Broker {
         Ok(grants)
     }
 
-    /// Ends a grant.
+    /// Deletes a grant.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// The grant is unknown.
     pub async fn delete_grant(&self, caller: &Caller, name: &GrantName) -> Result<(), Error> {
         let audit = self
             .caller_event(caller, Event::GrantDeleted)
@@ -127,10 +127,10 @@ impl Broker {
         on_conflict(deleted, || Error::NotFound(Subject::Grant(name.clone())))
     }
 
-    /// Records that the policy catalogue was looked at.
+    /// Records that a template of the policy catalogue was read.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn catalogue_read(&self, caller: &Caller, template: &str) -> Result<(), Error> {
         self.store()
             .record(

@@ -1,5 +1,5 @@
-//! Issue: decide, record the intent, ask AWS, record the result, answer. A request that
-//! is repeated under its id finds its lease again (`repeat`).
+//! Issue: decide, record the intent, call AWS, record the result, answer. A repeated request id
+//! finds its lease again (`repeat`).
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -27,38 +27,38 @@ use crate::{
     },
 };
 
-/// Longest time that AWS may take over one issue.
+/// Longest time that AWS may take for one issue.
 const AWS_LIMIT: Duration = Duration::from_secs(40);
 
-/// What the issuer keeps of the pending time to clean up after itself.
+/// Part of the pending time that is reserved for the issuer's own clean-up.
 const RESERVE: SignedDuration = SignedDuration::from_secs(15);
 
-/// A lease and its secrets, on the way to their owner.
+/// A lease and its secrets, to be handed to the caller.
 #[derive(Clone, Debug)]
 pub struct IssuedLease {
-    /// The lease, active.
+    /// The lease, in state active.
     pub lease: Lease,
-    /// Its credentials.
+    /// Credentials of the lease.
     pub credentials: Credentials,
-    /// Whether the request had been answered, or was being, before.
+    /// True if the same request was answered before, or is answered by a concurrent call.
     pub redelivered: bool,
-    /// When those who share the session see to the next; `None` where nobody shares it.
+    /// Time at which the shared session is refreshed ahead of its end; `None` if it is not shared.
     pub renew_at: Option<Timestamp>,
-    /// That it is in the log.
+    /// Proof that the issue is in the log.
     pub receipt: Receipt,
 }
 
-/// When it is worth asking again where nothing tells.
+/// Retry hint for the caller where no better time is known.
 pub(super) const SOON: Duration = Duration::from_secs(30);
 
 impl Broker {
-    /// Issues credentials to `caller`. A request with an id is answered by one lease,
-    /// however often it is repeated.
+    /// Issues credentials to `caller`. A request with an id gets one lease, however often it is
+    /// repeated.
     ///
     /// # Errors
-    /// Denied by the decision, over a limit, refused by AWS, or not recordable. In each
-    /// case no credential leaves, and what AWS may have made is taken away again, or
-    /// taken over when the request is repeated.
+    /// The decision or a limit refuses, AWS refuses, or the issue cannot be recorded. In each case
+    /// no credentials are returned. Anything that AWS may have created is deleted, or used when the
+    /// request is repeated.
     pub async fn issue(
         self: &Arc<Self>,
         caller: Caller,
@@ -82,8 +82,7 @@ impl Broker {
         .await
     }
 
-    /// Does `work`, unless the same request is being worked on: then shares what comes
-    /// of that.
+    /// Runs `work`. If the same request is already in progress, waits and returns its result.
     pub(super) async fn once(
         &self,
         caller: &Caller,
@@ -113,7 +112,7 @@ impl Broker {
         })
     }
 
-    /// Lets a request of the caller's through, unless it asks too fast.
+    /// Checks the rate limit of the calling service.
     pub(super) async fn admit_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
         let most = self.limits().issues_per_second;
         let admit = |service: &Name| self.paces.admit(service, Pace::per_second(most));
@@ -125,7 +124,7 @@ impl Broker {
         self.refuse(caller, grant, error).await
     }
 
-    /// The same for one that takes many calls to IAM.
+    /// Checks the rate limit for IAM users, each of which takes many calls to IAM.
     async fn admit_user_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
         let most = self.limits().users_per_minute;
         let admit = |service: &Name| self.user_paces.admit(service, Pace::per_minute(most));
@@ -137,7 +136,7 @@ impl Broker {
         self.refuse(caller, grant, error).await
     }
 
-    /// Records that nothing is issued, and why.
+    /// Records a refused or failed issue and its reason, and returns the error.
     pub(super) async fn refuse<T>(
         &self,
         caller: &Caller,
@@ -194,7 +193,7 @@ impl Broker {
             Error::Conflict(Subject::Grant(grant.name.clone()))
         })? {
             Begun::Recorded => self.carry_out(caller, issue, lease).await,
-            // Another broker was asked the same a moment before.
+            // Another replica received the same request a moment before.
             Begun::Known(lease) => match named {
                 Some(named) => Box::pin(self.repeat(caller, issue, named, *lease)).await,
                 None => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
@@ -207,8 +206,8 @@ impl Broker {
         }
     }
 
-    /// Whether AWS may be asked to issue: before anything is recorded that would have to
-    /// be put in order again.
+    /// Checks that AWS may be called now. The check comes first: a recorded lease would have to be
+    /// cleaned up.
     pub(super) async fn ready(
         &self,
         caller: &Caller,
@@ -222,13 +221,13 @@ impl Broker {
         };
         match ready.await {
             Ok(()) => Ok(()),
-            // Recorded like every call that the state of things forbids.
+            // `Broker::settle` records it, like every other refusal for a wrong state.
             Err(error @ Error::WrongState { .. }) => Err(error),
             Err(error) => self.refuse(caller, &issue.get().grant.name, error).await,
         }
     }
 
-    /// Asks AWS for the credentials of a pending lease.
+    /// Calls AWS for the credentials of a pending lease.
     pub(super) async fn carry_out(
         &self,
         caller: &Caller,
@@ -245,7 +244,7 @@ impl Broker {
         }
     }
 
-    /// The user whose sessions a federation grant gives.
+    /// Returns the user that federates the sessions of a federation grant.
     async fn federates(
         &self,
         caller: &Caller,
@@ -257,8 +256,8 @@ impl Broker {
         }
     }
 
-    /// Asks AWS, and once more where a session is older than AWS's clock must say for it to
-    /// be missed by a denial of its service's earlier ones.
+    /// Calls AWS. Repeats the call while the session is so early, by AWS's clock, that a denial of
+    /// the service's earlier sessions would also deny it.
     pub(super) async fn ask_for_session_or_user(
         &self,
         issue: &Authorized<Issue>,
@@ -277,7 +276,8 @@ impl Broker {
         }
     }
 
-    /// AWS's time must be over well before the lease's deadline, when others take over.
+    /// Limits the call to AWS, so that it ends well before the lease's deadline, after which the
+    /// clean-up or another replica may take the lease over.
     pub(super) async fn in_time(
         &self,
         lease: &Lease,
@@ -295,7 +295,7 @@ impl Broker {
         })
     }
 
-    /// Records the credentials under their lease, and lets them go.
+    /// Records the credentials under their lease, then returns them to the caller.
     pub(super) async fn hand_out(
         &self,
         caller: &Caller,
@@ -309,7 +309,7 @@ impl Broker {
         let issued = Issued {
             access_key_id: credentials.access_key_id.clone(),
             at,
-            // A session that this one stands beside may live longer.
+            // An earlier session of this lease may expire later.
             expires_at: credentials
                 .expires_at
                 .max(before)
@@ -336,7 +336,7 @@ impl Broker {
             Err(error) => return Err(Box::pin(self.withhold(lease, error)).await),
         };
         if self.is_withdrawn(&active) {
-            // Somebody has taken it away while it was written: its end is recorded soon.
+            // The lease was revoked during the write. The end of the lease is recorded soon.
             return Err(revoked_meanwhile(&active.binding.lease_id));
         }
         let kind = active.binding.kind.as_str();
@@ -350,9 +350,8 @@ impl Broker {
         })
     }
 
-    /// The result could not be recorded, so the credentials do not leave, and what was
-    /// made for them is taken away: the lease was revoked meanwhile, or the store cannot
-    /// be written.
+    /// Withholds credentials whose issue could not be recorded, and cleans up what AWS created for
+    /// them: the lease was revoked meanwhile, or the store cannot be written.
     async fn withhold(&self, lease: Lease, error: StoreError) -> Error {
         let moved_on = matches!(error, StoreError::Conflict);
         let cleaned = if moved_on {
@@ -360,7 +359,7 @@ impl Broker {
         } else if lease.issued().is_none() {
             self.withdraw(&lease).await.map(drop).map_err(Error::from)
         } else {
-            // What stands in the place of an earlier key is put in order later.
+            // A replaced key is repaired later by the clean-up.
             Ok(())
         };
         if let Err(error) = cleaned {
@@ -379,12 +378,12 @@ impl Broker {
         }
     }
 
-    /// Whoever revoked the lease has left it to its issuer to take away. A suspension
-    /// alone has not touched it.
+    /// Cleans up as the issuer of a lease that changed meanwhile: a revocation leaves that to the
+    /// issuer, and a suspension alone does not change the lease.
     async fn clean_up_after_conflict(&self, lease: &Lease) -> Result<(), Error> {
         let now = self.known_lease(&lease.binding.lease_id).await?;
         if now.revision != lease.revision && now.is_being_made(self.now()) {
-            // Another broker took this one for dead, and is at it.
+            // Another replica took this one for dead and continues the issue.
             return Ok(());
         }
         match &now.state {
@@ -404,9 +403,9 @@ impl Broker {
         Ok(())
     }
 
-    /// AWS did not issue. After a clear refusal nothing may be left behind; without a
-    /// clear answer, or where an earlier attempt may have left something, the lease
-    /// stays pending, for a repetition to take over or for the clean-up to find out.
+    /// Ends an issue that failed: the lease ends, and anything left in AWS is deleted. The lease
+    /// stays pending, for a repeated request or for the clean-up, if AWS gave no clear answer, or
+    /// if AWS did not refuse and an earlier attempt may have left something.
     async fn give_up(
         &self,
         caller: &Caller,
@@ -454,7 +453,7 @@ impl Broker {
         Err(failure.into())
     }
 
-    /// Ends a lease for which AWS has made nothing.
+    /// Ends a lease for which AWS has created nothing.
     async fn forget(&self, lease: Lease, reason: &str, audit: AuditEvent) -> Result<(), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         let ended = lease
@@ -464,7 +463,7 @@ impl Broker {
         on_conflict(written, || Error::Conflict(Subject::Lease(id))).map(drop)
     }
 
-    /// What AWS did instead of issuing.
+    /// Builds the audit event of a failed issue, with AWS's code, words and request id.
     pub(super) fn failed_event(
         &self,
         caller: &Caller,
@@ -482,13 +481,13 @@ impl Broker {
     }
 }
 
-/// Somebody has revoked a lease while it was being handed out.
+/// Error of a lease that was revoked while it was handed out.
 pub(super) fn revoked_meanwhile(id: &LeaseId) -> Error {
     Error::WrongState {
         subject: Subject::Lease(id.clone()),
         reason: "REVOKED_MEANWHILE",
         message: "the lease was revoked while it was being issued".to_owned(),
-        next: "ask whoever revoked it".to_owned(),
+        next: "ask the operator who revoked it; `credbroker audit query` names them".to_owned(),
     }
 }
 
@@ -507,7 +506,7 @@ fn too_fast(what: &str, setting: &str, wait: Duration) -> Error {
         message: format!("the service asks for credentials {what}"),
         next: format!(
             "keep credentials until they near their end; if the service is right to ask so often, \
-             whoever runs the broker raises {setting}"
+             the broker's operator can raise {setting}"
         ),
         retry_after: Some(wait),
     }
@@ -535,13 +534,13 @@ fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) 
         ),
         next: format!(
             "{end}, ask for shorter lives, or see `credbroker lease list --service {service}`; \
-             whoever runs the broker sets {setting}"
+             the broker's operator can set {setting}"
         ),
         retry_after: Some(left.unwrap_or(SOON)),
     }
 }
 
-/// Nothing more comes of a request whose lease is over.
+/// Refusal of a repeated request whose lease has ended.
 pub(super) fn over(lease: &Lease, state: &'static str) -> Denial {
     Denial::LeaseOver {
         lease_id: lease.binding.lease_id.clone(),

@@ -1,6 +1,6 @@
-//! The key that signs the log: made at the first start, followed by another when somebody
-//! asks. A later key is announced by a record of the log, and the key before signs the log
-//! with that record in it, so that whoever has any of the keys can find the next.
+//! The key that signs the log. The first start creates it; an operator may rotate it. A record of
+//! the log announces each later key, and the previous key signs the log with that record. So any of
+//! the keys leads to the next one.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -25,21 +25,21 @@ use crate::{
     },
 };
 
-/// Length of a seed, bytes (RFC 8032).
+/// Length of a seed in bytes (RFC 8032).
 const SEED_LENGTH: usize = 32;
 
-/// The signing of the log, one at a time.
+/// State of the log signer. One task signs at a time.
 #[derive(Default)]
 pub(super) struct Signing {
-    /// The key at work, once it has been taken up.
+    /// The key in use; `None` until it is loaded.
     signer: Option<Signer>,
-    /// How much of the log is known to be signed.
+    /// Number of records that are known to be signed.
     pub(super) size: u64,
-    /// By which claim, where there are other brokers.
+    /// Fencing token of the last lock; `None` if the store serves one broker alone.
     epoch: Option<u64>,
 }
 
-/// Signing while nobody else does.
+/// Exclusive access to the log signer, within the process and across replicas.
 pub(super) struct SigningAlone<'a> {
     signing: MutexGuard<'a, Signing>,
     _claim: Claim,
@@ -59,16 +59,16 @@ impl DerefMut for SigningAlone<'_> {
     }
 }
 
-/// What the seed of a log's key is sealed for.
+/// Context to which the seed of a log key is sealed.
 fn place(number: usize) -> String {
     format!("audit_keys/seed/{number}")
 }
 
 impl Broker {
-    /// Lets another key sign the log from now on.
+    /// Rotates the key that signs the log.
     ///
     /// # Errors
-    /// The store's, the log is in doubt, or it is not signed.
+    /// The log is in doubt or is not signed; the store's error.
     pub async fn rotate_log_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -83,7 +83,7 @@ impl Broker {
         let mut signing = self.begin_signing().await?;
         let before = self.log_signer(&mut signing).await?;
         let before = before.ok_or_else(not_signed)?.verifier().clone();
-        // An earlier rotation may have been cut off: then it is brought to its end.
+        // An earlier rotation may have been interrupted. Loading the key again completes it.
         signing.signer = None;
         let newest = self.log_signer(&mut signing).await?;
         if newest.is_none_or(|newest| *newest.verifier() == before) {
@@ -97,8 +97,9 @@ impl Broker {
         self.signed_now(&mut signing).await
     }
 
-    /// Waits until nobody else signs, of this broker and of others. What another has signed
-    /// meanwhile is signed, perhaps with another key.
+    /// Waits for exclusive access to the signer, within the process and across replicas. Unless
+    /// this replica held the lock last, loads the signed size again and drops the key: another
+    /// replica may have signed meanwhile, perhaps with another key.
     pub(super) async fn begin_signing(&self) -> Result<SigningAlone<'_>, Error> {
         let mut signing = self.signing.lock().await;
         let claim = self.claim("signing").await?;
@@ -117,7 +118,7 @@ impl Broker {
         })
     }
 
-    /// The key at work; `None` where there is nothing to seal it with.
+    /// Returns the key in use; `None` if there is no key to seal it with.
     pub(super) async fn log_signer<'a>(
         &self,
         signing: &'a mut Signing,
@@ -128,8 +129,8 @@ impl Broker {
         Ok(signing.signer.as_ref())
     }
 
-    /// The newest key, or a first one. One that cannot be opened, since its sealing key
-    /// was lost, is followed by another; the log says so before its use.
+    /// Loads the newest key, or creates the first one. If the key cannot be opened because its
+    /// sealing key was lost, creates another; the log announces that key before its first use.
     async fn take_up_log_key(&self, sealing: &SealingKey) -> Result<Signer, Error> {
         let keys = self.store().log_keys().await?;
         let name = self.log_name().await?;
@@ -139,13 +140,14 @@ impl Broker {
         };
         let Some(signer) = open(keys.len()) else {
             if self.claims.living() > 1 {
-                // The other brokers have its sealing key: this one has another.
+                // The other replicas have the sealing key of this log key; this replica has
+                // another.
                 return Err(other_sealing_key());
             }
             tracing::error!("the key of the audit log cannot be opened; another follows it");
             return self.make_first_log_key().await;
         };
-        // The process may have died before the key before could say so.
+        // The process may have died before the previous key announced this one.
         if newest.handover.is_none()
             && keys.len() > 1
             && let Some(before) = open(keys.len() - 1)
@@ -181,7 +183,7 @@ impl Broker {
         Ok(signer)
     }
 
-    /// The key before signs the log, which announces the next.
+    /// Signs the log with the previous key, to announce the next one.
     async fn hand_over(&self, before: &Signer, next: &Signer) -> Result<(), Error> {
         let head = checkpoint(before, &self.store().log_head().await?);
         let note = before
@@ -191,13 +193,13 @@ impl Broker {
         Ok(self.store().hand_over_log_key(&next, &note).await?)
     }
 
-    /// The log's own name in the world.
+    /// Returns the globally unique name of the log.
     async fn log_name(&self) -> Result<String, Error> {
         Ok(format!("credbroker/{}", self.store().deployment().await?))
     }
 }
 
-/// The checkpoint of this head, signed.
+/// Returns the checkpoint of this head, signed.
 pub(super) fn signed(signer: &Signer, head: &LogHead) -> Result<String, Error> {
     let text = checkpoint(signer, head).text();
     signer.sign(&text).map_err(refused)

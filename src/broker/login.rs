@@ -1,4 +1,4 @@
-//! Callers: proven at each call, and again for as long as a stream lasts.
+//! Authentication of callers, at each call and repeatedly while a stream lasts.
 
 use std::{net::Ipv6Addr, sync::Arc, time::Duration};
 
@@ -20,12 +20,12 @@ use crate::{
     },
 };
 
-/// Longest time for which a stream goes on without its caller being proven again.
+/// Longest time for which a stream continues before its caller is authenticated again.
 const PROVEN_FOR: Wait = Wait::seconds(5);
-/// The same before something new is handed out over it.
+/// Same limit before new credentials are issued over the stream.
 const PROVEN_TO_ISSUE: Duration = Duration::from_secs(1);
 
-/// Caller of a stream, who must stay who it was when the stream began.
+/// Caller of a stream, who must keep the identity that it had when the stream began.
 #[derive(Debug)]
 pub struct Staying {
     caller: Caller,
@@ -33,7 +33,7 @@ pub struct Staying {
 }
 
 impl Staying {
-    /// Caller that has just been proven.
+    /// Wraps a caller that has just been authenticated.
     #[must_use]
     pub fn new(caller: Caller) -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Staying {
         }
     }
 
-    /// The caller.
+    /// Returns the caller.
     #[must_use]
     pub const fn caller(&self) -> &Caller {
         &self.caller
@@ -50,10 +50,10 @@ impl Staying {
 }
 
 impl Broker {
-    /// Proves a caller; a failure is recorded.
+    /// Authenticates a caller; records a failure.
     ///
     /// # Errors
-    /// The evidence is not good, or of a suspended service; the store's.
+    /// The evidence is invalid, or of a suspended service; the store's error.
     pub async fn login(&self, origin: Origin, shown: &Arc<Shown>) -> Result<Principal, Error> {
         let authentication = &self.parts.authentication;
         let login = authentication.login(self.store(), self.now(), origin.clone(), shown);
@@ -78,10 +78,10 @@ impl Broker {
         Ok(principal)
     }
 
-    /// Consults the access table; a refusal is recorded.
+    /// Consults the access table; records a refusal.
     ///
     /// # Errors
-    /// The caller may not call this, or not at this address; the store's.
+    /// The caller may not call this, or not at this address; the store's error.
     pub async fn admit(&self, principal: Principal, surface: Surface) -> Result<Caller, Error> {
         match admit(principal.clone(), surface) {
             Ok(caller) => Ok(caller),
@@ -92,10 +92,10 @@ impl Broker {
         }
     }
 
-    /// Records that a service was refused for being suspended.
+    /// Records that a service was refused because it is suspended.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn suspended_login(
         &self,
         origin: &Origin,
@@ -107,17 +107,17 @@ impl Broker {
             .await
     }
 
-    /// Looks whether a stream may go on: its caller's token or binding stands, and every few
-    /// seconds what it has shown is proven again, by certificate lists, key sets and reviews as
-    /// they are then.
+    /// Checks that a stream may continue: the token or binding of its caller is still valid. Every
+    /// few seconds the caller is also authenticated again, with the revocation lists, key sets and
+    /// token reviews of that time.
     ///
     /// # Errors
-    /// The caller is not admitted any more, or its service is suspended; the store's.
+    /// The caller is no longer admitted, or its service is suspended; the store's error.
     pub async fn look(&self, staying: &mut Staying) -> Result<(), Error> {
         self.look_at(staying, PROVEN_FOR.length()).await
     }
 
-    /// The same before something new is handed out.
+    /// Makes the same check before new credentials are issued, with a shorter interval.
     pub(super) async fn look_to_issue(&self, staying: &mut Staying) -> Result<(), Error> {
         self.look_at(staying, PROVEN_TO_ISSUE).await
     }
@@ -154,8 +154,8 @@ impl Broker {
         })
     }
 
-    /// Returns whether the token or binding that proved a caller still stands, and its service is
-    /// not suspended.
+    /// Returns whether the token or binding that proved the caller is still valid, and its service
+    /// is not suspended.
     async fn is_still_admitted(&self, caller: &Caller) -> Result<bool, Error> {
         let principal = caller.principal();
         let proof = principal.proof();
@@ -182,7 +182,7 @@ impl Broker {
 
     async fn is_still_bound(&self, principal: &Principal) -> Result<bool, Error> {
         if let Identity::Operator(..) = principal.identity() {
-            // Its token says so until it ends.
+            // An operator's OIDC token proves the role until it expires.
             return Ok(true);
         }
         let Some(binding) = self.binding_of(principal).await? else {
@@ -192,11 +192,11 @@ impl Broker {
         Ok(service.is_some_and(|known| known.service.suspension.is_none()))
     }
 
-    /// Records a login that failed, as far as it is known whose it was; counts it where there
-    /// were many.
+    /// Records a failed login, with the service if it is known. Frequent failures are counted and
+    /// recorded together.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn login_failed(
         &self,
         origin: &Origin,
@@ -215,10 +215,10 @@ impl Broker {
         self.record_of(source, audit).await
     }
 
-    /// Records a proven caller that called what it may not.
+    /// Records that an authenticated caller called a method that it may not call.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn call_denied(
         &self,
         principal: &Principal,

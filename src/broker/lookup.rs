@@ -1,4 +1,4 @@
-//! Owners of access keys and of the broker's own tokens: for the person who has found one.
+//! Owners of access keys and of the broker's own tokens, for an operator who has found one.
 
 use jiff::Timestamp;
 
@@ -17,38 +17,38 @@ use crate::{
     },
 };
 
-/// How many records of a key are read at a time; nearly always the first one tells.
+/// Number of records of a key that are read at once; the first one nearly always names the owner.
 const PAGE: u32 = 10;
 
-/// Whose access key it is.
+/// Owner of an access key.
 #[derive(Debug)]
 pub enum KeyOwner {
-    /// It was issued under a lease.
+    /// A lease under which the key was issued.
     Lease {
-        /// As it stands now.
+        /// Current state of the lease.
         lease: Box<Lease>,
-        /// It is the lease's key, or was the last that it had.
+        /// True if the key is the lease's current key, or was its last one.
         current: bool,
-        /// When AWS made it, where that is known.
+        /// Time at which AWS created the key, if known.
         issued_at: Option<Timestamp>,
-        /// When the last access ends that may have been made from it, if its lease is over and
-        /// that is not denied.
+        /// End of the last access that may have been made from the session; set if the lease has
+        /// ended and that access is not denied.
         access_may_live_until: Option<Timestamp>,
     },
-    /// It is the broker's own, was it, or is about to be.
+    /// The broker itself: its former, current or next admin key.
     Admin {
-        /// It is the one at work.
+        /// True if the key is in use.
         current: bool,
-        /// When the broker took it up, where that is known.
+        /// Time at which the broker began to use the key, if known.
         since: Option<Timestamp>,
     },
 }
 
 impl Broker {
-    /// Whose access keys these are, in their order; `None` for one that is unknown.
+    /// Returns the owners of these access keys, in the same order; `None` for an unknown key.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn lookup_access_keys(
         &self,
         caller: &Caller,
@@ -70,10 +70,10 @@ impl Broker {
         Ok(owners)
     }
 
-    /// Owners of these tokens, in their order; `None` for one that is unknown.
+    /// Returns the owners of these tokens, in the same order; `None` for an unknown token.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn lookup_tokens(
         &self,
         caller: &Caller,
@@ -114,7 +114,7 @@ impl Broker {
         }
     }
 
-    /// The first record that says whose key it is.
+    /// Returns the first record that names the owner of the key.
     async fn told_of(&self, key: &KeyId) -> Result<Option<AuditEvent>, Error> {
         let filter = AuditFilter {
             access_key_id: Some(key.to_string()),
@@ -154,8 +154,8 @@ impl Broker {
         }))
     }
 
-    /// Until when access that was made from a session may live whose lease has ended without a
-    /// revocation.
+    /// Returns the end of the access that may have been made from a session. Set only for a lease
+    /// that has ended without a revocation.
     fn outliving(&self, lease: &Lease) -> Option<Timestamp> {
         lease.ended_at()?;
         if matches!(lease.cause(), Some(Cause::Revoked(_))) {
@@ -164,7 +164,8 @@ impl Broker {
         lease.access_may_live_until(self.now())
     }
 
-    /// A key of the standard AWS chain is in no record.
+    /// Finds the admin key in use among keys without an owner: no record names a key of the
+    /// standard AWS chain.
     async fn tell_the_key_at_work(&self, keys: &[KeyId], owners: &mut [Option<KeyOwner>]) {
         if owners.iter().all(Option::is_some) {
             return;
@@ -199,7 +200,8 @@ fn of_kept(kept: &AdminKey, key: &KeyId) -> Option<KeyOwner> {
     })
 }
 
-/// What was asked; a lone key of a lease with the lease, an unknown one not at all.
+/// Adds the number of keys to the record. A key itself is recorded, with its lease, only if it is
+/// the single one and a lease's.
 fn looked_up(audit: AuditEvent, keys: &[KeyId], owners: &[Option<KeyOwner>]) -> AuditEvent {
     let known = owners.iter().flatten().count();
     let audit = audit.detail(&format!(
@@ -214,7 +216,7 @@ fn looked_up(audit: AuditEvent, keys: &[KeyId], owners: &[Option<KeyOwner>]) -> 
     }
 }
 
-/// A key that AWS did not accept was never the broker's.
+/// Returns whether the event names a key of the broker's. A key that AWS did not accept never was.
 fn names_the_admin_key(event: &AuditEvent) -> bool {
     event.outcome == Outcome::Success
         && (takes_up(event.event)

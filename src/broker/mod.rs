@@ -1,4 +1,4 @@
-//! The use cases, a file each: the order of steps between decision, store and AWS.
+//! The use cases, one file each: the order of steps between decision, store and AWS.
 
 pub mod error;
 pub mod ports;
@@ -106,61 +106,61 @@ use crate::{
     },
 };
 
-/// What the broker needs to work.
+/// Dependencies of the broker.
 pub struct Parts {
-    /// Proof of callers.
+    /// Authentication of callers.
     pub authentication: Arc<dyn Authentication>,
-    /// Where it remembers.
+    /// Durable state.
     pub store: Arc<dyn Store>,
-    /// How it makes and takes away credentials.
+    /// Issue and deletion of credentials in AWS.
     pub issuer: Arc<dyn Issuer>,
-    /// How it sees what AWS holds of its own.
+    /// Listing of the broker's own users and keys in AWS.
     pub inventory: Arc<dyn Inventory>,
-    /// How it denies sessions in AWS.
+    /// Denial of sessions in AWS.
     pub denier: Arc<dyn Denier>,
-    /// Where it does.
+    /// AWS policies in which denials are written.
     pub placements: Placements,
-    /// Its own key in AWS.
+    /// The broker's admin key in AWS.
     pub keyring: Arc<dyn Keyring>,
-    /// Its time.
+    /// Clock.
     pub clock: Arc<dyn Clock>,
-    /// Its chance.
+    /// Source of randomness.
     pub random: Arc<dyn Random>,
-    /// The AWS partition it works in.
+    /// AWS partition of the broker.
     pub partition: Partition,
-    /// Its AWS region, for `status`.
+    /// AWS region of the broker, for `status`.
     pub region: String,
     /// Limits of each service at the start.
     pub limits: Limits,
-    /// How its own key is kept.
+    /// Sealing and rotation of the admin key.
     pub custody: Custody,
-    /// Where the newest checkpoint of the log is kept beside the store.
+    /// Checkpoint file beside the store, which holds the newest signed checkpoint.
     pub anchor: Option<Arc<dyn Anchor>>,
-    /// How long the log's records stay at least.
+    /// Time for which log records are kept at least.
     pub keep: Duration,
-    /// How long AWS may take to enforce a denial before that is left to the background.
+    /// Time that AWS may take to enforce a denial before that is left to the background.
     pub proof_limit: Duration,
     /// The broker's own authority for client certificates.
     pub authority: Option<Arc<dyn CertificateAuthority>>,
-    /// Who else signs the log.
+    /// Witness that cosigns the log.
     pub witness: Option<Arc<dyn Witness>>,
-    /// Where revocations are kept while the store takes no records.
+    /// Journal of revocations while the store takes no records.
     pub spool: Arc<dyn Spool>,
-    /// Whether some changes take a second operator.
+    /// True if some changes need a second operator.
     pub two_person: bool,
-    /// Cancelled when the broker is to end: what would go on for ever, ends.
+    /// Cancelled when the broker is to stop: background loops end.
     pub stop: CancellationToken,
 }
 
 /// The credential broker: every use case is a method.
 pub struct Broker {
     parts: Parts,
-    /// Limits of each service now.
+    /// Current limits of each service.
     limits: RwLock<Limits>,
     started_at: jiff::Timestamp,
-    /// It is to end soon.
+    /// True once the broker is to stop soon.
     is_leaving: AtomicBool,
-    /// Tells this run from others in the log: 8 characters `[0-9a-f]`.
+    /// Id of this run in the log: 8 characters `[0-9a-f]`.
     instance: String,
     sagas: TaskTracker,
     under_way: UnderWay,
@@ -171,28 +171,28 @@ pub struct Broker {
     aggregation: Aggregation,
     busy: Arc<Busy>,
     reconciled: Mutex<Option<Reconciliation>>,
-    /// Whose keys the last reconciliation looked at last.
+    /// AWS name of the user whose keys the last reconciliation checked last.
     last_checked: Mutex<String>,
-    /// Set once the key at work has been seen to be of the store's account.
+    /// Set once the admin key is verified to belong to the store's account.
     account: tokio::sync::OnceCell<()>,
     signing: tokio::sync::Mutex<Signing>,
-    /// Why nothing is issued: what a checkpoint or the witness says against the log.
+    /// Contradiction of the log by a checkpoint or the witness. While set, nothing is issued.
     log_doubt: OnceLock<Error>,
-    /// Revocations that the store could not take yet.
+    /// Revocations that the store has not accepted yet.
     unrecorded: Unrecorded,
     denying: Denying,
-    /// What it has to itself among several brokers.
+    /// Locks that this replica holds.
     claims: Arc<Claims>,
     watchers: Watchers,
     shut_outs: ShutOuts,
     shared: Shared,
-    /// Sinks that are fed.
+    /// Names of the sinks that receive the log.
     fed: Mutex<Vec<Name>>,
-    /// Held while a step of the admin key's replacement is taken.
+    /// Locked during a step of the admin key's replacement.
     rotating: tokio::sync::Mutex<()>,
 }
 
-/// On whose account something is done.
+/// Actor of an audit event.
 #[derive(Clone, Copy)]
 pub(crate) enum By<'a> {
     Caller(&'a Caller),
@@ -200,7 +200,7 @@ pub(crate) enum By<'a> {
 }
 
 impl Broker {
-    /// A broker of these parts.
+    /// Creates a broker from its dependencies.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         let started_at = parts.clock.now();
@@ -237,19 +237,19 @@ impl Broker {
         })
     }
 
-    /// The store, for authentication.
+    /// Returns the store, for authentication.
     #[must_use]
     pub fn store(&self) -> &dyn Store {
         self.parts.store.as_ref()
     }
 
-    /// The time.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> jiff::Timestamp {
         self.parts.clock.now()
     }
 
-    /// Gives each service these limits from now on.
+    /// Sets the limits of each service.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
@@ -258,20 +258,19 @@ impl Broker {
         *self.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The AWS partition the broker works in.
+    /// Returns the AWS partition of the broker.
     #[must_use]
     pub const fn partition(&self) -> Partition {
         self.parts.partition
     }
 
-    /// Waits until everything that was begun has come to its end.
+    /// Waits until all operations in progress have ended.
     pub async fn finish_sagas(&self) {
         self.sagas.close();
         self.sagas.wait().await;
     }
 
-    /// Runs `work` in a task of its own, so that a caller who hangs up does not cut it
-    /// in half.
+    /// Runs `work` in its own task, so that a caller that disconnects does not interrupt it.
     async fn detached<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -297,10 +296,10 @@ impl Broker {
     }
 }
 
-/// Longest time that a disk may take where somebody waits who must not.
+/// Longest time that a disk may take in work that must not block.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
 
-/// A disk that does not answer holds nobody up.
+/// Limits `work` to `DISK_LIMIT`: a disk that does not answer must not block the broker.
 async fn in_time<T>(
     what: &str,
     work: impl Future<Output = Result<T, StoreError>>,
@@ -311,7 +310,7 @@ async fn in_time<T>(
         .unwrap_or_else(|_| Err(late()))
 }
 
-/// Turns the store's Conflict into what it means here.
+/// Maps the store's `Conflict` to the caller's error.
 fn on_conflict<T>(
     result: Result<T, StoreError>,
     meaning: impl FnOnce() -> Error,

@@ -12,21 +12,21 @@ use crate::{
     },
 };
 
-/// An operator and its token, for the one moment it is shown.
+/// An operator and its token. The token is shown only once.
 #[derive(Debug)]
 pub struct NewOperator {
     /// The operator.
     pub operator: Operator,
-    /// Its token.
+    /// Token of the operator.
     pub token: Token,
 }
 
 impl Broker {
-    /// Makes the operator `admin` if there is none yet, once `keep` has its token; of several
-    /// brokers one does. Returns whether it has.
+    /// Creates the operator `admin` if there are no operators, after `keep` has saved its token.
+    /// Only one of several replicas does so. Returns whether this one did.
     ///
     /// # Errors
-    /// The store's, or those of `keep`.
+    /// The store's error, or that of `keep`.
     pub async fn make_first_admin<E: From<Error>>(
         &self,
         keep: impl FnOnce(&NewToken) -> Result<(), E>,
@@ -48,7 +48,7 @@ impl Broker {
     /// Adds an operator.
     ///
     /// # Errors
-    /// The name is taken, or it takes a second operator.
+    /// The name is taken, or the change needs a second operator.
     pub async fn create_operator(
         &self,
         caller: &Caller,
@@ -83,10 +83,10 @@ impl Broker {
         Ok(NewOperator { operator, token })
     }
 
-    /// All operators.
+    /// Returns all operators.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn operators(&self, caller: &Caller) -> Result<Vec<Operator>, Error> {
         let operators = self.store().operators().await?;
         self.store()
@@ -95,11 +95,11 @@ impl Broker {
         Ok(operators)
     }
 
-    /// Removes an operator, its token, and the approvals that it has asked for or given. That takes
-    /// nobody's consent.
+    /// Deletes an operator, its token, and the approvals that the operator requested or gave. Needs
+    /// no second operator.
     ///
     /// # Errors
-    /// It is unknown, or the last admin.
+    /// The operator is unknown, or is the last admin.
     pub async fn delete_operator(&self, caller: &Caller, name: &Name) -> Result<(), Error> {
         let known = self
             .store()
@@ -124,20 +124,20 @@ impl Broker {
         })
     }
 
-    /// A token for the operator `admin`, not yet known to the store, so that it can be
-    /// put into safe hands first.
+    /// Creates a token for the operator `admin`, not yet stored, so that it can be saved safely
+    /// first.
     ///
     /// # Errors
-    /// None; the type is that of its part.
+    /// None in practice: a token without a lifetime cannot be out of bounds.
     pub fn new_admin_token(&self) -> Result<NewToken, Error> {
         self.new_token(TokenKind::Operator, None)
     }
 
-    /// Makes this the token of the operator `admin`, who is made if unknown: for the
-    /// first start.
+    /// Stores the token of the operator `admin`, and creates that operator if it is unknown. Used
+    /// at the first start.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn install_admin(&self, new: &NewToken) -> Result<(), Error> {
         let name: Name = "admin"
             .parse()

@@ -1,5 +1,5 @@
-//! Rate limits of each service, so that one in a restart loop does not use up the account, the
-//! broker or its log for the others.
+//! Rate limits of each service, so that a service in a restart loop does not use up the account,
+//! the broker or its log for the others.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// How fast something may be asked for.
+/// A rate and its burst.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     pub(super) per_second: f64,
@@ -27,7 +27,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// So many per second, and twice as many at once.
+    /// Creates a rate of `count` per second, with a burst of twice as many.
     pub(super) fn per_second(count: u32) -> Self {
         let per_second = f64::from(count.max(1));
         Self {
@@ -36,7 +36,7 @@ impl Pace {
         }
     }
 
-    /// So many per minute, and a third as many at once.
+    /// Creates a rate of `count` per minute, with a burst of a third as many.
     pub(super) fn per_minute(count: u32) -> Self {
         let count = f64::from(count.max(1));
         Self {
@@ -46,15 +46,15 @@ impl Pace {
     }
 }
 
-/// How fast each service has been asking. Only registered services are known here.
+/// Token buckets by service. Registered services only.
 #[derive(Debug, Default)]
 pub(super) struct Paces(Mutex<HashMap<Name, TokenBucket>>);
 
 impl Paces {
-    /// Lets one request of a service through.
+    /// Admits one request of a service.
     ///
     /// # Errors
-    /// It asks too fast; worth asking again after the time that is returned.
+    /// The service exceeds the rate; the value is the time after which a retry is worthwhile.
     pub(super) fn admit(&self, service: &Name, pace: Pace) -> Result<(), Duration> {
         let now = Instant::now().into_std();
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,10 +72,10 @@ impl Paces {
 }
 
 impl Broker {
-    /// Lets a call of a service's through, unless it calls too fast. Operators have no pace.
+    /// Checks the rate limit of a service's calls. Operators have none.
     ///
     /// # Errors
-    /// The service calls too fast; the store's.
+    /// The service exceeds the rate; the store's error.
     pub async fn admit_call(&self, principal: &Principal) -> Result<(), Error> {
         let Some(service) = principal.service() else {
             return Ok(());
@@ -87,8 +87,8 @@ impl Broker {
         let error = Error::Limited {
             reason: "TOO_MANY_REQUESTS",
             message: format!("the service calls more than {most} times a second"),
-            next: "call less often; if the service is right to call so often, whoever runs the \
-                   broker raises limits.calls_per_second"
+            next: "call less often; if the service is right to call so often, the broker's \
+                   operator can raise limits.calls_per_second"
                 .to_owned(),
             retry_after: Some(wait),
         };
@@ -99,7 +99,7 @@ impl Broker {
         Err(error)
     }
 
-    /// Counts a refusal of a service's calls. Returns whether it was one too many.
+    /// Counts a refused call of a service. Returns whether the refusals exceed the rate.
     pub fn is_refused_too_often(&self, service: &Name) -> bool {
         let most = self.limits().calls_per_second;
         let admitted = self.refused_paces.admit(service, Pace::per_second(most));
@@ -140,7 +140,7 @@ mod tests {
         assert!(hint <= Duration::from_secs(2), "{hint:?}");
         advance(hint).await;
         assert_eq!(paces.admit(&service, pace), Ok(()));
-        // However slow the pace, one is let through.
+        // Even at the slowest rate, one request is admitted.
         let slow = "slow".parse().unwrap();
         assert_eq!(paces.admit(&slow, Pace::per_minute(1)), Ok(()));
     }

@@ -1,5 +1,5 @@
-//! Living beside other brokers on one store: saying so, hearing what they have done, and
-//! seeing to what the dead have left.
+//! Membership of this replica in a cluster on one store: heartbeats, the changes of other replicas,
+//! and the work that dead replicas have left.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,16 +19,16 @@ use crate::{
     },
 };
 
-/// How often a broker says that it lives.
+/// Interval of the heartbeats.
 const APPEAR_EVERY: Wait = Wait::seconds(2);
-/// Longest time that this may take.
+/// Longest time that a heartbeat may take.
 const APPEAR_LIMIT: Duration = Duration::from_secs(5);
-/// How often it is looked what others have done; two indexed queries.
+/// Interval at which the changes of other replicas are read; two indexed queries.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl Broker {
-    /// For the start, before anything is claimed: says that the broker lives. A store that
-    /// takes nothing is no reason not to start.
+    /// Sends the first heartbeat. Called at the start, before anything is locked. A store that
+    /// takes no writes does not prevent the start.
     pub async fn appear(&self) {
         let living = match self.store().peers() {
             Some(peers) => self.say_alive(peers).await.map(|living| living.brokers),
@@ -41,7 +41,7 @@ impl Broker {
         }
     }
 
-    /// For the end: what is claimed is free at once.
+    /// Leaves the cluster at the end: locks of this replica are free at once.
     pub async fn disappear(&self) {
         if let Some(peers) = self.store().peers()
             && let Err(error) = peers.leave(&self.instance).await
@@ -72,7 +72,7 @@ impl Broker {
         Ok(living)
     }
 
-    /// Says that the broker lives, and follows what others do; to be cut off at its very end.
+    /// Sends heartbeats and applies the changes of other replicas. To be aborted at the very end.
     pub async fn keep_in_step(self: Arc<Self>) {
         if let Some(peers) = self.store().peers() {
             tokio::join!(self.keep_appearing(peers), self.keep_listening(peers));
@@ -114,8 +114,8 @@ impl Broker {
         }
     }
 
-    /// Follows what others have recorded after the first `heard`; what was before the first
-    /// look is in nobody's memory here, but for the admin key.
+    /// Reads and applies the records of other replicas after record `heard`. Nothing from before
+    /// the first read is in this replica's memory, except for the admin key.
     async fn listen(&self, peers: &dyn Peers, heard: Option<u64>) -> Result<Told, StoreError> {
         let size = match self.store().audit_size().await {
             Err(StoreError::Inconsistent { detail, .. }) if heard.is_some() => {
@@ -134,7 +134,7 @@ impl Broker {
         let mut of_admin_key = false;
         for record in &news.records {
             let event = &record.event;
-            // Of its own it may not have heard, either.
+            // This replica may not have applied its own change of the key, either.
             of_admin_key |=
                 [Event::AdminKeyImported, Event::AdminKeySwitched].contains(&event.event);
             if event.instance.as_ref() != Some(&self.instance) {
@@ -147,8 +147,8 @@ impl Broker {
         })
     }
 
-    /// Goes to work with the admin key that is kept, unless a step of its replacement is being
-    /// taken. Returns whether that is settled: what cannot be opened here is not opened later,
+    /// Loads the stored admin key and uses it, unless a step of its replacement is in progress.
+    /// Returns whether that is settled: a key that cannot be opened now cannot be opened later,
     /// either.
     async fn follow_admin_key(&self) -> bool {
         let Ok(_no_step_meanwhile) = self.rotating.try_lock() else {
@@ -167,7 +167,7 @@ impl Broker {
         }
     }
 
-    /// What another broker has done, as far as it is in memory here.
+    /// Applies a change of another replica to the state in memory.
     fn follow_suit(&self, done: &AuditEvent) {
         match (done.event, &done.service, &done.grant, &done.lease_id) {
             (Event::ServiceSuspended | Event::ServiceDeleted, Some(service), ..) => {
@@ -192,11 +192,11 @@ impl Broker {
     }
 }
 
-/// What a look at the others' records has told.
+/// Result of one read of other replicas' records.
 struct Told {
-    /// The record that was read last.
+    /// Sequence number of the last record read.
     read: u64,
-    /// Whether it may be another admin key that is at work.
+    /// True if another admin key may be in use.
     of_admin_key: bool,
 }
 

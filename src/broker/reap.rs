@@ -1,5 +1,5 @@
-//! Background clean-up of leases: whose time ran out, whose issue was abandoned, that
-//! AWS has not let go yet.
+//! Background clean-up of leases: expired ones, abandoned issues, and leases that AWS has not
+//! deleted yet.
 
 use std::{
     collections::HashSet,
@@ -22,19 +22,20 @@ use crate::{
     },
 };
 
-/// How often the store is asked what is due; the query is indexed and mostly empty.
+/// Interval at which the store is queried for due leases; the query is indexed and mostly returns
+/// nothing.
 const EVERY: Duration = Duration::from_secs(1);
-/// How many sessions are cleaned up in one transaction, since issues wait for the one before
-/// theirs.
+/// Number of sessions that are cleaned up in one transaction. Issues wait for the transaction
+/// before theirs, so that it is small.
 const BATCH: usize = 8;
-/// The same once a clean-up has come to `MANY`: it would never catch up with a broker that
-/// issues as fast as it can.
+/// Larger batch once a clean-up has reached `MANY`. The small batch would never catch up with a
+/// broker that issues as fast as it can.
 const BATCH_OF_MANY: usize = 64;
 const MANY: usize = 20_000;
-/// Why an issue that nobody brings to its end comes to nothing.
+/// Reason of an issue that was never completed.
 const ABANDONED: &str = "abandoned";
 
-/// Leases that are being cleaned up.
+/// Leases whose clean-up is in progress.
 #[derive(Debug, Default)]
 pub(super) struct Busy(Mutex<HashSet<LeaseId>>);
 
@@ -43,8 +44,8 @@ impl Busy {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Marks a lease, until the mark is dropped; `None` when it is marked already or
-    /// `most` are.
+    /// Marks a lease until the mark is dropped; `None` if the lease is marked already or `most`
+    /// leases are.
     fn mark(self: &Arc<Self>, id: &LeaseId, most: usize) -> Option<Mark> {
         let mut busy = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (busy.len() < most && busy.insert(id.clone())).then(|| Mark {
@@ -73,18 +74,18 @@ fn ticks() -> Interval {
 }
 
 impl Broker {
-    /// Cleans up until the broker ends. Being cut off is harmless: what was under way is
-    /// due again. One lease's failure, or slowness, does not stop the others.
+    /// Cleans up until the broker stops. An interruption is harmless: unfinished leases are due
+    /// again. The failure or slowness of one lease does not stop the others.
     pub async fn reap(self: Arc<Self>) {
         let stop = self.parts.stop.clone();
         let rounds = async { tokio::join!(self.reap_users(), self.reap_sessions()) };
         stop.run_until_cancelled(rounds).await;
     }
 
-    /// One round over what is due now, to its end.
+    /// Cleans up everything that is due now, and waits for the end.
     ///
     /// # Errors
-    /// When the store does not tell what is due.
+    /// The store cannot list the due leases.
     pub async fn reap_once(self: &Arc<Self>) -> Result<(), Error> {
         self.settle_sessions().await?;
         let mut tasks = JoinSet::new();
@@ -122,7 +123,7 @@ impl Broker {
         }
     }
 
-    /// AWS ends sessions by itself: what is due of theirs is but recorded.
+    /// Records the end of due sessions. AWS ends sessions without a call.
     async fn settle_sessions(&self) -> Result<(), Error> {
         if !self.clock_is_certain() {
             return Ok(());
@@ -131,7 +132,7 @@ impl Broker {
         loop {
             let now = self.now();
             let batch = if count < MANY { BATCH } else { BATCH_OF_MANY };
-            // Those that were passed over are due again, and the first.
+            // Leases that were passed over stay due and come first again.
             let most = batch + passed_over;
             let due = self.store().sessions_due(now, most).await?;
             let (found, all) = (due.len(), due.len() < most);

@@ -1,7 +1,6 @@
-//! Reconciliation: what AWS holds under the broker's path against what the store knows.
-//! A user without a live lease is removed, a key that no lease knows too; a live lease
-//! whose user has vanished is reported. What does not bear the broker's mark, by path
-//! and by tags, is never touched.
+//! Reconciliation of the users under the broker's path in AWS with the leases in the store. A user
+//! without a live lease is deleted, and so is a key that no lease names. A live lease whose user
+//! has vanished is reported. Users without the broker's path and tags are never touched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,48 +25,48 @@ use crate::{
     },
 };
 
-/// How often, after one that succeeded.
+/// Interval after a successful reconciliation.
 const EVERY: Duration = Duration::from_mins(5);
-/// The same after one that failed, and the longest pause between questions whether AWS
-/// is there.
+/// Interval after a failed one, and longest pause between checks whether AWS answers.
 const RETRY: Duration = Duration::from_secs(30);
-/// How often it is looked whether another broker still does it.
+/// Interval of the checks whether another replica still does the reconciliation.
 const OTHERS: Duration = Duration::from_secs(2);
-/// Of how many users the keys are looked at in one round, a call each; the next round
-/// goes on with the next.
+/// Number of users whose keys are checked in one round, with one call each. The next round goes on
+/// with the next users.
 const KEY_CHECKS: usize = 200;
 
-/// What a reconciliation found.
+/// Outcome of a reconciliation.
 #[derive(Clone, Debug)]
 pub struct Reconciliation {
-    /// When it was complete.
+    /// Time at which the reconciliation was complete.
     pub at: Timestamp,
-    /// Users under the broker's path.
+    /// Number of users under the broker's path.
     pub users: usize,
-    /// Users that were removed because no live lease knows them.
+    /// Number of users that were deleted because no live lease names them.
     pub orphans_removed: usize,
-    /// Users that no live lease knows and that do not bear the broker's mark.
+    /// Users that no live lease names and that do not have the broker's tags.
     pub strangers: BTreeSet<String>,
-    /// Keys that were removed because no lease knows them.
+    /// Number of keys that were deleted because no lease names them.
     pub keys_removed: usize,
     /// Live leases whose user or key is gone.
     pub vanished: BTreeSet<LeaseId>,
-    /// Users and leases that could not be looked at or put in order; tried again in the
-    /// next round.
+    /// Number of users and leases that could not be checked or repaired. The next round retries
+    /// them.
     pub failed: usize,
 }
 
 impl Broker {
-    /// Cleans up and reconciles until the broker ends, as soon as AWS has told whose key
-    /// is at work: before that the clock may be wrong, or the account. While the log is in
-    /// doubt it only goes on denying what was revoked.
+    /// Cleans up and reconciles until the broker stops. Starts once AWS has confirmed the account
+    /// of the admin key: before that, the clock or the account may be wrong. While the log is in
+    /// doubt, only maintains the denials of what was revoked.
     ///
     /// # Errors
-    /// The key is of another account than the store; the broker has been told to end.
+    /// The admin key belongs to another account than the store; the broker then stops.
     pub async fn maintain(self: Arc<Self>) -> Result<(), Error> {
         let stop = self.parts.stop.clone();
         if self.log_is_whole().is_err() {
-            // What an older copy of the store does not know would be taken for forgotten.
+            // The store may be an older copy: users that it does not know would be taken for
+            // orphans.
             self.keep_denials().await;
             return Ok(());
         }
@@ -129,12 +128,12 @@ impl Broker {
         stop.run_until_cancelled(rounds).await;
     }
 
-    /// Reconciles once. What fails for one user or lease does not stop the others.
+    /// Reconciles once. The failure of one user or lease does not stop the others.
     ///
     /// # Errors
-    /// AWS does not list the users, or the store not the leases.
+    /// AWS does not list the users, or the store does not list the leases.
     pub async fn reconcile_once(&self) -> Result<Reconciliation, Error> {
-        // AWS first: whatever it shows was recorded before it was made.
+        // AWS comes first: every user that it shows was recorded before it was created.
         let users: BTreeSet<String> = self.parts.inventory.users().await?.into_iter().collect();
         let leases = self.store().live_users().await?.into_iter();
         let live: BTreeMap<String, Lease> = leases
@@ -176,7 +175,7 @@ impl Broker {
         Ok(found)
     }
 
-    /// What the last reconciliation found; `None` before the first.
+    /// Returns the outcome of the last reconciliation; `None` before the first.
     pub(super) fn reconciled(&self) -> Option<Reconciliation> {
         let last = self.reconciled.lock();
         last.unwrap_or_else(PoisonError::into_inner).clone()
@@ -195,7 +194,8 @@ impl Broker {
         *last = Some(found);
     }
 
-    /// Handed out, nobody at it, and long enough ago for AWS to know.
+    /// Returns whether the lease is active, not being replaced, and issued long enough ago for AWS
+    /// to show its user.
     fn is_settled(&self, lease: &Lease) -> bool {
         let LeaseState::Active { standing, .. } = &lease.state else {
             return false;
@@ -204,7 +204,7 @@ impl Broker {
         at_rest && lease.may_appear_until(self.now()).is_none()
     }
 
-    /// A user that no live lease knows.
+    /// Deletes a user that no live lease names, if it has the broker's tags.
     async fn reconcile_user(&self, user: &str, found: &mut Reconciliation) -> Result<(), Error> {
         match self.parts.inventory.is_ours(user).await? {
             None => return Ok(()),
@@ -233,7 +233,7 @@ impl Broker {
         Ok(())
     }
 
-    /// A live lease whose user is not in AWS's list.
+    /// Reports a live lease whose user AWS neither lists nor shows.
     async fn reconcile_missing(
         &self,
         lease: &Lease,
@@ -246,7 +246,7 @@ impl Broker {
         self.report_vanished(lease, "USER_VANISHED", found).await
     }
 
-    /// Its user has the recorded key and no other.
+    /// Deletes every key of the lease's user but the recorded one, and reports if that one is gone.
     async fn reconcile_keys(&self, lease: &Lease, found: &mut Reconciliation) -> Result<(), Error> {
         let keys = self.remove_unknown_keys(lease).await?;
         found.keys_removed += keys.removed;
@@ -256,7 +256,7 @@ impl Broker {
         self.report_vanished(lease, "KEY_VANISHED", found).await
     }
 
-    /// Told once: the log need not say every five minutes what it said before.
+    /// Reports a vanished user or key once, not again in every round.
     async fn report_vanished(
         &self,
         lease: &Lease,
@@ -277,7 +277,8 @@ impl Broker {
         Ok(())
     }
 
-    /// What the last round knew of leases that are not looked at in this one.
+    /// Returns the leases among these, not checked in this round, that the last round found
+    /// vanished.
     fn known_vanished(&self, leases: &[&Lease]) -> Vec<LeaseId> {
         let known = self.reconciled().map(|last| last.vanished);
         let known = known.unwrap_or_default();
@@ -285,7 +286,7 @@ impl Broker {
         ids.filter(|id| known.contains(*id)).cloned().collect()
     }
 
-    /// The users whose turn it is to have their keys looked at, and the others.
+    /// Splits off the users whose keys are to be checked now; returns them and the others.
     fn next_to_check<'a>(&self, mut shown: Vec<&'a Lease>) -> (Vec<&'a Lease>, Vec<&'a Lease>) {
         let mut last = self
             .last_checked

@@ -1,4 +1,4 @@
-//! Issue to a reinstated service: it is given no session that AWS still denies.
+//! Issue to a reinstated service, which gets no session that AWS still denies.
 
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ use crate::{
 
 /// Longest time for which an issue waits until AWS stops denying a reinstated service.
 const LET_LIMIT: Duration = Duration::from_secs(25);
-/// Interval at which the issue looks for that.
+/// Interval at which the waiting issue reads the denials.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl Broker {
-    /// Waits until AWS does not deny the sessions of a reinstated service any more.
+    /// Waits until AWS no longer denies the sessions of a reinstated service.
     pub(super) async fn wait_for_reinstatement(
         &self,
         service: &Name,
@@ -34,7 +34,7 @@ impl Broker {
     ) -> Result<(), IssueFailure> {
         let began = Instant::now();
         loop {
-            // A store that does not tell does not take the lease either.
+            // A store that cannot be read cannot record the lease, either.
             let denials = self.store().denials_of(service).await.unwrap_or_default();
             let until = newer_hit_until(&denials, holder);
             let wait = until.map(|until| until.duration_since(self.now()));
@@ -52,8 +52,8 @@ impl Broker {
         }
     }
 
-    /// Pause before AWS is asked for another session in the place of this one, which a denial of
-    /// its service's earlier ones meets; `None` where none does.
+    /// Returns the pause before another session is requested in place of this one, which a denial
+    /// of the service's earlier sessions also denies; `None` if no denial does.
     pub(super) async fn too_early(
         &self,
         issue: &Issue,
@@ -62,7 +62,7 @@ impl Broker {
     ) -> Option<Duration> {
         binding.holder.as_ref()?;
         let grant = &binding.grant;
-        // A store that does not tell does not take the lease either.
+        // A store that cannot be read cannot record the lease, either.
         let denials = self.store().denials_of(&grant.service).await.ok()?;
         let free = free_from(&denials, &grant.grant)?;
         let early = free.duration_since(issued(credentials, issue.ttl));
@@ -78,7 +78,7 @@ fn still_denied(service: &Name, holder: &Holder) -> AwsFailure {
          broker has not been able to change that since it was reinstated"
     );
     AwsFailure {
-        next: "ask again later; the broker's log tells an operator what AWS says".to_owned(),
+        next: "ask again later; the broker's log shows an operator what AWS says".to_owned(),
         ..AwsFailure::held_back("STILL_DENIED", message, SOON)
     }
 }

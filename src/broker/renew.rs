@@ -1,5 +1,5 @@
-//! Renewal: a user lives on, up to its grant's maximum; a session is followed by a new
-//! one under a new lease that names the old.
+//! Renewal. An IAM user lives longer, up to its grant's maximum. A session is followed by a new
+//! one, under a new lease that names the old lease.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::{
     },
 };
 
-/// A lease that lives on.
+/// A renewed lease.
 #[derive(Debug)]
 pub struct RenewedLease {
     /// The lease: the same for a user, a new one for a session.
     pub lease: Lease,
-    /// The new session's; a user keeps its key.
+    /// Credentials of the new session; `None` for a user, which keeps its key.
     pub credentials: Option<Credentials>,
-    /// That it is in the log.
+    /// Proof that the renewal is in the log.
     pub receipt: Receipt,
 }
 
@@ -30,8 +30,9 @@ impl Broker {
     /// Renews one of the caller's own leases.
     ///
     /// # Errors
-    /// Not the caller's (or unknown: one text), over, beyond the grant's maximum, the
-    /// grant changed or gone; and for a session those of [`Broker::issue`].
+    /// The lease is another service's or unknown (same text), has ended, or would exceed the
+    /// grant's maximum; the grant has changed or is deleted. For a session also the errors of
+    /// [`Broker::issue`].
     pub async fn renew(
         self: &Arc<Self>,
         caller: Caller,
@@ -57,7 +58,7 @@ impl Broker {
         self.certain_clock()?;
         let current = self.store().grant(grant).await?;
         if self.is_known(grant, request).await? {
-            // A repetition is answered whatever has become of the lease that it renewed.
+            // A repeated request is answered even if the lease that it renewed has ended.
             return match decide(caller, &request.as_issue(grant), current) {
                 Err(denial) => self.refuse(caller, grant, denial.into()).await,
                 Ok(issue) => self.new_session(caller, request, &issue).await,
@@ -116,7 +117,7 @@ impl Broker {
             return Ok(renewed(lease, receipt));
         };
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
-        // Its key is being replaced; that is over soon.
+        // The key of the lease is being replaced, which ends soon.
         let Ok(longer) = lease.extend(until, self.now()) else {
             return Err(Error::Conflict(Subject::Lease(id)));
         };

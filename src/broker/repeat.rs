@@ -1,6 +1,6 @@
-//! A repeated request finds its lease: half issued, it is brought to its end; issued,
-//! the answer is given again. No secret is stored, so that means another key of the same
-//! user, or another session of the same name.
+//! Idempotent repeats. A repeated request finds its lease: an incomplete issue is completed, and a
+//! completed one is answered again. The broker stores no secret, so the answer has another key of
+//! the same user, or another session of the same name.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// How long another broker is waited for that is at the same request.
+/// Longest wait for another replica that works on the same request.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -64,7 +64,7 @@ impl Broker {
         }
     }
 
-    /// Waits while another broker that lives is at the same request.
+    /// Waits while another live replica works on the same request.
     async fn let_others_end(&self, mut lease: Lease) -> Result<Lease, Error> {
         let Some(peers) = self.store().peers() else {
             return Ok(lease);
@@ -81,8 +81,8 @@ impl Broker {
         Ok(lease)
     }
 
-    /// Whether what was recorded last of a lease is that another broker began with it, and
-    /// that one lives.
+    /// Returns whether the last record of the lease shows that another replica began work on it,
+    /// and that replica is alive.
     async fn is_at(&self, peers: &dyn Peers, lease: &Lease) -> Result<bool, Error> {
         let filter = AuditFilter {
             lease_id: Some(lease.binding.lease_id.to_string()),
@@ -104,8 +104,8 @@ impl Broker {
         Ok(broker != self.instance && peers.lives(&broker).await?)
     }
 
-    /// Takes over an issue that came to no end: AWS did not answer, or the broker died.
-    /// Nobody else is at it, since a request under way is joined.
+    /// Resumes an issue that was not completed: AWS did not answer, or the broker died. The lease
+    /// has no other issuer, since concurrent equal requests share one call.
     async fn resume(
         &self,
         caller: &Caller,
@@ -195,7 +195,7 @@ impl Broker {
         Err(failed.failure.into())
     }
 
-    /// For the clean-up: a replacement that nobody has ended.
+    /// Ends a replacement that its issuer did not complete; called by the clean-up.
     pub(super) async fn end_replacement(&self, lease: Lease) -> Result<(), Error> {
         let Err(error) = self.put_in_order(lease.clone()).await else {
             return Ok(());
@@ -209,8 +209,8 @@ impl Broker {
         Err(error)
     }
 
-    /// A replacement came to nothing, or its end is not known: what no lease knows is
-    /// removed, and the lease stays as it was.
+    /// Repairs a lease after a replacement that failed, or whose outcome is unknown: deletes keys
+    /// that the lease does not name, and keeps the lease as it was.
     pub(super) async fn put_in_order(&self, lease: Lease) -> Result<(), Error> {
         let key_lost = if lease.binding.kind.is_session() {
             false
@@ -232,8 +232,8 @@ impl Broker {
         on_conflict(written, || Error::Conflict(id())).map(drop)
     }
 
-    /// Removes every key of a lease's user but the recorded one, unless the lease has
-    /// gone on meanwhile.
+    /// Deletes every key of a lease's user but the recorded one, unless the lease has changed
+    /// meanwhile.
     pub(super) async fn remove_unknown_keys(&self, lease: &Lease) -> Result<Keys, Error> {
         let user = &lease.binding.aws_name;
         let recorded = lease.issued().map(|issued| issued.access_key_id.as_str());
@@ -262,9 +262,10 @@ impl Broker {
     }
 }
 
-/// How long the credentials may live that a repetition is given, if any: a user's until
-/// its lease ends, a session's until the first would have ended, or as AWS's shortest.
-/// A session of that kind may end later than the first, but none is begun after that.
+/// Returns the lifetime of the credentials in the answer to a repeat; `None` if there is no time
+/// left. A user's key lives until its lease ends. A session lives until the first one would have
+/// ended, or for AWS's minimum if that is longer. So the session may outlast the first one, but no
+/// new session begins after the first has ended.
 fn time_left(lease: &Lease, issue: &Authorized<Issue>, now: Timestamp) -> Option<Duration> {
     let ends = if lease.binding.kind.is_session() {
         lease.requested_at.saturating_add(issue.get().ttl).ok()
@@ -277,7 +278,7 @@ fn time_left(lease: &Lease, issue: &Authorized<Issue>, now: Timestamp) -> Option
     (!whole.is_zero()).then(|| whole.max(shortest))
 }
 
-/// The keys of a lease's user.
+/// State of the keys of a lease's user after a clean-up.
 pub(super) struct Keys {
     pub(super) recorded_is_there: bool,
     pub(super) removed: usize,

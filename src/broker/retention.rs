@@ -1,5 +1,5 @@
-//! Giving up the log's oldest records, once somebody has an export of them. The tree stays,
-//! so what proves the others stays valid.
+//! Pruning of the log's oldest records, once they have been exported. The Merkle tree stays, so
+//! that proofs of the other records stay valid.
 
 use std::sync::Arc;
 
@@ -20,15 +20,17 @@ use crate::{
     },
 };
 
-/// How many records are deleted in one transaction.
+/// Number of records that are deleted in one transaction.
 const AT_ONCE: u64 = 2_000;
 
 impl Broker {
-    /// Gives up the records of whole bundles that were made before a time and are in an
-    /// export with this checkpoint. Returns how many have been given up in all.
+    /// Prunes the records of whole bundles that were made before a time, are in an export with this
+    /// checkpoint, and have been accepted by every sink and the witness. Returns the number of
+    /// records pruned in all.
     ///
     /// # Errors
-    /// The checkpoint is none of this log's, the log is in doubt, or the store's.
+    /// The checkpoint is not of this log, `before` is too recent, the log or the clock is in doubt,
+    /// or the change needs a second operator; the store's error.
     pub async fn prune_log(
         self: &Arc<Self>,
         caller: &Caller,
@@ -55,7 +57,7 @@ impl Broker {
         for sink in &fed {
             count = count.min(self.store().sink_cursor(sink).await?);
         }
-        // What the witness has cosigned is gone on from there.
+        // The next request to the witness continues from the size that the witness has cosigned.
         if self.parts.witness.is_some() {
             count = count.min(self.size_cosigned().await?);
         }
@@ -83,16 +85,16 @@ impl Broker {
         Ok(count)
     }
 
-    /// Deletes what was given up and is still there.
+    /// Deletes records that were pruned but still exist.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub(super) async fn delete_pruned(&self) -> Result<(), Error> {
         while self.store().delete_pruned(AT_ONCE).await? > 0 {}
         Ok(())
     }
 
-    /// How many records a checkpoint of this log stands for.
+    /// Returns the number of records in a checkpoint of this log.
     async fn own_checkpoint(&self, note: &str) -> Result<u64, Error> {
         let refused = |why: String| Error::Invalid(vec![Violation::new("checkpoint", why)]);
         let checkpoint = self.read_checkpoint(note).await?.map_err(refused)?;

@@ -1,5 +1,5 @@
-//! Revocation: a service, a grant of it, or one lease is shut out, and AWS is seen to
-//! refuse what was handed out.
+//! Revocation of a service, of one of its grants, or of one lease, with evidence that AWS refuses
+//! the credentials.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,37 +33,37 @@ use crate::{
     },
 };
 
-/// How many IAM users of a service are taken away at the same time.
+/// Number of IAM users of a service that are deleted in parallel.
 pub(super) const PARALLEL: usize = 8;
-/// Interval at which an open revocation is looked at.
+/// Interval at which an incomplete revocation is checked.
 const STAY_EVERY: Duration = Duration::from_millis(500);
-/// How long an issue under way may take to see that it was revoked and clean up.
+/// Time for an issue in progress to notice its revocation and clean up.
 const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What became of one lease that was revoked with others.
+/// Outcome of one lease that was revoked with others.
 #[derive(Clone, Debug)]
 pub struct RevokedLease {
-    /// As it stands now.
+    /// Current state of the lease.
     pub lease: Lease,
-    /// Evidence of its end; `None` when the end was not seen.
+    /// Evidence of the end; `None` if the end was not seen.
     pub seen: Option<SeenEnd>,
-    /// What is still open, in words.
+    /// Work that is still open, in words.
     pub notice: Option<String>,
 }
 
-/// Evidence that a credential has ended, and the seconds from the request until then.
+/// Evidence that a credential has ended, with the seconds from the request until then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SeenEnd {
-    /// AWS refused a call of such a session.
+    /// AWS refused a call of a canary that the same denial covers.
     Refused(f64),
-    /// AWS shows the user and its key no more, or the session was never handed out. No call of the
-    /// credential's was refused: the broker does not keep it.
+    /// AWS no longer shows the user and its key, or the session was never handed out. No call with
+    /// the credential was refused, since the broker does not keep it.
     Gone(f64),
 }
 
 impl SeenEnd {
-    /// Seconds until AWS refused it.
+    /// Returns the seconds until AWS refused a call.
     #[must_use]
     pub const fn refused_after_seconds(self) -> Option<f64> {
         match self {
@@ -72,7 +72,7 @@ impl SeenEnd {
         }
     }
 
-    /// Seconds until it was gone.
+    /// Returns the seconds until the credential was gone.
     #[must_use]
     pub const fn gone_after_seconds(self) -> Option<f64> {
         match self {
@@ -82,25 +82,25 @@ impl SeenEnd {
     }
 }
 
-/// What became of a revoked service or grant.
+/// Outcome of the revocation of a service or grant.
 #[derive(Debug)]
 pub struct Revocation {
-    /// When and why; of a service, since when it is shut out.
+    /// Time and reason; for a service, of its suspension.
     pub suspension: Suspension,
     /// Each lease that had not ended.
     pub leases: Vec<RevokedLease>,
-    /// At each role and user concerned, the denial of its sessions.
+    /// Denial of the sessions at each role and user concerned.
     pub denials: Vec<Denied>,
-    /// That it is in the log; `None` while the store takes no records.
+    /// Proof that the revocation is in the log; `None` while the store takes no records.
     pub receipt: Option<Receipt>,
-    /// Leases that the store cannot read: nothing is known of their credentials.
+    /// Number of leases that the store cannot read: their credentials are unknown.
     pub unreadable: u64,
-    /// What is still open, in words.
+    /// Work that is still open, in words.
     pub notice: Option<String>,
 }
 
 impl Revocation {
-    /// Returns whether AWS was seen to refuse every session, and shows every user gone.
+    /// Returns whether AWS was seen to refuse every session, and shows no user any more.
     #[must_use]
     pub fn confirmed(&self) -> bool {
         let ended = |lease: &RevokedLease| lease.seen.is_some();
@@ -110,44 +110,44 @@ impl Revocation {
     }
 }
 
-/// Reach of a revocation that has not been asked for.
+/// Reach of a revocation that has not been requested.
 #[derive(Debug)]
 pub struct Preview {
-    /// When it was looked.
+    /// Time of the preview.
     pub at: Timestamp,
     /// Leases that have not ended.
     pub leases: Vec<Lease>,
-    /// At each role and user concerned, the denial of its sessions.
+    /// Denial of the sessions at each role and user concerned.
     pub denials: Vec<Denial>,
 }
 
-/// What happens while something is revoked, as it happens.
+/// Step of a revocation, reported while it runs.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// Nothing is handed out any more.
+    /// The revocation has begun: nothing is issued any more.
     Begun {
-        /// When and why.
+        /// Time and reason.
         suspension: Suspension,
-        /// How many leases had not ended.
+        /// Number of leases that had not ended.
         leases: usize,
     },
     /// The denial of sessions at a role or user is written.
     Written(Denial),
-    /// AWS refuses the sessions at a role or user, or why it is not seen to.
+    /// AWS was seen to refuse the sessions at a role or user, or the reason why not.
     Denied(Denied),
-    /// What became of a lease.
+    /// Outcome of one lease.
     Lease(RevokedLease),
 }
 
 type Watcher<'a> = Option<&'a UnboundedSender<Progress>>;
 
 impl Broker {
-    /// Takes away all that a service holds, which is shut out with it, or all that was
-    /// issued under one grant. Safe to repeat. `progress` is told what happens.
+    /// Suspends a service and revokes all that it holds, or revokes all that was issued under one
+    /// grant. Safe to repeat. Reports each step to `progress`.
     ///
     /// # Errors
-    /// The service or grant is unknown, or this not recordable. What AWS does not let go at
-    /// once is no error: it is told per lease and tried again.
+    /// The service or grant is unknown, or the revocation cannot be recorded. A credential that AWS
+    /// does not end at once is no error: it is reported with its lease and retried.
     pub async fn revoke(
         self: &Arc<Self>,
         caller: Caller,
@@ -218,8 +218,8 @@ impl Broker {
         })
     }
 
-    /// Stays until AWS was seen to refuse all of a revocation, for `wait` at most and while
-    /// `progress` is read. Returns how it stands then.
+    /// Waits until AWS was seen to refuse everything in a revocation, for `wait` at most and while
+    /// `progress` is read. Returns the current state.
     pub async fn wait_until_refused(
         &self,
         target: &Target,
@@ -230,7 +230,7 @@ impl Broker {
         let began = Instant::now();
         while !revocation.confirmed() && began.elapsed() < wait && !progress.is_closed() {
             sleep(STAY_EVERY).await;
-            // A store that does not tell is asked again.
+            // A store that does not answer is read again.
             if let Err(error) = self.look_again_at(target, &mut revocation, progress).await {
                 tracing::debug!(%error, "how a revocation stands is looked at again");
             }
@@ -261,7 +261,7 @@ impl Broker {
         let open = revocation.leases.iter_mut();
         for revoked in open.filter(|revoked| revoked.seen.is_none()) {
             let (id, removal) = (&revoked.lease.binding.lease_id, revoked.lease.removal());
-            // A session whose time is up was not refused by that.
+            // An expired session is no evidence that AWS refused it.
             let binding = &revoked.lease.binding;
             let is_session = binding.kind.is_session() && revoked.lease.issued().is_some();
             let is_refused = binding
@@ -295,7 +295,7 @@ impl Broker {
     /// Lists what a revocation would reach.
     ///
     /// # Errors
-    /// The service or grant is unknown, or this not recordable.
+    /// The service or grant is unknown, or the preview cannot be recorded.
     pub async fn preview_revocation(
         &self,
         caller: &Caller,
@@ -323,10 +323,10 @@ impl Broker {
         })
     }
 
-    /// Ends one lease, as an operator.
+    /// Revokes one lease, for an operator.
     ///
     /// # Errors
-    /// Unknown, ended already, or not recordable.
+    /// The lease is unknown or has ended, or the revocation cannot be recorded.
     pub async fn revoke_lease(
         self: &Arc<Self>,
         caller: Caller,
@@ -381,7 +381,7 @@ impl Broker {
         Ok((revoked, receipt))
     }
 
-    /// Leases as they stand after the denial of their sessions.
+    /// Returns the state of leases after the denial of their sessions.
     pub(super) fn all_as_denied(
         &self,
         sessions: Vec<Lease>,
@@ -400,7 +400,7 @@ impl Broker {
         sessions.into_iter().map(revoked).collect()
     }
 
-    /// Takes away users, and waits for issues under way.
+    /// Deletes users, and waits for issues in progress.
     pub(super) async fn end_all(
         self: &Arc<Self>,
         leases: Vec<Lease>,
@@ -442,7 +442,8 @@ impl Broker {
         }
     }
 
-    /// A lease that was taken away, or is about to be, since that was asked for.
+    /// Returns the outcome of a lease whose credentials are deleted or about to be; `asked` is the
+    /// time of the request.
     pub(super) fn as_revoked_since(&self, taken: TakenAway, asked: Timestamp) -> RevokedLease {
         let seconds = self.now().duration_since(asked).as_secs_f64();
         RevokedLease {
@@ -452,7 +453,8 @@ impl Broker {
         }
     }
 
-    /// What is still being issued is taken away by its issuer, before it is handed out.
+    /// Waits for an issue in progress: its issuer deletes the credentials before they are handed
+    /// out.
     async fn in_flight_ended(&self, lease: Lease) -> Result<TakenAway, Error> {
         let (id, began) = (lease.binding.lease_id.clone(), Instant::now());
         loop {
@@ -464,7 +466,7 @@ impl Broker {
                 });
             }
             if began.elapsed() > IN_FLIGHT_LIMIT {
-                let notice = "it was being issued; it is taken away before it is handed out";
+                let notice = "its issue was in progress; it is removed before it is handed out";
                 return Ok(TakenAway {
                     lease,
                     notice: Some(notice.to_owned()),
@@ -482,7 +484,7 @@ fn told_unreadable(count: u64) -> String {
     )
 }
 
-/// What was done while nothing could be recorded.
+/// Reports a revocation that was made while nothing could be recorded.
 fn tell_all(progress: Watcher<'_>, revocation: &Revocation) {
     tell(progress, || Progress::Begun {
         suspension: revocation.suspension.clone(),
@@ -496,12 +498,12 @@ fn tell_all(progress: Watcher<'_>, revocation: &Revocation) {
     }
 }
 
-/// Whether a lease is a session's that AWS can be told to deny.
+/// Returns whether the lease is of a session that AWS can deny.
 pub(super) fn is_denied_session(lease: &Lease) -> bool {
     lease.binding.holder.is_some() && lease.issued().is_some()
 }
 
-/// A session's lease as it stands after the denial.
+/// Returns the state of a session's lease after the denial.
 pub(super) fn as_denied(lease: Lease, denied: Option<&Denied>, now: Timestamp) -> RevokedLease {
     let seconds = denied.and_then(|denied| denied.refused_after_seconds);
     if seconds.is_some() {

@@ -21,17 +21,17 @@ use crate::{
     },
 };
 
-/// Shortest life of a token that expires.
+/// Shortest lifetime of a token that expires.
 const TOKEN_TTL_MIN: Duration = Duration::from_mins(1);
-/// Longest life of a token that expires.
+/// Longest lifetime of a token that expires.
 const TOKEN_TTL_MAX: Duration = Duration::from_hours(87600);
 
-/// A token, for the one moment it is shown.
+/// A new token. It is shown only once.
 #[derive(Debug)]
 pub struct NewToken {
-    /// The whole of it.
+    /// The token, with its secret.
     pub token: Token,
-    /// What is kept of it.
+    /// Stored part of the token.
     pub stored: StoredToken,
 }
 
@@ -39,7 +39,7 @@ impl Broker {
     /// Registers a service.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or federated users of the service would look like another service's.
     pub async fn create_service(
         &self,
         caller: &Caller,
@@ -64,7 +64,7 @@ impl Broker {
         })
     }
 
-    /// Refuses a name by which AWS could not tell the service's federated users from another's.
+    /// Refuses a name whose federated users AWS could not distinguish from another service's.
     async fn is_told_apart(&self, name: &Name) -> Result<(), Error> {
         let Some(head) = federated_head(name) else {
             return Ok(());
@@ -77,17 +77,17 @@ impl Broker {
             subject: Subject::Service(name.clone()),
             reason: "NAME_NOT_TOLD_APART",
             message: format!(
-                "AWS could not tell federated users of service {name} from those of {other}, whose \
+                "AWS could not distinguish federated users of service {name} from those of {other}, whose \
                  name is cut to the same 32 characters: a revocation of one would meet the other"
             ),
             next: "choose another name, or one of 18 characters or fewer".to_owned(),
         })
     }
 
-    /// One service.
+    /// Returns one service.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// The service is unknown.
     pub async fn service(&self, caller: &Caller, name: &Name) -> Result<ServiceOverview, Error> {
         let service = self.known_service(name).await?;
         self.store()
@@ -96,10 +96,10 @@ impl Broker {
         Ok(service)
     }
 
-    /// A page of services.
+    /// Returns a page of services.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn services(
         &self,
         caller: &Caller,
@@ -112,10 +112,10 @@ impl Broker {
         Ok(services)
     }
 
-    /// Shuts a service out of the broker; what it holds goes on working.
+    /// Suspends a service. Credentials that it holds continue to work.
     ///
     /// # Errors
-    /// It is unknown, or suspended already.
+    /// The service is unknown, or suspended already.
     pub async fn suspend_service(
         &self,
         caller: &Caller,
@@ -138,10 +138,10 @@ impl Broker {
             .await
     }
 
-    /// Lifts a suspension.
+    /// Reinstates a service.
     ///
     /// # Errors
-    /// It is unknown, or not suspended.
+    /// The service is unknown, or not suspended.
     pub async fn reinstate_service(
         self: &Arc<Self>,
         caller: &Caller,
@@ -158,10 +158,10 @@ impl Broker {
             .await
     }
 
-    /// Removes a service with its tokens and grants.
+    /// Deletes a service with its tokens and grants.
     ///
     /// # Errors
-    /// It is unknown, or holds leases that have not ended.
+    /// The service is unknown, or holds leases that have not ended.
     pub async fn delete_service(&self, caller: &Caller, name: &Name) -> Result<(), Error> {
         let audit = self
             .caller_event(caller, Event::ServiceDeleted)
@@ -182,10 +182,11 @@ impl Broker {
         Ok(())
     }
 
-    /// Makes a token of a service.
+    /// Creates a token of a service.
     ///
     /// # Errors
-    /// The lifetime is out of bounds, the service unknown, or it has ten already.
+    /// The lifetime is out of bounds, the service is unknown, or the service has ten tokens
+    /// already.
     pub async fn create_token(
         &self,
         caller: &Caller,
@@ -210,7 +211,7 @@ impl Broker {
         Ok(new)
     }
 
-    /// The tokens of a service, without their secrets.
+    /// Returns the tokens of a service, without their secrets.
     ///
     /// # Errors
     /// The service is unknown.
@@ -223,10 +224,10 @@ impl Broker {
         Ok(tokens)
     }
 
-    /// Ends a token at once.
+    /// Deletes a token; it is refused at once.
     ///
     /// # Errors
-    /// The service has none of this id.
+    /// The service has no token with this id.
     pub async fn delete_token(
         &self,
         caller: &Caller,
@@ -266,10 +267,10 @@ impl Broker {
             .ok_or_else(|| Error::NotFound(Subject::Service(name.clone())))
     }
 
-    /// Whether a service that was proven a moment ago is not shut out.
+    /// Checks that a service that was authenticated a moment ago is not suspended.
     ///
     /// # Errors
-    /// It is; the store's.
+    /// The service is suspended or unknown; the store's error.
     pub async fn lets_in(&self, name: &Name) -> Result<(), Error> {
         let known = self.known_service(name).await?;
         if known.service.suspension.is_some() || self.is_shut_out(name) {

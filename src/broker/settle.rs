@@ -1,6 +1,6 @@
-//! The second look at a denial that AWS was seen to enforce: half a minute later the same session
-//! tries once more. One place of AWS may know the denial while another does not yet, so that a
-//! call may still go through after a refusal.
+//! Second check of a denial that AWS was seen to enforce: half a minute later the same canary makes
+//! its calls again. One server of AWS may know the denial while another does not yet, so that a
+//! call may still succeed after a refusal.
 
 use std::{
     collections::VecDeque,
@@ -19,14 +19,14 @@ use crate::{
     domain::{audit::Event, denial::Denial},
 };
 
-/// Time from the first refusals to the second look.
+/// Time from the first refusals to the second check.
 const AFTER: Duration = Duration::from_secs(30);
-/// Interval at which it is looked which are due.
+/// Interval at which due checks are looked for.
 const EVERY: Duration = Duration::from_secs(1);
-/// Number of second looks that wait; beyond it the oldest is not made.
+/// Number of second checks that may wait; beyond it the oldest is dropped.
 const KEPT: usize = 256;
 
-/// Denials that AWS was seen to enforce and that are looked at once more.
+/// Denials that AWS was seen to enforce and that are checked once more.
 #[derive(Default)]
 pub(super) struct Settling(Mutex<VecDeque<Look>>);
 
@@ -36,14 +36,14 @@ struct Look {
     trial: Trial,
 }
 
-/// Outcome of a second look.
+/// Outcome of a second check.
 enum Second {
     Refused,
-    /// Words on the call that was not refused.
+    /// Description of the call that was not refused.
     Open(String),
-    /// The service does not answer, or refuses for another reason.
+    /// AWS does not answer, or refuses for another reason.
     Unknown,
-    /// The session is over.
+    /// The canary is no longer valid.
     Over,
 }
 
@@ -52,7 +52,7 @@ impl Settling {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a session by which AWS was just seen to enforce a denial.
+    /// Adds a denial that AWS was just seen to enforce, with its canary.
     pub(super) fn keep(&self, denial: Denial, trial: Trial) {
         let mut looks = self.looks();
         if looks.len() == KEPT {
@@ -66,7 +66,7 @@ impl Settling {
         });
     }
 
-    /// Takes those that were seen by then.
+    /// Removes and returns the checks whose refusals were seen by that time.
     fn take(&self, by: Instant) -> Vec<Look> {
         let mut looks = self.looks();
         let due = looks.partition_point(|look| look.seen <= by);
@@ -75,7 +75,7 @@ impl Settling {
 }
 
 impl Broker {
-    /// Makes each second look when it is due, until the broker ends.
+    /// Makes each second check when it is due, until the broker stops.
     pub(super) async fn keep_settling(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -87,12 +87,12 @@ impl Broker {
         }
     }
 
-    /// Makes the second look at each denial that AWS was seen to enforce by then. The log tells
-    /// its outcome; where AWS lets the session, another look follows.
+    /// Makes the second check of each denial that AWS was seen to enforce by that time, and records
+    /// its outcome. If AWS did not refuse, another check follows.
     pub async fn second_looks(&self, by: Instant) {
         for look in self.denying.settling.take(by) {
             let (denial, trial) = (&look.denial, &look.trial);
-            // A service that never answers is not asked for ever.
+            // The canary's expiry bounds the retries when AWS never answers.
             if !trial.lives_at(self.now()) {
                 continue;
             }

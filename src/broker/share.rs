@@ -1,5 +1,5 @@
-//! Sessions that several callers share, where their grant says so: each is handed out until
-//! it is near its end, and every time with a record of its own. They are in memory alone.
+//! Cache of sessions that several callers share, if their grant allows it. A session is handed out
+//! until it is near its end, each time with its own record. Sessions are held in memory only.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-/// Who shares a session: nobody of another service, grant, version of it, lifetime or proof.
+/// Cache key. Callers share a session only if service, grant, grant version, lifetime and proof are
+/// equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sharers {
     grant: GrantName,
@@ -34,22 +35,22 @@ struct Sharers {
     proof: String,
 }
 
-/// A session that is shared.
+/// A shared session.
 struct Session {
     lease: Lease,
     credentials: Credentials,
     issued_at: Timestamp,
     expires_at: Timestamp,
-    /// When somebody sees to the next.
+    /// Time at which the session is refreshed ahead of its end.
     renew_at: Timestamp,
 }
 
-/// The session of some sharers.
+/// Cache entry: the session of one key.
 #[derive(Default)]
 struct Slot {
     session: Mutex<Option<Arc<Session>>>,
-    /// Held by whoever asks for the next; the others wait for what comes of it. In it, when
-    /// somebody last asked in vain, and why.
+    /// Refresh lock: its owner issues the next session while other callers wait. Holds the time and
+    /// error of the last failure, so that callers that waited do not retry at once.
     asking: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
 
@@ -58,7 +59,7 @@ impl Slot {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session that will do for a request.
+    /// Returns the session if it satisfies a request.
     fn session_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
         let session = self.session().clone()?;
         let left = session.expires_at.duration_since(now);
@@ -68,13 +69,13 @@ impl Slot {
         will_do.then_some(session)
     }
 
-    /// The same, whose next nobody has to wait for.
+    /// Returns the session if it satisfies a request and is fresh: the next one is not needed yet.
     fn fresh_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
         let session = self.session_for(request, now)?;
         refresh::is_fresh(session.issued_at, session.expires_at, now).then_some(session)
     }
 
-    /// It was taken away; one that has taken its place meanwhile stays.
+    /// Removes a session whose lease is no longer active, unless another session has replaced it.
     fn drop_session(&self, gone: &Arc<Session>) {
         let mut session = self.session();
         session.take_if(|session| Arc::ptr_eq(session, gone));
@@ -88,7 +89,7 @@ impl Slot {
     }
 }
 
-/// All sessions that are shared.
+/// All shared sessions.
 #[derive(Default)]
 pub(super) struct Shared(Mutex<HashMap<Sharers, Arc<Slot>>>);
 
@@ -101,13 +102,13 @@ impl Shared {
         Arc::clone(self.slots().entry(sharers.clone()).or_default())
     }
 
-    /// Nothing of this service's is shared any more.
+    /// Removes all sessions of a service.
     pub(super) fn forget(&self, service: &Name) {
         let of_service = |sharers: &Sharers| sharers.grant.service == *service;
         self.slots().retain(|sharers, _| !of_service(sharers));
     }
 
-    /// What is over, is not kept.
+    /// Removes expired sessions whose entries are not in use.
     pub(super) fn forget_old(&self, now: Timestamp) {
         self.slots().retain(|_, slot| {
             let in_use = Arc::strong_count(slot) > 1;
@@ -117,8 +118,9 @@ impl Shared {
 }
 
 impl Broker {
-    /// A session that is shared, or a new one that is shared from now on. What is there is
-    /// handed out in the caller's own task: nothing is left half done where it hangs up.
+    /// Returns a shared session, or issues a new one that is shared from then on. An existing
+    /// session is returned in the caller's own task: a caller that disconnects leaves nothing half
+    /// done.
     pub(super) async fn issue_shared(
         self: &Arc<Self>,
         caller: Caller,
@@ -141,7 +143,7 @@ impl Broker {
             .await
     }
 
-    /// Asks for the next, or waits for whoever does.
+    /// Issues the next session, or waits for a concurrent caller that does.
     async fn share_next(
         self: &Arc<Self>,
         caller: &Caller,
@@ -157,7 +159,8 @@ impl Broker {
                 break in_vain;
             }
             drop(in_vain);
-            // Somebody else has asked meanwhile; all who have waited are served side by side.
+            // Another caller has issued it meanwhile. All callers that waited are served in
+            // parallel.
             if let Some(issued) = self.share(caller, issue, slot, fresh).await? {
                 return Ok(issued);
             }
@@ -168,15 +171,15 @@ impl Broker {
             None => match Box::pin(self.ask_for_next(caller, issue, slot)).await {
                 Ok(issued) => return Ok(issued),
                 Err(error) => {
-                    // Whoever waits since then need not ask; whoever merely hears of it, does
-                    // not make it any newer.
+                    // Callers that have waited since before this failure do not retry. A caller
+                    // that only receives the error does not make it more recent.
                     *in_vain = Some((Instant::now(), error.clone()));
                     error
                 }
             },
         };
         drop(in_vain);
-        // What is there is good for a while.
+        // The current session is still valid for a while.
         let left = self.share(caller, issue, slot, |now| slot.session_for(request, now));
         left.await?.ok_or(error)
     }
@@ -203,7 +206,7 @@ impl Broker {
         Ok(made)
     }
 
-    /// Hands out what `find` finds shared, if nobody has taken it away.
+    /// Returns the session that `find` finds, with a record of it, if its lease is still active.
     async fn share(
         self: &Arc<Self>,
         caller: &Caller,
@@ -239,7 +242,8 @@ impl Broker {
         }))
     }
 
-    /// Sees to the next while this one is handed out; one does at a time.
+    /// Refreshes the session in the background while the current one is handed out. One refresh at
+    /// a time.
     fn renew_ahead(self: &Arc<Self>, caller: &Caller, issue: &Authorized<Issue>, slot: &Arc<Slot>) {
         let (broker, slot) = (Arc::clone(self), Arc::clone(slot));
         let (caller, issue) = (caller.clone(), issue.clone());
@@ -260,7 +264,8 @@ impl Broker {
     }
 }
 
-/// By what a caller is known, whichever certificate or token of it is shown.
+/// Returns the caller's identity for the cache key: the token's id, or the binding with the
+/// certificate's name or the JWT's issuer and subject, whichever certificate or JWT is presented.
 fn shown(proof: &Proof) -> String {
     let binding = proof.binding.as_ref().map(ToString::to_string);
     let binding = binding.unwrap_or_default();

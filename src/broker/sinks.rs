@@ -1,5 +1,5 @@
-//! Sinks: the audit log, streamed to where others keep it. Each goes its own way at its
-//! own pace; one that takes nothing holds up nobody.
+//! Sinks: external receivers of the audit log. Each has its own position and pace, so that a sink
+//! that accepts nothing does not delay the others.
 
 use std::{
     error::Error,
@@ -22,20 +22,21 @@ use crate::{
     domain::{name::Name, random::back_off},
 };
 
-/// Most records that are handed over at once.
+/// Largest number of records in one delivery.
 const BATCH: u64 = 256;
-/// Most bytes of them, unless a single one has more: servers commonly take a megabyte.
+/// Largest number of bytes in one delivery, unless a single record is larger. Servers commonly
+/// accept a megabyte.
 const BATCH_BYTES: usize = 512 * 1024;
-/// Longest time that a sink may take for them.
+/// Longest time that a sink may take for one delivery.
 const LIMIT: Wait = Wait::seconds(10);
-/// How soon it is looked for more records.
+/// Interval at which new records are looked for.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
-/// How often it is told how far a sink is behind.
+/// Interval at which the lag of a sink is reported.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// A sink and the last record that it has taken.
+/// A sink and the last record that it has accepted.
 struct Feed {
     broker: Arc<Broker>,
     sink: Arc<dyn Sink>,
@@ -43,8 +44,7 @@ struct Feed {
 }
 
 impl Broker {
-    /// Streams the audit log to `sink`, from the record after `taken` on, until the broker
-    /// ends.
+    /// Streams the audit log to `sink`, from the record after `taken`, until the broker stops.
     pub async fn feed(self: Arc<Self>, sink: Arc<dyn Sink>, taken: u64) {
         let stop = self.parts.stop.clone();
         self.fed().push(sink.name().clone());
@@ -57,7 +57,7 @@ impl Broker {
         stop.run_until_cancelled(both).await;
     }
 
-    /// Sinks that are fed.
+    /// Returns the names of the sinks that receive the log.
     pub(super) fn fed(&self) -> MutexGuard<'_, Vec<Name>> {
         self.fed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +67,7 @@ impl Feed {
     async fn deliver_all(&self) {
         let delivered = counter!("credbroker_audit_sink_delivered_total", self.label());
         let failed = counter!("credbroker_audit_sink_failures_total", self.label());
-        // Both are shown from the start.
+        // Both metrics are exported from the start.
         delivered.increment(0);
         failed.increment(0);
         let mut failures = 0;
@@ -92,7 +92,7 @@ impl Feed {
         }
     }
 
-    /// Hands the next records over. Returns how many there were.
+    /// Delivers the next records. Returns their number.
     async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
         let (store, name) = (self.broker.store(), self.sink.name());
         if !self.broker.is_ours(&format!("sink {name}")).await {
@@ -100,7 +100,7 @@ impl Feed {
             self.taken.fetch_max(taken, Ordering::Relaxed);
             return Ok(0);
         }
-        // What was pruned before the sink was set up is not its to have.
+        // Records that were pruned before the sink was set up are skipped.
         let taken = self
             .taken
             .load(Ordering::Relaxed)
@@ -120,7 +120,7 @@ impl Feed {
         Ok(count)
     }
 
-    /// Goes on while the sink is waited for.
+    /// Reports the lag, also while a delivery is in progress.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     async fn tell_lag(&self) {
         let lag = gauge!("credbroker_audit_sink_lag_records", self.label());
@@ -139,7 +139,7 @@ impl Feed {
     }
 }
 
-/// How many of them are handed over at once: one at least.
+/// Returns the number of records in the next delivery: at least one.
 fn at_once(leaves: &[Vec<u8>]) -> usize {
     let mut bytes = 0;
     let fits = |leaf: &&Vec<u8>| {

@@ -1,4 +1,4 @@
-//! What this broker is and how it does.
+//! Status and readiness of the broker.
 
 use std::sync::atomic::Ordering;
 
@@ -13,35 +13,35 @@ use crate::{
     domain::{access::Caller, audit::Event, denial::Denial},
 };
 
-/// What this broker is and how it does.
+/// Status of the broker.
 #[derive(Debug)]
 pub struct Status {
-    /// When it began to serve.
+    /// Time of the broker's start.
     pub started_at: Timestamp,
-    /// ARN of the identity behind the admin key, or why AWS does not tell.
+    /// ARN of the identity behind the admin key, or the failure of the call to AWS.
     pub admin: Result<String, AwsFailure>,
-    /// Its AWS region.
+    /// AWS region of the broker.
     pub region: String,
-    /// How many brokers live on the store.
+    /// Number of live replicas on the store.
     pub brokers: u64,
-    /// How much there is of what.
+    /// Numbers of services, grants, leases, denials and audit records.
     pub counts: Counts,
-    /// Those that AWS has not been seen to enforce.
+    /// Denials that AWS has not been seen to enforce.
     pub open_denials: Vec<Denial>,
     /// Number of denials in the store that cannot be read.
     pub unreadable_denials: u64,
-    /// What the last reconciliation found.
+    /// Outcome of the last reconciliation; `None` before the first.
     pub reconciliation: Option<Reconciliation>,
     /// True while AWS's answers agree on the time.
     pub clock_is_certain: bool,
 }
 
 impl Broker {
-    /// Whether it can do what it is for: the store answers, and nothing speaks against the
-    /// log.
+    /// Checks that the broker can work: it is not about to stop, the store answers, and nothing
+    /// contradicts the log.
     ///
     /// # Errors
-    /// Why not, in words.
+    /// Reason, in words.
     pub async fn readiness(&self) -> Result<(), &'static str> {
         if self.is_leaving.load(Ordering::Relaxed) {
             return Err("the broker ends");
@@ -53,20 +53,20 @@ impl Broker {
         self.log_is_whole().map_err(|_| doubt)
     }
 
-    /// Tells whether the broker can issue: it is ready, AWS answers, and the clock is certain.
+    /// Returns whether the broker can issue: it is ready, AWS answers, and the clock is certain.
     pub async fn issues(&self) -> bool {
         self.parts.issuer.answers() && self.clock_is_certain() && self.readiness().await.is_ok()
     }
 
-    /// From now on the broker is unready, though it serves on until it ends.
+    /// Makes the broker unready. It serves until it stops.
     pub fn leave(&self) {
         self.is_leaving.store(true, Ordering::Relaxed);
     }
 
-    /// What this broker is and how it does, AWS asked anew.
+    /// Returns the status. AWS is asked for the admin identity each time.
     ///
     /// # Errors
-    /// The store's; AWS's silence is part of the answer.
+    /// The store's error. A failure of AWS is part of the status.
     pub async fn status(&self, caller: &Caller) -> Result<Status, Error> {
         let counts = self.store().counts().await?;
         let mut denials = self.store().denials().await?;

@@ -1,6 +1,7 @@
-//! The end of all that was made with a stolen admin key: the key itself, and every session made
-//! with it or by way of it, at the broker's own user and at every role. Services' own sessions are
-//! among those, so each grant is revoked as well, and its followers get the next session.
+//! Replacement of a stolen admin key, and the end of all that was made with it: the key, and every
+//! session made with it, directly or indirectly, at the broker's own user and at every role. That
+//! includes the services' own sessions, so each grant is revoked as well, and the callers that
+//! follow it get the next session.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -29,21 +30,21 @@ use crate::{
     },
 };
 
-/// Reason by which the services' own sessions end.
+/// Reason that is recorded for the end of the services' own sessions.
 const REASON: &str = "admin key stolen";
-/// Name of a grant that everyone's sessions are recorded under where the store has none.
+/// Grant name that is recorded for denials of everyone's sessions if the store has no grant.
 const NO_GRANT: &str = "admin-key/stolen";
-/// Attempts to get another key while the thief makes keys as well.
+/// Number of attempts to get another key while the thief creates keys as well.
 const TRIES: u32 = 5;
-/// Pause between two.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Step in the replacement of a stolen admin key.
 #[derive(Debug)]
 pub enum StolenProgress {
-    /// Another key is at work, and the stolen one is switched off.
+    /// Another key is in use, and the stolen one is deactivated.
     Replaced(AdminKeyStatus),
-    /// AWS refuses every session at a role or user that was issued before, or why it is not seen to.
+    /// AWS was seen to refuse every earlier session at a role or user, or the reason why not.
     Denied(Denied),
     /// The sessions of a grant are revoked.
     Grant {
@@ -51,7 +52,7 @@ pub enum StolenProgress {
         grant: GrantName,
         /// Number of leases that ended.
         leases: usize,
-        /// True where AWS was seen to refuse each of them.
+        /// True if AWS was seen to refuse each of them.
         confirmed: bool,
     },
 }
@@ -59,24 +60,25 @@ pub enum StolenProgress {
 /// Outcome of the replacement of a stolen admin key.
 #[derive(Clone, Debug)]
 pub struct StolenKeyReplaced {
-    /// Every session that was issued before this is denied.
+    /// Cutoff: every session that was issued before it is denied.
     pub denied_before: Timestamp,
-    /// True where AWS was seen to refuse them everywhere, and nothing is left to others.
+    /// True if AWS was seen to refuse all of them, and there is no `notice`.
     pub confirmed: bool,
-    /// Access that the broker cannot end, in words; `None` when there is none.
+    /// Access that the broker cannot end, in words; `None` if there is none.
     pub notice: Option<String>,
 }
 
-/// A grant, and a version of it, that a session to try a denial by is made under.
+/// Grant and version under which a canary is issued.
 type TriedBy = (GrantName, u64);
 
 impl Broker {
-    /// Replaces a stolen admin key and ends what was made with it. `progress` gets each step.
+    /// Replaces a stolen admin key and ends what was made with it. Reports each step to `progress`.
     /// Safe to repeat.
     ///
     /// # Errors
-    /// The broker does not keep its key, AWS does not make another, or this is not recordable. What
-    /// AWS is not seen to refuse at once is no error: the step says so, and the broker tries again.
+    /// The broker does not keep its key, AWS creates no other key, or the replacement cannot be
+    /// recorded. A session that AWS is not seen to refuse at once is no error: the step says so,
+    /// and the broker retries.
     pub async fn replace_stolen_admin_key(
         self: &Arc<Self>,
         caller: Caller,
@@ -92,7 +94,7 @@ impl Broker {
         caller: &Caller,
         progress: &UnboundedSender<StolenProgress>,
     ) -> Result<StolenKeyReplaced, Error> {
-        // A reader who has left stops nothing.
+        // A reader that has left does not stop the replacement.
         let tell = |what| drop(progress.send(what));
         let key = self.replace_at_once(caller).await?;
         let user = own_user(&key)?;
@@ -109,8 +111,8 @@ impl Broker {
             }
             all
         };
-        // Services' sessions are refused from now on, so that they get others as soon as those are
-        // later than the moment.
+        // AWS begins to refuse the services' sessions now. New sessions are of use only after the
+        // cutoff, so the services get them then.
         let renewing = async {
             self.wait_until(denied_before).await;
             let mut confirmed = true;
@@ -131,7 +133,7 @@ impl Broker {
         };
         let (all_denied, all_renewed) = tokio::join!(denying, renewing);
         let all_renewed = all_renewed?;
-        // What the thief has made with the old key until then goes with it.
+        // Keys that the thief created with the old key until now are deleted with it.
         self.finish_replacement(caller).await?;
         let notice = self.beyond_reach(reach.unreadable);
         Ok(StolenKeyReplaced {
@@ -141,8 +143,8 @@ impl Broker {
         })
     }
 
-    /// Puts another key in the place of the kept one, and switches that one off, without the
-    /// pauses of a rotation. What the user has of other keys is deleted: the thief's.
+    /// Replaces the kept key by another and deactivates the old one, without the pauses of a
+    /// rotation. Deletes all other keys of the user: they are the thief's.
     async fn replace_at_once(&self, caller: &Caller) -> Result<AdminKey, Error> {
         let mut tries = 0;
         loop {
@@ -166,13 +168,13 @@ impl Broker {
         let until = |phase: &Phase| matches!(phase, Phase::Retiring { .. } | Phase::Steady);
         let key = self.steps_at_once(caller, key, until).await?;
         if key.phase == Phase::Steady {
-            // AWS has made none.
+            // AWS has created no key.
             return Err(Error::Conflict(Subject::AdminKey));
         }
         Ok(key)
     }
 
-    /// Deletes the old key, and every other that the broker does not keep.
+    /// Deletes the old key, and every other key that the broker does not keep.
     async fn finish_replacement(&self, caller: &Caller) -> Result<(), Error> {
         let key = self.kept_admin_key().await?;
         let key = self.steps_at_once(caller, key, |phase| *phase == Phase::Steady);
@@ -217,10 +219,9 @@ impl Broker {
         self.delete_lost_keys(key).await
     }
 
-    /// Asks for the denial of everyone's sessions at the broker's user and at every role that any
-    /// version of a grant names, or that a session was issued for.
-    /// An earlier such denial may be retried in the background meanwhile; then the denials are read
-    /// again.
+    /// Requests the denial of everyone's sessions at the broker's user, and at every role that any
+    /// version of a grant names or for which a session was issued. An earlier such denial may be
+    /// retried in the background meanwhile; then the denials are read again.
     async fn cut_off(
         &self,
         caller: &Caller,
@@ -275,8 +276,8 @@ impl Broker {
         sleep(wait.unwrap_or_default()).await;
     }
 
-    /// Revokes each grant with sessions that may live, some at a time. Yields each with the number
-    /// of its leases, and whether AWS was seen to refuse them.
+    /// Revokes each grant that may have live sessions, several at a time. Each task returns the
+    /// grant, the number of its leases, and whether AWS was seen to refuse them.
     async fn revoke_live_grants(
         self: &Arc<Self>,
         caller: &Caller,
@@ -308,8 +309,8 @@ impl Broker {
         Ok(tasks)
     }
 
-    /// Access that the broker cannot end: sessions of the roles by which it writes policies in other
-    /// accounts, and what it cannot read.
+    /// Describes access that the broker cannot end: sessions of the roles with which it writes
+    /// policies in other accounts, and rows of the store that it cannot read.
     fn beyond_reach(&self, unreadable: u64) -> Option<String> {
         let revokers = self.parts.placements.revokers.values();
         let revokers: Vec<&str> = revokers.map(RoleArn::as_str).collect();
@@ -328,7 +329,8 @@ impl Broker {
     }
 }
 
-/// Each role and user, with the newest grant that a session there can be made under.
+/// Returns each role and user, with the grant under which a canary there is issued: that of the
+/// session that expires last, if there is one.
 fn places(user: Holder, reach: &KeyReach) -> Result<BTreeMap<Holder, TriedBy>, Error> {
     let mut places = BTreeMap::new();
     for (role, grant, version) in &reach.roles {

@@ -1,6 +1,5 @@
-//! The certainty of the broker's clock. While AWS's answers do not agree on the time, nothing is
-//! issued that ends by it, and nothing is ended for good because its time is over; revocation goes
-//! on.
+//! Certainty of the broker's clock. While AWS's answers disagree on the time, nothing that expires
+//! is issued, and nothing is ended for good because it has expired. Revocation continues.
 
 use std::time::Duration;
 
@@ -9,9 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::broker::{Broker, Error, ports::AwsFailure};
 
-/// Pause between two looks, and between two calls that ask AWS for the time.
+/// Interval of the checks, and pause between two calls that ask AWS for the time.
 const EVERY: Duration = Duration::from_millis(250);
-/// Calls that a start waits for: more than settle a doubt, each over a connection of its own.
+/// Largest number of calls at the start, each over its own connection: more than settle a doubt.
 const CALLS_AT_START: u32 = 8;
 /// Pause after which a refused request is worth repeating.
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
@@ -40,13 +39,13 @@ impl Broker {
         Err(failure.into())
     }
 
-    /// Returns true while the broker may end something for good because its time is over: nothing
+    /// Returns true if the broker may end something for good because it has expired: nothing
     /// contradicts the log or the clock.
     pub(super) fn may_end_by_time(&self) -> bool {
         self.log_is_whole().is_ok() && self.clock_is_certain()
     }
 
-    /// Asks AWS until its answers agree on the time, or some have not settled it.
+    /// Calls AWS until its answers agree on the time, `CALLS_AT_START` times at most.
     pub async fn settle_clock(&self) {
         for _ in 0..CALLS_AT_START {
             if self.clock_is_certain() {
@@ -56,7 +55,7 @@ impl Broker {
         }
     }
 
-    /// Asks AWS whenever its answers do not agree on the time; to be cut off at the end.
+    /// Calls AWS while its answers disagree on the time. To be aborted at the end.
     pub async fn keep_clock_certain(&self) {
         let uncertain = gauge!("credbroker_clock_uncertain");
         let mut ticks = interval(EVERY);
@@ -71,10 +70,10 @@ impl Broker {
         }
     }
 
-    /// Makes a harmless call: each answer tells the time.
+    /// Makes a harmless call: each answer contains AWS's time.
     async fn ask_for_time(&self) {
         if let Err(error) = self.parts.issuer.identity().await {
-            tracing::debug!(%error, "AWS does not tell the time");
+            tracing::debug!(%error, "AWS does not answer with its time");
         }
     }
 }

@@ -1,10 +1,11 @@
-//! The proof that AWS refuses: a session made just before the denial, which the denial
-//! matches like those that it is for, tries something harmless until AWS says no. Where such a
-//! denial stands already, AWS refuses from the start; then a second session, which differs in
-//! its name alone and is not refused, shows that it is the denial that refuses the first.
+//! Canaries: evidence that AWS enforces a denial. The broker issues a session just before it writes
+//! the denial, which matches this canary like the sessions that it is for. The canary makes a
+//! harmless call, the probe, until AWS refuses it. If such a denial stands already, AWS refuses
+//! from the start. Then a second session, the control, has another name and is not refused: this
+//! shows that the denial refuses the first.
 //!
-//! The broker keeps no secret of a session that it has handed out, so it needs one of its
-//! own. GetCallerIdentity would not do: it cannot be denied.
+//! The broker keeps no secret of a session that it has handed out, so it needs one of its own.
+//! `GetCallerIdentity` would not do as probe: it cannot be denied.
 
 use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 
@@ -27,97 +28,98 @@ use crate::{
     },
 };
 
-/// How often in a row AWS must refuse: one answer may come from a place that knows the
-/// denial already while the next does not.
+/// Number of refusals in a row that count as evidence. One answer may come from a server of AWS
+/// that knows the denial already while the next does not.
 const PROOFS: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long AWS may take to enforce a denial, in production, before that is left to the
+/// Time that AWS may take to enforce a denial, in production, before that is left to the
 /// background.
 pub const PROOF_LIMIT: Duration = Duration::from_secs(30);
-/// How long a session to try a denial by waits for those that stand.
+/// Longest time for which a canary waits until existing denials no longer match it.
 const LONGEST_WAIT: Duration = Duration::from_secs(7);
-/// How long the denial waits for the session by which it is tried, and again for its first
-/// call.
+/// Longest time for which the denial waits for its canary to be issued, and again for the canary's
+/// first calls.
 const TRY_LIMIT: Duration = Duration::from_secs(5);
-/// Between two refusals that count.
+/// Pause between two refusals that count.
 const BETWEEN: Duration = Duration::from_millis(250);
-/// How often the probe is tried before the denial.
+/// Number of attempts of a call before the denial.
 const TRIES: u32 = 3;
-/// Prefix of the session name that no denial meets: it has no dot, as those of services do.
+/// Prefix of a control session's name. Names of services' sessions have a dot and this has none, so
+/// that no denial of a service matches it.
 const CONTROL: &str = "ctl-";
-/// After so long a new session is later than the moment of the denial that met the last one.
+/// Time after which a new session is later than the cutoff of the denial that matched the last one.
 pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 
-/// A session to try a denial by.
+/// A canary: a session that shows whether AWS enforces a denial.
 #[derive(Clone)]
 pub(super) struct Trial {
     credentials: Credentials,
-    /// Calls to try it by: each probe of the grant in each of its regions.
+    /// Calls of the canary: each probe of the grant in each of its regions.
     pub(super) calls: Vec<Call>,
-    /// When AWS made it, by AWS's clock.
+    /// Time of issue, by AWS's clock.
     issued: Timestamp,
-    /// When the denial was asked for that it is made for.
+    /// Time of the request for the denial that the canary is for.
     asked_at: Timestamp,
 }
 
 impl Trial {
-    /// Returns whether the session's time is not up at that moment.
+    /// Returns whether the session has not expired at that time.
     pub(super) fn lives_at(&self, moment: Timestamp) -> bool {
         self.credentials.expires_at.is_some_and(|end| end > moment)
     }
 }
 
-/// A call that a session is tried by.
+/// A call of a canary.
 #[derive(Clone)]
 pub(super) struct Call {
     probe: Probe,
-    /// `None` for the broker's own region.
+    /// `None`: the broker's own region.
     region: Option<String>,
-    /// True where AWS let the session make it before the denial.
+    /// True if AWS allowed the call before the denial.
     allowed: bool,
 }
 
 /// Refusals that were seen.
 pub(super) struct Seen {
-    /// The calls that AWS refused, and the regions.
+    /// Calls that AWS refused, with their regions.
     pub(super) by: String,
-    /// AWS's words, to the last of them.
+    /// AWS's code and words, from the last of them.
     pub(super) said: String,
-    /// The session that was refused.
+    /// The canary that was refused.
     pub(super) trial: Trial,
 }
 
-/// Why AWS was not seen to refuse a call.
+/// Reason why AWS was not seen to refuse a call.
 enum NotSeen {
-    /// Nor can it be by this session.
+    /// The canary is no longer valid, so it cannot show a refusal any more.
     Dead(String),
-    /// AWS's last words before the time was up.
+    /// The time is up; AWS's last words.
     Late(String),
 }
 
-/// Why there is no session to try a denial by.
+/// Reason why there is no canary.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Untried {
-    /// One that is issued a moment later may be of use.
+    /// A denial with a cutoff matched this canary. One that is issued a moment later may be of use.
     #[error("it stood before a session to try it by was made")]
     Stood,
     #[error("{0}")]
     Because(String),
 }
 
-/// Denials that stand already against the session by which a denial is tried.
+/// Existing denials of the broker's that may refuse a canary.
 enum Stands {
-    /// A denial of such sessions whenever they are issued.
+    /// A denial of such sessions, whenever they are issued.
     Always,
-    /// A denial of those issued before a moment.
+    /// A denial of sessions that were issued before a cutoff.
     Before,
     Nothing,
 }
 
 impl Broker {
-    /// Makes a session that the denial will match, and tries what it may. Returns the denial,
-    /// which reaches that session, and the session or why there is none.
+    /// Issues a canary that the denial will match, and makes its calls. Returns the denial, with a
+    /// cutoff that covers the canary, and the canary or the reason why there is none.
     pub(super) async fn prepare_trial(
         &self,
         denial: Denial,
@@ -166,7 +168,7 @@ impl Broker {
             asked_at: denial.asked_at,
         };
         let told = self.told_calls(&trial);
-        // The denial must not wait for long.
+        // The denial must not be delayed for long.
         let trying = timeout(TRY_LIMIT, self.try_before(&denial, &grant, trial)).await;
         let tried = trying.unwrap_or_else(|_| {
             let why = format!("no answer within {} s: {told}", TRY_LIMIT.as_secs());
@@ -175,8 +177,8 @@ impl Broker {
         Ok((reaching, tried))
     }
 
-    /// The grant that a session to try it by is made under. Everyone's sessions are tried by one that
-    /// only everyone's denial meets; at a user there may be no grant for it.
+    /// Returns the grant under which the canary is issued. Everyone's sessions need a canary that
+    /// only everyone's denial matches. At a user there may be no grant for that.
     async fn grant_to_try_by(&self, denial: &Denial) -> Result<Option<Grant>, StoreError> {
         let (name, version) = (&denial.grant, denial.grant_version);
         if denial.against.scope != Scope::Everyone {
@@ -195,8 +197,8 @@ impl Broker {
         Ok(grant.as_ref().map(without_source_identity))
     }
 
-    /// The denial as it meets a session issued at that moment, and no session that somebody
-    /// may still use.
+    /// Returns the denial with a cutoff that covers a session issued at that time; `None` if the
+    /// denial would then cover a session that may still be in use.
     async fn reach(&self, denial: &Denial, issued: Timestamp) -> Result<Option<Denial>, Error> {
         if let Some(reaching) = denial.reach(issued, Newer::Spared) {
             return Ok(Some(reaching));
@@ -210,7 +212,8 @@ impl Broker {
         Ok(denial.reach(issued, Newer::None))
     }
 
-    /// Waits until none that has a date would meet a session made now: it could show nothing.
+    /// Waits until no denial with a cutoff would match a canary issued now, which could show
+    /// nothing.
     async fn wait_out_denials(&self, denial: &Denial) -> Result<(), Error> {
         let against = &denial.against;
         let place = self.parts.placements.of(&against.holder);
@@ -235,7 +238,7 @@ impl Broker {
             .unwrap_or_else(PoisonError::into_inner);
         let trial = trials.remove(&denial.against)?;
         let lives = trial.lives_at(self.now() + SignedDuration::from_secs(60));
-        // One that was made for an earlier revocation is refused for the sake of that.
+        // A canary of an earlier revocation is refused because of that revocation.
         let meets = trial.issued < denial.issued_before && denial.was_asked_at(trial.asked_at);
         (lives && meets).then_some(trial)
     }
@@ -283,8 +286,8 @@ impl Broker {
             .unwrap_or_else(|_| Err(AwsFailure::no_answer(TRY_LIMIT)))
     }
 
-    /// Answers of AWS before the denial, to each call: a refusal that names a denial proves
-    /// nothing later.
+    /// Makes each call before the denial is written. A call that another denial refuses already
+    /// would prove nothing later.
     async fn try_before(
         &self,
         denial: &Denial,
@@ -326,7 +329,7 @@ impl Broker {
         Ok(trial)
     }
 
-    /// AWS's answer to one call; an answer that it does not know the session yet is not the first.
+    /// Returns AWS's first answer to a call. Retries while AWS does not know the session yet.
     async fn first_answer(&self, trial: &Trial, call: &Call) -> Result<Verdict, Untried> {
         let mut tries = 0;
         loop {
@@ -344,7 +347,7 @@ impl Broker {
         }
     }
 
-    /// Tries a session that differs from the first in its name alone.
+    /// Makes the call with a control session, which has another name and no source identity.
     async fn try_control(
         &self,
         denial: &Denial,
@@ -391,21 +394,21 @@ impl Broker {
         Err(Untried::Because(why))
     }
 
-    /// Finds what denial of the broker's may refuse the session already: an earlier attempt of
-    /// this one, or one that was written for another's sake.
+    /// Returns which denial of the broker's may refuse the canary already: one of an earlier
+    /// attempt, or one that was written for another revocation.
     async fn what_stands(&self, denial: &Denial, trial: &Trial) -> Stands {
         let place = self.parts.placements.of(&denial.against.holder);
         match self.parts.denier.read(&place, &BTreeSet::new()).await {
             Ok(Found::Policy(policy)) if denies_all(&policy, denial) => Stands::Always,
             Ok(Found::Policy(policy)) if may_meet(&policy, denial, trial.issued) => Stands::Before,
             Ok(_) => Stands::Nothing,
-            // Then nothing is known, and that would be said of the probe.
+            // The policy is unknown. `Nothing` would blame the probe.
             Err(_) => Stands::Before,
         }
     }
 
-    /// Tries each call until AWS refuses it for the denial's sake. Returns the refusals, or what
-    /// AWS said last; the session is kept for the next attempt.
+    /// Repeats each call until AWS refuses it because of the denial. Returns the refusals, or AWS's
+    /// last words. If the time is up, the canary is cached for the next attempt.
     pub(super) async fn see_refused(&self, denial: &Denial, trial: Trial) -> Result<Seen, String> {
         let (began, mut said) = (Instant::now(), String::new());
         for call in &trial.calls {
@@ -430,7 +433,7 @@ impl Broker {
         Ok(Seen { by, said, trial })
     }
 
-    /// Tries one call, until the time since `began` is up. Returns AWS's words.
+    /// Repeats one call until AWS refuses it, or the time since `began` is up. Returns AWS's words.
     async fn see_call_refused(
         &self,
         call: &Call,
@@ -465,7 +468,7 @@ impl Broker {
         }
     }
 
-    /// A call's action and region, in words.
+    /// Formats a call: its action and region.
     pub(super) fn told_call(&self, call: &Call) -> String {
         let own = self.parts.denier.region();
         match call.region.as_ref().or(own.as_ref()) {
@@ -474,7 +477,7 @@ impl Broker {
         }
     }
 
-    /// All calls of a trial in words, each action once: "sqs:ListQueues in eu-west-1, us-east-1".
+    /// Formats all calls of a canary, each action once: "sqs:ListQueues in eu-west-1, us-east-1".
     pub(super) fn told_calls(&self, trial: &Trial) -> String {
         let of_one_probe = trial.calls.chunk_by(|one, next| one.probe == next.probe);
         let told = of_one_probe.map(|calls| {
@@ -491,13 +494,14 @@ impl Broker {
     }
 }
 
-/// When AWS made a session, by AWS's clock.
+/// Returns the time of issue of a session, by AWS's clock: its expiry less its lifetime.
 pub(super) fn issued(credentials: &Credentials, ttl: Duration) -> Timestamp {
     let ttl = SignedDuration::try_from(ttl).unwrap_or_default();
     credentials.expires_at.unwrap_or(Timestamp::MAX) - ttl
 }
 
-/// Each probe of a grant in its own region, then in those that it names to probe in as well.
+/// Returns the calls of a canary: each probe of the grant in the grant's own region, then in its
+/// further probe regions.
 fn calls(spec: &GrantSpec) -> Vec<Call> {
     let own = match &spec.kind {
         KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
@@ -521,7 +525,7 @@ fn nothing_but(probes: &[Probe]) -> String {
     format!("may do nothing but {}", probes.join(", "))
 }
 
-/// Tells whether a refusal is the denial's work.
+/// Returns whether the denial caused the refusal.
 pub(super) const fn proves(cause: RefusalCause, call: &Call) -> bool {
     match cause {
         RefusalCause::IdentityDenial => true,
@@ -530,7 +534,7 @@ pub(super) const fn proves(cause: RefusalCause, call: &Call) -> bool {
     }
 }
 
-/// The same grant without what a denial may meet beside the name.
+/// Returns the grant without source identity, which a denial may match besides the name.
 fn without_source_identity(grant: &Grant) -> Grant {
     let mut grant = grant.clone();
     if let KindSpec::AssumeRole {
@@ -549,7 +553,7 @@ fn denied_anyway(probe: Probe, said: &str) -> Untried {
     ))
 }
 
-/// Newer sessions would be denied with one that is made now.
+/// Reason of a canary that would come too late: newer sessions would be denied with it.
 fn too_late(denial: &Denial) -> Untried {
     let why = if denial.against.scope == Scope::Everyone {
         format!(

@@ -1,5 +1,5 @@
-//! Issues under way, by the request that asked for them: a repetition that comes in
-//! meanwhile joins the first and gets the same answer.
+//! Single flight of issues, by request id: a repeat that arrives meanwhile joins the first call and
+//! gets the same answer.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -22,7 +22,7 @@ use crate::{
 
 type Outcome = Result<IssuedLease, Error>;
 
-/// Requests under way.
+/// Issues in progress.
 #[derive(Default)]
 pub(super) struct UnderWay(Mutex<HashMap<(Name, RequestId), Issue>>);
 
@@ -31,17 +31,17 @@ struct Issue {
     outcome: Arc<OnceCell<Outcome>>,
 }
 
-/// An outcome, and whether it was waited for only.
+/// An outcome, and whether the caller only waited for it.
 pub(super) struct Joined {
     pub(super) outcome: Outcome,
     pub(super) by_waiting: bool,
 }
 
 impl UnderWay {
-    /// Does `work`, unless the same request is under way: then waits for its outcome.
+    /// Runs `work`. If the same request is in progress, waits for its outcome instead.
     ///
     /// # Errors
-    /// Another request is under way under the same id.
+    /// A different request is in progress under the same id.
     pub(super) async fn join(
         &self,
         service: &Name,
@@ -79,7 +79,7 @@ impl UnderWay {
         Ok(Arc::clone(&issue.outcome))
     }
 
-    /// Whoever comes first of those who shared an outcome forgets it.
+    /// Removes the entry, unless another caller that shared its outcome has removed it already.
     fn leave(&self, key: &(Name, RequestId), cell: &Arc<OnceCell<Outcome>>) {
         let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(entry) = under_way.entry(key.clone())

@@ -1,5 +1,5 @@
-//! The upkeep of denials in AWS: what is due is tried again, what is over is lifted, what
-//! somebody has changed is written anew.
+//! Maintenance of denials in AWS: retries those that are due, lifts expired ones, and rewrites
+//! policies that were changed outside the broker.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,27 +28,28 @@ use crate::{
     },
 };
 
-/// How often the store is asked what is due; the query is indexed and mostly empty.
+/// Interval at which the store is queried for due denials; the query is indexed and mostly returns
+/// nothing.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often what AWS holds is compared with what is to stand there.
+/// Interval at which the policies in AWS are compared with the store.
 const LOOK_EVERY: Duration = Duration::from_mins(5);
-/// What was written a moment ago AWS may not show yet.
+/// Time for which AWS may not show a policy that was just written.
 const SETTLED: Duration = Duration::from_secs(60);
-/// How much later than others a broker takes up what is due that AWS has not answered: they may
-/// be better off.
+/// Delay with which a replica that AWS does not answer takes up due denials, so that a healthy
+/// replica goes first.
 const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
-/// How long after a death every place is written once more: AWS may be late with what the dead
-/// had asked, mostly by seconds, at the worst by as long as a write may take.
+/// Delays after a replica's death at which every policy is rewritten. AWS may apply the dead
+/// replica's last write late: mostly by seconds, at worst by as long as a write may take.
 const LATE: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), WRITE_LIMIT];
-/// Pause before a denial is rewritten that AWS did not take.
+/// Pause before the policy of a moved denial is rewritten again, after a failed write.
 const AGAIN: SignedDuration = SignedDuration::from_secs(5);
-/// How many denials are begun in one round.
+/// Largest number of due denials that are begun in one round.
 const AT_ONCE: usize = 64;
 
 impl Broker {
-    /// Carries out what is due, lifts what is over and repairs what somebody has changed,
-    /// until the broker ends. While the log is in doubt it only writes: an older copy may not
-    /// know how long denials are to stand, nor what a broker has changed since.
+    /// Carries out due denials, lifts expired ones and repairs changed policies, until the broker
+    /// stops. While the log is in doubt, only writes denials: an older copy of the store may not
+    /// know how long denials are to stand, nor what a replica has changed since.
     pub(super) async fn keep_denials(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
@@ -63,12 +64,12 @@ impl Broker {
         .await;
     }
 
-    /// From now on what AWS denies beyond the store stays: the store may be an older copy.
+    /// Preserves denials in AWS that the store does not know: the store may be an older copy.
     pub fn keep_unknown_denials(&self) {
         self.denying.keeps_unknown.store(true, Ordering::Relaxed);
     }
 
-    /// Whoever had a denial to themselves is dead.
+    /// Takes over the unfinished denials of dead replicas, and marks every policy to be rewritten.
     async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?.known;
         let dead = Instant::now();
@@ -92,7 +93,7 @@ impl Broker {
             if self.claims.take_left()
                 && let Err(error) = self.take_up_denials().await
             {
-                tracing::warn!(%error, "denials that were under way are taken up later");
+                tracing::warn!(%error, "denials in progress are resumed later");
                 self.claims.are_left();
             }
             if let Err(error) = self.begin_due_denials().await {
@@ -101,13 +102,13 @@ impl Broker {
         }
     }
 
-    /// One round over what is due now, to its end.
+    /// Carries out everything that is due now, and waits for the end.
     ///
     /// # Errors
-    /// When the store does not tell what is due.
+    /// The store cannot list the due denials.
     pub async fn denials_once(self: &Arc<Self>) -> Result<(), Error> {
         for begun in self.begin_due_denials().await? {
-            // What became of it is in the store.
+            // The outcome is in the store.
             let _ = begun.await;
         }
         Ok(())
@@ -130,8 +131,8 @@ impl Broker {
         Ok(self.begin_denials(due))
     }
 
-    /// Each open denial, and each place where some are over or moved, in a task of its own:
-    /// none waits for another.
+    /// Starts a task for each open denial, and one for each policy with expired or moved denials,
+    /// so that none waits for another.
     fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
         let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
@@ -163,7 +164,8 @@ impl Broker {
         by_place
     }
 
-    /// Has these denials to itself for a while; what fails is due again after that.
+    /// Reserves these denials for a while, exclusively. A denial whose attempt fails is due again
+    /// after that.
     async fn claim_denials(&self, denials: &[Denial]) -> Result<Vec<Denial>, StoreError> {
         let claimed: Vec<Denial> = denials.iter().map(|d| d.claim(self.now())).collect();
         let claim = self.store().change_denials(&claimed, &[], Vec::new());
@@ -182,7 +184,7 @@ impl Broker {
 
     async fn try_lifting(&self, place: &Place, over: &[Denial]) {
         if self.claim_denials(over).await.is_err() {
-            // Somebody else is at it, or the store takes nothing.
+            // Another task works on them, or the store takes no writes.
             return;
         }
         if let Err(error) = self.lift(place).await {
@@ -190,8 +192,8 @@ impl Broker {
         }
     }
 
-    /// Takes what is over out of the policy of a place, then out of the store: so nothing
-    /// stays in AWS that no denial accounts for.
+    /// Removes expired denials from a policy, then from the store. In this order, AWS holds nothing
+    /// that no stored denial accounts for.
     async fn lift(&self, place: &Place) -> Result<(), Error> {
         let mut written = self.at_place(place).await?;
         let now = self.now();
@@ -199,7 +201,7 @@ impl Broker {
         let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
         over.retain(|denial| self.parts.placements.of(&denial.against.holder) == *place);
         match self.write_place(place, &mut written, Instant::now()).await {
-            // Nobody had a way in, and nothing was seen to hold there.
+            // The broker has no role in this account, and no denial there was seen to hold.
             Err(Error::Aws(failure))
                 if failure.reason == NO_REVOKER && over.iter().all(|d| !d.is_refused()) => {}
             written => {
@@ -215,7 +217,7 @@ impl Broker {
             let remove = std::slice::from_ref(&denial);
             let removed = self.store().change_denials(&[], remove, vec![audit]).await;
             match removed {
-                // Revoked once more: it stays.
+                // The denial was requested again: it stays.
                 Err(StoreError::Conflict) => {}
                 removed => removed?,
             }
@@ -229,11 +231,11 @@ impl Broker {
         Ok(())
     }
 
-    /// A service is let in again: its denials no longer share the moments of later ones.
+    /// Rewrites the policies of a reinstated service: its denials now have a cutoff.
     pub(super) fn write_anew(self: &Arc<Self>, service: &Name) {
         let (broker, service) = (Arc::clone(self), service.clone());
         self.sagas.spawn(async move {
-            // What cannot be read now is due all the same.
+            // Denials that cannot be read now are due anyway.
             let denials = broker.store().denials_of(&service).await;
             let moved = |denial: &Denial| denial.is_refused() && !denial.is_settled();
             let moved = denials.unwrap_or_default().into_iter().filter(moved);
@@ -244,14 +246,14 @@ impl Broker {
     async fn try_writing_anew(&self, place: &Place, moved: &[Denial]) {
         let since = Instant::now();
         let Ok(moved) = self.claim_denials(moved).await else {
-            // Another broker is at it, or the store takes nothing.
+            // Another replica works on them, or the store takes no writes.
             return;
         };
         if let Err(error) = self.write_moved(place, &moved, since).await {
-            tracing::warn!(%place, %error, "what was moved of the denials there is written anew later");
+            tracing::warn!(%place, %error, "the denials' new cutoffs are written there later");
             let again = self.now() + AGAIN;
             let again: Vec<Denial> = moved.iter().map(|d| d.give_up(again)).collect();
-            // Without it they are due when the claim is over.
+            // If this write fails, they are due when their reservation ends.
             let _ = self.store().change_denials(&again, &[], Vec::new()).await;
         }
     }
@@ -270,7 +272,7 @@ impl Broker {
             }
             let settled = [denial.settle(self.now())];
             match self.store().change_denials(&settled, &[], Vec::new()).await {
-                // Revoked once more, or moved again.
+                // The denial was requested again, or moved again.
                 Err(StoreError::Conflict) => {}
                 changed => changed?,
             }
@@ -291,11 +293,11 @@ impl Broker {
         }
     }
 
-    /// Compares each policy of denials with what is to stand there, and writes anew what
-    /// somebody has changed. What fails at one place does not stop the others.
+    /// Compares each policy of denials with the store, and rewrites policies that were changed
+    /// outside the broker. A failure at one policy does not stop the others.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn repair_denials(&self) -> Result<(), Error> {
         let mut denials = self.store().denials().await?.known;
         let mut unsure = BTreeSet::new();
@@ -308,7 +310,8 @@ impl Broker {
                 unsure.insert(place.account().clone());
             }
         }
-        // What stands at the one placement is not wanted at the other.
+        // A policy of the other placement is emptied only if the account's configured ones are in
+        // order.
         denials.retain(|denial| !unsure.contains(denial.against.holder.account()));
         for other in self.others(&denials) {
             if let Err(error) = self.empty(&other).await {
@@ -318,13 +321,13 @@ impl Broker {
         Ok(())
     }
 
-    /// Where an earlier configuration may have written these.
+    /// Returns the policies into which an earlier configuration may have written these denials.
     fn others(&self, denials: &[Denial]) -> BTreeSet<Place> {
         let other = |denial: &Denial| self.parts.placements.other(&denial.against.holder);
         denials.iter().map(other).collect()
     }
 
-    /// Takes away what an earlier configuration has left at a place, once in a run.
+    /// Removes what an earlier configuration has left in a policy, once in a run.
     async fn empty(&self, place: &Place) -> Result<(), Error> {
         let mut written = self.at_place(place).await?;
         if written.emptied {
@@ -343,14 +346,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Returns whether what is to stand there does.
+    /// Repairs a policy that differs from the store. Returns whether the policy is in order.
     async fn repair(&self, place: &Place) -> Result<bool, Error> {
         let mut written = self.at_place(place).await?;
         self.repair_there(place, &mut written).await
     }
 
     async fn repair_there(&self, place: &Place, written: &mut AtPlace) -> Result<bool, Error> {
-        // Of several brokers each may have written there, and only the last may be shown.
+        // With several replicas, each may have written here, and AWS may show only the last write.
         let looks = self.store().peers().is_none() && self.denying.may_be_overtaken(place);
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) && !looks {
             return Ok(written.put.missed.is_empty());
@@ -358,7 +361,7 @@ impl Broker {
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
         let settled = !denials.is_empty() && denials.iter().all(Denial::is_settled);
         if !settled || self.is_over_at(place).await? {
-            // Whoever carries out, moves or lifts one writes them all.
+            // The task that carries out, moves or lifts a denial writes the whole policy.
             return Ok(false);
         }
         self.enter(place).await?;
@@ -371,13 +374,11 @@ impl Broker {
         if is_there {
             return Ok(true);
         }
-        // Another broker that was stopped for a while may have gone on with what it was writing.
+        // Another replica that was paused for a while may have completed an old write.
         let may_be_a_brokers =
             self.denying.may_be_overtaken(place) || self.store().peers().is_some();
         let told = if may_be_a_brokers {
-            format!(
-                "{place}: somebody's doing, or AWS was late with what a broker had asked before"
-            )
+            format!("{place}: changed by hand, or AWS applied an earlier write of a replica late")
         } else {
             place.to_string()
         };
@@ -386,14 +387,14 @@ impl Broker {
         if let Some(failure) = written.put.missed.values().next() {
             return Err(failure.clone().into());
         }
-        tracing::warn!("denials that were not what they are to be are written anew at {told}");
+        tracing::warn!("denials in AWS differed from the store and are rewritten at {told}");
         let audit = self.repaired(place, written).detail(&told);
         self.store().record(audit).await?;
         Ok(true)
     }
 
-    /// Writes once more what other brokers may have written over, or this one over theirs, or
-    /// AWS may have done late for one that is dead.
+    /// Rewrites policies with uncertain content: this replica and another may have overwritten each
+    /// other, or AWS may have applied a dead replica's write late.
     async fn write_unsure_places(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -419,14 +420,14 @@ impl Broker {
     async fn write_once_more(&self, place: &Place) -> Result<(), Error> {
         let mut written = self.at_place(place).await?;
         let since = Instant::now();
-        // What somebody has changed there is recorded before it is written over.
+        // A change from outside the broker is recorded before it is overwritten.
         let looked = if self.log_is_whole().is_ok() {
             self.repair_there(place, &mut written).await
         } else {
             Ok(false)
         };
         match self.write_place(place, &mut written, since).await {
-            // Nobody has had a way in.
+            // The broker has no role in this account.
             Err(Error::Aws(failure)) if failure.reason == NO_REVOKER => return Ok(()),
             written => written?,
         };
@@ -436,7 +437,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether any of the denials there is over, and so to be lifted.
+    /// Returns whether any denial of the policy has expired, and so is to be lifted.
     async fn is_over_at(&self, place: &Place) -> Result<bool, Error> {
         let (all, now) = (self.store().denials().await?.known, self.now());
         let is_over = |denial: &Denial| {

@@ -1,4 +1,4 @@
-//! Time for which the broker waits for another party: another broker, a witness, a sink, a peer.
+//! Time for which the broker waits for another party: a replica, a witness, a sink, a client.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use std::time::Duration;
 pub struct Wait(Duration);
 
 impl Wait {
-    /// A wait of so many seconds.
+    /// Creates a wait of this many seconds.
     #[must_use]
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// Its length in this process.
+    /// Returns the length of the wait in this process.
     #[must_use]
     pub fn length(self) -> Duration {
         self.0 / haste()

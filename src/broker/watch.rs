@@ -1,4 +1,4 @@
-//! What is revoked, told to those who hold it.
+//! Notices of revocations for the services concerned, and of suspensions for open connections.
 
 use tokio::sync::broadcast;
 
@@ -14,33 +14,33 @@ use crate::{
     },
 };
 
-/// How much waits for a slow watcher before it is sent away.
+/// Number of unread notices after which a slow subscriber is disconnected.
 const WAITING: usize = 256;
 
-/// That something of a service's was revoked.
+/// Notice of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// Whose.
+    /// Service whose credentials are revoked.
     pub service: Name,
-    /// What.
+    /// Scope of the revocation within the service.
     pub scope: Scope,
 }
 
-/// What a service watches.
+/// Subscription of a service to revocations.
 #[derive(Debug)]
 pub struct Watch {
-    /// Whose it is.
+    /// Name of the service.
     pub service: Name,
-    /// Leases that are over already.
+    /// Leases among the given ones that are no longer valid, or never were the service's.
     pub over: Vec<LeaseId>,
-    /// What is revoked from now on, of anybody's.
+    /// Notices from now on, of all services.
     pub news: broadcast::Receiver<Ended>,
 }
 
-/// Those who watch.
+/// Channel to the subscribers of revocations.
 pub(super) struct Watchers(broadcast::Sender<Ended>);
 
-/// Those who hold connections.
+/// Channel to the holders of connections.
 pub(super) struct ShutOuts(broadcast::Sender<Name>);
 
 impl Default for ShutOuts {
@@ -56,7 +56,7 @@ impl Default for Watchers {
 }
 
 impl Broker {
-    /// Tells which services are shut out from now on: suspended, revoked or deleted.
+    /// Returns the channel of services that are suspended, revoked or deleted from now on.
     #[must_use]
     pub fn shut_outs(&self) -> broadcast::Sender<Name> {
         self.shut_outs.0.clone()
@@ -64,17 +64,17 @@ impl Broker {
 
     pub(super) fn tell_shut_out(&self, service: &Name) {
         self.shared.forget(service);
-        // Nobody may be connected.
+        // Sending fails if there is no subscriber.
         let _ = self.shut_outs.0.send(service.clone());
     }
 
-    /// Begins to tell a service what of its own is revoked; `held` are leases that it holds.
+    /// Subscribes a service to revocations; `held` are leases that the service holds.
     ///
     /// # Errors
-    /// The caller is no service; the store's.
+    /// The caller is no service; the store's error.
     pub async fn watch(&self, caller: &Caller, held: &[LeaseId]) -> Result<Watch, Error> {
         let service = own_service(caller).ok_or(Error::Unauthenticated)?.clone();
-        // Before the look, so that nothing falls between.
+        // The subscription comes before the look-up, so that no revocation is missed in between.
         let news = self.watchers.0.subscribe();
         let mut over = Vec::new();
         for id in held {
@@ -100,7 +100,7 @@ impl Broker {
         })
     }
 
-    /// Tells those who watch what was revoked.
+    /// Notifies the subscribers of a revocation.
     pub(super) fn tell_revoked(&self, target: &Target) {
         if let Target::Service(service) = target {
             self.tell_shut_out(service);
@@ -114,7 +114,7 @@ impl Broker {
 
     pub(super) fn tell_ended(&self, service: &Name, scope: Scope) {
         self.shared.forget(service);
-        // Nobody may watch.
+        // Sending fails if there is no subscriber.
         let _ = self.watchers.0.send(Ended {
             service: service.clone(),
             scope,

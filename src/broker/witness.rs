@@ -1,6 +1,6 @@
-//! The witness: somebody else signs each checkpoint as well, and only one that goes on from
-//! those before. Nobody can then put an older log, or another, in place of this one
-//! without its saying so. <https://c2sp.org/tlog-witness>
+//! The witness: a separate party that cosigns each checkpoint, but only one that extends those
+//! before. So an older log, or another one, cannot replace this one without an objection of the
+//! witness. <https://c2sp.org/tlog-witness>
 
 use std::{error::Error as StdError, time::Duration};
 
@@ -24,23 +24,22 @@ use crate::{
     domain::random::back_off,
 };
 
-/// What of several brokers one asks at a time.
+/// Lock under which one replica at a time calls the witness.
 const CLAIM: &str = "asking the witness";
 /// Shortest time between two checkpoints that are sent.
 const EVERY: Wait = Wait::seconds(10);
-/// How soon it is looked for another checkpoint.
+/// Interval of the checks for a newer checkpoint.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest time that the witness may take.
 const LIMIT: Wait = Wait::seconds(10);
 /// Longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// Why a checkpoint is not cosigned.
+/// Reason why a checkpoint is not cosigned.
 type Failure = Box<dyn StdError + Send + Sync>;
 
 impl Broker {
-    /// Has the newest checkpoint cosigned, again and again as the log grows, until the
-    /// broker ends.
+    /// Has the newest checkpoint cosigned, repeatedly as the log grows, until the broker stops.
     pub async fn keep_witnessed(&self) {
         if let Some(witness) = &self.parts.witness {
             let asking = self.ask_for_ever(witness.as_ref());
@@ -50,7 +49,7 @@ impl Broker {
 
     async fn ask_for_ever(&self, witness: &dyn Witness) {
         let failed = counter!("credbroker_audit_witness_failures_total");
-        // It is shown from the start.
+        // The metric is exported from the start.
         failed.increment(0);
         let mut failures = 0;
         loop {
@@ -71,7 +70,7 @@ impl Broker {
         }
     }
 
-    /// Returns whether there was something to ask.
+    /// Returns whether there was a newer checkpoint to cosign.
     async fn ask_if_grown(&self, witness: &dyn Witness) -> Result<bool, Failure> {
         if self.log_is_whole().is_err() || !self.is_ours("witness").await {
             return Ok(false);
@@ -88,11 +87,11 @@ impl Broker {
         }
     }
 
-    /// For the start, once the log has been compared with itself: compares it with what the
-    /// witness has cosigned. One that does not answer holds up nobody for long.
+    /// Compares the log with what the witness has cosigned. Called at the start, after the log's
+    /// own integrity check. A witness that does not answer does not delay the start for long.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub(super) async fn ask_witness(&self) -> Result<(), Error> {
         let newest = self.store().checkpoint().await?;
         let Some((witness, newest)) = self.parts.witness.as_ref().zip(newest) else {
@@ -110,14 +109,14 @@ impl Broker {
         Ok(())
     }
 
-    /// How many records the witness has cosigned, as far as the store knows.
+    /// Returns the number of records that the witness has cosigned, as far as the store knows.
     pub(super) async fn size_cosigned(&self) -> Result<u64, StoreError> {
         let cosigned = self.store().cosigned().await?;
         Ok(cosigned.map_or(0, |cosigned| cosigned.size))
     }
 
-    /// Has a checkpoint cosigned by the witness, which has cosigned `known` records as far
-    /// as the store knows. When it speaks against the log, nothing is issued any more.
+    /// Has the witness cosign a checkpoint. `known`: number of records that it has cosigned, as far
+    /// as the store knows. If the witness contradicts the log, nothing is issued any more.
     async fn ask(&self, witness: &dyn Witness, note: &str, known: u64) -> Result<(), Failure> {
         let limit = LIMIT.length();
         let answered = timeout(limit, self.cosign(witness, note, known)).await;
@@ -127,7 +126,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Keeps what the witness has cosigned, or returns what it says against the log.
+    /// Saves the cosigned checkpoint, or returns the witness's contradiction of the log.
     async fn cosign(
         &self,
         witness: &dyn Witness,
@@ -156,7 +155,8 @@ impl Broker {
             other => {
                 let doubt = against(&other, key, old, size)?;
                 match other {
-                    // Another broker has shown it more of the same log meanwhile.
+                    // Another replica has shown the witness a later checkpoint of the same log
+                    // meanwhile.
                     WitnessAnswer::Conflict(Some(told))
                         if told > size && self.store().log_head().await?.size >= told =>
                     {
@@ -184,8 +184,8 @@ impl Broker {
         Ok(witness.add_checkpoint(body).await?)
     }
 
-    /// The proof that the log of this checkpoint begins with its first `old` records. It
-    /// holds, so that who refuses it has seen other records.
+    /// Returns the proof that the log of this checkpoint begins with its first `old` records. The
+    /// proof is verified here, so a witness that refuses it has seen other records.
     async fn consistency(&self, old: u64, checkpoint: &Checkpoint) -> Result<Vec<Hash>, Error> {
         let Checkpoint { size, root, .. } = checkpoint;
         let unproven = || {
@@ -211,16 +211,16 @@ fn tell(cosigned: u64) {
     gauge!("credbroker_audit_witnessed_size").set(cosigned as f64);
 }
 
-/// What an answer that is no cosignature says against a log of `size` records that was shown
-/// to go on from `old`; or why it says nothing.
+/// Returns how an answer that is no cosignature contradicts a log of `size` records that was shown
+/// to extend its first `old`. The error says why the answer contradicts nothing.
 fn against(answer: &WitnessAnswer, key: &WitnessKey, old: u64, size: u64) -> Result<Error, String> {
     match *answer {
         WitnessAnswer::Conflict(Some(other)) if other > size => Ok(behind(key, size, other)),
-        // It knows another root of that size.
+        // The witness knows another root of that size.
         WitnessAnswer::Conflict(told) if old == size && told.unwrap_or(size) == size => {
             Ok(beside(key, old))
         }
-        // From nothing on there is no proof that could be wrong.
+        // A proof from size 0 cannot be wrong.
         WitnessAnswer::Inconsistent if old > 0 => Ok(beside(key, old)),
         WitnessAnswer::Refused(status) => Err(refused(status)),
         _ => Err("it does not say from which size it goes on".to_owned()),
@@ -237,7 +237,7 @@ fn not_by(key: &WitnessKey) -> impl FnOnce(NoteError) -> String {
 }
 
 fn refused(status: u16) -> String {
-    let tells = "`credbroker audit checkpoint -o json` tells it";
+    let tells = "`credbroker audit checkpoint -o json` prints it";
     match status {
         403 => format!(
             "it does not trust the log's key (403): have its operator add the newest one; {tells}"

@@ -22,25 +22,25 @@ use crate::{
     },
 };
 
-/// More than this no form of a key has, bytes.
+/// Longest input, bytes: no form of a key is longer.
 const INPUT_MAX: u64 = 16 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AdminKey {
-    /// Give the broker its key, from standard input: what `aws iam create-access-key`
-    /// prints, a shared credentials file, or lines NAME=VALUE. It is kept sealed; rotate
-    /// it afterwards, and nobody knows it.
+    /// Import the broker's key from standard input: the output of `aws iam create-access-key`, a
+    /// shared credentials file, or lines NAME=VALUE. The broker stores the key sealed. Rotate it
+    /// afterwards: then only the broker knows the key.
     Import,
-    /// Where the key comes from, how old it is, and where its replacement stands.
+    /// Show the source and the age of the key, and the state of its replacement.
     Status,
-    /// Replace the key by one that AWS makes.
+    /// Replace the key by a new one that AWS makes.
     Rotate(Rotate),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
-    /// The key is stolen: switch it off at once, deny every session issued so far at the broker's
-    /// user and at every role, and let services have new ones.
+    /// Treat the key as stolen: switch it off at once, deny every session issued so far at the
+    /// broker's user and at every role, and let services get new ones.
     #[arg(long)]
     stolen: bool,
 }
@@ -65,7 +65,7 @@ impl AdminKey {
     }
 }
 
-/// Tells what happens until it is done.
+/// Prints progress until the replacement is done.
 async fn follow(
     mut stream: Streaming<StolenAdminKeyProgress>,
     out: &mut Output,
@@ -86,13 +86,13 @@ async fn follow(
     ))
 }
 
-/// `rotate --stolen -o json`.
+/// Output of `rotate --stolen -o json`.
 #[derive(Default, Serialize)]
 struct Stolen {
     key: Option<Told>,
     sessions: Vec<RevokedSessions>,
     grants: Vec<RevokedGrant>,
-    /// Every session that was issued before this is denied.
+    /// Time before which every issued session is denied.
     denied_before: Option<String>,
     confirmed: bool,
     /// Access that the broker cannot end.
@@ -107,7 +107,7 @@ struct RevokedGrant {
 }
 
 impl Stolen {
-    /// Takes in what has happened, and tells it in a line.
+    /// Adds a progress message, and returns it as a line of text.
     fn add(&mut self, what: What) -> String {
         match what {
             What::Replaced(key) => {
@@ -188,8 +188,8 @@ fn from_stdin() -> Result<SecretString, Failure> {
     Ok(SecretString::from(text))
 }
 
-/// Finds id and secret in any of the forms that AWS hands them out in. Tells nothing of
-/// what it has read when it finds none.
+/// Finds id and secret in any of the forms in which AWS hands out keys. The error contains none of
+/// the input.
 fn read_key(text: &SecretString) -> Result<ImportAdminKeyRequest, Failure> {
     let text = text.expose_secret();
     let found = if text.trim_start().starts_with('{') {
@@ -228,7 +228,7 @@ fn from_lines(text: &str) -> Option<(String, String)> {
     field("aws_access_key_id").zip(field("aws_secret_access_key"))
 }
 
-/// `-o json` of each.
+/// Output of `-o json` for each subcommand.
 #[derive(Serialize)]
 struct Told {
     source: &'static str,

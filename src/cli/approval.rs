@@ -12,21 +12,21 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Approval {
-    /// Changes that wait for a second operator, or for whoever wants to make them.
+    /// List changes that wait for a second operator, or for the operator who wants to make them.
     List,
-    /// All of one such change: of a grant, everything that it is to be.
+    /// Show a change in full: for a grant, everything that it would contain.
     Show {
-        /// Which.
+        /// Id of the approval.
         id: String,
     },
-    /// Agree to a change that another operator wants to make.
+    /// Approve a change that another operator wants to make.
     Approve {
-        /// Which.
+        /// Id of the approval.
         id: String,
     },
-    /// Forget a change that nobody has agreed to.
+    /// Reject a change, even one that is approved already.
     Reject {
-        /// Which.
+        /// Id of the approval.
         id: String,
     },
 }

@@ -25,69 +25,71 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
-    /// The newest records, and with -f each new one as it is written.
+    /// Show the newest records; with -f, also each new one as it is written.
     Tail {
-        /// How many past records.
+        /// Number of past records.
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(0..=1000))]
         lines: i32,
-        /// Go on with what comes.
+        /// Continue with new records.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Records that match, oldest first.
+    /// Show the records that match, oldest first.
     Query(Box<Query>),
-    /// The log as it is now, signed: a note to keep elsewhere. With -o json the key too.
+    /// Show the signed checkpoint: the log as it is now, a note to keep elsewhere. With -o json
+    /// also the key.
     Checkpoint,
-    /// Gives up the broker's old records that an export holds. What proves the others stays.
+    /// Delete old records from the broker that an export contains. The broker keeps what proves the
+    /// other records.
     Prune(Prune),
-    /// Lets another key sign the log from now on. The log announces it; whoever has an
-    /// earlier key goes on with that.
+    /// Sign the log with another key from now on. The log announces the new key, so a holder of an
+    /// earlier key can go on with that key.
     RotateKey,
-    /// The whole log: as plain files (C2SP tlog-tiles), gone on with where it was, or as
-    /// lines of JSON. Each form is checked against the broker's signed checkpoint.
+    /// Export the whole log: as plain files (C2SP tlog-tiles), continued where an earlier export
+    /// ended, or as lines of JSON. Each form is checked against the broker's signed checkpoint.
     Export(Export),
-    /// The records of a lease, each in a file of its own with the proof that it is in the
-    /// log (C2SP tlog-proof): whoever has the log's key can check it.
+    /// Write each record of a lease into its own file, with the proof that the record is in the log
+    /// (C2SP tlog-proof). A holder of the log's key can check it.
     Prove(Prove),
-    /// Whether an export is complete and unchanged, or a proof holds; needs no broker. Exit
-    /// status 8 tells what is not.
+    /// Check that an export is complete and unchanged, or that a proof holds; needs no broker. If
+    /// not, the exit status is 8, and the error says what is wrong.
     Verify(Verify),
-    /// Whether CloudTrail shows what the log says was made, and nothing else by the
-    /// broker's principal. Exit status 8 tells that something does not match: an admin
-    /// key that is used beside the broker, or a log that somebody changed.
+    /// Check that CloudTrail shows the calls that the log records, and no others by the broker's
+    /// principal. Exit status 8 means that something does not match: the admin key is used beside
+    /// the broker, or the log was changed.
     Reconcile(Reconcile),
 }
 
 #[derive(Args, Debug)]
 pub(super) struct Query {
-    /// The service concerned.
+    /// Service that the records concern.
     #[arg(long, default_value = "")]
     service: String,
-    /// The grant concerned, SERVICE/GRANT.
+    /// Grant that the records concern, SERVICE/GRANT.
     #[arg(long, default_value = "")]
     grant: String,
-    /// The lease concerned.
+    /// Lease that the records concern.
     #[arg(long, default_value = "")]
     lease: String,
-    /// The access key concerned.
+    /// Access key that the records concern.
     #[arg(long, default_value = "")]
     access_key_id: String,
-    /// Who did it: operator:NAME, service:NAME, broker or unknown.
+    /// Actor: operator:NAME, service:NAME, broker or unknown.
     #[arg(long, default_value = "")]
     actor: String,
-    /// What happened, e.g. lease.issued.
+    /// Event, e.g. lease.issued.
     #[arg(long, default_value = "")]
     event: String,
-    /// success, denied or failure.
+    /// Outcome: success, denied or failure.
     #[arg(long, default_value = "")]
     outcome: String,
-    /// Not before this time, e.g. 2026-01-31T00:00:00Z.
+    /// Start of the time range, e.g. 2026-01-31T00:00:00Z.
     #[arg(long)]
     since: Option<Timestamp>,
-    /// Before this time.
+    /// End of the time range, exclusive.
     #[arg(long)]
     until: Option<Timestamp>,
-    /// How many at most.
+    /// Maximum number of records.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     limit: u32,
 }

@@ -7,18 +7,18 @@ use clap::Args;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "While the broker is down")]
 pub(super) struct BreakGlass {
-    /// Do it in this process, on the broker's store. Takes CREDBROKER_TOKEN as ever, and AWS
-    /// credentials of the standard chain unless the store keeps a key that can be opened.
+    /// Revoke in this process, on the broker's store. Uses CREDBROKER_TOKEN as usual, and AWS
+    /// credentials of the standard chain unless the store holds a key that can be opened.
     #[arg(long, group = "break_glass")]
     offline: bool,
-    /// Print a shell script of AWS CLI commands that an IAM administrator can do it with; it
-    /// reads the broker's store alone, and works beside a running broker as well.
+    /// Print a shell script of AWS CLI commands with which an IAM administrator can revoke. Only
+    /// reads the broker's store, and works beside a running broker as well.
     #[arg(long, group = "break_glass", conflicts_with = "reason")]
     print_aws_commands: bool,
-    /// The broker's store; in the directory of `dev` it is credbroker.db.
+    /// Path of the broker's store; in the directory of `dev` it is credbroker.db.
     #[arg(long, value_name = "FILE", requires = "break_glass")]
     state: Option<PathBuf>,
-    /// The configuration of `serve`: its store, AWS, sealing key and the rest.
+    /// Configuration of `serve`: store, AWS, sealing key and the rest.
     #[arg(long, value_name = "FILE", requires = "break_glass")]
     config: Option<PathBuf>,
     /// Another endpoint for AWS, e.g. an emulator.
@@ -61,7 +61,7 @@ mod with_store {
         },
     };
 
-    /// Who sees to what is still open.
+    /// Text that says who completes what is still open.
     const LATER: &str = "the broker goes on once it runs again";
 
     impl BreakGlass {

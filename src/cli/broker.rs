@@ -25,15 +25,15 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Dev {
-    /// Where everything lives; a second start there resumes it. Default: the user's
-    /// state directory.
+    /// Directory of all state; a second start there resumes it. Default: the user's state
+    /// directory.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Another endpoint for STS and IAM, e.g. an emulator.
     #[arg(long = "aws-endpoint", value_name = "URL", value_parser = http_url)]
     aws_endpoint_url: Option<String>,
-    /// A PostgreSQL database instead of the embedded store: postgres://USER@HOST/DATABASE. A
-    /// password belongs into the variable, or into PGPASSWORD.
+    /// PostgreSQL database instead of the embedded store: postgres://USER@HOST/DATABASE. Put a
+    /// password into CREDBROKER_STORE or PGPASSWORD.
     #[arg(
         long,
         value_name = "URL",
@@ -54,7 +54,7 @@ pub(super) fn database(url: &str) -> Result<SecretString, String> {
 
 #[derive(Args, Debug)]
 pub(super) struct Migrate {
-    /// The configuration of `serve`.
+    /// Configuration file of `serve`.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
@@ -70,11 +70,11 @@ impl Migrate {
 
 #[derive(Args, Debug)]
 pub(super) struct Serve {
-    /// The configuration file; deploy/credbroker.example.toml documents it.
+    /// Configuration file; deploy/credbroker.example.toml documents it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Check the configuration and the files that it names, and end. Neither the store nor AWS
-    /// is asked.
+    /// Check the configuration and the files that it names, then exit. Contacts neither the store
+    /// nor AWS.
     #[arg(long)]
     check: bool,
 }
@@ -107,12 +107,12 @@ impl Serve {
                 "not_asked": ["the store", "AWS"],
             }))?);
         }
-        // By reference: it is large.
+        // On the heap: the future is large.
         Ok(Box::pin(serve(&self.config, config)).await?)
     }
 }
 
-/// The XDG base directory specification's place for state.
+/// Returns the directory for state: that of the XDG base directory specification.
 fn default_state_dir() -> Option<PathBuf> {
     let home = || env::home_dir().map(|home| home.join(".local/state"));
     let base = env::var_os("XDG_STATE_HOME")
@@ -121,7 +121,8 @@ fn default_state_dir() -> Option<PathBuf> {
     base.or_else(home).map(|base| base.join("credbroker/dev"))
 }
 
-/// A plain level is the broker's own; its libraries are heard from `warn` on.
+/// Logs to standard error. A plain level applies to the broker alone; its libraries log from `warn`
+/// on.
 pub(super) fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
     let directives = match level.parse::<Level>() {
         Ok(level) => format!("warn,credbroker={level}"),

@@ -1,4 +1,4 @@
-//! Values of the command line as the proto has them, and back.
+//! Conversions between values of the command line and of the proto.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(super) fn proto_duration(duration: Duration) -> ProtoDuration {
     }
 }
 
-/// `None` for what is no point in time.
+/// Returns `None` if the value is no point in time.
 pub(super) fn time(proto: ProtoTimestamp) -> Option<Timestamp> {
     Timestamp::new(proto.seconds, proto.nanos).ok()
 }

@@ -1,6 +1,6 @@
-//! Credentials that are kept on disk for the next process that asks: in the user's cache
-//! directory, for the user alone, as other tools of AWS keep theirs. Without such a place
-//! nothing is kept, and each process asks the broker.
+//! Credentials cached on disk for the next process: in the user's cache directory, for the user
+//! alone, as other AWS tools do. Without such a directory nothing is cached, and each process calls
+//! the broker.
 
 use std::{
     env,
@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use super::private;
 use crate::domain::refresh;
 
-/// Credentials, and when they were got and end.
+/// Cached credentials, with the times of their issue and end.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Kept {
     pub(super) document: Value,
@@ -37,14 +37,15 @@ impl Kept {
     }
 }
 
-/// The place of one sort of credentials.
+/// Files for one set of credentials.
 pub(super) struct Cache {
     file: PathBuf,
     lock: PathBuf,
 }
 
 impl Cache {
-    /// Named by all that decides what they are, in a way that does not tell it.
+    /// Returns the cache for these inputs, which together determine the credentials. Its file name
+    /// is a hash of the inputs, so it does not reveal them.
     pub(super) fn of(asked: &[String]) -> Option<Self> {
         let mut sum = Context::new(&SHA256);
         for part in asked {
@@ -66,14 +67,14 @@ impl Cache {
         })
     }
 
-    /// What is there, if it can be read.
+    /// Returns the cached credentials, or `None` if they cannot be read.
     pub(super) fn read(&self) -> Option<Kept> {
         let text = fs::read(&self.file).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// Waits until nobody else asks the broker, as long as the result is held. Where that
-    /// cannot be known, everybody asks.
+    /// Waits until no other process calls the broker, and holds the lock while the result is held.
+    /// `None`: the file cannot be locked, and every process calls the broker.
     pub(super) async fn lock(&self) -> Option<File> {
         let path = self.lock.clone();
         let locked = spawn_blocking(move || {
@@ -89,7 +90,7 @@ impl Cache {
         }
     }
 
-    /// Whoever reads sees the old or the new, whole.
+    /// Replaces the file atomically: a reader sees the old content or the new, complete.
     pub(super) fn write(&self, kept: &Kept) {
         let text = serde_json::to_string(kept).map_err(io::Error::from);
         let written = text.and_then(|text| private::replace(&self.file, &text.into()));
@@ -99,12 +100,12 @@ impl Cache {
     }
 
     pub(super) fn remove(&self) {
-        // It may never have been there.
+        // The file may not exist.
         let _ = fs::remove_file(&self.file);
     }
 }
 
-/// The XDG base directory specification's place for what can be had again.
+/// Returns the directory for cached credentials: that of the XDG base directory specification.
 fn directory() -> Option<PathBuf> {
     let home = || env::home_dir().map(|home| home.join(".cache"));
     let base = env::var_os("XDG_CACHE_HOME")

@@ -19,11 +19,11 @@ use crate::{
     domain::{clock::wall_time, duration},
 };
 
-/// SDKs wait for ever.
+/// Longest wait for credentials: SDKs themselves wait without a limit.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// For `credential_process` in the AWS config file: the JSON that SDKs read, kept for the
-/// next who asks until it is near its end.
+/// Print credentials for `credential_process` in the AWS config file: the JSON that SDKs read. They
+/// are cached for the next caller until they are near their end.
 #[derive(Args, Debug)]
 pub(super) struct CredentialProcess {
     /// GRANT of the service whose token is used, or SERVICE/GRANT.
@@ -47,7 +47,7 @@ impl CredentialProcess {
         Ok(out.line(&kept.document.to_string())?)
     }
 
-    /// All that decides what is answered: whoever asks otherwise has another place.
+    /// Returns all inputs that determine the answer: a call with other inputs uses another cache.
     fn asked(&self, connection: &Connection, evidence: &Evidence) -> Result<[String; 4], Failure> {
         let shown = match evidence {
             Evidence::Certificate {
@@ -67,7 +67,8 @@ impl CredentialProcess {
         ])
     }
 
-    /// Of many who ask at a time one asks the broker, and the others find what it got.
+    /// Returns fresh credentials. If several processes need them, one calls the broker, and the
+    /// others read its result from the cache.
     async fn get(&self, connection: &Connection, cache: Option<&Cache>) -> Result<Kept, Failure> {
         let fresh = |cache: &Cache| cache.read().filter(|kept| kept.is_fresh(wall_time()));
         let Some(cache) = cache else {
@@ -85,7 +86,7 @@ impl CredentialProcess {
                 cache.write(&issued);
                 Ok(issued)
             }
-            // What is there is good for a while.
+            // Cached credentials that are no longer fresh are still good for a while.
             Err(failure) if failure.is_unavailable() => {
                 let left = cache.read().filter(|kept| kept.is_alive(wall_time()));
                 let left = left.ok_or(failure)?;
@@ -103,7 +104,7 @@ impl CredentialProcess {
         let client = connection.connect().await?;
         let credentials = issue(&client, self.grant.clone(), self.ttl, None).await?;
         let expires = credentials.expiration.as_deref().unwrap_or_default();
-        let no_end = |_| Failure::unexpected("the broker does not tell when they end");
+        let no_end = |_| Failure::unexpected("the broker did not send the end of the credentials");
         Ok(Kept {
             document: credentials.for_process(),
             issued_at: wall_time(),

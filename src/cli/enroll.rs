@@ -21,15 +21,15 @@ use crate::{
     proto::{ClientCertificate, EnrollRequest, RenewCertificateRequest},
 };
 
-/// Get a client certificate for this host, for a key that it makes itself.
+/// Get a client certificate for this host, for a key that the command creates.
 ///
-/// By the token of `service enroll-token create`, once; later with --renew. The certificate
-/// goes to --client-cert-file, the key to --client-key-file, which every
-/// other command then takes in the place of a token.
+/// Needs the token of `service enroll-token create`, once; later, use --renew. The certificate is
+/// written to --client-cert-file, the key to --client-key-file. Every other command then uses them
+/// instead of a token.
 #[derive(Args, Debug)]
 pub(super) struct Enroll {
-    /// Get another certificate for the same key, if half the life of the one that is there
-    /// is over; without a token. For a timer.
+    /// Get another certificate for the same key, if half the life of the existing one is over.
+    /// Needs no token; meant for a timer.
     #[arg(long)]
     renew: bool,
 }
@@ -42,7 +42,7 @@ struct Enrolled<'a> {
     renewed: bool,
 }
 
-/// Where this host keeps its key and certificate.
+/// Paths of this host's key and certificate.
 struct Files {
     cert: PathBuf,
     key: PathBuf,
@@ -109,7 +109,7 @@ impl Files {
         }
     }
 
-    /// The key that is there, or a new one: an enrolment that failed can be repeated.
+    /// Returns the existing key, or else a new one. An enrolment that failed can thus be repeated.
     fn key(&self) -> Result<KeyPair, Failure> {
         if self.key.exists() {
             return self.known_key();
@@ -139,7 +139,7 @@ impl Files {
         Ok(request.der().to_vec())
     }
 
-    /// When the certificate ends, if less than half of its life is over.
+    /// Returns the end of the certificate, if less than half of its life is over.
     fn renewed_until(&self) -> Result<Option<Timestamp>, Failure> {
         let wrong = |error: &dyn std::fmt::Display| unusable(&self.cert, error);
         let pem = fs::read(&self.cert).map_err(|error| wrong(&error))?;
@@ -156,7 +156,7 @@ impl Files {
     }
 }
 
-/// Whoever reads it sees the old one or the new one, whole.
+/// Replaces the file atomically: a reader sees the old one or the new one, complete.
 fn replace(path: &Path, pem: &str) -> Result<(), Failure> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");

@@ -1,4 +1,4 @@
-//! `credbroker exec`: a command with credentials, and with no others.
+//! `credbroker exec`: runs a command with credentials, and with no others.
 
 use std::{
     env,
@@ -16,8 +16,8 @@ use tokio::task::spawn_blocking;
 use super::{Connection, failure::Failure, issue::issue};
 use crate::domain::duration;
 
-/// By what AWS SDKs could find other credentials than these, and by what a broker knows the
-/// caller: neither is the command's business.
+/// Variables removed from the command's environment: those through which AWS SDKs could find other
+/// credentials, and those through which the caller proves itself to a broker.
 const CLEARED: [&str; 27] = [
     "AMAZON_ACCESS_KEY_ID",
     "AMAZON_SECRET_ACCESS_KEY",
@@ -47,7 +47,7 @@ const CLEARED: [&str; 27] = [
     "CREDBROKER_TOKEN_FILE",
     "SECRET_ACCESS_KEY",
 ];
-/// Files that SDKs look into before they ask an endpoint.
+/// Variables of files that SDKs read before they call an endpoint.
 const FILES_BEFORE_ENDPOINTS: [&str; 3] = [
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
@@ -56,7 +56,8 @@ const FILES_BEFORE_ENDPOINTS: [&str; 3] = [
 
 /// Run a command with credentials in its environment, and with no others.
 ///
-/// The command takes the place of credbroker: signals and exit status are its own.
+/// The command replaces credbroker: signals reach the command, and the exit status is the
+/// command's.
 #[derive(Args, Debug)]
 pub(super) struct Exec {
     /// GRANT of the service whose token is used, or SERVICE/GRANT.
@@ -64,12 +65,12 @@ pub(super) struct Exec {
     /// Lifetime, e.g. 1h; the grant's default if not given.
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// For a command that runs longer than its credentials live: it gets an endpoint of its
-    /// own, which ends with it, where its SDK finds the next ones. It reads no AWS files then:
-    /// set AWS_REGION. Not for iam_user.
+    /// Give the command an endpoint where its SDK finds the next credentials, for a command that
+    /// runs longer than its credentials live. The endpoint ends with the command. The command reads
+    /// no AWS files then: set AWS_REGION. Not for iam_user.
     #[arg(long)]
     refresh: bool,
-    /// What to run.
+    /// Command to run, with its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -85,7 +86,7 @@ impl Exec {
         for variable in CLEARED {
             command.env_remove(variable);
         }
-        // No other source, should these come to an end.
+        // No other source of credentials when these end.
         command.env("AWS_EC2_METADATA_DISABLED", "true");
         if self.refresh {
             let url = self.endpoint(connection).await?;
@@ -108,8 +109,8 @@ impl Exec {
         Err(Failure::usage(format!("cannot run {program}: {error}")))
     }
 
-    /// An endpoint in a process of its own, which ends when this one does, whatever this one
-    /// has become until then.
+    /// Starts an endpoint in another process, and returns its URL. The endpoint ends when this
+    /// process ends, even after the command has replaced this program.
     async fn endpoint(&self, connection: &Connection) -> Result<String, Failure> {
         let mut agent = Command::new(env::current_exe()?);
         agent
@@ -117,7 +118,7 @@ impl Exec {
             .args(["--for-process", &std::process::id().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // What a terminal sends is for the command.
+            // Signals from a terminal are for the command alone.
             .process_group(0);
         if let Some(ttl) = self.ttl {
             agent.args(["--ttl", &format!("{}s", ttl.as_secs())]);
@@ -139,7 +140,7 @@ impl Exec {
             .map_err(|error| Failure::unexpected(error.to_string()))?;
         match told? {
             (url, _) if !url.is_empty() => Ok(url),
-            // It has told why.
+            // The agent has printed the reason.
             (_, ended) => std::process::exit(ended.unwrap_or(1)),
         }
     }

@@ -1,5 +1,5 @@
-//! `credbroker audit export`: the log as plain files in the layout of C2SP tlog-tiles.
-//! Exports as lines are in `lines`.
+//! `credbroker audit export`: the log as plain files in the layout of C2SP tlog-tiles. Exports as
+//! lines are in `lines`.
 
 use std::{fs, path::PathBuf};
 
@@ -25,16 +25,15 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Export {
-    /// Where to write: with tiles a directory, where what an earlier export has left is
-    /// gone on from; else a file, or - for standard output.
+    /// Target of the export: for tiles a directory, in which an earlier export is continued; else a
+    /// file, or - for standard output.
     #[arg(value_name = "DIR|FILE")]
     to: PathBuf,
-    /// In which form.
+    /// Form of the export.
     #[arg(long, value_enum, default_value_t = Form::Tiles)]
     format: Form,
 }
 
-/// Forms of an export.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Form {
     /// A directory of plain files (C2SP tlog-tiles), which `audit verify` checks.
@@ -45,7 +44,7 @@ enum Form {
     Ocsf,
 }
 
-/// The record as it is in the log: JSON, and so without a line feed of its own.
+/// Line of a record as it is in the log: JSON, which contains no line feed.
 const AS_IT_IS: Line = |entry, _| Ok(entry.to_vec());
 
 impl Export {
@@ -113,7 +112,8 @@ impl Export {
         ))?)
     }
 
-    /// What the broker has given up must not become a hole in an earlier export.
+    /// Refuses to continue an earlier export that has some, but not all, of the records that the
+    /// broker has pruned: the missing ones would be a hole.
     fn must_not_tear(&self, taken_up: u64, start: u64) -> Result<(), Failure> {
         let holds = |index| self.to.join(tile::bundle_path(index, start)).exists();
         if taken_up >= start || !(0..start / WIDTH).any(holds) {
@@ -126,7 +126,7 @@ impl Export {
         Err(Failure::usage(what).next("keep it, and export into an empty directory"))
     }
 
-    /// The full bundles of an earlier export.
+    /// Loads the full bundles of an earlier export.
     fn take_up(&self, tree: &mut Growing, size: u64) -> Result<(), Failure> {
         for index in 0..size / WIDTH {
             let path = self.to.join(tile::bundle_path(index, size));

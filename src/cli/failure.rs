@@ -1,4 +1,4 @@
-//! What went wrong, for a person, and the exit status that scripts rely on.
+//! Failures of commands, in words for people, and the exit status that scripts rely on.
 
 use std::{error::Error, io, process::ExitCode};
 
@@ -7,7 +7,7 @@ use tonic_types::StatusExt;
 
 use crate::{client::ConnectError, domain::request::RequestId};
 
-/// Exit statuses of the contract; 0 is done.
+/// Exit statuses of the contract; 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
     Unexpected = 1,
@@ -18,11 +18,12 @@ pub(super) enum Exit {
     Conflict = 6,
     Unavailable = 7,
     Verification = 8,
-    /// What a shell tells of a process that wrote to a closed pipe; said to nobody.
+    /// The output is a closed pipe. Status that a shell reports for such a process; no error is
+    /// printed.
     NobodyReads = 141,
 }
 
-/// Why a command did not do as told: what happened and why, and what to do next.
+/// Failure of a command: what happened and why, and what to do next.
 #[derive(Debug)]
 pub(super) struct Failure {
     exit: Exit,
@@ -50,7 +51,7 @@ impl Failure {
         }
     }
 
-    /// Of a request that can be repeated under its id.
+    /// Adds a hint that the request can be repeated under its id, if the result is unavailable.
     pub(super) fn of_request(mut self, id: &RequestId) -> Self {
         if self.exit == Exit::Unavailable {
             let hint = format!("repeated with --request-id {id} it gets the same lease");
@@ -67,7 +68,7 @@ impl Failure {
         Self::new(Exit::Usage, what)
     }
 
-    /// A copy of the audit log that is not what it should be.
+    /// Returns the failure of a copy of the audit log that does not verify.
     pub(super) fn verification(what: impl Into<String>) -> Self {
         Self::new(Exit::Verification, what)
     }
@@ -80,7 +81,7 @@ impl Failure {
         Self::new(Exit::Unavailable, what)
     }
 
-    /// The broker's no, in its own words.
+    /// Returns a refusal by the broker, in its own words.
     pub(super) fn refused(code: Code, what: impl Into<String>) -> Self {
         Self::new(exit(code), what)
     }
@@ -89,7 +90,7 @@ impl Failure {
         Self::new(Exit::Conflict, what)
     }
 
-    /// Whether what was asked for is not to be had at the moment.
+    /// Returns whether the failure is temporary: the result is unavailable at the moment.
     pub(super) fn is_unavailable(&self) -> bool {
         self.exit == Exit::Unavailable
     }
@@ -102,12 +103,12 @@ impl Failure {
         self.next.is_some()
     }
 
-    /// The machine reason that the broker gave.
+    /// Returns the machine-readable reason that the broker gave.
     pub(super) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
-    /// What happened and why, on one line, and what to do next.
+    /// Returns what happened and why, on one line, and what to do next.
     pub(super) fn told(self) -> (String, Option<String>) {
         let mut what = self.what;
         for detail in &self.details {
@@ -119,14 +120,14 @@ impl Failure {
         (what, self.next)
     }
 
-    /// A setting of the connection that nobody gave.
+    /// Returns the failure of a connection setting that is missing.
     pub(super) fn unset(variable: &str, flag: &str) -> Self {
         Self::usage(format!("{variable} is not set")).next(format!(
             "set it, or give {flag}; `credbroker dev` writes a file `env` that sets all three"
         ))
     }
 
-    /// Tells standard error and yields the exit status.
+    /// Prints the failure to standard error, and returns the exit status.
     pub(super) fn report(&self) -> ExitCode {
         if self.exit == Exit::NobodyReads {
             return ExitCode::from(self.exit as u8);

@@ -1,4 +1,4 @@
-//! The log's records as the broker sends them, up to a signed checkpoint.
+//! Records of the log as the broker sends them, up to a signed checkpoint.
 
 use std::{io, path::Path};
 
@@ -17,14 +17,14 @@ use crate::{
     proto::{self, ExportEntriesRequest, GetCheckpointRequest},
 };
 
-/// 256 neighbouring records, or fewer at the end.
+/// Bundle of 256 neighbouring records, or fewer at the end.
 pub(super) enum Bundle<'e> {
     Entries(&'e [Vec<u8>]),
-    /// They were pruned; their root is still there.
+    /// Root of records that were pruned.
     Pruned(Hash),
 }
 
-/// What an export goes up to, and who says so.
+/// Checkpoint that an export ends at, parsed and as signed.
 pub(super) struct Head {
     pub(super) checkpoint: Checkpoint,
     pub(super) signed: proto::Checkpoint,
@@ -44,7 +44,7 @@ impl Head {
         Ok(Self { checkpoint, signed })
     }
 
-    /// Takes every bundle from record `start`, a multiple of 256, to the checkpoint.
+    /// Passes every bundle from record `start`, a multiple of 256, up to the checkpoint to `take`.
     pub(super) async fn fetch(
         &self,
         client: &Client,
@@ -73,7 +73,7 @@ impl Head {
         Ok(())
     }
 
-    /// Whether what was taken is what the checkpoint stands for.
+    /// Checks that the fetched records match the checkpoint.
     pub(super) fn confirm(&self, taken: &Edge, next: &str) -> Result<(), Failure> {
         let Checkpoint { size, root, .. } = self.checkpoint;
         if (taken.size(), taken.root()) == (size, root) {

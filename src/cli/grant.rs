@@ -20,32 +20,32 @@ use crate::{
     },
 };
 
-/// More than this no policy document has, white space included; bytes.
+/// Size from which a policy document is refused, white space included; bytes.
 const POLICY_MAX: u64 = 32 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Grant {
     /// Create a grant, or give it a new version.
     Put(Box<Put>),
-    /// Current grants, of one service or all.
+    /// List the current grants, of one service or all.
     List {
-        /// Only this service's.
+        /// Service whose grants are listed; all if not given.
         #[arg(long, default_value = "")]
         service: String,
     },
-    /// One grant, with the policy as AWS gets it.
+    /// Show one grant, with the policy as AWS gets it.
     Show {
         /// SERVICE/GRANT.
         grant: String,
     },
-    /// End a grant; leases go on until they end.
+    /// Delete a grant; its leases stay valid until they end.
     Delete {
         /// SERVICE/GRANT.
         grant: String,
     },
 }
 
-/// How credentials are made.
+/// Kinds of credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -61,7 +61,7 @@ pub(super) enum Kind {
 pub(super) struct Put {
     /// SERVICE/GRANT.
     grant: String,
-    /// How credentials are made; assume_role if --role-arn is given.
+    /// Kind of credentials; assume_role if --role-arn is given.
     #[arg(long, value_enum)]
     kind: Option<Kind>,
     /// Policy document, JSON; - reads standard input.
@@ -70,63 +70,63 @@ pub(super) struct Put {
     /// Policy of the catalogue (see `credbroker policy list`).
     #[arg(long, value_name = "NAME")]
     policy: Option<String>,
-    /// Parameter of that policy; may be repeated.
+    /// Parameter of --policy; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     param: Vec<(String, String)>,
     /// Managed policy; may be repeated, up to 10.
     #[arg(long, value_name = "ARN")]
     managed_policy: Vec<String>,
-    /// Lifetime when the service names none, e.g. 1h.
+    /// Lifetime if the service requests none, e.g. 1h.
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// Longest lifetime that a service may ask for, e.g. 12h.
+    /// Longest lifetime that a service may request, e.g. 12h.
     #[arg(long, value_parser = duration::parse)]
     max_ttl: Option<Duration>,
     /// Tag of the session or user; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     tag: Vec<(String, String)>,
-    /// Say that the grant may be broad.
+    /// Confirm that the grant may be broad.
     #[arg(long)]
     allow_broad: bool,
-    /// assume_role: the role.
+    /// assume_role: ARN of the role.
     #[arg(long, value_name = "ARN")]
     role_arn: Option<String>,
     /// assume_role: external id that the role's trust policy demands.
     #[arg(long, value_name = "ID")]
     external_id: Option<String>,
-    /// assume_role: set the service as source identity; the role must trust it.
+    /// assume_role: set the service as source identity; the role's trust policy must allow it.
     #[arg(long)]
     source_identity: bool,
     /// assume_role: tag that role chaining passes on; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     transitive_tag: Vec<(String, String)>,
-    /// STS kinds: region of the STS endpoint, if not the broker's.
+    /// STS kinds: region of the STS endpoint; the broker's if not given.
     #[arg(long)]
     region: Option<String>,
-    /// STS kinds: harmless call that shows that a revoked session is refused; sqs:ListQueues
-    /// unless given; may be repeated: each must be refused.
+    /// STS kinds: harmless call by which AWS is seen to refuse a revoked session; sqs:ListQueues if
+    /// not given. May be repeated: AWS must refuse each.
     #[arg(long, value_name = "ACTION", value_parser = PossibleValuesParser::new(Probe::ALL.map(Probe::as_str)))]
     probe: Vec<String>,
-    /// STS kinds: region beside --region in which a revoked session is shown to be refused; may
-    /// be repeated. Up to 9 calls: each probe in each region.
+    /// STS kinds: region besides --region in which AWS is seen to refuse a revoked session; may be
+    /// repeated. Up to 9 calls: each probe in each region.
     #[arg(long, value_name = "REGION")]
     probe_region: Vec<String>,
     /// STS kinds: the session policy denies everything after the session's end, so that a console
-    /// session or a token made from it does not live longer; takes 121 of the 2,048 characters.
+    /// session or a token made from it does not live longer. Takes 121 of the 2,048 characters.
     #[arg(long)]
     end_by_policy: bool,
-    /// STS kinds: callers of the service that prove themselves by the same share a session
-    /// while it is fresh; each who asks has its own unless given.
+    /// STS kinds: callers of the service with the same proof of identity share a session while it
+    /// is fresh; if not given, each caller gets its own.
     #[arg(long, value_name = "WHO", value_parser = PossibleValuesParser::new([Reuse::PerService.as_str()]))]
     reuse: Option<String>,
-    /// iam_user: group the user joins; may be repeated, up to 10.
+    /// iam_user: group that the user joins; may be repeated, up to 10.
     #[arg(long)]
     group: Vec<String>,
     /// iam_user: path below /credbroker/.
     #[arg(long)]
     path: Option<String>,
-    /// iam_user: another permissions boundary than the broker's; the admin user's own
-    /// policy must allow it as well.
+    /// iam_user: permissions boundary other than the broker's; the policy of the admin user must
+    /// allow it as well.
     #[arg(long, value_name = "ARN")]
     permissions_boundary: Option<String>,
 }
@@ -136,7 +136,7 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Parameters by name, each given once.
+/// Returns the parameters by name. Each may be given once.
 pub(super) fn parameters(pairs: &[(String, String)]) -> Result<HashMap<String, String>, Failure> {
     let mut parameters = HashMap::new();
     for (name, value) in pairs {
@@ -147,7 +147,7 @@ pub(super) fn parameters(pairs: &[(String, String)]) -> Result<HashMap<String, S
     Ok(parameters)
 }
 
-/// A policy document from a file, or `-` for standard input.
+/// Reads a policy document from a file, or from standard input if the path is `-`.
 fn read_text(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if path.as_os_str() == "-" {
@@ -271,7 +271,7 @@ impl Put {
         })
     }
 
-    /// A flag of another kind is a mistake, not something to pass over.
+    /// Refuses a flag of another kind of grant: ignoring it would hide a mistake.
     fn refuse_strangers(&self, kind: Kind) -> Result<(), Failure> {
         let (role, federation, user) = (
             kind == Kind::AssumeRole,

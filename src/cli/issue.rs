@@ -1,4 +1,4 @@
-//! `credbroker issue` and `release`: what a service does.
+//! `credbroker issue` and `release`: commands of a service.
 
 use std::time::Duration;
 
@@ -23,15 +23,15 @@ pub(super) struct Issue {
     /// Lifetime, e.g. 15m; the grant's default if not given.
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// A UUID that names this request: repeated with it, it gets the same lease. One is
-    /// made if not given, and told when the answer is lost.
+    /// UUID that names this request: a repeated request with the same UUID gets the same lease. If
+    /// not given, one is made, and printed if the answer is lost.
     #[arg(long, value_name = "UUID")]
     request_id: Option<RequestId>,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct Release {
-    /// Which lease.
+    /// Id of the lease.
     lease_id: String,
 }
 
@@ -47,7 +47,7 @@ impl Issue {
     }
 }
 
-/// Asks for credentials, by a request that can be repeated when its answer is lost.
+/// Requests credentials, under an id with which the request can be repeated if its answer is lost.
 pub(super) async fn issue(
     client: &Client,
     grant: String,
@@ -79,7 +79,8 @@ impl Release {
     }
 }
 
-/// AWS's values have no quotes in them; the quotes keep `=` and `/` away from the shell.
+/// Returns shell lines that set the variables. Values from AWS contain no quotes; the quotes
+/// protect `=` and `/` from the shell.
 pub(super) fn env(exports: &Exports<'_>) -> String {
     let mut lines = Vec::new();
     if let Some((access_key_id, secret)) = exports.key {

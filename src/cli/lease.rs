@@ -19,58 +19,57 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Lease {
-    /// Leases, newest first.
+    /// List leases, newest first.
     List {
-        /// Only this service's.
+        /// Service whose leases are listed; all if not given.
         #[arg(long, default_value = "")]
         service: String,
-        /// Only in this state.
+        /// State of the leases that are listed; all if not given.
         #[arg(long, value_enum)]
         state: Option<State>,
-        /// How many at most.
+        /// Maximum number of leases.
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         limit: u32,
     },
-    /// One lease.
+    /// Show one lease.
     Show {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: String,
     },
-    /// Let one of the service's own leases live on, as a service. A user keeps its key; a
-    /// session is followed by a new one, whose credentials are printed.
+    /// Renew one of the service's own leases, as a service. An IAM user keeps its key; a session is
+    /// followed by a new one, whose credentials are printed.
     Renew {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: String,
         /// Lifetime from now, e.g. 15m; the grant's default if not given.
         #[arg(long, value_parser = duration::parse)]
         ttl: Option<Duration>,
-        /// A UUID that names this request: repeated with it, a session's renewal gets the
-        /// same lease. One is made if not given, and told when the answer is lost.
+        /// UUID that names this request: a repeated renewal of a session with the same UUID gets
+        /// the same lease. If not given, one is made, and printed if the answer is lost.
         #[arg(long, value_name = "UUID")]
         request_id: Option<RequestId>,
     },
-    /// End one lease.
+    /// Revoke one lease.
     Revoke {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: String,
-        /// Why, for the lease and the audit log.
+        /// Reason, for the lease and the audit log.
         #[arg(long, default_value = "")]
         reason: String,
     },
 }
 
-/// Where a lease stands.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum State {
     /// Recorded, not yet handed out.
     Pending,
     /// Handed out.
     Active,
-    /// Being taken away.
+    /// Revocation in progress.
     Revoking,
-    /// Taken away, or never handed out.
+    /// Revoked, or never handed out.
     Revoked,
-    /// Over.
+    /// Past its end.
     Expired,
     /// AWS keeps refusing the clean-up.
     Quarantined,

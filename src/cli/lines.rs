@@ -1,4 +1,4 @@
-//! `credbroker audit export` with a line per record, into a file or to standard output.
+//! `credbroker audit export` with a line per record, to a file or to standard output.
 
 use std::{
     fs::{self, File},
@@ -24,13 +24,13 @@ use crate::{
     client::Client,
 };
 
-/// Stands for standard output.
+/// Path that stands for standard output.
 pub(super) const STANDARD_OUTPUT: &str = "-";
 
-/// A record's line from its bytes and the name of its log.
+/// Function that makes a record's line from its bytes and the name of its log.
 pub(super) type Line = fn(&[u8], &str) -> Result<Vec<u8>, Failure>;
 
-/// The record as an event of OCSF.
+/// Returns the record as an event of OCSF.
 pub(super) fn ocsf(entry: &[u8], log: &str) -> Result<Vec<u8>, Failure> {
     let event = ocsf::event(entry, log).map_err(|error| {
         Failure::unexpected(format!("the broker sent a record that is none: {error}"))
@@ -39,8 +39,8 @@ pub(super) fn ocsf(entry: &[u8], log: &str) -> Result<Vec<u8>, Failure> {
     Ok(event.to_string().into_bytes())
 }
 
-/// Writes the log as lines. A file is there once all of it is checked; what went to
-/// standard output before is right only if this succeeds.
+/// Writes the log as lines. A file appears only once all of it is checked. Lines on standard output
+/// are written before the check, and are right only if this succeeds.
 pub(super) async fn write(
     client: &Client,
     head: &Head,
@@ -49,7 +49,7 @@ pub(super) async fn write(
     out: &mut Output,
 ) -> Result<(), Failure> {
     if to.as_os_str() == STANDARD_OUTPUT {
-        // A bar would come between the lines.
+        // A progress bar would come between the lines.
         let bar = if io::stdout().is_terminal() {
             ProgressBar::hidden()
         } else {

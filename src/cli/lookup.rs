@@ -1,4 +1,4 @@
-//! `credbroker lookup`: whose access key or token was found.
+//! `credbroker lookup`: the owner of an access key or token that was found.
 
 use std::{
     collections::HashSet,
@@ -22,23 +22,23 @@ use crate::{
     proto::{LookupAccessKeysRequest, LookupTokensRequest},
 };
 
-/// Most keys or tokens of one call.
+/// Most keys or tokens in one call.
 const BATCH: usize = 1000;
 /// Longest text that is searched, bytes.
 const INPUT_MAX: u64 = 16 * 1024 * 1024;
-/// The shortest id that AWS makes; what is shorter in a text is a word.
+/// Length of the shortest id that AWS makes; a shorter word in a text is no id.
 const FOUND_MIN: usize = 20;
 
 #[derive(Args, Debug)]
 pub(super) struct Lookup {
-    /// Ids of access keys, AKIA… or ASIA…, and tokens of the broker, of which the first 20
-    /// characters are enough: cbs_…, cbo_… or cbe_…. Without any, or with -, they are looked for
-    /// in standard input: any text, such as an alert of GitHub's secret scanning.
+    /// Ids of access keys, AKIA… or ASIA…, and tokens of the broker, cbs_…, cbo_… or cbe_…, of
+    /// which the first 20 characters are enough. Without arguments, or with -, they are searched
+    /// for in standard input: any text, such as an alert of GitHub's secret scanning.
     #[arg(value_name = "ACCESS_KEY_ID|TOKEN")]
     found: Vec<String>,
 }
 
-/// Keys and tokens that are asked for, each once.
+/// Keys and tokens to look up, each once.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     keys: Vec<KeyId>,
@@ -46,7 +46,7 @@ pub(super) struct Asked {
 }
 
 impl Lookup {
-    /// Keys and tokens of the arguments, or in standard input.
+    /// Returns the keys and tokens of the arguments, or those in standard input.
     pub(super) fn asked(&self) -> Result<Asked, Failure> {
         let given: Vec<&str> = self.found.iter().map(String::as_str).collect();
         if matches!(given[..], [] | ["-"]) {
@@ -78,7 +78,7 @@ impl Asked {
     }
 }
 
-/// Asks whose they are. Found are they if one of them is known.
+/// Looks up the owners, and prints them. Succeeds if at least one key or token is known.
 pub(super) async fn run(asked: Asked, client: &Client, out: &mut Output) -> Result<(), Failure> {
     let mut found = Vec::with_capacity(asked.keys.len() + asked.tokens.len());
     for batch in asked.keys.chunks(BATCH) {
@@ -118,7 +118,7 @@ pub(super) async fn run(asked: Asked, client: &Client, out: &mut Output) -> Resu
     }
     Err(
         Failure::not_found("this broker knows none of these access keys").next(
-            "`aws sts get-access-key-info --access-key-id ID` tells the AWS account of a key",
+            "`aws sts get-access-key-info --access-key-id ID` prints the AWS account of a key",
         ),
     )
 }
@@ -147,8 +147,8 @@ fn from_stdin() -> Result<Asked, Failure> {
     Ok(asked)
 }
 
-/// Each id of an access key in a text, once. It ends where its letters and digits do; before it
-/// may stand a small letter, as of an escaped line feed.
+/// Returns each id of an access key in a text, once. An id ends where its letters and digits end; a
+/// small letter may precede it, as in an escaped line feed.
 fn keys_in(text: &[u8]) -> Vec<KeyId> {
     let words = text.split(|byte| !byte.is_ascii_uppercase() && !byte.is_ascii_digit());
     let ids = words
@@ -171,7 +171,7 @@ fn lines(found: &Found) -> Vec<String> {
     }
 }
 
-/// Lines for the person on call: the owner, and the commands that end it.
+/// Returns lines for the person on call: the owner of the token, and the commands that end it.
 fn lines_of_token(owner: &TokenOwner) -> Vec<String> {
     let mut lines = vec![format!("token {}", owner.token_id)];
     let mut tell = |name: &str, value: Option<&str>| {
@@ -199,7 +199,7 @@ fn lines_of_token(owner: &TokenOwner) -> Vec<String> {
     lines
 }
 
-/// For the person on call: whose it is, whether it works, and what ends it.
+/// Returns lines for the person on call: the owner of the key, whether it works, and what ends it.
 fn lines_of_key(owner: &KeyOwner) -> Vec<String> {
     let mut lines = vec![owner.access_key_id.clone()];
     let mut tell = |name: &str, value: Option<&str>| {

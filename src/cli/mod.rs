@@ -54,8 +54,8 @@ use self::{
 };
 use crate::client::{Client, Evidence, Settings};
 
-/// Every service its own narrow, short-lived AWS credentials, from one broker that
-/// alone holds the admin key.
+/// Give each service its own narrow, short-lived AWS credentials, from one broker. Only the broker
+/// holds the admin key.
 #[derive(Debug, Parser)]
 #[command(
     name = "credbroker",
@@ -68,16 +68,17 @@ struct Cli {
     command: Command,
     #[command(flatten)]
     connection: Connection,
-    /// How results are written to standard output.
+    /// Format of results on standard output.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
 
-/// Where the broker is and who asks. `. DIR/env` of `credbroker dev` sets all of it.
+/// Address of the broker, and proof of the caller's identity. `. DIR/env` of `credbroker dev` sets
+/// address, CA and token.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connection")]
 struct Connection {
-    /// The broker, https://host:port.
+    /// Address of the broker, https://host:port.
     #[arg(
         long,
         global = true,
@@ -95,7 +96,7 @@ struct Connection {
         hide_env_values = true
     )]
     ca_file: Option<PathBuf>,
-    /// File that holds the token; the token itself goes into CREDBROKER_TOKEN.
+    /// File that contains the token; the token itself goes into CREDBROKER_TOKEN.
     #[arg(
         long,
         global = true,
@@ -104,7 +105,7 @@ struct Connection {
         hide_env_values = true
     )]
     token_file: Option<PathBuf>,
-    /// Client certificate, PEM, in the place of a token.
+    /// Client certificate, PEM, instead of a token.
     #[arg(
         long,
         global = true,
@@ -113,7 +114,7 @@ struct Connection {
         hide_env_values = true
     )]
     client_cert_file: Option<PathBuf>,
-    /// Its private key, PEM.
+    /// Private key of the client certificate, PEM.
     #[arg(
         long,
         global = true,
@@ -126,31 +127,31 @@ struct Connection {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// A broker for trying things: embedded store, own CA, ready in seconds.
+    /// Run a broker for trying things: embedded store, own CA, ready in seconds.
     #[cfg(feature = "server")]
     Dev(broker::Dev),
-    /// A broker for production.
+    /// Run a broker for production.
     #[cfg(feature = "server")]
     Serve(broker::Serve),
-    /// Brings the tables of a broker's store to this version.
+    /// Bring the tables of a broker's store to this version.
     #[cfg(feature = "server")]
     Migrate(broker::Migrate),
-    /// The broker's store.
+    /// Work on the store of a broker that is down.
     #[cfg(feature = "server")]
     #[command(subcommand)]
     Store(store::StoreCommand),
-    /// What the broker is and how it does.
+    /// Show the broker's version and state.
     Status,
-    /// Who you are to the broker, and by what.
+    /// Show who you are to the broker, and by which proof of identity.
     Whoami,
     Enroll(enroll::Enroll),
-    /// Services: register, look at, shut out, remove.
+    /// Register, show, suspend and delete services.
     #[command(subcommand)]
     Service(service::Service),
-    /// Grants: what a service may be issued.
+    /// Manage grants: the credentials that a service may get.
     #[command(subcommand)]
     Grant(grant::Grant),
-    /// The catalogue of ready policies.
+    /// Show the catalogue of ready policies.
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Get credentials, as a service.
@@ -159,30 +160,30 @@ enum Command {
     Exec(exec::Exec),
     Agent(agent::Agent),
     Doctor(doctor::Doctor),
-    /// Hand credentials back before their time, as a service.
+    /// Release credentials before they end, as a service.
     Release(issue::Release),
-    /// Leases: see and end what has been issued.
+    /// Show, renew and revoke leases: the records of what was issued.
     #[command(subcommand)]
     Lease(lease::Lease),
-    /// Shut one service out now, with everything it holds.
+    /// Suspend one service now, and revoke everything that it holds.
     Revoke(revoke::Revoke),
-    /// Whose access key was found, whether it still works, and what ends it.
+    /// Find the owner of an access key or token, whether it still works, and what ends it.
     Lookup(lookup::Lookup),
-    /// The audit log.
+    /// Read, export and check the audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// The broker's own AWS key.
+    /// Manage the broker's own AWS key.
     #[command(subcommand)]
     AdminKey(admin_key::AdminKey),
-    /// Operators: who manages the broker.
+    /// Manage operators, who manage the broker.
     #[command(subcommand)]
     Operator(operator::Operator),
-    /// Changes that take a second operator.
+    /// Approve or reject changes that need a second operator.
     #[command(subcommand)]
     Approval(approval::Approval),
-    /// Completion script for a shell.
+    /// Print a completion script for a shell.
     Completion {
-        /// Which shell.
+        /// Name of the shell.
         shell: clap_complete::Shell,
     },
 }
@@ -199,7 +200,7 @@ pub fn main() -> ExitCode {
         Err(error) => return Failure::unexpected(error.to_string()).report(),
     };
     let done = runtime.block_on(run(cli));
-    // A file system that does not answer keeps nobody from ending.
+    // A file system that does not answer must not delay the exit.
     runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -287,7 +288,7 @@ impl Connection {
         self.connect_with(self.evidence()?).await
     }
 
-    /// By the certificate, whatever token there is.
+    /// Connects with the client certificate, even if there is a token.
     async fn connect_by_certificate(&self) -> Result<Client, Failure> {
         let certificate = self.certificate();
         let unset = || Failure::unset("CREDBROKER_CLIENT_CERT_FILE", "--client-cert-file");
@@ -302,7 +303,7 @@ impl Connection {
         self.settings_with(self.evidence()?)
     }
 
-    /// By this token, if there is one.
+    /// Returns the settings with this token, if there is one.
     fn settings_or(&self, token: Option<SecretString>) -> Result<Settings, Failure> {
         match token {
             Some(token) => self.settings_with(Evidence::Token(token)),
@@ -324,8 +325,8 @@ impl Connection {
         })
     }
 
-    /// Gives another process of this program the same settings. A token that is in no file
-    /// is returned: the environment of a process can be read by others.
+    /// Passes the same settings to another process of this program. Returns a token that is in no
+    /// file, since other processes can read the environment of a process.
     fn hand_on(
         &self,
         command: &mut std::process::Command,

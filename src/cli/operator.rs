@@ -12,22 +12,21 @@ use crate::{
 pub(super) enum Operator {
     /// Add an operator; its token is shown once.
     Create {
-        /// 2 to 32 lower-case letters, digits and hyphens.
+        /// Name: 2 to 32 lower-case letters, digits and hyphens.
         name: String,
-        /// What it may do.
+        /// Role of the operator: what it may do.
         #[arg(long, value_enum)]
         role: Role,
     },
-    /// All operators.
+    /// List all operators.
     List,
-    /// Remove an operator and its token.
+    /// Delete an operator and its token.
     Delete {
-        /// Which operator.
+        /// Name of the operator.
         name: String,
     },
 }
 
-/// What an operator may do.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Role {
     /// Reads services, grants, leases and status.

@@ -1,5 +1,5 @@
-//! Results on standard output, as text for people or JSON for scripts; everything else
-//! goes to standard error.
+//! Results on standard output, as text for people or JSON for scripts; everything else goes to
+//! standard error.
 
 use std::io::{self, Write};
 
@@ -7,20 +7,19 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON document, or one per line for streams.
     Json,
-    /// Shell lines that export AWS variables (`issue` alone).
+    /// Shell lines that export AWS variables (`issue` and `lease renew` alone).
     Env,
-    /// The JSON of AWS's `credential_process` (`issue` alone).
+    /// The JSON of AWS's `credential_process` (`issue` and `credential-process` alone).
     CredentialProcess,
 }
 
-/// Where results go.
+/// Writer of results.
 pub(super) struct Output {
     format: Format,
     out: Box<dyn Write + Send>,
@@ -35,7 +34,7 @@ impl Output {
         self.format
     }
 
-    /// One result: a JSON document, or its fields a line each.
+    /// Writes one result: a JSON document, or one line per field.
     pub(super) fn show(&mut self, result: &impl Serialize) -> io::Result<()> {
         if self.format == Format::Json {
             return self.json(result);
@@ -51,7 +50,7 @@ impl Output {
         Ok(())
     }
 
-    /// Several results: a JSON array, or a table of these columns.
+    /// Writes several results: a JSON array, or a table of these columns.
     pub(super) fn list(&mut self, results: &[impl Serialize], columns: &[&str]) -> io::Result<()> {
         if self.format == Format::Json {
             return self.json(&results);
@@ -72,7 +71,7 @@ impl Output {
         self.table(&rows)
     }
 
-    /// One entry of a stream: a JSON document, or one line.
+    /// Writes one entry of a stream: a JSON document, or one line.
     pub(super) fn entry(&mut self, entry: &impl Serialize, line: &str) -> io::Result<()> {
         if self.format == Format::Json {
             self.json(entry)
@@ -81,7 +80,7 @@ impl Output {
         }
     }
 
-    /// Something is no more.
+    /// Writes that an object is deleted.
     pub(super) fn deleted(&mut self, what: &str, name: &str) -> io::Result<()> {
         self.entry(
             &serde_json::json!({ "deleted": name }),
@@ -89,7 +88,6 @@ impl Output {
         )
     }
 
-    /// One line of text.
     pub(super) fn line(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.out, "{line}")
     }

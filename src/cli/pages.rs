@@ -1,11 +1,11 @@
-//! Paged lists (AIP-158), put together again.
+//! Paged lists (AIP-158), collected into one.
 
 use super::failure::Failure;
 
-/// Most entries of one page.
+/// Most entries in one page.
 const PAGE: u32 = 1000;
 
-/// Every entry of a list, `limit` at most. `page` takes a page's size and token, and
+/// Returns the entries of a list, at most `limit`. `page` takes a page's size and token, and
 /// returns its entries and the next token.
 pub(super) async fn all<T>(
     limit: u32,

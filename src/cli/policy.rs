@@ -16,11 +16,11 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
-    /// The ready policies.
+    /// List the ready policies.
     List,
-    /// One of them: its parameters, or with --param the document.
+    /// Show one of them: its parameters, or with --param the document.
     Show {
-        /// Which policy.
+        /// Name of the policy.
         name: String,
         /// Parameter; may be repeated.
         #[arg(long, value_name = "NAME=VALUE", value_parser = super::grant::pair)]

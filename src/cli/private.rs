@@ -1,4 +1,4 @@
-//! Files for their owner alone, in directories of the same kind.
+//! Files that only their owner can read, in directories that only their owner can enter.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -10,8 +10,8 @@ use std::{
 use rustix::process::geteuid;
 use secrecy::{ExposeSecret, SecretString};
 
-/// Makes a directory for its owner alone, or sees that it is one, and opens it. In such a
-/// directory every file is its owner's doing.
+/// Creates a directory for its owner alone, or checks that it is one, and opens it. Only the owner
+/// can have written the files in such a directory.
 pub(super) fn directory(path: &Path) -> io::Result<File> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path)?;
@@ -26,12 +26,13 @@ pub(super) fn directory(path: &Path) -> io::Result<File> {
     Ok(opened)
 }
 
-/// Whoever reads sees the old or the new, whole; never another user than its owner.
+/// Replaces a file atomically: a reader sees the old content or the new, complete. Only the owner
+/// can read the file.
 pub(super) fn replace(path: &Path, text: &SecretString) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".credbroker-new");
     let new = PathBuf::from(new);
-    // One that is left over may be open to others.
+    // A file that is left over may be readable by other users.
     let _ = fs::remove_file(&new);
     let mut options = OpenOptions::new();
     let mut file = options
@@ -44,8 +45,8 @@ pub(super) fn replace(path: &Path, text: &SecretString) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// A file by which processes of one user wait for each other: nobody else can lock what only
-/// its owner may open.
+/// Opens a file by which processes of one user wait for each other. Only its owner may open it, so
+/// no other user can lock it.
 pub(super) fn lock_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(false);

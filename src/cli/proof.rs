@@ -1,4 +1,4 @@
-//! `credbroker audit prove`, and the check of what it writes without any broker.
+//! `credbroker audit prove`, and the check of its files without a broker.
 
 use std::{fs, path::PathBuf};
 
@@ -18,9 +18,9 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Prove {
-    /// Whose records.
+    /// Id of the lease whose records are proven.
     lease_id: String,
-    /// Where to write a file LEASE.SEQ.tlog-proof for each.
+    /// Directory for the files: LEASE.SEQ.tlog-proof for each record.
     #[arg(default_value = ".")]
     dir: PathBuf,
 }
@@ -37,7 +37,7 @@ impl Prove {
         }
     }
 
-    /// Writes a page of proofs. Returns the token of the next.
+    /// Writes a page of proofs. Returns the token of the next page.
     async fn page(
         &self,
         client: &Client,

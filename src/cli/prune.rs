@@ -1,4 +1,4 @@
-//! `credbroker audit prune`: old records go, once an export holds them.
+//! `credbroker audit prune`: deletes old records that an export contains.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -24,9 +24,9 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Prune {
-    /// An export (tiles) that holds what is to go. It is checked first.
+    /// Export (tiles) that contains the records to delete. It is checked first.
     dir: PathBuf,
-    /// How old records must be to go, e.g. 400d.
+    /// Age from which records are deleted, e.g. 400d.
     #[arg(long, value_parser = duration::parse)]
     older_than: Duration,
 }

@@ -1,5 +1,5 @@
 //! `credbroker service reinstate`: lists the proofs of identity that work again with it, since one
-//! of them may be why the service was suspended.
+//! of them may be the reason for the suspension.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
@@ -20,9 +20,9 @@ const ANSWER_MAX: u64 = 256;
 
 #[derive(Args, Debug)]
 pub(super) struct Reinstate {
-    /// Which service.
+    /// Name of the service.
     name: String,
-    /// On a terminal, do not ask for the name before its tokens and bindings work again.
+    /// Skip the question for the name, asked on a terminal before tokens and bindings work again.
     #[arg(long)]
     yes: bool,
 }
@@ -54,7 +54,7 @@ async fn is_suspended(client: &Client, service: &str) -> Result<bool, Failure> {
     Ok(shown.into_inner().suspended)
 }
 
-/// Kind and id of each token and binding of a service.
+/// Returns kind and id of each token and binding of a service.
 async fn proofs(client: &Client, service: &str) -> Result<Vec<(&'static str, String)>, Failure> {
     let tokens = tokens(client, service).await?.into_iter();
     let bindings = bindings(client, service).await?.into_iter();

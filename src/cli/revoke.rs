@@ -26,13 +26,13 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Revoke {
-    /// Which service, or SERVICE/GRANT for what was issued under one grant alone.
+    /// Service, or SERVICE/GRANT for what was issued under one grant alone.
     #[arg(value_name = "SERVICE[/GRANT]")]
     pub(super) target: String,
-    /// Why, for the audit log.
+    /// Reason, for the audit log.
     #[arg(long, default_value = "")]
     reason: String,
-    /// Stays until AWS was seen to refuse everything, for so long at most.
+    /// Wait until AWS was seen to refuse everything, at most this long; 15m if no time is given.
     #[arg(
         long,
         value_name = "DURATION",
@@ -43,7 +43,7 @@ pub(super) struct Revoke {
         conflicts_with = "print_aws_commands"
     )]
     wait: Option<Duration>,
-    /// Lists what would be revoked, and changes nothing.
+    /// List what would be revoked, and change nothing.
     #[arg(long, conflicts_with_all = ["reason", "wait", "print_aws_commands"])]
     dry_run: bool,
     #[command(flatten)]
@@ -64,7 +64,7 @@ impl Revoke {
         self.follow(stream, "the broker goes on", out).await
     }
 
-    /// Adds what does it without a broker, where none answers.
+    /// Adds the ways to revoke without a broker, if no broker answers.
     fn with_ways_without_the_broker(&self, failure: Failure) -> Failure {
         if !failure.is_unavailable() || failure.reason().is_some() {
             return failure;
@@ -94,7 +94,8 @@ impl Revoke {
         }
     }
 
-    /// Tells what happens until it is done. `later` says who sees to what is still open then.
+    /// Prints progress until the revocation is done. `later` says who completes what is still open
+    /// then.
     pub(super) async fn follow(
         &self,
         mut stream: impl Stream<Item = Result<RevocationProgress, Status>> + Unpin,
@@ -120,12 +121,12 @@ impl Revoke {
             }
         }
         Err(Failure::unavailable(format!(
-            "the broker has ended before it was done; it goes on once it is back: `credbroker revoke {target}` tells"
+            "the broker ended before it was done, and continues when it is back: repeat `credbroker revoke {target}` to see the result"
         )))
     }
 }
 
-/// Tells what would be revoked.
+/// Prints what would be revoked.
 fn preview(target: &str, revocation: &Revocation, out: &mut Output) -> Result<(), Failure> {
     let reach = revocation.reach();
     if out.format() == Format::Json {
@@ -181,7 +182,7 @@ fn end(
     Ok(())
 }
 
-/// The verdict where all of it was seen to have ended.
+/// Returns the verdict if everything was seen to have ended.
 fn done(target: &str, revocation: &Revocation) -> String {
     let leases = revocation.leases.values();
     let refused = leases.clone().map(|lease| lease.refused_after_seconds);
@@ -207,7 +208,7 @@ fn done(target: &str, revocation: &Revocation) -> String {
     }
 }
 
-/// The verdict where it was not.
+/// Returns the verdict if something was not seen to have ended.
 fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure {
     let open: usize = revocation.open.iter().map(|open| open.leases).sum();
     let all = revocation.leases.len();
@@ -226,11 +227,11 @@ fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure 
     .next(format!("`credbroker revoke {target} --wait` stays until AWS refuses all of it"))
 }
 
-/// Limits of a denial, told where there is one.
+/// Limits of a denial, printed if there is one.
 const NOT_REACHED: &str = "  not reached by denials until the sessions expire: logins that only ask who a session is (EKS, Vault), and open \
                            connections; see \"What a denial does not reach\" in the guide";
 
-/// Outcome: a line for the leases of each kind that ended in one way, and one for each reason why
+/// Returns a line for the leases of each kind that ended in one way, and one for each reason why
 /// others were not seen to end.
 fn summary(revocation: &Revocation) -> Vec<String> {
     let mut ended: BTreeMap<(&str, &str), (usize, f64)> = BTreeMap::new();
@@ -266,7 +267,7 @@ fn summary(revocation: &Revocation) -> Vec<String> {
     ended.chain(open).chain(not_reached).collect()
 }
 
-/// What is told of it while it happens.
+/// Returns the lines that are printed for a progress message.
 fn lines(target: &str, what: &What) -> Vec<String> {
     match what {
         What::Begun(begun) if target.contains('/') => {

@@ -23,74 +23,74 @@ use crate::{
 pub(super) enum Service {
     /// Register a service.
     Create {
-        /// 2 to 32 lower-case letters, digits and hyphens.
+        /// Name: 2 to 32 lower-case letters, digits and hyphens.
         name: String,
     },
-    /// All services.
+    /// List all services.
     List,
-    /// One service, with what it holds.
+    /// Show one service, with what it holds.
     Show {
-        /// Which service.
+        /// Name of the service.
         name: String,
     },
-    /// Refuse a service from now on; what it holds goes on working (see `revoke`).
+    /// Suspend a service: the broker refuses it from now on. Credentials that it holds stay valid
+    /// (see `revoke`).
     Suspend {
-        /// Which service.
+        /// Name of the service.
         name: String,
-        /// Why, for the audit log.
+        /// Reason, for the audit log.
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Lift a suspension; its tokens and bindings work again.
+    /// Lift a suspension; the service's tokens and bindings work again.
     Reinstate(Reinstate),
-    /// Remove a service with its tokens and grants; it may hold no live lease.
+    /// Delete a service with its tokens and grants; it may hold no live lease.
     Delete {
-        /// Which service.
+        /// Name of the service.
         name: String,
     },
-    /// Let a service be known by the name in its client certificate, or by its issuer's
-    /// tokens.
+    /// Bind a service to the name in its client certificate, or to its issuer's tokens.
     Bind {
-        /// Which service.
+        /// Name of the service.
         name: String,
         #[command(flatten)]
         known_by: KnownBy,
         #[command(flatten)]
         claims: Claims,
     },
-    /// Tokens by which hosts of a service enrol.
+    /// Manage tokens with which hosts of a service enrol.
     #[command(subcommand)]
     EnrollToken(EnrollToken),
-    /// What a service is known by beside its tokens.
+    /// Manage bindings: proofs of a service's identity besides its tokens.
     #[command(subcommand)]
     Binding(Binding),
-    /// The tokens by which a service proves itself.
+    /// Manage the tokens with which a service proves its identity.
     #[command(subcommand)]
     Token(Token),
 }
 
-/// Exactly one of them.
+/// Identity of the service, exactly one.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub(super) struct KnownBy {
     /// The certificate's only URI, e.g. spiffe://prod.example/ns/shop/sa/pay.
     #[arg(long, value_name = "URI")]
     spiffe_id: Option<String>,
-    /// The certificate's only DNS name, without any URI.
+    /// The certificate's only DNS name; the certificate may contain no URI.
     #[arg(long, value_name = "NAME")]
     dns_name: Option<String>,
-    /// The issuer of its signed tokens, as the broker's configuration names it.
+    /// Issuer of the service's signed tokens, as the broker's configuration names it.
     #[arg(long, value_name = "URL", requires = "oidc_subject")]
     oidc_issuer: Option<String>,
 }
 
-/// What its signed tokens must say.
+/// Claims that the service's signed tokens must have.
 #[derive(Args, Debug)]
 pub(super) struct Claims {
     /// The claim `sub`; `*` stands for any part of it.
     #[arg(long, value_name = "SUBJECT", requires = "oidc_issuer")]
     oidc_subject: Option<String>,
-    /// One of the claim `aud`, beside the broker's own.
+    /// Audience that the claim `aud` must contain besides the broker's own.
     #[arg(long, value_name = "AUDIENCE", requires = "oidc_issuer")]
     oidc_audience: Option<String>,
     /// Another claim and its value, in which `*` stands for any part; may be repeated.
@@ -106,9 +106,9 @@ fn claim(text: &str) -> Result<(String, String), &'static str> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum EnrollToken {
-    /// Make a token by which one host enrols, once; it is shown once (see `enroll`).
+    /// Create a token with which one host enrols, once; the token is shown once (see `enroll`).
     Create {
-        /// Which service.
+        /// Name of the service.
         name: String,
         /// Lifetime, up to 10m.
         #[arg(long, value_parser = duration::parse)]
@@ -118,40 +118,40 @@ pub(super) enum EnrollToken {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Binding {
-    /// What a service is known by.
+    /// List the bindings of a service.
     List {
-        /// Which service.
+        /// Name of the service.
         name: String,
     },
-    /// End a binding at once.
+    /// Delete a binding; this takes effect at once.
     Delete {
-        /// Which service.
+        /// Name of the service.
         name: String,
-        /// Which binding, by its id.
+        /// Id of the binding.
         binding_id: String,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
-    /// Make a token; it is shown once.
+    /// Create a token; it is shown once.
     Create {
-        /// Which service.
+        /// Name of the service.
         name: String,
-        /// Lifetime, e.g. 90d; without it the token does not expire.
+        /// Lifetime, e.g. 90d; if not given, the token does not expire.
         #[arg(long, value_parser = duration::parse)]
         ttl: Option<Duration>,
     },
-    /// The tokens of a service, without their secrets.
+    /// List the tokens of a service, without their secrets.
     List {
-        /// Which service.
+        /// Name of the service.
         name: String,
     },
-    /// End a token at once.
+    /// Delete a token; this takes effect at once.
     Delete {
-        /// Which service.
+        /// Name of the service.
         name: String,
-        /// Which token, by its id.
+        /// Id of the token.
         token_id: String,
     },
 }
@@ -207,7 +207,7 @@ impl Service {
     }
 }
 
-/// What a service is known by.
+/// Returns the bindings of a service.
 pub(super) async fn bindings(
     client: &Client,
     service: &str,

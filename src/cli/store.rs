@@ -1,4 +1,4 @@
-//! `credbroker store`: what is done to a store while its broker is down.
+//! `credbroker store`: work on a store while its broker is down.
 
 use std::path::PathBuf;
 
@@ -16,13 +16,13 @@ use crate::runtime::copy;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
-    /// Move from a file to an empty database, with the whole audit log. The broker must not
-    /// run; the file is renamed to FILE.moved once everything is there.
+    /// Move a store from a file to an empty database, with the whole audit log. The broker must not
+    /// run. The file is renamed to FILE.moved once the move is complete.
     Copy {
-        /// The file: sqlite:FILE.
+        /// Source: sqlite:FILE.
         #[arg(long, value_name = "sqlite:FILE", value_parser = file)]
         from: PathBuf,
-        /// The database, whose tables `credbroker migrate` has made. A password belongs into
+        /// Target database, whose tables `credbroker migrate` has made. Put a password into
         /// PGPASSWORD.
         #[arg(long, value_name = "postgres://USER@HOST/DATABASE", value_parser = database)]
         to: SecretString,

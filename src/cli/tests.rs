@@ -2,10 +2,21 @@ use clap::error::ErrorKind;
 
 use super::*;
 
-/// What tells people what to run.
-const DOCUMENTS: [(&str, &str); 9] = [
+/// Documents that show commands to people.
+const DOCUMENTS: [(&str, &str); 11] = [
     ("README.md", include_str!("../../README.md")),
-    ("guide.md", include_str!("../../docs/guide.md")),
+    (
+        "guide/services.md",
+        include_str!("../../docs/guide/services.md"),
+    ),
+    (
+        "guide/platform.md",
+        include_str!("../../docs/guide/platform.md"),
+    ),
+    (
+        "guide/on-call.md",
+        include_str!("../../docs/guide/on-call.md"),
+    ),
     ("oidc.md", include_str!("../../docs/oidc.md")),
     ("platforms.md", include_str!("../../docs/platforms.md")),
     ("clients.md", include_str!("../../docs/clients.md")),
@@ -88,12 +99,12 @@ struct Found {
 }
 
 impl Found {
-    /// Whether this is no mistake of the document's.
+    /// Returns true if an error of this kind is no mistake of the document.
     fn may_be(&self, kind: ErrorKind) -> bool {
         let placeholder = |word: &String| word.contains(['$', '…']) || word == "COMMAND";
         match kind {
             ErrorKind::DisplayHelp => true,
-            // Prose names a command without what it takes.
+            // Prose names a command without its arguments.
             ErrorKind::MissingRequiredArgument => self.in_prose,
             ErrorKind::ValueValidation | ErrorKind::InvalidSubcommand => {
                 self.words.iter().any(placeholder)
@@ -103,7 +114,7 @@ impl Found {
     }
 }
 
-/// The commands of a document's code and of a unit, and what containers are told to run.
+/// Returns the commands of a document's code or of a unit, and the arguments of containers.
 fn commands_of(text: &str) -> Vec<Found> {
     let text = text.replace("\\\n", " ");
     let is_markdown = text.contains("\n```");
@@ -150,7 +161,7 @@ fn commands_in(line: &str) -> Vec<Vec<String>> {
     commands.filter_map(|at| command_at(&line[at..])).collect()
 }
 
-/// The words of a command, up to what ends it in a shell.
+/// Returns the words of a command, up to the character that ends it in a shell.
 fn command_at(text: &str) -> Option<Vec<String>> {
     text.strip_prefix("credbroker ")?;
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);

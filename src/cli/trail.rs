@@ -1,4 +1,4 @@
-//! `credbroker audit reconcile`: the log against CloudTrail.
+//! `credbroker audit reconcile`: compares the log with CloudTrail.
 
 use std::{
     fs,
@@ -34,22 +34,23 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Reconcile {
-    /// CloudTrail's log files, *.json and *.json.gz, in this directory and below it.
+    /// Directory of CloudTrail's log files, *.json and *.json.gz; its subdirectories are read as
+    /// well.
     #[arg(long, value_name = "DIR")]
     cloudtrail: PathBuf,
-    /// Take the records from an export, verified first, instead of the broker.
+    /// Read the records from an export, verified first, instead of from the broker.
     #[arg(long, value_name = "DIR")]
     log: Option<PathBuf>,
-    /// The log's key, for --log; the export's own if not given.
+    /// Key of the log, for --log; the export's own if not given.
     #[arg(long, requires = "log")]
     key: Option<Verifier>,
-    /// ARN of a user or role that the broker works as, beside the one that it tells and
-    /// those that the log leads to. May be given several times.
+    /// ARN of a user or role that the broker works as, besides the one that the broker reports and
+    /// those found through the log. May be repeated.
     #[arg(long, value_name = "ARN")]
     principal: Vec<Principal>,
 }
 
-/// Events that name a key of the broker's own, whenever that was.
+/// Events that name a key of the broker's own, read from the whole log.
 const ADMIN_KEYS: [Event; 2] = [Event::AdminKeyImported, Event::AdminKeySwitched];
 
 impl Reconcile {
@@ -103,7 +104,8 @@ impl Reconcile {
     }
 }
 
-/// Each record of an export, once it is known to be whole.
+/// Passes each record of an export to `each`, after the export is verified. Returns the index of
+/// the first record.
 fn read_log(
     dir: &Path,
     key: Option<Verifier>,
@@ -126,7 +128,7 @@ fn read_log(
     Ok(start)
 }
 
-/// What was called before the log's first record is in none of those that are left.
+/// Removes calls from before the log's first record, since the remaining records do not cover them.
 fn leave_out(trail: &mut Trail, begin: Option<Timestamp>) {
     let Some(begin) = begin else { return };
     let begin = begin.checked_add(SLACK).unwrap_or(begin);
@@ -134,7 +136,7 @@ fn leave_out(trail: &mut Trail, begin: Option<Timestamp>) {
     trail.calls.retain(|call| call.time >= begin);
 }
 
-/// When the first record was made that the broker still has.
+/// Returns the time of the first record that the broker still has.
 async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
     let request = ListAuditRecordsRequest {
         page_size: 1,
@@ -149,7 +151,7 @@ async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
     Ok(time.and_then(convert::time))
 }
 
-/// The records asked for, as far as they count.
+/// Returns the requested records that the comparison looks at.
 async fn entries(client: &Client, asked: ListAuditRecordsRequest) -> Result<Vec<Entry>, Failure> {
     pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListAuditRecordsRequest {
@@ -168,7 +170,7 @@ async fn entries(client: &Client, asked: ListAuditRecordsRequest) -> Result<Vec<
     .await
 }
 
-/// `None` for an event of a later broker's, which is none of those that count.
+/// Returns `None` for an event of a later broker, which the comparison does not look at.
 fn entry(record: AuditRecord) -> Option<Entry> {
     let time = record.time?;
     Some(Entry {
@@ -183,7 +185,7 @@ fn entry(record: AuditRecord) -> Option<Entry> {
     })
 }
 
-/// What CloudTrail's log files tell, and from when until when.
+/// Reads CloudTrail's log files. Returns their calls, and the time of the first and of the last.
 fn read_trail(dir: &Path) -> Result<(Trail, (Timestamp, Timestamp)), Failure> {
     let mut trail = Trail::default();
     read_dir(dir, &mut trail)?;
@@ -214,7 +216,7 @@ fn read_dir(dir: &Path, trail: &mut Trail) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The contents of a log file, unpacked.
+/// Returns the content of a log file, unpacked.
 fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: io::Error| unusable(path, &error);
     let name = path.to_string_lossy();
@@ -283,7 +285,7 @@ fn show(reconciled: &Reconciled, out: &mut Output) -> Result<(), Failure> {
     ))?)
 }
 
-/// `-o json`.
+/// Output of `-o json`.
 #[derive(Serialize)]
 struct Document<'a> {
     checked_events: usize,
@@ -291,12 +293,12 @@ struct Document<'a> {
     findings: Vec<Told<'a>>,
 }
 
-/// What does not match, as it is shown.
+/// Mismatch, as it is shown.
 #[derive(Serialize)]
 struct Told<'a> {
     kind: &'static str,
     time: String,
-    /// The call, or the record's event.
+    /// Name of the call, or of the record's event.
     event: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     event_id: Option<&'a str>,

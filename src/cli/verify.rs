@@ -1,4 +1,4 @@
-//! `credbroker audit verify`: the check of an export or of a proof, without any broker.
+//! `credbroker audit verify`: checks an export or a proof, without a broker.
 
 use std::{fs, path::PathBuf};
 
@@ -20,19 +20,19 @@ use crate::audit::{
 pub(super) struct Verify {
     /// An export or a copy of one, or a file that `audit prove` wrote.
     path: PathBuf,
-    /// The log's key, as `audit checkpoint -o json` told it, or an earlier one; by default
-    /// the newest that the copy names, which shows that the copy is of one piece, not
-    /// whose it is. A proof needs it.
+    /// Key of the log, as `audit checkpoint -o json` printed it, or an earlier one. Default: the
+    /// newest key that the copy names, which shows that the copy is consistent, not whose it is.
+    /// Required for a proof.
     #[arg(long)]
     key: Option<Verifier>,
-    /// What `issue` or `revoke` answered, SEQ:SIZE:ROOT: the copy must hold it. May be
-    /// given several times.
+    /// Receipt that `issue` or `revoke` returned, SEQ:SIZE:ROOT: the copy must contain its record.
+    /// May be repeated.
     #[arg(long, value_name = "RECEIPT")]
     receipt: Vec<Receipt>,
-    /// A checkpoint from earlier: the copy must go on from it.
+    /// Earlier checkpoint: the copy must continue from it.
     #[arg(long, value_name = "FILE")]
     since: Option<PathBuf>,
-    /// It begins with the first record: none were given up.
+    /// Require that the copy begins with the first record: no records were pruned.
     #[arg(long)]
     whole: bool,
 }
@@ -64,7 +64,7 @@ impl Verify {
     }
 }
 
-/// How many records there are, and which of them were given up.
+/// Returns the number of records in words, and how many of them were pruned.
 pub(super) fn records(size: u64, start: u64) -> String {
     match start {
         0 => format!("{size} records"),

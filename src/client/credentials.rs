@@ -1,4 +1,4 @@
-//! Credentials under one grant, as AWS SDKs take them.
+//! Credentials of one grant, as a provider for AWS SDKs.
 
 use std::{
     sync::Arc,
@@ -24,16 +24,16 @@ use super::{
 };
 use crate::domain::clock::wall_time;
 
-/// How long an SDK waits for credentials that are not there yet; it gives up after five
-/// seconds by itself.
+/// Time an SDK waits for credentials that are not there yet. SDKs themselves give up after five
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// How long an SDK keeps what it has been given. It asks again in good time, so that it uses
-/// no session for long that was revoked; that costs a look into memory.
+/// Time for which an SDK caches the credentials. The SDK asks again early, so that it does not use
+/// a revoked session for long. Each such request is only a look into memory.
 const KEPT_FOR: SignedDuration = SignedDuration::from_mins(5);
 
-/// Credentials under one grant, kept fresh in the background for as long as a clone of this
-/// lives: the broker sends the next before the old end, and tells when they are revoked.
-/// However many ask, there is one stream to the broker. Through an outage the last ones serve
+/// Credentials of one grant, refreshed in the background as long as a clone of this value lives.
+/// The broker sends the next credentials before the old ones end, and notifies of their revocation.
+/// All clones share one stream to the broker. During an outage the last credentials remain in use
 /// until they end.
 ///
 /// ```no_run
@@ -61,7 +61,7 @@ pub struct Credentials {
     _following: Arc<Following>,
 }
 
-/// The task that follows; it ends with its last owner.
+/// Background task that follows the credentials; it ends with its last owner.
 #[derive(Debug)]
 struct Following(JoinHandle<()>);
 
@@ -75,20 +75,21 @@ impl Credentials {
     /// Begins to follow the credentials of a grant: `GRANT` of the caller's service, or
     /// `SERVICE/GRANT`.
     ///
-    /// Whatever is wrong, be it of the settings, is told to those who ask for credentials,
-    /// and tried again.
+    /// Every error, even of the settings, is returned to the callers that ask for credentials. The
+    /// task then tries again.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// The caller is outside of a tokio runtime.
     #[must_use]
     pub fn under(settings: Settings, grant: &str) -> Self {
         Self::living(settings, grant, None)
     }
 
-    /// The same; each lives so long, the grant's default if not given.
+    /// Begins to follow the credentials of a grant, each with a lifetime of `ttl` (by default the
+    /// grant's).
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// The caller is outside of a tokio runtime.
     #[must_use]
     pub fn living(settings: Settings, grant: &str, ttl: Option<Duration>) -> Self {
         let (sender, state) = watch::channel(State::Asked);
@@ -99,11 +100,11 @@ impl Credentials {
         }
     }
 
-    /// Those that are good now; waits so long for the first, or for the next after an outage
-    /// or a revocation.
+    /// Returns the current credentials. Waits up to `patience` for the first ones, or for new ones
+    /// after an outage or a revocation.
     ///
     /// # Errors
-    /// There are none.
+    /// The broker refuses, or no credentials have come in time.
     pub async fn current(&self, patience: Duration) -> Result<Arc<Issued>, Missing> {
         let mut state = self.state.clone();
         let limit = Instant::now() + patience;
@@ -122,9 +123,9 @@ impl Credentials {
         }
     }
 
-    /// Waits until there are others, or none any more.
+    /// Waits until the credentials change or are lost.
     pub async fn changed(&mut self) {
-        // Whoever sends lives as long as this.
+        // The sender lives as long as `self`.
         let _ = self.state.changed().await;
     }
 

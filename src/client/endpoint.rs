@@ -1,10 +1,10 @@
 //! Credentials for AWS SDKs of this machine, over HTTP on a loopback address: the
-//! container-credentials contract, for those that take no https or no private CA.
+//! container-credentials contract, for SDKs that do not support https or a private CA.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 //!
-//! Whoever knows the path may ask: it has a random part, and is told to nobody but those who
-//! are to use it. Browsers and proxies are sent away, whatever they ask; each connection is
-//! for one question, and ends after ten seconds.
+//! Knowledge of the path is the permission: the path has a random part, and only the intended
+//! processes get it. Browsers and proxies are always refused. Each connection serves one request,
+//! and ends after ten seconds.
 
 use std::{
     collections::BTreeMap, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration,
@@ -37,17 +37,17 @@ use crate::domain::{
     random::{Random, SystemRandom},
 };
 
-/// Some SDKs wait for a second.
+/// Time to wait for credentials: some SDKs wait for only a second.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// How long a peer may take to ask.
+/// Time limit for a peer to send its request headers.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// How long a connection may last.
+/// Time limit of a connection.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How many may be connected; more are hung up on.
+/// Maximum number of connections; further ones are closed.
 const CONNECTIONS: usize = 256;
-/// After an error of accept itself, e.g. no file descriptor left.
+/// Pause after an error of `accept` itself, e.g. when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What SDKs never send: browsers do, and proxies.
+/// Headers that SDKs never send, but browsers and proxies do.
 const STRANGERS: [&str; 6] = [
     "forwarded",
     "origin",
@@ -57,22 +57,22 @@ const STRANGERS: [&str; 6] = [
     "x-real-ip",
 ];
 
-/// Sessions under some grants, served to this machine.
+/// HTTP endpoint that serves the sessions of some grants to this machine.
 pub struct Endpoint {
     listener: TcpListener,
     address: SocketAddr,
     door: Door,
 }
 
-/// Who may have what.
+/// Admission: the secret part of the path, and the grants that are served.
 struct Door {
     secret: SecretString,
-    /// Names of this address.
+    /// Values of the `Host` header that name this endpoint.
     hosts: [String; 2],
     grants: BTreeMap<String, Credentials>,
 }
 
-/// Something that nobody guesses, fit for a path.
+/// Returns a random secret that can be part of a path.
 #[must_use]
 pub fn secret() -> SecretString {
     let mut bytes = [0; 32];
@@ -81,10 +81,10 @@ pub fn secret() -> SecretString {
 }
 
 impl Endpoint {
-    /// Listens. `secret` is part of every path, `grants` are the credentials by name.
+    /// Opens the listener. `secret` is part of every path, `grants` are the credentials by name.
     ///
     /// # Errors
-    /// The address is no loopback address, or cannot be listened on.
+    /// The address is no loopback address, or the listener cannot be opened.
     pub async fn bind(
         address: SocketAddr,
         secret: SecretString,
@@ -108,14 +108,14 @@ impl Endpoint {
         })
     }
 
-    /// Where a grant's credentials are: as good as they themselves.
+    /// Returns the URL of a grant's credentials. The URL is as secret as the credentials.
     #[must_use]
     pub fn url(&self, grant: &str) -> SecretString {
         let (address, secret) = (self.address, self.door.secret.expose_secret());
         SecretString::from(format!("http://{address}/{secret}/{grant}"))
     }
 
-    /// Serves for ever.
+    /// Serves forever.
     pub async fn serve(self) {
         let (door, permits) = (Arc::new(self.door), Arc::new(Semaphore::new(CONNECTIONS)));
         loop {
@@ -147,7 +147,7 @@ async fn serve(door: &Door, stream: TcpStream) {
         .header_read_timeout(ASK_LIMIT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // A peer that leaves, or reads nothing, needs no answer.
+    // A peer that has left or does not read needs no answer.
     let _ = timeout(LIMIT, serving).await;
 }
 
@@ -180,7 +180,7 @@ impl Door {
         }
     }
 
-    /// The credentials that are asked for, if that is by one of this machine's SDKs.
+    /// Returns the requested credentials, if an SDK of this machine asks.
     fn admit(
         &self,
         method: &Method,
@@ -190,7 +190,7 @@ impl Door {
         let mut hosts = headers.get_all(HOST).iter();
         let host = hosts.next().and_then(|host| host.to_str().ok());
         let is_ours = host.is_some_and(|host| self.hosts.iter().any(|ours| ours == host));
-        // A target with an authority of its own is what a proxy gets.
+        // A proxy gets request targets that have an authority.
         if !is_ours || hosts.next().is_some() || uri.authority().is_some() {
             return Err((StatusCode::FORBIDDEN, "this is no name of the endpoint"));
         }
@@ -212,7 +212,7 @@ impl Door {
     }
 }
 
-/// Whether a browser or a proxy asks.
+/// Returns whether the request comes from a browser or a proxy.
 fn is_strange(headers: &HeaderMap) -> bool {
     let forwarded = |name: &HeaderName| name.as_str().starts_with("x-forwarded-");
     let agent = headers

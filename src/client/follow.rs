@@ -1,5 +1,4 @@
-//! Following the credentials of a grant: one stream to the broker, begun anew whenever it
-//! ends.
+//! Follower of a grant's credentials: one stream to the broker, opened again whenever it ends.
 
 use std::time::Duration;
 
@@ -19,14 +18,14 @@ use crate::{
     proto::{WatchCredentialsRequest, watch_credentials_response::What},
 };
 
-/// After a broker's end all its followers come again, spread over so long.
+/// Period over which the followers of a broker spread their reconnects after the broker's end.
 const SPREAD: Duration = Duration::from_secs(5);
-/// How long the broker may take to begin; the first credentials come after that.
+/// Time limit for the broker to open the stream; the first credentials may come later.
 const BEGIN_LIMIT: Duration = Duration::from_secs(30);
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a stream did not begin or go on.
+/// Reasons why a stream was not opened or ended.
 enum Failed {
     Connect(ConnectError),
     Told(Status),
@@ -44,17 +43,17 @@ impl From<Status> for Failed {
     }
 }
 
-/// What is followed, and who is told.
+/// State of a follower, with the channel to its readers.
 struct Follower {
     settings: Settings,
     grant: String,
     ttl: Option<Duration>,
     state: watch::Sender<State>,
-    /// Attempts since the broker last said something good.
+    /// Failed attempts since the last message of the broker.
     failures: u32,
 }
 
-/// For ever.
+/// Follows the credentials of a grant forever.
 pub(super) async fn follow(
     settings: Settings,
     grant: String,
@@ -75,7 +74,7 @@ pub(super) async fn follow(
 }
 
 impl Follower {
-    /// Until the stream ends.
+    /// Opens a stream and follows it until it ends.
     async fn follow_once(&mut self) -> Result<(), Failed> {
         let client = Client::connect(&self.settings).await?;
         let request = WatchCredentialsRequest {
@@ -101,7 +100,7 @@ impl Follower {
                 Some(What::Revoked(_)) => {
                     self.lose(Missing::Unavailable("they are revoked".to_owned()));
                 }
-                // Of a later version of the protocol.
+                // The message is of a later version of the protocol.
                 None => {}
             }
         }
@@ -119,7 +118,7 @@ impl Follower {
         self.state.send_replace(State::Without(missing));
     }
 
-    /// Tells what came of it, and how long to wait before the next attempt.
+    /// Publishes the result of an attempt, and returns the pause before the next one.
     fn pause_after(&mut self, ended: Result<(), Failed>) -> Duration {
         let Err(failed) = ended else {
             return up_to(SPREAD, &SystemRandom);
@@ -128,7 +127,7 @@ impl Follower {
         self.failures = self.failures.saturating_add(1);
         let passing = failed.is_passing();
         let holds = matches!(&*self.state.borrow(), State::Held(issued) if issued.is_alive());
-        // A file that is just being replaced says nothing against what is held.
+        // Current credentials stay valid after a local error, e.g. while a file is being replaced.
         let is_refused = !passing && matches!(failed, Failed::Told(_));
         match passing {
             _ if holds && !is_refused => {}
@@ -147,7 +146,7 @@ impl Follower {
 }
 
 impl Failed {
-    /// Whether it may be otherwise in a while, without anybody's decision.
+    /// Returns whether the error may pass by itself, without a decision of an operator.
     fn is_passing(&self) -> bool {
         match self {
             Self::Connect(error) => matches!(error, ConnectError::Unreachable { .. }),
@@ -170,7 +169,7 @@ impl Failed {
         }
     }
 
-    /// In the broker's words, with what to do next.
+    /// Returns the broker's message, with what to do next.
     fn told(&self) -> String {
         match self {
             Self::Connect(error) => error.to_string(),

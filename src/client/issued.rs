@@ -1,4 +1,4 @@
-//! Credentials as the broker issues them, and why there are none.
+//! Credentials as the broker issues them, and the reasons why there are none.
 
 use std::{fmt, sync::Arc};
 
@@ -11,45 +11,45 @@ use crate::{
     proto::IssueCredentialsResponse,
 };
 
-/// What is known at the moment.
+/// Current state of the credentials.
 #[derive(Clone, Debug)]
 pub(super) enum State {
-    /// Nothing yet.
+    /// The broker has not answered yet.
     Asked,
-    /// These.
+    /// Credentials are available.
     Held(Arc<Issued>),
-    /// There are none.
+    /// Credentials are missing.
     Without(Missing),
 }
 
-/// Why there are no credentials.
+/// Reasons why there are no credentials.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Missing {
-    /// The broker does not give any, or has taken them away; or the settings are wrong.
+    /// The broker refuses or has revoked them, or the settings are wrong.
     #[error("{why}")]
     Refused {
-        /// The broker's code, or that of an invalid argument.
+        /// Code from the broker; `InvalidArgument` for wrong settings.
         code: Code,
-        /// In words, with what to do next.
+        /// Reason, for people, with what to do next.
         why: String,
     },
-    /// There may be some in a while.
+    /// Credentials may become available later.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Issued credentials. Debug hides the secrets.
+/// Issued credentials. `Debug` hides the secrets.
 #[derive(Clone)]
 pub struct Issued {
-    /// The lease.
+    /// Id of the lease.
     pub lease_id: String,
-    /// `AKIA…` or `ASIA…`.
+    /// Access key id, `AKIA…` or `ASIA…`.
     pub access_key_id: String,
     /// The secret access key.
     pub secret_access_key: SecretString,
-    /// Of a session; an IAM user has none.
+    /// Session token; `None` for an IAM user.
     pub session_token: Option<SecretString>,
-    /// When they end.
+    /// Time at which the credentials end.
     pub expires_at: Timestamp,
 }
 

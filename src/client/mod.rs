@@ -1,6 +1,6 @@
-//! A connection to a broker: TLS against a given CA, the bearer token on every call; and
-//! [`Credentials`] that AWS SDKs take, kept fresh over it.
-//! The generated clients are in [`crate::proto`], for whoever wants nothing more.
+//! Connection to a broker: TLS against a given CA, and the bearer token on every call. On top,
+//! [`Credentials`] are a provider for AWS SDKs, refreshed over the connection. The generated
+//! clients alone are in [`crate::proto`].
 
 mod credentials;
 pub mod endpoint;
@@ -36,41 +36,41 @@ use crate::proto::{
 };
 
 const PEM_START: &[u8] = b"-----BEGIN CERTIFICATE-----";
-/// More than this no token has, bytes.
+/// Maximum length of a token file that is read, bytes; no token is that long.
 const SECRET_MAX: u64 = 16 * 1024;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a connection may be silent before it is tried whether the broker is still there.
+/// Time without traffic after which the client checks that the broker is still there.
 const SILENT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the broker is and how to prove oneself to it.
+/// Address of the broker, and the caller's proof of identity.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `https://host:port`.
+    /// Address: `https://host:port`.
     pub address: String,
-    /// PEM of the CA that signed the broker's certificate.
+    /// PEM file of the CA that signed the broker's certificate.
     pub ca_file: PathBuf,
-    /// What the caller proves itself by.
+    /// Proof of the caller's identity.
     pub evidence: Evidence,
 }
 
-/// What a caller proves itself by.
+/// Proof of a caller's identity.
 #[derive(Clone, Debug)]
 pub enum Evidence {
     /// A bearer token.
     Token(SecretString),
-    /// A file that holds one, read anew for each connection.
+    /// A file with a bearer token, read again for each connection.
     TokenFile(PathBuf),
     /// A client certificate.
     Certificate {
-        /// The chain, PEM, the caller's own first.
+        /// Certificate chain, PEM, the caller's own certificate first.
         cert_file: PathBuf,
-        /// Its private key, PEM.
+        /// Private key of the certificate, PEM.
         key_file: PathBuf,
     },
 }
 
 impl Evidence {
-    /// The token, if it is one; read anew where it is in a file.
+    /// Returns the bearer token; `None` for a certificate. A token file is read again each time.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -83,48 +83,48 @@ impl Evidence {
     }
 }
 
-/// Why no connection can be made.
+/// Reasons why no connection can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// A file of the settings cannot be read.
     #[error("cannot read {path}: {source}")]
     File {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// The client certificate and its key cannot be used.
     #[error("the client certificate {cert_file} and its key cannot be used: {source}")]
     Certificate {
-        /// Which certificate.
+        /// Path of the certificate.
         cert_file: PathBuf,
-        /// Why.
+        /// Error of the TLS setup.
         source: tonic::transport::Error,
     },
-    /// The CA file holds none.
+    /// The CA file has no certificate.
     #[error("there is no certificate in {0}: it must hold the broker's CA in PEM")]
     NoCertificate(PathBuf),
-    /// The address is not one.
+    /// The address is invalid.
     #[error("{0:?} is not a broker's address: write it like https://host:8443")]
     Address(String),
-    /// The token cannot be a header's value.
+    /// The token has characters that a header cannot carry.
     #[error("the token has characters that no token has")]
     Token,
     /// TLS cannot be set up.
     #[error("the CA file cannot be used: {0}")]
     Tls(tonic::transport::Error),
-    /// Nobody answers, or the certificate is not to be trusted.
+    /// The broker does not answer, or its certificate is not trusted.
     #[error("cannot reach the broker at {address}: {why}")]
     Unreachable {
-        /// Where.
+        /// Address of the broker.
         address: String,
-        /// Why.
+        /// Innermost error.
         why: String,
     },
 }
 
-/// Reads a secret from a file, without the line break at its end.
+/// Reads a secret from a file, without line breaks at its end.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -139,13 +139,13 @@ pub fn read_secret(path: &Path) -> Result<SecretString, ConnectError> {
     Ok(SecretString::from(text.trim_end_matches(['\r', '\n'])))
 }
 
-/// A connection; cheap to clone.
+/// A connection to a broker; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: InterceptedService<Channel, Bearer>,
 }
 
-/// Puts the token on every call, if there is one.
+/// Interceptor that adds the bearer token, if any, to every call.
 #[derive(Clone, Debug)]
 struct Bearer(Option<MetadataValue<Ascii>>);
 
@@ -160,10 +160,10 @@ impl Interceptor for Bearer {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to the broker.
     ///
     /// # Errors
-    /// The settings are wrong, or nobody trustworthy answers within five seconds.
+    /// The settings are wrong, or no trusted broker answers within five seconds.
     pub async fn connect(settings: &Settings) -> Result<Self, ConnectError> {
         let address = &settings.address;
         let pem = fs::read(&settings.ca_file).map_err(|source| ConnectError::File {
@@ -197,7 +197,7 @@ impl Client {
         })
     }
 
-    /// Get and hand back credentials.
+    /// Returns the client that issues, renews, releases and watches credentials.
     #[must_use]
     pub fn credentials(
         &self,
@@ -205,7 +205,7 @@ impl Client {
         CredentialServiceClient::new(self.channel.clone())
     }
 
-    /// Services and their tokens.
+    /// Returns the client for services and their tokens.
     #[must_use]
     pub fn services(
         &self,
@@ -213,7 +213,7 @@ impl Client {
         ServiceRegistryClient::new(self.channel.clone())
     }
 
-    /// Grants and the policy catalogue.
+    /// Returns the client for grants and the policy catalogue.
     #[must_use]
     pub fn grants(
         &self,
@@ -221,7 +221,7 @@ impl Client {
         GrantServiceClient::new(self.channel.clone())
     }
 
-    /// Who the caller is.
+    /// Returns the client for the caller's own identity and certificates.
     #[must_use]
     pub fn identity(
         &self,
@@ -229,7 +229,7 @@ impl Client {
         IdentityServiceClient::new(self.channel.clone())
     }
 
-    /// Leases.
+    /// Returns the client for leases.
     #[must_use]
     pub fn leases(
         &self,
@@ -237,7 +237,7 @@ impl Client {
         LeaseServiceClient::new(self.channel.clone())
     }
 
-    /// The kill switch.
+    /// Returns the client for revocation.
     #[must_use]
     pub fn revocation(
         &self,
@@ -245,7 +245,7 @@ impl Client {
         RevocationServiceClient::new(self.channel.clone())
     }
 
-    /// The audit log.
+    /// Returns the client for the audit log.
     #[must_use]
     pub fn audit(
         &self,
@@ -253,7 +253,7 @@ impl Client {
         AuditServiceClient::new(self.channel.clone())
     }
 
-    /// Operators and status.
+    /// Returns the client for operators, the admin key, approvals and status.
     #[must_use]
     pub fn admin(
         &self,
@@ -300,7 +300,7 @@ fn header(evidence: &Evidence) -> Result<Option<MetadataValue<Ascii>>, ConnectEr
     Ok(Some(header))
 }
 
-/// The innermost error says what a person can act on.
+/// Returns the innermost error, which is the most useful one for a person.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,5 +1,4 @@
-//! How far one gets on the way to a broker, a step at a time: for whoever wants to know
-//! which step fails.
+//! Connection check step by step (address, name, port, TLS), which shows the step that fails.
 
 use std::{
     io::{self, ErrorKind},
@@ -27,54 +26,54 @@ use super::CONNECT_LIMIT;
 /// The step that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
-    /// It is not an address at all.
+    /// The text is not an address.
     #[error("it is not written like https://host:8443")]
     Address,
-    /// Nobody knows the name.
+    /// The name does not resolve.
     #[error("the name {host} does not resolve: {why}")]
     Name {
-        /// Which name.
+        /// Name of the host.
         host: String,
-        /// Why.
+        /// Reason, for people.
         why: String,
     },
-    /// The machine is there, the port is closed.
-    #[error("nobody listens at {0}")]
+    /// The host is reachable, but its port is closed.
+    #[error("no process listens at {0}")]
     Refused(SocketAddr),
-    /// No connection, for another reason.
+    /// The connection failed for another reason.
     #[error("no connection to {address}: {why}")]
     Unconnected {
-        /// Where.
+        /// Address of the attempt.
         address: SocketAddr,
-        /// Why.
+        /// Reason, for people.
         why: String,
     },
-    /// No certificate to trust can be read.
+    /// The file has no readable CA certificate.
     #[error("there is no certificate to be read in {0}")]
     Roots(PathBuf),
-    /// Another CA's certificate.
+    /// The certificate is of another CA.
     #[error("the certificate of {host} is not of a CA in {roots}")]
     OtherCa {
-        /// Who showed it.
+        /// Host that presented the certificate.
         host: String,
-        /// What is trusted.
+        /// File of the trusted CAs.
         roots: PathBuf,
     },
     /// The certificate is for other names.
     #[error("the certificate is for another name than {0}")]
     OtherName(String),
-    /// Its time is over.
+    /// The certificate has expired.
     #[error("the certificate of {0} has expired")]
     Expired(String),
-    /// Its time has not begun.
+    /// The certificate is not valid yet.
     #[error("the certificate of {0} is not valid yet")]
     NotYet(String),
-    /// Whoever answers does not speak TLS, or not as the broker does.
+    /// The TLS handshake failed: e.g. the peer does not speak TLS, or not as the broker does.
     #[error("no TLS with {host}: {why}")]
     Tls {
-        /// Who.
+        /// Name of the host.
         host: String,
-        /// Why.
+        /// Reason, for people.
         why: String,
     },
 }
@@ -84,12 +83,12 @@ pub enum ReachError {
 pub struct Place {
     /// Name or IP address, without brackets.
     pub host: String,
-    /// TCP port; 443 where none is written.
+    /// TCP port; 443 if the URL has none.
     pub port: u16,
 }
 
 impl Place {
-    /// Of an https URL; one that carries a password is none.
+    /// Parses an https URL. URLs with a user name or password are refused.
     ///
     /// # Errors
     /// [`ReachError::Address`].
@@ -105,7 +104,7 @@ impl Place {
         })
     }
 
-    /// `https://host:port`, and nothing that may have stood behind it.
+    /// Returns `https://host:port`, without path and query.
     #[must_use]
     pub fn url(&self) -> String {
         if self.host.contains(':') {
@@ -115,7 +114,7 @@ impl Place {
         }
     }
 
-    /// Its IP addresses, one at least.
+    /// Resolves the host to its IP addresses, at least one.
     ///
     /// # Errors
     /// [`ReachError::Name`].
@@ -134,10 +133,10 @@ impl Place {
         }
     }
 
-    /// A TLS handshake, in which the broker's certificate must be of a CA in `roots`, PEM.
+    /// Makes a TLS handshake. The broker's certificate must be of a CA in `roots`, a PEM file.
     ///
     /// # Errors
-    /// What is wrong with the certificate, or with the one who shows it.
+    /// The certificate is not trusted, or the handshake fails.
     pub async fn trust(&self, stream: TcpStream, roots: &Path) -> Result<(), ReachError> {
         let failed = |why: String| ReachError::Tls {
             host: self.host.clone(),
@@ -178,7 +177,7 @@ impl Place {
             },
             Some(rustls::Error::InvalidMessage(_)) => ReachError::Tls {
                 host,
-                why: "whoever listens there does not speak TLS".to_owned(),
+                why: "the server there does not speak TLS".to_owned(),
             },
             _ => ReachError::Tls {
                 host,
@@ -188,10 +187,10 @@ impl Place {
     }
 }
 
-/// A connection to the first of these that takes one.
+/// Connects to the first of these addresses that accepts.
 ///
 /// # Errors
-/// What the last one came to.
+/// The error of the last attempt.
 pub async fn dial(addresses: &[SocketAddr]) -> Result<TcpStream, ReachError> {
     let mut last = ReachError::Address;
     for &address in addresses {
@@ -208,7 +207,7 @@ pub async fn dial(addresses: &[SocketAddr]) -> Result<TcpStream, ReachError> {
     Err(last)
 }
 
-/// Whether there is a certificate in a file, PEM.
+/// Checks that a PEM file has a readable certificate.
 ///
 /// # Errors
 /// [`ReachError::Roots`].
@@ -220,7 +219,7 @@ fn roots(path: &Path) -> Result<RootCertStore, ReachError> {
     let unread = || ReachError::Roots(path.to_owned());
     let mut roots = RootCertStore::empty();
     let found = CertificateDer::pem_file_iter(path).map_err(|_| unread())?;
-    // What a machine trusts may hold one that nobody can read.
+    // A system's trust store may contain certificates that cannot be parsed.
     roots.add_parsable_certificates(found.flatten());
     if roots.is_empty() {
         return Err(unread());

@@ -1,4 +1,4 @@
-//! The audit log's settings: its checkpoint file, its witness and its sinks.
+//! Settings of the audit log: checkpoint file, witness and sinks.
 
 use std::{net::Ipv6Addr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -7,71 +7,71 @@ use toml::{Table, Value};
 use super::{Lifetime, Reader, path};
 use crate::{audit::note::WitnessKey, domain::name::Name};
 
-/// Size that a sink's file may have, MiB, where the configuration does not say.
+/// Default for the largest size of a file sink's file, MiB.
 const ROTATE_MIB: u32 = 100;
-/// Older files that a sink keeps, where the configuration does not say.
+/// Default number of older files that a file sink keeps.
 const KEEP: u32 = 10;
 const HTTPS: u16 = 443;
-/// How long records stay at least, where the configuration does not say: 400 days.
+/// Default of the shortest time that records are kept: 400 days.
 const KEEP_RECORDS: Duration = Duration::from_hours(400 * 24);
 
-/// The audit log.
+/// Settings of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audit {
-    /// File of the newest checkpoint; `None` when it is kept in the store alone.
+    /// File of the newest checkpoint; `None` when only the store holds the checkpoint.
     pub checkpoint_file: Option<PathBuf>,
-    /// How long records stay at least.
+    /// Shortest time that records are kept.
     pub keep: Duration,
-    /// Who else signs its checkpoints.
+    /// Witness that cosigns the log's checkpoints.
     pub witness: Option<Witness>,
-    /// Where its records are streamed to.
+    /// Sinks that records are streamed to.
     pub sinks: Vec<Sink>,
 }
 
-/// Who else signs the log's checkpoints.
+/// A witness that cosigns the log's checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Witness {
-    /// Its server.
+    /// Server of the witness.
     pub server: Server,
-    /// The path of its submission prefix, without a slash at its end.
+    /// Path of the witness's submission prefix, without a slash at the end.
     pub prefix: String,
-    /// What its signatures are checked with.
+    /// Key that verifies the witness's signatures.
     pub key: WitnessKey,
 }
 
-/// Where the log's records are streamed to.
+/// A sink that the log's records are streamed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sink {
-    /// Under which it is remembered how far it is.
+    /// Name, under which the store remembers the sink's position.
     pub name: Name,
-    /// What it is.
+    /// Kind and address of the sink.
     pub to: Destination,
 }
 
-/// What a sink is.
+/// Kind and address of a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// A file.
     File {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
-        /// Largest size, MiB.
+        /// Largest size of the file, MiB.
         rotate_mib: u32,
-        /// How many older ones are kept beside it.
+        /// Number of older files kept beside it.
         keep: u32,
     },
     /// A syslog server.
     Syslog {
-        /// Which.
+        /// Server that receives the records over TLS.
         server: Server,
     },
     /// A URL.
     Webhook {
-        /// Its server.
+        /// Server of the URL.
         server: Server,
-        /// Its path and query, `/` at least.
+        /// Path and query, at least `/`.
         path: String,
-        /// File of the token that is sent along.
+        /// File of the bearer token that is sent with the records.
         token_file: Option<PathBuf>,
     },
 }
@@ -81,9 +81,9 @@ pub enum Destination {
 pub struct Server {
     /// A DNS name or an IP address, without brackets.
     pub host: String,
-    /// Its port.
+    /// TCP port.
     pub port: u16,
-    /// Certificates that vouch for it, PEM; `None` for those that the machine trusts.
+    /// CA certificates for the server, PEM; `None` for those that the machine trusts.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -121,7 +121,7 @@ fn witness(reader: &mut Reader) -> Option<Witness> {
 fn sinks(reader: &mut Reader) -> Vec<Sink> {
     let mut sinks: Vec<Sink> = Vec::new();
     for (index, table) in reader.tables("audit", "sinks").into_iter().enumerate() {
-        // Its place in the file, the first is 1.
+        // Position in the file; the first is 1.
         let section = format!("audit.sinks[{}]", index + 1);
         let read = sink(&section, table);
         match read {
@@ -156,7 +156,7 @@ fn sink(section: &str, table: Table) -> Result<Sink, Vec<String>> {
         Some(Kind::Syslog) => syslog(&mut reader, section),
         Some(Kind::Webhook) => webhook(&mut reader, section),
         None => {
-            // Which settings it may have is not known.
+            // The settings of an unknown kind are unknown, too: report none of them.
             reader.table.clear();
             None
         }
@@ -244,7 +244,7 @@ impl FromStr for Address {
     }
 }
 
-/// A DNS name, or an IP address, of version 6 in brackets.
+/// Returns the host, if `text` is a DNS name or an IP address; IPv6 takes brackets.
 fn host_of(text: &str) -> Option<String> {
     let bracketed = text
         .strip_prefix('[')
@@ -272,7 +272,7 @@ impl FromStr for Url {
         let wrong = "write it like https://hooks.example/audit";
         let rest = text.strip_prefix("https://").ok_or(wrong)?;
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        // RFC 3986, section 3: what a path and a query are made of.
+        // Characters of a path and a query: RFC 3986 section 3.
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@/?".contains(&b);
         if !path.bytes().all(plain) {
             return Err(wrong);
@@ -289,7 +289,7 @@ impl FromStr for Url {
     }
 }
 
-/// `https://host:port/path`, to which a path is added.
+/// `https://host:port/path`, to which a path is appended.
 struct Prefix {
     address: Address,
     path: String,

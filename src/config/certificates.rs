@@ -1,5 +1,4 @@
-//! `[client_certificates]`: who vouches for the certificates by which services prove
-//! themselves.
+//! `[client_certificates]`: CAs for the certificates by which services authenticate.
 
 use std::path::PathBuf;
 
@@ -8,14 +7,14 @@ use toml::Table;
 use super::{Reader, path};
 use crate::domain::spiffe::TrustDomain;
 
-/// An authority for client certificates.
+/// A CA for client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAuthority {
-    /// It vouches for SPIFFE IDs of this domain; `None` for DNS names.
+    /// Domain of the SPIFFE IDs that the CA vouches for; `None` if the CA vouches for DNS names.
     pub trust_domain: Option<TrustDomain>,
-    /// Its CA certificates, PEM.
+    /// Certificates of the CA, PEM.
     pub ca_file: PathBuf,
-    /// What it has revoked, PEM; `None` where it tells nothing of it.
+    /// Revocation list of the CA, PEM; `None` if the CA publishes none.
     pub crl_file: Option<PathBuf>,
 }
 
@@ -23,7 +22,7 @@ pub(super) fn read(reader: &mut Reader) -> Vec<ClientAuthority> {
     let mut authorities: Vec<ClientAuthority> = Vec::new();
     let tables = reader.tables("client_certificates", "authorities");
     for (index, table) in tables.into_iter().enumerate() {
-        // Its place in the file, the first is 1.
+        // Position in the file; the first is 1.
         let section = format!("client_certificates.authorities[{}]", index + 1);
         match authority(&section, table) {
             Ok(authority) => {

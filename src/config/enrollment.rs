@@ -1,24 +1,24 @@
-//! `[enrollment]`: the broker's own authority for client certificates of hosts.
+//! `[enrollment]`: the broker's own CA for client certificates of hosts.
 
 use std::{path::PathBuf, time::Duration};
 
 use super::{ClientAuthority, Lifetime, Reader};
 use crate::domain::{duration::HOUR, spiffe::TrustDomain};
 
-/// How long a certificate lives unless it is said.
+/// Default lifetime of a certificate.
 const TTL: Duration = Duration::from_hours(24);
 const TTL_MAX: Duration = Duration::from_hours(7 * 24);
 
-/// The broker's own authority.
+/// The broker's own CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrollment {
-    /// Domain of the SPIFFE IDs in its certificates.
+    /// Domain of the SPIFFE IDs in the certificates that the CA issues.
     pub trust_domain: TrustDomain,
-    /// Its certificate, PEM, with those above it behind.
+    /// Certificate of the CA, PEM, followed by the certificates above it.
     pub ca_cert_file: PathBuf,
-    /// Its private key, PEM.
+    /// Private key of the CA, PEM.
     pub ca_key_file: PathBuf,
-    /// How long its certificates live.
+    /// Lifetime of the certificates that the CA issues, 1 hour to 7 days.
     pub certificate_ttl: Duration,
 }
 

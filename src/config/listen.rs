@@ -1,27 +1,28 @@
-//! `[listen]` and `[bounds]`: where to listen, and what a peer may hold.
+//! `[listen]` and `[bounds]`: addresses to listen on, and limits of clients.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{Lifetime, Reader};
 use crate::domain::edge::Bounds;
 
-/// RFC 9113 section 4.2.
+/// Smallest frame size limit that HTTP/2 allows, bytes: RFC 9113 section 4.2.
 const FRAME_LEAST: u32 = 16_384;
-/// RFC 9113 section 6.9.2: a peer may send so much before it has read any setting.
+/// Smallest flow-control window, bytes. RFC 9113 section 6.9.2: a client may send this much before
+/// it has read any setting.
 const WINDOW_LEAST: u32 = 65_535;
 
-/// Where to listen.
+/// Addresses to listen on, and limits of connections and calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Address and port.
     pub address: SocketAddr,
-    /// Where operators are served, and nowhere else; `None` for the same address.
+    /// Address for operators, who are then served only there; `None` to serve them at `address`.
     pub admin_address: Option<SocketAddr>,
     /// Certificate chain, PEM, the server's first.
     pub tls_cert_file: PathBuf,
-    /// Its private key, PEM.
+    /// Private key of the certificate, PEM.
     pub tls_key_file: PathBuf,
-    /// What a peer may hold.
+    /// Limits of connections and calls.
     pub bounds: Bounds,
 }
 

@@ -1,4 +1,4 @@
-//! The configuration file of `credbroker serve`. Every mistake is told at once.
+//! The configuration file of `credbroker serve`. All mistakes are reported at once.
 //!
 //! `deploy/credbroker.example.toml` documents each setting.
 
@@ -50,96 +50,96 @@ const SECTIONS: [&str; 12] = [
 ];
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-/// Everything `serve` is told.
+/// Settings of `credbroker serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where it remembers.
+    /// Location of the store.
     pub store: StoreAt,
-    /// Where to listen.
+    /// Addresses to listen on, and limits of connections and calls.
     pub listen: Listen,
-    /// Who vouches for client certificates.
+    /// CAs for client certificates of services.
     pub client_authorities: Vec<ClientAuthority>,
-    /// Whose signed tokens are taken.
+    /// Issuers whose signed tokens are accepted.
     pub issuers: Vec<Issuer>,
-    /// The broker's own authority for client certificates.
+    /// The broker's own CA for client certificates.
     pub enrollment: Option<Enrollment>,
-    /// How to reach AWS.
+    /// Access to AWS.
     pub aws: Aws,
-    /// What one service may have.
+    /// Limits of one service.
     pub limits: Limits,
-    /// How the broker's own key is kept.
+    /// Storage and rotation of the admin key.
     pub admin_key: AdminKey,
-    /// The audit log.
+    /// Settings of the audit log.
     pub audit: Audit,
-    /// How sessions are denied in AWS.
+    /// Locations of denials in AWS.
     pub revocation: Placements,
-    /// The first operator.
+    /// Settings of operators.
     pub operators: Operators,
-    /// What to log.
+    /// Settings of the process's log.
     pub log: Log,
 }
 
-/// How to reach AWS; the admin key comes from the standard AWS chain.
+/// Access to AWS; the admin key comes from the standard AWS chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aws {
     /// Region whose STS endpoint is used.
     pub region: String,
-    /// Partition; by default the region's.
+    /// Partition; by default the partition of the region.
     pub partition: Partition,
-    /// Another endpoint for STS, IAM and the services of probes.
+    /// Alternative endpoint for STS, IAM and the services of probes.
     pub endpoint_url: Option<String>,
-    /// Calls per second that IAM takes; `None` for what the broker assumes.
+    /// Calls per second that IAM accepts; `None` for the broker's default.
     pub iam_calls_per_second: Option<u32>,
-    /// Calls per second that STS takes; `None` for what the broker assumes.
+    /// Calls per second that STS accepts; `None` for the broker's default.
     pub sts_calls_per_second: Option<u32>,
 }
 
-/// How the broker's own key is kept.
+/// Storage and rotation of the admin key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdminKey {
-    /// File of the key that seals it; `None` when the broker keeps no key.
+    /// File of the key that seals the admin key; `None` when the broker stores no admin key.
     pub sealing_key_file: Option<PathBuf>,
-    /// Region of the KMS that has encrypted the file; `None` when it is plain.
+    /// Region of the KMS that has encrypted that file; `None` when the file is plain.
     pub sealing_kms_region: Option<String>,
-    /// How old it may become before it is rotated by itself.
+    /// Age at which the broker rotates the admin key automatically.
     pub rotate_every: Option<Duration>,
 }
 
-/// Operators: the first, and what they may do alone.
+/// Settings of operators: the first one, and changes that need a second one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operators {
-    /// Where the token of operator `admin` is written when there is no operator yet.
+    /// File for the token of operator `admin`, written when the store has no operator.
     pub bootstrap_token_file: PathBuf,
-    /// Whether some changes take a second operator.
+    /// True if some changes need a second operator.
     pub two_person: bool,
 }
 
-/// What to log, to standard error.
+/// Settings of the process's log, which goes to standard error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// A level, or a filter like `info,credbroker=debug`.
     pub level: String,
-    /// One JSON object per line instead of text.
+    /// True for one JSON object per line, false for text.
     pub json: bool,
 }
 
-/// Everything that is wrong with a configuration file.
+/// Error of a configuration file, with all its mistakes.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// It says something that cannot be, once or several times.
+    /// The file has at least one mistake.
     #[error("{path} cannot be used; mistakes: {}{}", mistakes.len(), Lines(mistakes))]
     Mistakes {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Each with its setting named.
+        /// Mistakes, each with the name of its setting.
         mistakes: Vec<String>,
     },
 }
@@ -156,7 +156,7 @@ impl Config {
     /// Reads a configuration file.
     ///
     /// # Errors
-    /// It cannot be read, or says something that cannot be: every mistake is told.
+    /// The file cannot be read, or has mistakes: all of them are returned.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
@@ -168,10 +168,10 @@ impl Config {
         })
     }
 
-    /// Reads a configuration.
+    /// Parses the text of a configuration.
     ///
     /// # Errors
-    /// Every mistake, with its setting named.
+    /// All mistakes, each with the name of its setting.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let table: Table = text
             .parse()
@@ -329,7 +329,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Takes settings out of a table; what is left at the end is unknown.
+/// Reader that removes each setting from the table. Settings left at the end are unknown.
 struct Reader {
     table: Table,
     mistakes: Vec<String>,
@@ -379,7 +379,7 @@ impl Reader {
         None
     }
 
-    /// A whole number from 1 to a million.
+    /// Reads a whole number from 1 to 1,000,000.
     fn number(&mut self, section: &str, key: &str) -> Option<u32> {
         let value = self.take(section, key)?;
         let number = value.as_integer().and_then(|n| u32::try_from(n).ok());
@@ -408,7 +408,7 @@ impl Reader {
         table?.remove(key)
     }
 
-    /// The tables of `[[section.key]]`.
+    /// Reads the tables of `[[section.key]]`.
     fn tables(&mut self, section: &str, key: &str) -> Vec<Table> {
         let values = match self.take(section, key) {
             None => return Vec::new(),

@@ -1,4 +1,4 @@
-//! `[[oidc.issuers]]`: whose signed tokens prove a caller.
+//! `[[oidc.issuers]]`: issuers whose signed tokens authenticate a caller.
 
 use std::path::PathBuf;
 
@@ -7,35 +7,35 @@ use toml::{Table, Value};
 use super::{Reader, Server, audit::Url, path};
 use crate::domain::{name::Name, operator::Role};
 
-/// Whose signed tokens are taken.
+/// An issuer whose signed tokens are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
-    /// The claim `iss`, exactly.
+    /// Exact value of the claim `iss`.
     pub issuer: String,
-    /// One of these must be in the claim `aud`.
+    /// Accepted audiences, of which the claim `aud` must contain one.
     pub audiences: Vec<String>,
-    /// Where its keys are.
+    /// Location of the issuer's JWK set.
     pub keys: KeysAt,
-    /// Whom to ask about each of its tokens.
+    /// Cluster that reviews each token of the issuer.
     pub review: Option<Review>,
-    /// How the names of its operators begin; `None` where it has none.
+    /// Prefix of the names of the issuer's operators; `None` if it has no operators.
     pub operator_prefix: Option<String>,
-    /// The claim that tells an operator's name.
+    /// Claim that contains an operator's name.
     pub operator_name_claim: String,
-    /// Whom its tokens make an operator.
+    /// Rules that make the holders of tokens operators.
     pub operators: Vec<OperatorRule>,
 }
 
-/// Where an issuer's JWK set is.
+/// Location of an issuer's JWK set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeysAt {
-    /// In a file.
+    /// A file.
     File(PathBuf),
-    /// At a URL.
+    /// A URL.
     Url {
-        /// Its server.
+        /// Server of the URL.
         server: Server,
-        /// Its path and query.
+        /// Path and query.
         path: String,
     },
 }
@@ -43,20 +43,20 @@ pub enum KeysAt {
 /// A Kubernetes cluster that reviews its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Review {
-    /// Its API server.
+    /// API server of the cluster.
     pub server: Server,
-    /// File of the broker's own token for it.
+    /// File of the broker's own token for the API server.
     pub token_file: PathBuf,
 }
 
-/// Whom a token makes an operator.
+/// Rule that makes the holder of a token an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorRule {
-    /// A claim that is text, or a list of texts.
+    /// Claim whose value is a text or a list of texts.
     pub claim: String,
-    /// What it must be, or have among its texts.
+    /// Text that the claim must be or contain.
     pub value: String,
-    /// What the operator may do then.
+    /// Role of the operator.
     pub role: Role,
 }
 
@@ -64,7 +64,7 @@ pub(super) fn read(reader: &mut Reader) -> Vec<Issuer> {
     let mut issuers: Vec<Issuer> = Vec::new();
     let tables = reader.tables("oidc", "issuers");
     for (index, table) in tables.into_iter().enumerate() {
-        // Its place in the file, the first is 1.
+        // Position in the file; the first is 1.
         let section = format!("oidc.issuers[{}]", index + 1);
         match issuer(&section, table) {
             Ok(issuer) => {

@@ -1,4 +1,4 @@
-//! `[revocation]`: how sessions are denied in AWS.
+//! `[revocation]`: locations of denials in AWS.
 
 use toml::Table;
 
@@ -22,7 +22,7 @@ pub(super) fn read(reader: &mut Reader) -> Placements {
     };
     let tables = reader.tables("revocation", "accounts");
     for (index, table) in tables.into_iter().enumerate() {
-        // Its place in the file, the first is 1.
+        // Position in the file; the first is 1.
         let section = format!("revocation.accounts[{}]", index + 1);
         match account(&section, table) {
             Ok(account) => add(reader, &section, account, &mut placements),

@@ -1,4 +1,4 @@
-//! `store`: where the broker remembers.
+//! `store`: location of the broker's store.
 
 use std::path::PathBuf;
 
@@ -8,16 +8,16 @@ use super::Reader;
 
 const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 
-/// Where the broker remembers.
+/// Location of the store.
 #[derive(Clone, Debug)]
 pub enum StoreAt {
     /// One SQLite file.
     File(PathBuf),
     /// A PostgreSQL database.
     Database {
-        /// `postgres://USER@HOST/DATABASE`; it may hold a password.
+        /// URL `postgres://USER@HOST/DATABASE`; it may contain a password.
         url: SecretString,
-        /// Where revocations are kept while the database takes no records.
+        /// Journal for revocations while the database accepts no records.
         emergency_file: PathBuf,
     },
 }
@@ -37,7 +37,7 @@ impl PartialEq for StoreAt {
 
 impl Eq for StoreAt {}
 
-/// Whether this is a URL, and no file.
+/// Returns whether `store` is the URL of a database rather than a file.
 #[must_use]
 pub fn is_database(store: &str) -> bool {
     SCHEMES.iter().any(|scheme| store.starts_with(scheme))

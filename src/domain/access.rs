@@ -1,36 +1,36 @@
-//! Who may call what: one closed table of every RPC.
+//! Access table: the callers that each RPC admits.
 //!
-//! A method that is not in [`TABLE`] cannot be called; a test holds the table against
-//! the proto files.
+//! A method that is not in [`TABLE`] cannot be called. A test compares the table with the proto
+//! files.
 
 use crate::domain::{
     operator::Role::{self, Admin, Auditor, GrantAdmin, Responder, Viewer},
     principal::{Identity, Principal},
 };
 
-/// Who may call a method.
+/// Callers that may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Services, for what is their own.
+    /// Services, each for its own resources.
     Services,
     /// Services, and operators in any role.
     Anyone,
-    /// Whoever may enrol a host.
+    /// Holders of an enrolment token.
     Enrollees,
     /// Operators in one of these roles.
     Operators(&'static [Role]),
 }
 
-/// What is served at an address.
+/// Methods that are served at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     /// Every method.
     Whole,
-    /// What is not for operators alone: they have an address of their own.
+    /// Every method except those for operators only, which have an address of their own.
     Services,
 }
 
-/// Returns whether a method takes access away, or gives it back, in an emergency.
+/// Returns whether a method is for emergencies: it suspends, revokes or reinstates.
 #[must_use]
 pub fn is_response(method: &str) -> bool {
     TABLE.contains(&(method, RESPOND))
@@ -40,8 +40,8 @@ const READ: Access = Access::Operators(&[Viewer, Auditor, GrantAdmin, Responder,
 const READ_AUDIT: Access = Access::Operators(&[Auditor, Responder, Admin]);
 const MANAGE: Access = Access::Operators(&[GrantAdmin, Admin]);
 const RESPOND: Access = Access::Operators(&[Responder, Admin]);
-/// Taking away one proof of a service's identity: its manager's, and a responder's who reinstates
-/// it.
+/// Deletion of one proof of a service's identity, a token or a binding: for the grant admin who
+/// manages the service, and for the responder who reinstates it.
 const TAKE_AWAY: Access = Access::Operators(&[GrantAdmin, Responder, Admin]);
 const ADMINISTER: Access = Access::Operators(&[Admin]);
 
@@ -136,7 +136,7 @@ pub const TABLE: &[(&str, Access)] = &[
     ),
 ];
 
-/// Why a proven caller may not call a method.
+/// Refusal of a call of a proven caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     /// The method is not in the table.
@@ -148,21 +148,21 @@ pub enum AccessError {
     /// The method is for operators.
     #[error("this call is for operators; a service's token cannot make it")]
     OperatorsOnly,
-    /// Operators are served elsewhere.
+    /// The method is served only at the address for operators.
     #[error("this call is served at the address for operators alone")]
     Elsewhere,
-    /// The method is for whoever enrols.
+    /// The method needs an enrolment token.
     #[error("this call takes an enrolment token")]
     EnrolleesOnly,
-    /// The token is for nothing else.
+    /// An enrolment token admits to enrolment only.
     #[error("an enrolment token is for `credbroker enroll` alone")]
     EnrollsOnly,
-    /// The operator's role does not reach it.
+    /// The operator's role does not allow the method.
     #[error("role {role} may not do this; it takes {}", list(.allowed))]
     Role {
         /// The caller's role.
         role: Role,
-        /// The roles that may.
+        /// Roles that may call the method.
         allowed: &'static [Role],
     },
 }
@@ -175,23 +175,24 @@ fn list(roles: &[Role]) -> String {
         .join(" or ")
 }
 
-/// A proven caller whom the table lets call the method that it called. Only
-/// [`admit`] builds it; every use case takes one.
+/// A proven caller whom the table admits to the method it called. Only [`admit`] builds a `Caller`,
+/// and every use case needs one.
 #[derive(Clone, Debug)]
 pub struct Caller(Principal);
 
 impl Caller {
-    /// Who it is.
+    /// Returns the proven identity behind the call.
     #[must_use]
     pub const fn principal(&self) -> &Principal {
         &self.0
     }
 }
 
-/// Lets `principal` through to the method that it called, or not.
+/// Admits `principal` to the method that it called, or refuses it.
 ///
 /// # Errors
-/// When the table does not have the method, or not for this caller, or not at this address.
+/// The table does not have the method or does not admit this caller, or the method is not served
+/// at this address.
 pub fn admit(principal: Principal, surface: Surface) -> Result<Caller, AccessError> {
     let method = &principal.origin().method;
     let Some((_, access)) = TABLE.iter().find(|(name, _)| name == method) else {

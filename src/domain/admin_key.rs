@@ -1,12 +1,12 @@
-//! The broker's own access key, kept sealed, and its replacement by another.
+//! The broker's own access key, stored sealed, and its replacement by another key.
 //!
 //! ```text
 //! steady ─▶ creating ─▶ proving ─▶ grace ─▶ retiring ─▶ steady
 //! ```
 //!
-//! Each step is recorded before the next is taken, so that a crash in any of them is
-//! gone on from. The old key is at work until the new one has proved that AWS accepts
-//! it, and is there, switched off, until some time after.
+//! The broker records each step before it takes the next one, so that it can continue after a crash
+//! in any of them. The old key stays in use until AWS has accepted the new one. After that, the old
+//! key works for a grace period, is deactivated, and is deleted some time later.
 
 use std::str::FromStr;
 
@@ -14,32 +14,29 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::domain::{credential::is_key_id, seal::Sealed};
 
-/// How long the old key goes on working beside the new: whoever has begun with it ends
-/// with it.
+/// Time for which the old key still works beside the new one, so that calls that began with the old
+/// key can end with it.
 pub const GRACE: SignedDuration = SignedDuration::from_mins(5);
-/// How long the old key stays, switched off, before it is deleted.
+/// Time between the deactivation and the deletion of the old key.
 pub const RETIREMENT: SignedDuration = SignedDuration::from_mins(5);
 
-/// Id of an IAM user's access key, as AWS forms it: `AKIA` and 12 to 124 characters
-/// `[A-Z0-9]`.
+/// Id of an IAM user's access key, in AWS's form: `AKIA` and 12 to 124 characters `[A-Z0-9]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessKeyId(String);
 
-/// Why a text is not an [`AccessKeyId`].
+/// Reason why a text is not an [`AccessKeyId`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessKeyIdError {
-    /// Of a session.
-    #[error(
-        "this is the key of a session (ASIA…), which runs out by itself: import the key of an IAM user"
-    )]
+    /// The id of a session's key, `ASIA…`.
+    #[error("this is the key of a session (ASIA…), which expires: import the key of an IAM user")]
     Session,
-    /// Nothing of the kind.
+    /// Any other text.
     #[error("an access key id has the form AKIA… with letters A-Z and digits")]
     Shape,
 }
 
 impl AccessKeyId {
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -61,49 +58,49 @@ impl FromStr for AccessKeyId {
     }
 }
 
-/// A key that the broker keeps.
+/// A key that the broker stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptKey {
-    /// Its id.
+    /// Id of the key.
     pub id: AccessKeyId,
-    /// Its secret.
+    /// Secret of the key, sealed for the context that [`place`] returns.
     pub secret: Sealed,
-    /// When it was imported or made.
+    /// Time at which the key was imported or created.
     pub since: Timestamp,
 }
 
-/// What a key's secret is sealed for.
+/// Returns the context that a key's secret is sealed for.
 #[must_use]
 pub fn place(id: &AccessKeyId) -> String {
     format!("admin_key/{}/secret/1", id.as_str())
 }
 
-/// Where a replacement stands.
+/// Phase of a replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// None is going on.
+    /// The key is not being replaced.
     Steady,
-    /// AWS is being asked for a second key, and may have made one.
+    /// AWS is being asked for a second key, and may have created it already.
     Creating,
-    /// The second key is kept; whether AWS accepts it is being found out.
+    /// The second key is stored. The broker is finding out whether AWS accepts it.
     Proving {
-        /// It.
+        /// The second key.
         new: KeptKey,
     },
-    /// The new key is at work; what it replaces still could be.
+    /// The new key is in use. The replaced keys still work.
     Grace {
-        /// One key; two when an import came in the middle of a rotation.
+        /// Replaced keys: usually one, more after an import in the middle of a replacement.
         old: Vec<AccessKeyId>,
     },
-    /// What it replaces is switched off.
+    /// The replaced keys are deactivated.
     Retiring {
-        /// As in the phase before.
+        /// Replaced keys, as in the phase before.
         old: Vec<AccessKeyId>,
     },
 }
 
 impl Phase {
-    /// The phase's name.
+    /// Returns the phase's name.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -115,7 +112,7 @@ impl Phase {
         }
     }
 
-    /// The keys that are not at work: not yet, or no longer.
+    /// Returns the keys that are not in use: a new key before the switch, replaced keys after it.
     #[must_use]
     pub fn others(&self) -> &[AccessKeyId] {
         match self {
@@ -126,25 +123,25 @@ impl Phase {
     }
 }
 
-/// The admin key and its replacement.
+/// The admin key and the progress of its replacement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminKey {
-    /// ARN of the IAM user whose key it is.
+    /// ARN of the IAM user that the key belongs to.
     pub user: String,
-    /// The key at work.
+    /// Key in use.
     pub current: KeptKey,
-    /// Where its replacement stands.
+    /// Phase of the replacement.
     pub phase: Phase,
-    /// When the phase began.
+    /// Time at which the phase began.
     pub phase_since: Timestamp,
-    /// When the next step is to be taken; while steady, when a replacement that is due
-    /// may be tried again.
+    /// Time of the next step. While steady: earliest time of another attempt to begin a replacement
+    /// that is due.
     pub due_at: Option<Timestamp>,
-    /// How often this step has failed, or a replacement could not begin.
+    /// Number of failures of this step, or of attempts to begin a replacement.
     pub attempts: u32,
-    /// Machine reason of the last failure: of this step, or to begin a replacement.
+    /// Reason code of the last failure, of this step or of beginning a replacement.
     pub failure: Option<String>,
-    /// Counts its changes: its fencing token.
+    /// Number of changes so far, used as fencing token.
     pub revision: u64,
 }
 
@@ -152,14 +149,14 @@ pub struct AdminKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the admin key is {phase}; it cannot {attempted}")]
 pub struct InvalidStep {
-    /// Where it stands.
+    /// Name of the current phase.
     pub phase: &'static str,
-    /// What was tried.
+    /// The refused step, in words that follow "it cannot".
     pub attempted: &'static str,
 }
 
 impl AdminKey {
-    /// A key imported for the first time.
+    /// Returns the admin key after the first import.
     #[must_use]
     pub const fn imported(user: String, key: KeptKey) -> Self {
         let phase_since = key.since;
@@ -175,8 +172,9 @@ impl AdminKey {
         }
     }
 
-    /// Another key of the same user takes its place at once, whatever was going on; the
-    /// one before, and the one that was to follow, are taken away as in a rotation.
+    /// Puts another key of the same user in its place at once, in every phase. The previous key,
+    /// and the second key of a replacement in progress, are deactivated and deleted as in a
+    /// rotation.
     #[must_use]
     pub fn replaced_by(self, key: KeptKey) -> Self {
         let (now, mut old) = (key.since, vec![self.current.id.clone()]);
@@ -189,10 +187,10 @@ impl AdminKey {
         replaced.to(Phase::Grace { old }, now, now + GRACE)
     }
 
-    /// A replacement begins.
+    /// Begins a replacement.
     ///
     /// # Errors
-    /// While one is going on.
+    /// A replacement is in progress.
     pub fn begin_rotation(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Steady => {
@@ -207,11 +205,11 @@ impl AdminKey {
         }
     }
 
-    /// A replacement cannot begin, or AWS has certainly made no second key: as before,
-    /// and one that is due may be tried again after `delay`.
+    /// Returns to the steady phase: a replacement cannot begin, or AWS has certainly created no
+    /// second key. A replacement that is due may be tried again after `delay`.
     ///
     /// # Errors
-    /// Once there may be another key.
+    /// A second key may exist already.
     pub fn not_begun(
         self,
         reason: &str,
@@ -235,10 +233,10 @@ impl AdminKey {
         }
     }
 
-    /// The second key has gone from AWS before it was at work: another is asked for.
+    /// Returns to [`Phase::Creating`]: the second key disappeared from AWS before it was in use.
     ///
     /// # Errors
-    /// Unless there was one.
+    /// The phase is not [`Phase::Proving`].
     pub fn lost(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Proving { .. } => Ok(self.to(Phase::Creating, now, now)),
@@ -246,10 +244,10 @@ impl AdminKey {
         }
     }
 
-    /// AWS has made a second key.
+    /// Records the second key that AWS has created.
     ///
     /// # Errors
-    /// Unless one was asked for.
+    /// The phase is not [`Phase::Creating`].
     pub fn created(self, new: KeptKey) -> Result<Self, InvalidStep> {
         let now = new.since;
         match self.phase {
@@ -258,10 +256,10 @@ impl AdminKey {
         }
     }
 
-    /// AWS accepts the second key: it goes to work.
+    /// Puts the second key in use: AWS accepts it.
     ///
     /// # Errors
-    /// Unless there is one.
+    /// The phase is not [`Phase::Proving`].
     pub fn switch(self, now: Timestamp) -> Result<Self, InvalidStep> {
         let Phase::Proving { new } = self.phase.clone() else {
             return Err(self.refuse("be switched"));
@@ -274,10 +272,10 @@ impl AdminKey {
         Ok(switched.to(Phase::Grace { old }, now, now + GRACE))
     }
 
-    /// The pause before the next step is over at once: the old key is stolen.
+    /// Makes the next step due at once, without the rest of the pause: the old key is stolen.
     ///
     /// # Errors
-    /// Unless there is an old key that is to go.
+    /// The phase is neither [`Phase::Grace`] nor [`Phase::Retiring`].
     pub fn hurry(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Grace { .. } | Phase::Retiring { .. } => Ok(Self {
@@ -289,10 +287,10 @@ impl AdminKey {
         }
     }
 
-    /// The old key is switched off.
+    /// Records that the old key is deactivated.
     ///
     /// # Errors
-    /// Unless its grace is over.
+    /// The phase is not [`Phase::Grace`], or the grace period has not ended.
     pub fn retire(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase.clone() {
             Phase::Grace { old } if self.is_due(now) => {
@@ -302,10 +300,10 @@ impl AdminKey {
         }
     }
 
-    /// The old key is deleted.
+    /// Records that the old key is deleted.
     ///
     /// # Errors
-    /// Unless its time is up.
+    /// The phase is not [`Phase::Retiring`], or its pause has not ended.
     pub fn finish(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Retiring { .. } if self.is_due(now) => Ok(Self {
@@ -316,10 +314,10 @@ impl AdminKey {
         }
     }
 
-    /// The step did not succeed; try again after `delay`.
+    /// Records that the step failed. The next attempt is due after `delay`.
     ///
     /// # Errors
-    /// While steady: there is no step to take.
+    /// The phase is [`Phase::Steady`], which has no step.
     pub fn postpone(
         self,
         reason: &str,
@@ -338,7 +336,7 @@ impl AdminKey {
         })
     }
 
-    /// Whether the next step of a replacement may be taken at `now`.
+    /// Returns whether the next step of a replacement is due at `now`.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
         self.phase != Phase::Steady && self.due_at.is_some_and(|due| due <= now)
@@ -418,13 +416,13 @@ mod tests {
             .unwrap();
         assert_eq!((&failed.phase, failed.attempts), (&Phase::Steady, 1));
         assert!(!failed.is_due(at(1_000)));
-        // The next one knows of it until a key is made.
+        // The next attempt keeps the last failure until a key is created.
         let again = failed.begin_rotation(at(15)).unwrap();
         assert_eq!(again.failure.as_deref(), Some("ADMIN_NOT_ALLOWED"));
         let made = again.created(key(TWO, 16)).unwrap();
         assert_eq!((made.attempts, made.failure.as_deref()), (0, None));
         assert!(made.clone().not_begun("X", at(17), delay).is_err());
-        // One that goes from AWS before it was at work is asked for anew.
+        // A second key that disappears from AWS before its use is requested again.
         let lost = made.lost(at(400)).unwrap();
         assert_eq!(
             (lost.phase, lost.current.id.as_str()),
@@ -453,7 +451,7 @@ mod tests {
         let proving = proving.created(key(TWO, 11)).unwrap();
         let imported = proving.clone().replaced_by(key(THREE, 12));
         assert_eq!(others(&imported), [ONE, TWO]);
-        // The key that was to follow anyway is not taken away.
+        // The imported key was to follow anyway, so it is not deleted.
         assert_eq!(others(&proving.replaced_by(key(TWO, 12))), [ONE]);
     }
 

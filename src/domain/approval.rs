@@ -1,4 +1,4 @@
-//! Changes that take a second operator.
+//! Changes that need the approval of a second operator.
 
 use std::{fmt, time::Duration};
 
@@ -7,49 +7,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{grant::GrantSpec, id::Id, name::Name, operator::Role, principal::Evidence};
 
-/// How long an approval may be given and used, from when it was asked for.
+/// Time after the request for which an approval may be given and used.
 pub const LIFETIME: Duration = Duration::from_hours(24);
 /// Most approvals that one operator may have open at a time.
 pub const OPEN_MAX: usize = 20;
 
-/// An approval's id.
+/// Id of an approval.
 pub type ApprovalId = Id<Approval>;
 
-/// What takes a second operator. Its JSON is what the second one is shown.
+/// A change that needs a second operator. That operator sees the change as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "change")]
 pub enum Change {
-    /// A grant that is new, or may permit more than it did.
+    /// A grant that is new, or may permit more than before.
     PutGrant {
         /// `SERVICE/NAME`.
         grant: String,
-        /// Version that the grant gets. After any other change of the grant a new approval is needed.
+        /// Version that the grant gets. Any other change of the grant makes a new approval
+        /// necessary.
         version: u64,
-        /// All that it is to be.
+        /// Complete new settings of the grant.
         spec: Box<GrantSpec>,
     },
-    /// Another key for the broker itself.
+    /// Another access key for the broker itself.
     ImportAdminKey {
-        /// Its id, which AWS gives to one secret alone.
+        /// Id of the key. AWS gives each id to one secret only.
         access_key_id: String,
     },
-    /// Records of the log are given up.
+    /// Deletion of the oldest records of the log.
     PruneLog {
-        /// The first so many.
+        /// Number of records to delete, counted from the first.
         records: u64,
     },
-    /// Another operator.
+    /// A new operator.
     CreateOperator {
-        /// Its name.
+        /// Name of the operator.
         operator: String,
-        /// What it may do.
+        /// Role of the operator.
         role: String,
     },
 }
 
 impl Change {
-    /// Whether an approval of this lets somebody do `wanted`: the same, or to prune more,
-    /// of which only what is approved is then done.
+    /// Returns whether an approval of this change allows `wanted`: the same change, or a pruning of
+    /// more records, of which only the approved ones are then deleted.
     #[must_use]
     pub fn covers(&self, wanted: &Self) -> bool {
         match (self, wanted) {
@@ -58,21 +59,21 @@ impl Change {
         }
     }
 
-    /// As JSON.
+    /// Returns the change as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_value(self).map_or_else(|_| String::new(), |value| value.to_string())
     }
 
-    /// From [`Self::to_json`].
+    /// Parses the JSON of [`Self::to_json`].
     ///
     /// # Errors
-    /// It is something else.
+    /// The text is not JSON of a change.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
 
-    /// Whoever could do it.
+    /// Returns whether an operator in this role could make the change, and so may approve it.
     #[must_use]
     pub const fn may_be_approved_by(&self, role: Role) -> bool {
         match self {
@@ -97,19 +98,19 @@ impl fmt::Display for Change {
     }
 }
 
-/// An operator, by its name and by what proves it. The name alone tells no two people apart where an
-/// issuer of tokens lets it change, or two issuers give the same.
+/// An operator, identified by a name and a proof. The name alone does not distinguish two people:
+/// an issuer of tokens may allow it to change, or two issuers may give the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Person {
-    /// Name that is shown.
+    /// Displayed name.
     pub name: Name,
-    /// Lasting proof of who it is: `operator NAME` by one of the broker's tokens, or
+    /// Lasting proof of the identity: `operator NAME` for one of the broker's tokens, or
     /// `jwt ISSUER SUBJECT`.
     pub proof: String,
 }
 
 impl Person {
-    /// The operator who calls, by what it has shown.
+    /// Returns the calling operator, identified by its evidence.
     #[must_use]
     pub fn of(name: &Name, evidence: &Evidence) -> Self {
         let proof = match evidence {
@@ -124,27 +125,27 @@ impl Person {
         }
     }
 
-    /// Returns whether both may be one person, who does not count for two.
+    /// Returns whether both may be the same person, who does not count as two operators.
     #[must_use]
     pub fn may_be(&self, other: &Self) -> bool {
         self.name == other.name || self.proof == other.proof
     }
 }
 
-/// A change that somebody wants to make, and perhaps may.
+/// A change that an operator asks to make, with the approval of another operator once it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
-    /// Its id.
+    /// Id of the approval.
     pub id: ApprovalId,
-    /// What is to be done.
+    /// Change that is asked for.
     pub change: Change,
-    /// Who wants to do it, and alone may.
+    /// Operator who asks, and the only one who may make the change.
     pub requested_by: Person,
-    /// When that was.
+    /// Time of the request.
     pub requested_at: Timestamp,
-    /// When it is over.
+    /// End of the approval, [`LIFETIME`] after the request.
     pub expires_at: Timestamp,
-    /// Who agreed, never who asked.
+    /// Operator who agreed, never the one who asked; `None`: not approved yet.
     pub approved_by: Option<Person>,
 }
 

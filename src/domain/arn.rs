@@ -1,6 +1,6 @@
-//! Amazon Resource Names and account numbers, checked once and carried as types.
+//! Amazon Resource Names and account numbers, checked once and then passed as types.
 //!
-//! Shapes follow <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>.
+//! Formats follow <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html>.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ pub const ROLE_NAME_MAX: usize = 64;
 pub const POLICY_NAME_MAX: usize = 128;
 /// Longest name of a user: <https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateUser.html>.
 pub const USER_NAME_MAX: usize = 64;
-/// Longest path of a role or policy, both slashes counted.
+/// Longest path of a role or policy, with both slashes.
 pub const PATH_MAX: usize = 512;
 
 const ROLE_EXAMPLE: &str = "arn:aws:iam::123456789012:role/service/payments";
@@ -22,53 +22,53 @@ const USER_EXAMPLE: &str = "arn:aws:iam::123456789012:user/credbroker-admin";
 const POLICY_EXAMPLE: &str = "arn:aws:iam::aws:policy/AmazonSQSReadOnlyAccess";
 const EXCERPT: usize = 60;
 
-/// Why a text is not the account number, partition or ARN it should be.
+/// Reason why a text is not the expected account number, partition or ARN.
 ///
-/// Each message says what is wrong and shows the right shape. Of the text refused it repeats at
-/// most 60 characters, escaped.
+/// Each message says what is wrong and shows the right form. It repeats at most 60 characters of
+/// the refused text, escaped.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ArnError {
-    /// An account number is exactly 12 digits.
+    /// The account number is not exactly 12 digits.
     #[error(
         "\"{0}\" is not an AWS account number: write its 12 digits without dashes, such as 123456789012"
     )]
     Account(String),
-    /// None of the partitions known here.
+    /// The partition is not known here.
     #[error("\"{0}\" is not an AWS partition: write aws, aws-cn or aws-us-gov")]
     Partition(String),
-    /// Not `arn:PARTITION:iam::ACCOUNT:KIND/NAME` at all.
+    /// The text does not have the form `arn:PARTITION:iam::ACCOUNT:KIND/NAME`.
     #[error("\"{text}\" is not the ARN of a {kind}: write it like {example}")]
     Shape {
-        /// The text refused.
+        /// The refused text.
         text: String,
         /// `role`, `user` or `managed policy`.
         kind: &'static str,
-        /// An ARN of the right shape.
+        /// An ARN of the right form.
         example: &'static str,
     },
-    /// The last part is empty, too long or has a character that IAM refuses.
+    /// The name is empty, too long or has a character that IAM refuses.
     #[error(
         "the name \"{name}\" is not allowed: use 1 to {max} letters, digits or any of + = , . @ - _, as in {example}"
     )]
     Name {
-        /// The name refused.
+        /// The refused name.
         name: String,
-        /// Its longest length.
+        /// Longest allowed length.
         max: usize,
-        /// An ARN of the right shape.
+        /// An ARN of the right form.
         example: &'static str,
     },
-    /// The part between `role/` or `policy/` and the name.
+    /// The path, between the kind and the name, is not allowed.
     #[error(
         "the path \"{path}\" is not allowed: at most {PATH_MAX} visible ASCII characters in parts between single slashes, without * ? $ or a colon, as in {example}"
     )]
     Path {
-        /// The path refused.
+        /// The refused path.
         path: String,
-        /// An ARN of the right shape.
+        /// An ARN of the right form.
         example: &'static str,
     },
-    /// A role that belongs to an AWS service; nobody else can assume or edit it.
+    /// The role is service-linked: only its AWS service can assume or edit it.
     #[error(
         "\"{0}\" is a service-linked role, which only its AWS service can assume: name a role of your own, such as {ROLE_EXAMPLE}"
     )]
@@ -93,7 +93,7 @@ impl Partition {
     /// Every partition known here.
     pub const ALL: [Self; 3] = [Self::Aws, Self::AwsCn, Self::AwsUsGov];
 
-    /// The text that stands in an ARN.
+    /// Returns the text that is used in ARNs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -103,7 +103,7 @@ impl Partition {
         }
     }
 
-    /// What the host names of its services end with:
+    /// Returns the end of the host names of its AWS services:
     /// <https://docs.aws.amazon.com/general/latest/gr/rande.html>,
     /// <https://docs.amazonaws.cn/en_us/aws/latest/userguide/endpoints-arns.html>.
     #[must_use]
@@ -114,7 +114,8 @@ impl Partition {
         }
     }
 
-    /// The partition of a region by its prefix: `cn-…`, `us-gov-…`, else the commercial one.
+    /// Returns the partition of a region by its prefix: `cn-…`, `us-gov-…`, otherwise the
+    /// commercial one.
     #[must_use]
     pub fn for_region(region: &str) -> Self {
         if region.starts_with("cn-") {
@@ -127,7 +128,7 @@ impl Partition {
     }
 }
 
-/// Returns whether `text` has the shape of an AWS region name.
+/// Returns whether `text` has the form of an AWS region name.
 #[must_use]
 pub fn is_region(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
@@ -163,7 +164,7 @@ impl FromStr for Partition {
 pub struct AccountId(String);
 
 impl AccountId {
-    /// The 12 digits.
+    /// Returns the 12 digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -182,10 +183,10 @@ impl FromStr for AccountId {
     }
 }
 
-/// The ARN of an IAM role that may be assumed: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
+/// The ARN of an IAM role that can be assumed: `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`.
 ///
-/// Name of 1 to 64 characters `[A-Za-z0-9_+=,.@-]`, path of at most 512. Service-linked roles
-/// are refused, and so are `*`, `?`, `$` and `:` in the path, which IAM would allow but which
+/// The name has 1 to 64 characters `[A-Za-z0-9_+=,.@-]`, the path at most 512. Service-linked roles
+/// are refused. `*`, `?`, `$` and `:` in the path are refused too: IAM would allow them, but they
 /// change their meaning inside a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -197,25 +198,25 @@ pub struct RoleArn {
 }
 
 impl RoleArn {
-    /// The whole ARN.
+    /// Returns the whole ARN.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The partition the role lives in.
+    /// Returns the partition of the role.
     #[must_use]
     pub const fn partition(&self) -> Partition {
         self.partition
     }
 
-    /// The account the role lives in.
+    /// Returns the account of the role.
     #[must_use]
     pub const fn account(&self) -> &AccountId {
         &self.account
     }
 
-    /// The name without its path.
+    /// Returns the name without its path.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.text[self.name_at..]
@@ -241,7 +242,7 @@ impl FromStr for RoleArn {
     }
 }
 
-/// The ARN of an IAM user: `arn:PARTITION:iam::ACCOUNT:user/[PATH/]NAME`, name and path as for
+/// The ARN of an IAM user: `arn:PARTITION:iam::ACCOUNT:user/[PATH/]NAME`. Name and path are as for
 /// [`RoleArn`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserArn {
@@ -251,19 +252,19 @@ pub struct UserArn {
 }
 
 impl UserArn {
-    /// The whole ARN.
+    /// Returns the whole ARN.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The account the user lives in.
+    /// Returns the account of the user.
     #[must_use]
     pub const fn account(&self) -> &AccountId {
         &self.account
     }
 
-    /// The name without its path.
+    /// Returns the name without its path.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.text[self.name_at..]
@@ -286,8 +287,8 @@ impl FromStr for UserArn {
 
 /// The ARN of a managed policy: `arn:PARTITION:iam::OWNER:policy/[PATH/]NAME`.
 ///
-/// The owner is `aws` for AWS's own policies, else the account that made it. Name of 1 to 128
-/// characters `[A-Za-z0-9_+=,.@-]`, path as for [`RoleArn`].
+/// The owner is `aws` for AWS's own policies, otherwise the account that created the policy. The
+/// name has 1 to 128 characters `[A-Za-z0-9_+=,.@-]`; the path is as for [`RoleArn`].
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_managed-vs-inline.html>
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -300,37 +301,37 @@ pub struct PolicyArn {
 }
 
 impl PolicyArn {
-    /// The whole ARN.
+    /// Returns the whole ARN.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The partition the policy lives in.
+    /// Returns the partition of the policy.
     #[must_use]
     pub const fn partition(&self) -> Partition {
         self.partition
     }
 
-    /// The account that owns the policy; `None` for AWS's own.
+    /// Returns the account that owns the policy; `None` for AWS's own policies.
     #[must_use]
     pub const fn account(&self) -> Option<&AccountId> {
         self.account.as_ref()
     }
 
-    /// Whether AWS wrote the policy and may change it.
+    /// Returns whether AWS wrote the policy and may change it.
     #[must_use]
     pub const fn is_aws_managed(&self) -> bool {
         self.account.is_none()
     }
 
-    /// The name without its path.
+    /// Returns the name without its path.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.text[self.name_at..]
     }
 
-    /// The name with its path, such as `job-function/DatabaseAdministrator`.
+    /// Returns the name with its path, such as `job-function/DatabaseAdministrator`.
     #[must_use]
     pub fn path_and_name(&self) -> &str {
         &self.text[self.path_at..]
@@ -358,7 +359,7 @@ impl FromStr for PolicyArn {
     }
 }
 
-/// An ARN of IAM taken apart; the path keeps its closing slash and is empty when there is none.
+/// An ARN of IAM, split into parts. The path includes its closing slash; an absent path is empty.
 struct IamArn<'a> {
     partition: Partition,
     account: &'a str,
@@ -419,14 +420,15 @@ fn is_name(name: &str, max: usize) -> bool {
 
 fn is_path(path: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_graphic() && !b"*?$:".contains(&byte);
-    // IAM counts the slash in front, which the ARN spends on parting the path from its kind.
+    // IAM also counts the leading slash of the path. In the ARN that slash follows the kind.
     path.len() < PATH_MAX
         && path.bytes().all(allowed)
         && !path.starts_with('/')
         && !path.contains("//")
 }
 
-/// The beginning of a text for an error: escaped, at most so many characters, then an ellipsis.
+/// Returns the beginning of a text for an error: escaped, at most `most` characters, then an
+/// ellipsis.
 pub(super) fn shorten(text: &str, most: usize) -> String {
     let mut escaped: String = text.escape_debug().take(most + 1).collect();
     if escaped.chars().count() > most {

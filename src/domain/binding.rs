@@ -1,4 +1,4 @@
-//! What a service is known by beside its tokens.
+//! Bindings: evidence, other than its tokens, by which the broker identifies a service.
 
 use std::{fmt, str::FromStr};
 
@@ -13,24 +13,24 @@ use crate::domain::{
     spiffe::{SpiffeId, TrustDomain},
 };
 
-/// How many bindings one service may have, hosts that have enrolled not counted.
+/// Most bindings of one service, without its enrolled hosts.
 pub const BINDINGS_MAX: usize = 20;
-/// How many hosts of one service may be enrolled.
+/// Most enrolled hosts of one service.
 pub const ENROLLED_MAX: usize = 10_000;
 /// Longest DNS name, bytes (RFC 1035).
 const DNS_NAME_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 
-/// A binding's id.
+/// Id of a binding.
 pub type BindingId = Id<ServiceBinding>;
 
-/// A DNS name as a certificate has it: lower-case labels, at least two, no wildcard, no dot
-/// at the end (RFC 1123). Compared byte by byte.
+/// A DNS name as in a certificate: lower-case labels, at least two, no wildcard, no dot at the end
+/// (RFC 1123). Names are compared byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DnsName(String);
 
 impl DnsName {
-    /// As text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -48,7 +48,7 @@ impl FromStr for DnsName {
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
         let labels: Vec<&str> = text.split('.').collect();
-        // With a number at its end it would be an address.
+        // A name that ends with a number would be an address.
         let is_address = |last: &&str| last.bytes().all(|b| b.is_ascii_digit());
         let is_one = text.len() <= DNS_NAME_MAX
             && labels.len() > 1
@@ -73,13 +73,13 @@ fn is_label(label: &str) -> bool {
 pub struct KeyDigest(String);
 
 impl KeyDigest {
-    /// Of this key.
+    /// Returns the digest of this key.
     #[must_use]
     pub fn of(public_key: &[u8]) -> Self {
         Self(HEXLOWER.encode(digest(&SHA256, public_key).as_ref()))
     }
 
-    /// As text.
+    /// Returns the digest as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -104,27 +104,27 @@ impl FromStr for KeyDigest {
     }
 }
 
-/// The SPIFFE ID in the certificates of a service's hosts that have enrolled.
+/// Returns the SPIFFE ID in the certificates of a service's enrolled hosts.
 #[must_use]
 pub fn enrolled_id(domain: &TrustDomain, service: &Name) -> String {
     format!("spiffe://{domain}/service/{service}")
 }
 
-/// By what evidence a service is known.
+/// Evidence that identifies a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KnownBy {
-    /// A client certificate with this SPIFFE ID, of its trust domain's authority.
+    /// A client certificate with this SPIFFE ID, from the authority of its trust domain.
     SpiffeId(SpiffeId),
-    /// A client certificate with this DNS name, of an authority for such.
+    /// A client certificate with this DNS name, from an authority for DNS names.
     DnsName(DnsName),
-    /// A client certificate of the broker's own for this key, whose host has enrolled.
+    /// A client certificate for this key, issued by the broker to an enrolled host.
     Enrolled(KeyDigest),
     /// A signed token of an issuer, with these claims.
     Oidc(OidcIdentity),
 }
 
 impl KnownBy {
-    /// Its kind's name.
+    /// Returns the name of the kind.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -135,20 +135,20 @@ impl KnownBy {
         }
     }
 
-    /// The name that evidence of this kind is looked up by; the whole rule, in JSON, of one
-    /// about tokens.
+    /// Returns the name by which evidence of this kind is looked up. For a rule about tokens, that
+    /// is the whole rule as JSON.
     #[must_use]
     pub fn name(&self) -> String {
         match self {
             Self::SpiffeId(id) => id.to_string(),
             Self::DnsName(name) => name.to_string(),
             Self::Enrolled(key) => key.to_string(),
-            // Its members are always in the same order.
+            // The members of the JSON are always in the same order.
             Self::Oidc(rule) => serde_json::to_string(rule).unwrap_or_default(),
         }
     }
 
-    /// The issuer whose tokens it is about.
+    /// Returns the issuer of the tokens; `None` for other evidence.
     #[must_use]
     pub fn issuer(&self) -> Option<&str> {
         match self {
@@ -157,7 +157,7 @@ impl KnownBy {
         }
     }
 
-    /// Whether the same caller may be known by both.
+    /// Returns whether one caller may match both.
     #[must_use]
     pub fn may_meet(&self, other: &Self) -> bool {
         match (self, other) {
@@ -166,7 +166,7 @@ impl KnownBy {
         }
     }
 
-    /// From its kind's name and the name that it is looked up by. `None` for what is neither.
+    /// Reads the results of [`Self::kind`] and [`Self::name`]; `None` if either is invalid.
     #[must_use]
     pub fn parse(kind: &str, name: &str) -> Option<Self> {
         match kind {
@@ -190,18 +190,18 @@ impl fmt::Display for KnownBy {
     }
 }
 
-/// That a service is known by something. What it is known by is of one service alone.
+/// A binding of evidence to a service. Each evidence identifies one service only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceBinding {
-    /// Its id.
+    /// Id of the binding.
     pub id: BindingId,
-    /// Which service.
+    /// Service that the evidence identifies.
     pub service: Name,
-    /// By what.
+    /// Evidence that identifies the service.
     pub known_by: KnownBy,
-    /// Since when.
+    /// Time of creation.
     pub created_at: Timestamp,
-    /// Until when, for a host that has enrolled: when its newest certificate ends.
+    /// End of the newest certificate of an enrolled host; `None` for other evidence.
     pub expires_at: Option<Timestamp>,
 }
 

@@ -1,8 +1,8 @@
-//! A token bucket: so much at once, then at a rate. Time and rate are handed in.
+//! A token bucket: a burst at once, then a rate. The caller passes time and rate.
 
 use std::time::{Duration, Instant};
 
-/// A bucket of tokens. Below zero it is owed to.
+/// A bucket of tokens. A negative count is a debt.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     capacity: f64,
@@ -11,7 +11,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// Returns a full bucket.
     #[must_use]
     pub const fn full(capacity: f64, now: Instant) -> Self {
         Self {
@@ -21,14 +21,14 @@ impl TokenBucket {
         }
     }
 
-    /// From now on it holds so much at most.
+    /// Sets the capacity, and discards tokens above it.
     pub const fn bound(&mut self, capacity: f64) {
         self.capacity = capacity;
         self.tokens = self.tokens.min(capacity);
     }
 
-    /// Lets flow in what `per_second` has brought up to `now`. Returns the seconds that
-    /// have passed.
+    /// Adds the tokens that `per_second` has produced up to `now`. Returns the seconds since the
+    /// last call.
     pub fn fill(&mut self, now: Instant, per_second: f64) -> f64 {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + passed * per_second).min(self.capacity);
@@ -36,13 +36,13 @@ impl TokenBucket {
         passed
     }
 
-    /// Returns whether it holds as much as it can.
+    /// Returns whether the bucket is full.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         self.tokens >= self.capacity
     }
 
-    /// How long until there is a token, at this rate.
+    /// Returns the time until a token is available, at this rate.
     #[must_use]
     pub fn wait(&self, per_second: f64) -> Duration {
         let missing = 1.0 - self.tokens;
@@ -53,12 +53,12 @@ impl TokenBucket {
         }
     }
 
-    /// Takes one token, there or not.
+    /// Takes one token, even if the bucket is empty.
     pub fn take(&mut self) {
         self.tokens -= 1.0;
     }
 
-    /// Pours half of it away.
+    /// Removes half of the tokens; a debt stays as it is.
     pub fn halve(&mut self) {
         self.tokens = self.tokens.min(self.tokens / 2.0);
     }

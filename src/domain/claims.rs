@@ -1,4 +1,4 @@
-//! What the claims of a signed token must say.
+//! Rules for the claims of a signed token.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -7,33 +7,33 @@ use serde_json::{Map, Value};
 
 /// Longest pattern or claim name, bytes.
 const TEXT_MAX: usize = 1024;
-/// Most wildcards of one pattern.
+/// Most wildcards in one pattern.
 const WILDCARDS_MAX: usize = 8;
-/// Most claims that one rule names.
+/// Most claims in one rule.
 pub const CLAIMS_MAX: usize = 10;
 
-/// Text that a claim's whole value must be, in which `*` stands for any characters, none
-/// included. 1 to 1,024 bytes, at most 8 `*`, and not `*` alone.
+/// A pattern that a claim's whole value must match. `*` stands for any number of any characters,
+/// also zero. A pattern has 1 to 1,024 bytes, at most 8 `*`, and something beside them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Pattern(String);
 
 impl Pattern {
-    /// As text.
+    /// Returns the pattern as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is the whole of this value.
+    /// Returns whether the pattern matches this whole value.
     #[must_use]
     pub fn matches(&self, value: &str) -> bool {
-        // A value has no wildcards: what is in it stands for itself.
+        // A value has no wildcards: a `*` in it stands for itself.
         let value: Vec<Step> = value.bytes().map(Step::Byte).collect();
         meet(&self.steps(), &value)
     }
 
-    /// Whether there is a value that both match.
+    /// Returns whether some value matches both patterns.
     #[must_use]
     pub fn intersects(&self, other: &Self) -> bool {
         meet(&self.steps(), &other.steps())
@@ -55,8 +55,8 @@ enum Step {
     Any,
 }
 
-/// Whether one text is both: for each prefix of `a` in turn, which prefixes of `b` may stand
-/// for the same.
+/// Returns whether some text matches both. For each prefix of `a` in turn, `row` records the
+/// prefixes of `b` that can match the same text.
 fn meet(a: &[Step], b: &[Step]) -> bool {
     let mut row = vec![false; b.len() + 1];
     row[0] = true;
@@ -69,7 +69,7 @@ fn meet(a: &[Step], b: &[Step]) -> bool {
         for (index, theirs) in b.iter().enumerate() {
             next[index + 1] = match (mine, theirs) {
                 (Step::Byte(mine), Step::Byte(theirs)) => row[index] && mine == theirs,
-                // A wildcard ends here, or takes in what the other has.
+                // The wildcard ends here, or covers one more step of the other pattern.
                 _ => row[index + 1] || next[index],
             };
         }
@@ -114,23 +114,24 @@ impl From<Pattern> for String {
     }
 }
 
-/// Whom an issuer of tokens must name, and how, for a service to be known by it.
+/// A rule: the issuer and the claims of the tokens that identify a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OidcIdentity {
-    /// The claim `iss`, exactly: `https://…`.
+    /// Exact value of the claim `iss`: `https://…`.
     pub issuer: String,
-    /// The claim `sub`.
+    /// Pattern for the claim `sub`.
     pub subject: Pattern,
-    /// One of the claim `aud`, beside the broker's own being there.
+    /// A value that the claim `aud` must contain in addition to the broker's own audience.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
-    /// Further claims, by name: text, numbers and truth values by their JSON.
+    /// Patterns for further claims, by name. Text is compared as it is, numbers and booleans as
+    /// JSON.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub claims: BTreeMap<String, Pattern>,
 }
 
 impl OidcIdentity {
-    /// Whether a good token of its issuer with these claims is its.
+    /// Returns whether a valid token of the rule's issuer with these claims matches the rule.
     #[must_use]
     pub fn matches(
         &self,
@@ -150,7 +151,7 @@ impl OidcIdentity {
             && self.claims.iter().all(has)
     }
 
-    /// Whether one token may be of both.
+    /// Returns whether one token may match both rules.
     #[must_use]
     pub fn may_meet(&self, other: &Self) -> bool {
         let apart = |(name, pattern): (&String, &Pattern)| {
@@ -162,10 +163,11 @@ impl OidcIdentity {
             && !self.claims.iter().any(apart)
     }
 
-    /// Whether it can be kept: as many claims as may be, with names that can be.
+    /// Checks that the rule can be stored: it has at most [`CLAIMS_MAX`] claims, all with allowed
+    /// names.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The first problem found, in words.
     pub fn check(&self) -> Result<(), String> {
         if self.claims.len() > CLAIMS_MAX {
             return Err(format!("a rule names up to {CLAIMS_MAX} claims"));
@@ -181,7 +183,7 @@ impl OidcIdentity {
     }
 }
 
-/// A claim's value as rules see it.
+/// Returns a claim's value as text for the patterns; `None` for null, arrays and objects.
 fn told(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -242,7 +244,7 @@ mod tests {
                 assert!(!pattern(text).matches(value), "{text} {value}");
             }
         }
-        // A star in a value is a star.
+        // A star in a value stands for itself.
         assert!(!pattern("abc").matches("a*c"));
         for wrong in ["", "*", "***", "a\nb", "*a*b*c*d*e*f*g*h*i"] {
             assert!(wrong.parse::<Pattern>().is_err(), "{wrong:?}");
@@ -255,7 +257,7 @@ mod tests {
             let (Ok(a), Ok(b)) = (a.parse::<Pattern>(), b.parse::<Pattern>()) else {
                 return Ok(());
             };
-            // What two such patterns have in common they have in so few characters.
+            // If two such patterns have a common value, they have one of at most this length.
             let mut values = vec![String::new()];
             let mut found = false;
             for _ in 0..=8 {

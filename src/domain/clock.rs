@@ -1,4 +1,4 @@
-//! Wall-clock time, handed in wherever it is needed.
+//! Wall-clock time, passed in wherever it is needed.
 
 use std::{
     collections::HashSet,
@@ -9,19 +9,19 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Tells what time it is. The one way to learn it: `clippy.toml` forbids the others.
+/// Source of the current time, and the only one: `clippy.toml` forbids the others.
 pub trait Clock: Send + Sync {
-    /// The current time.
+    /// Returns the current time.
     fn now(&self) -> Timestamp;
 
-    /// Returns false while something contradicts that time. The broker then ends nothing for good
-    /// because its time is over, and issues nothing that ends by this clock.
+    /// Returns false while evidence contradicts the current time. The broker then ends nothing
+    /// permanently because it has expired, and issues nothing that ends by this clock.
     fn is_certain(&self) -> bool {
         true
     }
 }
 
-/// The wall clock of the machine at this moment.
+/// Returns the time of the machine's wall clock.
 #[must_use]
 #[expect(
     clippy::disallowed_methods,
@@ -31,20 +31,20 @@ pub fn wall_time() -> Timestamp {
     Timestamp::now()
 }
 
-/// Difference from AWS's time within which the two agree. AWS tells whole seconds (RFC 9110,
-/// section 6.6.1), and an answer takes its time on the way.
+/// Largest difference from AWS's time that counts as agreement. AWS reports whole seconds (RFC
+/// 9110, section 6.6.1), and an answer needs time to arrive.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(5);
 
-/// Answers, each over a connection of its own, that must agree before the clock is set, or before
-/// another time that one of them has told is dismissed.
+/// Number of agreeing answers, each over another connection, that set the clock or dismiss a time
+/// that contradicts it.
 pub const AGREEING: usize = 3;
 
-/// A clock that no step of the wall clock moves: it starts from a given time, goes on with the
-/// machine's monotonic clock, and follows AWS's own time where the two part. AWS ends sessions by
-/// its clock, so the broker counts by the same one.
+/// A clock that ignores steps of the machine's wall clock. It starts at a given time, advances with
+/// the machine's monotonic clock, and follows AWS's time if the two differ. AWS ends sessions by
+/// its own clock, so the broker uses the same time.
 ///
-/// No single answer moves it: a front end or a proxy may have a wrong clock. An answer that
-/// contradicts it makes it uncertain, until several others decide.
+/// A single answer does not move the clock: a front end or a proxy may have a wrong clock. An
+/// answer that contradicts the clock makes it uncertain until several other answers decide.
 #[derive(Debug)]
 pub struct SteadyClock(Mutex<State>);
 
@@ -76,7 +76,7 @@ impl Anchor {
     }
 }
 
-/// Another time than the clock's, and the connections whose answers speak for either.
+/// A time that contradicts the clock, and the connections whose answers support either of the two.
 #[derive(Debug)]
 struct Doubt {
     told: Anchor,
@@ -87,18 +87,18 @@ struct Doubt {
 /// Effect of an answer on the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// It agrees with the clock, which is certain.
+    /// The answer agrees with the clock, which is certain.
     Agrees,
-    /// It contradicts the clock, or does not yet settle an earlier contradiction.
+    /// The answer contradicts the clock, or does not yet settle an earlier contradiction.
     Uncertain,
-    /// The other time was dismissed.
+    /// The contradicting time was dismissed.
     Dismissed,
-    /// The clock was set, and had been wrong by so much.
+    /// The clock was set. The value is its previous error.
     Set(SignedDuration),
 }
 
 impl SteadyClock {
-    /// A clock that shows `time` now.
+    /// Creates a clock that shows `time` now.
     #[must_use]
     pub fn starting_at(time: Timestamp) -> Self {
         Self(Mutex::new(State {
@@ -107,8 +107,8 @@ impl SteadyClock {
         }))
     }
 
-    /// Takes note that AWS has just told this time, in a successful answer to a signed request.
-    /// `connection` is the near end of the connection.
+    /// Compares the clock with the time that AWS has just reported, in a successful answer to a
+    /// signed request. `connection` is the local address of the connection.
     pub fn observe(&self, aws: Timestamp, connection: SocketAddr) -> Observation {
         self.state().observe(aws, connection)
     }
@@ -144,7 +144,7 @@ impl State {
         self.settle()
     }
 
-    /// Decides once enough answers speak for one of the two times.
+    /// Decides once enough answers support one of the two times.
     fn settle(&mut self) -> Observation {
         let Some(doubt) = &self.doubt else {
             return Observation::Agrees;

@@ -1,21 +1,21 @@
-//! What AWS SDKs read from a container's credentials endpoint.
+//! Documents that AWS SDKs read from a container's credentials endpoint.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-/// Why there is no document.
+/// Kind of refusal, when credentials cannot be returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// SDKs do not ask again by themselves.
+    /// SDKs do not retry by themselves.
     Denied,
-    /// They do.
+    /// SDKs retry by themselves.
     Unavailable,
 }
 
 impl Refusal {
-    /// The status of HTTP that SDKs take it by.
+    /// Returns the HTTP status by which SDKs distinguish the two.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -24,7 +24,8 @@ impl Refusal {
         }
     }
 
-    /// What SDKs show of it: some read the one spelling, some the other.
+    /// Returns the error document that SDKs show. Some SDKs read the capitalised keys, others the
+    /// lower-case ones.
     #[must_use]
     pub fn document(self, message: &str) -> Value {
         let code = match self {
@@ -35,7 +36,7 @@ impl Refusal {
     }
 }
 
-/// A session, in the spelling of this contract.
+/// Returns a session's credentials with the keys that SDKs expect.
 #[must_use]
 pub fn document(
     access_key_id: &str,

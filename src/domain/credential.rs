@@ -1,23 +1,23 @@
-//! Issued credentials, on their way to their owner and nowhere else.
+//! Issued credentials. They leave the broker for their owner only.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-/// Id of an access key, a user's or a session's: `AKIA` or `ASIA` and 12 to 124 characters
+/// Id of an access key of a user or a session: `AKIA` or `ASIA` and 12 to 124 characters
 /// `[A-Z0-9]`.
 /// <https://docs.aws.amazon.com/IAM/latest/APIReference/API_AccessKey.html>
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId(String);
 
-/// Why a text is not a [`KeyId`].
+/// Reason why a text is not a [`KeyId`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an access key id has the form AKIA… or ASIA…, 16 to 128 letters A-Z and digits")]
 pub struct KeyIdError;
 
 impl KeyId {
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -42,35 +42,36 @@ impl FromStr for KeyId {
     }
 }
 
-/// Whether `text` has the form of an access key id that begins with `prefix`.
+/// Returns whether `text` has the form of an access key id that begins with `prefix`.
 pub(super) fn is_key_id(text: &str, prefix: &str) -> bool {
     let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
     text.starts_with(prefix) && (16..=128).contains(&text.len()) && text.bytes().all(plain)
 }
 
-/// An access key of an IAM user. Debug hides its secret.
+/// An access key of an IAM user. `Debug` hides the secret.
 #[derive(Clone, Debug)]
 pub struct AccessKey {
-    /// `AKIA…`.
+    /// Id of the key, `AKIA…`.
     pub id: String,
-    /// Its secret.
+    /// Secret access key.
     pub secret: SecretString,
 }
 
-/// What AWS returned for one lease. Debug hides the secrets; nothing stores them.
+/// Credentials that AWS returned for one lease. `Debug` hides the secrets. The secrets are never
+/// stored.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    /// `AKIA…` or `ASIA…`.
+    /// Id of the key, `AKIA…` or `ASIA…`.
     pub access_key_id: String,
-    /// The secret access key.
+    /// Secret access key.
     pub secret_access_key: SecretString,
-    /// Present for STS kinds.
+    /// Session token; present for STS kinds.
     pub session_token: Option<SecretString>,
-    /// When AWS ends them, by its own word; `None` for an IAM user, which the broker ends.
+    /// Expiry as AWS reported it; `None` for an IAM user, which the broker ends.
     pub expires_at: Option<Timestamp>,
-    /// How long AWS took to accept a new key; `None` for sessions, which work at once.
+    /// Time that AWS took to accept a new key; `None` for sessions, which work at once.
     pub usable_after: Option<Duration>,
-    /// AWS's id of the request that made them, for CloudTrail.
+    /// AWS's id of the request that created the credentials, for CloudTrail.
     pub aws_request_id: Option<String>,
 }
 

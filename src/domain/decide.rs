@@ -1,5 +1,4 @@
-//! The decision whether credentials are issued or renewed. Pure: no I/O; the time is
-//! handed in.
+//! The decision whether credentials are issued or renewed. Pure: no I/O; the time is passed in.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,24 +14,24 @@ use crate::domain::{
     request::{NamedRequest, RequestId},
 };
 
-/// What a service asks for.
+/// A service's request for credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueRequest {
-    /// Which grant.
+    /// Grant to issue credentials under.
     pub grant: GrantName,
-    /// For how long; `None` for the grant's default.
+    /// Requested lifetime; `None`: the grant's default.
     pub ttl: Option<Duration>,
-    /// The request's own name, by which a repetition is known.
+    /// Id and digest that identify an idempotent repeat.
     pub named: Option<NamedRequest>,
-    /// How much life a session that is shared must have left.
+    /// Least remaining lifetime of a shared session that may answer the request.
     pub least_left: Duration,
-    /// A lease that is not to be handed out once more, where sessions are shared: its holder
-    /// asks for the next.
+    /// Lease that must not be handed out again, where sessions are shared: its holder asks for the
+    /// next.
     pub other_than: Option<LeaseId>,
 }
 
 impl IssueRequest {
-    /// A request for credentials under `grant`, known again by `id` if there is one.
+    /// Creates a request for credentials under `grant`. `id` identifies an idempotent repeat.
     #[must_use]
     pub fn new(grant: GrantName, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
         let asked = ["issue", &grant.to_string(), &seconds(ttl)];
@@ -47,19 +46,19 @@ impl IssueRequest {
     }
 }
 
-/// What a service asks for that holds a lease already.
+/// A service's request to renew a lease that it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenewRequest {
-    /// Which lease.
+    /// Lease to renew.
     pub lease_id: LeaseId,
-    /// How long the credentials are to live from now; `None` for the grant's default.
+    /// Requested lifetime from now on; `None`: the grant's default.
     pub ttl: Option<Duration>,
-    /// The request's own name, by which a repetition is known.
+    /// Id and digest that identify an idempotent repeat.
     pub named: Option<NamedRequest>,
 }
 
 impl RenewRequest {
-    /// A request to renew a lease, known again by `id` if there is one.
+    /// Creates a request to renew a lease. `id` identifies an idempotent repeat.
     #[must_use]
     pub fn new(lease_id: LeaseId, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
         let asked = ["renew", lease_id.as_str(), &seconds(ttl)];
@@ -71,7 +70,7 @@ impl RenewRequest {
         }
     }
 
-    /// What an issue would ask for that gives the lease of this grant a longer life.
+    /// Returns the equivalent request for credentials under the lease's grant.
     #[must_use]
     pub fn as_issue(&self, grant: &GrantName) -> IssueRequest {
         IssueRequest {
@@ -88,19 +87,19 @@ fn seconds(ttl: Option<Duration>) -> String {
     ttl.map(|ttl| ttl.as_secs().to_string()).unwrap_or_default()
 }
 
-/// Something that [`decide`] has allowed; nothing else builds it.
+/// An action that [`decide`] has allowed. No other module can build it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorized<T>(T);
 
 impl<T> Authorized<T> {
-    /// What was allowed.
+    /// Returns the allowed action.
     pub const fn get(&self) -> &T {
         &self.0
     }
 }
 
 impl Authorized<Issue> {
-    /// The same for no longer than `ttl`: less needs no new decision.
+    /// Returns the same action for at most `ttl`. A shorter lifetime needs no new decision.
     #[must_use]
     pub fn for_at_most(&self, ttl: Duration) -> Self {
         let Issue {
@@ -114,73 +113,74 @@ impl Authorized<Issue> {
     }
 }
 
-/// An issue with everything settled.
+/// An issue with all values decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issue {
-    /// The grant's current version.
+    /// Current version of the grant.
     pub grant: Arc<Grant>,
-    /// How long the credentials live.
+    /// Lifetime of the credentials.
     pub ttl: Duration,
 }
 
-/// A renewal with everything settled.
+/// A renewal with all values decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease's user lives on; `None` when its time reaches as far already.
+    /// New end of the lease's IAM user; `None`: the lease already lasts as long.
     LivesUntil(Option<Timestamp>),
-    /// A session cannot be prolonged: a new one carries its lease on.
+    /// A session cannot be extended: the lease continues with a new session.
     NewSession(Box<Authorized<Issue>>),
 }
 
-/// Why nothing is issued.
+/// Reason why the broker issues or renews nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// Unknown to the caller, or to everybody: one text for both.
+    /// The grant is unknown to the caller, or does not exist. Both have the same text.
     #[error("there is no grant {0} for this service")]
     NoSuchGrant(GrantName),
-    /// More was asked for than the grant allows.
+    /// The requested lifetime is longer than the grant allows.
     #[error("{} is above the maximum of grant {grant}, {}", humanize(*.asked), humanize(*.maximum))]
     TtlAboveMaximum {
         /// The grant.
         grant: GrantName,
-        /// The lifetime asked for.
+        /// Requested lifetime.
         asked: Duration,
         /// The grant's maximum.
         maximum: Duration,
     },
-    /// Less was asked for than AWS can give.
+    /// The requested lifetime is below the minimum of the grant's kind.
     #[error("{} is below the minimum of kind {kind}, {}", humanize(*.asked), humanize(*.minimum))]
     TtlBelowMinimum {
         /// The grant's kind.
         kind: &'static str,
-        /// The lifetime asked for.
+        /// Requested lifetime.
         asked: Duration,
         /// The kind's minimum.
         minimum: Duration,
     },
-    /// The lease was issued under a version of the grant that no longer stands.
+    /// The lease was issued under an earlier version of the grant.
     #[error("lease {lease_id} was issued under an earlier version of its grant")]
     GrantChanged {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: LeaseId,
     },
-    /// There is nothing left to renew or to hand out again.
+    /// The lease has ended: it cannot be renewed or handed out again.
     #[error("lease {lease_id} is {state}")]
     LeaseOver {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: LeaseId,
-        /// Where it stands.
+        /// State of the lease.
         state: &'static str,
     },
-    /// A user lives no longer than its grant allows, however often it is renewed.
+    /// The renewed lease of a user would be longer than its grant allows, counted from the first
+    /// request.
     #[error(
         "lease {lease_id} can live until {latest:.0} at the latest: {} after it was asked for, as its grant allows",
         humanize(*.maximum)
     )]
     RenewalAboveMaximum {
-        /// Which lease.
+        /// Id of the lease.
         lease_id: LeaseId,
-        /// When its longest life ends.
+        /// Latest end of the lease.
         latest: Timestamp,
         /// The grant's maximum.
         maximum: Duration,
@@ -188,7 +188,7 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// The machine reason.
+    /// Returns the reason code.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -202,7 +202,7 @@ impl Denial {
     }
 }
 
-/// The caller's own service name; `None` for an operator.
+/// Returns the name of the calling service; `None` for an operator or a host that enrols.
 #[must_use]
 pub const fn own_service(caller: &Caller) -> Option<&Name> {
     match caller.principal().identity() {
@@ -211,8 +211,7 @@ pub const fn own_service(caller: &Caller) -> Option<&Name> {
     }
 }
 
-/// Decides whether `caller` gets what it asks for, given the current version of the
-/// grant that it names.
+/// Decides whether `caller` gets the requested credentials, given the current version of the grant.
 ///
 /// # Errors
 /// The grant is not the caller's or does not exist, or the lifetime is out of bounds.
@@ -246,11 +245,11 @@ pub fn decide(
     Ok(Authorized(Issue { grant, ttl }))
 }
 
-/// Decides whether a lease of `caller`'s is renewed at `now`, given the current version
-/// of its grant.
+/// Decides whether `caller`'s lease is renewed at `now`, given the current version of its grant.
 ///
 /// # Errors
-/// The grant is gone or has changed, the lease is over, or the lifetime out of bounds.
+/// The grant does not exist any more or has changed, the lease has ended, or the lifetime is out of
+/// bounds.
 pub fn decide_renewal(
     caller: &Caller,
     request: &RenewRequest,
@@ -298,7 +297,7 @@ pub fn decide_renewal(
     ))
 }
 
-/// Bounded by what a timestamp can hold.
+/// Returns `time` plus `ttl`, at most the latest time that a timestamp can hold.
 fn after(time: Timestamp, ttl: Duration) -> Timestamp {
     time.saturating_add(ttl).unwrap_or(Timestamp::MAX)
 }
@@ -402,7 +401,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    /// Asked for at 1,000 and issued until 4,600.
+    /// Returns a lease that was requested at 1,000 and issued until 4,600.
     fn lease(grant: &Grant) -> Lease {
         let id = LeaseId::new(second(1_000), &Counting);
         let lease = Lease::request(Binding::new(id, grant, None, None), None, second(1_000));
@@ -435,7 +434,7 @@ mod tests {
         assert_eq!(until(None, 2_000), lives(5_600));
         assert_eq!(until(Some(6_200), 2_000), lives(8_200));
         assert_eq!(until(Some(6_201), 2_000), Err("RENEWAL_ABOVE_MAXIMUM"));
-        // Without a wish it gets what the maximum leaves.
+        // Without a requested lifetime the lease gets the rest of the maximum.
         assert_eq!(until(None, 4_599), lives(8_199));
         assert_eq!(until(Some(60), 2_000), Ok(Renewal::LivesUntil(None)));
         assert_eq!(until(None, 4_600), Err("LEASE_ENDED"));

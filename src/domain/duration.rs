@@ -1,14 +1,14 @@
-//! Lifetimes as people read them.
+//! Lifetimes in a form that people read.
 
 use std::time::Duration;
 
 /// One hour, the lifetime that suits SDK refresh best.
 pub const HOUR: Duration = Duration::from_hours(1);
 
-/// A hundred years, seconds.
+/// Longest lifetime, in seconds: 100 years.
 const LONGEST: u64 = 100 * 365 * 86_400;
 
-/// `5400 s` as `1h30m`, `172800 s` as `2d`.
+/// Writes `5400 s` as `1h30m`, `172800 s` as `2d`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,7 +33,7 @@ pub fn humanize(duration: Duration) -> String {
     }
 }
 
-/// Why a text is not a lifetime.
+/// Reason why a text is not a lifetime.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a lifetime: write it like 900s, 15m, 1h30m or 7d")]
 pub struct DurationError(String);
@@ -41,7 +41,7 @@ pub struct DurationError(String);
 /// Reads what [`humanize`] writes, and plain seconds: `1h30m`, `7d`, `3600`.
 ///
 /// # Errors
-/// When the text is anything else, or more than 100 years.
+/// The text is anything else, or more than 100 years.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
     let wrong = || DurationError(text.chars().take(40).collect());
     let (mut total, mut rest) = match text.parse::<u32>() {
@@ -76,7 +76,7 @@ pub mod seconds {
     /// Writes whole seconds.
     ///
     /// # Errors
-    /// As the serializer's.
+    /// The serializer's error.
     pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u64(duration.as_secs())
     }
@@ -84,7 +84,7 @@ pub mod seconds {
     /// Reads whole seconds.
     ///
     /// # Errors
-    /// When it is no whole number.
+    /// The value is not a whole number.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_secs)
     }

@@ -1,66 +1,67 @@
-//! What a peer may hold of the listener, and for how long.
+//! Bounds on the use of the listener by its peers, in number and in time.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
     time::Duration,
 };
 
-/// Bounds on peers, whoever they are. The defaults suit a broker of some hundred services.
+/// Bounds that apply to every peer. The defaults suit a broker of some hundred services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Connections, in all.
+    /// Connections in total.
     pub connections: usize,
-    /// Connections from one address; of IPv6, from one /64.
+    /// Connections from one address, or from one /64 of IPv6.
     pub connections_per_address: usize,
     /// Connections of one service.
     pub connections_per_service: usize,
-    /// TLS handshakes that go on at a time.
+    /// TLS handshakes in progress at a time.
     pub handshakes: usize,
-    /// Calls of services that are worked on at a time. Operators have slots of their own.
+    /// Calls of services in progress at a time. Operators have slots of their own.
     pub calls: usize,
-    /// Calls of one service that are worked on at a time.
+    /// Calls of one service in progress at a time.
     pub calls_per_service: usize,
-    /// Calls over one connection that are worked on at a time.
+    /// Calls over one connection in progress at a time.
     pub calls_per_connection: usize,
     /// HTTP/2 streams of one connection.
     pub streams: u32,
-    /// Streams that the broker may have to reset for a peer's mistakes (RUSTSEC-2024-0003).
+    /// Streams that the broker may reset because of a peer's errors (RUSTSEC-2024-0003).
     pub resets: usize,
-    /// Streams that a peer has reset before the broker looked at them (CVE-2023-44487).
+    /// Streams that a peer may reset before the broker has accepted them (CVE-2023-44487).
     pub pending_resets: usize,
-    /// The largest frame that the broker takes, bytes; 16,384 at least (RFC 9113 section 4.2).
+    /// Largest frame that the broker accepts, bytes; at least 16,384 (RFC 9113 section 4.2).
     pub frame_bytes: u32,
-    /// What a peer may send on a stream, and on a connection, before the broker has taken it,
-    /// bytes; 65,535 at least, where HTTP/2 begins (RFC 9113 section 6.9.2).
+    /// Bytes that a peer may send on a stream before the broker has read them; at least 65,535, the
+    /// initial window of HTTP/2 (RFC 9113 section 6.9.2).
     pub stream_window_bytes: u32,
-    /// See [`stream_window_bytes`](Self::stream_window_bytes).
+    /// Bytes that a peer may send on a connection before the broker has read them, with the same
+    /// minimum as [`stream_window_bytes`](Self::stream_window_bytes).
     pub connection_window_bytes: u32,
-    /// The headers of a request, bytes.
+    /// Size of a request's headers, bytes.
     pub header_bytes: u32,
-    /// The message of a request, bytes. The largest field is a policy document.
+    /// Size of a request's message, bytes. The largest field is a policy document.
     pub message_bytes: usize,
-    /// From the connection to the end of the TLS handshake.
+    /// Time from the connection to the end of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// From there until the first request has arrived with all its headers.
+    /// Time from the TLS handshake until the first request has arrived with all its headers.
     pub first_request_timeout: Duration,
-    /// From its headers until a request is there whole.
+    /// Time from a request's headers until the whole request has arrived.
     pub body_timeout: Duration,
-    /// How long a call is worked on. A revocation may take half a minute more, for its proof.
+    /// Time for a call. A call that waits until AWS enforces a change has 30 seconds more.
     pub call_timeout: Duration,
-    /// How long each message of an answer may wait for the peer to take it.
+    /// Time that each message of a response may wait until the peer reads it.
     pub answer_timeout: Duration,
-    /// How often a connection is tried that is silent.
+    /// Interval of the keepalive pings on a silent connection.
     pub keepalive_interval: Duration,
-    /// How long the answer to that may take.
+    /// Time for the answer to a keepalive ping.
     pub keepalive_timeout: Duration,
-    /// How old a connection grows, a tenth more or less, so that clients spread over brokers.
+    /// Age at which a connection ends, plus or minus a tenth, so that clients spread over replicas.
     pub connection_age: Duration,
-    /// What is running may take so long to end then.
+    /// Time for running calls to end on a connection that has reached its age.
     pub age_grace: Duration,
-    /// How long the broker goes on when it is to end, known to be unready, so that nobody is
-    /// sent to it any more.
+    /// Time that a broker still serves after the signal to stop. It reports that it is unready, so
+    /// that no new clients are sent to it.
     pub shutdown_delay: Duration,
-    /// How long running calls may take to end after that.
+    /// Time for running calls to end after that delay.
     pub drain_timeout: Duration,
 }
 
@@ -97,8 +98,8 @@ impl Default for Bounds {
     }
 }
 
-/// Site of an address, for bounds on a peer: the address itself, or of IPv6 its /64, since one
-/// machine has a whole /64 (RFC 4291 section 2.5.4).
+/// Returns the address that bounds on a peer apply to: the address itself, or its /64 for IPv6,
+/// because one machine has a whole /64 (RFC 4291 section 2.5.4).
 #[must_use]
 pub fn site(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

@@ -1,4 +1,4 @@
-//! Short random names for things that people point at.
+//! Short random ids.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -8,12 +8,12 @@ use crate::domain::random::Random;
 
 const LENGTH: usize = 16;
 
-/// The id of a `T`: 16 characters `[a-z2-7]`, 80 random bits.
+/// Id of a `T`: 16 characters `[a-z2-7]`, 80 random bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Id<T>(String, PhantomData<fn() -> T>);
 
 impl<T> Id<T> {
-    /// A new one.
+    /// Creates a random id.
     #[must_use]
     pub fn new(random: &dyn Random) -> Self {
         let mut bytes = [0; 10];
@@ -24,7 +24,7 @@ impl<T> Id<T> {
         )
     }
 
-    /// As text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,5 +1,5 @@
-//! What the broker is about, with no I/O: names, services, grants, leases, tokens,
-//! policies, audit events, and the decisions over them.
+//! Domain of the broker, without I/O: names, services, grants, leases, tokens, policies, audit
+//! events, and the decisions about them.
 
 #[cfg(feature = "server")]
 pub mod access;

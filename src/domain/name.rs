@@ -1,4 +1,4 @@
-//! Names of services, grants and operators, and the ids the broker gives out.
+//! Names of services, grants and operators, and ids of leases.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use crate::domain::random::Random;
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// Why a text is not a [`Name`].
+/// Reason why a text is not a [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a name: use 2 to 32 lower-case letters, digits and hyphens, \
@@ -22,7 +22,7 @@ pub struct Name(String);
 pub struct NameError(String);
 
 impl Name {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -70,28 +70,28 @@ impl From<Name> for String {
 /// Full name of a grant: `SERVICE/GRANT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GrantName {
-    /// The service it belongs to.
+    /// Service that the grant belongs to.
     pub service: Name,
-    /// Its name within that service.
+    /// Name of the grant within its service.
     pub grant: Name,
 }
 
-/// Why a text is not a [`GrantName`].
+/// Reason why a text is not a [`GrantName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrantNameError {
-    /// No slash, or more than one.
+    /// The text has no slash.
     #[error("{0:?} is not a grant: name it SERVICE/GRANT, e.g. payments-api/uploads")]
     Shape(String),
-    /// One of the two parts is no name.
+    /// One of the two parts is not a name.
     #[error(transparent)]
     Part(#[from] NameError),
 }
 
 impl GrantName {
-    /// Reads `SERVICE/GRANT`, or `GRANT` alone as one of `service`.
+    /// Reads `SERVICE/GRANT`, or `GRANT` as a grant of `service`.
     ///
     /// # Errors
-    /// When either part is not a [`Name`].
+    /// A part is not a [`Name`].
     pub fn within(service: &Name, text: &str) -> Result<Self, GrantNameError> {
         if text.contains('/') {
             text.parse()
@@ -124,18 +124,18 @@ impl fmt::Display for GrantName {
     }
 }
 
-/// Id of a lease: 26 characters `[0-9a-v]`, 48 bits of time in milliseconds, then 80
-/// random bits, so that ids sort by time. An identifier, not a capability.
+/// Id of a lease: 26 characters `[0-9a-v]`. They encode 48 bits of time in milliseconds and then 80
+/// random bits, so that ids sort by time. The id is an identifier, not a capability.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(String);
 
-/// Why a text is not a [`LeaseId`].
+/// Reason why a text is not a [`LeaseId`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a lease id: `credbroker lease list` shows them, 26 characters each")]
 pub struct LeaseIdError(String);
 
 impl LeaseId {
-    /// A new id for a lease asked for at `now`.
+    /// Creates an id for a lease requested at `now`.
     #[must_use]
     pub fn new(now: Timestamp, random: &dyn Random) -> Self {
         let mut bytes = [0u8; 16];
@@ -147,7 +147,7 @@ impl LeaseId {
         Self(BASE32HEX_NOPAD.encode(&bytes).to_ascii_lowercase())
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -176,7 +176,7 @@ impl fmt::Display for LeaseId {
 pub(crate) mod tests {
     use super::*;
 
-    /// Bytes that count upwards: predictable, for tests only.
+    /// Source of bytes that count upwards: predictable, for tests only.
     pub(crate) struct Counting;
 
     impl Random for Counting {

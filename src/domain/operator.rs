@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use crate::domain::{name::Name, token::TokenId};
 
-/// What an operator may do; which method takes which role stands in [`super::access`].
+/// Permissions of an operator. The table in [`super::access`] lists the roles that each method
+/// admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Reads services, grants, leases and status.
@@ -31,7 +32,7 @@ impl Role {
         Self::Admin,
     ];
 
-    /// The role's name, as in product terms.
+    /// Returns the role's name, as users see it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -50,7 +51,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Why a text is not a [`Role`].
+/// Reason why a text is not a [`Role`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a role: choose viewer, auditor, grant-admin, responder or admin")]
 pub struct RoleError(String);
@@ -66,15 +67,15 @@ impl FromStr for Role {
     }
 }
 
-/// A person or pipeline with one token.
+/// A person or pipeline with one token that manages the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
-    /// Its name.
+    /// Name of the operator.
     pub name: Name,
-    /// What it may do.
+    /// Role of the operator.
     pub role: Role,
-    /// Which token proves it.
+    /// Id of the token that proves the operator.
     pub token_id: TokenId,
-    /// When it was added.
+    /// Time of creation.
     pub created_at: Timestamp,
 }

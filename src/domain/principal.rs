@@ -1,4 +1,4 @@
-//! Who is calling, and what shows it.
+//! Identity of a caller, and the evidence for it.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -7,24 +7,24 @@ use secrecy::SecretString;
 
 use crate::domain::{binding::BindingId, name::Name, operator::Role, token::TokenId};
 
-/// Longest text of a name that a caller claims and the log repeats, bytes after escaping.
+/// Longest text of a claimed name in the log, bytes after escaping.
 const CLAIMED_MAX: usize = 256;
-/// End of a name that is longer.
+/// End of a name that was shortened.
 const CUT: &str = "...";
 
-/// Where a call came from and what it called.
+/// Peer and method of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Address of the peer.
     pub peer: Option<SocketAddr>,
-    /// `credbroker.v1.Service/Method`.
+    /// Called method, `credbroker.v1.Service/Method`.
     pub method: String,
 }
 
-/// Evidence as a caller shows it, kept as long as its call, so that it can be proven again.
+/// Evidence as the caller sent it. It is kept during the call, so that it can be checked again.
 #[derive(Clone, Default)]
 pub struct Shown {
-    /// The header `authorization`.
+    /// Header `authorization`.
     pub authorization: Option<SecretString>,
     /// Client certificates of the connection in DER, the caller's own first.
     pub certificates: Arc<[Vec<u8>]>,
@@ -42,37 +42,37 @@ impl fmt::Debug for Shown {
 /// A proven identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Identity {
-    /// A registered, unsuspended service.
+    /// A registered service that is not suspended.
     Service(Name),
-    /// An operator in its role.
+    /// An operator with its role.
     Operator(Name, Role),
-    /// Whoever may enrol a host of this service, once.
+    /// Holder of an enrolment token, which may enrol one host of this service, once.
     Enrollee(Name),
 }
 
-/// What a caller shows of itself, as far as it may be told.
+/// Evidence of a caller without its secrets, so that it can be logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// One of the broker's own tokens.
     Token(TokenId),
     /// A client certificate.
     Certificate {
-        /// SHA-256 of it in DER, 64 characters `[0-9a-f]`.
+        /// SHA-256 of the certificate in DER, 64 characters `[0-9a-f]`.
         fingerprint: String,
-        /// The SPIFFE ID or DNS name in it; `None` when there is not just one.
+        /// SPIFFE ID or DNS name in the certificate; `None` if there is not exactly one.
         name: Option<String>,
     },
-    /// A signed token.
+    /// A signed token of an issuer.
     Jwt {
-        /// The issuer that it names.
+        /// Issuer that the token names.
         issuer: String,
-        /// The subject that it names.
+        /// Subject that the token names.
         subject: Option<String>,
     },
 }
 
 impl Evidence {
-    /// The visible part of a token.
+    /// Returns the id of one of the broker's own tokens; `None` for other evidence.
     #[must_use]
     pub const fn token_id(&self) -> Option<&TokenId> {
         match self {
@@ -82,7 +82,7 @@ impl Evidence {
     }
 }
 
-/// Told with every character that could pass for something else escaped.
+/// Writes the evidence with every character escaped that could pass for another.
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -102,8 +102,9 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// The text with every other character than those of ASCII that print escaped, up to
-/// [`CLAIMED_MAX`] bytes: escaping makes a character ten times as long, and nobody has proven it.
+/// Returns the text with all characters escaped except printable ASCII, up to [`CLAIMED_MAX`]
+/// bytes. The bound is necessary: escaping makes a character up to ten times as long, and the text
+/// is not proven.
 fn claimed(text: &str) -> String {
     let mut shown = String::new();
     for character in text.chars() {
@@ -121,18 +122,19 @@ fn claimed(text: &str) -> String {
     shown
 }
 
-/// Evidence that was found good, and what made it so.
+/// Verified evidence, and the binding that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// What was shown.
+    /// Evidence that was verified.
     pub evidence: Evidence,
-    /// By which binding the service is known; `None` for a token, which says it itself.
+    /// Binding that identifies the service; `None` for an operator, and for one of the broker's own
+    /// tokens, which identifies its owner itself.
     pub binding: Option<BindingId>,
-    /// When it ends to be good; `None` for a token that does not.
+    /// End of validity; `None` for a token that does not expire.
     pub expires_at: Option<Timestamp>,
 }
 
-/// A caller whose identity has been proven. Only `authn` builds it (a test sees to it).
+/// A caller with a proven identity. Only `authn` builds it; a test checks that.
 #[derive(Clone, Debug)]
 pub struct Principal {
     identity: Identity,
@@ -142,7 +144,7 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// For `authn` alone, after it has checked the evidence.
+    /// Creates a principal. For `authn` only, after it has verified the evidence.
     #[cfg(feature = "server")]
     pub(crate) fn proven(identity: Identity, proof: Proof, origin: Origin) -> Self {
         Self {
@@ -153,19 +155,19 @@ impl Principal {
         }
     }
 
-    /// The same, with what it has shown.
+    /// Adds the evidence as the caller sent it.
     #[cfg(feature = "server")]
     pub(crate) fn showing(self, shown: Arc<Shown>) -> Self {
         Self { shown, ..self }
     }
 
-    /// Who it is.
+    /// Returns the proven identity.
     #[must_use]
     pub const fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The service that it is, or whose host it enrols.
+    /// Returns the calling service, or the service that a host enrols for; `None` for an operator.
     #[must_use]
     pub const fn service(&self) -> Option<&Name> {
         match &self.identity {
@@ -174,19 +176,19 @@ impl Principal {
         }
     }
 
-    /// What proved it.
+    /// Returns the proof of the identity.
     #[must_use]
     pub const fn proof(&self) -> &Proof {
         &self.proof
     }
 
-    /// Where it called from, and what.
+    /// Returns the peer and the called method.
     #[must_use]
     pub const fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// Evidence as it was shown.
+    /// Returns the evidence as the caller sent it.
     #[must_use]
     pub const fn shown(&self) -> &Arc<Shown> {
         &self.shown

@@ -1,30 +1,30 @@
-//! The harmless call that shows whether AWS still serves a session.
+//! Probes: harmless calls that show whether AWS still accepts a session.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// A read that takes no resource, needs nothing to be there, and that policies can deny.
+/// A read that takes no resource, works in an empty account, and can be denied by policies.
 ///
-/// GetCallerIdentity is none: it cannot be denied
+/// GetCallerIdentity is not a probe, because policies cannot deny it
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html>).
-/// Nor is any call to IAM, or another one to STS: federation sessions may make none
+/// Calls to IAM and other calls to STS are not probes, because federation sessions cannot make them
 /// (<https://docs.aws.amazon.com/STS/latest/APIReference/API_GetFederationToken.html>).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Probe {
-    /// Names of queues.
+    /// Lists the names of queues.
     #[default]
     SqsListQueues,
-    /// Names of tables.
+    /// Lists the names of tables.
     DynamodbListTables,
-    /// Names of buckets.
+    /// Lists the names of buckets.
     S3ListAllMyBuckets,
-    /// Ids of keys.
+    /// Lists the ids of keys.
     KmsListKeys,
-    /// Names of secrets, not what they hold.
+    /// Lists the names of secrets, without their values.
     SecretsmanagerListSecrets,
-    /// Names of parameters, not what they hold.
+    /// Lists the names of parameters, without their values.
     SsmDescribeParameters,
 }
 
@@ -39,7 +39,7 @@ impl Probe {
         Self::SsmDescribeParameters,
     ];
 
-    /// The IAM action that the call needs, as in
+    /// Returns the IAM action that the call needs, as in
     /// <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -60,7 +60,7 @@ impl fmt::Display for Probe {
     }
 }
 
-/// Why a text is not a [`Probe`].
+/// Reason why a text is not a [`Probe`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a probe: choose {choices}", choices = Probe::ALL.map(Probe::as_str).join(", "))]
 pub struct ProbeError(String);

@@ -1,4 +1,4 @@
-//! Chance, handed in wherever it is needed.
+//! Randomness, passed in wherever it is needed.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ pub trait Random: Send + Sync {
     fn fill(&self, bytes: &mut [u8]);
 }
 
-/// A time of up to `most`, each as likely as the other: "full jitter", so that many who
-/// failed together do not come back together.
+/// Returns a random duration of up to `most`, uniformly distributed ("full jitter"), so that
+/// callers that failed together do not retry together.
 /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
 #[must_use]
 pub fn up_to(most: Duration, random: &dyn Random) -> Duration {
@@ -19,13 +19,13 @@ pub fn up_to(most: Duration, random: &dyn Random) -> Duration {
     most.mul_f64(share)
 }
 
-/// The operating system's generator.
+/// The operating system's random generator.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemRandom;
 
 impl Random for SystemRandom {
     /// # Panics
-    /// When the operating system has no randomness to give: nothing safe can follow.
+    /// The operating system cannot provide randomness, so the broker cannot continue safely.
     #[expect(
         clippy::disallowed_methods,
         clippy::expect_used,
@@ -36,7 +36,7 @@ impl Random for SystemRandom {
     }
 }
 
-/// How long to wait after so many failures: 1 s, doubled with each, `longest` at most,
+/// Returns the pause after `failures` failures: 1 s, doubled with each failure, at most `longest`,
 /// with full jitter.
 /// <https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/>
 pub fn back_off(failures: u32, longest: Duration, random: &dyn Random) -> Duration {

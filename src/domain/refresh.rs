@@ -1,8 +1,8 @@
-//! When whoever holds credentials should have the next.
+//! Time at which the holder of credentials should get the next ones.
 //!
-//! SDKs begin to look for others a quarter of an hour before the end and would ask for every
-//! request from there; so the next are to be there twenty minutes before. Short ones are good
-//! for half their life.
+//! SDKs begin to look for new credentials 15 minutes before the end, and from then on ask for every
+//! request. So the next credentials must be there 20 minutes before the end. Short-lived
+//! credentials are used for half of their life.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::time::Duration;
@@ -11,28 +11,28 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::random::{Random, up_to};
 
-/// How long before the end nobody should still be given them.
+/// Time before the end from which credentials should be replaced.
 pub const NEAR_THE_END: SignedDuration = SignedDuration::from_mins(20);
-/// What ends so soon is no use to anybody.
+/// Remaining lifetime up to which credentials count as expired.
 const OVER: SignedDuration = SignedDuration::from_secs(1);
-/// Over which part of their life the renewals of many are spread.
+/// Divisor of the lifetime: renewals are spread over one tenth of it.
 const SPREAD: u32 = 10;
 
-/// Whether nobody needs others yet, at `now`.
+/// Returns whether the credentials need no replacement yet at `now`.
 #[must_use]
 pub fn is_fresh(issued_at: Timestamp, expires_at: Timestamp, now: Timestamp) -> bool {
     let life = expires_at.duration_since(issued_at);
     expires_at.duration_since(now) > NEAR_THE_END.min(life / 2)
 }
 
-/// Whether they are still of use at `now`.
+/// Returns whether the credentials can still be used at `now`.
 #[must_use]
 pub fn is_alive(expires_at: Timestamp, now: Timestamp) -> bool {
     expires_at.duration_since(now) > OVER
 }
 
-/// When to ask for the next, so that they are there while these are fresh: the holders of
-/// what was issued at one moment do not ask at one moment.
+/// Returns the time to ask for the next credentials, so that they arrive while these are fresh. The
+/// time is random, so that holders of credentials issued together do not ask together.
 #[must_use]
 pub fn renewal(issued_at: Timestamp, expires_at: Timestamp, random: &dyn Random) -> Timestamp {
     let life = expires_at.duration_since(issued_at);

@@ -1,5 +1,5 @@
-//! Requests that may be repeated: the caller names each with an id of its own (AIP-155),
-//! and the broker knows it again.
+//! Requests that may be repeated: the caller gives each request an id of its own (AIP-155), by
+//! which the broker recognises an idempotent repeat.
 
 use std::{fmt, str::FromStr};
 
@@ -8,21 +8,21 @@ use data_encoding::HEXLOWER;
 
 use crate::domain::random::Random;
 
-/// Id of a request, chosen by the caller: a UUID (RFC 9562) in its 36 characters, read
-/// in either case, kept in lower case.
+/// Id of a request, chosen by the caller: a UUID (RFC 9562) in its 36 characters, accepted in
+/// either case, stored in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(String);
 
-/// Why a text is not a [`RequestId`].
+/// Reason why a text is not a [`RequestId`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a request id is a UUID, e.g. 6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10")]
 pub struct RequestIdError;
 
-/// Where a UUID has its hyphens.
+/// Positions of the hyphens in a UUID.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 
 impl RequestId {
-    /// A random UUID (version 4, RFC 9562, section 5.4).
+    /// Creates a random UUID (version 4, RFC 9562, section 5.4).
     #[must_use]
     pub fn random(random: &dyn Random) -> Self {
         let mut bytes = [0u8; 16];
@@ -36,7 +36,7 @@ impl RequestId {
         Self(text)
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -69,17 +69,18 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A request with an id, known again by what it asks for.
+/// A request with an id, and a digest of its content. An idempotent repeat has the same two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedRequest {
-    /// The caller's id for it.
+    /// Id that the caller chose.
     pub id: RequestId,
-    /// SHA-256 of what it asks for.
+    /// SHA-256 of the requested content.
     pub digest: [u8; 32],
 }
 
 impl NamedRequest {
-    /// A request that asks for `parts`; each part is told apart from the next.
+    /// Creates a request for `parts`. The digest includes each part's length, so that the parts
+    /// cannot run together.
     #[must_use]
     pub fn new(id: RequestId, parts: &[&str]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);

@@ -1,6 +1,6 @@
-//! What the broker must keep secret on disk is sealed: AES-256-GCM with a random nonce
-//! (NIST SP 800-38D; a key seals a handful of values in its life, far below the 2³² that
-//! random nonces allow), bound to the place where it is kept.
+//! Sealing of the secrets that the broker stores: AES-256-GCM with a random nonce (NIST SP
+//! 800-38D). A key seals only a few values in its life, far below the 2³² that random nonces allow.
+//! Each value is bound to the context in which it is stored.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use data_encoding::{BASE64, HEXLOWER};
 use secrecy::{ExposeSecret, SecretSlice, SecretString, zeroize::Zeroize};
 
 const KEY_BYTES: usize = 32;
-/// Version of the form below.
+/// Version of the format of [`Sealed`].
 const VERSION: u8 = 1;
 const KEY_ID_BYTES: usize = 4;
 
-/// The key that seals. Whoever has it and the store has what is sealed.
+/// Key that seals. A person who has this key and the store can read the sealed secrets.
 pub struct SealingKey {
     key: RandomizedNonceKey,
     id: [u8; KEY_ID_BYTES],
@@ -28,7 +28,7 @@ impl fmt::Debug for SealingKey {
     }
 }
 
-/// Something sealed: version, id of the key, nonce, ciphertext and tag.
+/// A sealed secret: version, id of the key, nonce, ciphertext and tag.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed(Vec<u8>);
 
@@ -39,40 +39,40 @@ impl fmt::Debug for Sealed {
 }
 
 impl Sealed {
-    /// The bytes, for the store.
+    /// Returns the bytes, for the store.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// From the store's bytes.
+    /// Wraps the store's bytes, unchecked.
     #[must_use]
     pub const fn from_bytes(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 }
 
-/// Why something cannot be sealed or opened.
+/// Reason why a secret cannot be sealed or opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// The key is not one.
+    /// The sealing key is invalid.
     #[error(
         "a sealing key has 32 random bytes in base64: make one with `head -c 32 /dev/urandom | base64`"
     )]
     Key,
-    /// Sealed with another key.
+    /// The secret was sealed with another key.
     #[error("it was sealed with another key")]
     OtherKey,
-    /// Changed, or moved here from another place.
+    /// The sealed secret was changed, or moved from another context.
     #[error("it was changed, or belongs to another place")]
     Damaged,
 }
 
 impl SealingKey {
-    /// A key of these 32 bytes.
+    /// Creates a key of these bytes.
     ///
     /// # Errors
-    /// There are more or fewer.
+    /// The number of bytes is not 32.
     pub fn from_bytes(bytes: &SecretSlice<u8>) -> Result<Self, SealError> {
         let bytes = bytes.expose_secret();
         if bytes.len() != KEY_BYTES {
@@ -88,16 +88,16 @@ impl SealingKey {
     /// Reads a key: 32 bytes in base64.
     ///
     /// # Errors
-    /// It is anything else.
+    /// The text is anything else.
     pub fn parse(text: &SecretString) -> Result<Self, SealError> {
         let bytes = BASE64.decode(text.expose_secret().trim().as_bytes());
         Self::from_bytes(&SecretSlice::from(bytes.map_err(|_| SealError::Key)?))
     }
 
-    /// Seals `secret` for the place that `context` names.
+    /// Seals `secret` for `context`, the name of the place where it is stored.
     ///
     /// # Errors
-    /// The library refuses, which it does for nothing of this size.
+    /// The library refuses, which does not happen at this size.
     pub fn seal(&self, context: &str, secret: &SecretString) -> Result<Sealed, SealError> {
         let mut text = secret.expose_secret().as_bytes().to_vec();
         let nonce = self
@@ -111,10 +111,10 @@ impl SealingKey {
         Ok(Sealed(sealed))
     }
 
-    /// Opens what was sealed for the same place.
+    /// Opens a secret that was sealed for the same `context`.
     ///
     /// # Errors
-    /// It was sealed with another key, for another place, or has been changed.
+    /// The secret was sealed with another key or for another context, or has been changed.
     pub fn open(&self, context: &str, sealed: &Sealed) -> Result<SecretString, SealError> {
         let rest = sealed
             .0

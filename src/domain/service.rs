@@ -1,57 +1,57 @@
-//! Registered workloads.
+//! Registered services.
 
 use jiff::Timestamp;
 
 use crate::domain::{grant::Kind, name::Name};
 
-/// Most tokens a service may have at a time: enough to roll them.
+/// Most tokens that a service may have at a time, enough to rotate them.
 pub const TOKENS_MAX: usize = 10;
 
-/// A registered workload.
+/// A backend program that is registered with the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Its name, also in every session name and tag in AWS.
+    /// Name of the service, also part of every session name and tag in AWS.
     pub name: Name,
-    /// When it was registered.
+    /// Time of registration.
     pub created_at: Timestamp,
-    /// Set while the service is shut out.
+    /// Suspension; `None`: the service is not suspended.
     pub suspension: Option<Suspension>,
 }
 
-/// Since when, and why, a service is shut out.
+/// Time and reason of a suspension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspension {
-    /// When it was suspended.
+    /// Time of the suspension.
     pub at: Timestamp,
-    /// As the operator said.
+    /// Reason, as the operator gave it.
     pub reason: Option<String>,
 }
 
-/// What a service holds, for people who look after it.
+/// Summary of a service and its leases, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceOverview {
     /// The service.
     pub service: Service,
-    /// Leases that have not ended.
+    /// Number of leases that have not ended.
     pub live_leases: u64,
-    /// When credentials were last issued to it.
+    /// Time of the newest issue to the service.
     pub last_issued_at: Option<Timestamp>,
 }
 
-/// What one service may have at most, so that one in a restart loop does not use up the
-/// account for the others.
+/// Limits of one service, so that a service in a restart loop does not exhaust the account for the
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Live leases of IAM users. AWS takes 5,000 users per account.
+    /// Live leases of IAM users. AWS allows 5,000 users per account.
     pub live_users: u64,
     /// Live leases of sessions.
     pub live_sessions: u64,
-    /// Calls of every kind per second; twice as many at once.
+    /// Calls of every kind per second. The burst is twice as many.
     pub calls_per_second: u32,
-    /// Issues, renewals and releases per second; twice as many at once.
+    /// Issues, renewals and releases per second. The burst is twice as many.
     pub issues_per_second: u32,
-    /// Issues of IAM users per minute; a third as many at once. A user costs
-    /// some twenty calls to IAM from its making to its end.
+    /// Issues of IAM users per minute. The burst is a third as many. A user costs some twenty calls
+    /// to IAM from its creation to its deletion.
     pub users_per_minute: u32,
 }
 
@@ -68,7 +68,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How many live leases of those that count together with this kind.
+    /// Returns the limit of live leases that this kind counts towards.
     #[must_use]
     pub const fn live(&self, kind: Kind) -> u64 {
         match kind {

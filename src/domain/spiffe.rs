@@ -1,7 +1,7 @@
-//! Names of workloads by the SPIFFE standard:
+//! Names of workloads in the SPIFFE standard:
 //! <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md>.
 //!
-//! They are compared byte by byte, and never normalised.
+//! IDs are compared byte by byte, and never normalised.
 
 use std::{fmt, str::FromStr};
 
@@ -11,27 +11,27 @@ pub const SPIFFE_ID_MAX: usize = 2048;
 const TRUST_DOMAIN_MAX: usize = 255;
 const SCHEME: &str = "spiffe://";
 
-/// Why a text is no SPIFFE ID or trust domain.
+/// Reason why a text is not a SPIFFE ID or trust domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpiffeError {
-    /// Of an ID.
+    /// The text is not a SPIFFE ID.
     #[error(
         "write it like spiffe://TRUST-DOMAIN/PATH: segments of letters, digits, `.`, `-` and `_`, up to 2048 characters"
     )]
     Id,
-    /// Of a trust domain.
+    /// The text is not a trust domain.
     #[error(
         "a trust domain is of lower-case letters, digits, `.`, `-` and `_`, up to 255 characters"
     )]
     TrustDomain,
 }
 
-/// Who vouches for SPIFFE IDs: 1 to 255 characters `[a-z0-9.-_]`.
+/// Trust domain, whose authority vouches for SPIFFE IDs: 1 to 255 characters `[a-z0-9.-_]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(String);
 
 impl TrustDomain {
-    /// As text.
+    /// Returns the trust domain as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -56,7 +56,7 @@ impl FromStr for TrustDomain {
     }
 }
 
-/// A workload's name: `spiffe://TRUST-DOMAIN/PATH` with a path of at least one segment.
+/// Name of a workload: `spiffe://TRUST-DOMAIN/PATH` with a path of at least one segment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     text: String,
@@ -64,13 +64,13 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// As text.
+    /// Returns the ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Who vouches for it.
+    /// Returns the trust domain of the ID.
     #[must_use]
     pub const fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -1,9 +1,9 @@
 //! Bearer tokens of services, operators and hosts that enrol.
 //!
-//! A token reads `cbs_` (service), `cbo_` (operator) or `cbe_` (enrolment), 16 characters of id, `_`, 52
-//! characters of secret (256 random bits) and 7 of checksum, all `[a-z2-7]`. The prefix
-//! and checksum let scanners recognise a leaked one without asking the broker. The
-//! broker keeps the SHA-256 of the whole text, never the token.
+//! A token consists of `cbs_` (service), `cbo_` (operator) or `cbe_` (enrolment), an id of 16
+//! characters, `_`, a secret of 52 characters (256 random bits) and a checksum of 7, all
+//! `[a-z2-7]`. The prefix and the checksum let scanners recognise a leaked token without asking the
+//! broker. The broker stores the SHA-256 of the whole text, never the token.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ const ID_LENGTH: usize = 16;
 const SECRET_LENGTH: usize = 52;
 const CHECKSUM_LENGTH: usize = 7;
 
-/// Whose token it is.
+/// Kind of a token, by its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
     /// `cbs_…`
@@ -42,18 +42,18 @@ impl TokenKind {
     }
 }
 
-/// The part of a token that may be shown: 16 characters `[a-z2-7]`.
+/// Id of a token, the part that may be shown: 16 characters `[a-z2-7]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenId(String);
 
 impl TokenId {
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Reads an id.
+    /// Reads an id; `None` if the text is not an id.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         (text.len() == ID_LENGTH && text.bytes().all(is_base32)).then(|| Self(text.to_owned()))
@@ -66,7 +66,8 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// Ids of the tokens in a text, whole or no more than their visible part, in their order.
+/// Returns the ids of the tokens in a text, in their order. The text may contain a whole token or
+/// only its visible part.
 pub fn visible_parts(text: &str) -> impl Iterator<Item = TokenId> {
     let at = text
         .match_indices("cb")
@@ -77,30 +78,30 @@ pub fn visible_parts(text: &str) -> impl Iterator<Item = TokenId> {
             .any(|kind| from.starts_with(kind.prefix().as_bytes()));
         let rest = is_token.then(|| &from[PREFIX_LENGTH..])?;
         let id = str::from_utf8(rest.get(..ID_LENGTH)?).ok()?;
-        // A longer word is something else.
+        // A longer word is not a token.
         let ends = rest.get(ID_LENGTH).is_none_or(|next| !is_base32(*next));
         ends.then(|| TokenId::parse(id)).flatten()
     })
 }
 
-/// SHA-256 of a token's text: all that the broker stores of it.
+/// SHA-256 of a token's text, the only form in which the broker stores the secret.
 #[derive(Clone)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
-    /// The 32 bytes, for the store.
+    /// Returns the 32 bytes, for the store.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// From the store's 32 bytes.
+    /// Reads the store's bytes; `None` if there are not 32.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Whether both are the same, in constant time.
+    /// Returns whether both are equal, in constant time.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
@@ -113,7 +114,7 @@ impl fmt::Debug for TokenDigest {
     }
 }
 
-/// A whole token, secret included. Debug hides it.
+/// A whole token with its secret. `Debug` hides the secret.
 #[derive(Debug)]
 pub struct Token {
     id: TokenId,
@@ -121,7 +122,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// Makes a new token.
+    /// Creates a random token.
     #[must_use]
     pub fn new(kind: TokenKind, random: &dyn Random) -> Self {
         let mut bytes = [0u8; 10 + 32];
@@ -135,8 +136,8 @@ impl Token {
         }
     }
 
-    /// Recognises a token by its shape and checksum; whether it is known is the
-    /// store's to say. `None` for anything else.
+    /// Recognises a token by its form and checksum; `None` for any other text. Only the store knows
+    /// whether the token is valid.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let length = PREFIX_LENGTH + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
@@ -155,13 +156,13 @@ impl Token {
         })
     }
 
-    /// The part that may be shown.
+    /// Returns the id, which may be shown.
     #[must_use]
     pub const fn id(&self) -> &TokenId {
         &self.id
     }
 
-    /// What the store keeps.
+    /// Returns the digest, for the store.
     #[must_use]
     pub fn digest(&self) -> TokenDigest {
         let sum = digest::digest(&digest::SHA256, self.text.expose_secret().as_bytes());
@@ -170,23 +171,23 @@ impl Token {
         TokenDigest(bytes)
     }
 
-    /// The text, for the one moment it leaves for its owner.
+    /// Returns the text, for its single transfer to the owner.
     #[must_use]
     pub const fn text(&self) -> &SecretString {
         &self.text
     }
 }
 
-/// What the broker keeps of a token.
+/// The broker's record of a token.
 #[derive(Clone, Debug)]
 pub struct StoredToken {
-    /// The visible part.
+    /// Id of the token.
     pub id: TokenId,
-    /// SHA-256 of the whole.
+    /// SHA-256 of the token's text.
     pub digest: TokenDigest,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
-    /// When it stops working; `None` for never.
+    /// Time of expiry; `None` for a token that does not expire.
     pub expires_at: Option<Timestamp>,
 }
 

@@ -1,4 +1,4 @@
-//! Limits per address of what peers can do before they have proven who they are.
+//! Limits per address on peers that have not proven their identity yet.
 
 use std::{
     collections::HashMap,
@@ -16,21 +16,21 @@ use crate::domain::{
     edge::{Bounds, site},
 };
 
-/// Handshakes that go on at a time for one address, as a part of those for all.
+/// Divisor: one address gets an eighth of all concurrent handshakes.
 const HANDSHAKES_PART: usize = 8;
-/// Logins that go on at a time for one address; others of it wait.
+/// Concurrent logins of one address; further ones wait.
 const LOGINS: usize = 8;
-/// Streams of `grpc.health.v1` for one address, which take no login.
+/// Concurrent streams of `grpc.health.v1` of one address; they need no login.
 const HEALTH_STREAMS: usize = 64;
 /// Requests per second of one address without a proven caller: failed logins, health checks,
 /// unknown paths.
 const UNPROVEN_PER_SECOND: f64 = 100.0;
-/// Number of them that may come at once.
+/// Burst of such requests.
 const UNPROVEN_AT_ONCE: f64 = 200.0;
-/// Number of addresses from which those that have left are forgotten.
+/// Number of known addresses from which idle ones are removed.
 const SWEPT_FROM: usize = 1024;
 
-/// Peers of one address; of IPv6, of one /64.
+/// Peers of one address; for IPv6, of one /64.
 #[derive(Debug)]
 pub struct Address {
     connections: Arc<Semaphore>,
@@ -52,23 +52,23 @@ impl Address {
         }
     }
 
-    /// Handshakes of its peers.
+    /// Returns the handshake slots of the address.
     pub const fn handshakes(&self) -> &Semaphore {
         &self.handshakes
     }
 
-    /// Logins of its peers.
+    /// Returns the login slots of the address.
     pub(super) const fn logins(&self) -> &Semaphore {
         &self.logins
     }
 
-    /// Takes the room of a stream of `grpc.health.v1`; `None` when all is taken.
+    /// Takes the slot of a stream of `grpc.health.v1`; `None` if all are taken.
     #[must_use]
     pub fn health_stream(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.health_streams).try_acquire_owned().ok()
     }
 
-    /// Counts a request without a proven caller. Returns whether it was one too many.
+    /// Counts a request without a proven caller. Returns true if the address exceeds its rate.
     pub fn is_one_too_many(&self) -> bool {
         let mut bucket = self.unproven();
         if bucket.wait(UNPROVEN_PER_SECOND).is_zero() {
@@ -78,23 +78,23 @@ impl Address {
         true
     }
 
-    /// The bucket, with what has flowed in up to now.
+    /// Locks the token bucket and fills it up to now.
     fn unproven(&self) -> std::sync::MutexGuard<'_, TokenBucket> {
         let mut bucket = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.fill(Instant::now().into_std(), UNPROVEN_PER_SECOND);
         bucket
     }
 
-    /// Returns whether nothing is lost when it is forgotten.
+    /// Returns whether the address can be removed without loss of state.
     fn may_be_forgotten(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1 && self.unproven().is_full()
     }
 }
 
-/// A connection's place among those of its address, until it is dropped.
+/// A connection's place among those of its address, until dropped.
 #[derive(Debug)]
 pub struct Place {
-    /// Its address.
+    /// Address of the connection.
     pub address: Arc<Address>,
     _connection: OwnedSemaphorePermit,
 }
@@ -106,12 +106,12 @@ pub struct Addresses(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     addresses: HashMap<IpAddr, Arc<Address>>,
-    /// Number of them at which they are looked through.
+    /// Number of addresses at which idle ones are removed next.
     swept_at: usize,
 }
 
 impl Addresses {
-    /// Takes a place; `None` when as many are taken as one address may have.
+    /// Takes a place for a connection; `None` if the address has all its places taken.
     pub fn connect(&self, peer: IpAddr, bounds: &Bounds) -> Option<Place> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.addresses.len() >= known.swept_at.max(SWEPT_FROM) {
@@ -154,7 +154,7 @@ mod tests {
         for number in 2..1025 {
             connect(number);
         }
-        // The one that is connected, the one that owes, and the newest.
+        // Left are the connected address, the one above its rate, and the newest.
         assert_eq!(known(), 3);
         advance(Duration::from_secs(2)).await;
         for number in 2..1025 {

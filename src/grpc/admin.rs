@@ -34,13 +34,13 @@ use crate::{
     },
 };
 
-/// Steps of a replacement, as they happen.
+/// Progress of a replacement, as it happens.
 type Replacing = Pin<Box<dyn Stream<Item = Result<StolenAdminKeyProgress, Status>> + Send>>;
 
-/// Messages that wait for a slow reader.
+/// Number of messages that wait for a slow reader.
 const BUFFER: usize = 64;
 
-/// Most open denials that are told.
+/// Maximum number of open denials in an answer.
 const OPEN_DENIALS_MAX: usize = 100;
 
 #[tonic::async_trait]
@@ -227,7 +227,7 @@ impl AdminService for Api {
                     }))),
                     Err(error) => Err(status(&error)),
                 };
-                // A reader who has left needs no end.
+                // A reader that has left needs no end.
                 let _ = sender.send(end).await;
             });
             let stream: Replacing = Box::pin(ReceiverStream::new(receiver));
@@ -237,7 +237,7 @@ impl AdminService for Api {
     }
 }
 
-/// Tells what happens to the reader, for as long as there is one.
+/// Sends the progress to the reader, until the reader leaves.
 async fn forward(
     mut happening: UnboundedReceiver<StolenProgress>,
     sender: &mpsc::Sender<Result<StolenAdminKeyProgress, Status>>,
@@ -279,7 +279,8 @@ fn to_approval(approval: &Approval) -> proto::Approval {
     }
 }
 
-/// AWS's are 40 characters long today, and it promises nothing: one word of some length.
+/// Checks for one word of 16 to 256 characters. AWS's secrets have 40 today, but AWS does not
+/// promise a length.
 fn is_secret(text: &str) -> bool {
     (16..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -326,7 +327,7 @@ fn to_admin_key(status: &broker::AdminKeyStatus) -> proto::AdminKey {
     }
 }
 
-/// Most names of one sort that an answer tells.
+/// Maximum number of names of one kind in an answer.
 const TOLD_MAX: usize = 100;
 
 fn to_reconciliation(found: &broker::Reconciliation) -> proto::Reconciliation {

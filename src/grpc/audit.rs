@@ -29,13 +29,13 @@ use crate::{
     },
 };
 
-/// How often a follower looks for new records; the question costs one indexed read.
+/// Interval at which a follower looks for new records; each look costs one indexed read.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LINES_MAX: i32 = 1000;
-/// Entries in a bundle, and how many bundles wait for a slow reader.
+/// Number of entries in a bundle, and of bundles that wait for a slow reader.
 const BUNDLE: u64 = 256;
 const BUNDLES: usize = 4;
-/// How many records wait for a slow follower.
+/// Number of records that wait for a slow follower.
 const BUFFER: usize = 64;
 
 #[tonic::async_trait]
@@ -129,7 +129,7 @@ impl AuditService for Api {
             tokio::spawn(async move {
                 if let Err(error) = export(&broker, Staying::new(caller), start..end, &sender).await
                 {
-                    // A reader who has left needs no error.
+                    // A reader that has left needs no error.
                     let _ = sender.send(Err(status(&error))).await;
                 }
             });
@@ -167,8 +167,7 @@ impl AuditService for Api {
     }
 }
 
-/// Sends the entries of `range`, bundle by bundle, until the reader leaves or may no longer
-/// read.
+/// Sends the entries of `range`, bundle by bundle, until the reader leaves or loses its permission.
 async fn export(
     broker: &Broker,
     mut staying: Staying,
@@ -208,12 +207,12 @@ fn pruned_meanwhile() -> Error {
     Error::WrongState {
         subject: Subject::AuditLog,
         reason: "PRUNED_MEANWHILE",
-        message: "records were given up while they were being exported".to_owned(),
+        message: "records were pruned during the export".to_owned(),
         next: "export again, into an empty directory".to_owned(),
     }
 }
 
-/// Roots of the bundles from record `start` on that are in its tile and were pruned.
+/// Returns the roots of the pruned bundles from record `start` on, as far as one tile has them.
 async fn pruned_roots(broker: &Broker, start: u64, size: u64) -> Result<Vec<Vec<u8>>, Error> {
     let (first, end) = (start / BUNDLE, broker.store().log_start().await? / BUNDLE);
     let tile = Tile {
@@ -240,7 +239,7 @@ async fn pruned_roots(broker: &Broker, start: u64, size: u64) -> Result<Vec<Vec<
     Ok(roots)
 }
 
-/// One reader of the log's end.
+/// One reader that follows the end of the log.
 struct Tail {
     broker: Arc<Broker>,
     staying: Staying,
@@ -248,8 +247,8 @@ struct Tail {
 }
 
 impl Tail {
-    /// Sends the records after `after`, up to `last` or, without one, as they come: until
-    /// the reader leaves, may no longer read, or the broker ends.
+    /// Sends the records after `after`, up to `last`; without `last`, also new records as they
+    /// come. Stops when the reader leaves or loses its permission, or when the broker ends.
     async fn send(&mut self, mut after: u64, last: Option<u64>) {
         while last.is_none_or(|last| after < last) {
             match self.send_page(after, last).await {
@@ -259,7 +258,7 @@ impl Tail {
                     None => return,
                 },
                 Err(error) => {
-                    // A reader who has left needs no error.
+                    // A reader that has left needs no error.
                     let _ = self.sender.send(Err(status(&error))).await;
                     return;
                 }
@@ -267,7 +266,7 @@ impl Tail {
         }
     }
 
-    /// Sends what is there; returns the last sequence number sent, if any.
+    /// Sends a page of records. Returns the last sequence number sent, if any.
     async fn send_page(&mut self, after: u64, last: Option<u64>) -> Result<Option<u64>, Error> {
         self.broker.look(&mut self.staying).await?;
         let page = Page {
@@ -289,7 +288,7 @@ impl Tail {
         Ok(sent)
     }
 
-    /// Waits for the next look; `None` when there is no use in another.
+    /// Waits until the next look; `None` if the reader has left or the broker ends.
     async fn wait(&self) -> Option<()> {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => Some(()),

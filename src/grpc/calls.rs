@@ -1,4 +1,4 @@
-//! Slots for calls: how many are worked on at a time, of whom, and for how long.
+//! Limits on calls: how many run at a time, in total and per caller, and for how long.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -20,14 +20,15 @@ use crate::{
     },
 };
 
-/// When one more may find room.
+/// Time after which a refused caller may try again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Slots that only operators take.
+/// Slots for operators only.
 const OPERATORS: usize = 64;
-/// Slots that only revocation takes, suspension included, once operators have taken theirs.
+/// Further slots for revocation, suspension and reinstatement, used when operators have taken all
+/// of theirs.
 const RESPONSE: usize = 16;
 
-/// Slots of a listener.
+/// Slots of a listener, shared by all its connections.
 #[derive(Debug)]
 struct Slots {
     services: Semaphore,
@@ -36,33 +37,33 @@ struct Slots {
     response: Semaphore,
 }
 
-/// A slot, until it is dropped.
+/// A slot, taken until dropped.
 #[derive(Debug)]
 pub(super) struct Slot<'a> {
     _permit: SemaphorePermit<'a>,
     _of_service: Option<Counted<Name>>,
 }
 
-/// The message of a call, and its room among what one connection may send, until it is dropped.
+/// Message of a call, with its share of the bytes that one connection may send, until dropped.
 #[derive(Debug)]
 pub(super) struct Message<'a> {
     pub(super) bytes: Bytes,
     _room: Option<SemaphorePermit<'a>>,
 }
 
-/// The calls over one connection, and with them all others.
+/// Calls over one connection, with the slots that all connections share.
 #[derive(Clone, Debug)]
 pub struct Calls {
     slots: Arc<Slots>,
     own: Arc<Semaphore>,
-    /// Bytes of messages that are held for calls over this connection.
+    /// Bytes of messages that this connection may have in memory.
     room: Arc<Semaphore>,
     message_bytes: usize,
     limit: Duration,
 }
 
 impl Calls {
-    /// Begins without calls.
+    /// Creates the slots of a listener, all free.
     #[must_use]
     pub fn new(bounds: &Bounds) -> Self {
         let slots = Slots {
@@ -74,7 +75,7 @@ impl Calls {
         Self::by(Arc::new(slots), bounds)
     }
 
-    /// Those over one more connection.
+    /// Returns the calls of another connection, with the same shared slots.
     #[must_use]
     pub fn of_another(&self, bounds: &Bounds) -> Self {
         Self::by(Arc::clone(&self.slots), bounds)
@@ -99,8 +100,8 @@ impl Calls {
             .map_err(|_| too_many("over this connection", "bounds.calls_per_connection"))
     }
 
-    /// Waits for the message of a call. What is longer than a message may be is returned as far
-    /// as it was read.
+    /// Waits for the message of a call. Stops reading once the message is longer than allowed, and
+    /// returns the part read so far.
     pub(super) async fn message(&self, mut body: Body) -> Result<Message<'_>, Error> {
         let mut message = Vec::new();
         let mut room: Option<SemaphorePermit<'_>> = None;
@@ -153,8 +154,8 @@ impl Calls {
         })
     }
 
-    /// Works on a call until it has an answer, be it the beginning of a stream: that goes on
-    /// beyond.
+    /// Runs a call until its answer or the start of its stream, within the time limit of its
+    /// method. The rest of a stream has no such limit.
     pub(super) async fn in_time<T>(
         &self,
         method: &str,
@@ -171,11 +172,11 @@ impl Calls {
     }
 }
 
-/// Bytes before a message that tell its length.
+/// Length of the gRPC header of a message, bytes; it contains the message's length.
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 const PREFIX: usize = 5;
 
-/// Methods that answer only once AWS has proven what they did.
+/// Methods that wait until AWS has proven the change; they get a longer time limit.
 const PROVEN: [&str; 5] = [
     "credbroker.v1.AdminService/ImportAdminKey",
     "credbroker.v1.AdminService/RotateAdminKey",
@@ -196,7 +197,7 @@ fn not_whole() -> Error {
     Error::Limited {
         reason: "REQUEST_NOT_WHOLE",
         message: "the request did not arrive whole in time".to_owned(),
-        next: "send it again; bounds.body_timeout tells how long it may take".to_owned(),
+        next: "send it again, within bounds.body_timeout".to_owned(),
         retry_after: None,
     }
 }
@@ -206,11 +207,11 @@ fn too_many(whose: &str, setting: &str) -> Error {
     let raised = if setting.is_empty() {
         String::new()
     } else {
-        format!("; whoever runs the broker raises {setting}")
+        format!("; the broker's operator can raise {setting}")
     };
     Error::Limited {
         reason: "TOO_MANY_CALLS",
-        message: format!("the broker is working on as many calls {whose} as it may"),
+        message: format!("too many concurrent calls {whose}"),
         next: format!("try again, with fewer at a time{raised}"),
         retry_after: Some(PAUSE),
     }

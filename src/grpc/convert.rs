@@ -1,5 +1,5 @@
-//! Between the wire and the domain. `parse_*` turns a message into domain types or tells
-//! every field that is wrong; `to_*` goes the other way.
+//! Conversion between the wire and the domain. `parse_*` turns a message into domain types, or
+//! returns every invalid field; `to_*` is the other direction.
 
 use std::{str::FromStr, time::Duration};
 
@@ -27,10 +27,10 @@ use crate::{
     proto::{self, service_binding},
 };
 
-/// Longest reason that an operator may give, characters.
+/// Maximum length of an operator's reason, characters.
 const REASON_MAX: usize = 256;
 
-/// Gathers every wrong field of a request before refusing it.
+/// Collector of all invalid fields of a request, which is refused once for all of them.
 #[derive(Default)]
 pub(super) struct Fields(Vec<Violation>);
 
@@ -39,7 +39,7 @@ impl Fields {
         self.0.push(Violation::new(field, message));
     }
 
-    /// `text` as a `T`, or `None` and a violation.
+    /// Parses `text` as a `T`. On failure adds a violation and returns `None`.
     pub(super) fn parse<T>(&mut self, field: &str, text: &str) -> Option<T>
     where
         T: FromStr,
@@ -55,7 +55,7 @@ impl Fields {
         result.map_err(|message| self.wrong(field, message)).ok()
     }
 
-    /// The value built from all fields, if none was wrong.
+    /// Returns the value built from all fields, if no field was invalid.
     pub(super) fn done<T>(self, value: Option<T>) -> Result<T, Error> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
@@ -64,7 +64,7 @@ impl Fields {
     }
 }
 
-/// One field that stands alone.
+/// Parses the only field of a request.
 pub(super) fn parse<T>(field: &str, text: &str) -> Result<T, Error>
 where
     T: FromStr,
@@ -75,7 +75,7 @@ where
     fields.done(value)
 }
 
-/// A field that may be empty.
+/// Parses a field that may be empty.
 pub(super) fn parse_optional<T>(field: &str, text: &str) -> Result<Option<T>, Error>
 where
     T: FromStr,
@@ -149,7 +149,8 @@ pub(super) fn parse_grant(
     fields.done(name.zip(spec))
 }
 
-/// One of the two given: the other follows it where an hour would not do.
+/// Parses the default and the maximum lifetime. Each is an hour if not given, but a longer default
+/// raises the maximum, and a shorter maximum lowers the default.
 fn parse_ttls(
     fields: &mut Fields,
     default: Option<ProtoDuration>,
@@ -208,7 +209,7 @@ fn parse_policy(
     }
 }
 
-/// A policy of the catalogue, filled in.
+/// Returns a policy of the catalogue, with its parameters filled in.
 pub(super) fn render(
     template: &proto::TemplateUse,
     partition: Partition,
@@ -278,7 +279,7 @@ pub(super) fn parse_role(role: i32) -> Result<Role, Error> {
     }
 }
 
-/// The name of the state to filter by; `None` for any.
+/// Returns the name of the state to filter by; `None` for any state.
 pub(super) fn parse_state(state: i32) -> Result<Option<&'static str>, Error> {
     match proto::LeaseState::try_from(state) {
         Ok(proto::LeaseState::Unspecified) => Ok(None),

@@ -1,4 +1,4 @@
-//! Counts by key, each up to a limit.
+//! Counters by key, each with the same limit.
 
 use std::{
     collections::HashMap,
@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Number of each key.
+/// Counters by key.
 #[derive(Debug)]
 pub struct Counts<K> {
     counts: Mutex<HashMap<K, usize>>,
     most: usize,
 }
 
-/// One that is counted, until it is dropped.
+/// One unit of a count, until dropped.
 #[derive(Debug)]
 pub struct Counted<K: Eq + Hash> {
     counts: Arc<Counts<K>>,
@@ -21,14 +21,14 @@ pub struct Counted<K: Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> Counts<K> {
-    /// Begins without any; takes `most` of each key.
+    /// Creates empty counters, each with the limit `most`.
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
         let counts = Mutex::default();
         Arc::new(Self { counts, most })
     }
 
-    /// Counts one more; `None` when there are as many as may be.
+    /// Adds one to a count; `None` if the count is at its limit.
     pub(super) fn add(self: &Arc<Self>, key: &K) -> Option<Counted<K>> {
         let mut counts = self.counts();
         let count = counts.entry(key.clone()).or_default();

@@ -114,7 +114,7 @@ impl CredentialService for Api {
     }
 }
 
-/// A grant of the caller's own.
+/// Parses the name of one of the caller's own grants.
 fn parse_grant(caller: &Caller, grant: &str) -> Result<GrantName, Error> {
     let service = own_service(caller).ok_or(Error::Unauthenticated)?;
     let mut fields = Fields::default();

@@ -1,4 +1,4 @@
-//! The gate in front of every RPC: authenticate, consult the access table, let in.
+//! Gate in front of every RPC: authenticates, consults the access table, admits or refuses.
 
 use std::{
     collections::BTreeMap,
@@ -39,44 +39,45 @@ use crate::{
     },
 };
 
-/// When a service with too many connections may try again.
+/// Time after which a service with too many connections may try again.
 const PAUSE: Duration = Duration::from_secs(5);
-/// The only method that takes more than one message.
+/// The only method that accepts more than one message.
 const STREAMED: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// The peer, put into every request by the listener.
+/// Peer of a connection; the listener adds it to every request.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its socket address.
+    /// Socket address of the peer.
     pub address: SocketAddr,
-    /// Limits of all peers of its address.
+    /// Limits shared by all peers of the same address.
     pub limits: Arc<Address>,
-    /// The client certificates that it has the key of, DER, its own first; not verified yet.
+    /// Client certificates, DER, the peer's own first. The peer has proven that it has the key; the
+    /// certificates are not verified yet.
     pub certificates: Arc<[Vec<u8>]>,
     /// Services that have called over the connection.
     pub services: Services,
-    /// Calls over it that are worked on.
+    /// Calls in progress over the connection.
     pub calls: Calls,
     /// Reason to end the connection, once there is one.
     pub offence: Arc<SetOnce<Offence>>,
 }
 
-/// Excess of a peer, for which its connection ends. The place that it took stays taken for a while,
-/// so that coming back costs the peer more than the broker.
+/// Excess of a peer, which ends its connection. The connection's place stays taken for a while, so
+/// that a new connection costs the peer more than the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
-    /// Frames, or requests without a proven caller: its place among those of its address stays
-    /// taken.
+    /// Excess of frames, or of requests without a proven caller. The place among those of the
+    /// address stays taken.
     OfAddress,
-    /// Calls of a service beyond its pace: its place among those of the service stays taken.
+    /// Excess of refused calls of a service. The place among those of the service stays taken.
     OfService,
 }
 
-/// Marks the answer to a caller that has proven who it is.
+/// Mark of an answer to a caller that has proven its identity.
 #[derive(Clone, Copy, Debug)]
 pub struct Proven;
 
-/// The services that have called over a connection, each counted until the connection ends.
+/// Services that have called over a connection, each counted until the connection ends.
 #[derive(Clone, Debug)]
 pub struct Services {
     called: Arc<Mutex<BTreeMap<Name, Counted<Name>>>>,
@@ -84,7 +85,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Begins without any, for a new connection.
+    /// Creates an empty set for a new connection.
     #[must_use]
     pub fn none(all: &Arc<Counts<Name>>) -> Self {
         Self {
@@ -97,8 +98,8 @@ impl Services {
         self.called.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the connection as the service's, and tells whether it was not before. An error
-    /// when the service has as many as it may.
+    /// Counts the connection as the service's. Returns whether it is the service's first call over
+    /// the connection. Fails if the service has too many connections.
     fn add(&self, service: &Name) -> Result<bool, Error> {
         let mut called = self.called();
         if called.contains_key(service) {
@@ -110,22 +111,22 @@ impl Services {
         Ok(true)
     }
 
-    /// One that has called.
+    /// Returns one of the services that have called.
     fn first(&self) -> Option<Name> {
         self.called().keys().next().cloned()
     }
 
-    /// Whether this one has.
+    /// Returns whether this service has called.
     #[must_use]
     pub fn has(&self, service: &Name) -> bool {
         self.called().contains_key(service)
     }
 }
 
-/// How a refusal is answered.
+/// Function that turns an error into the answer of a refused call.
 pub type Refusal = fn(&Error) -> Response;
 
-/// Lets in whoever [`crate::domain::access::TABLE`] lets in.
+/// Admission of callers by [`crate::domain::access::TABLE`].
 #[derive(Clone)]
 pub struct Door {
     broker: Arc<Broker>,
@@ -133,13 +134,13 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door to what is served at an address.
+    /// Creates the door of a surface.
     pub const fn new(broker: Arc<Broker>, surface: Surface) -> Self {
         Self { broker, surface }
     }
 
-    /// Works on a call within the limits of its peer: takes a slot of the connection, waits for
-    /// the message, proves who calls, takes a slot of theirs, and does `work`.
+    /// Runs a call within the limits of its peer: takes a slot of the connection, waits for the
+    /// message, authenticates the caller, takes one of the caller's slots, and does `work`.
     pub async fn enter<M, F: Future<Output = Response>>(
         &self,
         call: &Call,
@@ -147,7 +148,8 @@ impl Door {
         work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
     ) -> Response {
         let is_proven = AtomicBool::new(false);
-        // By reference: it is large, and would be kept once for each layer around it.
+        // Pinned here and polled by reference: each layer around this large future would otherwise
+        // contain a copy of it.
         let answered = pin!(self.answered(call, message, work, &is_proven));
         let answer = answered.await;
         let mut answer = answer.unwrap_or_else(|error| (call.refusal)(&error));
@@ -217,32 +219,32 @@ impl Door {
         Ok(caller)
     }
 
-    /// Counts a refusal against a service; one too many ends the connection.
+    /// Counts a refusal against a service. Too many refusals end the connection.
     fn count_refusal(&self, call: &Call, service: &Name) {
         if self.broker.is_refused_too_often(service) {
-            // It may be set already.
+            // The offence may be set already.
             let _ = call.peer.offence.set(Offence::OfService);
         }
     }
 }
 
-/// A request as it is let in or refused.
+/// A request that is to be admitted or refused.
 pub struct Call {
-    /// Its peer.
+    /// Peer of the request.
     pub peer: Peer,
-    /// The header `authorization`.
+    /// Value of the header `authorization`.
     pub authorization: Option<SecretString>,
     /// `credbroker.v1.Service/Method`.
     pub method: String,
-    /// Answer to a refusal.
+    /// Function that answers a refusal.
     pub refusal: Refusal,
 }
 
 impl Call {
-    /// Call of a method, from the headers of its request.
+    /// Creates the call of a method from the headers of its request.
     ///
     /// # Errors
-    /// The answer to a request that the listener did not pass on.
+    /// The answer to a request that did not come through the listener.
     pub fn new(
         request: &Request<Body>,
         method: String,
@@ -263,7 +265,7 @@ impl Call {
     }
 }
 
-/// The door in front of every RPC.
+/// The door in front of every RPC, as a tower service.
 #[derive(Clone)]
 pub struct Gate<S> {
     inner: S,
@@ -271,7 +273,7 @@ pub struct Gate<S> {
 }
 
 impl<S> Gate<S> {
-    /// A gate in front of `inner`.
+    /// Creates a gate in front of `inner`.
     pub const fn new(inner: S, door: Door) -> Self {
         Self { inner, door }
     }
@@ -292,7 +294,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let door = self.door.clone();
-        // The service that was polled ready goes with the call, its clone stays.
+        // The call uses the service that was polled ready; a clone replaces it here.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         if !is_grpc(&request) {
@@ -328,7 +330,7 @@ fn method(request: &Request<Body>) -> String {
     path.chars().take(100).collect()
 }
 
-/// Counts the connection as its caller's, and refuses a service that was suspended meanwhile.
+/// Counts the connection as its caller's. Refuses a service that was suspended in the meantime.
 async fn count_connection(
     broker: &Broker,
     caller: &Caller,
@@ -338,7 +340,7 @@ async fn count_connection(
     if let Identity::Service(name) = principal.identity()
         && services.add(name)?
     {
-        // Counted first: a suspension that comes later ends the connection.
+        // The connection is counted before this check, so that a later suspension ends it.
         let still = broker.lets_in(name).await;
         if let Err(Error::Suspended(_)) = still
             && !broker.is_shut_out(name)
@@ -366,7 +368,7 @@ fn too_many_connections(service: &Name) -> Error {
     Error::Limited {
         reason: "TOO_MANY_CONNECTIONS",
         message: format!("service {service} has as many connections as it may"),
-        next: "keep one connection per process, or have whoever runs the broker raise \
+        next: "keep one connection per process, or ask the broker's operator to raise \
                bounds.connections_per_service"
             .to_owned(),
         retry_after: Some(PAUSE),

@@ -16,9 +16,9 @@ use crate::{
     },
 };
 
-/// Most keys that are looked up at a time.
+/// Maximum number of access keys in one lookup.
 const KEYS_MAX: usize = 1000;
-/// Of so many ids that are none is told which they are: an answer has to fit in a header.
+/// Maximum number of invalid ids named in an error, which has to fit in a header.
 const WRONG_KEYS_MAX: usize = 10;
 
 #[tonic::async_trait]

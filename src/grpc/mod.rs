@@ -1,5 +1,5 @@
-//! The gRPC surface: a file per service, proto ↔ domain in [`convert`], errors in
-//! [`status`], who may call in [`gate`].
+//! The gRPC surface: one file per service, conversion between proto and domain in [`convert`],
+//! errors in [`status`], admission in [`gate`].
 
 pub mod addresses;
 mod admin;
@@ -47,17 +47,17 @@ use crate::{
     },
 };
 
-/// How often it is looked at whether the broker is ready.
+/// Interval at which readiness is checked.
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
 
-/// One gRPC service's methods, over the use cases.
+/// Methods of all gRPC services, over the use cases.
 #[derive(Clone)]
 pub(super) struct Api {
     broker: Arc<Broker>,
 }
 
-/// All services of the broker, without the gate in front of them; messages of requests may
-/// have so many bytes.
+/// Returns all services of the broker, without the gate in front of them. A request message may
+/// have at most `message_bytes` bytes.
 #[must_use]
 pub fn routes(broker: &Arc<Broker>, message_bytes: usize) -> Routes {
     let api = Api {
@@ -80,7 +80,7 @@ pub fn routes(broker: &Arc<Broker>, message_bytes: usize) -> Routes {
         .add_service(reflection().max_decoding_message_size(message_bytes))
 }
 
-/// `grpc.reflection.v1`, for operators: what the broker serves, as its proto files say.
+/// Returns `grpc.reflection.v1`, for operators: the proto files of everything the broker serves.
 #[expect(
     clippy::expect_used,
     reason = "the descriptors were compiled with the broker"
@@ -92,15 +92,15 @@ fn reflection() -> ServerReflectionServer<impl ServerReflection> {
     built.expect("the compiled proto files are whole")
 }
 
-/// `grpc.health.v1`, which anybody may ask, and who tells it the state.
+/// Returns `grpc.health.v1`, which needs no login, and the reporter that sets its state.
 #[must_use]
 pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
     health_reporter()
 }
 
-/// Tells whether the broker is ready, and by the name of `CredentialService` whether it can
-/// issue, until it ends: then it is not. Without AWS it can still revoke, so whoever is sent
-/// where a broker is ready must not be kept from it.
+/// Reports whether the broker is ready and, under the name of `CredentialService`, whether it can
+/// issue. Runs until the broker ends, and then reports that it does not serve. Without AWS the
+/// broker is still ready: it can revoke, and callers that are routed by readiness must reach it.
 pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
     let issuing = credential_service_server::SERVICE_NAME;
     let tell = async |ready: bool, issues: bool| {
@@ -122,8 +122,8 @@ pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
 }
 
 impl Api {
-    /// Runs one call: takes the caller that the gate let in, does `work`, sees that a
-    /// refusal is recorded, and answers.
+    /// Runs one call: gets the caller that the gate has admitted, does `work`, has a refusal
+    /// recorded, and returns the answer.
     async fn call<M, T, F>(
         &self,
         request: Request<M>,

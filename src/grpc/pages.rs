@@ -1,4 +1,4 @@
-//! Lists in pages (AIP-158): what is asked for, and how much one answer holds.
+//! Lists in pages (AIP-158): the requested page, and the size limit of one answer.
 
 use std::{fmt::Display, str::FromStr};
 
@@ -8,15 +8,15 @@ use prost::{Message, length_delimiter_len};
 use super::convert::Fields;
 use crate::broker::{Error, ports::Page};
 
-/// Most entries of one page.
+/// Maximum number of entries in one page.
 const ENTRIES_MAX: u32 = 1000;
 const ENTRIES_DEFAULT: u32 = 100;
-/// Most bytes of an answer that lists, encoded; one entry is there whatever its size.
+/// Maximum size of an encoded list answer, bytes. The first entry is included whatever its size.
 const BYTES_MAX: usize = 256 * 1024;
-/// Kept of them for the next page's token, whose keys are names and ids.
+/// Bytes of these that are reserved for the next page's token, a key made of names and ids.
 const TOKEN_BYTES: usize = 256;
 
-/// A page whose token is the key of a `K`, the last one of the page before.
+/// Parses the request of a page. Its token is a key `K`, that of the previous page's last entry.
 pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, Error> {
     let mut fields = Fields::default();
     let limit = match u32::try_from(size) {
@@ -34,13 +34,13 @@ pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, E
     {
         fields.wrong(
             "page_token",
-            "not a token of this list: send the last answer's as it is",
+            "not a page token of this list: send `next_page_token` of the last answer unchanged",
         );
     }
     fields.done(Some(Page { after, limit }))
 }
 
-/// What is asked for of a short list that is at hand as a whole, in the order of its keys.
+/// Returns the requested page of a short list that is in memory as a whole, sorted by key.
 pub(super) fn part_of<T, K: FromStr + Ord>(
     page: &Page,
     mut whole: Vec<T>,
@@ -53,9 +53,9 @@ pub(super) fn part_of<T, K: FromStr + Ord>(
     whole
 }
 
-/// The entries of an answer and the token of the next page, which is empty when nothing may
-/// follow. `found` is what the page asks for, of which only as much is taken as there is room
-/// for beside the `other` bytes of the answer.
+/// Returns the entries of an answer and the token of the next page, which is empty if no entry may
+/// follow. `found` has the requested entries; as many are used as fit beside the `other` bytes of
+/// the answer.
 pub(super) fn fill<T, M: Message, K: Display>(
     page: &Page,
     found: &[T],
@@ -78,14 +78,14 @@ pub(super) fn fill<T, M: Message, K: Display>(
     (entries, next.unwrap_or_default())
 }
 
-/// What is left of the bytes of an answer.
+/// Bytes of an answer that are still free.
 pub(super) struct Room {
     bytes: usize,
     empty: bool,
 }
 
 impl Room {
-    /// Beside so many other bytes of it.
+    /// Returns the room that `other` bytes of the answer leave.
     pub(super) const fn beside(other: usize) -> Self {
         Self {
             bytes: BYTES_MAX.saturating_sub(other),
@@ -93,8 +93,8 @@ impl Room {
         }
     }
 
-    /// Takes an entry of a repeated field, whose tag is a byte, if there is room for it. For
-    /// the first there is.
+    /// Takes room for an entry of a repeated field with a tag of one byte. Returns whether the
+    /// entry fits; the first entry always does.
     pub(super) fn takes(&mut self, entry: &impl Message) -> bool {
         let length = entry.encoded_len();
         let bytes = 1 + length_delimiter_len(length) + length;
@@ -105,10 +105,10 @@ impl Room {
     }
 }
 
-/// The key of what is listed oldest first.
+/// Key of a list that is sorted oldest first.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Since {
-    /// Microseconds, as the store has them.
+    /// Time in microseconds, the store's precision.
     at: i64,
     id: String,
 }
@@ -152,7 +152,7 @@ mod tests {
         }
     }
 
-    /// The answer over the entries of these sizes, asked for by `limit`.
+    /// Returns the answer over entries of these sizes, requested with `limit`.
     fn answer(sizes: &[usize], limit: u32) -> ListServicesResponse {
         let page = Page { after: None, limit };
         let (services, next_page_token) = fill(&page, sizes, 0, |size| *size, |size| named(*size));

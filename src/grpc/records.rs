@@ -1,4 +1,4 @@
-//! Audit records and what is asked for of them, proto ↔ domain.
+//! Audit records and queries for them, between proto and domain.
 
 use std::{str::FromStr, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::{
     proto,
 };
 
-/// The filter of an audit query. A value that no record can have is a mistake, not an
-/// empty answer.
+/// Parses the filter of an audit query. A value that no record can have is an error, not an empty
+/// answer.
 pub(super) fn parse_audit_filter(
     asked: &proto::ListAuditRecordsRequest,
 ) -> Result<AuditFilter, Error> {

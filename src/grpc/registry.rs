@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// Most tokens of one call.
+/// Maximum number of tokens in one lookup.
 const TOKENS_LOOKED_UP_MAX: usize = 1000;
 
 #[tonic::async_trait]
@@ -268,7 +268,7 @@ fn parse_known_by(
         None => {
             fields.wrong(
                 "known_by",
-                "say by what: a SPIFFE ID, a DNS name, or claims of an issuer's tokens",
+                "one of `spiffe_id`, `dns_name` or `oidc` is required",
             );
             None
         }

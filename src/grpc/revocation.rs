@@ -27,14 +27,14 @@ use crate::{
     },
 };
 
-/// What happens while something is revoked, as it happens; its end is the last.
+/// Progress of a revocation, as it happens; the last message is the result.
 pub(super) type Happening = Pin<Box<dyn Stream<Item = Result<RevocationProgress, Status>> + Send>>;
 
-/// How many messages wait for a slow reader.
+/// Number of messages that wait for a slow reader.
 const BUFFER: usize = 64;
-/// Longest time for which a stream stays open for what AWS does not refuse yet.
+/// Longest time a stream stays open to wait for AWS to refuse the revoked credentials.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// Of an answer, for the two counts of what it leaves out.
+/// Bytes of an answer that are reserved for the two counts of omitted entries.
 const COUNTS_BYTES: usize = 32;
 
 #[tonic::async_trait]
@@ -125,7 +125,7 @@ impl RevocationService for Api {
                     Ok(revocation) => Ok(to_progress(to_done(&revocation))),
                     Err(error) => Err(status(&error)),
                 };
-                // A reader who has left needs no end.
+                // A reader that has left needs no end.
                 let _ = sender.send(end).await;
             });
             let stream: Happening = Box::pin(ReceiverStream::new(receiver));
@@ -135,7 +135,7 @@ impl RevocationService for Api {
     }
 }
 
-/// Tells what a revocation would reach.
+/// Returns what a revocation would affect, without revoking.
 async fn preview(
     broker: &Broker,
     caller: &Caller,
@@ -205,7 +205,7 @@ fn parse_target(target: Option<stream_revocation_request::Target>) -> Result<Tar
     }
 }
 
-/// Tells what happens to whoever watches, for as long as they do.
+/// Sends the progress to the reader, until the reader leaves.
 async fn forward(
     mut happening: UnboundedReceiver<Progress>,
     sender: &mpsc::Sender<Result<RevocationProgress, Status>>,
@@ -239,7 +239,7 @@ fn to_done(revocation: &Revocation) -> What {
     })
 }
 
-/// What one answer has room to tell of a revocation.
+/// Details of a revocation, as many as fit in one answer.
 struct Told {
     leases: Vec<RevokedLease>,
     sessions: Vec<RevokedSessions>,
@@ -248,7 +248,8 @@ struct Told {
 }
 
 impl Told {
-    /// Beside the rest of an answer. Leases that AWS was not seen to refuse come first.
+    /// Selects the details that fit beside the rest of an answer. Leases without proof that AWS
+    /// refuses them come first.
     fn beside(answer: &impl Message, revocation: &Revocation) -> Self {
         let mut room = Room::beside(answer.encoded_len() + COUNTS_BYTES);
         let all = revocation.denials.iter().map(to_sessions);

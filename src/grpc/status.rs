@@ -1,4 +1,4 @@
-//! The one table from errors to gRPC status, with `google.rpc` details (AIP-193).
+//! Mapping of all errors to gRPC status, with `google.rpc` details (AIP-193).
 
 use std::collections::HashMap;
 
@@ -15,10 +15,10 @@ use crate::{
 
 /// Domain of every `ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "credbroker";
-/// Key of the `ErrorInfo` metadata that says what to do next.
+/// Key of the `ErrorInfo` metadata with the caller's next step.
 pub const NEXT: &str = "next";
 
-/// An error as the caller sees it. What is no caller's business goes to the log alone.
+/// Returns the status of an error for the caller. Internal details are only logged.
 #[must_use]
 pub fn status(error: &Error) -> Status {
     let message = match error {

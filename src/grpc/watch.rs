@@ -1,4 +1,4 @@
-//! What callers are told for as long as they listen: what is revoked, and the next credentials.
+//! Streams that notify callers: of revocations, and of their next credentials.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -21,11 +21,11 @@ use crate::{
     },
 };
 
-/// Most leases that somebody may ask about who begins to watch.
+/// Maximum number of leases that a caller may ask about when it begins to watch.
 const HELD_MAX: usize = 1000;
-/// How often it is looked whether a watcher may still watch.
+/// Interval at which a watcher's permission is checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How many messages wait for a slow reader.
+/// Number of messages that wait for a slow reader.
 const BUFFER: usize = 64;
 
 /// A stream of messages.
@@ -39,12 +39,12 @@ pub(super) fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
     ids.iter().map(|id| parse("lease_ids", id)).collect()
 }
 
-/// Tells a service what of its own is revoked.
+/// Returns the stream that notifies a service of its revocations.
 pub(super) fn notices(broker: Arc<Broker>, caller: Caller, watch: Watch) -> Told<RevocationNotice> {
     told(async move |sender| notify(&broker, Staying::new(caller), watch, &sender).await)
 }
 
-/// Tells a service its next credentials under a grant, and that they are revoked.
+/// Returns the stream that sends a service its next credentials of a grant, and their revocation.
 pub(super) fn follow(
     broker: Arc<Broker>,
     mut following: Following,
@@ -65,7 +65,7 @@ pub(super) fn follow(
     })
 }
 
-/// What `tell` sends, and the error that it ends with.
+/// Returns the stream of the messages that `tell` sends, and of the error that it ends with.
 fn told<M, F>(tell: impl FnOnce(Sender<Result<M, Status>>) -> F) -> Told<M>
 where
     M: Send + 'static,
@@ -75,14 +75,14 @@ where
     let telling = tell(sender.clone());
     tokio::spawn(async move {
         if let Err(error) = telling.await {
-            // A reader who has left needs no error.
+            // A reader that has left needs no error.
             let _ = sender.send(Err(status(&error))).await;
         }
     });
     Box::pin(ReceiverStream::new(receiver))
 }
 
-/// Tells a service what of its own is revoked, until it leaves, or may watch no longer.
+/// Notifies a service of its revocations until the service leaves or loses its permission.
 async fn notify(
     broker: &Broker,
     mut staying: Staying,

@@ -1,4 +1,5 @@
-//! Calls from within the process, for when nothing listens: proven and let in like any other.
+//! Calls from within the process, for use without a listener. They are authenticated and admitted
+//! like any other call.
 
 use std::sync::Arc;
 
@@ -15,14 +16,14 @@ use crate::{
     proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
 };
 
-/// A broker in this process, called by the bearer of a token.
+/// A broker in this process, called with a bearer token.
 pub struct Within {
     api: Api,
     token: SecretString,
 }
 
 impl Within {
-    /// Nothing is asked of the broker yet.
+    /// Creates the caller, without a call yet.
     #[must_use]
     pub fn new(broker: &Arc<Broker>, token: SecretString) -> Self {
         let api = Api {
@@ -31,10 +32,10 @@ impl Within {
         Self { api, token }
     }
 
-    /// `credbroker.v1.RevocationService/StreamRevocation`.
+    /// Calls `credbroker.v1.RevocationService/StreamRevocation`.
     ///
     /// # Errors
-    /// What the same call over a connection would be answered.
+    /// The status that the same call over a connection would get.
     pub async fn stream_revocation(
         &self,
         message: StreamRevocationRequest,

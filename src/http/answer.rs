@@ -1,4 +1,4 @@
-//! Answers that wait for the peer to take them.
+//! Answers that wait until the peer takes them.
 
 use std::{
     collections::HashMap,
@@ -18,8 +18,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The answers over one connection that have something to send which nobody asks for: the
-/// peer grants no window, or does not read.
+/// Answers over one connection that have data to send while the peer grants no window or does not
+/// read.
 #[derive(Clone, Default)]
 pub(super) struct Waiting(Arc<Shared>);
 
@@ -44,7 +44,7 @@ impl Waiting {
         self.since().remove(&answer);
     }
 
-    /// Resolves when one has waited for so long.
+    /// Waits until an answer has waited for `limit`.
     pub(super) async fn too_long(&self, limit: Duration) {
         loop {
             self.0.begun.notified().await;
@@ -59,7 +59,7 @@ impl Waiting {
     }
 }
 
-/// The body of an answer.
+/// Body of an answer.
 pub(super) struct Answer {
     body: Body,
     waiting: Waiting,

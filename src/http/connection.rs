@@ -1,4 +1,4 @@
-//! One connection: TLS, then HTTP/1 or HTTP/2, with bounds on what a stranger can hold.
+//! One connection: TLS, then HTTP/1 or HTTP/2, with bounds on the resources of an unknown peer.
 
 use std::{
     io,
@@ -47,18 +47,18 @@ use crate::{
     },
 };
 
-/// Bytes that a peer may send beside a request.
+/// Bytes that a peer may send in addition to the message of a request.
 const FRAMES_OF_NO_CONSEQUENCE: usize = 64 * 1024;
-/// Smallest buffer that hyper takes for the headers of HTTP/1.
+/// Smallest buffer for HTTP/1 headers that hyper accepts.
 const HTTP1_BUFFER_LEAST: usize = 8192;
-/// How long what runs for a service that is shut out may go on: whoever waits for an answer,
-/// or watches, hears of that first.
+/// Time for which the calls of a suspended service may continue, so that its waiting callers and
+/// watchers are notified of the suspension first.
 const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
-/// Before that: how long a connection that is to end waits for a first request, which may be
-/// on its way.
+/// Time before that grace in which an ending connection waits for a first request, which may be on
+/// its way.
 const SILENT_GRACE: Duration = Duration::from_secs(2);
 
-/// What all connections have in common.
+/// State that all connections share.
 pub(super) struct Serving {
     pub(super) tls: watch::Receiver<Arc<ServerConfig>>,
     pub(super) handshakes: Semaphore,
@@ -66,13 +66,14 @@ pub(super) struct Serving {
     pub(super) by_service: Arc<Counts<Name>>,
     pub(super) calls: Calls,
     pub(super) bounds: Bounds,
-    /// Tells which services are shut out.
+    /// Channel of services that are suspended, revoked or deleted from now on.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
 }
 
 impl Serving {
-    /// Returns for what the connection was ended, if it was for what its peer sent.
+    /// Serves a connection until it ends. Returns the peer's offence if the connection ended for
+    /// one.
     pub(super) async fn serve(
         &self,
         stream: TcpStream,
@@ -80,7 +81,7 @@ impl Serving {
         limits: Arc<Address>,
         services: Services,
     ) -> Option<Offence> {
-        // Small answers must not wait for more to send.
+        // `TCP_NODELAY`: small answers must not wait for more data.
         let _ = stream.set_nodelay(true);
         let handshake = self.handshake(stream, &limits);
         let Ok(Some(stream)) = timeout(self.bounds.handshake_timeout, handshake).await else {
@@ -113,7 +114,7 @@ impl Serving {
             })
             .map_response(move |response: Response<Body>| {
                 if response.extensions().get::<Proven>().is_none() && limits.is_one_too_many() {
-                    // It may be set already.
+                    // The offence may be set already.
                     let _ = offends.set(Offence::OfAddress);
                 }
                 response.map(|body| Body::new(Answer::new(body, answered.clone())))
@@ -130,7 +131,8 @@ impl Serving {
             }
             grace = self.ending(&allowance, &services, shut_outs, &waiting) => {
                 let grace = grace?;
-                // Whoever asks just now is still served: it need not know that this ends.
+                // A request that arrives at this moment is still served: its client does not know
+                // of the end.
                 serving.as_mut().graceful_shutdown();
                 match timeout(SILENT_GRACE, serving.as_mut()).await {
                     Ok(ended) => ended,
@@ -146,7 +148,7 @@ impl Serving {
     }
 
     async fn handshake(&self, stream: TcpStream, limits: &Address) -> Option<TlsStream<TcpStream>> {
-        // A peer that says nothing takes no turn from another.
+        // A peer that sends nothing must not use a handshake slot.
         stream.peek(&mut [0]).await.ok()?;
         let _of_address = limits.handshakes().acquire().await.ok()?;
         let _permit = self.handshakes.acquire().await.ok()?;
@@ -154,8 +156,8 @@ impl Serving {
         acceptor.accept(stream).await.ok()
     }
 
-    /// Resolves when the connection is to take no more calls: for how long those that run may
-    /// go on, or `None` when it ends at once.
+    /// Waits until the connection is to accept no more calls. Returns the grace for running calls;
+    /// `None` if the connection ends at once.
     async fn ending(
         &self,
         allowance: &Allowance,
@@ -174,7 +176,7 @@ impl Serving {
                 match shut_outs.recv().await {
                     Ok(service) if !services.has(&service) => {}
                     Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                    // Of those that were missed one may be its own.
+                    // One of the missed services may use this connection.
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                 }
             }
@@ -191,22 +193,22 @@ impl Serving {
     fn age(&self) -> Duration {
         let mut chance = [0];
         SystemRandom.fill(&mut chance);
-        // From nine tenths to eleven.
+        // Connections live nine to eleven tenths of the configured age, at random.
         let age = self.bounds.connection_age;
         age * 9 / 10 + age / 5 * u32::from(chance[0]) / 255
     }
 }
 
-/// What may come with a request: its headers and its message, or as much as a stream's window
-/// lets it send unread, and some frames of no consequence.
+/// Returns the bytes that may come with a request: its message, or what a stream's window lets the
+/// peer send unread if that is more, and some for headers and frames without effect.
 fn per_request(bounds: &Bounds) -> usize {
     let window = usize::try_from(bounds.stream_window_bytes).unwrap_or(usize::MAX);
     let message = window.max(bounds.message_bytes);
     message.saturating_add(FRAMES_OF_NO_CONSEQUENCE)
 }
 
-/// Whether a connection ended because its peer broke the protocol or the bounds of it, and
-/// not by its leaving.
+/// Returns whether a connection ended because its peer broke the protocol or exceeded its bounds,
+/// and not because the peer left.
 fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.any(|cause| {
@@ -239,13 +241,13 @@ fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// A body that must have arrived in time: every call has one message, and no more.
+/// A request body with a time limit for its end. Every call has one message only.
 struct Timed {
     body: Incoming,
     limit: Pin<Box<Sleep>>,
 }
 
-/// The body of a request did not arrive in time.
+/// Error: the body of a request did not arrive in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the request did not arrive in time")]
 struct Late;

@@ -1,4 +1,4 @@
-//! `GET /v1/credentials/GRANT`: what AWS SDKs ask a container's credentials endpoint.
+//! Endpoint `GET /v1/credentials/GRANT`, the container credentials endpoint of AWS SDKs.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
 use std::{sync::Arc, time::Duration};
@@ -32,20 +32,20 @@ use crate::{
     },
 };
 
-/// What it is an issue by another way.
+/// Method that a request counts as: an issue over another protocol.
 const METHOD: &str = "credbroker.v1.CredentialService/IssueCredentials";
-/// Least life of what is handed out: SDKs begin to look for the next a quarter of an hour
-/// before the end, and would never stop.
+/// Shortest remaining lifetime of issued credentials. SDKs begin to refresh 15 minutes before the
+/// end, and would refresh all the time with less.
 const LEAST: Duration = Duration::from_mins(20);
 
-/// A session under a grant of the caller's own.
+/// Serves a session of one of the caller's own grants.
 pub(super) async fn serve(
     door: &Door,
     Path(grant): Path<String>,
     request: Request<Body>,
 ) -> Response {
     if request.method() != Method::GET {
-        // HEAD would issue what nobody sees.
+        // A HEAD request would issue credentials that no caller receives.
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
     let mut call = match Call::new(&request, METHOD.to_owned(), refusal) {
@@ -63,7 +63,7 @@ pub(super) async fn serve(
     door.enter(&call, async { Ok(()) }, work).await
 }
 
-/// SDKs send what is in their token file, and no more.
+/// Adds the scheme to a bare token: SDKs send the content of their token file and nothing else.
 fn bearer(header: SecretString) -> SecretString {
     let text = header.expose_secret();
     if text.contains(' ') {
@@ -97,7 +97,7 @@ async fn issue(broker: &Arc<Broker>, caller: Caller, grant: &str) -> Result<Resp
     Ok(answer(StatusCode::OK, &document))
 }
 
-/// The lifetime to ask for.
+/// Returns the lifetime to request, at least [`LEAST`]. Refuses grants that cannot serve SDKs.
 fn long_enough(grant: &Grant) -> Result<Duration, Error> {
     let refused = |reason, message: &str, next: &str| {
         Err(Error::WrongState {
@@ -122,7 +122,7 @@ fn long_enough(grant: &Grant) -> Result<Duration, Error> {
             "have an operator raise its --max-ttl",
         );
     }
-    // One that is shared is to be of use to whoever comes later, too.
+    // A shared session must also be of use to later callers.
     let least = if spec.reuse.is_some() {
         2 * LEAST
     } else {

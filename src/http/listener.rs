@@ -1,5 +1,5 @@
-//! The accept loop: who may connect, and how many at a time. tonic's own server leaves some
-//! of HTTP/2's bounds off, so it serves here as a plain service.
+//! The accept loop, with limits on connections. tonic's own server does not set some bounds of
+//! HTTP/2, so tonic runs here as a plain service.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,28 +25,28 @@ use crate::{
     },
 };
 
-/// After an error of accept itself, e.g. no file descriptor left.
+/// Pause after an error of `accept` itself, e.g. when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long the place of a connection that was ended for what its peer sent stays taken.
+/// Time for which the place of a connection stays taken after an offence.
 const OFFENCE_PAUSE: Wait = Wait::seconds(10);
-/// How long a connection that is one too many waits for its end: whoever comes again at once
-/// would cost more than it.
+/// Delay before a rejected connection is closed: a peer that reconnects at once would cost more
+/// than the open connection.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
-/// How many may wait so; the others end at once.
+/// Maximum number of rejected connections that wait; further ones are closed at once.
 const REFUSED: usize = 256;
 
-/// Where to listen, and how.
+/// A listener and its settings.
 pub struct Listening {
-    /// Already bound.
+    /// Listening socket, already bound.
     pub listener: TcpListener,
-    /// What it shows, as it stands now.
+    /// Current TLS configuration.
     pub tls: watch::Receiver<Arc<ServerConfig>>,
-    /// What its peers may hold.
+    /// Bounds on peers.
     pub bounds: Bounds,
 }
 
-/// Serves `router` until `stop`, then lets running calls end. Connections of a service that
-/// `shut_outs` tells end at once, but for what it hears of that.
+/// Serves `router` until `stop`, then waits until running calls end. Connections of a service that
+/// `shut_outs` reports end too, after a short grace in which the service is notified.
 pub async fn serve(
     listening: Listening,
     router: Router,
@@ -97,7 +97,7 @@ pub async fn serve(
             let Some(offence) = offence else {
                 return;
             };
-            // Its next connection would cost as much again.
+            // The peer's next connection would cost as much again.
             counter!("credbroker_connections_offending_total").increment(1);
             let pause = serving
                 .stop

@@ -1,4 +1,4 @@
-//! A connection's bytes, of which a stranger may send so many and no more.
+//! Byte budget of a connection, which limits the data of an unknown peer.
 
 use std::{
     io,
@@ -12,21 +12,21 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The error of too much: HTTP/2 hands on its kind, and no socket has it.
+/// Error kind for an exhausted budget. HTTP/2 preserves the kind, and no socket returns it.
 pub(super) const TOO_MUCH: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
-/// Bytes that are said to a peer that has not asked for anything yet: HTTP/2's settings, and
-/// what it has to answer to the first frames.
+/// Bytes that may be sent to a peer before its first request: HTTP/2 settings, and the replies to
+/// the peer's first frames.
 const SAID_UNASKED: usize = 2 * 1024;
-/// Bytes that are taken of one connection before the others have their turn.
+/// Bytes read from one connection before other connections get their turn.
 const TURN: usize = 4 * 1024;
 
-/// Of how many bytes of an answer its reader may send one: it tells what it has taken, at most
-/// some fifty bytes for each sixteen thousand.
+/// Response bytes per byte that the reader may send. It covers `WINDOW_UPDATE` frames, at most
+/// about 50 bytes for each 16,000.
 const READING: usize = 16;
 
-/// What a peer may send: so many bytes with and before a first request, as many with every
-/// other, and some for what it is answered.
+/// Budget of a peer, bytes: an amount for the first request and everything before it, the same
+/// amount for every further request, and a part of the bytes of each answer.
 pub(super) struct Allowance {
     per_request: usize,
     left: AtomicUsize,
@@ -42,19 +42,19 @@ impl Allowance {
         }
     }
 
-    /// A request has come.
+    /// Counts a request. Every request but the first adds to the budget.
     pub(super) fn request(&self) {
         if self.asked.swap(true, Ordering::Relaxed) {
             self.left.fetch_add(self.per_request, Ordering::Relaxed);
         }
     }
 
-    /// Whether a request has ever come.
+    /// Returns whether a request has ever arrived.
     pub(super) fn has_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// So much of an answer was written.
+    /// Adds the part of the budget that these bytes of an answer allow.
     fn answered(&self, bytes: usize) {
         self.left.fetch_add(bytes / READING, Ordering::Relaxed);
     }
@@ -68,13 +68,13 @@ impl Allowance {
     }
 }
 
-/// A stream that ends with an error when too much comes that is no request, or has to be
-/// answered before the first: frames of HTTP/2 may cost their sender less than the receiver.
+/// A stream that fails if a peer exceeds its budget, or causes too many replies before its first
+/// request: HTTP/2 frames may cost the sender less than the receiver.
 pub(super) struct Metered<S> {
     stream: S,
     allowance: Arc<Allowance>,
     said_unasked: usize,
-    /// Of this connection's turn.
+    /// Bytes read in the current turn of this connection.
     taken: usize,
 }
 
@@ -176,7 +176,7 @@ mod tests {
         (peer, metered, allowance)
     }
 
-    /// The peer sends so much, and it is read.
+    /// Sends bytes from the peer and reads them all.
     async fn sends(
         peer: &mut DuplexStream,
         metered: &mut Metered<DuplexStream>,
@@ -193,7 +193,7 @@ mod tests {
         for _ in 0..3 {
             allowance.request();
         }
-        // The first had what came before it.
+        // The first request used the budget that was there from the start.
         let two = 2 * PER_REQUEST;
         sends(&mut peer, &mut metered, two).await.unwrap();
         let refused = sends(&mut peer, &mut metered, 1).await.unwrap_err();
@@ -210,7 +210,7 @@ mod tests {
             peer.read_exact(&mut taken.clone()).await.unwrap();
             sends(&mut peer, &mut metered, 50).await.unwrap();
         }
-        // What is answered to nothing of consequence does not pay for itself.
+        // Replies to frames without effect add less to the budget than the frames cost.
         let mut pings = 0;
         while sends(&mut peer, &mut metered, 17).await.is_ok() {
             metered.write_all(&[0; 17]).await.unwrap();
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(read.filled().len(), PER_REQUEST);
     }
 
-    /// One poll, whatever comes of it.
+    /// Polls exactly once.
     async fn polled_once(
         metered: &mut Metered<DuplexStream>,
         buffer: &mut ReadBuf<'_>,

@@ -1,5 +1,5 @@
-//! `GET /metrics`, in Prometheus' text format. Anybody may ask: no label names a
-//! service, a grant or a key; those of the audit log's sinks are named.
+//! Endpoint `GET /metrics`, in the Prometheus text format, without login. Labels name no service,
+//! grant or key; they do name the sinks of the audit log.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -16,15 +16,15 @@ use crate::{
     domain::admin_key::AdminKey,
 };
 
-/// Bounds of the buckets of every histogram of seconds.
+/// Bucket bounds of every histogram in seconds.
 const SECONDS: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
 ];
 
-/// How often it is looked how much there is of what.
+/// Interval at which the gauges of the store are updated.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The recorder of this process: the first who asks installs it.
+/// Returns the recorder of this process. The first call installs it.
 fn recorder() -> Option<&'static PrometheusHandle> {
     static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     let installed = RECORDER.get_or_init(|| {
@@ -37,21 +37,20 @@ fn recorder() -> Option<&'static PrometheusHandle> {
     installed.as_ref()
 }
 
-/// Begins to count.
+/// Installs the recorder of this process.
 pub fn install() {
     if recorder().is_none() {
         tracing::warn!("there are no metrics: another recorder is in place");
     }
 }
 
-/// Everything counted so far. Costs the store nothing, however often it is asked for.
+/// Returns all metrics as text. Does not read the store, however often it is called.
 pub(super) async fn render() -> Result<String, StatusCode> {
     let recorder = recorder().ok_or(StatusCode::NOT_FOUND)?;
     Ok(recorder.render())
 }
 
-/// Keeps the gauges of what the store holds, and the memory of the recorder bounded,
-/// until it is cut off.
+/// Updates the gauges of the store and keeps the recorder's memory bounded, until cancelled.
 pub async fn keep(broker: &Broker) {
     let mut ticks = interval(EVERY);
     loop {
@@ -128,7 +127,7 @@ fn describe() {
     );
     describe_gauge!(
         "credbroker_vanished_leases",
-        "Live leases whose user or key somebody else has removed"
+        "Live leases whose user or key was removed by hand"
     );
     describe_gauge!(
         "credbroker_reconciliation_failures",
@@ -162,7 +161,7 @@ fn describe() {
     );
     describe_counter!(
         "credbroker_records_aggregated_total",
-        "Refusals and reads that one audit record a minute tells of, by number"
+        "Refusals and reads that one audit record a minute counts"
     );
     describe_counter!(
         "credbroker_accept_errors_total",

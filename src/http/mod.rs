@@ -1,5 +1,5 @@
-//! HTTPS beside gRPC on the same port: liveness, readiness, metrics, and the listener
-//! itself.
+//! HTTPS beside gRPC on the same port: liveness, readiness, metrics, credentials for SDKs, and the
+//! listener itself.
 
 mod answer;
 mod connection;
@@ -34,8 +34,9 @@ use crate::{
     },
 };
 
-/// What is served at an address: gRPC behind the gate, `grpc.health.v1`, `/livez` and
-/// `/readyz` in front of it, credentials for SDKs, and `/metrics` where operators are served.
+/// Returns everything that is served on a surface: gRPC behind the gate, `grpc.health.v1`, `/livez`
+/// and `/readyz` in front of it, credentials for SDKs, and `/metrics` if the surface serves
+/// operators.
 pub fn router(
     broker: &Arc<Broker>,
     health: HealthServer<impl Health>,
@@ -66,14 +67,14 @@ pub fn router(
     }
 }
 
-/// Answers a question about health, which takes no login, while its address has room.
+/// Answers a health check, which needs no login, if its address has a free slot.
 async fn bounded(request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let Some(room) = peer.and_then(|peer| peer.limits.health_stream()) else {
         return StatusCode::TOO_MANY_REQUESTS.into_response();
     };
     let answer = next.run(request).await;
-    // The room is taken until the answer, which may be a stream, has ended.
+    // The slot stays taken until the answer, which may be a stream, has ended.
     answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _ = &room;
@@ -82,7 +83,7 @@ async fn bounded(request: Request, next: Next) -> Response {
     })
 }
 
-/// In words why not.
+/// Returns the readiness, with the reason as text if the broker is not ready.
 async fn readiness(broker: &Broker) -> (StatusCode, String) {
     match broker.readiness().await {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),

@@ -1,4 +1,4 @@
-//! TLS of the listener: rustls on aws-lc-rs, TLS 1.3 alone, no resumption, no early data.
+//! TLS of the listener: rustls on aws-lc-rs, TLS 1.3 only, without resumption and early data.
 
 use std::{
     fs,
@@ -23,22 +23,22 @@ use tokio_rustls::rustls::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Most certificates of a client's chain.
+/// Maximum number of certificates in a client's chain.
 const CHAIN_MAX: usize = 5;
-/// Most bytes of them.
+/// Maximum size of a client's chain, bytes.
 const CHAIN_BYTES_MAX: usize = 16 * 1024;
 
-/// Why TLS cannot be set up.
+/// Reasons why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A PEM file cannot be read.
     #[error("cannot read {what} from {path}: {source}")]
     Pem {
-        /// Certificate or key.
+        /// Content of the file: certificate or private key.
         what: &'static str,
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the PEM parser.
         source: rustls::pki_types::pem::Error,
     },
     /// Certificate and key do not work together.
@@ -46,20 +46,20 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-/// Whether callers are asked for a certificate.
+/// Request for a client certificate in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// They are, and may do without.
+    /// The broker requests a certificate; the client may send none.
     Asked,
-    /// Nobody would vouch for any.
+    /// The broker requests no certificate, as no authority is configured to verify one.
     NotAsked,
 }
 
-/// How often the files are looked at.
+/// Interval at which the files are checked for changes.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Shows what these PEM files hold whenever they have changed, for ever. What cannot be used
-/// is told, and the last that could be stays.
+/// Publishes the content of these PEM files whenever they change, forever. An unusable certificate
+/// or key is logged, and the last usable one stays.
 pub async fn keep(
     cert: &Path,
     key: &Path,
@@ -88,10 +88,10 @@ pub async fn keep(
     }
 }
 
-/// From PEM files.
+/// Reads certificate and key from PEM files.
 ///
 /// # Errors
-/// They cannot be read, or do not belong together.
+/// The files cannot be read, or certificate and key do not match.
 pub fn from_files(
     cert: &Path,
     key: &Path,
@@ -114,20 +114,20 @@ pub fn from_files(
     Ok(config)
 }
 
-/// When a certificate expires, Unix seconds.
+/// Returns the expiry of a certificate, Unix seconds.
 fn expiry(certificate: &CertificateDer<'_>) -> Option<f64> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let at = parsed.validity().not_after.timestamp();
-    // Exact until the year 9999.
+    // The value is exact until the year 9999.
     u64::try_from(at)
         .ok()
         .map(|at| Duration::from_secs(at).as_secs_f64())
 }
 
-/// From a certificate chain and its key.
+/// Returns the TLS configuration for a certificate chain and its key.
 ///
 /// # Errors
-/// They do not belong together.
+/// Certificate and key do not match.
 pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -151,8 +151,8 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// Takes any certificate whose key the client has. Who it is, and who vouches for it, is
-/// found out at each call, by `authn`, which can tell and record what is wrong.
+/// Verifier that accepts any certificate whose key the client has. `authn` verifies identity and
+/// issuer at each call, since it can record the exact fault.
 #[derive(Debug)]
 struct Possession(WebPkiSupportedAlgorithms);
 

@@ -1,5 +1,5 @@
-//! `credbroker dev`: a broker for trying things. One directory holds all it needs: the
-//! store, a CA of its own, and `env` with what a client needs.
+//! `credbroker dev`: a broker for trying things out. One directory holds all it needs: the store, a
+//! CA of its own, and `env` with the settings of a client.
 
 use std::{
     fs, io,
@@ -50,30 +50,30 @@ use crate::{
     store::anchor::replace_file,
 };
 
-/// In the names of hosts that have enrolled.
+/// Domain of the SPIFFE IDs of enrolled hosts.
 const TRUST_DOMAIN: &str = "dev.credbroker";
 const CERTIFICATE_TTL: Duration = Duration::from_hours(24);
 
-/// Where the SDK's own chain names no region.
+/// Region if the standard AWS chain names none.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// The file of the key that seals.
+/// Name of the file of the sealing key.
 pub(super) const SEALING_KEY: &str = "seal.key";
 
-/// The file of the newest checkpoint.
+/// Name of the checkpoint file.
 pub(super) const CHECKPOINT: &str = "checkpoint";
 
-/// An emulator takes what it is given, and AWS itself says when it is too much.
+/// Rate that never limits: an emulator accepts all calls, and AWS itself throttles.
 const CALLS_PER_SECOND: u32 = 10_000;
 
-/// What `dev` is told.
+/// Options of `credbroker dev`.
 #[derive(Clone, Debug)]
 pub struct DevOptions {
-    /// Where everything lives.
+    /// Directory of everything that `dev` stores.
     pub state_dir: PathBuf,
-    /// Another endpoint for STS and IAM.
+    /// Alternative endpoint for STS and IAM.
     pub aws_endpoint_url: Option<String>,
-    /// A PostgreSQL database instead of the embedded store.
+    /// URL of a PostgreSQL database, to use instead of the embedded store.
     pub database: Option<SecretString>,
 }
 
@@ -90,11 +90,11 @@ impl DevOptions {
     }
 }
 
-/// Serves until told to stop. A second start on the same directory resumes it, with the
-/// same address, CA and operator token.
+/// Serves until a signal. A second start with the same directory resumes with the same address, CA
+/// and operator token.
 ///
 /// # Errors
-/// Why it does not start.
+/// The reason why the broker does not start or fails at its end.
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     memory::seal().map_err(StartError::Memory)?;
     install_metrics();
@@ -153,7 +153,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let listening = Listening {
         listener,
         tls: watch::channel(tls).1,
-        // Everybody here is on one machine.
+        // All clients here are on one machine.
         bounds: Bounds {
             connections_per_address: Bounds::default().connections,
             shutdown_delay: Duration::ZERO,
@@ -164,7 +164,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         all: listening,
         operators: None,
     };
-    // Its terminal may be closed.
+    // SIGHUP comes when the terminal is closed.
     let ends = [
         SignalKind::terminate(),
         SignalKind::interrupt(),
@@ -177,7 +177,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     .await
 }
 
-/// AWS in the region that the standard AWS chain names.
+/// Returns access to AWS in the region that the standard AWS chain names.
 pub(super) async fn aws_of_chain(settings: AwsSettings) -> Aws {
     let region = chain_region().await.unwrap_or(DEFAULT_REGION.to_owned());
     let partition = Partition::for_region(&region);
@@ -185,7 +185,7 @@ pub(super) async fn aws_of_chain(settings: AwsSettings) -> Aws {
     aws(&AwsSettings { region, ..settings }, partition).await
 }
 
-/// The sealing key of the directory, made at the first start.
+/// Returns the sealing key of the directory, created at the first start.
 fn own_sealing_key(path: &Path) -> Result<SealingKey, StartError> {
     if !path.exists() {
         let mut bytes = [0; 32];
@@ -196,7 +196,7 @@ fn own_sealing_key(path: &Path) -> Result<SealingKey, StartError> {
     sealing_key(path)
 }
 
-/// The address of the last start, or a free port of this machine.
+/// Listens on the address of the last start, or on a free port of this machine.
 async fn listen(before: Option<&Env>) -> Result<TcpListener, StartError> {
     let address = before.map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), |env| {
         env.address
@@ -204,7 +204,7 @@ async fn listen(before: Option<&Env>) -> Result<TcpListener, StartError> {
     bind(address).await
 }
 
-/// The token of the last start if the store still takes it, or a new one.
+/// Returns the token of the last start if the store still accepts it, or a new one.
 async fn operator_token(
     assembled: &Assembled,
     before: Option<Env>,
@@ -232,7 +232,7 @@ async fn operator_token(
     Ok(new.token.text().clone())
 }
 
-/// What `DIR/env` tells a client.
+/// Settings of a client, from `DIR/env`.
 struct Env {
     address: SocketAddr,
     token: SecretString,
@@ -280,12 +280,12 @@ impl Env {
     }
 }
 
-/// A path between single quotes, as a shell reads it.
+/// Returns a path escaped for single quotes of a shell.
 fn quoted(path: &Path) -> String {
     path.display().to_string().replace('\'', r"'\''")
 }
 
-/// Hosts enrol with the CA of the directory, too.
+/// Returns the settings by which hosts enrol with the CA of the directory.
 fn enrollment(dir: &Path) -> Result<Enrollment, StartError> {
     let trust_domain = TRUST_DOMAIN.parse().map_err(|error| StartError::State {
         path: dir.to_owned(),
@@ -299,8 +299,8 @@ fn enrollment(dir: &Path) -> Result<Enrollment, StartError> {
     })
 }
 
-/// The CA of the directory, made at the first start, and a fresh certificate under it
-/// whose key never touches the disk.
+/// Returns the CA's file in the directory, created at the first start, and TLS settings with a new
+/// certificate under the CA, whose key never touches the disk.
 fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> {
     let (ca_file, key_file) = (dir.join("ca.pem"), dir.join("ca-key.pem"));
     let damaged = |error: &dyn std::fmt::Display| StartError::State {
@@ -336,7 +336,8 @@ fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> 
     ))
 }
 
-/// Named after its key, so that no two directories' CAs are taken for one another.
+/// Returns the settings of the CA. Its name comes from its key, so that the CAs of two directories
+/// are never confused.
 fn ca_params(key: &KeyPair) -> CertificateParams {
     let sum = digest::digest(&digest::SHA256, key.public_key_raw());
     let mut params = CertificateParams::default();

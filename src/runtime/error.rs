@@ -1,4 +1,4 @@
-//! Why a broker does not start, and what to do about it.
+//! Errors at the start of a broker, and what to do about them.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -16,31 +16,31 @@ use crate::{
     store::{copy::CopyError, postgres, sqlite},
 };
 
-/// Why the broker does not start.
+/// Reason why the broker does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its configuration is wrong.
+    /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its store does not open.
+    /// The store file cannot be opened.
     #[error(transparent)]
     Store(#[from] sqlite::OpenError),
-    /// Its database does not open.
+    /// The database cannot be opened.
     #[error(transparent)]
     Database(#[from] postgres::OpenError),
-    /// A broker that runs has the store.
+    /// A running broker is using the store.
     #[error("the broker is running: it has {0} open")]
     Running(String),
-    /// There is no store where one must be.
+    /// The store file does not exist.
     #[error("there is no store {0}; name the file of the broker, such as credbroker.db")]
     NoStore(PathBuf),
-    /// It cannot be moved.
+    /// The store cannot be moved to a database.
     #[error(transparent)]
     Copy(#[from] CopyError),
-    /// Revocations are not recorded yet.
+    /// The journal holds revocations that the store has not recorded yet.
     #[error("revocations wait in {0}: start the broker once, it records them")]
     Unrecorded(PathBuf),
-    /// The audit log does not hold together.
+    /// The audit log is inconsistent.
     #[error("the audit log is not whole: {0}; nothing is given up, the file is as it was")]
     NotWhole(String),
     /// TLS cannot be set up.
@@ -49,15 +49,15 @@ pub enum StartError {
     /// An authority for client certificates cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The process's memory cannot be kept from others.
-    #[error("the system does not let the broker keep its memory to itself: {0}")]
+    /// The process's memory cannot be protected from other processes.
+    #[error("the system does not let the broker protect its memory from other processes: {0}")]
     Memory(io::Error),
-    /// The address is not to be had.
+    /// The address cannot be used.
     #[error("cannot listen on {address}: {source}; is another program using it?")]
     Listen {
-        /// Which address.
+        /// Address to listen on.
         address: SocketAddr,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
     /// The AWS account is not ready.
@@ -66,69 +66,69 @@ pub enum StartError {
     /// A file cannot be read or written.
     #[error("cannot use {path}: {source}")]
     File {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
     /// A file of the state directory is damaged.
     #[error("{path} is damaged: {detail}; start with another --state-dir")]
     State {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the damage.
         detail: String,
     },
-    /// The sealing key is none.
+    /// The sealing key is invalid.
     #[error("{path} cannot be used: {source}")]
     Sealing {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Defect of the key.
         source: SealError,
     },
     /// A sink of the audit log cannot be set up.
     #[error("the audit sink {name} cannot be set up: {source}")]
     Sink {
-        /// Which.
+        /// Name of the sink.
         name: Name,
-        /// Why.
+        /// Defect of its settings.
         source: sink::SetupError,
     },
-    /// An issuer of tokens, or who reviews them, cannot be asked.
+    /// The client for an issuer's keys or token review cannot be set up.
     #[error("{issuer} cannot be asked: {source}")]
     Issuer {
-        /// Which.
+        /// Name of the issuer, as in the claim `iss`.
         issuer: String,
-        /// Why.
+        /// Defect of its settings.
         source: sink::SetupError,
     },
     /// The witness of the audit log cannot be set up.
     #[error("the witness of the audit log cannot be set up: {0}")]
     Witness(sink::SetupError),
-    /// KMS does not open the sealing key.
+    /// KMS does not decrypt the sealing key.
     #[error("the sealing key cannot be opened: {0}")]
     Kms(AwsFailure),
-    /// The store does not take what must be in it first.
+    /// The broker fails before it serves, for example because the store accepts no record.
     #[error(transparent)]
     Broker(#[from] broker::Error),
 }
 
-/// What a person at the command line must know of a failed start.
+/// Kind of a failed start, for the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartProblem {
-    /// What the broker was told cannot be.
+    /// The options or the configuration are wrong.
     Told,
-    /// Something else stands against it.
+    /// The state of the store, of AWS or of another broker prevents the start.
     State,
-    /// What it needs is not to be had at the moment.
+    /// The store or AWS is unavailable at the moment.
     Unavailable,
-    /// Anything else.
+    /// Any other failure.
     Unexpected,
 }
 
 impl StartError {
-    /// What kind of problem it is.
+    /// Returns the kind of the failure.
     #[must_use]
     pub const fn problem(&self) -> StartProblem {
         match self {
@@ -156,7 +156,7 @@ impl StartError {
         }
     }
 
-    /// What to do about it, where the text does not say.
+    /// Returns what to do next, where the text of the error does not say it.
     #[must_use]
     pub fn next(&self) -> Option<String> {
         match self {

@@ -1,4 +1,4 @@
-//! The composition root: builds the adapters, starts what runs, ends it in order.
+//! The composition root: builds the adapters, starts the tasks, ends them in order.
 
 pub mod dev;
 mod error;
@@ -58,13 +58,14 @@ use crate::{
     store::anchor::FileAnchor,
 };
 
-/// How long operations that were begun may take to end.
+/// Longest time that operations in progress may take to end.
 const FINISH_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long the upkeep may take to notice that the broker ends; it may be why.
+/// Longest time that the upkeep may take to notice the end of the broker. The upkeep may have
+/// caused the end.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(1);
 
-/// A file could not be used.
+/// Returns a function that turns the error of a file into a [`StartError`].
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     let path = path.to_owned();
     move |source| StartError::File { path, source }
@@ -75,14 +76,14 @@ struct Assembled {
     broker: Arc<Broker>,
     store: Arc<dyn Store>,
     issuer: Arc<AwsAccount>,
-    /// Whether the admin key is kept in the store.
+    /// True if the store holds the admin key.
     keeps_key: bool,
-    /// What keeps it in step with other brokers.
+    /// Task that sends heartbeats, follows other replicas, and checks the clock.
     in_step: JoinHandle<()>,
     stop: CancellationToken,
 }
 
-/// How AWS is reached, and the time that AWS tells.
+/// Clients of AWS, and a clock that follows AWS's time.
 struct Aws {
     clients: Clients,
     clock: Arc<SteadyClock>,
@@ -98,25 +99,25 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
     }
 }
 
-/// What the broker has of its own.
+/// The broker's own key, CA and authentication.
 struct Own {
-    /// How its AWS key is kept.
+    /// Storage and rotation of the admin key.
     custody: Custody,
-    /// Whether some changes take a second operator.
+    /// True if some changes need a second operator.
     two_person: bool,
-    /// Its authority for client certificates.
+    /// The broker's own CA for client certificates.
     authority: Option<Arc<dyn CertificateAuthority>>,
-    /// Proof of callers.
+    /// Authentication of callers.
     authenticator: Arc<Authenticator>,
 }
 
-/// How the audit log is kept.
+/// Settings of the audit log.
 struct LogKeeping {
-    /// The file of the newest checkpoint.
+    /// Path of the checkpoint file.
     anchor: Option<PathBuf>,
-    /// How long its records stay at least.
+    /// Shortest time that records are kept.
     keep: Duration,
-    /// Who else signs it.
+    /// Witness that cosigns the log's checkpoints.
     witness: Option<Arc<dyn Witness>>,
 }
 
@@ -165,7 +166,7 @@ async fn assemble(
     broker.take_up_spool().await?;
     take_up_admin_key(&broker, &issuer).await?;
     match broker.account_is_ours().await {
-        // What AWS does not say now is found out later.
+        // AWS does not answer now: the account is verified later.
         Err(broker::Error::Aws(_)) => {}
         verified => verified?,
     }
@@ -188,8 +189,9 @@ async fn assemble(
     })
 }
 
-/// A kept key that cannot be opened is told at start, unless the standard AWS chain has
-/// one to work with: so a lost sealing key is recovered from, by importing another.
+/// Starts to use the stored admin key. A key that cannot be opened fails the start, unless the
+/// standard AWS chain has a working key: then an operator can recover from a lost sealing key by
+/// importing another admin key.
 async fn take_up_admin_key(broker: &Broker, issuer: &AwsAccount) -> Result<(), StartError> {
     let Err(error) = broker.take_up_admin_key().await else {
         return Ok(());
@@ -215,8 +217,9 @@ fn not_sealing(path: &Path) -> impl FnOnce(SealError) -> StartError {
     move |source| StartError::Sealing { path, source }
 }
 
-/// What AWS refuses must be mended before the start; what it does not answer may come
-/// back, and a key may yet be imported.
+/// Accepts a failed check of AWS if AWS does not answer, since it may come back, or if the admin
+/// key is missing or refused and another may yet be imported. Other refusals by AWS must be fixed
+/// before the start.
 fn tolerate_silence(
     checked: Result<(), SetupError>,
     may_be_imported: bool,
@@ -244,15 +247,15 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         .map_err(|source| StartError::Listen { address, source })
 }
 
-/// Where the broker listens.
+/// Addresses that the broker listens on.
 struct Addresses {
-    /// For everybody.
+    /// Address for all callers, or for services only if `operators` is set.
     all: Listening,
-    /// For operators, who are then served nowhere else.
+    /// Address for operators, who are then served only there.
     operators: Option<Listening>,
 }
 
-/// Serves until a signal that `ends` it; a second one ends the process at once.
+/// Serves until a signal in `ends`; a second one ends the process at once.
 async fn run(
     assembled: Assembled,
     at: Addresses,
@@ -267,7 +270,6 @@ async fn run(
         stop,
         ..
     } = assembled;
-    // From here on is counted.
     let (reporter, health) = grpc::health();
     begin(&broker).await;
     let delay = at.all.bounds.shutdown_delay;
@@ -296,12 +298,12 @@ async fn run(
         Some(_) => Surface::Services,
         None => Surface::Whole,
     };
-    // Each has its connections to itself: a flood of the one leaves the other.
+    // Each address has its own connections: a flood at one address leaves the other free.
     tokio::join!(
         serve(Some(at.all), surface),
         serve(at.operators, Surface::Whole)
     );
-    // A clean-up that is cut off is due again; what was begun for a caller is finished.
+    // An interrupted clean-up is due again later; operations begun for a caller are finished.
     finish(&broker).await;
     let cut_off = upkeep.abort_handle();
     let kept_up = timeout(UPKEEP_LIMIT, upkeep).await;
@@ -309,9 +311,9 @@ async fn run(
     counting.abort();
     telling.abort();
     aggregating.abort();
-    // It ends by itself, with the file that it may be writing.
+    // The task finishes on its own: it may be writing the checkpoint file.
     let _ = signing.await;
-    // What is written from now on is streamed, and witnessed, after the next start.
+    // Records written from now on are streamed and witnessed after the next start.
     while feeding.join_next().await.is_some() {}
     close(&broker, store.as_ref(), in_step).await?;
     match kept_up {
@@ -320,10 +322,10 @@ async fn run(
     }
 }
 
-/// Counts from here on as started, in the log.
+/// Records in the log that the broker has started.
 async fn begin(broker: &Broker) {
     if let Err(error) = broker.lifecycle(Event::BrokerStarted).await {
-        // Whoever must be shut out still can be.
+        // Operators must still be able to suspend and revoke: the broker serves all the same.
         tracing::error!(%error, "nothing can be recorded: nothing is issued, revocation works");
     }
 }
@@ -334,7 +336,7 @@ async fn finish(broker: &Broker) {
     }
 }
 
-/// The last record, its signature, the store.
+/// Writes the last record, signs the log, and closes the store.
 async fn close(
     broker: &Broker,
     store: &dyn Store,
@@ -346,7 +348,7 @@ async fn close(
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
     }
     in_step.abort();
-    // It is cut off: it has nothing to say.
+    // The task was aborted: its result means nothing.
     let _ = in_step.await;
     broker.disappear().await;
     store.close().await;
@@ -364,8 +366,8 @@ async fn feed(broker: &Arc<Broker>, sinks: Vec<Arc<dyn Sink>>) -> Result<JoinSet
     Ok(feeding)
 }
 
-/// At the first signal the broker is unready, and `stop` is cancelled after `delay`; a second
-/// one ends the process at once.
+/// Listens for signals. At the first one the broker becomes unready, and `stop` is cancelled after
+/// `delay`. A second one ends the process at once.
 fn stop_on_signal(
     broker: Arc<Broker>,
     delay: Duration,
@@ -377,7 +379,7 @@ fn stop_on_signal(
         let (mut ends, signals) = (signal(*kind)?, signals.clone());
         tokio::spawn(async move {
             while ends.recv().await.is_some() {
-                // Two that wait are as many as are told apart.
+                // Further signals are dropped: only the first two have an effect.
                 let _ = signals.try_send(());
             }
         });

@@ -1,5 +1,5 @@
-//! The kill switch without a broker that runs: its store is opened, and the broker works in
-//! this process for as long as one revocation takes.
+//! Revocation without a running broker: the store is opened, and the broker works in this process
+//! for as long as one revocation takes.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,17 +25,17 @@ use crate::{
     store::sqlite,
 };
 
-/// Which broker it is that does not run.
+/// The broker whose store is opened.
 #[derive(Clone, Debug)]
 pub enum Whose {
-    /// The one that `serve` starts with this configuration.
+    /// The broker that `serve` starts with this configuration.
     Configured(Box<Config>),
-    /// The one of this store. Its sealing key and checkpoint are used if they lie beside it
-    /// as `dev` has them.
+    /// The broker of this store. Its sealing key and checkpoint file are used if they are beside
+    /// it, under the names that `dev` gives them.
     Stored {
         /// The SQLite file.
         store: PathBuf,
-        /// Another endpoint for AWS.
+        /// Alternative endpoint for AWS.
         aws_endpoint_url: Option<String>,
     },
 }
@@ -44,10 +44,10 @@ pub enum Whose {
 pub struct Offline(Assembled);
 
 impl Offline {
-    /// Opens the store; a file may be used by no broker.
+    /// Opens the store. No broker may be using a store file.
     ///
     /// # Errors
-    /// A broker runs, or would not start either; or there is no store.
+    /// A broker is running, or would not start either, or the store does not exist.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
         memory::seal().map_err(StartError::Memory)?;
         stores::existing(&whose.store())?;
@@ -75,16 +75,16 @@ impl Offline {
         Ok(Self(assembled))
     }
 
-    /// The broker, as the bearer of `token` may call it.
+    /// Returns the broker, as the holder of `token` may call it.
     #[must_use]
     pub fn called_by(&self, token: SecretString) -> Within {
         Within::new(&self.0.broker, token)
     }
 
-    /// Ends it in good order.
+    /// Ends the broker in order.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's error.
     pub async fn close(self) -> Result<(), StartError> {
         let Assembled {
             broker,
@@ -99,12 +99,12 @@ impl Offline {
     }
 }
 
-/// The script that does in AWS what revoking all of a service, or of one grant of it, would
-/// do; `None` for what the store does not know. The store is only read, so that a broker may
-/// be using it.
+/// Returns the script that does in AWS what a revocation of a service, or of one of its grants,
+/// would do; `None` if the store does not know the target. Only reads the store, so a broker may be
+/// using it.
 ///
 /// # Errors
-/// There is no store, or it cannot be read.
+/// The store does not exist or cannot be read.
 pub async fn script(
     whose: &Whose,
     service: Name,

@@ -1,6 +1,6 @@
-//! Reload at SIGHUP of a broker that serves: the limits of services, and the keys of
-//! issuers. Its certificates, authorities and revocation lists are followed without a signal, and
-//! a file of a sink is opened for each batch of records.
+//! Reload of a running broker at SIGHUP: the limits of services, and the keys of issuers.
+//! Certificates, CAs and revocation lists are reloaded without a signal, and a file of a sink is
+//! opened for each batch of records.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{authn::Authenticator, broker::Broker, config::Config};
 
-/// The configuration that a broker works by, and the signal to read it again.
+/// The configuration in force, and the signal to reload it.
 pub(super) struct Reloading {
     hangup: Signal,
     path: PathBuf,
@@ -20,10 +20,10 @@ pub(super) struct Reloading {
 }
 
 impl Reloading {
-    /// Takes SIGHUP: from now on it does not end the process.
+    /// Begins to handle SIGHUP, which from now on does not end the process.
     ///
     /// # Errors
-    /// The system does not let it be taken.
+    /// The system does not let the process handle the signal.
     pub(super) fn begin(path: &Path, config: &Config) -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -32,7 +32,7 @@ impl Reloading {
         })
     }
 
-    /// Reads again at each signal, for ever.
+    /// Reloads at each signal, for ever.
     pub(super) async fn keep(mut self, broker: Arc<Broker>, authenticator: Arc<Authenticator>) {
         while self.hangup.recv().await.is_some() {
             authenticator.issuers.load().await;
@@ -63,7 +63,7 @@ impl Reloading {
     }
 }
 
-/// Sections, and settings of none, in which two configurations differ.
+/// Returns the sections, and the settings outside of sections, in which two configurations differ.
 fn changed(old: &Config, new: &Config) -> Vec<&'static str> {
     let sections = [
         ("store", old.store != new.store),

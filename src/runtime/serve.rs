@@ -36,7 +36,7 @@ use crate::{
     store::anchor::replace_file,
 };
 
-/// Parts made of a configuration before the store or AWS is asked anything.
+/// Parts made from a configuration, before the store or AWS is called.
 struct Prepared {
     tls: Arc<ServerConfig>,
     clients: ClientCertificates,
@@ -64,10 +64,10 @@ fn prepare(config: &Config) -> Result<Prepared, StartError> {
     })
 }
 
-/// Checks a configuration and the files that it names. Neither the store nor AWS is asked.
+/// Checks a configuration and the files that it names. Calls neither the store nor AWS.
 ///
 /// # Errors
-/// A broker would not start by it.
+/// A broker would not start with this configuration.
 pub fn check(config: &Config) -> Result<(), StartError> {
     prepare(config)?;
     config.audit.witness.as_ref().map(witness).transpose()?;
@@ -80,10 +80,10 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// Serves until told to stop, by the configuration in a file, which is read again at SIGHUP.
+/// Serves until a signal, with the configuration in a file, which SIGHUP reloads.
 ///
 /// # Errors
-/// Why it does not start.
+/// The reason why the broker does not start or fails at its end.
 pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
     let reloading = Reloading::begin(path, &config).map_err(file_error(path))?;
     memory::seal().map_err(StartError::Memory)?;
@@ -136,7 +136,7 @@ pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
     ended
 }
 
-/// Proof of callers by tokens, the broker's own and those of the issuers of a configuration.
+/// Authenticates callers by tokens: the broker's own, and those of the configured issuers.
 pub(super) fn authenticator(config: &Config) -> Result<Arc<Authenticator>, StartError> {
     Ok(Arc::new(Authenticator {
         issuers: issuers(&config.issuers)?,
@@ -144,7 +144,7 @@ pub(super) fn authenticator(config: &Config) -> Result<Arc<Authenticator>, Start
     }))
 }
 
-/// The broker of a configuration, before it serves.
+/// Assembles the broker of a configuration, before it serves.
 pub(super) async fn assembled(
     config: &Config,
     authenticator: Arc<Authenticator>,
@@ -292,8 +292,8 @@ fn settings(aws: &config::Aws) -> AwsSettings {
     }
 }
 
-/// With no operator in the store, makes `admin`. The token is in `path` before the store
-/// knows it, so that no crash leaves an admin whose token nobody has.
+/// Creates operator `admin` if the store has no operator. The token is in `path` before it is in
+/// the store, so that a crash leaves no admin whose token is lost.
 async fn first_operator(assembled: &Assembled, path: &Path) -> Result<(), StartError> {
     let keep = |new: &NewToken| {
         let text = new.token.text().expose_secret();

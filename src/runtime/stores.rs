@@ -1,4 +1,4 @@
-//! The store of a broker, whichever it is.
+//! The store of a broker: a SQLite file or a PostgreSQL database.
 
 use std::{
     fs,
@@ -28,10 +28,10 @@ use crate::{
     },
 };
 
-/// Brings the tables of a broker's store to this version, and returns its number.
+/// Migrates the tables of a broker's store to this version, and returns the version number.
 ///
 /// # Errors
-/// It cannot be reached, or has tables of a later version; a file may be in use.
+/// The store cannot be reached, or has tables of a later version; a file may be in use.
 pub async fn migrate(at: &StoreAt) -> Result<u64, StartError> {
     match at {
         StoreAt::File(path) => {
@@ -42,12 +42,12 @@ pub async fn migrate(at: &StoreAt) -> Result<u64, StartError> {
     }
 }
 
-/// Moves a store from a file, whose broker must not run, to an empty database, and renames
-/// the file so that no broker goes on with it. Returns the log's head, the same before and
-/// after.
+/// Moves a store from a file to an empty database, and renames the file so that no broker continues
+/// with it. The broker of the file must not run. Returns the log's head, which is the same before
+/// and after.
 ///
 /// # Errors
-/// One of the two cannot be used or is not as it must be; then the file is as it was.
+/// One of the two cannot be used, or is not in the required state; then the file is unchanged.
 pub async fn copy(from: &Path, to: &SecretString) -> Result<LogHead, StartError> {
     let file = StoreAt::File(from.to_owned());
     existing(&file)?;
@@ -71,7 +71,7 @@ pub async fn copy(from: &Path, to: &SecretString) -> Result<LogHead, StartError>
     Ok(head)
 }
 
-/// Whether a store's log holds together and has, at this size, this root.
+/// Checks that a store's log is consistent and has this root at this size.
 async fn whole(store: &dyn Store, head: LogHead) -> Result<(), StartError> {
     let check = store.check_log(&[head.size]).await.map_err(Error::from)?;
     match check.fault {
@@ -102,7 +102,7 @@ fn emergency_file(at: &StoreAt) -> PathBuf {
     }
 }
 
-/// What the store holds of `target`; it is only read, so that a broker may be using it.
+/// Returns the holdings of `target`. Only reads the store, so a broker may be using it.
 pub(super) async fn held(
     at: &StoreAt,
     target: &Target,
@@ -117,7 +117,7 @@ pub(super) async fn held(
     }
 }
 
-/// A file must be there before it is opened by who does not make one.
+/// Checks that a store's file exists, for a caller that must not create one.
 pub(super) fn existing(at: &StoreAt) -> Result<(), StartError> {
     match at {
         StoreAt::File(path) if !path.exists() => Err(StartError::NoStore(path.clone())),

@@ -1,5 +1,5 @@
-//! The authorities for client certificates, read from their files: all of them before the
-//! broker listens, and again when any has changed.
+//! The CAs for client certificates, read from their files: all of them before the broker listens,
+//! and again when any file has changed.
 
 use std::{
     fs, io,
@@ -28,49 +28,49 @@ use crate::{
     domain::name::Name,
 };
 
-/// How often the files are looked at.
+/// Interval between two looks at the files.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Why an authority cannot be used.
+/// Reason why a CA cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// It is not the PEM that it should be.
+    /// The file does not contain the expected PEM.
     #[error("{path} holds no {what} in PEM: {source}")]
     Pem {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What should be there.
+        /// Kind of the expected PEM item.
         what: &'static str,
-        /// Why not.
+        /// Error of the parser.
         source: pem::Error,
     },
     /// The broker's own CA cannot sign.
     #[error("the broker's own CA cannot use {path}: {why}")]
     Own {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Description of the defect.
         why: String,
     },
-    /// What is in it cannot be used.
+    /// The content of the file cannot be used.
     #[error("{path}: {source}")]
     Authority {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Defect of the content.
         source: AuthorityError,
     },
 }
 
-/// The broker's own CA as it stands now.
+/// The broker's own CA, as last loaded.
 struct Own(RwLock<Arc<OwnCa>>);
 
 impl CertificateAuthority for Own {
@@ -85,18 +85,18 @@ impl CertificateAuthority for Own {
     }
 }
 
-/// What the files held when they were last taken.
+/// Files of the CAs, with their content when they were last loaded.
 pub(super) struct Files {
     configured: Vec<ClientAuthority>,
     enrollment: Option<Enrollment>,
-    /// The broker's own, once its files were taken.
+    /// The broker's own CA, once its files were loaded.
     own: Option<Arc<Own>>,
-    /// `None` before they were taken for the first time.
+    /// Content of the files; `None` before the first load.
     contents: Option<Vec<Vec<u8>>>,
 }
 
 impl Files {
-    /// Reads the files and has the authenticator trust what they say.
+    /// Reads the files and makes the authenticator trust their CAs.
     ///
     /// # Errors
     /// A file cannot be read or used.
@@ -115,13 +115,13 @@ impl Files {
         Ok(files)
     }
 
-    /// The broker's own CA, which follows its files.
+    /// Returns the broker's own CA, which follows its files.
     pub(super) fn own(&self) -> Option<Arc<dyn CertificateAuthority>> {
         let own = self.own.as_ref()?;
         Some(Arc::<Own>::clone(own))
     }
 
-    /// Takes the files anew if any has changed. What cannot be used changes nothing.
+    /// Loads the files if any has changed. Files that cannot be used change nothing.
     fn take(&mut self, authenticator: &Authenticator) -> Result<(), TrustError> {
         let mut contents = Vec::new();
         for authority in &self.configured {
@@ -131,7 +131,7 @@ impl Files {
         let pair = self.enrollment.as_ref().map(Pair::read).transpose()?;
         if let Some(pair) = &pair {
             contents.push(pair.certificate.clone());
-            // Known again by that; the key itself is not kept here.
+            // The digest shows whether the key has changed; the key itself is not kept here.
             let digest = digest(&SHA256, pair.key.expose_secret());
             contents.push(digest.as_ref().to_vec());
         }
@@ -152,7 +152,7 @@ impl Files {
             authorities.push(authority);
             signing = Some(Arc::new(ca));
         }
-        // What it signs is trusted before it signs.
+        // The authenticator must trust the CA before the CA signs.
         authenticator.trust.replace(authorities);
         if let Some(ca) = signing {
             match &self.own {
@@ -164,7 +164,7 @@ impl Files {
         Ok(())
     }
 
-    /// Takes them anew whenever they change, for ever.
+    /// Loads the files whenever they change, for ever.
     pub(super) async fn keep(mut self, authenticator: Arc<Authenticator>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -181,15 +181,15 @@ impl Files {
     }
 }
 
-/// The broker's own authority: to sign by, and to be trusted.
+/// Returns the broker's own CA: to sign with, and to be trusted.
 ///
 /// # Errors
-/// Its files cannot be read or used.
+/// The files cannot be read or used.
 pub(super) fn own(enrollment: &Enrollment) -> Result<(OwnCa, Authority), TrustError> {
     Pair::read(enrollment)?.authority(enrollment)
 }
 
-/// What the files of the broker's own authority hold, PEM.
+/// Content of the files of the broker's own CA, PEM.
 struct Pair {
     certificate: Vec<u8>,
     key: SecretSlice<u8>,
@@ -207,7 +207,7 @@ impl Pair {
         let (cert_file, key_file) = (&enrollment.ca_cert_file, &enrollment.ca_key_file);
         let pem = &self.certificate;
         let mut bundle = parse::<CertificateDer<'static>>(cert_file, pem, "certificate")?;
-        // Those above it vouch for others, too.
+        // CA certificates above it vouch for other parties, too.
         bundle.truncate(1);
         let vouches_for = VouchesFor::Enrolled(enrollment.trust_domain.clone());
         let authority = Authority::new(vouches_for, &bundle, Vec::new());
@@ -264,7 +264,7 @@ fn authority(
     })
 }
 
-/// One at least.
+/// Parses the items of one kind. At least one must be there.
 fn parse<T: PemObject>(path: &Path, pem: &[u8], what: &'static str) -> Result<Vec<T>, TrustError> {
     let items: Result<Vec<T>, _> = T::pem_slice_iter(pem).collect();
     let items = items.and_then(|items| {

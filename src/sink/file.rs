@@ -1,5 +1,5 @@
-//! The audit log in a file, one JSON object per line, the file replaced by another before
-//! it grows too large.
+//! The audit log in a file, one JSON object per line. The file is rotated before it grows too
+//! large.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,14 +17,14 @@ use crate::{
     domain::name::Name,
 };
 
-/// Bytes that are read at once while a line's end is looked for.
+/// Bytes read at once in the search for the end of a line.
 const BLOCK: usize = 4096;
 
-/// A file and those before it.
+/// A file, and the older files beside it.
 pub struct FileSink {
     name: Name,
     path: PathBuf,
-    /// Held while somebody writes there, even when nobody waits for it any more.
+    /// Held during each write, even after the caller has gone.
     files: Arc<Mutex<Files>>,
 }
 
@@ -35,8 +35,8 @@ struct Files {
 }
 
 impl FileSink {
-    /// In this file, of `rotate_at` bytes at most unless a single record is longer, with
-    /// `keep` older ones beside it: `PATH.1`, the newest of them, to `PATH.KEEP`.
+    /// Writes to this file, of `rotate_at` bytes at most unless a single record is longer. `keep`
+    /// older files are beside it: `PATH.1`, the newest of them, to `PATH.KEEP`.
     #[must_use]
     pub fn new(name: Name, path: PathBuf, rotate_at: u64, keep: u32) -> Self {
         let files = Files {
@@ -68,7 +68,7 @@ impl Sink for FileSink {
 }
 
 impl Files {
-    /// Adds the lines, durably.
+    /// Appends the lines durably.
     fn append(&self, leaves: &[Vec<u8>]) -> io::Result<()> {
         let (mut file, mut size) = self.open()?;
         let mut lines = Vec::new();
@@ -87,8 +87,8 @@ impl Files {
         write(&mut file, &lines)
     }
 
-    /// Opens the file, and cuts off what a crash has left of a line at its end. Returns
-    /// its size as well.
+    /// Opens the file, and cuts off the partial line that a crash has left at its end. Returns the
+    /// file's size as well.
     fn open(&self) -> io::Result<(File, u64)> {
         let file = OpenOptions::new()
             .read(true)
@@ -110,8 +110,8 @@ impl Files {
         Ok((file, size))
     }
 
-    /// Moves the file away, and each older one to the next number, up to the first that is
-    /// free. The last one is written over.
+    /// Renames the file to number 1, and each older file to the next number, up to the first that
+    /// is free. The last file is overwritten.
     fn rotate(&self) -> io::Result<()> {
         let older = (1..self.keep).find(|number| !self.numbered(*number).exists());
         for number in (1..older.unwrap_or(self.keep)).rev() {
@@ -139,7 +139,7 @@ fn write(file: &mut File, lines: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Where the last whole line of a file of this length ends.
+/// Returns the offset at which the last whole line of a file of this length ends.
 fn end_of_lines(file: &File, length: u64) -> io::Result<u64> {
     let (mut end, mut bytes) = (length, [0; BLOCK]);
     while end > 0 {
@@ -179,7 +179,7 @@ mod tests {
     fn a_file_is_replaced_before_it_grows_too_large_and_the_oldest_go() {
         let directory = tempfile::tempdir().unwrap();
         let files = files(directory.path(), 2);
-        // Ten bytes fit, an eleventh does not; a longer line has a file to itself.
+        // Ten bytes fit, an eleventh does not; a longer line has a file of its own.
         append(&files, &["1234", "2345", "3", "456789", "5"]);
         assert_eq!(text(&files, 2).unwrap(), "1234\n2345\n");
         assert_eq!(text(&files, 1).unwrap(), "3\n456789\n");

@@ -1,4 +1,4 @@
-//! The keys of an issuer of tokens, from a file or over HTTPS.
+//! The keys of an issuer of tokens, from a file or by HTTPS.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use super::{Server, post::refused};
 use crate::broker::ports::KeysOf;
 
-/// A file that somebody keeps up to date.
+/// A file of keys, which the operator keeps up to date.
 pub struct KeyFile(PathBuf);
 
 impl KeyFile {
-    /// At this path.
+    /// Reads the file at this path.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self(path)
@@ -34,14 +34,14 @@ impl KeysOf for KeyFile {
     }
 }
 
-/// A URL. Another place that its server names is not asked.
+/// A URL of keys. Redirects are not followed.
 pub struct HttpsKeys {
     server: Server,
     path: String,
 }
 
 impl HttpsKeys {
-    /// At this path of this server.
+    /// Reads the URL of this path on this server.
     #[must_use]
     pub const fn new(server: Server, path: String) -> Self {
         Self { server, path }

@@ -1,5 +1,5 @@
-//! Sinks: the audit log, as lines in a file, as syslog messages or by a webhook. And its
-//! witness, and the keys of issuers: whoever is asked over HTTPS.
+//! Sinks of the audit log: lines in a file, syslog messages, a webhook. Also the other servers that
+//! the broker calls by HTTPS: the log's witness, issuers of keys, and reviewers of tokens.
 
 mod file;
 mod keys;
@@ -24,32 +24,32 @@ pub use self::{
     witness::HttpsWitness,
 };
 
-/// Why a sink cannot be set up.
+/// Reason why a sink or its server cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// What vouches for its server cannot be read.
+    /// The server's CA certificates cannot be read.
     #[error("cannot read certificates from {path}: {source}")]
     Pem {
-        /// Which file.
+        /// File of the certificates.
         path: PathBuf,
-        /// Why.
+        /// Cause, from the PEM reader.
         source: rustls::pki_types::pem::Error,
     },
-    /// No certificate vouches for its server.
+    /// The CA certificates that could vouch for the server are missing.
     #[error("there are no certificates to trust; set ca_file")]
     NoRoots,
-    /// Its server's name is none.
+    /// The server's name is invalid.
     #[error("{0:?} is not a host")]
     Host(String),
-    /// Its token cannot be read.
+    /// The token's file cannot be read.
     #[error("cannot read {path}: {source}")]
     Token {
-        /// Which file.
+        /// File of the token.
         path: PathBuf,
-        /// Why.
+        /// Cause, from the file system.
         source: io::Error,
     },
-    /// What is in its token's file cannot be sent as one.
+    /// The token's file contains no token that can be sent.
     #[error("{0} does not hold a token: one line of visible ASCII characters")]
     NoToken(PathBuf),
     /// TLS cannot be set up.

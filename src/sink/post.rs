@@ -1,5 +1,5 @@
-//! A request to a sink's server, to the witness or to an issuer: a connection for each, so that none is
-//! found dead.
+//! Requests to a sink's server, to the witness or to an issuer. Each request has a connection of
+//! its own, so that none is found dead.
 
 use http_body_util::{BodyExt, Limited};
 use hyper::{
@@ -18,15 +18,15 @@ use crate::broker::ports::SinkError;
 /// Longest answer that is read, bytes.
 const ANSWER_MAX: usize = 100 * 1024;
 
-/// What was answered, as far as it has arrived.
+/// An answer, as far as it has arrived.
 pub(super) struct Answer {
     response: Response<Incoming>,
-    /// Cut off when it is dropped.
+    /// Closed when the answer is dropped.
     _connection: JoinSet<hyper::Result<()>>,
 }
 
 impl Server {
-    /// Posts this body. May be cut off at any moment.
+    /// Posts this body. The future may be dropped at any time.
     pub(super) async fn post(
         &self,
         path: &str,
@@ -40,7 +40,7 @@ impl Server {
         self.send(request, body).await
     }
 
-    /// Gets what is there. May be cut off at any moment.
+    /// Gets this path. The future may be dropped at any time.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, SinkError> {
         self.send(Request::get(path), String::new()).await
     }
@@ -69,7 +69,7 @@ impl Answer {
         self.response.headers()
     }
 
-    /// All of it, as text.
+    /// Returns the whole body, as text.
     pub(super) async fn text(self) -> Result<String, SinkError> {
         let body = Limited::new(self.response.into_body(), ANSWER_MAX);
         let body = body.collect().await.map_err(unread)?;

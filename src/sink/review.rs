@@ -1,4 +1,4 @@
-//! Whether a Kubernetes cluster still stands by a token: TokenReview.
+//! TokenReview: asks a Kubernetes cluster whether a token is still valid.
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
 
 use std::{path::PathBuf, time::Duration};
@@ -14,7 +14,7 @@ use super::{Server, post::refused};
 use crate::broker::ports::Reviewer;
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
-/// A caller waits for it.
+/// Longest time of a review, since a caller waits for it.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// The API server of a cluster.
@@ -37,8 +37,8 @@ struct Status {
 }
 
 impl TokenReview {
-    /// At this server, as the bearer of the token in a file, which is read each time: it may
-    /// be renewed there.
+    /// Asks this server, as the bearer of the token in a file. The file is read for each request,
+    /// since the token may be renewed there.
     #[must_use]
     pub const fn new(server: Server, token_file: PathBuf) -> Self {
         Self { server, token_file }
@@ -74,7 +74,7 @@ impl Reviewer for TokenReview {
     async fn stands_by(&self, token: &str, audiences: &[String]) -> Result<bool, String> {
         let asked = timeout(LIMIT, self.ask(token, audiences)).await;
         let status = asked.map_err(|_| "it does not answer".to_owned())??;
-        // A server that knows nothing of audiences names none: then it has not looked.
+        // A server that does not know audiences returns none, and has not checked them.
         let is_ours = |audience: &String| audiences.contains(audience);
         Ok(status.authenticated && status.audiences.iter().any(is_ours))
     }

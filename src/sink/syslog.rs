@@ -1,8 +1,8 @@
 //! The audit log as syslog messages (RFC 5424) over TLS (RFC 5425).
 //!
-//! Syslog has no acknowledgement: a message counts as delivered when the connection has
-//! taken it. What a broken connection may have lost is sent again once, with the batch
-//! that follows.
+//! Syslog has no acknowledgement: a message counts as delivered when the connection has accepted
+//! it. The batch that a broken connection may have lost is sent again once, with the batch that
+//! follows.
 
 use std::{net::IpAddr, process, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// "Log audit", RFC 5424 section 6.2.1.
+/// Facility "log audit", RFC 5424 section 6.2.1.
 const FACILITY: u8 = 13;
 const ERROR: u8 = 3;
 const WARNING: u8 = 4;
@@ -38,17 +38,17 @@ pub struct SyslogSink {
     line: Mutex<Line>,
 }
 
-/// The way to the server.
+/// Connection to the server, and the last batch.
 #[derive(Default)]
 struct Line {
-    /// Not there while a message may be half written.
+    /// `None` also while a message may be half written.
     stream: Option<TlsStream<TcpStream>>,
-    /// What was sent last.
+    /// The batch that was sent last.
     sent: Vec<Vec<u8>>,
 }
 
 impl SyslogSink {
-    /// Sends to this server, over one connection that is made anew when it breaks.
+    /// Sends to this server, over one connection that is replaced when it breaks.
     #[must_use]
     pub fn new(name: Name, server: Server) -> Self {
         Self {
@@ -90,23 +90,24 @@ impl Sink for SyslogSink {
     }
 }
 
-/// A server says nothing but that it ends the connection.
+/// Returns whether the connection is open: a server sends nothing, and a read succeeds or fails
+/// only at the end of the connection.
 async fn is_open(stream: &mut TlsStream<TcpStream>) -> bool {
     timeout(Duration::ZERO, stream.read(&mut [0]))
         .await
         .is_err()
 }
 
-/// A record as a message with its length before it. The text is JSON, which begins with no
-/// byte order mark (RFC 8259 section 8.1): to syslog it is MSG-ANY.
+/// Returns a record as a message, with its length before it. The text is JSON, which begins without
+/// a byte order mark (RFC 8259 section 8.1): syslog's MSG-ANY.
 fn frame(leaf: &[u8], host: IpAddr) -> Vec<u8> {
     let header = header(leaf::decode(leaf).ok().as_ref(), host);
     let length = header.len() + leaf.len();
     [format!("{length} {header}").as_bytes(), leaf].concat()
 }
 
-/// The header, an empty STRUCTURED-DATA and the space before the text. A leaf that is no
-/// record is told of as it is.
+/// Returns the header, an empty STRUCTURED-DATA and the space before the text. A leaf that is not a
+/// record gets a header of an error, without time and event.
 fn header(record: Option<&AuditRecord>, host: IpAddr) -> String {
     let (severity, time, event) = match record.map(|record| &record.event) {
         Some(event) => {

@@ -16,7 +16,7 @@ use tokio_rustls::{
 use super::SetupError;
 use crate::broker::ports::SinkError;
 
-/// A server and the certificates that vouch for it.
+/// A server, and the certificates that vouch for it.
 pub struct Server {
     host: String,
     port: u16,
@@ -25,11 +25,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that the certificates of `ca_file` vouch for, and no others; without one,
-    /// those that the machine trusts.
+    /// Creates a server for which only the certificates of `ca_file` vouch; without a file, those
+    /// that the machine trusts.
     ///
     /// # Errors
-    /// There are no such certificates, or the host is none.
+    /// Such certificates are missing, or the host is invalid.
     pub fn new(host: &str, port: u16, ca_file: Option<&Path>) -> Result<Self, SetupError> {
         let name = ServerName::try_from(host.to_owned());
         let roots = match ca_file {
@@ -56,13 +56,13 @@ impl Server {
         let failed = |error| SinkError(format!("cannot connect to {}: {error}", self.authority()));
         let stream = TcpStream::connect((self.host.as_str(), self.port));
         let stream = stream.await.map_err(failed)?;
-        // The end of a batch must not wait for more to send.
+        // The end of a batch must not wait for more data.
         stream.set_nodelay(true).map_err(failed)?;
         let connecting = self.connector.connect(self.name.clone(), stream);
         connecting.await.map_err(failed)
     }
 
-    /// `host:port`, an IPv6 address in brackets.
+    /// Returns `host:port`, with an IPv6 address in brackets.
     pub(super) fn authority(&self) -> String {
         match self.host.parse() {
             Ok(IpAddr::V6(address)) => format!("[{address}]:{}", self.port),

@@ -1,4 +1,4 @@
-//! The audit log by a webhook: a POST of one JSON object per line, which any 2xx
+//! The audit log by a webhook: a POST of one JSON object per line, which any 2xx status
 //! acknowledges.
 
 use std::{fs, path::Path};
@@ -16,7 +16,7 @@ use crate::{
     domain::name::Name,
 };
 
-/// A URL that takes records.
+/// A URL that accepts records.
 pub struct WebhookSink {
     name: Name,
     server: Server,
@@ -25,11 +25,11 @@ pub struct WebhookSink {
 }
 
 impl WebhookSink {
-    /// Posts to `path` of this server, query included. The token of `token_file` goes with
-    /// each as bearer.
+    /// Posts to `path`, which includes the query, of this server. Each request carries the token of
+    /// `token_file` as bearer.
     ///
     /// # Errors
-    /// The file cannot be read or holds no token.
+    /// The file cannot be read, or contains no token.
     pub fn new(
         name: Name,
         server: Server,

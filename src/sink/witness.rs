@@ -17,7 +17,7 @@ pub struct HttpsWitness {
 }
 
 impl HttpsWitness {
-    /// The witness of this key, whose submission prefix is `prefix` of this server.
+    /// Creates the witness of this key, with the submission prefix `prefix` on this server.
     #[must_use]
     pub fn new(key: WitnessKey, server: Server, prefix: &str) -> Self {
         let path = format!("{prefix}/add-checkpoint");
@@ -42,7 +42,8 @@ impl Witness for HttpsWitness {
     }
 }
 
-/// The size that it tells, if it does: one number, spelled in the one way, and a line feed.
+/// Returns the size in an answer, if the answer is valid: one number in its canonical form, and a
+/// line feed.
 async fn size(answer: Answer) -> Result<Option<u64>, SinkError> {
     let kind = answer.headers().get(CONTENT_TYPE);
     if kind.is_none_or(|kind| kind.as_bytes() != b"text/x.tlog.size") {

@@ -1,4 +1,4 @@
-//! The newest checkpoint in a file, which can lie on another volume than the store.
+//! The checkpoint file: the newest checkpoint, which can lie on another volume than the store.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,12 +17,12 @@ use crate::broker::ports::{Anchor, StoreError};
 #[derive(Clone, Debug)]
 pub struct FileAnchor {
     path: PathBuf,
-    /// Held by whoever writes, even when nobody waits for it any more.
+    /// Held during each read and write, even after the caller has gone.
     writing: Arc<Mutex<()>>,
 }
 
 impl FileAnchor {
-    /// In this file; it need not be there yet.
+    /// Uses this file, which need not exist yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Anchor for FileAnchor {
 /// Replaces `path` by a file of mode 0600, durably and in one step.
 ///
 /// # Errors
-/// The file system's; the file is as it was.
+/// The file system's error; the file is unchanged then.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new()

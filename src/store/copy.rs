@@ -1,4 +1,4 @@
-//! Moving to a database: every row of a store in a file, in one transaction.
+//! The move to a database: copies every row of a store in a file, in one transaction.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use sqlx::{
 
 use super::postgres::{self, OpenError};
 
-/// Every table, those that others refer to first, with what its rows are ordered by.
+/// Every table, with the columns that order its rows. Referenced tables come before those that
+/// refer to them.
 const TABLES: [(&str, &str); 18] = [
     ("services", "name"),
     ("operators", "name"),
@@ -33,21 +34,21 @@ const TABLES: [(&str, &str); 18] = [
     ("deployment", "single"),
     ("admin_key", "single"),
 ];
-/// Rows that a store has from its beginning.
+/// Tables that have rows in a new store.
 const FROM_THE_BEGINNING: [&str; 2] = ["audit_edge", "deployment"];
-/// Rows that are read, and written, at once; PostgreSQL takes 65,535 values.
+/// Rows read and written at once; PostgreSQL accepts 65,535 values per statement.
 const AT_ONCE: i64 = 500;
 
-/// Why a store cannot be copied. Nothing has been.
+/// Reason why a store cannot be copied. Nothing was copied.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The database cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is something in it already.
+    /// The database is not empty.
     #[error("the database holds {0} already: give an empty one, as `credbroker migrate` makes it")]
     NotEmpty(&'static str),
-    /// One of the two refuses.
+    /// One of the two databases reports an error.
     #[error("the store cannot be copied: {0}")]
     Sql(#[from] sqlx::Error),
 }
@@ -66,11 +67,11 @@ enum Kind {
     Bytes,
 }
 
-/// Copies every row of the store in the file at `from`, which nobody may be writing, to the
-/// database `to`, whose tables must be of this version and empty. All of it or nothing.
+/// Copies every row of the store in the file at `from` to the database `to`, all or nothing. No
+/// broker may be writing to the file. The database's tables must be of this version and empty.
 ///
 /// # Errors
-/// One of them cannot be used, or there is something in the database already.
+/// One of the two cannot be used, or the database is not empty.
 pub async fn copy(from: &Path, to: &SecretString) -> Result<(), CopyError> {
     let source = SqliteConnectOptions::new().filename(from).read_only(true);
     let mut source = source.connect().await?;

@@ -1,4 +1,4 @@
-//! A file that one process at a time has open.
+//! A file that only one process at a time may have open.
 
 use std::{
     fs::{File, TryLockError},
@@ -9,17 +9,17 @@ use std::{
 
 use super::private_file;
 
-/// A locked file. Dropping it releases the lock explicitly: closing is not enough, since a
-/// child process that was forked and has not called `exec` yet has the same open file
-/// description, and with it the lock (flock(2)).
+/// A locked file. Dropping it releases the lock explicitly, since closing is not enough: a child
+/// process that was forked and has not called `exec` yet has the same open file description, and
+/// with it the lock (flock(2)).
 #[derive(Debug)]
 pub(super) struct LockedFile(File);
 
 impl LockedFile {
-    /// Opens the file, which is made with mode 0600 if it is not there, and locks it.
+    /// Opens and locks the file; creates it with mode 0600 if it is missing.
     ///
     /// # Errors
-    /// The file system's; [`io::ErrorKind::ResourceBusy`] when another process has the lock.
+    /// The file system's error; [`io::ErrorKind::ResourceBusy`] if another process has the lock.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = private_file(path)?;
         match file.try_lock() {
@@ -40,7 +40,7 @@ impl Deref for LockedFile {
 
 impl Drop for LockedFile {
     fn drop(&mut self) {
-        // The end of the process does it otherwise.
+        // Otherwise the end of the process releases the lock.
         let _ = self.0.unlock();
     }
 }

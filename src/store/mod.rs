@@ -1,5 +1,5 @@
-//! Where the broker remembers: adapters of [`crate::broker::ports::Store`],
-//! [`crate::broker::ports::Anchor`] and [`crate::broker::ports::Spool`].
+//! Durable state: adapters of [`crate::broker::ports::Store`], [`crate::broker::ports::Anchor`] and
+//! [`crate::broker::ports::Spool`].
 
 pub mod anchor;
 pub mod copy;
@@ -16,7 +16,7 @@ use std::{
     path::Path,
 };
 
-/// Opens a file that nobody else may read, and makes it if it is not there.
+/// Opens a file that only its owner may read and write; creates it if it is missing.
 fn private_file(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)

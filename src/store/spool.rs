@@ -1,4 +1,5 @@
-//! The emergency file: room taken in advance, so that a full disk does not refuse it.
+//! The journal: a file whose room is allocated in advance, so that a full disk does not refuse an
+//! entry.
 
 use std::{
     io::{self, ErrorKind},
@@ -16,11 +17,11 @@ use crate::{
     domain::random::{Random, SystemRandom},
 };
 
-/// Room that is taken, bytes: some 500 entries.
+/// Room that is allocated, bytes: some 500 entries.
 const ROOM: usize = 256 * 1024;
 
-/// Entries in lines, zeros after them. Written over in place, never made longer unless
-/// the room is used up.
+/// Journal with one entry per line and zeros after the entries. Entries overwrite the zeros in
+/// place. The file grows only when its room is used up.
 #[derive(Clone, Debug)]
 pub struct FileSpool {
     path: PathBuf,
@@ -30,16 +31,16 @@ pub struct FileSpool {
 #[derive(Debug)]
 struct Entries {
     file: LockedFile,
-    /// Where the next entry belongs.
+    /// Offset of the next entry.
     end: u64,
 }
 
 impl FileSpool {
-    /// Opens the file, made with mode 0600 and its room if it is not there, and keeps it from
-    /// other brokers.
+    /// Opens the file and locks it against other brokers. Creates it with mode 0600 and its room if
+    /// it is missing.
     ///
     /// # Errors
-    /// The file system's; [`ErrorKind::ResourceBusy`] when another broker has it.
+    /// The file system's error; [`ErrorKind::ResourceBusy`] if another broker has the lock.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = LockedFile::open(path).map_err(|error| match error.kind() {
             busy @ ErrorKind::ResourceBusy => io::Error::new(
@@ -77,7 +78,7 @@ impl FileSpool {
     }
 }
 
-/// What stands in the file, drawn once.
+/// Returns the id in the file. Draws it at random and writes it the first time.
 fn own_id(path: &Path) -> io::Result<String> {
     let known = private_file(path).and_then(io::read_to_string)?;
     if !known.is_empty() {
@@ -95,7 +96,7 @@ fn unavailable(path: &Path, error: &io::Error) -> StoreError {
 }
 
 impl Entries {
-    /// Whole lines; what a crash has cut off was never acknowledged.
+    /// Returns the whole lines. A line that a crash cut off was never acknowledged.
     fn read(&self) -> io::Result<Vec<u8>> {
         let length = usize::try_from(self.file.metadata()?.len());
         let mut bytes = vec![0; length.map_err(|_| ErrorKind::FileTooLarge)?];

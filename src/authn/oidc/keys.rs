@@ -13,17 +13,17 @@ use super::token::{Algorithm, Sha, Token};
 
 /// Longest set that is read, bytes.
 const KEYS_BYTES_MAX: usize = 100 * 1024;
-/// Most keys of a set.
+/// Most keys in a set.
 const KEYS_MAX: usize = 100;
 
-/// The keys of an issuer that can verify.
+/// The keys of an issuer that can verify signatures.
 #[derive(Debug, Default)]
 pub(super) struct KeySet(Vec<Key>);
 
 #[derive(Debug)]
 pub(super) struct Key {
     id: Option<String>,
-    /// The only algorithm that it is for, if it says so.
+    /// The only algorithm of the key, if the key names one.
     algorithm: Option<Algorithm>,
     material: Material,
 }
@@ -43,8 +43,7 @@ enum Material {
 }
 
 impl KeySet {
-    /// Reads a set. Keys that are for something else, or of a kind that is not known, are
-    /// passed over.
+    /// Reads a set. Skips keys for other uses and keys of an unknown kind.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         if json.len() > KEYS_BYTES_MAX {
             return Err(format!("the set is larger than {KEYS_BYTES_MAX} bytes"));
@@ -62,7 +61,8 @@ impl KeySet {
         self.0.len()
     }
 
-    /// The key for a token; `None` when it is not known, or none is named and several fit.
+    /// Returns the key for a token; `None`: the key is unknown, or the token names none and several
+    /// fit.
     pub(super) fn find(&self, token: &Token<'_>) -> Option<&Key> {
         let mut fitting = self.0.iter().filter(|key| key.is_for(token.algorithm));
         if let Some(id) = &token.key_id {
@@ -83,7 +83,7 @@ impl Key {
         fits && self.algorithm.is_none_or(|only| only == algorithm)
     }
 
-    /// Whether it has signed the token.
+    /// Returns whether this key has signed the token.
     pub(super) fn verifies(&self, token: &Token<'_>) -> bool {
         let (message, signature) = (token.signed.as_bytes(), token.signature.as_slice());
         let verified = match &self.material {
@@ -109,7 +109,7 @@ impl Key {
     }
 }
 
-/// Keys of fewer than 2,048 bits are none.
+/// Returns the parameters of an RSA algorithm, which refuse keys of fewer than 2,048 bits.
 fn rsa(algorithm: Algorithm) -> Option<&'static signature::RsaParameters> {
     Some(match algorithm {
         Algorithm::Rs(Sha::S256) => &RSA_PKCS1_2048_8192_SHA256,
@@ -126,7 +126,7 @@ fn key(jwk: &Map<String, Value>) -> Option<Key> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     let is_for_signatures = match jwk.get("use") {
         None => true,
-        // Of SPIFFE's bundles: https://github.com/spiffe/spiffe/blob/main/standards/JWT-SVID.md
+        // SPIFFE's bundles use it: https://github.com/spiffe/spiffe/blob/main/standards/JWT-SVID.md
         Some(use_) => use_ == "sig" || use_ == "jwt-svid",
     };
     let verifies = match jwk.get("key_ops") {
@@ -156,7 +156,7 @@ fn key(jwk: &Map<String, Value>) -> Option<Key> {
             if x.len() != length || y.len() != length {
                 return None;
             }
-            // SEC 1 section 2.3.3: 4 says that the point is not compressed.
+            // SEC 1 section 2.3.3: 4 marks a point that is not compressed.
             let point = [&[4], &x[..], &y[..]].concat();
             Material::Ec { point, algorithm }
         }

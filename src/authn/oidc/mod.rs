@@ -2,8 +2,8 @@
 //! (<https://openid.net/specs/openid-connect-core-1_0.html#IDTokenValidation>), Kubernetes'
 //! service-account tokens, JWT-SVIDs.
 //!
-//! Which issuer a token is of decides, by exact text, before anything is asked of anybody;
-//! nothing else in it leads to a file or to the network.
+//! The issuer that a token names is compared by exact text, before any file or server is read.
+//! Nothing else in a token leads to a file or to the network.
 
 mod keys;
 mod source;
@@ -27,46 +27,46 @@ use crate::{
     },
 };
 
-/// By how much clocks may differ, seconds.
+/// Largest difference between clocks, seconds.
 const LEEWAY: f64 = 60.0;
 /// Longest life that a token may have, seconds.
 const LIFE_MAX: f64 = 24.0 * 3600.0;
 /// Longest subject, bytes.
 const SUBJECT_MAX: usize = 1024;
 
-/// Whom an issuer's tokens make an operator.
+/// Rule by which tokens of an issuer make their bearer an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorRule {
-    /// A claim that is text, or a list of texts.
+    /// Name of a claim that is a text or a list of texts.
     pub claim: String,
-    /// What it must be, or have among its texts.
+    /// Text that the claim must be, or must contain in its list.
     pub value: String,
-    /// What the operator may do then.
+    /// Role of the operator.
     pub role: Role,
 }
 
 /// An issuer of tokens.
 #[derive(Clone, Debug)]
 pub struct IssuerSettings {
-    /// The claim `iss`, exactly.
+    /// Value of the claim `iss`, compared exactly.
     pub issuer: String,
-    /// One of these must be in the claim `aud`.
+    /// Accepted audiences: the claim `aud` must contain one of them.
     pub audiences: Vec<String>,
-    /// Who is an operator; of several rules the one of the most powerful role.
+    /// Rules for operators; of several rules that match, the most powerful role applies.
     pub operators: Vec<OperatorRule>,
-    /// How operators' names begin, before the value of `name_claim`.
+    /// Prefix of operators' names, before the value of `name_claim`.
     pub name_prefix: String,
-    /// The claim that tells an operator's name.
+    /// Claim that contains an operator's name.
     pub name_claim: String,
 }
 
-/// An issuer, and who speaks for it.
+/// An issuer, with its keys and its reviewer.
 pub struct TrustedIssuer {
-    /// What is expected of its tokens.
+    /// Requirements on the issuer's tokens.
     pub settings: IssuerSettings,
-    /// Where its keys are.
+    /// Source of the issuer's keys.
     pub keys: Arc<dyn KeysOf>,
-    /// Who is asked about each good token, if anybody.
+    /// Reviewer that is asked about each valid token; `None`: no review.
     pub reviewer: Option<Arc<dyn Reviewer>>,
 }
 
@@ -86,7 +86,7 @@ impl fmt::Debug for Issuer {
 #[derive(Debug, Default)]
 pub struct Issuers(Vec<Arc<Issuer>>);
 
-/// What a good token says.
+/// Claims of a valid token.
 #[derive(Debug)]
 struct Claims<'a> {
     subject: String,
@@ -96,7 +96,7 @@ struct Claims<'a> {
 }
 
 impl Issuers {
-    /// These.
+    /// Creates the set of trusted issuers.
     #[must_use]
     pub fn new(issuers: Vec<TrustedIssuer>) -> Self {
         let issuer = |trusted: TrustedIssuer| {
@@ -110,7 +110,7 @@ impl Issuers {
         Self(issuers.into_iter().map(issuer).collect())
     }
 
-    /// Reads all keys, once. What cannot be read is told, and tried again.
+    /// Reads the keys of all issuers, once. A failure is logged, and a later read tries again.
     pub async fn load(&self) {
         let mut loading = JoinSet::new();
         for issuer in &self.0 {
@@ -120,7 +120,7 @@ impl Issuers {
         loading.join_all().await;
     }
 
-    /// Reads them anew from time to time, for ever.
+    /// Reads the keys of all issuers again from time to time, forever.
     pub async fn keep(&self) {
         let mut keeping = JoinSet::new();
         for issuer in &self.0 {
@@ -130,7 +130,7 @@ impl Issuers {
         keeping.join_all().await;
     }
 
-    /// Proves whom a bearer's text names, if it is a signed token.
+    /// Authenticates the bearer of a signed token.
     pub(super) async fn authenticate(
         &self,
         store: &dyn Store,
@@ -165,7 +165,7 @@ impl Issuers {
             expires_at: Some(claims.expires_at),
         };
         if let Some((name, role)) = operator {
-            // Nobody is two.
+            // No caller is an operator and a service at once.
             if !services.is_empty() {
                 return Err(wrong("IDENTITY_AMBIGUOUS"));
             }
@@ -204,7 +204,7 @@ impl Issuer {
         claims(&token.claims, &self.settings.audiences, now)
     }
 
-    /// Whether somebody still stands by a good token, where that is asked.
+    /// Checks that the reviewer, if there is one, still accepts a valid token.
     async fn review(&self, text: &str) -> Result<(), &'static str> {
         let Some(reviewer) = &self.reviewer else {
             return Ok(());
@@ -224,7 +224,7 @@ impl Issuer {
     }
 }
 
-/// What a signed set of claims says, if it is good at `now` and for this broker.
+/// Returns the claims of a signed token, if they are valid at `now` and for this broker.
 fn claims<'a>(
     all: &'a Map<String, Value>,
     ours: &[String],
@@ -260,7 +260,7 @@ fn claims<'a>(
     })
 }
 
-/// A NumericDate (RFC 7519 section 2): a JSON number, and no text.
+/// Reads a NumericDate (RFC 7519 section 2): a JSON number, not a text.
 fn number(
     all: &Map<String, Value>,
     name: &str,
@@ -269,7 +269,7 @@ fn number(
     let Some(value) = all.get(name) else {
         return Ok(None);
     };
-    // Before the year 3000; what is larger is a mistake, or milliseconds.
+    // The limit is before the year 3000; a larger number is a mistake, or milliseconds.
     let number = value.as_f64().filter(|number| (0.0..32e9).contains(number));
     number.map(Some).ok_or(wrong)
 }
@@ -284,7 +284,7 @@ fn audiences(all: &Map<String, Value>) -> Result<Vec<String>, &'static str> {
 }
 
 impl IssuerSettings {
-    /// The operator that a token makes of its bearer, if any.
+    /// Returns the operator that a token makes of its bearer, if any.
     fn operator(&self, claims: &Claims<'_>) -> Result<Option<(Name, Role)>, &'static str> {
         let has = |rule: &&OperatorRule| match claims.all.get(&rule.claim) {
             Some(Value::Array(several)) => several.iter().any(|one| *one == rule.value.as_str()),

@@ -1,5 +1,5 @@
-//! The keys of an issuer as they stand now: read at the start, then from time to time, and
-//! when a token names a key that is not among them, but not often.
+//! Current keys of an issuer: read at the start, then from time to time. A token that names an
+//! unknown key causes another read, with a minimum pause between reads.
 
 use std::{
     fmt,
@@ -12,16 +12,16 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{keys::KeySet, token::Token};
 use crate::broker::ports::KeysOf;
 
-/// How long a read may take.
+/// Longest time of a read.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long keys that cannot be read anew go on being good.
+/// Age up to which keys stay valid while they cannot be read again.
 const STALE_AFTER: Duration = Duration::from_hours(24);
 
 pub(super) struct Keys {
     issuer: String,
     of: Arc<dyn KeysOf>,
     known: Mutex<Known>,
-    /// Held while they are read: whoever waits takes what that brings.
+    /// Held during a read; waiting callers use the keys that it brings.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -50,7 +50,7 @@ impl Keys {
         }
     }
 
-    /// The set that has the token's key, if any has.
+    /// Returns the current set, read again first if it lacks the token's key.
     pub(super) async fn for_token(&self, token: &Token<'_>) -> Result<Arc<KeySet>, &'static str> {
         if let Some(set) = self.current()
             && set.find(token).is_some()
@@ -79,7 +79,7 @@ impl Keys {
         }
     }
 
-    /// Reads them whatever was before.
+    /// Reads the keys, however recent the last read is.
     pub(super) async fn load(&self) {
         let _reading = self.reading.lock().await;
         self.read().await;

@@ -1,5 +1,5 @@
-//! A signed token as text: a JWS in compact serialization (RFC 7515) whose payload is a set
-//! of claims (RFC 7519). Nothing here is believed yet.
+//! A signed token as text: a JWS in compact serialization (RFC 7515) whose payload is a set of
+//! claims (RFC 7519). Nothing here is verified yet.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ const TOKEN_MAX: usize = 7 * 1024;
 /// Longest id of a key, bytes.
 const KEY_ID_MAX: usize = 256;
 
-/// Signature algorithms (RFC 7518, RFC 8037); no other is known here.
+/// Supported signature algorithms (RFC 7518, RFC 8037).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     /// `RS256`, `RS384`, `RS512`.
@@ -32,7 +32,7 @@ pub(super) enum Algorithm {
     EdDsa,
 }
 
-/// SHA-2 by its bits.
+/// SHA-2, by its length in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sha {
     /// SHA-256.
@@ -44,7 +44,7 @@ pub(super) enum Sha {
 }
 
 impl Algorithm {
-    /// By its name, exactly.
+    /// Returns the algorithm of exactly this name.
     pub(super) fn of(name: &str) -> Option<Self> {
         Some(match name {
             "RS256" => Self::Rs(Sha::S256),
@@ -62,7 +62,7 @@ impl Algorithm {
     }
 }
 
-/// An object none of whose members stands there twice.
+/// A JSON object in which no member occurs twice.
 struct Members(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -89,30 +89,31 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
-/// What registered names look like but for case (RFC 7519 section 4.1, RFC 7515 section 4.1).
+/// Registered names (RFC 7519 section 4.1, RFC 7515 section 4.1). A name that differs from one of
+/// them only in case is refused.
 const REGISTERED: [&str; 12] = [
     "alg", "aud", "crit", "cty", "exp", "iat", "iss", "jti", "kid", "nbf", "sub", "typ",
 ];
 
-/// A token taken apart.
+/// A parsed token, not verified.
 pub(super) struct Token<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
     pub(super) claims: Map<String, Value>,
-    /// What is signed.
+    /// The signed text: header and payload.
     pub(super) signed: &'a str,
     pub(super) signature: Vec<u8>,
 }
 
 impl<'a> Token<'a> {
-    /// Takes a text apart, or tells why it is none.
+    /// Parses a text, or returns the reason why it is not a token.
     pub(super) fn parse(text: &'a str) -> Result<Self, &'static str> {
         if text.len() > TOKEN_MAX {
             return Err("JWT_TOO_LONG");
         }
         let (signed, signature) = text.rsplit_once('.').ok_or("JWT_MALFORMED")?;
         let (header, payload) = signed.split_once('.').ok_or("JWT_MALFORMED")?;
-        // Five parts would be an encrypted one.
+        // Five parts would be an encrypted token.
         if payload.contains('.') {
             return Err("JWT_MALFORMED");
         }
@@ -146,7 +147,8 @@ fn object(part: &str) -> Result<Map<String, Value>, &'static str> {
     Ok(members)
 }
 
-/// Keys and addresses of keys in a header are not looked at: nobody vouches for them.
+/// Reads the algorithm and the key id. Keys and addresses of keys in a header are ignored, since no
+/// issuer vouches for them.
 fn read_header(header: &Map<String, Value>) -> Result<(Algorithm, Option<String>), &'static str> {
     if header.contains_key("crit") {
         return Err("JWT_CRITICAL_EXTENSION");

@@ -1,4 +1,4 @@
-//! What AWS holds under the broker's path.
+//! Users that AWS has under the broker's path.
 
 use super::every;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     domain::{grant::OWN_TAG_PREFIX, lease::told_by_user_name},
 };
 
-/// Names of all users under `path`.
+/// Returns the names of all users under `path`.
 pub(in crate::aws) async fn users(iam: &IamCalls, path: &str) -> Result<Vec<String>, AwsFailure> {
     let users = every!(iam, on("iam:ListUsers", path),
         iam.client.list_users().path_prefix(path).max_items(1000),
@@ -15,8 +15,8 @@ pub(in crate::aws) async fn users(iam: &IamCalls, path: &str) -> Result<Vec<Stri
     Ok(users.into_iter().map(|user| user.user_name).collect())
 }
 
-/// Whether a user is under `path` and its tags say what its name says; `None` when AWS
-/// knows no such user.
+/// Returns whether a user is under `path` and its tags agree with its name; `None`: AWS knows no
+/// such user.
 pub(in crate::aws) async fn is_ours(
     iam: &IamCalls,
     path: &str,

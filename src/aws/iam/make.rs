@@ -1,7 +1,7 @@
-//! The making of a user and its key.
+//! Creation of a user and its key.
 //!
-//! Everything settable at CreateUser is set there, so that a user never exists without
-//! its boundary, path and tags.
+//! Everything that can be set at CreateUser is set there, so that a user never exists without its
+//! boundary, path and tags.
 
 use aws_sdk_iam::{operation::RequestId, types::Tag as IamTag};
 use secrecy::SecretString;
@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-/// Makes the user, its permissions, and last its key. What an earlier attempt for the
-/// same lease has made is taken over, its keys excepted.
+/// Creates the user, its permissions, and last its key. Takes over what an earlier attempt for the
+/// same lease has created, except keys.
 pub(in crate::aws) async fn create(
     clients: &Clients,
     issue: &Issue,
@@ -60,8 +60,7 @@ pub(in crate::aws) async fn create(
     equipped.await.map_err(touched)
 }
 
-/// Takes every key of a user away, the recorded one whether AWS lists it or not, and
-/// makes another.
+/// Deletes every key of a user, the recorded one even if AWS does not list it, and creates another.
 pub(in crate::aws) async fn replace_key(
     clients: &Clients,
     user: &str,
@@ -133,13 +132,13 @@ async fn create_user(
         .path(format!("{path}{}", below.trim_start_matches('/')))
         .permissions_boundary(&boundary)
         .set_tags(Some(tags.map_err(|_| incomplete("a tag is incomplete"))?));
-    // The SDK tells of the last attempt only, and an earlier one may have been heard.
+    // The SDK reports only its last attempt, and an earlier one may have reached AWS.
     let sent = call.customize().config_override(never_twice()).send();
     iam.ask(&on("iam:CreateUser", &boundary), sent).await?;
     Ok(())
 }
 
-/// Sees that a user of the lease's name is the lease's own.
+/// Checks that a user of the lease's name is the lease's own.
 async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailure> {
     match is_ours(iam, path, user).await.map_err(touched)? {
         Some(true) => Ok(()),
@@ -154,7 +153,7 @@ async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailur
     }
 }
 
-/// Gives a user what its grant says. Each call may be repeated.
+/// Gives a user the permissions of its grant. Each call may be repeated.
 async fn equip(iam: &IamCalls, user: &str, spec: &GrantSpec) -> Result<(), AwsFailure> {
     if let Some(document) = spec.effective_policy() {
         put_policy(iam, user, GRANT_POLICY, &document.to_json()).await?;
@@ -190,8 +189,8 @@ async fn remove_keys(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     Ok(())
 }
 
-/// Makes a key, once AWS accepts it. A key whose secret never arrived is of no use to
-/// anybody: it is removed, and another made.
+/// Creates a key and waits until AWS accepts it. A key whose secret never arrived is useless: it is
+/// deleted, and another is created.
 async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailure> {
     let iam = &clients.iam(Purpose::Complete);
     let made = match create_key(iam, user).await {

@@ -1,4 +1,4 @@
-//! IAM users: made for one lease, removed with it, looked at for reconciliation.
+//! IAM users: created for one lease, removed with it, listed for reconciliation.
 //!
 //! IAM has no idempotency token; the user's name, made of the lease's id, serves as one.
 
@@ -16,7 +16,7 @@ pub(super) use self::{
 use super::{client::IamCalls, error::on};
 use crate::broker::ports::AwsFailure;
 
-/// Everything of a paged list; nothing when what it belongs to is gone.
+/// Collects all entries of a paged list; none if the object that it belongs to is gone.
 macro_rules! every {
     ($iam:expr, $operation:expr, $call:expr, $page:ident => $entries:expr) => {{
         let (mut entries, mut marker) = (Vec::new(), None);
@@ -41,8 +41,8 @@ const GRANT_POLICY: &str = "credbroker-grant";
 /// Name of the inline policy that ends all access at once.
 pub(super) const REVOKED_POLICY: &str = "credbroker-revoked";
 
-/// Whether AWS shows a user. Asked with GetUser: of other calls about a missing user AWS
-/// says that they are not allowed, since it has no path that a policy could match.
+/// Returns whether AWS shows a user. Calls GetUser: AWS answers other calls about a missing user
+/// with a denial, since the user has no path that a policy could match.
 async fn exists(iam: &IamCalls, user: &str) -> Result<bool, AwsFailure> {
     let call = iam.client.get_user().user_name(user).send();
     Ok(iam.look(&on("iam:GetUser", user), call).await?.is_some())
@@ -64,7 +64,7 @@ async fn put_policy(
     Ok(())
 }
 
-/// Ids of a user's keys.
+/// Returns the ids of a user's keys.
 pub(super) async fn keys(iam: &IamCalls, user: &str) -> Result<Vec<String>, AwsFailure> {
     let keys = every!(iam, on("iam:ListAccessKeys", user),
         iam.client.list_access_keys().user_name(user),
@@ -75,7 +75,7 @@ pub(super) async fn keys(iam: &IamCalls, user: &str) -> Result<Vec<String>, AwsF
         .collect())
 }
 
-/// Switches a key off, then deletes it.
+/// Deactivates a key, then deletes it.
 pub(super) async fn remove_key(iam: &IamCalls, user: &str, id: &str) -> Result<(), AwsFailure> {
     deactivate_key(iam, user, id).await?;
     delete_key(iam, user, id).await

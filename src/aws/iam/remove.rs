@@ -1,6 +1,6 @@
-//! The taking away of a user: access first, then whatever keeps the user, the user last.
-//! <https://docs.aws.amazon.com/IAM/latest/APIReference/API_DeleteUser.html> lists what
-//! AWS wants gone before.
+//! Removal of a user: access first, then all that prevents the deletion, the user last.
+//! <https://docs.aws.amazon.com/IAM/latest/APIReference/API_DeleteUser.html> lists what must be
+//! deleted before the user.
 
 use super::{REVOKED_POLICY, deactivate_key, delete_key, every, exists, keys, put_policy};
 use crate::{
@@ -12,9 +12,9 @@ use crate::{
     domain::policy,
 };
 
-/// Denies everything (which also ends sessions made from the user's keys), removes the
-/// keys, then what else gives access, then permissions with the denial last, then the
-/// user. Returns once AWS does not know it.
+/// Denies everything (which also ends sessions made from the user's keys), deletes the keys, then
+/// other ways of access, then permissions with the denial last, then the user. Returns once AWS
+/// does not know the user.
 pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdrawn, AwsFailure> {
     let there = exists(iam, user).await;
     if there == Ok(false) {
@@ -36,7 +36,7 @@ pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdra
     Ok(Withdrawn::Removed)
 }
 
-/// What fails here keeps nothing else here from being tried.
+/// Ends the user's access. A failed step does not prevent the others.
 async fn end_access(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let denied = put_policy(iam, user, REVOKED_POLICY, &policy::deny_all().to_json()).await;
     let denied = match denied {
@@ -54,7 +54,8 @@ async fn end_access(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     ended.into_iter().collect()
 }
 
-/// Its password and second factors. The broker gives it none; somebody else may have.
+/// Deletes the password and deactivates the second factors. The broker creates none; an
+/// administrator of the account may have.
 async fn remove_login(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let call = iam.client.delete_login_profile().user_name(user).send();
     iam.look(&on("iam:DeleteLoginProfile", user), call).await?;
@@ -73,7 +74,8 @@ async fn remove_login(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     Ok(())
 }
 
-/// Certificates, SSH keys and passwords of single services, likewise.
+/// Deletes certificates, SSH keys and passwords of single services, which the broker does not
+/// create either.
 async fn remove_other_credentials(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let certificates = every!(iam, on("iam:ListSigningCertificates", user),
         iam.client.list_signing_certificates().user_name(user),
@@ -145,7 +147,7 @@ async fn remove_permissions(iam: &IamCalls, user: &str) -> Result<(), AwsFailure
     let mut policies = every!(iam, on("iam:ListUserPolicies", user),
         iam.client.list_user_policies().user_name(user),
         page => page.policy_names);
-    // The denial goes last.
+    // The denial is deleted last.
     policies.sort_by_key(|name| name == REVOKED_POLICY);
     for name in policies {
         let call = iam

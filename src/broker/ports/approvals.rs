@@ -1,4 +1,4 @@
-//! What the store knows of changes that take a second operator.
+//! Port to the store for changes that need a second operator.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -9,19 +9,20 @@ use crate::domain::{
     audit::AuditEvent,
 };
 
-/// The part of the store that keeps approvals.
+/// The part of the store that holds approvals.
 #[async_trait]
 pub trait Approvals: Send + Sync {
-    /// Those that are not over by then, oldest first.
+    /// Returns the approvals that have not expired at `now`, oldest first.
     async fn approvals(&self, now: Timestamp) -> Result<Vec<Approval>, StoreError>;
-    /// Asks for one, and forgets those that are over when it is. Conflict when the operator has
-    /// [`crate::domain::approval::OPEN_MAX`] open.
+    /// Adds a requested approval, and deletes those that have expired when it is requested.
+    /// Conflict when the operator has [`crate::domain::approval::OPEN_MAX`] open.
     async fn request_approval(
         &self,
         approval: &Approval,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Gives one. Conflict when it is over by then, given, gone, or the operator's own.
+    /// Approves a request. Conflict when it has expired at `now`, is approved already, is gone, or
+    /// is the operator's own.
     async fn give_approval(
         &self,
         id: &ApprovalId,
@@ -29,9 +30,9 @@ pub trait Approvals: Send + Sync {
         now: Timestamp,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Forgets one, given or not. Conflict when it is gone.
+    /// Deletes an approval, approved or not. Conflict when it is gone.
     async fn reject_approval(&self, id: &ApprovalId, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Uses one up. Conflict when it was not given, is over by then, or gone.
+    /// Uses up an approval. Conflict when it is not approved, has expired at `now`, or is gone.
     async fn use_approval(
         &self,
         id: &ApprovalId,

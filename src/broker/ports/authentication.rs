@@ -12,10 +12,10 @@ use crate::domain::{
 /// Refusal of a login.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The evidence is not good; the reason is for the audit log alone.
+    /// The evidence is invalid; the reason is for the audit log only.
     #[error("the evidence was refused: {reason}")]
     Refused {
-        /// Machine reason.
+        /// Machine-readable reason.
         reason: &'static str,
         /// Evidence, if it could be read.
         evidence: Option<Evidence>,
@@ -25,21 +25,21 @@ pub enum LoginError {
     Suspended {
         /// The service.
         service: Name,
-        /// Evidence that proved it.
+        /// Evidence that proves the service.
         evidence: Evidence,
     },
-    /// The store could not be asked.
+    /// The store is unavailable.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Proves who callers are.
+/// Proves the identity of callers.
 #[async_trait]
 pub trait Authentication: Send + Sync {
-    /// Proves the caller that shows this: by the header if there is one, else by the certificate.
+    /// Authenticates a caller, by the header if there is one, else by the certificate.
     ///
     /// # Errors
-    /// The evidence is not good, or of a suspended service; the store's.
+    /// The evidence is invalid, or is of a suspended service; the store's error.
     async fn login(
         &self,
         store: &dyn Store,

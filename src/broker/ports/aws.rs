@@ -1,4 +1,4 @@
-//! What the use cases need of AWS.
+//! Ports to AWS.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,45 +18,46 @@ use crate::domain::{
     probe::Probe,
 };
 
-/// What became of a call to AWS that did not succeed.
+/// Class of a failed call to AWS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {
-    /// AWS refused, and will again until somebody mends something.
+    /// AWS refused, and will refuse again until the cause is removed.
     Refused,
-    /// Too many calls; later it may work.
+    /// AWS received too many calls. A later attempt may work.
     Throttled,
-    /// The broker itself held the call back, to stay within what AWS takes.
+    /// The broker itself did not make the call, for example to stay within AWS's rates.
     HeldBack,
-    /// AWS answered that it cannot do it now; nothing has happened.
+    /// AWS answered that it cannot do it now. Nothing has happened.
     Busy,
-    /// AWS could not be reached, and nothing has happened there.
+    /// AWS was unreachable. Nothing has happened there.
     Unavailable,
-    /// No answer came: it may have happened or not.
+    /// AWS did not answer. The call may have taken effect.
     Uncertain,
 }
 
-/// A call to AWS that did not succeed, in words a person can act on.
+/// A failed call to AWS, with a text that a person can act on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct AwsFailure {
-    /// What to make of it.
+    /// Class of the failure.
     pub class: FailureClass,
-    /// Machine reason.
+    /// Machine-readable reason.
     pub reason: &'static str,
-    /// What happened and why.
+    /// Description of what happened and why.
     pub message: String,
-    /// What to do next.
+    /// Advice on what to do next; may be empty.
     pub next: String,
-    /// When to try again, where that can help.
+    /// Time after which a retry may work; `None` if a retry cannot help.
     pub retry_after: Option<Duration>,
-    /// AWS's own code and words, for the audit log.
+    /// AWS's error code and message, for the audit log.
     pub aws_said: String,
-    /// AWS's id of the request.
+    /// AWS's request id.
     pub aws_request_id: Option<String>,
 }
 
 impl AwsFailure {
-    /// The broker did not ask, or not all, and will after `wait`.
+    /// Returns the failure of an operation that the broker did not do, or not completely. The
+    /// broker tries again after `wait`.
     #[must_use]
     pub const fn held_back(reason: &'static str, message: String, wait: Duration) -> Self {
         Self {
@@ -70,8 +71,8 @@ impl AwsFailure {
         }
     }
 
-    /// Each call was answered, but so many had to wait for their turn that all of them
-    /// took more than `limit`.
+    /// Returns the failure of an operation whose calls AWS answered, but which took more than
+    /// `limit`, because its calls had to wait for their turn.
     #[must_use]
     pub fn too_slow(limit: Duration) -> Self {
         let seconds = limit.as_secs();
@@ -82,7 +83,7 @@ impl AwsFailure {
         }
     }
 
-    /// AWS took more than `limit`.
+    /// Returns the failure of a call that AWS did not answer within `limit`.
     #[must_use]
     pub fn no_answer(limit: Duration) -> Self {
         Self {
@@ -97,100 +98,101 @@ impl AwsFailure {
     }
 }
 
-/// What to do when nobody knows what has happened.
+/// Advice for a call whose outcome is unknown.
 pub const UNCERTAIN_NEXT: &str = "try again; what AWS may have made is taken over by the same request id, or found and removed by the broker";
 
-/// Why no credentials came of it.
+/// Failure to issue credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueFailure {
-    /// What AWS did.
+    /// Failed call to AWS.
     pub failure: AwsFailure,
-    /// What this attempt has left there.
+    /// Residue of this attempt in AWS.
     pub left: Left,
 }
 
-/// What an attempt to issue has left in AWS.
+/// Residue of an attempt to issue in AWS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// Nothing; an earlier attempt may have left something.
+    /// The attempt left nothing. An earlier attempt may have left something.
     Nothing,
-    /// Perhaps something of the lease's.
+    /// The attempt may have left objects of the lease.
     Something,
-    /// Something of the lease's name that is somebody else's: not to be touched.
+    /// AWS has something under the lease's name that is not the broker's. The broker must not touch
+    /// it.
     NotOurs,
 }
 
-/// Whom an access key belongs to.
+/// Owner of an access key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminIdentity {
     /// ARN of the user, or of a role's session.
     pub arn: String,
-    /// Its account.
+    /// AWS account of the owner.
     pub account: AccountId,
 }
 
-/// What a removal found.
+/// Result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawn {
-    /// The user was there and is gone.
+    /// The user existed and is deleted.
     Removed,
-    /// AWS knows no such user: gone, not there yet, or never made.
+    /// AWS knows no such user: deleted earlier, not visible yet, or never created.
     NotFound,
 }
 
-/// How soon something is to be taken away.
+/// Priority of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// In its turn.
+    /// The removal waits for its turn.
     Ordinary,
-    /// Somebody has shut it out: it waits for nobody else's calls.
+    /// An operator has revoked the lease: the removal does not wait behind other calls.
     Revocation,
 }
 
-/// Makes and takes away credentials in AWS.
+/// Creates and deletes credentials in AWS.
 ///
-/// Every call is bounded in time and keeps within AWS's rates, where taking away goes
-/// before making. `issue` and `replace_key` may be repeated: what an earlier attempt
-/// made for the same lease is taken over, and no second key is left.
+/// Every call has a time limit and stays within AWS's rates, where deletion goes before creation.
+/// `issue` and `replace_key` may be repeated: they take over what an earlier attempt created for
+/// the same lease, and leave no second key.
 #[async_trait]
 pub trait Issuer: Send + Sync {
-    /// Whether AWS is to be asked to issue at all.
+    /// Checks that AWS can be asked to issue now.
     ///
     /// # Errors
-    /// Not while it has been failing, or while too many calls wait already.
+    /// AWS has been failing, or too many calls wait already.
     fn ready(&self, issue: &Authorized<Issue>) -> Result<(), AwsFailure>;
-    /// Whether AWS has answered of late, or has not been asked; nobody is asked now.
+    /// Returns whether AWS has answered recently, or has not been called. Makes no call.
     fn answers(&self) -> bool;
-    /// How many removals may go on side by side, so that each comes to its end in some
-    /// 20 s: at least 1.
+    /// Returns the number of removals that may run concurrently, at least 1, so that each ends
+    /// within some 20 s.
     fn removals_at_once(&self) -> usize;
-    /// Makes the credentials of one lease, everything named and tagged after it. A
-    /// user's key is handed over once AWS accepts it.
+    /// Creates the credentials of one lease; all names and tags derive from the lease. Returns a
+    /// user's key once AWS accepts it.
     async fn issue(
         &self,
         issue: &Authorized<Issue>,
         lease: &Binding,
     ) -> Result<Credentials, IssueFailure>;
-    /// Takes every key of an `iam_user` lease's user away, the recorded one among them,
-    /// and makes another. `settled`: AWS must know the user by now, so one that it does
-    /// not show is gone.
+    /// Deletes every key of an `iam_user` lease's user, `recorded` included, and creates another.
+    /// `settled`: AWS must know the user by now, so a user that AWS does not show is gone.
     async fn replace_key(
         &self,
         lease: &Binding,
         recorded: &str,
         settled: bool,
     ) -> Result<Credentials, IssueFailure>;
-    /// Removes whatever `issue` made for an `iam_user` lease: access first, then what
-    /// is left of the user, the user last. Returns once AWS no longer knows the user;
-    /// safe to repeat, and when nothing was made.
+    /// Deletes everything that `issue` created for an `iam_user` lease: access first, then the
+    /// other parts of the user, the user last. Returns once AWS no longer knows the user. Safe to
+    /// repeat, also when nothing was created.
     async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
-    /// Whom the admin key belongs to, asked of AWS.
+    /// Returns the owner of the admin key, as AWS reports it.
     async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
-    /// From now on so many brokers ask AWS, this one included: it takes its share.
+    /// Sets the number of replicas that call AWS, this one included. Each replica takes an equal
+    /// share of the rates.
     fn share_with(&self, brokers: u64);
 }
 
-/// Why AWS refuses a call, as its words tell:
+/// Cause of a refusal by AWS, as AWS's message states it:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalCause {
@@ -199,82 +201,83 @@ pub enum RefusalCause {
     /// A denial in a policy of the organization, the resource, the session, a boundary or an
     /// endpoint.
     OtherDenial,
-    /// No policy allows it.
+    /// Absence of a policy that allows the call.
     NotAllowed,
-    /// AWS does not tell.
+    /// AWS does not state the cause.
     Untold,
 }
 
-/// What AWS says to a session that tries something harmless.
+/// AWS's answer to the probe of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may.
+    /// The session may make the call.
     Allowed,
-    /// AWS knows the session, and denies it the call.
+    /// AWS knows the session and refuses the call.
     Refused {
-        /// For what, by AWS's own words.
+        /// Cause, from AWS's message.
         cause: RefusalCause,
-        /// AWS's code and words, up to 512 characters.
+        /// AWS's error code and message, up to 512 characters.
         said: String,
     },
     /// The credentials are no longer accepted: expired, or unknown to AWS.
     Dead,
 }
 
-/// What AWS holds of this broker's, for reconciliation.
+/// Users and keys of this broker in AWS, for reconciliation.
 #[async_trait]
 pub trait Inventory: Send + Sync {
-    /// Names of all users under this broker's path.
+    /// Returns the names of all users under this broker's path.
     async fn users(&self) -> Result<Vec<String>, AwsFailure>;
-    /// Whether a user is under this broker's path and its tags say what its name says;
-    /// `None` when AWS knows no such user.
+    /// Returns whether a user is under this broker's path and its tags agree with its name; `None`
+    /// when AWS knows no such user.
     async fn is_ours(&self, user: &str) -> Result<Option<bool>, AwsFailure>;
-    /// Ids of the keys of a user; none when AWS knows no such user.
+    /// Returns the ids of a user's keys; empty when AWS knows no such user.
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
-    /// Removes one key of a user.
+    /// Deletes one key of a user.
     async fn remove_key(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
 }
 
-/// Why an account cannot be entered: no role is configured for it.
+/// Reason code when no role is configured for another AWS account.
 pub const NO_REVOKER: &str = "NO_REVOKER";
 
-/// Denies sessions in AWS, and sees whether AWS refuses them.
+/// Denies sessions in AWS, and probes whether AWS enforces the denials.
 ///
-/// Every call is bounded in time, and goes before all that makes credentials.
+/// Every call has a time limit, and goes before all calls that create credentials.
 #[async_trait]
 pub trait Denier: Send + Sync {
-    /// Region of a probe for which none is named.
+    /// Returns the region of a probe for which none is named.
     fn region(&self) -> Option<String>;
-    /// The user that federates sessions: the broker's own; `None` when it is none.
+    /// Returns the user that federates sessions, the owner of the admin key; `None` when the owner
+    /// is not a user.
     async fn federates(&self) -> Result<Option<UserArn>, AwsFailure>;
-    /// Makes ready to change policies of an account; of another than the broker's by a session
-    /// of the role there, which is returned when it is a new one.
+    /// Prepares to change policies of an account. In another account than the broker's, assumes the
+    /// role there. Returns the session of that role if it is new.
     async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure>;
-    /// Puts this policy of denials in the place of the last, attached to each of `holders`
-    /// where it is a managed one; removes it for `None`. Safe to repeat.
+    /// Replaces the policy at `place`. Attaches a managed policy to each of `holders`. `None`:
+    /// removes the denials. Safe to repeat.
     async fn write(
         &self,
         place: &Place,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
     ) -> Result<Put, AwsFailure>;
-    /// The policy of denials as AWS has it; one that is no policy of ours, or that is not
-    /// attached to each of `holders`, is [`Found::Other`].
+    /// Returns the policy at `place` as AWS has it. A policy that the broker never writes, or that
+    /// is not attached to each of `holders`, is [`Found::Other`].
     async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure>;
-    /// Makes a session of a grant, named and tagged as `binding` says, that may do nothing
-    /// but the probes, and lives for a quarter of an hour.
+    /// Creates a canary: a session of a grant, named and tagged as `binding` says. The session may
+    /// only make the probes, and lives for 15 minutes.
     async fn canary(
         &self,
         grant: &Grant,
         binding: &Binding,
         probes: &[Probe],
     ) -> Result<Credentials, AwsFailure>;
-    /// Makes the call once, with `credentials` and nothing of the broker's own, in `region` or
-    /// the broker's. Changes nothing; may be repeated, and side by side.
+    /// Makes the probe once, with `credentials` and nothing of the broker's own, in `region` or
+    /// else the broker's region. Changes nothing. May be repeated and may run concurrently.
     ///
     /// # Errors
-    /// Whatever is no verdict: no answer within the time of one attempt, throttling, a fault of
-    /// AWS, an answer that is not AWS's, a signature that AWS does not accept.
+    /// Every answer that is no verdict: no answer within the time of one attempt, throttling, a
+    /// fault of AWS, an answer that is not AWS's, a signature that AWS does not accept.
     async fn probe(
         &self,
         credentials: &Credentials,
@@ -283,53 +286,53 @@ pub trait Denier: Send + Sync {
     ) -> Result<Verdict, AwsFailure>;
 }
 
-/// A session by which policies of another account are changed.
+/// A session of the role that changes policies in another account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entered {
-    /// The role.
+    /// Role that was assumed.
     pub role: RoleArn,
-    /// `ASIA…`.
+    /// Access key id of the session, `ASIA…`.
     pub access_key_id: String,
-    /// AWS's id of the request.
+    /// AWS's request id.
     pub aws_request_id: Option<String>,
 }
 
-/// A policy of denials that was written.
+/// Result of writing the policy at a location.
 #[derive(Debug, Default)]
 pub struct Put {
-    /// AWS's id of the request.
+    /// AWS's request id.
     pub aws_request_id: Option<String>,
-    /// What AWS would not attach it to, and why.
+    /// Roles and users to which AWS did not attach the policy, and why.
     pub missed: BTreeMap<Holder, AwsFailure>,
 }
 
-/// What AWS has for a policy of denials.
+/// Policy at a location, as AWS has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// None.
+    /// Absence of a policy, or a policy that denies nothing.
     Nothing,
-    /// This.
+    /// The document of the policy.
     Policy(Document),
-    /// Something that the broker never writes.
+    /// A policy that the broker never writes, or that is not attached as it should be.
     Other,
 }
 
-/// The broker's own key in AWS.
+/// The broker's own key in AWS: the admin key.
 #[async_trait]
 pub trait Keyring: Send + Sync {
-    /// From now on works with this key. What has been begun with another goes on.
+    /// Switches to this key. Operations in progress continue with the key they began with.
     fn adopt(&self, key: &AccessKey);
-    /// Id of the key at work, without asking AWS; `None` when the standard AWS chain does
-    /// not tell within two seconds.
+    /// Returns the id of the current key, without asking AWS; `None` when the standard AWS chain
+    /// does not name one within two seconds.
     async fn id(&self) -> Option<String>;
-    /// Sees that AWS accepts a key, for up to 20 s if it does not at once. Returns whom
-    /// it belongs to.
+    /// Waits until AWS accepts a key, for up to 20 s. Returns the owner of the key.
     async fn prove(&self, key: &AccessKey) -> Result<AdminIdentity, AwsFailure>;
-    /// Ids of the keys of the user of this ARN, by the key at work.
+    /// Returns the ids of the keys of the user with this ARN. The call uses the current key.
     async fn keys(&self, user: &str) -> Result<Vec<String>, AwsFailure>;
-    /// Makes a key of this user, by the key at work. Never repeated by itself.
+    /// Creates a key of this user. The call uses the current key, and is never repeated
+    /// automatically.
     async fn create(&self, user: &str) -> Result<AccessKey, AwsFailure>;
-    /// Switches a key of this user off. Safe to repeat.
+    /// Deactivates a key of this user. Safe to repeat.
     async fn deactivate(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;
     /// Deletes a key of this user. Safe to repeat.
     async fn delete(&self, user: &str, access_key_id: &str) -> Result<(), AwsFailure>;

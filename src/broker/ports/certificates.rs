@@ -1,38 +1,39 @@
-//! The broker's own authority for client certificates.
+//! Port to the broker's own CA for client certificates.
 
 use jiff::Timestamp;
 
 use crate::domain::{binding::KeyDigest, name::Name};
 
-/// A client certificate that was just made.
+/// A newly issued client certificate.
 #[derive(Clone, Debug)]
 pub struct ClientCertificate {
-    /// In PEM, with the authority's behind it.
+    /// Certificate in PEM, followed by the CA's.
     pub chain: String,
-    /// Of the key that it is for.
+    /// Digest of the certified public key.
     pub key: KeyDigest,
-    /// When it ends.
+    /// End of the certificate's validity.
     pub expires_at: Timestamp,
 }
 
-/// Why a request for a certificate comes to nothing.
+/// Failure of a request for a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// It is none that can be answered, in words for whoever made it.
+    /// The request is invalid; the text is for the caller that made it.
     #[error("{0}")]
     Invalid(String),
-    /// The authority does not sign.
+    /// The CA does not sign.
     #[error("the broker's own CA does not sign: {0}")]
     NotSigned(String),
 }
 
-/// Makes client certificates for hosts of services.
+/// Issues client certificates to hosts of services.
 pub trait CertificateAuthority: Send + Sync {
-    /// A certificate from `now` on for the key of a PKCS#10 request (RFC 2986) in DER, whose
-    /// signature shows that the caller has it. Nothing else is taken from the request.
+    /// Returns a certificate, issued at `now`, for the key of a PKCS#10 request (RFC 2986) in DER.
+    /// The request's signature shows that the caller has the key. The rest of the request is
+    /// ignored.
     ///
     /// # Errors
-    /// The request is none, or the authority does not sign.
+    /// The request is invalid, or the CA does not sign.
     fn sign(
         &self,
         request: &[u8],

@@ -1,4 +1,4 @@
-//! Who may call: operators, and how services and operators prove who they are.
+//! Port to the store for callers: operators, and how services and operators prove who they are.
 
 use async_trait::async_trait;
 
@@ -12,18 +12,18 @@ use crate::domain::{
     token::{StoredToken, TokenId},
 };
 
-/// Whose token it is, as it stands now.
+/// Owner of a token, as currently stored.
 #[derive(Clone, Debug)]
 pub enum TokenOwner {
     /// A service.
     Service(Service),
     /// An operator.
     Operator(Operator),
-    /// Whoever may enrol a host of this service.
+    /// Service of a host that may enrol with the token.
     Enrollee(Service),
 }
 
-/// The part of the store that knows who may call.
+/// The part of the store that knows the callers.
 #[async_trait]
 pub trait Identities: Send + Sync {
     /// Adds a service token. Conflict when the service is unknown or has
@@ -41,57 +41,58 @@ pub trait Identities: Send + Sync {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Uses up an enrolment token for this binding, which takes the place of an earlier one
-    /// of the same key and service. Conflict when the token is used up, the service has
-    /// [`crate::domain::binding::ENROLLED_MAX`] hosts, or another is known by that key.
+    /// Uses up an enrolment token to add this binding, which replaces an earlier one of the same
+    /// key and service. Conflict when the token is used up, the service has
+    /// [`crate::domain::binding::ENROLLED_MAX`] hosts, or another service is bound to that key.
     async fn enroll(
         &self,
         token: &TokenId,
         binding: &ServiceBinding,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Lets an enrolled host be known until later. Conflict when it is not enrolled.
+    /// Extends the binding of an enrolled host. Conflict when the host is not enrolled.
     async fn prolong(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
-    /// The tokens of a service, oldest first.
+    /// Returns the tokens of a service, oldest first.
     async fn tokens(&self, service: &Name) -> Result<Vec<StoredToken>, StoreError>;
-    /// Ends a token. Conflict when the service has none of this id.
+    /// Deletes a token. Conflict when the service has no token of this id.
     async fn delete_token(
         &self,
         service: &Name,
         id: &TokenId,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// A token by its visible part, with its owner as it stands now.
+    /// Returns a token by its visible part, with its owner as currently stored.
     async fn token_owner(
         &self,
         id: &TokenId,
     ) -> Result<Option<(StoredToken, TokenOwner)>, StoreError>;
 
-    /// Lets a service be known by something. Conflict when the service is unknown, has
-    /// [`crate::domain::binding::BINDINGS_MAX`] already, when any is known by the same, or
-    /// another by what may be the same caller.
+    /// Binds an identity to a service. Conflict when the service is unknown or has
+    /// [`crate::domain::binding::BINDINGS_MAX`] bindings already, when any service has the same
+    /// binding, or when another service has one that may match the same caller.
     async fn bind(&self, binding: &ServiceBinding, audit: AuditEvent) -> Result<(), StoreError>;
-    /// What a service is known by, oldest first.
+    /// Returns the bindings of a service, oldest first.
     async fn bindings(&self, service: &Name) -> Result<Vec<ServiceBinding>, StoreError>;
-    /// One binding of a service.
+    /// Returns one binding of a service.
     async fn binding(
         &self,
         service: &Name,
         id: &BindingId,
     ) -> Result<Option<ServiceBinding>, StoreError>;
-    /// Ends a binding. Conflict when the service has none of this id.
+    /// Deletes a binding. Conflict when the service has no binding of this id.
     async fn unbind(
         &self,
         service: &Name,
         id: &BindingId,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Who is known by tokens of this issuer, as it stands now, oldest binding first.
+    /// Returns the services bound to tokens of this issuer, as currently stored, oldest binding
+    /// first.
     async fn bound_by_issuer(
         &self,
         issuer: &str,
     ) -> Result<Vec<(ServiceBinding, Service)>, StoreError>;
-    /// Who is known by this, as it stands now.
+    /// Returns the service bound to this identity, as currently stored.
     async fn bound(
         &self,
         known_by: &KnownBy,
@@ -105,11 +106,12 @@ pub trait Identities: Send + Sync {
         token: &StoredToken,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// All operators, by name.
+    /// Returns all operators, by name.
     async fn operators(&self) -> Result<Vec<Operator>, StoreError>;
-    /// Removes an operator and its token. Conflict when it is unknown or the last admin.
+    /// Deletes an operator and its token. Conflict when the operator is unknown or the last admin.
     async fn delete_operator(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Gives an operator, made as admin if unknown, another token.
+    /// Replaces an operator's token and makes the operator an admin. An unknown operator is
+    /// created.
     async fn replace_operator_token(
         &self,
         name: &Name,

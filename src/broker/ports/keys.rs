@@ -1,30 +1,30 @@
-//! What an issuer of tokens says: its public keys, and whether it stands by a token.
+//! Ports to an issuer of tokens: its public keys, and its review of a token.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-/// A JWK set (RFC 7517) that somebody else keeps.
+/// A JWK set (RFC 7517) that another party maintains.
 #[async_trait]
 pub trait KeysOf: Send + Sync {
-    /// The set in JSON, as it is now. May be cut off at any moment.
+    /// Returns the current set, in JSON. May be cancelled at any moment.
     ///
     /// # Errors
-    /// Why it cannot be read, in words.
+    /// The set cannot be read; the reason, in words.
     async fn read(&self) -> Result<Vec<u8>, String>;
-    /// How often it is read.
+    /// Returns the interval between reads.
     fn every(&self) -> Duration;
-    /// How soon after one it may be read again because a key is missing.
+    /// Returns the shortest time after a read until a missing key may cause another.
     fn again_after(&self) -> Duration;
 }
 
-/// Who knows whether a token is still good that an issuer has signed.
+/// A party that knows whether an issuer's signed token is still valid.
 #[async_trait]
 pub trait Reviewer: Send + Sync {
-    /// Whether it stands by this token, for one of these audiences. May be cut off at any
-    /// moment.
+    /// Returns whether the issuer still accepts this token, for one of these audiences. May be
+    /// cancelled at any moment.
     ///
     /// # Errors
-    /// Why it does not tell, in words.
+    /// The review has no result; the reason, in words.
     async fn stands_by(&self, token: &str, audiences: &[String]) -> Result<bool, String>;
 }

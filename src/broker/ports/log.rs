@@ -1,4 +1,4 @@
-//! What the use cases need of the audit log.
+//! Ports of the audit log.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     domain::{name::Name, seal::Sealed},
 };
 
-/// Which audit records to list; `None` matches everything.
+/// Filter for a list of audit records; `None` matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditFilter {
     /// The service concerned.
@@ -26,29 +26,29 @@ pub struct AuditFilter {
     pub lease_id: Option<String>,
     /// The access key concerned.
     pub access_key_id: Option<String>,
-    /// Who did it.
+    /// Actor, as records write it: `operator:NAME`, `service:NAME`, `broker` or `unknown`.
     pub actor: Option<String>,
-    /// What happened.
+    /// Name of the event.
     pub event: Option<String>,
-    /// How it went.
+    /// Name of the outcome.
     pub outcome: Option<String>,
-    /// Not before.
+    /// Earliest time, inclusive.
     pub since: Option<Timestamp>,
-    /// Before.
+    /// Latest time, exclusive.
     pub until: Option<Timestamp>,
 }
 
-/// How much is in the log, and the root of the tree over it.
+/// Size of the log, and the root of the tree over its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogHead {
-    /// Records.
+    /// Number of records.
     pub size: u64,
-    /// RFC 6962's Merkle tree hash.
+    /// Merkle tree hash (RFC 6962).
     pub root: Hash,
 }
 
 impl LogHead {
-    /// The head of a log with this edge.
+    /// Returns the head of a log with this edge.
     #[must_use]
     pub fn of(edge: &Edge) -> Self {
         Self {
@@ -58,77 +58,79 @@ impl LogHead {
     }
 }
 
-/// What a reading of the whole log has found.
+/// Result of reading the whole log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogCheck {
-    /// The roots when it had as many records as was asked; of those that it has had.
+    /// Roots of the log at the requested sizes. Sizes that the log has not had are absent.
     pub roots: BTreeMap<u64, Hash>,
-    /// What does not fit together, in words.
+    /// Description of an inconsistency; `None` if the log is consistent.
     pub fault: Option<String>,
 }
 
 /// A checkpoint in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptCheckpoint {
-    /// How many records it stands for.
+    /// Number of records that the checkpoint covers.
     pub size: u64,
-    /// The signed note.
+    /// Signed note.
     pub note: String,
-    /// Whether it, or an earlier one, is beside the store as well.
+    /// True once the checkpoint file holds this checkpoint or an earlier one.
     pub anchored: bool,
 }
 
 /// The newest checkpoint that the witness has cosigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CosignedCheckpoint {
-    /// How many records it stands for.
+    /// Number of records that the checkpoint covers.
     pub size: u64,
-    /// The note, with both signatures.
+    /// Note with both signatures: the log's and the witness's.
     pub note: String,
 }
 
 /// A key that signs the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogKey {
-    /// Its public half, as [`crate::audit::note::Verifier`] writes it.
+    /// Public key, as [`crate::audit::note::Verifier`] writes it.
     pub verifier: String,
-    /// What it grows from, sealed.
+    /// Seed of the private key, sealed.
     pub seed: Sealed,
-    /// Since when it signs.
+    /// Time from which the key signs.
     pub since: Timestamp,
-    /// The checkpoint, signed by the key before, of the log that announces this one.
+    /// Checkpoint that announces this key, signed by the previous key.
     pub handover: Option<String>,
 }
 
-/// Where the newest checkpoint is kept beside the store.
+/// The checkpoint file: the newest checkpoint, outside the store.
 #[async_trait]
 pub trait Anchor: Send + Sync {
-    /// The note that was kept last; `None` for none yet.
+    /// Returns the note that was saved last; `None` for none yet.
     async fn read(&self) -> Result<Option<String>, StoreError>;
-    /// Keeps this one in its place, durably and in one step.
+    /// Replaces the note, durably and atomically.
     async fn write(&self, note: &str) -> Result<(), StoreError>;
 }
 
-/// The emergency file: what must not be lost while the store takes no records.
+/// The journal, also called the emergency file: revocations that must not be lost while the store
+/// accepts no records.
 #[async_trait]
 pub trait Spool: Send + Sync {
-    /// Drawn at random when the file was made: no two brokers that live have the same.
+    /// Returns an id that was drawn at random when the file was created. Two live brokers never
+    /// have the same id.
     async fn id(&self) -> Result<String, StoreError>;
-    /// Adds an entry, durably.
+    /// Appends an entry, durably.
     async fn add(&self, entry: &[u8]) -> Result<(), StoreError>;
-    /// All entries, oldest first.
+    /// Returns all entries, oldest first.
     async fn entries(&self) -> Result<Vec<Vec<u8>>, StoreError>;
     /// Deletes all entries but `kept`, which are some of [`Self::entries`].
     async fn keep_only(&self, kept: &[Vec<u8>]) -> Result<(), StoreError>;
 }
 
-/// Why a sink or the witness did not take what it was sent, in words without a secret.
+/// Reason why a sink or the witness did not accept a delivery, in words without a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SinkError(pub String);
 
 impl SinkError {
-    /// It took longer than it may.
+    /// Returns the error of a sink that did not answer within `limit`.
     #[must_use]
     pub fn late(limit: Duration) -> Self {
         Self(format!(
@@ -138,35 +140,35 @@ impl SinkError {
     }
 }
 
-/// Somewhere else that the log is streamed to.
+/// A destination outside the broker to which the log is streamed.
 #[async_trait]
 pub trait Sink: Send + Sync {
-    /// Its name, under which it is remembered how far it is.
+    /// Returns the name, under which the store remembers the sink's position.
     fn name(&self) -> &Name;
-    /// Hands it these leaves, which follow each other in the log. It has taken them when
-    /// this returns. May be cut off at any moment; what it has not taken, and perhaps
-    /// some of what it has, is handed to it again.
+    /// Delivers these leaves, which follow each other in the log. When this returns, the sink has
+    /// accepted them. May be cancelled at any moment. Leaves that the sink has not accepted, and
+    /// perhaps some that it has, are delivered again.
     async fn deliver(&self, leaves: &[Vec<u8>]) -> Result<(), SinkError>;
 }
 
-/// What a witness answers to a checkpoint.
+/// Answer of a witness to a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WitnessAnswer {
-    /// Lines of signatures, its own among them.
+    /// Lines of signatures, the witness's own among them.
     Cosigned(String),
-    /// It goes on from another checkpoint, of this size if it tells one.
+    /// The witness continues from another checkpoint; its size, if the witness reports one.
     Conflict(Option<u64>),
-    /// The checkpoint does not go on from the one that it knows.
+    /// The checkpoint does not extend the one that the witness knows.
     Inconsistent,
-    /// Anything else: the HTTP status.
+    /// Any other answer; its HTTP status.
     Refused(u16),
 }
 
-/// Somebody else who signs each checkpoint, and only ones that go on from those before.
+/// An independent party that cosigns each checkpoint, if the checkpoint extends those before.
 #[async_trait]
 pub trait Witness: Send + Sync {
-    /// What its signatures are checked with.
+    /// Returns the key that verifies the witness's signatures.
     fn key(&self) -> &WitnessKey;
-    /// Sends it the body of an `add-checkpoint`. May be cut off at any moment.
+    /// Sends the body of an `add-checkpoint` request. May be cancelled at any moment.
     async fn add_checkpoint(&self, body: String) -> Result<WitnessAnswer, SinkError>;
 }

@@ -1,4 +1,4 @@
-//! What the use cases need from the outside, in words of the domain.
+//! Ports: the interfaces that the use cases need from outside, in terms of the domain.
 
 mod approvals;
 mod authentication;
@@ -32,45 +32,45 @@ use crate::domain::{
     service::{Service, ServiceOverview, Suspension},
 };
 
-/// Why the store did not do as told.
+/// Error of the store.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing was written and nothing is known: full, read-only, locked or gone.
-    /// Retry later.
+    /// The store is full, read-only, locked or unreachable. Nothing was written or read. Retry
+    /// later.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// What is stored is not what the caller took it for. Nothing was written.
-    #[error("the store holds something else than expected")]
+    /// The stored state differs from what the caller expects. Nothing was written.
+    #[error("concurrent update: the stored revision differs")]
     Conflict,
     /// A stored row cannot be read back.
     #[error("table {table} holds a row that cannot be read: {detail}")]
     Inconsistent {
-        /// Which table.
+        /// Table of the row.
         table: &'static str,
-        /// What is wrong with it.
+        /// Description of the defect.
         detail: String,
     },
 }
 
-/// A part of a long list: keys after `after`, `limit` of them at most.
+/// A page of a long list: keys after `after`, at most `limit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Last key of the page before.
+    /// Last key of the previous page; `None` for the first page.
     pub after: Option<String>,
-    /// 1 to 1,000.
+    /// Most entries of the page, 1 to 1,000.
     pub limit: u32,
 }
 
-/// Which leases to list.
+/// Filter for a list of leases; `None` matches every lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseFilter {
-    /// Of this service only.
+    /// Service of the leases.
     pub service: Option<Name>,
-    /// In the state of this name only.
+    /// Name of the state of the leases.
     pub state: Option<&'static str>,
 }
 
-/// How much there is of what.
+/// Numbers of objects in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Registered services.
@@ -81,9 +81,9 @@ pub struct Counts {
     pub live_leases: u64,
     /// Leases being issued.
     pub pending_leases: u64,
-    /// Leases being taken away.
+    /// Leases in state `revoking`: their credentials are being deleted.
     pub revoking_leases: u64,
-    /// Leases that AWS keeps refusing to let go.
+    /// Leases in quarantine: AWS keeps refusing to delete their credentials.
     pub quarantined_leases: u64,
     /// Denials of sessions that AWS has not been seen to enforce.
     pub open_denials: u64,
@@ -93,31 +93,31 @@ pub struct Counts {
     pub audit_records: u64,
 }
 
-/// What became of a lease that was to begin.
+/// Outcome of beginning a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// It is recorded.
+    /// The lease is recorded.
     Recorded,
-    /// The service has as many live leases as it may have; nothing was written.
+    /// The service has as many live leases as its limit allows. Nothing was written.
     TooMany {
-        /// When the first of them ends.
+        /// Earliest expiry among those leases; `None` if none of them has an expiry yet.
         next_end: Option<Timestamp>,
     },
-    /// The request of this id has a lease already; nothing was written.
+    /// The request with this id has a lease already. Nothing was written.
     Known(Box<Lease>),
 }
 
-/// What is revoked as a whole.
+/// Scope of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// All that a service holds.
+    /// All credentials of a service.
     Service(Name),
-    /// What was issued under one grant.
+    /// All credentials that were issued under one grant.
     Grant(GrantName),
 }
 
 impl Target {
-    /// Whose it is.
+    /// Returns the service.
     #[must_use]
     pub const fn service(&self) -> &Name {
         match self {
@@ -126,7 +126,7 @@ impl Target {
         }
     }
 
-    /// The one grant that it is about.
+    /// Returns the grant, if the scope is one grant.
     #[must_use]
     pub const fn grant(&self) -> Option<&Name> {
         match self {
@@ -136,222 +136,230 @@ impl Target {
     }
 }
 
-/// What was begun to be revoked.
+/// Result of beginning a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revoked {
-    /// When and why; of a service, the suspension that stands.
+    /// Time and reason; for a whole service, the suspension that is now in force.
     pub suspension: Suspension,
-    /// Each lease that had not ended.
+    /// Leases that had not ended.
     pub leases: Vec<Lease>,
-    /// What sessions AWS is to refuse.
+    /// Denials of sessions, which AWS is to enforce.
     pub denials: Vec<Denial>,
-    /// How many more there are that cannot be read: nothing is known of their credentials.
+    /// Number of further leases that cannot be read. Their credentials are unknown.
     pub unreadable: u64,
 }
 
-/// Denials that AWS may still hold.
+/// Denials that AWS policies may still contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denials {
-    /// Readable ones.
+    /// Denials that can be read.
     pub known: Vec<Denial>,
-    /// Number of the others, which cannot be read.
+    /// Number of denials that cannot be read.
     pub unreadable: u64,
 }
 
 /// Sessions and roles that the admin key may have been used for, as far as the store knows.
 #[derive(Clone, Debug, Default)]
 pub struct KeyReach {
-    /// The session that expires last, or has expired last, of each version of every grant at each
-    /// role and user.
+    /// Latest session, by expiry, of each version of every grant at each role and user. The session
+    /// may have expired.
     pub sessions: Vec<Session>,
-    /// The role that each version of a grant names, deleted ones included.
+    /// Role that a version of a grant names, with the grant and the version number. Deleted
+    /// versions are included.
     pub roles: Vec<(RoleArn, GrantName, u64)>,
-    /// Number of those that cannot be read.
+    /// Number of sessions and grant versions that cannot be read.
     pub unreadable: u64,
 }
 
-/// What a service or a grant holds, as a store tells that is only read.
+/// Holdings of a service or a grant, from a store that is only read.
 #[derive(Clone, Debug)]
 pub struct Held {
-    /// The account that the broker's users are in; `None` before AWS has named it.
+    /// AWS account of the broker's users; `None` until AWS has reported it.
     pub account: Option<AccountId>,
-    /// Each lease that has not ended.
+    /// Leases that have not ended.
     pub leases: Vec<Lease>,
-    /// What it would take to deny their sessions.
+    /// Denials that a revocation would request.
     pub denials: Vec<Denial>,
 }
 
-/// A lease, the revision that it replaces, and the record of why.
+/// A change of a lease: its new revision, the revision that it replaces, and the audit event.
 #[derive(Clone, Debug)]
 pub struct LeaseChange {
-    /// The stored revision that it follows.
+    /// Revision that must be stored before the change.
     pub from: u64,
-    /// As it is to be.
+    /// New revision of the lease.
     pub lease: Lease,
-    /// What happened.
+    /// Audit event of the change.
     pub audit: AuditEvent,
 }
 
-/// Memory that outlives the process.
+/// Durable state of the broker.
 ///
-/// One method is one transaction, its audit record included: both are durable when it
-/// returns, or neither is there. Methods may be called concurrently. A look-up that
-/// finds nothing is `None`, not an error. An update that does not find what it expects
-/// is [`StoreError::Conflict`] and changes nothing.
+/// Each method is one transaction, which includes its audit record. When the method returns, both
+/// are durable, or neither is written. Methods may be called concurrently. A look-up without a
+/// result returns `None`, not an error. An update whose precondition fails returns
+/// [`StoreError::Conflict`] and changes nothing.
 #[async_trait]
 pub trait Store: Identities + Approvals {
-    /// The other brokers that work on it; `None` where there can be none.
+    /// Returns the port to the other replicas; `None` for a store that serves one broker only.
     fn peers(&self) -> Option<&dyn Peers>;
-    /// Closes it in good order, once what waits has been written.
+    /// Closes the store, after its queued writes are done.
     async fn close(&self);
-    /// Adds a record that belongs to no change.
+    /// Adds an audit record that belongs to no other change.
     async fn record(&self, audit: AuditEvent) -> Result<Receipt, StoreError>;
-    /// Records after the sequence number `page.after`, oldest first.
+    /// Returns records after the sequence number `page.after`, oldest first.
     async fn audit(
         &self,
         filter: &AuditFilter,
         page: &Page,
     ) -> Result<Vec<AuditRecord>, StoreError>;
-    /// The sequence number of the newest record; 0 for an empty log.
+    /// Returns the sequence number of the newest record; 0 for an empty log.
     async fn audit_size(&self) -> Result<u64, StoreError>;
 
-    /// The log as it is.
+    /// Returns the current size and root of the log.
     async fn log_head(&self) -> Result<LogHead, StoreError>;
-    /// Reads the whole log and compares it with itself; takes some seconds for each
-    /// million records.
+    /// Reads the whole log, checks that it is consistent, and computes its roots at `sizes`. Takes
+    /// some seconds per million records.
     async fn check_log(&self, sizes: &[u64]) -> Result<LogCheck, StoreError>;
-    /// The bytes of the records after the first `start`, `limit` of them at most.
+    /// Returns the bytes of the records after the first `start`, at most `limit` records.
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
-    /// How many of the first records have been pruned: whole bundles of 256.
+    /// Returns the number of pruned records, the oldest of the log: whole bundles of 256.
     async fn log_start(&self) -> Result<u64, StoreError>;
-    /// How many of the first records are in full bundles, each of which ends before a time.
+    /// Returns the number of the oldest records in full bundles that each end before `before`.
     async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError>;
-    /// Gives the first `count` records up; what proves the others stays. Conflict when as
-    /// many have been given up already.
+    /// Marks the first `count` records as pruned; the proof of the other records stays. Conflict
+    /// when as many are pruned already, or the log is shorter.
     async fn prune_log(&self, count: u64, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Deletes records that were given up, `limit` at most, without a record. Returns how
-    /// many.
+    /// Deletes pruned records, at most `limit`, without an audit record. Returns the number of
+    /// deleted records.
     async fn delete_pruned(&self, limit: u64) -> Result<u64, StoreError>;
-    /// What the log holds of these tiles when it has `size` records, which it has.
+    /// Returns the hashes in these tiles for a log of `size` records. The log has at least `size`
+    /// records.
     async fn log_tiles(&self, tiles: &BTreeSet<Tile>, size: u64) -> Result<Tiles, StoreError>;
-    /// All keys that have signed the log, the newest last.
+    /// Returns all keys that have signed the log, newest last.
     async fn log_keys(&self) -> Result<Vec<LogKey>, StoreError>;
-    /// Adds a newer one, the `number`th. Conflict when it is known, or there are more or fewer.
+    /// Adds a newer signing key with the number `number`. Conflict when the key is known, or when
+    /// the number of known keys is not `number - 1`.
     async fn add_log_key(
         &self,
         number: u64,
         key: &LogKey,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Keeps how a key was announced, without a record: it tells of one. Conflict when
-    /// the key is unknown.
+    /// Saves the note that announces a key, without an audit record: the note itself covers a
+    /// record. Conflict when the key is unknown.
     async fn hand_over_log_key(&self, verifier: &str, note: &str) -> Result<(), StoreError>;
-    /// The newest signed checkpoint.
+    /// Returns the newest signed checkpoint.
     async fn checkpoint(&self) -> Result<Option<KeptCheckpoint>, StoreError>;
-    /// Keeps a checkpoint that this key has signed, without a record: it tells of records. One
-    /// that is older than the kept one changes nothing. Conflict when another key has followed.
+    /// Saves a checkpoint that the key `signer` has signed, without an audit record: the checkpoint
+    /// itself covers records. A checkpoint older than the saved one changes nothing. Conflict when
+    /// a newer key exists.
     async fn keep_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError>;
-    /// The newest checkpoint that the witness has cosigned.
+    /// Returns the newest checkpoint that the witness has cosigned.
     async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError>;
-    /// Keeps another in its place, without a record: it tells of records.
+    /// Replaces the newest cosigned checkpoint, without an audit record: the checkpoint itself
+    /// covers records.
     async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError>;
-    /// Sequence number of the last record that the sink of this name has taken; 0 for
+    /// Returns the sequence number of the last record that the sink `name` has accepted; 0 for
     /// none.
     async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError>;
-    /// Keeps it, without a record: else the log would grow for ever.
+    /// Saves the position of a sink, without an audit record: otherwise the log would grow for
+    /// ever.
     async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError>;
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Names of services, and of those that denials stand against, that begin so.
+    /// Returns the names that begin with `head`, of services and of those that have denials.
     async fn names_like(&self, head: &str) -> Result<Vec<Name>, StoreError>;
-    /// One service with what it holds.
+    /// Returns a service, its number of live leases and the time of its last issue.
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError>;
-    /// Services by name.
+    /// Returns services, by name.
     async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError>;
-    /// Shuts a service out. Conflict when it is unknown or already suspended.
+    /// Suspends a service. Conflict when the service is unknown or already suspended.
     async fn suspend_service(
         &self,
         name: &Name,
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
-    /// Lifts a suspension. Conflict when there is none.
+    /// Reinstates a service; sessions issued from then on are not denied. Conflict when the service
+    /// is not suspended.
     async fn reinstate_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Removes a service with its tokens and grants. Conflict when it is unknown or
-    /// holds leases that have not ended.
+    /// Deletes a service with its tokens and grants. Conflict when the service is unknown or has
+    /// leases that have not ended.
     async fn delete_service(&self, name: &Name, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Begins to revoke every lease that has not ended, and asks for the denial of their
-    /// sessions, in one transaction; a service as a whole is shut out with it (an earlier
-    /// suspension stands). Conflict when the service or grant is unknown.
+    /// Begins to revoke every lease that has not ended, and requests the denial of their sessions,
+    /// in one transaction. If `target` is a whole service, the same transaction suspends it; an
+    /// earlier suspension stays in force. Conflict when the service or grant is unknown.
     async fn revoke(
         &self,
         target: &Target,
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(Revoked, Receipt), StoreError>;
-    /// [`Self::update_lease`] for one that is being revoked, and the denial of its session,
-    /// which is returned if there is one.
+    /// Works like [`Self::update_lease`] for a lease that is being revoked, and requests the denial
+    /// of its session. Returns the denial, if the lease is of a session.
     async fn revoke_lease(
         &self,
         from: u64,
         lease: &Lease,
         audit: AuditEvent,
     ) -> Result<(Vec<Denial>, Receipt), StoreError>;
-    /// Every denial that AWS may still hold.
+    /// Returns every denial that AWS policies may still contain.
     async fn denials(&self) -> Result<Denials, StoreError>;
-    /// Those for which something is to be done at `now`: to be tried, or over.
+    /// Returns at most `limit` denials that are due at `now`: to be tried, or expired.
     async fn denials_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Denial>, StoreError>;
-    /// Those of a service.
+    /// Returns the denials that concern a service: its own, and those of scope `Everyone`.
     async fn denials_of(&self, service: &Name) -> Result<Vec<Denial>, StoreError>;
-    /// Puts denials, each in the place of the revision before, or as first where there is
-    /// none, and removes others of just this revision. Conflict, and nothing changes, when
-    /// any is of another.
+    /// Writes `put` and deletes `remove`. Each denial of `put` replaces the revision before its
+    /// own, or is added if it is the first. Each denial of `remove` must be the stored revision.
+    /// Conflict when any revision differs; then nothing changes.
     async fn change_denials(
         &self,
         put: &[Denial],
         remove: &[Denial],
         audit: Vec<AuditEvent>,
     ) -> Result<(), StoreError>;
-    /// Leases of a service, or of one grant of it, that have not ended, by their ids. One that
-    /// cannot be read is passed over.
+    /// Returns the leases of a service, or of one of its grants, that have not ended, by id. A
+    /// lease that cannot be read is skipped.
     async fn live_leases(
         &self,
         service: &Name,
         grant: Option<&Name>,
     ) -> Result<Vec<Lease>, StoreError>;
-    /// The session that expires last, or has expired last, of each version of a service's grants,
-    /// or of one grant, at each role and user. One that cannot be read is passed over.
+    /// Returns the latest session, by expiry, of each version of a service's grants, or of one
+    /// grant, at each role and user. The session may have expired. A session that cannot be read is
+    /// skipped.
     async fn last_sessions(
         &self,
         service: &Name,
         grant: Option<&Name>,
     ) -> Result<Vec<Session>, StoreError>;
-    /// Sessions and roles that the admin key may have been used for.
+    /// Returns the sessions and roles that the admin key may have been used for.
     async fn reach_of_key(&self) -> Result<KeyReach, StoreError>;
-    /// Leases of a service's sessions that are being taken away, by their ids.
+    /// Returns a service's leases of sessions in state `revoking` or `quarantined`, by id.
     async fn revoking_sessions(
         &self,
         service: &Name,
         page: &Page,
     ) -> Result<Vec<Lease>, StoreError>;
 
-    /// Adds a version of a grant; `grant.version` must be one above the newest ever
-    /// (deleted ones included) and the service known, else Conflict.
+    /// Adds a version of a grant. Conflict unless `grant.version` is one above the newest ever
+    /// (deleted versions included) and the service is known.
     async fn put_grant(&self, grant: &Grant, audit: AuditEvent) -> Result<(), StoreError>;
-    /// The current version of a grant.
+    /// Returns the current version of a grant.
     async fn grant(&self, name: &GrantName) -> Result<Option<Arc<Grant>>, StoreError>;
-    /// A version of a grant that was in force at some time.
+    /// Returns a version of a grant that is or was in force.
     async fn grant_version(
         &self,
         name: &GrantName,
         version: u64,
     ) -> Result<Option<Grant>, StoreError>;
-    /// The newest version number of a grant, deleted or not; 0 for none.
+    /// Returns the newest version number of a grant, deleted or not; 0 for none.
     async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError>;
-    /// Current versions by name, of one service or all.
+    /// Returns the current versions of grants, by name, of one service or all.
     async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError>;
-    /// Ends a grant. Conflict when there is none.
+    /// Deletes a grant; its versions stay readable. Conflict when the grant is unknown.
     async fn delete_grant(
         &self,
         name: &GrantName,
@@ -360,55 +368,54 @@ pub trait Store: Identities + Approvals {
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
 
-    /// Adds a pending lease, unless its request has one or its service has `most` live
-    /// leases of users, or of sessions, whichever the new one is. Conflict when its
-    /// service is suspended or unknown, or its grant's current version is another.
+    /// Adds a pending lease, unless its request has a lease already, or its service has `most` live
+    /// leases of the same class: IAM users, or sessions. Conflict when the service is suspended or
+    /// unknown, or when the grant has another current version.
     async fn begin_lease(
         &self,
         lease: &Lease,
         most: u64,
         audit: AuditEvent,
     ) -> Result<Begun, StoreError>;
-    /// Replaces a lease by a later revision of it. Conflict when the stored revision is
-    /// not `from`, or when it would be active with other credentials or a longer life
-    /// and its service is suspended.
+    /// Replaces a lease by a later revision. Conflict when the stored revision is not `from`.
+    /// Conflict also when the service is suspended and the new revision is active with other
+    /// credentials or a longer life.
     async fn update_lease(
         &self,
         from: u64,
         lease: &Lease,
         audit: AuditEvent,
     ) -> Result<Receipt, StoreError>;
-    /// [`Self::update_lease`] for many at once, in one transaction. Returns how many were
-    /// replaced; one of another revision than expected is left as it is.
+    /// Replaces many leases under the conditions of [`Self::update_lease`], in one transaction.
+    /// Returns the number of replaced leases. A lease in conflict stays unchanged.
     async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError>;
-    /// Whether a lease is handed out, and nothing has begun to take it away.
+    /// Returns whether a lease is issued and its removal has not begun.
     async fn is_active(&self, id: &LeaseId) -> Result<bool, StoreError>;
-    /// One lease.
+    /// Returns one lease.
     async fn lease(&self, id: &LeaseId) -> Result<Option<Lease>, StoreError>;
-    /// The lease that answers a service's request of this id.
+    /// Returns the lease that answers the request with this id of a service.
     async fn lease_of_request(
         &self,
         service: &Name,
         request: &RequestId,
     ) -> Result<Option<Lease>, StoreError>;
-    /// The lease whose key this is, or was when it ended.
+    /// Returns the lease that has this access key, or had it when the lease ended.
     async fn lease_of_key(&self, key: &KeyId) -> Result<Option<Lease>, StoreError>;
-    /// Leases, newest first.
+    /// Returns leases, newest first.
     async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
-    /// Leases of IAM users for which something is to be done at `now`: pending past their
-    /// deadline, active past their expiry, being taken away with an attempt due. Those
-    /// that somebody has revoked come first, then the oldest.
-    /// One that cannot be read is passed over.
+    /// Returns at most `limit` leases of IAM users that are due at `now`: pending past their
+    /// deadline, active past their expiry, or being removed with an attempt due. Revoked leases
+    /// come first, then those due the longest. A lease that cannot be read is skipped.
     async fn users_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError>;
-    /// The same for leases of sessions.
+    /// Returns due leases of sessions in the same way, but those due the longest come first.
     async fn sessions_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Lease>, StoreError>;
-    /// Leases of IAM users that have not ended, by their users' names.
+    /// Returns the leases of IAM users that have not ended, by the names of their users.
     async fn live_users(&self) -> Result<Vec<Lease>, StoreError>;
 
-    /// The kept admin key.
+    /// Returns the stored admin key.
     async fn admin_key(&self) -> Result<Option<AdminKey>, StoreError>;
-    /// Replaces the admin key by a later revision of it, or keeps a first one where
-    /// `from` is `None`. Conflict when another stands there.
+    /// Replaces the admin key by a later revision, or stores the first one if `from` is `None`.
+    /// Conflict when another revision is stored.
     async fn replace_admin_key(
         &self,
         from: Option<u64>,
@@ -416,13 +423,13 @@ pub trait Store: Identities + Approvals {
         audit: AuditEvent,
     ) -> Result<(), StoreError>;
 
-    /// The id that this broker's users in AWS are told by from another broker's: 10
-    /// characters `[0-9a-f]`, made with the store.
+    /// Returns the id that separates this broker's users in AWS from those of other deployments: 10
+    /// characters `[0-9a-f]`, created with the store.
     async fn deployment(&self) -> Result<String, StoreError>;
-    /// The AWS account that everything in this store is in; `None` until AWS has told.
+    /// Returns the AWS account of everything in this store; `None` until AWS has reported it.
     async fn account(&self) -> Result<Option<AccountId>, StoreError>;
-    /// Keeps the account. Conflict when there is one already.
+    /// Stores the account. Conflict when an account is stored already.
     async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError>;
-    /// How much there is of what.
+    /// Returns the numbers of objects in the store.
     async fn counts(&self) -> Result<Counts, StoreError>;
 }

@@ -1,52 +1,54 @@
-//! What the use cases need of a store that several brokers work on at a time.
+//! Port to a store that several replicas share.
 
 use async_trait::async_trait;
 
 use super::StoreError;
 use crate::{broker::wait::Wait, domain::audit::AuditRecord};
 
-/// A broker that has not said for so long that it lives is taken for dead.
+/// Time without a heartbeat after which a replica counts as dead.
 pub const DEAD_AFTER: Wait = Wait::seconds(10);
-/// The longest that a broker has something to itself without claiming it again.
+/// Longest time that a replica holds a lock without locking again.
 pub const CLAIMED_FOR: Wait = Wait::seconds(60);
 
-/// Who works on the store.
+/// Live replicas on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Living {
-    /// How many brokers, the one that asks included.
+    /// Number of live replicas, the calling one included.
     pub brokers: u64,
-    /// How many were taken for dead just now. Of several who ask, one is told.
+    /// Number of replicas newly declared dead. Each death is reported to exactly one replica.
     pub buried: u64,
 }
 
-/// What others have done since.
+/// Changes that replicas have recorded since the last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
-    /// The record that was looked at last.
+    /// Sequence number of the last record that was examined.
     pub read: u64,
-    /// Those that tell of something that a broker may have in memory, oldest first.
+    /// Records of changes to what a replica may hold in memory, oldest first.
     pub records: Vec<AuditRecord>,
 }
 
-/// The other brokers of a store, by way of it. A broker is known by its instance, as in its
-/// records; times are the store's, so that no broker's clock matters. None of this has an
-/// audit record.
+/// Coordination with the other replicas, through the store. The name of a replica is its instance,
+/// as in its audit records. Times are the store's, so that no replica's clock matters. None of
+/// these methods writes an audit record.
 #[async_trait]
 pub trait Peers: Send + Sync {
-    /// Says that `broker` lives, and that no other does which had the same emergency file
-    /// ([`super::Spool::id`]).
+    /// Records a heartbeat of `broker`, and that any other replica with the same emergency file
+    /// ([`super::Spool::id`]) is dead.
     async fn appear(&self, broker: &str, file: &str) -> Result<Living, StoreError>;
-    /// It lives no longer, and has nothing to itself.
+    /// Records that `broker` has ended, which frees its locks.
     async fn leave(&self, broker: &str) -> Result<(), StoreError>;
-    /// Whether it has been heard of within [`DEAD_AFTER`].
+    /// Returns whether `broker` has had a heartbeat within [`DEAD_AFTER`].
     async fn lives(&self, broker: &str) -> Result<bool, StoreError>;
-    /// Gives `what` to `broker` alone, for [`CLAIMED_FOR`], unless another that lives has it.
-    /// Returns the claim's number, one more than that of whoever had it before.
+    /// Locks `what` for `broker` alone, for [`CLAIMED_FOR`], unless another live replica has the
+    /// lock. Returns the fencing token, one more than that of the previous lock; `None` if the lock
+    /// is not free.
     async fn claim(&self, what: &str, broker: &str) -> Result<Option<u64>, StoreError>;
-    /// Whether nobody has claimed `what` since that claim.
+    /// Returns whether `what` has not been locked again since the lock with this fencing token.
     async fn is_claimed(&self, what: &str, epoch: u64) -> Result<bool, StoreError>;
-    /// Gives it back, unless somebody has claimed it since.
+    /// Releases the lock, unless `what` has been locked again since.
     async fn release(&self, what: &str, epoch: u64) -> Result<(), StoreError>;
-    /// Records after the first `after` up to the first `size`, some hundred at most.
+    /// Returns records after the first `after`, up to the first `size`; examines some hundred at
+    /// most.
     async fn news(&self, after: u64, size: u64) -> Result<News, StoreError>;
 }

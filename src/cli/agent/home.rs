@@ -1,4 +1,4 @@
-//! The agent's files: for its owner alone, and nobody else's doing.
+//! Files of the agent. Only their owner can read them, and only their owner can have written them.
 
 use std::{
     env,
@@ -15,10 +15,10 @@ use crate::{
     client::{endpoint::secret, read_secret},
 };
 
-/// Where the agent's files are. One agent has them at a time.
+/// Directory of the agent's files, used by one agent at a time.
 pub(super) struct Home {
     directory: PathBuf,
-    /// Locked.
+    /// Lock on the directory.
     _alone: File,
 }
 
@@ -49,8 +49,8 @@ impl Home {
         }
     }
 
-    /// Part of the paths. At an address that stays the same it is that of the agent before,
-    /// so that what was told then stays true.
+    /// Returns the secret part of the URLs' paths. `stays`: the address stays the same, so the
+    /// secret of the previous agent is used again, and the URLs that it handed out stay valid.
     pub(super) fn secret(&self, stays: bool) -> Result<SecretString, Failure> {
         let path = self.directory.join("secret");
         let earlier = stays.then(|| read_secret(&path).ok()).flatten();
@@ -62,7 +62,7 @@ impl Home {
         Ok(secret)
     }
 
-    /// Writes the file of a grant.
+    /// Writes the environment file of a grant, and returns its path.
     pub(super) fn tell(&self, grant: &str, url: &SecretString) -> Result<PathBuf, Failure> {
         let path = self.directory.join(format!("{grant}.env"));
         let url = url.expose_secret();
@@ -72,12 +72,12 @@ impl Home {
     }
 
     pub(super) fn forget(&self, grant: &str) {
-        // Somebody may have removed it.
+        // The file may have been removed already.
         let _ = fs::remove_file(self.directory.join(format!("{grant}.env")));
     }
 }
 
-/// As an agent writes it, to its last character.
+/// Returns whether the secret has the full length that an agent writes.
 fn is_whole(secret: &SecretString) -> bool {
     let bytes = BASE64URL_NOPAD.decode(secret.expose_secret().as_bytes());
     bytes.is_ok_and(|bytes| bytes.len() == 32)

@@ -32,45 +32,46 @@ use crate::{
     memory,
 };
 
-/// How long the first credentials may take where somebody waits for them.
+/// Longest wait for the first credentials while another process waits for them.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
-/// More than this no token has, bytes.
+/// Longest token read from standard input, bytes.
 const TOKEN_MAX: u64 = 16 * 1024;
 
 /// Serve credentials to the SDKs of this machine, on a loopback address.
 ///
-/// For SDKs and languages that take no https, or no private CA. For each grant there is a file
-/// GRANT.env that sets AWS_CONTAINER_CREDENTIALS_FULL_URI; whoever can read it can have the
-/// credentials. The next ones are there before the old end, the last ones serve through an
-/// outage of the broker until they end, and what is revoked is dropped at once.
+/// Meant for SDKs and languages that support no https or no private CA. Each grant gets a file
+/// GRANT.env that sets AWS_CONTAINER_CREDENTIALS_FULL_URI; any process that can read the file can
+/// get the credentials. The agent has the next credentials before the old ones end. During an
+/// outage of the broker it serves the last ones until they end. It drops revoked credentials at
+/// once.
 #[derive(Args, Debug)]
 pub(super) struct Agent {
     /// GRANT of the service whose token is used, or SERVICE/GRANT; may be given many times.
     #[arg(long, required = true)]
     grant: Vec<String>,
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT", value_parser = loopback)]
     listen: SocketAddr,
     /// Lifetime of each session, e.g. 1h; the grant's default if not given.
     #[arg(long, value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// Where the files are; $XDG_RUNTIME_DIR/credbroker if not given.
+    /// Directory of the files; $XDG_RUNTIME_DIR/credbroker if not given.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Keeps a profile of this name in the AWS credentials file as well, for programs that
-    /// read nothing else; with one grant alone.
+    /// Maintain a profile of this name in the AWS credentials file as well, for programs that read
+    /// nothing else; with exactly one --grant.
     #[arg(long, value_name = "NAME")]
     write_profile: Option<String>,
-    /// Ends with this process, gets a token from standard input if there is one, and tells
-    /// the address alone.
+    /// End with this process, read a token from standard input if there is one, and print the
+    /// address alone.
     #[arg(long, hide = true, value_name = "PID", conflicts_with_all = ["dir", "write_profile"])]
     for_process: Option<i32>,
-    /// It is no child of that process.
+    /// Run as an agent that is not a child of that process.
     #[arg(long, hide = true, requires = "for_process")]
     detached: bool,
 }
 
-/// What is told of a grant.
+/// Output for a served grant.
 #[derive(Serialize)]
 struct Served<'a> {
     grant: &'a str,
@@ -101,7 +102,7 @@ impl Agent {
         }
     }
 
-    /// Until it is told to end.
+    /// Serves until a signal ends the agent.
     async fn serve(self, connection: &Connection, out: &mut Output) -> Result<(), Failure> {
         let grants = self.grants(&connection.settings()?)?;
         let home = Home::of(self.dir.as_deref())?;
@@ -166,7 +167,7 @@ impl Agent {
         Failure::usage(format!("cannot listen on {}: {error}", self.listen))
     }
 
-    /// Tells where the credentials are once there are some; ends with that process.
+    /// Prints the URL of each grant once it has credentials, and serves until that process ends.
     async fn serve_process(
         &self,
         connection: &Connection,
@@ -204,7 +205,7 @@ impl Agent {
         Ok(())
     }
 }
-/// Tells standard error what becomes of the credentials, and no secret of them.
+/// Prints each change of the credentials to standard error, without any secret.
 async fn tell(grant: String, mut credentials: Credentials) {
     loop {
         match credentials.current(Duration::ZERO).await {
@@ -218,7 +219,8 @@ async fn tell(grant: String, mut credentials: Credentials) {
     }
 }
 
-/// Keeps the profile what the credentials are, for ever.
+/// Writes the profile at each change of the credentials, and removes it while there are none. Never
+/// returns.
 async fn keep(profile: Option<&(Profile, Credentials)>) {
     let Some((profile, credentials)) = profile else {
         return std::future::pending().await;

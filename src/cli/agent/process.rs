@@ -1,4 +1,4 @@
-//! The agent among other processes: what it ends with.
+//! The agent and other processes: signals, detaching, and the process that it ends with.
 
 use std::{
     env,
@@ -19,11 +19,11 @@ use tokio::{
 
 use crate::cli::failure::Failure;
 
-/// How often it is looked whether another process is there.
+/// Interval between checks that another process still exists.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Starts the same once more, so that it is no child of whoever started this, waits until it
-/// has told where it is, and leaves it alone.
+/// Starts this program again with `--detached`, waits until it has printed its URL, and leaves it
+/// running. The new process is no child of the process that started this one.
 pub(super) async fn detach() -> Result<(), Failure> {
     let mut agent = Command::new(env::current_exe()?);
     agent.args(env::args_os().skip(1)).arg("--detached");
@@ -44,12 +44,12 @@ pub(super) async fn detach() -> Result<(), Failure> {
         .map_err(|error| Failure::unexpected(error.to_string()))?;
     match ended? {
         Some(0) => Ok(()),
-        // It has told why.
+        // The agent has printed the reason.
         code => exit(code.unwrap_or(1)),
     }
 }
 
-/// Until somebody ends this process, in whatever way a process is told to.
+/// Waits for a signal that ends the process: SIGHUP, SIGINT, SIGQUIT or SIGTERM.
 pub(super) async fn told_to_end() -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -64,10 +64,10 @@ pub(super) async fn told_to_end() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Until another process has ended, whatever program that runs by then.
+/// Waits until another process has ended, even if it runs another program by then.
 pub(super) async fn end_of(process: Pid) {
     let mut looks = interval(LOOK_EVERY);
-    // One that may not be asked is there all the same.
+    // A process that this user may not signal exists all the same.
     while test_kill_process(process) != Err(Errno::SRCH) {
         looks.tick().await;
     }

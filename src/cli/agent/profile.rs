@@ -1,4 +1,4 @@
-//! A profile in the AWS credentials file, among those of others.
+//! A profile in the AWS credentials file, next to profiles that the agent did not write.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>
 
 use std::{
@@ -20,14 +20,14 @@ use crate::{
     client::Issued,
 };
 
-/// By this line a section is known as the agent's.
+/// Line below a section's header that marks the section as the agent's.
 const OURS: &str = "# Kept by `credbroker agent`, which removes it when it ends.";
 
-/// How long another agent may be at the file, in tries.
+/// Number of attempts to lock the file while another agent has it locked.
 const TRIES: u32 = 50;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
-/// A profile that the agent keeps.
+/// Profile that the agent maintains.
 #[derive(Clone)]
 pub(super) struct Profile {
     name: String,
@@ -35,7 +35,8 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// In the file that SDKs read.
+    /// Returns the profile of this name in the file that SDKs read. Deletes an earlier section that
+    /// an agent left; fails if the section is not an agent's.
     pub(super) async fn named(name: &str) -> Result<Self, Failure> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@+".contains(c);
         if name.is_empty() || !name.chars().all(plain) {
@@ -51,7 +52,7 @@ impl Profile {
             name: name.to_owned(),
             file: file.ok_or_else(unset)?,
         };
-        // Somebody else's stays.
+        // A profile that no agent wrote is an error, and stays as it is.
         profile.change(None).await?;
         Ok(profile)
     }
@@ -91,9 +92,10 @@ impl Profile {
         }
     }
 
-    /// False when the profile is somebody else's.
+    /// Writes the section, or deletes it if `body` is `None`. Returns false if no agent wrote the
+    /// section; then it stays as it is.
     fn change_file(&self, body: Option<&SecretString>) -> io::Result<bool> {
-        // Where it is a link, what it leads to is changed.
+        // If the path is a link, its target is changed.
         let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
         let directory = file.parent().unwrap_or(Path::new("/"));
         let mut builder = DirBuilder::new();
@@ -114,7 +116,7 @@ impl Profile {
     }
 }
 
-/// Several agents may be at it.
+/// Takes the lock that keeps other agents from changing the file at the same time.
 fn lock(path: &Path) -> io::Result<File> {
     let file = private::lock_file(path)?;
     for _ in 0..TRIES {
@@ -127,7 +129,7 @@ fn lock(path: &Path) -> io::Result<File> {
     Err(io::Error::other("another agent has it locked"))
 }
 
-/// A file of another user's would become ours.
+/// Replaces the file, unless another user owns it: the new file would belong to this user.
 fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
     let old = fs::metadata(file).ok();
     if old.is_some_and(|old| old.uid() != geteuid().as_raw()) {
@@ -136,8 +138,8 @@ fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
     private::replace(file, text)
 }
 
-/// The file with this body in the section, or without the section; nothing else changes.
-/// `None` when the section is somebody else's.
+/// Returns the file with `body` in the section, or without the section if `body` is `None`; nothing
+/// else changes. Returns `None` if no agent wrote the section.
 fn with_section(text: &str, name: &str, body: Option<&str>) -> Option<SecretString> {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let is_head = |line: &str| line.trim_start().starts_with('[');
@@ -167,7 +169,7 @@ fn with_section(text: &str, name: &str, body: Option<&str>) -> Option<SecretStri
     Some(SecretString::from(new))
 }
 
-/// The name of the section that a line begins.
+/// Returns the name of the section that a line begins.
 fn section(line: &str) -> Option<&str> {
     let (name, _) = line.trim().strip_prefix('[')?.split_once(']')?;
     Some(name.trim())
@@ -198,7 +200,7 @@ mod tests {
             let last = format!("{none}{}", ours("AKIA1"));
             assert_eq!(with(&none, Some(&body("AKIA1"))), Some(last));
         }
-        // A last line without an end stays a line.
+        // A last line without a line end stays a line of its own.
         let grown = with("[default]\nkey=1", Some(&body("AKIA1"))).unwrap();
         assert_eq!(grown, format!("[default]\nkey=1\n{}", ours("AKIA1")));
     }

@@ -1,4 +1,4 @@
-//! The way to the broker, a step at a time, and whom it takes the caller for.
+//! Checks of the connection to the broker, step by step, and of the caller's identity.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -22,18 +22,20 @@ use crate::{
     proto::{WhoAmIRequest, WhoAmIResponse},
 };
 
-/// The broker answers within twenty seconds, if only that it goes on.
+/// Longest wait for an answer. The broker answers within 20 s, if only to report that the call
+/// takes longer.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// What a clock may be off without a word, and what AWS takes no signature of any more.
+/// Clock differences: up to `NOTICED` is fine, beyond `REFUSED` AWS refuses signatures.
 const NOTICED: SignedDuration = SignedDuration::from_secs(5);
 const REFUSED: SignedDuration = SignedDuration::from_mins(5);
 
-/// Where the broker is and how this host proves itself.
+/// Address of the broker, and this host's proof of identity.
 #[derive(Clone)]
 struct Met {
     place: Place,
     ca_file: PathBuf,
-    /// That of SDKs may be no good; one gets as far without.
+    /// Evidence of the caller. The token of SDKs may be invalid; checks of the connection need
+    /// none.
     evidence: Step<Evidence>,
 }
 
@@ -47,11 +49,11 @@ impl Met {
     }
 }
 
-/// The connections that were accepted.
+/// Clients whose identity the broker accepted.
 pub(super) struct Callers {
-    /// By what this program proves itself.
+    /// Client with this program's own evidence.
     pub(super) own: Step<Client>,
-    /// By what SDKs send to the endpoint.
+    /// Client with the token that SDKs send to the endpoint.
     pub(super) endpoint: Step<Client>,
 }
 
@@ -83,12 +85,12 @@ pub(super) async fn judge(
         .await;
     let _ = match times {
         Some(times) => report.add("clock", times.judge()),
-        None => report.skip("clock", "the broker has not told its time"),
+        None => report.skip("clock", "the broker has not sent its time"),
     };
     Callers { own, endpoint }
 }
 
-/// Name, connection, certificate.
+/// Checks the broker's name, its TCP port and its certificate.
 async fn reach(met: &Step<Met>, report: &mut Report) -> Step<Met> {
     let found = report
         .after(met, "broker_name", async |met| {
@@ -142,7 +144,7 @@ fn settings(connection: &Connection, host: &Host, asked: &Asked) -> Verdict<Met>
             "write it like https://broker.example:8443",
         );
     };
-    // SDKs that ask the endpoint trust what the machine trusts.
+    // SDKs that call the endpoint trust the certificates of the machine.
     let of_machine = || host.bundle.clone().filter(|_| connection.addr.is_none());
     let ca_file = connection.ca_file.clone().or_else(of_machine);
     let ca_file = ca_file.ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?;
@@ -166,7 +168,7 @@ fn settings(connection: &Connection, host: &Host, asked: &Asked) -> Verdict<Met>
     }))
 }
 
-/// The program's own, or else that of SDKs.
+/// Returns the program's own evidence, or else that of SDKs.
 fn evidence(connection: &Connection, asked: &Asked) -> Result<Step<Evidence>, Failure> {
     let (cert, key) = (&connection.client_cert_file, &connection.client_key_file);
     let has_token =
@@ -196,13 +198,14 @@ fn evidence(connection: &Connection, asked: &Asked) -> Result<Step<Evidence>, Fa
     }
 }
 
-/// Some write the scheme into the token file, which the broker takes as well.
+/// Returns the token without the scheme `Bearer`, which some token files contain, and which the
+/// broker accepts as well.
 fn bare(token: &SecretString) -> SecretString {
     let text = token.expose_secret();
     SecretString::from(text.strip_prefix("Bearer ").unwrap_or(text))
 }
 
-/// The way of an SDK that asks the endpoint.
+/// Returns the connection settings of an SDK that calls the endpoint.
 fn sdks(met: &Step<Met>, served: &Step<()>, asked: &Asked) -> Step<Settings> {
     served.clone()?;
     Ok(Settings {
@@ -212,7 +215,7 @@ fn sdks(met: &Step<Met>, served: &Step<()>, asked: &Asked) -> Step<Settings> {
     })
 }
 
-/// Whether SDKs that go by the machine's certificates get through to the endpoint.
+/// Checks that SDKs that use the machine's certificates trust the endpoint.
 async fn machine_trusts(place: &Place, host: &Host) -> Verdict {
     let found = place.resolve().await.map_err(|error| unreached(&error))?;
     let stream = dial(&found).await.map_err(|error| unreached(&error))?;
@@ -233,7 +236,7 @@ async fn machine_trusts(place: &Place, host: &Host) -> Verdict {
     }
 }
 
-/// The broker takes the caller for a service.
+/// Checks that the broker identifies the caller as a service.
 async fn recognized(settings: &Settings, times: &mut Option<Times>) -> Verdict<Client> {
     let client = Client::connect(settings).await?;
     let known = who(&client, times).await?;
@@ -259,7 +262,7 @@ async fn who(client: &Client, times: &mut Option<Times>) -> Result<WhoAmIRespons
         Ok(answer) => answer.metadata(),
         Err(status) => status.metadata(),
     };
-    // A refusal tells the time as well.
+    // A refusal has the header `date` as well.
     if let Some(there) = date(head) {
         let ended = wall_time();
         *times = Some(Times {
@@ -294,7 +297,7 @@ fn unreached(error: &ReachError) -> Failure {
             "set CREDBROKER_CA_FILE to a file with the CA of the broker's certificate, PEM"
         }
         ReachError::OtherCa { .. } => {
-            "set CREDBROKER_CA_FILE to the CA of the broker's certificate; if that is it, somebody else answers there"
+            "set CREDBROKER_CA_FILE to the CA of the broker's certificate; if it is set right, another server answers there"
         }
         ReachError::OtherName(_) => {
             "ask the broker by a name of its certificate, or give it one for this name"
@@ -313,22 +316,22 @@ fn unreached(error: &ReachError) -> Failure {
     .next(cure)
 }
 
-/// When a call began and ended here, and the second that the broker's machine showed.
+/// Local start and end of a call, and the time of the broker's machine, to the second.
 struct Times {
     began: Timestamp,
     ended: Timestamp,
     there: Timestamp,
 }
 
-/// RFC 9110, section 6.6.1.
+/// Returns the time of the header `date` (RFC 9110, section 6.6.1).
 fn date(head: &MetadataMap) -> Option<Timestamp> {
     let text = head.get("date")?.to_str().ok()?;
     rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
 impl Times {
-    /// How much this host is ahead at least: the broker's second lasted a second, and the
-    /// call its time.
+    /// Returns by how much this host's clock is ahead at least; negative if it is behind. The
+    /// broker's time is exact to a second, and was read at some time during the call.
     fn ahead(&self) -> SignedDuration {
         let least = self.began.duration_since(self.there) - SignedDuration::from_secs(1);
         let most = self.ended.duration_since(self.there);

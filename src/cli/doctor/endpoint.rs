@@ -1,4 +1,4 @@
-//! The variables that lead SDKs to a container's endpoint: the broker's
+//! Checks of the variables that point SDKs to a container's endpoint: the broker's
 //! `/v1/credentials/GRANT`.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>
 
@@ -19,26 +19,26 @@ const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
 const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 const WRITTEN: &str = "write it https://BROKER:8443/v1/credentials/GRANT";
 const PATH: &str = "/v1/credentials/";
-/// Beside loopback the only hosts that SDKs ask over http: ECS's and EKS's.
+/// Hosts of ECS and EKS: besides loopback the only ones that SDKs call over http.
 const METADATA: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2::23"];
 
-/// A broker as SDKs ask it.
+/// Broker endpoint that SDKs call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) place: Place,
     pub(super) grant: Name,
 }
 
-/// What SDKs know of the endpoint.
+/// Settings of SDKs for the endpoint.
 pub(super) struct Asked {
-    /// Whether somebody set it, well or not.
+    /// True if the URL is set, valid or not.
     pub(super) is_set: bool,
     pub(super) endpoint: Step<Endpoint>,
     pub(super) token: Step<SecretString>,
 }
 
 pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report) -> Asked {
-    // Whether there is a way at all is a finding of its own, and no ground for others.
+    // No other check depends on this finding.
     let _ = report.add("way_to_broker", way(host, process));
     let Some(written) = host.env.get(FULL_URI) else {
         let why = format!("{FULL_URI} is not set");
@@ -54,7 +54,7 @@ pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report)
     let endpoint = endpoint.and_then(|endpoint| endpoint.ok_or_else(elsewhere));
     let has_token = host.token_file.is_some() || host.env.secret(TOKEN).is_some();
     let token = if is_near && !has_token {
-        // An agent asks for none.
+        // An agent needs no token.
         report.skip(
             "endpoint_token",
             "an endpoint on this machine may take none",
@@ -69,7 +69,7 @@ pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report)
     }
 }
 
-/// Something must lead SDKs to the broker.
+/// Checks that a setting leads SDKs to the broker.
 fn way(host: &Host, process: Option<&Process>) -> Verdict {
     let env = &host.env;
     if process.is_some() {
@@ -85,11 +85,11 @@ fn way(host: &Host, process: Option<&Process>) -> Verdict {
         format!(
             "nothing leads SDKs to the broker: no credential_process in the profile, no {FULL_URI}"
         ),
-        "set one of the two for the service; docs/guide.md, \"Without a change of code\", shows both",
+        "set one of the two for the service; docs/guide/services.md, \"Get credentials without a change of code\", shows both",
     )
 }
 
-/// `None` where it leads somewhere that is not a broker.
+/// Checks the URL. `None`: the URL leads to an endpoint that is not a broker.
 fn url(written: &str) -> Verdict<Option<Endpoint>> {
     let Ok(uri) = written.parse::<Uri>() else {
         return wrong(format!("{FULL_URI} is not a URL"), WRITTEN);
@@ -104,7 +104,7 @@ fn url(written: &str) -> Verdict<Option<Endpoint>> {
     match scheme {
         "https" => broker(written, &uri),
         "http" if is_near(authority.host()) => {
-            // The path to an agent is a secret.
+            // The path of an agent's URL is a secret, so the text leaves it out.
             let what = format!("{FULL_URI} leads to http://{authority}, which is no broker");
             let cure = "see that `credbroker agent` listens there, or what else is meant; the broker itself is https";
             doubtful(what, cure).map(|told| told.with(None))
@@ -145,14 +145,14 @@ fn broker(written: &str, uri: &Uri) -> Verdict<Option<Endpoint>> {
     told.map(|told| told.with(Some(endpoint)))
 }
 
-/// Where SDKs ask over http.
+/// Returns whether SDKs call this host over http.
 fn is_near(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     let loopback = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     loopback || host == "localhost" || METADATA.contains(&host)
 }
 
-/// The file counts over the variable, as for most SDKs.
+/// Checks the token. The file takes precedence over the variable, as for most SDKs.
 fn token(host: &Host) -> Verdict<SecretString> {
     let variable = host.env.secret(TOKEN);
     match (&host.token_file, variable) {
@@ -190,7 +190,8 @@ fn in_file(file: &TokenFile, path: &str) -> Verdict<SecretString> {
     told.map(|told| told.with(text.clone()))
 }
 
-/// SDKs send it as it stands, and refuse what no header may hold.
+/// Checks that SDKs can send the token. They send it unchanged, and refuse characters that a header
+/// may not contain.
 fn sendable(token: &SecretString, holder: &str, cure: &str) -> Verdict {
     let text = token.expose_secret();
     let ends = |c| matches!(c, '\r' | '\n');

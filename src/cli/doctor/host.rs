@@ -1,5 +1,5 @@
-//! What an SDK would read on this host: variables and files. Looked at once; what is made
-//! of it is computed elsewhere.
+//! Inputs of an SDK on this host: variables and files. They are read once, here; other modules
+//! check them.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 
 use secrecy::SecretString;
 
-/// Longer than this no token is, bytes.
+/// Longest token, bytes.
 const TOKEN_MAX: u64 = 64 * 1024;
 /// Variables whose values are never shown.
 const SECRET: [&str; 4] = [
@@ -21,14 +21,14 @@ const SECRET: [&str; 4] = [
     "AWS_SESSION_TOKEN",
     "CREDBROKER_TOKEN",
 ];
-/// Where systems keep the certificates that they trust: Debian, Red Hat, Alpine and BSD.
+/// Files of the certificates that a system trusts: Debian, Red Hat, Alpine and BSD.
 const BUNDLES: [&str; 3] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 ];
 
-/// Environment variables; an empty one is as good as none.
+/// Environment variables; an empty one counts as unset.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     shown: BTreeMap<String, String>,
@@ -68,7 +68,7 @@ impl Environment {
         self.shown.contains_key(name) || self.secret.contains_key(name)
     }
 
-    /// The value of one that may be shown.
+    /// Returns the value of a variable that may be shown.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.shown.get(name).map(String::as_str)
     }
@@ -78,14 +78,14 @@ impl Environment {
     }
 }
 
-/// One of the two AWS files.
+/// One of the two AWS files: config or credentials.
 #[derive(Debug, Default)]
 pub(super) struct AwsFile {
-    /// `None` where there is no home directory.
+    /// `None`: the variable is not set, and there is no home directory.
     pub(super) path: Option<PathBuf>,
-    /// `None` where there is no file, or none that can be read.
+    /// `None`: there is no file, or it cannot be read.
     pub(super) text: Option<SecretString>,
-    /// Why it cannot be read.
+    /// Reason why the file cannot be read.
     pub(super) unread: Option<String>,
 }
 
@@ -108,7 +108,7 @@ impl AwsFile {
     }
 }
 
-/// What is in a token file, and who may read it.
+/// Content and mode of a token file.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     pub(super) text: Result<SecretString, String>,
@@ -130,12 +130,12 @@ impl TokenFile {
     }
 }
 
-/// What a path leads to.
+/// State of the path of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Program {
     There,
     Missing,
-    /// It is no file, or nobody may run it.
+    /// The path is no file, or no user may execute it.
     NotRunnable,
 }
 
@@ -154,9 +154,9 @@ pub(super) struct Host {
     pub(super) env: Environment,
     pub(super) config: AwsFile,
     pub(super) credentials: AwsFile,
-    /// That of AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE.
+    /// File that AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names.
     pub(super) token_file: Option<TokenFile>,
-    /// The certificates that the machine trusts.
+    /// File of the certificates that the machine trusts.
     pub(super) bundle: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! `credbroker doctor`: on a service's host, why its AWS SDK gets no credentials.
+//! `credbroker doctor`: finds out, on a service's host, why its AWS SDK gets no credentials.
 
 mod broker;
 mod endpoint;
@@ -17,14 +17,14 @@ use self::{
 use super::{Connection, failure::Failure, output::Output};
 use crate::domain::clock::wall_time;
 
-/// Why the AWS SDK on this host gets no credentials, and what cures that.
+/// Find out why the AWS SDK on this host gets no credentials, and what cures that.
 ///
-/// Looks at the variables and files that SDKs look at, in their order, at the way to the
-/// broker, and gets and hands back credentials once. Run it as the service, with the
-/// service's environment. It shows no secret and changes nothing on the host.
+/// Checks the variables and files that SDKs read, in their order, and the connection to the broker;
+/// gets and releases credentials once. Run it as the service, with the service's environment. It
+/// shows no secret and changes nothing on the host.
 #[derive(Args, Debug)]
 pub(super) struct Doctor {
-    /// The grant to try, as for `issue`; that of AWS_CONTAINER_CREDENTIALS_FULL_URI or of
+    /// Grant to try, as for `issue`; the one of AWS_CONTAINER_CREDENTIALS_FULL_URI or of
     /// credential_process if not given.
     grant: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The profile in use in the AWS config and credentials files.
+//! Checks of the profile in use in the AWS config and credentials files.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>
 
 use std::{
@@ -14,9 +14,9 @@ use super::{
     shadows::shown_key,
 };
 
-/// Settings whose values are looked at; of all others only that they are there.
+/// Settings whose values are read; all other settings are known by name alone.
 const READ: [&str; 2] = ["aws_access_key_id", "credential_process"];
-/// Settings that lead SDKs elsewhere, and to what.
+/// Settings that lead SDKs to another source of credentials, and that source.
 const ELSEWHERE: [(&str, &str); 6] = [
     ("role_arn", "a role to assume"),
     ("sso_session", "single sign-on"),
@@ -28,24 +28,24 @@ const ELSEWHERE: [(&str, &str); 6] = [
 
 type Settings = BTreeMap<String, String>;
 
-/// A program that SDKs start, and the grant that it asks for if it is this one.
+/// Program that SDKs start, and the grant that follows `credential-process` in its command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) program: String,
     pub(super) grant: Option<String>,
 }
 
-/// What both files say of the profile in use.
+/// Settings of the profile in use, from both files.
 #[derive(Debug, Default)]
 struct Profile {
     name: String,
     config: Option<Settings>,
     credentials: Option<Settings>,
-    /// The config file has a section of this name that should begin with `profile`.
+    /// True if the config file has a section of this name that should begin with `profile`.
     unprefixed: bool,
 }
 
-/// Looks at the profile in use. Returns the process that it starts, if any.
+/// Checks the profile in use. Returns the process that it starts, if any.
 pub(super) fn judge(
     host: &Host,
     look: impl Fn(&Path) -> Program,
@@ -67,7 +67,7 @@ pub(super) fn judge(
             report.add(check, process.judge(program))
         }
     };
-    // Each is told; the process is known all the same.
+    // Both findings are in the report; the process is known in any case.
     drop((sources, judged));
     process
 }
@@ -94,7 +94,7 @@ impl Profile {
         format!("profile {}", self.name)
     }
 
-    /// The files can be read and have the profile.
+    /// Checks that the files can be read and contain the profile.
     fn there(&self, host: &Host) -> Verdict {
         for file in [&host.config, &host.credentials] {
             if let Some(why) = &file.unread {
@@ -145,14 +145,14 @@ impl Profile {
         }
     }
 
-    /// That of the credentials file, which SDKs read over the other.
+    /// Returns the process of the credentials file, which SDKs prefer, or else of the config file.
     fn process(&self) -> Option<Process> {
         let files = [&self.credentials, &self.config].into_iter().flatten();
         let mut commands = files.filter_map(|settings| settings.get("credential_process"));
         commands.next().map(|command| Process::of(command))
     }
 
-    /// What SDKs take in the place of the broker.
+    /// Checks that SDKs find no source of credentials that they use instead of the broker.
     fn sources(&self, host: &Host, process: Option<&Process>) -> Verdict {
         let files = [
             (&self.credentials, &host.credentials),
@@ -247,7 +247,8 @@ impl Process {
         }
     }
 
-    /// Whether it looks like this program: one that wraps it is not known.
+    /// Returns whether the file name is that of this program. A program that wraps it is not
+    /// recognized.
     pub(super) fn is_ours(&self) -> bool {
         self.program.rsplit('/').next() == Some("credbroker")
     }
@@ -256,7 +257,7 @@ impl Process {
         let shown = &self.program;
         let cure = "write the absolute path of a program, e.g. /usr/local/bin/credbroker";
         if shown.contains('=') {
-            // What is assigned may be a secret.
+            // The assigned value may be a secret.
             let what = "credential_process begins with a variable: not every SDK starts a shell";
             return wrong(
                 what,
@@ -292,15 +293,15 @@ impl Process {
             ),
             Program::There if self.is_ours() => fine(format!("credential_process starts {shown}")),
             Program::There => doubtful(
-                format!("credential_process starts {shown}, which may ask somebody else"),
+                format!("credential_process starts {shown}, which may ask another source"),
                 format!("see that {shown} asks the broker, or write credbroker in its place"),
             ),
         }
     }
 }
 
-/// The sections of a file by their names. Lines that are indented belong to a setting
-/// before them, and are not looked at.
+/// Returns the sections of a file by name. Indented lines belong to a setting before them, and are
+/// skipped.
 fn sections(file: &AwsFile) -> BTreeMap<String, Settings> {
     let mut found: BTreeMap<String, Settings> = BTreeMap::new();
     let mut section = None;

@@ -1,4 +1,4 @@
-//! What each check found, in order, and which ones could not be made for that.
+//! Findings of the checks, in order, and the checks that were skipped because of them.
 
 use std::io;
 
@@ -9,8 +9,8 @@ use crate::cli::{
     output::{Format, Output},
 };
 
-/// Where nothing else is told.
-const LOOK: &str = "see docs/guide.md, \"When an SDK gets no credentials\"";
+/// Cure for a problem that names none.
+const LOOK: &str = "see docs/guide/services.md, \"Find out why an SDK gets no credentials\"";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,16 +42,16 @@ pub(super) struct Finding {
     exit: Option<Exit>,
 }
 
-/// What a check that found no problem tells, and what it leaves to later ones.
+/// Result of a check that found no problem: its text, and its value for later checks.
 #[derive(Debug)]
 pub(super) struct Told<T> {
     what: String,
-    /// There where it is a warning.
+    /// Present if the result is a warning.
     cure: Option<String>,
     pub(super) value: T,
 }
 
-/// What a check comes to. A problem is a [`Failure`]: what, the cure, the exit status.
+/// Outcome of a check. A problem is a [`Failure`]: the text, the cure, the exit status.
 pub(super) type Verdict<T = ()> = Result<Told<T>, Failure>;
 
 impl<T> Told<T> {
@@ -82,12 +82,12 @@ pub(super) fn doubtful(what: impl Into<String>, cure: impl Into<String>) -> Verd
     })
 }
 
-/// A mistake of this host's configuration.
+/// Returns a problem of this host's configuration.
 pub(super) fn wrong<T>(what: impl Into<String>, cure: impl Into<String>) -> Verdict<T> {
     Err(Failure::usage(what).next(cure))
 }
 
-/// What a check leaves to later ones, or why there is nothing.
+/// Value of a check for later checks, or the reason why there is none.
 pub(super) type Step<T> = Result<T, String>;
 
 #[derive(Debug, Default)]
@@ -140,7 +140,7 @@ impl Report {
         Err(why.to_owned())
     }
 
-    /// Makes a check that stands on what an earlier one left.
+    /// Runs a check that needs the value of an earlier one, or skips it if there is none.
     pub(super) async fn after<T, U>(
         &mut self,
         earlier: &Step<T>,
@@ -172,7 +172,7 @@ impl Report {
         Ok(())
     }
 
-    /// The first problem decides the exit status.
+    /// Returns an error if there are problems. The first problem decides the exit status.
     pub(super) fn outcome(&self) -> Result<(), Failure> {
         let problems = || self.findings.iter().filter(|found| found.exit.is_some());
         let Some(exit) = problems().find_map(|found| found.exit) else {
@@ -194,7 +194,7 @@ mod tests {
         let first = report.add("first", fine("it is there"));
         let second: Step<()> = report
             .after(&first, "second", async |()| {
-                Err(Failure::unavailable("nobody listens"))
+                Err(Failure::unavailable("no process listens"))
             })
             .await;
         let third = report

@@ -1,4 +1,4 @@
-//! Variables that stand before the broker, in the order in which SDKs look at them.
+//! Checks of variables that SDKs prefer to the broker, in the order in which SDKs read them.
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html>
 
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ pub(super) fn judge(host: &Host, now: Timestamp, report: &mut Report) {
         ("container_token", container_token(host)),
     ];
     for (check, verdict) in checks {
-        // Each stands for itself.
+        // No other check depends on this finding.
         let _ = report.add(check, verdict);
     }
 }
@@ -55,7 +55,7 @@ fn half(there: &str, missing: &str) -> Verdict {
     wrong(what, UNSET_KEYS)
 }
 
-/// Those of `credbroker issue -o env`: meant, but nobody renews them.
+/// Checks keys of `credbroker issue -o env`. They are intended, but are not renewed.
 fn issued_keys(env: &Environment, now: Timestamp) -> Verdict {
     let end = env.get("AWS_CREDENTIAL_EXPIRATION");
     let end = end.and_then(|end| end.parse::<Timestamp>().ok());
@@ -66,13 +66,14 @@ fn issued_keys(env: &Environment, now: Timestamp) -> Verdict {
             cure,
         ),
         _ => doubtful(
-            "keys of `credbroker issue -o env` are in the environment: SDKs take them before anything else, and nobody renews them",
+            "keys of `credbroker issue -o env` are in the environment: SDKs take them before anything else, and nothing renews them",
             cure,
         ),
     }
 }
 
-/// Ids of access keys are no secret; what stands in their place by mistake may be.
+/// Returns the id of an access key for display. Ids are no secret; a value that is there by mistake
+/// may be one, and is left out.
 pub(super) fn shown_key(id: &str) -> String {
     let plain = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit();
     if id.starts_with('A') && (16..=24).contains(&id.len()) && id.bytes().all(plain) {
@@ -212,7 +213,7 @@ mod tests {
             (keys, &[ID], Problem, "without AWS_SECRET_ACCESS_KEY"),
             (keys, &[KEY], Problem, "without AWS_ACCESS_KEY_ID"),
             (keys, &[("AWS_SESSION_TOKEN", "hush")], Warning, "without a key"),
-            (keys, &[ID, KEY, LEASE, end("2026-01-01T12:00:01Z")], Warning, "nobody renews"),
+            (keys, &[ID, KEY, LEASE, end("2026-01-01T12:00:01Z")], Warning, "nothing renews"),
             (keys, &[ID, KEY, LEASE, end("2026-01-01T12:00:00Z")], Problem, "have ended"),
             ("profile_variable", &[], Fine, "default"),
             ("profile_variable", &[("AWS_PROFILE", "x")], Fine, "is x"),

@@ -1,4 +1,4 @@
-//! The grant, tried: credentials under it are got and handed back.
+//! Check of the grant: gets credentials under it, and releases them.
 
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::{
     proto::ReleaseLeaseRequest,
 };
 
-/// As long as `credential-process` waits.
+/// Longest wait for credentials, as in `credential-process`.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What the endpoint hands out lives as long at least.
+/// Shortest lifetime of credentials from the endpoint.
 const LEAST: Duration = Duration::from_mins(20);
 
-/// What is tried.
+/// Grant to try.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trial {
     grant: String,
-    /// As the endpoint does it, by what SDKs send there.
+    /// True: the session is requested as the endpoint does, with the token that SDKs send there.
     by_endpoint: bool,
 }
 
 impl Trial {
-    /// The grant that is given, or that SDKs are led to.
+    /// Returns the given grant, or else the one that SDKs are configured for.
     pub(super) fn of(
         given: Option<String>,
         asked: &Asked,
@@ -52,7 +52,7 @@ impl Trial {
 
 pub(super) async fn judge(trial: Option<Trial>, callers: &Callers, report: &mut Report) {
     let Some(trial) = trial else {
-        // Nothing stands on it.
+        // No other check depends on this finding.
         let _ = report.skip::<()>("grant", "no grant is named: give one to have it tried");
         return;
     };
@@ -76,7 +76,7 @@ impl Trial {
         let ttl = self.by_endpoint.then_some(LEAST);
         let issued = issue(client, self.grant.clone(), ttl, None).await;
         let issued = issued.map_err(|failure| self.refused(failure))?;
-        // It goes back before it is judged.
+        // The lease is released before the result is checked.
         let released = release(client, &issued.lease_id).await;
         let grant = &issued.grant;
         if self.by_endpoint && issued.kind == "iam_user" {

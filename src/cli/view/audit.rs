@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::time;
 use crate::proto;
 
-/// `audit checkpoint -o json`.
+/// Output of `audit checkpoint -o json`.
 #[derive(Serialize)]
 pub(in crate::cli) struct Checkpoint {
     checkpoint: String,
@@ -125,7 +125,7 @@ impl From<proto::AuditRecord> for AuditRecord {
 }
 
 impl AuditRecord {
-    /// One line for people.
+    /// Returns one line for people.
     pub(in crate::cli) fn line(&self) -> String {
         let time = self.time.as_deref().unwrap_or("-");
         let mut line = format!(

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{kind, state, time};
 use crate::proto::{self, token_owner::Owner};
 
-/// `lookup -o json`, of one key.
+/// Output of `lookup -o json` for one key.
 #[derive(Serialize)]
 pub(in crate::cli) struct KeyOwner {
     pub(in crate::cli) access_key_id: String,
@@ -24,19 +24,19 @@ pub(in crate::cli) struct KeyOwner {
     pub(in crate::cli) revoke_command: Option<String>,
 }
 
-/// `lookup -o json`, of one token of the broker's.
+/// Output of `lookup -o json` for one token of the broker.
 #[derive(Serialize)]
 pub(in crate::cli) struct TokenOwner {
     pub(in crate::cli) token_id: String,
     pub(in crate::cli) known: bool,
-    /// Service that it proves, or that a host may enrol for with it.
+    /// Service that the token proves, or for which a host may enrol with it.
     pub(in crate::cli) service: Option<String>,
     pub(in crate::cli) operator: Option<String>,
     /// `service`, `operator` or `enrollment`.
     pub(in crate::cli) kind: Option<&'static str>,
     pub(in crate::cli) created_at: Option<String>,
     pub(in crate::cli) expires_at: Option<String>,
-    /// Command that ends what it may have given access to.
+    /// Command that ends the access that the token may have given.
     pub(in crate::cli) revoke_command: Option<String>,
     /// Command that ends the token alone.
     pub(in crate::cli) delete_command: Option<String>,
@@ -74,7 +74,7 @@ impl From<proto::TokenOwner> for TokenOwner {
     }
 }
 
-/// One of what was asked for.
+/// Owner of one key or token that was looked up.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::cli) enum Found {
@@ -107,14 +107,14 @@ impl From<proto::AccessKeyOwner> for KeyOwner {
 }
 
 impl KeyOwner {
-    /// Whether AWS takes it, as far as the broker knows, in words.
+    /// Returns in words whether AWS accepts the key, as far as the broker knows.
     pub(in crate::cli) fn works(&self) -> String {
         let until = self.expires_at.as_deref().unwrap_or("its end");
         let current = self.current == Some(true);
         let session = self.kind != Some("iam_user");
         match self.state {
             None if current => "yes: the broker works with it".to_owned(),
-            None => "the broker does not work with it; `credbroker admin-key status` tells \
+            None => "the broker does not work with it; `credbroker admin-key status` shows \
                      whether it is still to be deleted"
                 .to_owned(),
             Some("revoked" | "expired") => match &self.access_may_live_until {
@@ -137,7 +137,7 @@ impl KeyOwner {
     }
 }
 
-/// What ends it, if anything is left to end.
+/// Returns the command that ends the key's access, if any access is left.
 fn revoke_command(owner: &proto::AccessKeyOwner) -> Option<String> {
     if owner.admin_key {
         let rotate = || "credbroker admin-key rotate".to_owned();

@@ -1,4 +1,4 @@
-//! What scripts see: the JSON of the contract, snake_case, times in RFC 3339 UTC.
+//! Output for scripts: the JSON of the contract, snake_case, times in RFC 3339 UTC.
 
 mod audit;
 mod identity;
@@ -20,7 +20,7 @@ pub(super) use self::{
 use super::convert;
 use crate::{audit::checkpoint::Receipt, proto};
 
-/// RFC 3339 in UTC, to the millisecond.
+/// Returns a time in RFC 3339, UTC, to the millisecond.
 pub(super) fn time(time: Option<&ProtoTimestamp>) -> Option<String> {
     let time = convert::time(*time?)?;
     Some(format!("{time:.3}"))
@@ -299,7 +299,7 @@ pub(super) struct Lease {
     gone_after_seconds: Option<f64>,
 }
 
-/// `SEQ:SIZE:ROOT`, as `audit verify --receipt` takes it.
+/// Returns a receipt as `SEQ:SIZE:ROOT`, the form of `audit verify --receipt`.
 fn receipt(receipt: Option<proto::Receipt>) -> Option<String> {
     let proto::Receipt { seq, size, root } = receipt?;
     let root = root.try_into().ok()?;
@@ -307,7 +307,7 @@ fn receipt(receipt: Option<proto::Receipt>) -> Option<String> {
 }
 
 impl Lease {
-    /// As its release is answered.
+    /// Returns the lease in the answer to its release.
     pub(super) fn released(done: proto::ReleaseLeaseResponse) -> Self {
         Self {
             receipt: receipt(done.receipt),
@@ -316,7 +316,7 @@ impl Lease {
         }
     }
 
-    /// As its revocation is answered.
+    /// Returns the lease in the answer to its revocation.
     pub(super) fn revoked(done: proto::RevokeLeaseResponse) -> Self {
         Self {
             receipt: receipt(done.receipt),
@@ -354,7 +354,7 @@ impl From<proto::Lease> for Lease {
     }
 }
 
-/// `issue -o json`.
+/// Output of `issue -o json`.
 #[derive(Serialize)]
 pub(super) struct Credentials {
     pub(super) service: String,
@@ -365,16 +365,16 @@ pub(super) struct Credentials {
     pub(super) secret_access_key: String,
     pub(super) session_token: Option<String>,
     pub(super) expiration: Option<String>,
-    /// How long AWS took to accept a new key.
+    /// Seconds that AWS took to accept a new key.
     pub(super) usable_after_seconds: Option<f64>,
     pub(super) redelivered: bool,
-    /// That it is in the audit log.
+    /// Receipt: proof that the issue is in the audit log.
     pub(super) receipt: Option<String>,
 }
 
-/// What `-o env` exports: the key only where there is a new one.
+/// Variables that `-o env` exports; the key only if there is a new one.
 pub(super) struct Exports<'a> {
-    /// Id and secret.
+    /// Access key id and secret.
     pub(super) key: Option<(&'a str, &'a str)>,
     pub(super) session_token: Option<&'a str>,
     pub(super) expiration: Option<&'a str>,
@@ -382,7 +382,7 @@ pub(super) struct Exports<'a> {
 }
 
 impl Credentials {
-    /// What SDKs read from a process.
+    /// Returns the document that SDKs read from a process.
     /// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>
     pub(super) fn for_process(&self) -> Value {
         let mut document = json!({
@@ -419,7 +419,7 @@ impl Renewal {
     }
 }
 
-/// `lease renew -o json`: the shape of `issue`, without secrets where none is new.
+/// Output of `lease renew -o json`: the shape of `issue`, without secrets if none is new.
 #[derive(Serialize)]
 pub(super) struct Renewal {
     service: String,

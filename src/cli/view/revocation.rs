@@ -1,4 +1,4 @@
-//! `revoke -o json`.
+//! Output of `revoke -o json`.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ pub(in crate::cli) struct Revocation {
     suspended_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<String>,
-    /// Leases by their ids.
+    /// Leases by id.
     #[serde(serialize_with = "values")]
     pub(in crate::cli) leases: BTreeMap<String, RevokedLease>,
-    /// Sessions by their roles and users.
+    /// Sessions by role or user.
     #[serde(serialize_with = "values")]
     pub(in crate::cli) sessions: BTreeMap<String, RevokedSessions>,
     pub(in crate::cli) confirmed: bool,
@@ -39,10 +39,10 @@ fn values<T: Serialize, S: Serializer>(
 /// Credentials that may still work, for one reason.
 #[derive(Default, Serialize)]
 pub(in crate::cli) struct Open {
-    /// ARNs of the roles and users whose sessions may.
+    /// ARNs of the roles and users whose sessions may still work.
     pub(in crate::cli) holders: Vec<String>,
     pub(in crate::cli) leases: usize,
-    /// Until when, where AWS ends it by itself.
+    /// Time at which AWS ends the credentials by itself, if it does.
     pub(in crate::cli) until: Option<String>,
     pub(in crate::cli) why: String,
 }
@@ -59,7 +59,7 @@ pub(in crate::cli) struct RevokedLease {
 }
 
 impl RevokedLease {
-    /// Returns whether its end was seen.
+    /// Returns whether the end of the lease was seen.
     fn is_over(&self) -> bool {
         self.refused_after_seconds.is_some() || self.gone_after_seconds.is_some()
     }
@@ -74,7 +74,7 @@ pub(in crate::cli) struct RevokedSessions {
     pub(in crate::cli) seen_by: Option<String>,
 }
 
-/// `revoke --dry-run -o json`.
+/// Output of `revoke --dry-run -o json`.
 #[derive(Serialize)]
 pub(in crate::cli) struct Reach<'a> {
     dry_run: bool,
@@ -94,7 +94,7 @@ struct Denied<'a> {
 }
 
 impl Revocation {
-    /// Reach of a dry run.
+    /// Returns the reach of a dry run.
     pub(in crate::cli) fn reach(&self) -> Reach<'_> {
         let mut kinds = BTreeMap::new();
         for lease in self.leases.values() {
@@ -115,7 +115,7 @@ impl Revocation {
         }
     }
 
-    /// Of a service, or of SERVICE/GRANT, before anything is known of it.
+    /// Creates the revocation of a service, or of SERVICE/GRANT, before any progress.
     pub(in crate::cli) fn of(target: &str) -> Self {
         let (service, grant) = match target.split_once('/') {
             Some((service, _)) => (service, Some(target.to_owned())),
@@ -135,7 +135,7 @@ impl Revocation {
         }
     }
 
-    /// Takes in what has happened.
+    /// Adds a progress message.
     pub(in crate::cli) fn add(&mut self, what: What) {
         match what {
             What::Begun(_) | What::Written(_) => {}
@@ -163,7 +163,7 @@ impl Revocation {
     }
 }
 
-/// Groups what AWS was not seen to refuse by the reason.
+/// Groups by reason what AWS was not seen to refuse.
 fn open<'a>(
     sessions: impl Iterator<Item = &'a RevokedSessions>,
     leases: impl Iterator<Item = &'a RevokedLease>,
@@ -180,7 +180,7 @@ fn open<'a>(
         if !told.is_over() {
             let open = by_reason.entry(why(told.notice.as_ref())).or_default();
             open.leases += 1;
-            // A user goes on until it is removed.
+            // An IAM user works until it is deleted, so the end of its lease is no bound.
             let ends = told.expires_at.clone().filter(|_| told.kind != "iam_user");
             open.until = open.until.take().max(ends);
         }

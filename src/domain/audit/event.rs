@@ -1,18 +1,18 @@
-//! Everything that is recorded.
+//! Names of the audit log's events.
 
 use std::str::FromStr;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $variant:ident => $text:literal,)*) => {
-        /// Everything that is recorded, `noun.verb` in the past.
+        /// Kind of an event in the audit log. Its name is `noun.verb`, the verb in the past tense.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Event { $($(#[$doc])* $variant,)* }
 
         impl Event {
-            /// All names.
+            /// Names of all events.
             pub const NAMES: &[&str] = &[$($text,)*];
 
-            /// The event's name in the log.
+            /// Returns the event's name in the log.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
@@ -30,164 +30,164 @@ macro_rules! events {
 }
 
 events! {
-    /// The broker began to serve.
+    /// The broker started to serve.
     BrokerStarted => "broker.started",
-    /// The broker ended in good order.
+    /// The broker stopped after an orderly shutdown.
     BrokerStopped => "broker.stopped",
-    /// All that is stored was moved to another store.
+    /// All stored data was moved to another store.
     StoreMoved => "store.moved",
     /// A proof of identity was refused.
     LoginFailed => "login.failed",
-    /// A proven caller called what its role does not permit.
+    /// A caller with a proven identity called a method that its role does not permit.
     RequestDenied => "request.denied",
     /// A service was registered.
     ServiceCreated => "service.created",
-    /// Services were looked at.
+    /// Services were read.
     ServiceRead => "service.read",
     /// A service was suspended.
     ServiceSuspended => "service.suspended",
     /// A suspension was lifted.
     ServiceReinstated => "service.reinstated",
-    /// A service was removed.
+    /// A service was deleted.
     ServiceDeleted => "service.deleted",
-    /// A service was shut out with all it holds.
+    /// A service was suspended, and the broker ends everything issued to it.
     ServiceRevoked => "service.revoked",
-    /// All that was issued under a grant is being taken away.
+    /// A grant was revoked, and the broker ends everything issued under it.
     GrantRevoked => "grant.revoked",
-    /// A session is to be made to see whether AWS refuses its like.
+    /// The broker is about to ask AWS for a canary.
     CanaryRequested => "canary.requested",
-    /// A session was made to see whether AWS refuses its like; it may do nothing else.
+    /// A canary was issued: its session may make the probe calls and nothing else.
     CanaryIssued => "canary.issued",
-    /// A session was made by which policies of another account are changed.
+    /// The broker got a session for changing policies in another account.
     AccountEntered => "account.entered",
-    /// A denial of sessions was written in AWS.
+    /// A denial was written to a policy in AWS.
     DenialWritten => "denial.written",
-    /// AWS refuses the sessions that a denial is about.
+    /// AWS was seen to enforce a denial.
     DenialConfirmed => "denial.confirmed",
-    /// A second look at a denial, half a minute after AWS was seen to enforce it.
+    /// A denial was checked a second time, half a minute after AWS was seen to enforce it.
     DenialSettled => "denial.settled",
-    /// A denial could not be written, or is not seen to hold; tried again later.
+    /// A denial could not be written, or AWS was not seen to enforce it. The broker retries later.
     DenialPostponed => "denial.postponed",
-    /// For want of room in AWS, more of the same service's sessions are denied.
+    /// The policy in AWS had no room, so a denial was widened to more sessions of the same service.
     DenialWidened => "denial.widened",
-    /// A denial that somebody had changed in AWS was written anew.
+    /// Denials that had been changed in AWS outside the broker were written again.
     DenialRepaired => "denial.repaired",
-    /// The last session that a denial was about is over, and so is the denial.
+    /// All access that a denial was about has expired, and the denial was removed.
     DenialLifted => "denial.lifted",
-    /// A service token was made.
+    /// A service token was created.
     TokenCreated => "token.created",
-    /// Tokens were looked at.
+    /// Tokens were read.
     TokenRead => "token.read",
-    /// A token was ended.
+    /// A token was deleted.
     TokenDeleted => "token.deleted",
-    /// A service is known by something from now on.
+    /// A binding was created: a service is identified by it from now on.
     BindingCreated => "binding.created",
-    /// What services are known by was looked at.
+    /// Bindings of services were read.
     BindingRead => "binding.read",
-    /// A service is not known by something any more.
+    /// A binding was deleted: a service is not identified by it any more.
     BindingDeleted => "binding.deleted",
-    /// A token by which a host may enrol was made.
+    /// A token was created with which a host may enrol.
     EnrollmentAllowed => "enrollment.allowed",
-    /// A host got a client certificate for its token.
+    /// A host enrolled with its token and got a client certificate.
     EnrollmentMade => "enrollment.made",
     /// A host got another certificate for its key.
     CertificateRenewed => "certificate.renewed",
-    /// A caller asked who it is.
+    /// A caller asked for its own identity.
     IdentityRead => "identity.read",
-    /// A change was asked for that takes a second operator.
+    /// A change was requested that a second operator has to approve.
     ApprovalRequested => "approval.requested",
-    /// A second operator agreed to a change.
+    /// A second operator approved a change.
     ApprovalGiven => "approval.given",
-    /// A change that was asked for is not to be.
+    /// A requested change was rejected, or its approval was withdrawn.
     ApprovalRejected => "approval.rejected",
-    /// A change that a second operator agreed to is being made.
+    /// An approved change is being made.
     ApprovalUsed => "approval.used",
-    /// Changes that were asked for were looked at.
+    /// Requested changes were read.
     ApprovalRead => "approval.read",
-    /// A grant got a new version.
+    /// A new version of a grant was put.
     GrantPut => "grant.put",
-    /// Grants were looked at.
+    /// Grants were read.
     GrantRead => "grant.read",
-    /// A grant was ended.
+    /// A grant was deleted.
     GrantDeleted => "grant.deleted",
-    /// The policy catalogue was looked at.
+    /// The policy catalogue was read.
     PolicyRead => "policy.read",
-    /// Credentials were asked for; AWS has not been called yet.
+    /// Credentials were requested; AWS has not been called yet.
     LeaseRequested => "lease.requested",
     /// Credentials were issued.
     LeaseIssued => "lease.issued",
-    /// A session was handed out that others have, too.
+    /// A session was handed out that other callers have, too.
     LeaseShared => "lease.shared",
     /// Credentials were refused, by the broker or by AWS.
     LeaseDenied => "lease.denied",
-    /// AWS's answer never came; what exists is found out later.
+    /// AWS did not answer an issue. The broker finds out later what exists.
     LeaseUncertain => "lease.uncertain",
-    /// An issue that its first issuer did not bring to its end was taken over.
+    /// An issue that an earlier attempt did not finish was taken over.
     LeaseResumed => "lease.resumed",
-    /// A repeated request is to get another key or session under its lease.
+    /// A repeated request is about to get another key or session under its lease.
     LeaseReplacing => "lease.replacing",
     /// A repeated request got another key or session under its lease.
     LeaseRedelivered => "lease.redelivered",
-    /// A replacement came to nothing; the lease stays as it was.
+    /// A replacement was cancelled; the lease continues without it.
     LeaseKept => "lease.kept",
-    /// A lease's life was prolonged.
+    /// The end of a lease was extended.
     LeaseRenewed => "lease.renewed",
-    /// Leases were looked at.
+    /// Leases were read.
     LeaseRead => "lease.read",
-    /// A service began to watch what of its own is revoked.
+    /// A service subscribed to revocations of its own credentials.
     LeaseWatched => "lease.watched",
-    /// A service handed a lease back.
+    /// A service released a lease.
     LeaseReleased => "lease.released",
-    /// A lease is being taken away.
+    /// The end of a lease has begun, by a revocation or by the clean-up.
     LeaseRevoking => "lease.revoking",
-    /// A lease has been taken away.
+    /// A lease has ended for another reason than its expiry.
     LeaseRevoked => "lease.revoked",
-    /// A lease's time ran out and nothing of it is left.
+    /// A lease expired, and nothing of it is left.
     LeaseExpired => "lease.expired",
-    /// AWS could not be brought to take a lease away; tried again later.
+    /// A lease could not be ended in AWS yet. The broker retries later.
     LeasePostponed => "lease.postponed",
-    /// AWS keeps refusing to take a lease away; tried for ever.
+    /// AWS keeps refusing to end a lease. The broker retries indefinitely.
     LeaseQuarantined => "lease.quarantined",
-    /// A live lease's user or key is no longer in AWS, and not by the broker's doing.
+    /// The user or key of a live lease is missing in AWS, and the broker did not remove it.
     LeaseVanished => "lease.vanished",
     /// A user under the broker's path without a live lease was removed.
     OrphanRemoved => "orphan.removed",
-    /// A key that no lease knows was removed from a user.
+    /// A key that no lease records was removed from a user.
     KeyRemoved => "key.removed",
-    /// The account that everything is in was learnt of AWS.
+    /// The broker's AWS account was read from AWS and stored.
     AccountBound => "account.bound",
-    /// The admin key was looked at.
+    /// The state of the admin key was read.
     AdminKeyRead => "admin_key.read",
-    /// A key was imported and is at work.
+    /// A key was imported as the admin key and is in use.
     AdminKeyImported => "admin_key.imported",
-    /// The admin key is to be replaced.
+    /// A rotation of the admin key has begun.
     AdminKeyRotating => "admin_key.rotating",
-    /// AWS has made the key that is to replace it.
+    /// AWS has created the new admin key.
     AdminKeyCreated => "admin_key.created",
-    /// AWS accepts the new key; it is at work.
+    /// AWS accepts the new admin key, and the broker uses it.
     AdminKeySwitched => "admin_key.switched",
-    /// The old key is switched off.
+    /// The old admin key was deactivated.
     AdminKeyDeactivated => "admin_key.deactivated",
-    /// The old key is deleted: the admin key has been replaced.
+    /// The old admin key was deleted, which completes the rotation.
     AdminKeyRotated => "admin_key.rotated",
-    /// A step of its replacement failed; tried again later.
+    /// A step of the rotation failed. The broker retries later.
     AdminKeyPostponed => "admin_key.postponed",
-    /// An operator said that the admin key is stolen.
+    /// An operator reported that the admin key is stolen.
     AdminKeyStolen => "admin_key.stolen",
-    /// An operator was added.
+    /// An operator was created.
     OperatorCreated => "operator.created",
-    /// Operators were looked at.
+    /// Operators were read.
     OperatorRead => "operator.read",
-    /// An operator was removed.
+    /// An operator was deleted.
     OperatorDeleted => "operator.deleted",
-    /// A key was made that signs the log from now on.
+    /// A key was created that signs the log from now on.
     LogKeyMade => "log.key_made",
-    /// The log's first records were given up; an export has them.
+    /// The first records of the log were pruned; an export has them.
     LogPruned => "log.pruned",
-    /// Nothing happened for a minute but this.
+    /// A sign of life, recorded every minute so that silence is visible.
     LogHeartbeat => "log.heartbeat",
-    /// The audit log was looked at.
+    /// The audit log was read.
     AuditRead => "audit.read",
-    /// The broker's state was looked at.
+    /// The broker's state was read.
     StatusRead => "status.read",
 }

@@ -1,5 +1,5 @@
-//! What the audit log says. Built from typed fields, never from a request as it came,
-//! so that no secret can slip in.
+//! Events and records of the audit log. Their fields are typed, and none is a copy of a request as
+//! it came, so that no secret can slip in.
 
 mod event;
 mod permissions;
@@ -21,19 +21,19 @@ use crate::domain::{
     token::TokenId,
 };
 
-/// How it went.
+/// Outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As asked.
+    /// The request was carried out.
     Success,
-    /// Refused by the broker.
+    /// The broker refused the request.
     Denied,
-    /// Tried, and it did not work.
+    /// An attempt was made and did not succeed.
     Failure,
 }
 
 impl Outcome {
-    /// The outcome's name in the log.
+    /// Returns the outcome's name in the log.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,16 +55,16 @@ impl FromStr for Outcome {
     }
 }
 
-/// Who did it.
+/// Originator of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// An operator, proven.
+    /// An operator with a proven identity.
     Operator(Name),
-    /// A service, proven.
+    /// A service with a proven identity.
     Service(Name),
-    /// The broker by itself.
+    /// The broker, on its own.
     Broker,
-    /// Nobody proven.
+    /// A caller without a proven identity.
     Unknown,
 }
 
@@ -93,7 +93,7 @@ impl FromStr for Actor {
     }
 }
 
-/// What a request is about.
+/// Object that a request is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A service.
@@ -135,76 +135,76 @@ impl fmt::Display for Subject {
     }
 }
 
-/// One thing that happened, not yet in the log.
+/// Event that is not yet in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {
-    /// When, by the broker's clock.
+    /// Time by the broker's clock.
     pub time: Timestamp,
-    /// What.
+    /// Kind of the event.
     pub event: Event,
-    /// How it went.
+    /// Success, refusal or failure.
     pub outcome: Outcome,
-    /// Who.
+    /// Operator, service or broker that caused the event.
     pub actor: Actor,
-    /// Which token proved them.
+    /// Id of the token that the actor showed. In a failed login the token proves nothing.
     pub token_id: Option<TokenId>,
-    /// What else they showed of themselves, in words.
+    /// Other evidence that the actor showed, in words. In a failed login it proves nothing.
     pub evidence: Option<String>,
-    /// Where they called from.
+    /// Address and port of the caller.
     pub peer: Option<SocketAddr>,
-    /// What they called.
+    /// Method that was called: `credbroker.v1.Service/Method`.
     pub method: Option<String>,
     /// The service concerned.
     pub service: Option<Name>,
     /// The grant concerned.
     pub grant: Option<GrantName>,
-    /// Its version.
+    /// Version of the grant.
     pub grant_version: Option<u64>,
     /// The lease concerned.
     pub lease_id: Option<LeaseId>,
     /// The access key concerned.
     pub access_key_id: Option<String>,
-    /// AWS's id of the request.
+    /// Request id that AWS returned.
     pub aws_request_id: Option<String>,
-    /// Machine reason of a refusal or failure.
+    /// Machine-readable reason of a refusal or failure.
     pub reason: Option<String>,
-    /// More, in words, up to [`DETAIL_MAX`] characters.
+    /// Details in words, up to [`DETAIL_MAX`] characters.
     pub detail: Option<String>,
-    /// Which run of the broker wrote it.
+    /// Id of the run of the broker that wrote the record: 8 characters `[0-9a-f]`.
     pub instance: Option<String>,
-    /// The id that the caller gave the request that the lease answers.
+    /// Request id that the caller gave for this lease.
     pub request_id: Option<RequestId>,
-    /// How the lease's credentials are made.
+    /// Kind of the lease's credentials.
     pub kind: Option<Kind>,
     /// Role session name, federated user name or IAM user name.
     pub aws_name: Option<String>,
-    /// When the credentials end.
+    /// End of the credentials.
     pub expires_at: Option<Timestamp>,
-    /// What they may do.
+    /// Permissions of the credentials.
     pub permissions: Option<Permissions>,
-    /// Written when the store took records again, not at its time.
+    /// True if the store could not record the event at its time and the record was written later.
     pub late: bool,
     /// The role or user whose policies are concerned.
     pub holder: Option<Holder>,
-    /// How long after its revocation was asked for AWS refused it; whole milliseconds.
+    /// Time from the revocation request until AWS was seen to enforce it, in whole milliseconds.
     pub refused_after: Option<Duration>,
-    /// Time from the request for its revocation until AWS showed the user gone; whole milliseconds.
+    /// Time from the revocation request until AWS showed the user gone, in whole milliseconds.
     pub gone_after: Option<Duration>,
 }
 
-/// A record as it stands in the log.
+/// Event with its number in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRecord {
-    /// From 1, without gaps.
+    /// Number of the record: from 1, without gaps.
     pub seq: u64,
-    /// What happened.
+    /// The recorded event.
     pub event: AuditEvent,
 }
 
-/// How the detail of a record `log.pruned` begins.
+/// Beginning of the detail of a `log.pruned` record.
 const PRUNED: &str = "records 1 to ";
 
-/// Longest detail that is kept.
+/// Longest detail, in characters.
 pub const DETAIL_MAX: usize = 512;
 
 impl AuditEvent {
@@ -239,13 +239,13 @@ impl AuditEvent {
         }
     }
 
-    /// Something the broker did by itself.
+    /// Returns a successful event that the broker caused on its own.
     #[must_use]
     pub fn by_broker(event: Event, time: Timestamp) -> Self {
         Self::new(event, Actor::Broker, time)
     }
 
-    /// Something a proven caller did or asked for.
+    /// Returns a successful event that a caller with a proven identity caused.
     #[must_use]
     pub fn by(principal: &Principal, event: Event, time: Timestamp) -> Self {
         let actor = match principal.identity() {
@@ -257,7 +257,7 @@ impl AuditEvent {
         event.called_from(principal.origin())
     }
 
-    /// A failed login, with what was shown, if anything was.
+    /// Returns a failed login, with the evidence that the caller showed, if any.
     #[must_use]
     pub fn failed_login(
         origin: &Origin,
@@ -287,7 +287,7 @@ impl AuditEvent {
         }
     }
 
-    /// Refused by the broker, with a machine reason.
+    /// Marks the event as refused by the broker, with a machine-readable reason.
     #[must_use]
     pub fn denied(self, reason: &str) -> Self {
         Self {
@@ -297,7 +297,7 @@ impl AuditEvent {
         }
     }
 
-    /// Tried in vain, with a machine reason.
+    /// Marks the event as a failed attempt, with a machine-readable reason.
     #[must_use]
     pub fn failed(self, reason: &str) -> Self {
         Self {
@@ -307,7 +307,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this service.
+    /// Sets the service concerned.
     #[must_use]
     pub fn service(self, service: &Name) -> Self {
         Self {
@@ -316,7 +316,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns a grant of this name, and its service.
+    /// Sets the grant concerned, and its service.
     #[must_use]
     pub fn grant_name(self, name: &GrantName) -> Self {
         Self {
@@ -325,7 +325,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this.
+    /// Sets the service, grant or lease that the subject names. Other subjects set no field.
     #[must_use]
     pub fn about(self, subject: &Subject) -> Self {
         match subject {
@@ -345,7 +345,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this version of a grant, with what it permits, and its service.
+    /// Sets this version of a grant, with its kind, its permissions and its service.
     #[must_use]
     pub fn grant(self, grant: &Grant) -> Self {
         Self {
@@ -355,7 +355,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns credentials that may do what this grant permits.
+    /// Sets the permissions to those that this grant allows.
     #[must_use]
     pub fn permits(self, grant: &Grant) -> Self {
         Self {
@@ -364,7 +364,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this lease, and its grant and service.
+    /// Sets this lease, with its credentials, its grant and its service.
     #[must_use]
     pub fn lease(self, lease: &Lease) -> Self {
         let (binding, issued) = (&lease.binding, lease.issued());
@@ -380,7 +380,7 @@ impl AuditEvent {
         }
     }
 
-    /// Written by this run of the broker.
+    /// Sets the id of the run of the broker that writes the record.
     #[must_use]
     pub fn instance(self, instance: &str) -> Self {
         Self {
@@ -389,7 +389,8 @@ impl AuditEvent {
         }
     }
 
-    /// The last of `count` like it since then, which have this record alone.
+    /// Turns the last of `count` equal events since `since` into the one record for all of them:
+    /// the others have no record.
     #[must_use]
     pub fn repeated(self, count: u64, since: Timestamp, now: Timestamp) -> Self {
         let detail = self
@@ -401,13 +402,14 @@ impl AuditEvent {
         Self { time: now, ..self }.detail(&counted)
     }
 
-    /// Written only when the store took records again.
+    /// Marks the event as recorded later than its time.
     #[must_use]
     pub fn late(self) -> Self {
         Self { late: true, ..self }
     }
 
-    /// Concerns this denial, and its service.
+    /// Sets the service, grant or lease that this denial is about, and its role or user. A denial
+    /// with [`Scope::Everyone`] sets only the role or user.
     #[must_use]
     pub fn denial(self, denial: &Denial) -> Self {
         let against = &denial.against;
@@ -426,7 +428,7 @@ impl AuditEvent {
         scoped.holder(&against.holder)
     }
 
-    /// Concerns policies of this role or user.
+    /// Sets the role or user whose policies are concerned.
     #[must_use]
     pub fn holder(self, holder: &Holder) -> Self {
         Self {
@@ -435,7 +437,7 @@ impl AuditEvent {
         }
     }
 
-    /// AWS refused it so long after its revocation was asked for.
+    /// Sets the time from the revocation request until AWS was seen to enforce it.
     #[must_use]
     pub fn refused_after(self, after: SignedDuration) -> Self {
         Self {
@@ -444,7 +446,7 @@ impl AuditEvent {
         }
     }
 
-    /// AWS showed the user gone so long after its revocation was asked for.
+    /// Sets the time from the revocation request until AWS showed the user gone.
     #[must_use]
     pub fn gone_after(self, after: SignedDuration) -> Self {
         Self {
@@ -453,7 +455,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns this access key.
+    /// Sets the access key concerned.
     #[must_use]
     pub fn access_key(self, id: &str) -> Self {
         Self {
@@ -462,7 +464,7 @@ impl AuditEvent {
         }
     }
 
-    /// Concerns a session or user of this name.
+    /// Sets the name of the session or user, and its kind.
     #[must_use]
     pub fn aws_name(self, binding: &Binding) -> Self {
         Self {
@@ -472,7 +474,7 @@ impl AuditEvent {
         }
     }
 
-    /// AWS's id of the request.
+    /// Sets the request id that AWS returned.
     #[must_use]
     pub fn aws_request(self, id: Option<&str>) -> Self {
         Self {
@@ -481,13 +483,13 @@ impl AuditEvent {
         }
     }
 
-    /// That the log's first records up to this number were given up.
+    /// Sets the detail of a `log.pruned` record: the log was pruned up to record `until`.
     #[must_use]
     pub fn pruned(self, until: u64) -> Self {
         self.detail(&format!("{PRUNED}{until}"))
     }
 
-    /// What a record `log.pruned` says.
+    /// Returns the number of the last pruned record; `None` if this is no `log.pruned` event.
     #[must_use]
     pub fn pruned_until(&self) -> Option<u64> {
         let told = self
@@ -497,7 +499,7 @@ impl AuditEvent {
         told?.strip_prefix(PRUNED)?.parse().ok()
     }
 
-    /// More, in words; cut at [`DETAIL_MAX`] characters, control characters escaped.
+    /// Sets the detail, cut at [`DETAIL_MAX`] characters. Each control character becomes U+FFFD.
     #[must_use]
     pub fn detail(self, words: &str) -> Self {
         let words: String = words

@@ -1,26 +1,28 @@
-//! What credentials may do.
+//! Permissions of credentials, for the audit log.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
 use crate::domain::grant::{Grant, InlinePolicy, KindSpec};
 
-/// What credentials may do, as the log tells it.
+/// Permissions of credentials, as the audit log records them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// The catalogue entry that the inline policy was made from, or `inline`; `None`
-    /// without one.
+    /// Name of the catalogue entry that the inline policy was made from, or `inline`; `None`
+    /// without an inline policy.
     pub policy: Option<String>,
-    /// SHA-256, in lower-case hexadecimal, of the inline policy as it is sent to AWS.
+    /// SHA-256, in lower-case hexadecimal, of
+    /// [`effective_policy`](crate::domain::grant::GrantSpec::effective_policy): the inline policy,
+    /// for a session with the guard but without the denial at its end.
     pub policy_sha256: Option<String>,
-    /// Managed policies.
+    /// ARNs of the managed policies.
     pub managed_policies: Vec<String>,
-    /// The role that is assumed.
+    /// ARN of the role that is assumed.
     pub role: Option<String>,
 }
 
 impl Permissions {
-    /// What credentials of this grant may do.
+    /// Returns the permissions of this grant's credentials.
     #[must_use]
     pub fn of(grant: &Grant) -> Self {
         let spec = &grant.spec;

@@ -1,8 +1,8 @@
-//! Ready policies for common jobs, each as narrow as AWS allows.
+//! Policy templates for common jobs, each as narrow as AWS allows.
 //!
-//! A [`Template`] has typed parameters; [`Template::render`] checks every value before it stands
-//! in a policy, and no value can hold a wildcard or a variable. What is rendered leaves room in a
-//! session policy for the guard that the broker adds.
+//! A [`Template`] has typed parameters. [`Template::render`] checks every value before it puts the
+//! value in a policy, and no value can hold a wildcard or a variable. The rendered policy leaves
+//! room in a session policy for the guard that the broker adds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,44 +20,45 @@ mod tests;
 pub use parameter::ParameterKind;
 use parameter::Value;
 
-/// A policy with blanks to fill in.
+/// Policy with parameters to fill in.
 #[derive(Debug)]
 pub struct Template {
-    /// What it is called, such as `s3-read-only`.
+    /// Name of the template, such as `s3-read-only`.
     pub name: &'static str,
-    /// What it allows, in one sentence.
+    /// Permissions that the template gives, in one sentence.
     pub summary: &'static str,
-    /// The blanks.
+    /// Parameters, required and optional.
     pub parameters: &'static [Parameter],
     build: fn(&Values) -> Result<Document, Mistake>,
 }
 
-/// One blank of a [`Template`].
+/// Parameter of a [`Template`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// What it is called, such as `bucket`.
+    /// Name of the parameter, such as `bucket`.
     pub name: &'static str,
-    /// What its value must be.
+    /// Kind that the value must have.
     pub kind: ParameterKind,
-    /// Whether the template cannot do without it.
+    /// True if the template needs a value.
     pub required: bool,
-    /// What it is for, in one sentence.
+    /// Purpose of the parameter, in one sentence.
     pub summary: &'static str,
 }
 
-/// Every template, in the order of their names.
+/// Returns every template, sorted by name.
 #[must_use]
 pub fn templates() -> &'static [Template] {
     &templates::ALL
 }
 
-/// The template of this name.
+/// Returns the template of this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Template> {
     templates().iter().find(|template| template.name == name)
 }
 
-/// Every template by name, with its document for the values of [`ParameterKind::example`].
+/// Returns the name of every template, with its document for the values of
+/// [`ParameterKind::example`].
 #[must_use]
 pub fn examples() -> Vec<(&'static str, Result<Document, CatalogueError>)> {
     templates()
@@ -67,11 +68,11 @@ pub fn examples() -> Vec<(&'static str, Result<Document, CatalogueError>)> {
 }
 
 impl Template {
-    /// The policy with these values in its blanks, for a partition of AWS.
+    /// Returns the policy with these parameter values, for a partition of AWS.
     ///
     /// # Errors
-    /// Every mistake at once: a parameter the template does not have, one that is missing, one
-    /// whose value is not what its kind asks for.
+    /// All mistakes at once: a parameter that the template does not have, a required parameter
+    /// without a value, a value that is not of its parameter's kind.
     pub fn render(
         &self,
         values: &BTreeMap<String, String>,
@@ -96,10 +97,10 @@ impl Template {
         Err(self.refuse(mistakes))
     }
 
-    /// The policy with every blank, the optional ones too, filled by [`ParameterKind::example`].
+    /// Returns the policy with [`ParameterKind::example`] for every parameter, optional ones too.
     ///
     /// # Errors
-    /// None; the type is that of [`Template::render`].
+    /// None: the return type is that of [`Template::render`].
     pub fn example(&self) -> Result<Document, CatalogueError> {
         let example = |parameter: &Parameter| {
             (
@@ -186,7 +187,7 @@ impl Values {
     }
 }
 
-/// Why a template could not be rendered: every mistake, one after the other.
+/// Error of a template that could not be rendered, with every mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogueError {
     template: &'static str,
@@ -194,13 +195,13 @@ pub struct CatalogueError {
 }
 
 impl CatalogueError {
-    /// The template asked for.
+    /// Returns the name of the template.
     #[must_use]
     pub const fn template(&self) -> &'static str {
         self.template
     }
 
-    /// Every mistake; at least one.
+    /// Returns every mistake; at least one.
     #[must_use]
     pub fn mistakes(&self) -> &[Mistake] {
         &self.mistakes
@@ -216,37 +217,37 @@ impl fmt::Display for CatalogueError {
 
 impl std::error::Error for CatalogueError {}
 
-/// One thing wrong with the values given to a template. Values are not repeated.
+/// Mistake in the values for a template. The error does not repeat values.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Mistake {
     /// The template has no such parameter.
     #[error("there is no parameter \"{name}\": it has {known}")]
     Unknown {
-        /// What was given, shortened to 40 characters and escaped.
+        /// Name that was given, shortened to 40 characters and escaped.
         name: String,
-        /// The parameters there are.
+        /// Names of the template's parameters.
         known: String,
     },
-    /// A parameter the template cannot do without.
+    /// A required parameter has no value.
     #[error("{name} is missing: give {kind}, such as {}", kind.example())]
     Missing {
-        /// The parameter.
+        /// Name of the parameter.
         name: &'static str,
-        /// What its value must be.
+        /// Kind that the value must have.
         kind: ParameterKind,
     },
-    /// A value that is not of the parameter's kind.
+    /// A value is not of the parameter's kind.
     #[error("{name} is not {kind}: {why}; an example is {}", kind.example())]
     Invalid {
-        /// The parameter.
+        /// Name of the parameter.
         name: &'static str,
-        /// What its value must be.
+        /// Kind that the value must have.
         kind: ParameterKind,
-        /// What is wrong with it.
+        /// Fault of the value.
         why: &'static str,
     },
-    /// A fault of the template itself.
+    /// The template itself is faulty.
     #[error("the policy is not valid: {0}")]
     Policy(#[from] PolicyError),
 }

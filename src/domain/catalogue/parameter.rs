@@ -1,4 +1,4 @@
-//! What may stand in the blanks of a template.
+//! Kinds of template parameters, and the checks of their values.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::domain::arn::{AccountId, Partition};
 /// Longest prefix of object keys, so that the policy stays within the limit of a session.
 const KEY_PREFIX_MAX: usize = 256;
 
-/// The kind of a parameter's value.
+/// Kind of a parameter's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParameterKind {
@@ -18,7 +18,7 @@ pub enum ParameterKind {
     /// A general purpose bucket:
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>.
     Bucket,
-    /// The beginning of object keys, 2 to 256 characters and closed by a slash.
+    /// The beginning of object keys: 2 to 256 characters, the last one a slash.
     KeyPrefix,
     /// The id of a hosted zone:
     /// <https://docs.aws.amazon.com/Route53/latest/APIReference/API_HostedZone.html>.
@@ -57,7 +57,7 @@ impl Value {
 type Verdict = Result<(), &'static str>;
 
 impl ParameterKind {
-    /// A value of this kind, in partition `aws`.
+    /// Returns a value of this kind, in partition `aws`.
     #[must_use]
     pub const fn example(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ impl ParameterKind {
         }
     }
 
-    /// The value, or what is wrong with it.
+    /// Checks a value. The error says what is wrong with it.
     pub(super) fn parse(self, text: &str, partition: Partition) -> Result<Value, &'static str> {
         if text.contains(['*', '?']) || text.contains("${") {
             return Err("a wildcard or variable would widen the policy; name one thing in full");
@@ -124,7 +124,8 @@ impl fmt::Display for ParameterKind {
     }
 }
 
-/// The last part of an ARN of this service in this partition, with a region and an account.
+/// Returns the last part of an ARN. The ARN must be of this service and partition, with a region
+/// and an account.
 fn resource<'a>(
     text: &'a str,
     service: &str,

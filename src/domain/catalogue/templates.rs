@@ -1,4 +1,4 @@
-//! The templates themselves. Which action works on which resource is in
+//! The templates. Actions and the resources they work on are listed in
 //! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>.
 
 use super::{Mistake, Parameter, ParameterKind as Kind, Template, Values};
@@ -153,7 +153,7 @@ pub(super) static ALL: [Template; 14] = [
     },
 ];
 
-/// AWS gives this action no resource, so the condition alone narrows it.
+/// AWS defines no resource for this action, so the condition alone narrows it.
 fn cloudwatch_put_metrics(values: &Values) -> Built {
     let namespace = values.need("namespace", Kind::MetricNamespace)?;
     let put = Statement::allow("PutMetrics", ["cloudwatch:PutMetricData"], ["*"])?;
@@ -252,8 +252,9 @@ fn ec2_owned(values: &Values, kind: &str) -> String {
     format!("arn:{}:ec2:{region}:{account}:{kind}/*", values.partition)
 }
 
-/// Images and snapshots are new, so they have no id yet; and EC2 asks for them with no account in
-/// the ARN, which a wildcard matches and a number would not.
+/// Returns the ARN pattern of images or snapshots that a call creates. They are new, so they have
+/// no id yet. EC2 authorizes them by an ARN without an account, which a wildcard matches and an
+/// account number does not.
 fn ec2_made(values: &Values, kind: &str) -> String {
     format!(
         "arn:{}:ec2:{}:*:{kind}/*",
@@ -262,7 +263,7 @@ fn ec2_made(values: &Values, kind: &str) -> String {
     )
 }
 
-/// AWS gives the describing actions no resource: only the region can narrow them.
+/// AWS defines no resource for the describing actions: only the region can narrow them.
 fn ec2_find(sid: &str, actions: [&str; 4], values: &Values) -> Result<Statement, Mistake> {
     let find = Statement::allow(sid, actions, ["*"])?;
     match values.get("region") {
@@ -306,7 +307,7 @@ fn route53_full(values: &Values) -> Built {
         "route53:ListResourceRecordSets",
     ];
     let zone = Statement::allow("ChangeRecords", all, [hosted_zone(values)?])?;
-    // A change has an id of its own and tells its progress, nothing of the records.
+    // A change has an id of its own. It shows its progress and nothing of the records.
     let changes = format!("arn:{}:route53:::change/*", values.partition);
     document([
         zone,
@@ -349,7 +350,7 @@ fn s3_read_write(values: &Values) -> Built {
         "s3:PutObject",
     ];
     let write = Statement::allow("ReadAndWriteObjects", write, [s3_objects(values)?])?;
-    // Unfinished uploads cannot be listed below a prefix alone, and their keys tell of the rest.
+    // The list of unfinished uploads cannot be limited to a prefix, and it shows keys outside it.
     let find: &[&str] = match values.get("prefix") {
         Some(_) => &["s3:GetBucketLocation"],
         None => &["s3:GetBucketLocation", "s3:ListBucketMultipartUploads"],

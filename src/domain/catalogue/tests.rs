@@ -1,7 +1,7 @@
 use super::*;
 use crate::domain::policy::SESSION_POLICY_MAX;
 
-/// Room that every template leaves for the guard.
+/// Characters that every template leaves for the guard.
 const GUARD: usize = 150;
 
 fn values(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -11,7 +11,7 @@ fn values(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The statements of a template, one to a line.
+/// Returns the statements of a template, one to a line.
 fn rendered(name: &str, pairs: &[(&str, &str)]) -> Vec<String> {
     let document = find(name)
         .unwrap()

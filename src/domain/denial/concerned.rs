@@ -1,4 +1,4 @@
-//! Sessions that are to be denied, and what of them a denial names.
+//! Sessions that are to be denied, and the subjects of their denials.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use jiff::Timestamp;
 use super::{Against, Holder, Scope};
 use crate::domain::{grant::Kind, lease::Lease, name::GrantName};
 
-/// A session that was issued and may still be of use, by itself or by what was made from it.
+/// An issued session that may still be usable, itself or through access made from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Grant that it was issued under.
+    /// Grant of the session.
     pub grant: GrantName,
     /// Version of that grant.
     pub grant_version: u64,
-    /// Role or user whose policies AWS asks when it acts.
+    /// Role or user whose policies AWS evaluates when the session makes a call.
     pub holder: Holder,
-    /// Time at which it expires, or has expired.
+    /// Time of expiry, also in the past.
     pub expires_at: Timestamp,
 }
 
 impl Session {
-    /// The session of a lease, if it has one that can be denied.
+    /// Returns the session of a lease, if the lease has one that can be denied.
     #[must_use]
     pub fn of(lease: &Lease) -> Option<Self> {
         let binding = &lease.binding;
@@ -33,13 +33,13 @@ impl Session {
         })
     }
 
-    /// Tells whether it, or access that was made from it, may live at `now`.
+    /// Returns whether the session, or access made from it, may still work at `now`.
     #[must_use]
     pub fn may_be_of_use(&self, now: Timestamp) -> bool {
         self.access_ends() > now
     }
 
-    /// End of the last access that may have been made from it.
+    /// Returns the end of the last access that may have been made from the session.
     pub(super) fn access_ends(&self) -> Timestamp {
         let outlived_by = self.holder.kind().outlived_by().unwrap_or_default();
         let ends = self.expires_at.checked_add(outlived_by);
@@ -47,24 +47,24 @@ impl Session {
     }
 }
 
-/// Sessions that are to be denied at a role or user.
+/// Sessions that are to be denied at one role or user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Concerned {
-    /// Whose, of which service, and which.
+    /// Subject of the denial: role or user, service and scope.
     pub against: Against,
-    /// A grant that they were issued under.
+    /// Grant of some of the sessions. The canary is made under this grant.
     pub grant: GrantName,
     /// Version of that grant.
     pub grant_version: u64,
-    /// True where any bears the service's name as source identity.
+    /// True if any of the sessions has the service's name as source identity.
     pub source_identity: bool,
-    /// End of the last access that may have been made from them.
+    /// End of the last access that may have been made from the sessions.
     pub access_ends: Timestamp,
 }
 
 impl Concerned {
-    /// Everything that was issued until `now` at a role or user, by any maker. It is tried by a
-    /// session of this grant.
+    /// Returns all sessions that were issued until `now` at a role or user, by the broker or by
+    /// others. The canary is made under this grant.
     #[must_use]
     pub fn everyone(holder: Holder, grant: GrantName, grant_version: u64, now: Timestamp) -> Self {
         let longest = Kind::FederationToken;
@@ -84,10 +84,9 @@ impl Concerned {
         }
     }
 
-    /// Collects what is to be denied at each role and user so that none of these sessions is of use
-    /// after `now`, nor what was made from them. A session whose own time is up is among them
-    /// while access made from it may live. Whether sessions bear a source identity is for the
-    /// caller to say.
+    /// Collects, per role and user, the sessions to be denied so that none of them, and no access
+    /// made from them, works after `now`. An expired session is included while access made from it
+    /// may still work. The caller sets `source_identity`.
     #[must_use]
     pub fn of<'a>(
         scope: &Scope,
@@ -109,7 +108,7 @@ impl Concerned {
                 source_identity: false,
                 access_ends: session.access_ends(),
             });
-            // By a session of the newest version it is tried.
+            // The canary is made under the newest version of the grant.
             let is_newer =
                 session.grant != concerned.grant || session.grant_version > concerned.grant_version;
             if is_newer {

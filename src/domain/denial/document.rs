@@ -1,4 +1,4 @@
-//! Denials as a policy: as few statements as their moments allow.
+//! Policy documents of denials, with as few statements as their cutoffs allow.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,38 +12,39 @@ use crate::domain::{
     policy::{Document, PolicyError, Statement},
 };
 
-/// The id of the role, or the number of the account, and the name of the session.
+/// Condition key for the role's id or the account's number, and the name of the session.
 const SESSION: &str = "aws:userid";
 const SOURCE: &str = "aws:SourceIdentity";
 const GRANT: &str = "aws:PrincipalTag/credbroker:grant";
 const ISSUED: &str = "aws:TokenIssueTime";
 
-/// What the sessions of a statement have in common beside their time.
+/// Kind of value by which a statement selects sessions, beside the cutoff.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
-    /// Every session; its one value is empty.
+    /// Every session; the only value is empty.
     Everyone,
     /// Names of sessions.
     Sessions,
     /// Source identities.
     Sources,
-    /// Grants of sessions of this name.
+    /// Grants of the sessions with this pattern of names.
     Grants(String),
 }
 
-/// Before which issue sessions are denied; `None` for whenever they are issued.
+/// Cutoff: sessions issued before it are denied. `None`: all sessions are denied.
 type Before = Option<Timestamp>;
 
-/// One session name, source identity or grant.
+/// One session name, source identity or grant, with its cutoff.
 struct Clause {
     value: String,
     before: Before,
-    /// Its service is reinstated, and AWS still denies all of them.
+    /// True if the service is reinstated, and AWS still denies all its sessions.
     is_reinstated: bool,
 }
 
 impl Clause {
-    /// Tells whether it says as much as one of this moment.
+    /// Returns whether this clause makes one with the cutoff `before` needless. The clause of a
+    /// reinstated service also replaces one without a cutoff.
     fn says(&self, before: Before) -> bool {
         match (self.before, before) {
             (None, _) => true,
@@ -53,26 +54,26 @@ impl Clause {
     }
 }
 
-/// The policy of these denials; `None` when there are none.
+/// Returns the policy of these denials; `None` if there are none.
 ///
-/// All names of the same moment share a statement, as do those without one. The same denials
-/// give the same policy.
+/// All names with the same cutoff share a statement, and so do all names without a cutoff. The same
+/// denials give the same policy.
 ///
 /// # Errors
-/// Never for denials of the broker's own.
+/// The policy is invalid, which does not happen for the broker's own denials.
 pub fn document<'a>(
     denials: impl IntoIterator<Item = &'a Denial>,
 ) -> Result<Option<Document>, PolicyError> {
     policy(by_family(denials))
 }
 
-/// What a policy of denials says that denials of the store's need not say.
+/// Clauses of a policy in AWS that the store's denials may lack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unknown(Vec<(Family, String, Before)>);
 
 impl Unknown {
-    /// Reads what of a policy still concerns sessions that may be of use at `now`. Statements that
-    /// are not as the broker writes them are not among it.
+    /// Reads the clauses of a policy that concern sessions that may still be usable at `now`.
+    /// Statements in another form than the broker's are ignored.
     #[must_use]
     pub fn of(policy: &Document, now: Timestamp) -> Self {
         let longest = Kind::FederationToken.ttl_bounds().1;
@@ -87,10 +88,10 @@ impl Unknown {
         Self(each.collect())
     }
 
-    /// The policy of these denials and of what they do not say of it.
+    /// Returns the policy of these denials, with the clauses that the denials lack.
     ///
     /// # Errors
-    /// Never for denials of the broker's own.
+    /// The policy is invalid, which does not happen for the broker's own denials.
     pub fn beside<'a>(
         &self,
         denials: impl IntoIterator<Item = &'a Denial>,
@@ -111,14 +112,14 @@ impl Unknown {
     }
 }
 
-/// Statements of a policy that are as the broker writes them.
+/// Returns the statements of a policy that have the broker's form.
 fn statements(policy: &Document) -> Vec<(Family, BTreeSet<String>, Before)> {
     let policy = serde_json::to_value(policy).unwrap_or_default();
     let statements = list(&policy["Statement"]).iter();
     statements.filter_map(read).collect()
 }
 
-/// A statement as the broker writes it.
+/// Reads a statement; `None` if it does not have the broker's form.
 fn read(statement: &Value) -> Option<(Family, BTreeSet<String>, Before)> {
     let condition = &statement["Condition"];
     let all = |operator: &str, key: &str| -> BTreeSet<String> {
@@ -176,7 +177,7 @@ fn policy(families: BTreeMap<Family, Vec<Clause>>) -> Result<Option<Document>, P
     Document::new(statements).map(Some)
 }
 
-/// Whether another denial says all that this one says.
+/// Returns whether another denial includes this one.
 fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
     let (scope, service) = (&denial.against.scope, &denial.against.service);
     let says_it = |other: &Denial| {
@@ -195,7 +196,7 @@ fn is_within(denial: &Denial, all: &[&Denial]) -> bool {
         })
 }
 
-/// Tells whether a policy denies the sessions of a denial whenever they are issued.
+/// Returns whether a policy denies the sessions of a denial regardless of their time of issue.
 #[must_use]
 pub fn denies_all(policy: &Document, denial: &Denial) -> bool {
     let names = [denial.sessions(), denial.sessions_of_service()];
@@ -205,8 +206,8 @@ pub fn denies_all(policy: &Document, denial: &Denial) -> bool {
     })
 }
 
-/// Whether a policy of denials may meet a session of these, issued at that moment: it names
-/// the service, under a later one.
+/// Returns whether a policy may deny a session of this denial that was issued at `issued`. That is
+/// so if a statement names the service, or everyone, with a later cutoff.
 #[must_use]
 pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
     let (kind, service) = (denial.against.holder.kind(), &denial.against.service);
@@ -227,7 +228,7 @@ pub fn may_meet(policy: &Document, denial: &Denial, issued: Timestamp) -> bool {
     })
 }
 
-/// AWS takes one value by itself as well as in a list.
+/// Returns the values of a list. AWS also accepts a single value instead of a list.
 fn list(value: &Value) -> &[Value] {
     let list = value.as_array();
     list.map_or(std::slice::from_ref(value), Vec::as_slice)
@@ -279,15 +280,15 @@ fn statement(
     named.when("DateLessThan", ISSUED, [before])
 }
 
-/// Fewer and broader denials of the same services, where AWS has no room for these: those to
-/// be put, in the place of those of the same subject, and those that they make needless.
-/// `None` when nothing can be made broader.
+/// Returns fewer and broader denials of the same services, for a policy that AWS has no room for.
+/// The first list is to be put, in the place of denials with the same subject. The second list is
+/// to be removed. `None` if no denial can be made broader.
 #[must_use]
 pub fn widen(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
     one_service_as_a_whole(denials, now).or_else(|| one_moment(denials, now))
 }
 
-/// The service whose leases and grants take the most room is denied as a whole.
+/// Denies the service as a whole whose leases and grants take the most room.
 fn one_service_as_a_whole(
     denials: &[Denial],
     now: Timestamp,
@@ -314,7 +315,7 @@ fn one_service_as_a_whole(
     let mut whole = standing.unwrap_or(narrow[0]).moved(now);
     whole.against.scope = Scope::Service;
     whole.revision = standing.map_or(0, |standing| standing.revision + 1);
-    // What the service is given from now on works, unless it is out.
+    // Sessions issued from now on work, unless a standing denial includes them.
     whole.spares_newer = standing.is_none_or(|standing| standing.spares_newer);
     whole.newer_hit_until = standing.and_then(|standing| standing.newer_hit_until);
     for denial in &narrow {
@@ -325,14 +326,14 @@ fn one_service_as_a_whole(
             whole.state = denial.state.clone();
             whole.due_at = denial.due_at;
         }
-        // What it covers was asked for by then.
+        // The broader denial covers every lease that the narrow ones cover.
         whole.asked_at = whole.asked_at.max(denial.asked_at);
     }
     whole.denied_before = Some(whole.issued_before);
     Some((vec![whole], narrow.into_iter().cloned().collect()))
 }
 
-/// Joins the two moments that are nearest at the later.
+/// Joins the two nearest cutoffs at the later one.
 fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<Denial>)> {
     let dated = denials.iter().filter(|denial| may_move(denial));
     let moments: BTreeSet<Timestamp> = dated.map(|denial| denial.issued_before).collect();
@@ -343,12 +344,12 @@ fn one_moment(denials: &[Denial], now: Timestamp) -> Option<(Vec<Denial>, Vec<De
     nearest.map(|(earlier, later)| (moved(denials, *earlier, *later, now), Vec::new()))
 }
 
-/// Returns whether a later moment meets sessions of its own service alone.
+/// Returns whether a later cutoff affects sessions of the same service only.
 fn may_move(denial: &Denial) -> bool {
     denial.spares_newer && denial.against.scope != Scope::Everyone
 }
 
-/// The denials of the earlier moment, as they are at the later.
+/// Returns the denials of the earlier cutoff, moved to the later one.
 fn moved(denials: &[Denial], earlier: Timestamp, later: Timestamp, now: Timestamp) -> Vec<Denial> {
     let is_earlier = |denial: &&Denial| may_move(denial) && denial.issued_before == earlier;
     let moved = denials.iter().filter(is_earlier).map(|denial| Denial {

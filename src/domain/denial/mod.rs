@@ -1,17 +1,17 @@
-//! Denials in AWS of sessions that were handed out before an operator revoked them.
+//! Denials in AWS of sessions that were issued before an operator revoked them.
 //!
-//! AWS cannot end a session before its time, but it asks the policies of the session's
-//! role, or of the user that federated it, at each call. A denial there names the sessions
-//! concerned, by the names and tags that the broker gave them:
+//! AWS cannot end a session early. But at each call AWS evaluates the policies of the session's
+//! role, or of the user that federated the session. A denial in such a policy names the sessions by
+//! the names and tags that the broker gave them:
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use_revoke-sessions.html>.
-//! While their service is out, it has no date, so that it also meets what is made from such
-//! a session later; where newer sessions are to work, it names the moment before which those
-//! denied were issued.
+//! While the service is suspended, its denial has no date, so that it also denies access made later
+//! from such a session. If newer sessions are to work, the denial has a cutoff: it denies the
+//! sessions that were issued before the cutoff.
 //!
 //! ```text
-//! open ─▶ refused ─▶ (gone, once no access lives that was made from its sessions)
-//!  ▲ └─▶ open           tried again until then
-//!  └──── refused        revoked once more
+//! open ─▶ refused ─▶ (deleted, once all access made from its sessions has ended)
+//!  ▲ └─▶ open           retried until then
+//!  └──── refused        revoked again
 //! ```
 
 mod concerned;
@@ -36,35 +36,34 @@ use crate::domain::{
     name::{GrantName, LeaseId, Name},
 };
 
-/// Until AWS's clock is asked, sessions count as issued within this time of the broker's.
+/// Tolerance between AWS's clock and the broker's, until a canary shows AWS's time.
 pub const SKEW: SignedDuration = SignedDuration::from_secs(5);
-/// Time for which sessions may still be made with a stolen admin key after it
-/// was switched off.
+/// Time for which sessions may still be made with a stolen admin key after its deactivation.
 const SKEW_OF_EVERYONE: SignedDuration = SignedDuration::from_secs(8);
-/// AWS tells a session's time of issue in whole seconds; a denial reaches beyond that.
+/// Distance of a cutoff from a session's time of issue, which AWS reports in whole seconds.
 const PRECISION: SignedDuration = SignedDuration::from_secs(2);
 /// Time by which a denial outlasts the last access that may have been made from its sessions.
 const AFTERWARDS: SignedDuration = SignedDuration::from_secs(60);
-/// A moment after all others: a denial is to be rewritten, and has not been yet.
+/// Marker, later than all real times: the denial is to be rewritten in AWS, and has not been yet.
 pub const NOT_WRITTEN: Timestamp = Timestamp::constant(253_000_000_000, 0);
-/// Time for which AWS may go on denying what a policy does not deny any more: changes reach all
-/// its servers within seconds.
+/// Time for which AWS may still deny sessions that a policy no longer denies: changes reach all its
+/// servers within seconds.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
 const PROPAGATION: SignedDuration = SignedDuration::from_secs(5);
-/// How long whoever begins to carry a denial out has it to itself.
+/// Time for which a replica that begins to apply a denial has it exclusively.
 pub const CLAIM: SignedDuration = SignedDuration::from_secs(90);
 
-/// Whose policies AWS asks when a session acts.
+/// Role or user whose policies AWS evaluates when a session makes a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Holder {
-    /// The role that was assumed.
+    /// Role that was assumed.
     Role(RoleArn),
-    /// The user that federated it.
+    /// User that federated the session.
     User(UserArn),
 }
 
 impl Holder {
-    /// The ARN.
+    /// Returns the ARN.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -73,7 +72,7 @@ impl Holder {
         }
     }
 
-    /// The account that it is in.
+    /// Returns the account of the role or user.
     #[must_use]
     pub const fn account(&self) -> &AccountId {
         match self {
@@ -82,7 +81,7 @@ impl Holder {
         }
     }
 
-    /// How its sessions are made.
+    /// Returns the kind of the sessions.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
@@ -109,16 +108,16 @@ impl FromStr for Holder {
     }
 }
 
-/// Which of a service's sessions are denied.
+/// Scope of a denial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scope {
-    /// All of the role or user, of any service or none: for a stolen admin key.
+    /// All sessions of the role or user, of any service or none: for a stolen admin key.
     Everyone,
-    /// All of them.
+    /// All sessions of the service.
     Service,
-    /// Those of one grant.
+    /// Sessions of one grant.
     Grant(Name),
-    /// Those of one lease.
+    /// Session of one lease.
     Lease(LeaseId),
 }
 
@@ -147,14 +146,14 @@ impl FromStr for Scope {
     }
 }
 
-/// What a denial is about. There is one denial for each.
+/// Subject of a denial. Each subject has one denial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Against {
-    /// Whose sessions.
+    /// Role or user of the sessions.
     pub holder: Holder,
-    /// Service of those sessions; where they are everyone's, that of the grant it is tried by.
+    /// Service of the sessions. For [`Scope::Everyone`]: service of the canary's grant.
     pub service: Name,
-    /// Which of those.
+    /// Scope of the denial.
     pub scope: Scope,
 }
 
@@ -169,32 +168,32 @@ impl fmt::Display for Against {
     }
 }
 
-/// A denial that AWS has not been seen to enforce yet.
+/// Attempts for a denial that AWS has not been seen to enforce yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
-    /// How many have come to nothing.
+    /// Number of failed attempts.
     pub count: u32,
-    /// Why the last one did.
+    /// Reason of the last failure.
     pub failure: Option<String>,
 }
 
-/// Sessions issued after those that a denial is for.
+/// Sessions that were issued after those that a denial is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Newer {
-    /// There may be some, which must not be hit.
+    /// Newer sessions may exist, and must not be denied.
     Spared,
-    /// There are none, and none is being issued.
+    /// Newer sessions do not exist, and none is being issued.
     None,
 }
 
-/// How far a denial is.
+/// Progress of a denial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DenialState {
-    /// To be written, or to be seen to hold.
+    /// The denial is not written yet, or not seen to be enforced yet.
     Open(Attempts),
-    /// AWS refuses its sessions.
+    /// AWS refuses the sessions.
     Refused {
-        /// Since when that is known.
+        /// Time since which the refusal is known.
         at: Timestamp,
     },
 }
@@ -202,41 +201,39 @@ pub enum DenialState {
 /// A denial of sessions that have been issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// Whose.
+    /// Subject of the denial.
     pub against: Against,
-    /// A grant that its sessions were issued under, by which another of the same shape is
-    /// made.
+    /// Grant of some of the denied sessions. The canary is made under this grant.
     pub grant: GrantName,
-    /// Which version of it.
+    /// Version of the grant.
     pub grant_version: u64,
-    /// Whether sessions bear the service's name as source identity as well.
+    /// True if sessions also have the service's name as source identity.
     pub source_identity: bool,
-    /// When an operator asked for it.
+    /// Time at which an operator asked for the denial.
     pub asked_at: Timestamp,
-    /// Sessions that were issued before this are to be denied.
+    /// Cutoff that is wanted: sessions that were issued earlier are to be denied.
     pub issued_before: Timestamp,
-    /// Before which issue AWS is to deny them now. While the session by which it is tried
-    /// is made, that is what has stood so far, so that no other writing meets it too soon;
-    /// `None` for nothing.
+    /// Cutoff that the policy in AWS is to have now; `None`: the denial is not in the policy. While
+    /// the canary is created, the old value stays, so that no other write denies the canary early.
     pub denied_before: Option<Timestamp>,
-    /// True where sessions that are issued later are to work, so that the denial has a date.
+    /// True if sessions that are issued later are to work. The denial then has a cutoff in AWS.
     pub spares_newer: bool,
-    /// Until when AWS may deny newer sessions nevertheless, once it has been told to deny all:
-    /// [`NOT_WRITTEN`] until AWS has taken the date.
+    /// Time until which AWS may still deny newer sessions, after a denial of all sessions.
+    /// [`NOT_WRITTEN`] until AWS has the cutoff.
     pub newer_hit_until: Option<Timestamp>,
-    /// When the last access is over that may have been made from its sessions.
+    /// End of the denial, after the last access that may have been made from its sessions.
     pub lasts_until: Timestamp,
-    /// How far it is.
+    /// Progress of the denial.
     pub state: DenialState,
-    /// When something is to be done about it: to end it, once it is refused, unless it was
-    /// moved since.
+    /// Time of the next step. For a refused denial that has not been moved since, the step is its
+    /// deletion.
     pub due_at: Timestamp,
-    /// Counts its changes: its fencing token.
+    /// Number of changes so far, used as fencing token.
     pub revision: u64,
 }
 
 impl Denial {
-    /// A denial of what is there at `now`, in the place of one that stands.
+    /// Creates the denial of the sessions that exist at `now`, in the place of a standing denial.
     #[must_use]
     pub fn ask(concerned: Concerned, standing: Option<&Self>, now: Timestamp) -> Self {
         let is_everyone = concerned.against.scope == Scope::Everyone;
@@ -264,26 +261,27 @@ impl Denial {
         }
     }
 
-    /// Whether AWS has been seen to refuse its sessions.
+    /// Returns whether AWS has been seen to refuse its sessions.
     #[must_use]
     pub const fn is_refused(&self) -> bool {
         matches!(self.state, DenialState::Refused { .. })
     }
 
-    /// Whether what it says stands in AWS until it is over: it was seen to hold, and has not
-    /// been moved since.
+    /// Returns whether the denial in AWS stays as it is until its end: it was seen to be enforced,
+    /// and has not been moved since.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.is_refused() && self.due_at == self.lasts_until
     }
 
-    /// Whether it is what was asked for then, as precisely as a store keeps it.
+    /// Returns whether the denial was asked for at `time`, with the precision of the store
+    /// (microseconds).
     #[must_use]
     pub fn was_asked_at(&self, time: Timestamp) -> bool {
         self.asked_at.as_microsecond() == time.as_microsecond()
     }
 
-    /// How often it has been tried in vain.
+    /// Returns the number of failed attempts.
     #[must_use]
     pub const fn failures(&self) -> u32 {
         match &self.state {
@@ -292,26 +290,28 @@ impl Denial {
         }
     }
 
-    /// Whether it is over at `now`: no session that it concerns lives.
+    /// Returns whether the denial has ended at `now`: no session that it concerns, and no
+    /// access made from one, still works.
     #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
         self.lasts_until <= now
     }
 
-    /// Whether the session of a lease is among those denied: its revocation was asked for by
-    /// then.
+    /// Returns whether the denial includes the session of a lease: it concerns the lease, whose
+    /// revocation was asked for no later than the denial.
     #[must_use]
     pub fn covers(&self, lease: &Lease) -> bool {
         let asked = lease.removal().map(|removal| removal.asked_at);
         asked.is_some_and(|asked| asked <= self.asked_at) && self.concerns(lease)
     }
 
-    /// Whether it is about sessions such as this lease's, whenever they were issued.
+    /// Returns whether the denial concerns sessions like this lease's, regardless of their time of
+    /// issue.
     #[must_use]
     pub fn concerns(&self, lease: &Lease) -> bool {
         let (against, binding) = (&self.against, &lease.binding);
         let concerned = match &against.scope {
-            // Each lease ends by the denial of its own grant.
+            // Each lease ends by the denial of its own grant, not by everyone's.
             Scope::Everyone => false,
             Scope::Service => true,
             Scope::Grant(grant) => *grant == binding.grant.grant,
@@ -322,14 +322,14 @@ impl Denial {
             && binding.holder.as_ref() == Some(&against.holder)
     }
 
-    /// A session that was issued by AWS's clock at this second is among those denied from
-    /// now on, and of a grant that is tried for the first time nothing much later is. `None`
-    /// when newer sessions would be hit.
+    /// Returns the denial with a cutoff that includes a session issued at `issued`, a time of AWS's
+    /// clock. At the first attempt for a grant the cutoff is no later than that session needs, so
+    /// that hardly any later session is denied. `None` if the cutoff would deny newer sessions.
     #[must_use]
     pub fn reach(&self, issued: Timestamp, newer: Newer) -> Option<Self> {
         let issued_before = whole_second(issued) + PRECISION;
         if self.against.scope == Scope::Everyone {
-            // Its moment stays: a later one would meet new sessions of every service.
+            // The cutoff stays: a later one would deny new sessions of every service.
             return (issued_before <= self.issued_before).then(|| self.next());
         }
         let is_first = !self.is_refused() && self.failures() == 0;
@@ -347,7 +347,7 @@ impl Denial {
         })
     }
 
-    /// It may be written: a session to try it by is made, or cannot be had.
+    /// Returns the denial ready to be written: the canary is created, or cannot be.
     #[must_use]
     pub fn ready(&self) -> Self {
         Self {
@@ -356,7 +356,7 @@ impl Denial {
         }
     }
 
-    /// Whoever had it to themselves does not carry it out: it is due at `now`.
+    /// Returns the denial due at `now`: the replica that had it exclusively does not apply it.
     #[must_use]
     pub fn give_up(&self, now: Timestamp) -> Self {
         Self {
@@ -365,8 +365,9 @@ impl Denial {
         }
     }
 
-    /// Reinstates its service at `now`: what was issued, or made from that, until then stays
-    /// denied, and what the service is given from then on is not. The policy is to be rewritten.
+    /// Returns the denial after the reinstatement of its service at `now`. Sessions issued until
+    /// then, and access made from them, stay denied; newer sessions are not denied. The policy is
+    /// to be rewritten.
     #[must_use]
     pub fn spare_newer(&self, now: Timestamp) -> Self {
         let issued_before = self.issued_before.max(whole_second(now));
@@ -378,7 +379,7 @@ impl Denial {
         }
     }
 
-    /// Makes it due to be rewritten from `now` on, unless it is being carried out.
+    /// Returns the denial due to be rewritten from `now` on, unless it is being applied.
     fn moved(&self, now: Timestamp) -> Self {
         let due_at = if self.is_refused() { now } else { self.due_at };
         Self {
@@ -387,7 +388,7 @@ impl Denial {
         }
     }
 
-    /// As it stands once AWS has taken it at `now`.
+    /// Returns the denial after AWS has accepted its policy at `now`.
     #[must_use]
     pub fn written(&self, now: Timestamp) -> Self {
         let is_let = self.spares_newer && self.newer_hit_until == Some(NOT_WRITTEN);
@@ -398,7 +399,7 @@ impl Denial {
         }
     }
 
-    /// It was written anew.
+    /// Returns the denial after its policy was rewritten at `now`.
     #[must_use]
     pub fn settle(&self, now: Timestamp) -> Self {
         Self {
@@ -407,7 +408,7 @@ impl Denial {
         }
     }
 
-    /// AWS refuses its sessions.
+    /// Returns the denial after AWS was seen to refuse its sessions at `now`.
     #[must_use]
     pub fn confirm(&self, now: Timestamp) -> Self {
         Self {
@@ -416,7 +417,8 @@ impl Denial {
         }
     }
 
-    /// It was not written, or not seen to hold; to be tried again at `at`.
+    /// Returns the denial after a failure: it was not written, or not seen to be enforced. The next
+    /// attempt is due at `at`.
     #[must_use]
     pub fn postpone(&self, at: Timestamp, failure: String) -> Self {
         Self {
@@ -429,7 +431,8 @@ impl Denial {
         }
     }
 
-    /// Whether it meets a session that is made now to try another of the same service by.
+    /// Returns whether this denial denies a canary that is made now for another denial of the
+    /// service.
     #[must_use]
     pub fn meets_trial_of(&self, other: &Self) -> bool {
         match &self.against.scope {
@@ -439,7 +442,7 @@ impl Denial {
         }
     }
 
-    /// Somebody takes it up at `now`, and has it to themselves for a while.
+    /// Returns the denial taken by one replica at `now`, exclusively for the time of [`CLAIM`].
     #[must_use]
     pub fn claim(&self, now: Timestamp) -> Self {
         Self {
@@ -455,8 +458,8 @@ impl Denial {
         }
     }
 
-    /// The pattern of `aws:userid` that its sessions match: the id of the role or the number
-    /// of the account, a colon, the name.
+    /// Returns the pattern of `aws:userid` that its sessions match: the id of the role or the
+    /// number of the account, a colon, the name.
     /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html#principaltable>
     fn sessions(&self) -> String {
         let (kind, service) = (self.against.holder.kind(), &self.against.service);
@@ -466,15 +469,15 @@ impl Denial {
         }
     }
 
-    /// The same pattern of all sessions of its service.
+    /// Returns the pattern that all sessions of its service match.
     fn sessions_of_service(&self) -> String {
         let (kind, service) = (self.against.holder.kind(), &self.against.service);
         format!("*:{}*", aws_name_prefix(kind, service))
     }
 }
 
-/// From when on a new session of a grant would be missed by every denial of its service, if
-/// there are any.
+/// Returns the earliest time of issue at which no denial of the service denies a new session of a
+/// grant; `None` if none of them concerns the grant.
 #[must_use]
 pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
     let hits = |denial: &&Denial| match &denial.against.scope {
@@ -485,8 +488,8 @@ pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
     denials.iter().filter(hits).map(|d| d.issued_before).max()
 }
 
-/// Until when AWS may deny a session that a reinstated service is given at a role or user:
-/// [`NOT_WRITTEN`] until the denial there has been rewritten.
+/// Returns the time until which AWS may deny new sessions of a reinstated service at a role or
+/// user; [`NOT_WRITTEN`] until the denial there has been rewritten.
 #[must_use]
 pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp> {
     let of_service = denials
@@ -496,7 +499,7 @@ pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp>
     of_service.filter_map(|denial| denial.newer_hit_until).max()
 }
 
-/// The next whole second, in which AWS tells times of issue.
+/// Rounds up to a whole second: AWS reports times of issue in whole seconds.
 fn whole_second(time: Timestamp) -> Timestamp {
     let second = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
     Timestamp::from_second(second).unwrap_or(time)

@@ -1,4 +1,4 @@
-//! Policies into which denials are written.
+//! Policies that hold denials.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -8,7 +8,7 @@ use crate::domain::{
     policy::{MANAGED_POLICY_MAX, ROLE_INLINE_MAX, USER_INLINE_MAX},
 };
 
-/// Way in which denials are put into an account.
+/// Kind of policy that holds the denials of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
     /// An inline policy on each role.
@@ -30,19 +30,19 @@ impl FromStr for Placement {
     }
 }
 
-/// Ways in which denials are put into each account.
+/// Placements of denials, by account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placements {
-    /// Placement in accounts that have none of their own.
+    /// Placement in accounts that have no placement of their own.
     pub default: Placement,
-    /// In these accounts.
+    /// Placements in single accounts.
     pub accounts: BTreeMap<AccountId, Placement>,
-    /// In accounts other than the broker's: the role by which policies there are changed.
+    /// Roles that the broker assumes to change policies in other accounts than its own.
     pub revokers: BTreeMap<AccountId, RoleArn>,
 }
 
 impl Placements {
-    /// Returns the policy that denials of a holder's sessions are written into.
+    /// Returns the policy that holds the denials of a role's or user's sessions.
     #[must_use]
     pub fn of(&self, holder: &Holder) -> Place {
         let account = holder.account();
@@ -52,7 +52,7 @@ impl Placements {
         }
     }
 
-    /// Returns the policy that an earlier configuration may have written them into.
+    /// Returns the other policy, which an earlier configuration may have used.
     #[must_use]
     pub fn other(&self, holder: &Holder) -> Place {
         match self.of(holder) {
@@ -62,7 +62,7 @@ impl Placements {
     }
 }
 
-/// A policy that denials are written into.
+/// Location of denials: a policy in AWS.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
     /// The broker's inline policy of this role or user.
@@ -72,7 +72,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The account that it is in.
+    /// Returns the account of the policy.
     #[must_use]
     pub const fn account(&self) -> &AccountId {
         match self {
@@ -81,7 +81,7 @@ impl Place {
         }
     }
 
-    /// Characters that AWS takes, white space not counted.
+    /// Returns the size that AWS allows, in characters without white space.
     #[must_use]
     pub const fn room(&self) -> usize {
         match self {

@@ -47,7 +47,7 @@ fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
     Denial::ask(concerned, None, at(second)).ready()
 }
 
-/// Of a service at the role, seen to be refused.
+/// Returns a denial of a service at the role, seen to be enforced.
 fn denied(service: &str, second: i64) -> Denial {
     asked(role(), service, Scope::Service, second)
         .reach(at(second), Newer::Spared)
@@ -73,12 +73,12 @@ fn said(policy: &Document) -> Vec<Value> {
         .collect()
 }
 
-/// A denial of a service that was reinstated a minute later.
+/// Returns the denial of a service that was reinstated a minute later.
 fn back(service: &str, second: i64) -> Denial {
     denied(service, second).spare_newer(at(second + 60))
 }
 
-/// What a statement names, and its moment.
+/// Returns the names and the cutoff of a statement.
 fn named(statement: &Value) -> (BTreeSet<String>, Option<String>) {
     let condition = &statement["Condition"];
     let list = match &condition["StringLike"]["aws:userid"] {
@@ -133,7 +133,8 @@ fn sessions_are_denied_until_all_that_was_made_from_them_is_over() {
         let mut lasts = denials.map(|c| Denial::ask(c, None, at(now)).lasts_until);
         lasts.next()
     };
-    // Signed in to the console in the last second by a token of 15 minutes, for 12 hours.
+    // The session signs in to the console in its last second. The sign-in token is valid for 15
+    // minutes, the console session for 12 hours.
     let ends = 12 * hour + 15 * 60;
     for now in [-hour, 0, hour, ends - 1] {
         assert_eq!(lasts(role(), now), Some(at(ends + 60)), "asked at {now}");
@@ -235,7 +236,7 @@ fn a_reinstated_service_is_let_once_its_denial_has_been_written_anew() {
     assert_eq!(until(&written), Some(at(67)), "AWS takes a while");
     assert_eq!(until(&written.settle(at(100))), Some(at(67)));
     assert_eq!(newer_hit_until(&[back], &user()), None, "elsewhere");
-    // Those of a grant that is revoked alone are let all along.
+    // A revoked grant alone does not delay newer sessions.
     let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
     assert_eq!(until(&grant), None);
 }
@@ -270,7 +271,7 @@ fn for_want_of_room_a_service_with_many_revoked_leases_is_denied_as_a_whole() {
     let [whole] = &put[..] else { panic!("{put:?}") };
     assert_eq!(whole.against.scope, Scope::Service);
     assert_eq!(whole.issued_before, denials[0].issued_before);
-    // What it is given from now on works.
+    // Sessions that are issued from now on work.
     assert!(whole.spares_newer && whole.newer_hit_until.is_none());
     assert_eq!(whole.lasts_until, denials[0].lasts_until);
     assert!(!whole.is_refused(), "nobody has seen it refused");
@@ -316,7 +317,7 @@ fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     assert_eq!(open.issued_before, at(5));
     let reaching = open.reach(at(4), Newer::Spared).unwrap();
     assert_eq!(reaching.issued_before, at(6));
-    // Tried again an hour later: the moment moves with it while the service is out.
+    // Tried again an hour later: the cutoff moves along while the service is suspended.
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     let later = failed.reach(at(3600), Newer::Spared).unwrap();
     assert_eq!(later.issued_before, at(3602));
@@ -324,11 +325,11 @@ fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     assert_eq!(back.reach(at(3600), Newer::Spared), None);
     let alone = back.reach(at(3600), Newer::None).unwrap();
     assert_eq!(alone.issued_before, at(3602));
-    // What is issued under a revoked grant afterwards works.
+    // Sessions issued under a revoked grant afterwards work.
     let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
     let reaching = grant.reach(at(1), Newer::Spared).unwrap();
     assert_eq!(reaching.issued_before, at(3));
-    // Whoever reached so far may have died since.
+    // The replica that moved the cutoff may have died since.
     assert_eq!(reaching.reach(at(60), Newer::Spared), None);
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     assert_eq!(failed.reach(at(3600), Newer::Spared), None);
@@ -380,8 +381,8 @@ fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows()
     let written = document(&lost).unwrap().unwrap();
     let unknown = Unknown::of(&written, at(200));
     assert_eq!(unknown.beside([]).unwrap(), Some(written));
-    // What the store has as well is said once, and moves on; but a date takes nothing away
-    // from what has none.
+    // A clause that the store also has appears once, with the store's cutoff. But a clause with a
+    // cutoff does not replace one without.
     let known = [back("pay", 300), back("billing", 300), back("out", 300)];
     let said_now = |known: &[Denial]| -> BTreeSet<_> {
         let policy = unknown.beside(known).unwrap().unwrap();
@@ -400,7 +401,7 @@ fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows()
     let moved = names(&["billing", "out", "pay"]);
     let both = BTreeSet::from([(kept.clone(), None), (moved.clone(), Some(text(360)))]);
     assert_eq!(said_now(&written), both);
-    // Unless the store knows that it is reinstated and AWS does not yet.
+    // Exception: the store knows that the service is reinstated, and AWS does not know it yet.
     kept.remove("*:out.*");
     let both = BTreeSet::from([(kept, None), (moved, Some(text(360)))]);
     assert_eq!(said_now(&known), both);
@@ -436,7 +437,7 @@ fn is_of_sessions(statement: &Value) -> bool {
 fn what_is_over_or_is_not_the_brokers_own_is_not_kept() {
     let written = document(&[back("pay", 0)]).unwrap().unwrap();
     let hours = 3600;
-    // A session of 36 hours, and what was made from it in its last second.
+    // A session of 36 hours, and the access made from it in its last second.
     assert_ne!(
         Unknown::of(&written, at(72 * hours)).beside([]).unwrap(),
         None

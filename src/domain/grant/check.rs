@@ -1,6 +1,6 @@
-//! Whatever AWS would refuse when credentials are issued is refused when the grant is
-//! put, field by field. Numbers: AssumeRole, GetFederationToken and CreateUser in the
-//! AWS STS and IAM API references, and "IAM and AWS STS quotas".
+//! Checks of a grant's fields. A grant that AWS would refuse when credentials are issued is refused
+//! when it is put. Limits are from AssumeRole, GetFederationToken and CreateUser in the AWS STS and
+//! IAM API references, and "IAM and AWS STS quotas".
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -17,20 +17,21 @@ use crate::domain::{
     probe::Probe,
 };
 
-/// Calls by which a revocation is tried, each probe in each region: each takes a quarter of a second.
+/// Maximum number of calls that test a revocation, each probe in each region: a call takes a
+/// quarter of a second.
 const PROBE_CALLS_MAX: usize = 9;
 
-/// One field that cannot be as it is.
+/// Field with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Path of the field, as in the proto message.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// Sentence that says what is wrong and what would be right.
     pub message: String,
 }
 
 impl Violation {
-    /// A violation of `field`.
+    /// Returns a violation of `field`.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -39,7 +40,7 @@ impl Violation {
     }
 }
 
-/// Every reason why `spec` cannot be a grant of a broker in `partition`.
+/// Returns every reason why `spec` cannot be a grant of a broker in `partition`.
 #[must_use]
 pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
     let mut found = Found(Vec::new());
@@ -124,8 +125,8 @@ impl Found {
         });
     }
 
-    /// AWS counts the text of inline and managed session policies together, and an
-    /// inline user policy without white space.
+    /// Checks the size of the policy. AWS counts the text of inline and managed session policies
+    /// together. AWS counts an inline user policy without white space.
     fn policy_size(&mut self, spec: &GrantSpec) {
         let Some(document) = spec.session_policy(Timestamp::UNIX_EPOCH) else {
             return;
@@ -140,8 +141,8 @@ impl Found {
                 )
             });
         } else {
-            // The limit is for all inline policies of a user together, and its removal
-            // begins with one more.
+            // The limit is for all inline policies of a user together, and the removal of the user
+            // begins with one more policy.
             let most = USER_INLINE_MAX - policy::deny_all().size();
             let size = document.size();
             self.refuse_unless(size <= most, "policy", || {
@@ -372,7 +373,7 @@ fn is_iam_name(c: char) -> bool {
     is_word(c) || "+=,.@-".contains(c)
 }
 
-/// `[\p{L}\p{Z}\p{N}_.:/=+\-@]`
+/// Returns whether AWS accepts the character in a tag: `[\p{L}\p{Z}\p{N}_.:/=+\-@]`.
 fn is_tag_character(c: char) -> bool {
     c.is_alphanumeric() || (c.is_whitespace() && !c.is_control()) || "_.:/=+-@".contains(c)
 }

@@ -1,7 +1,7 @@
-//! Standing permissions: what a service may be issued, and how.
+//! Grants: the credentials that a service may be issued, and their settings.
 //!
-//! A [`GrantSpec`] is a document: it is stored as JSON and compared as a whole. Its
-//! rules, AWS's and the broker's own, stand in [`check`].
+//! A [`GrantSpec`] is a document: it is stored as JSON and compared as a whole. Its rules, AWS's
+//! and the broker's own, are in [`check`].
 
 pub mod check;
 mod reuse;
@@ -20,19 +20,19 @@ use crate::domain::{
     probe::Probe,
 };
 
-/// How a grant's credentials are made.
+/// Kind of a grant's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An STS session on a role, narrowed by a session policy.
+    /// An STS session of a role, narrowed by a session policy.
     AssumeRole,
     /// An STS session derived from the broker's own IAM user.
     FederationToken,
-    /// An IAM user and key made for one lease.
+    /// An IAM user with a key, created for one lease.
     IamUser,
 }
 
 impl Kind {
-    /// The kind's name, as in product terms.
+    /// Returns the kind's name, as users see it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -42,14 +42,14 @@ impl Kind {
         }
     }
 
-    /// Whether AWS itself ends the credentials, and cannot be asked to end them sooner.
+    /// Returns whether AWS itself ends the credentials and cannot end them sooner on request.
     #[must_use]
     pub const fn is_session(self) -> bool {
         matches!(self, Self::AssumeRole | Self::FederationToken)
     }
 
-    /// Shortest and longest lifetime: AWS's bounds for STS kinds
-    /// (`DurationSeconds` of AssumeRole and GetFederationToken), the broker's for users.
+    /// Returns the shortest and the longest lifetime. STS kinds have AWS's bounds
+    /// (`DurationSeconds` of AssumeRole and GetFederationToken), users have the broker's.
     #[must_use]
     pub const fn ttl_bounds(self) -> (Duration, Duration) {
         let (shortest, longest) = match self {
@@ -62,15 +62,15 @@ impl Kind {
 }
 
 impl Kind {
-    /// Longest time for which access that was made from a session lives on after the session's
-    /// end: it signs in to the console in its last second. `None` for users, with whom all ends
-    /// that was made from them.
+    /// Returns the longest time that access made from a session lives on after the session's end.
+    /// The longest case: the session signs in to the console in its last second. `None` for users:
+    /// all access made from a user ends with the user.
     ///
-    /// A sign-in token is good for 15 minutes and a console session of a role for up to 12 hours
+    /// A sign-in token is valid for 15 minutes, a console session of a role for up to 12 hours
     /// (<https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_enable-console-custom-url.html>),
-    /// as is a CodeArtifact token
-    /// (<https://docs.aws.amazon.com/codeartifact/latest/APIReference/API_GetAuthorizationToken.html>);
-    /// what is made by `GetFederationToken`, for up to 36 hours.
+    /// and a CodeArtifact token for up to 12 hours
+    /// (<https://docs.aws.amazon.com/codeartifact/latest/APIReference/API_GetAuthorizationToken.html>).
+    /// A console session made from `GetFederationToken` is valid for up to 36 hours.
     #[must_use]
     pub const fn outlived_by(self) -> Option<SignedDuration> {
         let sign_in = SignedDuration::from_mins(15);
@@ -100,64 +100,66 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Everything an operator says about a grant.
+/// Settings of a grant, as an operator puts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantSpec {
-    /// The kind and what it needs.
+    /// Kind of the credentials, with the settings of that kind.
     pub kind: KindSpec,
-    /// The inline policy.
+    /// Inline policy.
     pub policy: Option<InlinePolicy>,
-    /// Managed policies, in the order given.
+    /// Managed policies, in the operator's order.
     pub managed_policies: Vec<PolicyArn>,
     /// Lifetime when the caller names none.
     #[serde(with = "seconds")]
     pub default_ttl: Duration,
-    /// Longest lifetime a caller may ask for.
+    /// Longest lifetime that a caller may ask for.
     #[serde(with = "seconds")]
     pub max_ttl: Duration,
-    /// The operator said that the grant may be broad.
+    /// True if the operator allows the grant to be broad.
     pub allow_broad: bool,
-    /// The session policy denies everything once the session's time is up, so that nothing that was
-    /// made from it lives longer. Sessions alone.
+    /// True if the session policy denies everything after the session's end, so that access made
+    /// from the session does not outlive it. Sessions only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ends_by_policy: bool,
-    /// Shows that a revoked session is refused; `None` for the usual one. Sessions alone.
+    /// Call that shows that AWS refuses a revoked session; `None`: the default probe. Sessions
+    /// only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
-    /// Further calls that show the same. Sessions alone.
+    /// Further calls that show the same. Sessions only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further_probes: Vec<Probe>,
-    /// Regions beside its own in which a revoked session is shown to be refused. Sessions alone.
+    /// Regions, besides the grant's own, in which the probes show that AWS refuses a revoked
+    /// session. Sessions only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probe_regions: Vec<String>,
-    /// Who shares a session; `None` for a session for each who asks. Sessions alone.
+    /// Callers that share a session; `None`: a session for each request. Sessions only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
 }
 
-/// What each kind needs.
+/// Settings of each kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum KindSpec {
     /// See [`Kind::AssumeRole`].
     AssumeRole {
-        /// The role to assume.
+        /// Role to assume.
         role_arn: RoleArn,
-        /// Demanded by the role's trust policy.
+        /// External id that the role's trust policy demands.
         external_id: Option<String>,
-        /// Set the service's name as source identity.
+        /// True to set the service's name as source identity.
         source_identity: bool,
         /// STS region other than the broker's.
         region: Option<String>,
-        /// Session tags beside the broker's own.
+        /// Session tags besides the broker's own.
         tags: Vec<Tag>,
     },
     /// See [`Kind::FederationToken`].
     FederationToken {
         /// STS region other than the broker's.
         region: Option<String>,
-        /// Session tags beside the broker's own.
+        /// Session tags besides the broker's own.
         tags: Vec<Tag>,
     },
     /// See [`Kind::IamUser`].
@@ -166,9 +168,9 @@ pub enum KindSpec {
         groups: Vec<String>,
         /// Path below the broker's own, `/` or `/name/`.
         path: String,
-        /// Another boundary than the broker's.
+        /// Permissions boundary in place of the broker's.
         permissions_boundary: Option<PolicyArn>,
-        /// Tags beside the broker's own.
+        /// Tags besides the broker's own.
         tags: Vec<Tag>,
     },
 }
@@ -176,35 +178,35 @@ pub enum KindSpec {
 /// A tag of a session or user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tag {
-    /// Up to 128 characters.
+    /// Name of the tag: 1 to 128 characters.
     pub key: String,
-    /// Up to 256 characters.
+    /// Value of the tag: up to 256 characters.
     pub value: String,
-    /// Passed on through role chaining.
+    /// True if the tag is passed on through role chaining.
     #[serde(default)]
     pub transitive: bool,
 }
 
-/// The inline policy, and the catalogue entry it was made from, if any.
+/// Inline policy, with the catalogue entry it was made from, if any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InlinePolicy {
-    /// The document itself.
+    /// Policy document.
     pub document: Document,
-    /// Where it came from.
+    /// Catalogue entry that the document was made from.
     pub template: Option<TemplateUse>,
 }
 
-/// A catalogue entry with its parameters.
+/// Catalogue entry with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateUse {
-    /// Name in the catalogue.
+    /// Name of the entry in the catalogue.
     pub name: String,
-    /// Parameter name to value.
+    /// Values by parameter name.
     pub parameters: BTreeMap<String, String>,
 }
 
 impl GrantSpec {
-    /// A federation session that may do what its session policy allows, for an hour.
+    /// Returns a federation grant with a lifetime of one hour, and without policies.
     #[must_use]
     pub const fn federation() -> Self {
         Self {
@@ -225,7 +227,7 @@ impl GrantSpec {
         }
     }
 
-    /// The kind alone.
+    /// Returns the kind without its settings.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self.kind {
@@ -235,7 +237,7 @@ impl GrantSpec {
         }
     }
 
-    /// Calls that show that a revoked session is refused.
+    /// Returns the calls that show that AWS refuses a revoked session.
     #[must_use]
     pub fn probes(&self) -> Vec<Probe> {
         let first = self.probe.unwrap_or_default();
@@ -244,7 +246,7 @@ impl GrantSpec {
             .collect()
     }
 
-    /// The operator's tags.
+    /// Returns the operator's tags.
     #[must_use]
     pub fn tags(&self) -> &[Tag] {
         match &self.kind {
@@ -254,12 +256,13 @@ impl GrantSpec {
         }
     }
 
-    /// The inline policy as it is sent to AWS.
+    /// Returns the inline policy; for a session, with the broker's guard. AWS gets this policy for
+    /// a user, and [`Self::session_policy`] for a session.
     ///
-    /// Unless the operator allowed a broad grant, a session's policy also denies what makes
-    /// access that outlives the session; a user has the permissions boundary for that. Session
-    /// policies only narrow: a role grant that names none gets "all the role may, less that",
-    /// one with managed policies alone gets the denial alone.
+    /// A session's policy also denies the actions that make access which outlives the session,
+    /// unless the operator allowed a broad grant. A user has the permissions boundary for that.
+    /// Session policies only narrow. So a role grant without any policy gets all that the role may
+    /// do, less those actions. A grant with managed policies alone gets the denial alone.
     #[must_use]
     pub fn effective_policy(&self) -> Option<Document> {
         let inline = self.policy.as_ref().map(|p| p.document.clone());
@@ -274,8 +277,9 @@ impl GrantSpec {
         })
     }
 
-    /// The session policy as it is sent to AWS for a session that ends then: the effective one, and
-    /// where the grant says so a denial of everything from then on.
+    /// Returns the session policy as it is sent to AWS for a session that ends at `ends`. It is the
+    /// effective policy; if [`Self::ends_by_policy`] is set, it also denies everything after
+    /// `ends`.
     #[must_use]
     pub fn session_policy(&self, ends: Timestamp) -> Option<Document> {
         let effective = self.effective_policy();
@@ -289,8 +293,10 @@ impl GrantSpec {
         })
     }
 
-    /// Whether it may permit more than `before`: anything but the same with shorter lives,
-    /// or with no leave to be broad. What a policy permits is not compared.
+    /// Returns whether this spec may permit more than `before`. It may not if it is the same apart
+    /// from shorter lifetimes, `allow_broad` withdrawn, `ends_by_policy` added, other probes or
+    /// another `reuse`. Any other difference counts, since the permissions of policies are not
+    /// compared.
     #[must_use]
     pub fn may_widen(&self, before: Option<&Self>) -> bool {
         let Some(before) = before else {
@@ -310,7 +316,7 @@ impl GrantSpec {
         *self != same_but_shorter
     }
 
-    /// In words, why the grant counts as broad; empty when it is narrow.
+    /// Returns the reasons why the grant counts as broad, in words; empty if it is narrow.
     #[must_use]
     pub fn breadth(&self) -> Vec<String> {
         let mut reasons: Vec<String> = Vec::new();
@@ -340,21 +346,21 @@ impl GrantSpec {
 /// One version of a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Its full name.
+    /// Full name: service and grant.
     pub name: GrantName,
-    /// From 1, one more with each change.
+    /// Number of the version: from 1, one more with each change.
     pub version: u64,
-    /// What it says.
+    /// Settings in this version.
     pub spec: GrantSpec,
-    /// When this version was put.
+    /// Time when this version was put.
     pub created_at: Timestamp,
-    /// Who put it.
+    /// Operator who put this version.
     pub created_by: Name,
 }
 
-/// Tag keys under this prefix are the broker's own.
+/// Prefix of the tag keys that are the broker's own.
 pub const OWN_TAG_PREFIX: &str = "credbroker:";
-/// How many tags of its own the broker sets.
+/// Number of tags that the broker sets itself.
 pub const OWN_TAGS: usize = 3;
 
 #[cfg(test)]
@@ -386,7 +392,7 @@ mod tests {
             (spec(900, true, "s3:GetObject"), false),
             (spec(3600, false, "s3:GetObject"), false),
             (spec(7200, true, "s3:GetObject"), true),
-            // What a policy permits is not compared.
+            // Permissions of policies are not compared.
             (spec(900, false, "s3:GetObjectTagging"), true),
         ] {
             assert_eq!(after.may_widen(Some(&before)), widens, "{after:?}");

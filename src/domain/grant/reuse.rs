@@ -1,19 +1,19 @@
-//! Whether callers share a session.
+//! Sharing of sessions between callers.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Who shares a session.
+/// Callers that share a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reuse {
-    /// The callers of one service that prove themselves by the same.
+    /// Callers of one service with the same proof of identity.
     PerService,
 }
 
 impl Reuse {
-    /// As operators write it.
+    /// Returns the name, as operators write it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

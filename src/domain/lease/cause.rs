@@ -1,17 +1,17 @@
-//! Why a lease ends.
+//! Causes of the end of a lease.
 
 use std::{fmt, str::FromStr};
 
-/// Why a lease ends before, or at, its time.
+/// Cause of the end of a lease, at its expiry or earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Its time ran out.
+    /// The lease expired.
     Expired,
-    /// The service handed it back.
+    /// The service released the lease.
     Released,
-    /// An operator ended it; the words are theirs.
+    /// An operator revoked the lease; the text is the operator's.
     Revoked(String),
-    /// It was never handed out; the words say why.
+    /// The credentials were never handed out; the text gives the reason.
     NotIssued(String),
 }
 

@@ -1,17 +1,18 @@
-//! One issuance of credentials, from intent to end.
+//! Leases: each is the record of one issue of credentials, from intent to end.
 //!
 //! ```text
 //! pending ─▶ active ─▶ expired ─▶ revoking   (an STS session, by AWS's clock, revoked afterwards)
 //!    │          └────▶ revoking ─▶ revoked   (released, revoked, never handed out)
-//!    └───────────────────┘ │ ▲ └─▶ expired   (an IAM user whose time ran out)
+//!    └───────────────────┘ │ ▲ └─▶ expired   (an IAM user that expired)
 //!                          ▼ │
-//!                      quarantined           (AWS keeps refusing; tried for ever)
+//!                      quarantined           (AWS keeps refusing; retried indefinitely)
 //! ```
 //!
-//! A transition consumes the lease and takes the time. What has ended stays ended, but for a
-//! session whose end may be outlived by access that was made from it: that can be revoked. Each
-//! adds one to the revision, and the store replaces a lease only by the successor of what it
-//! holds: a change of a lease that another caller has moved on meanwhile is refused.
+//! A transition consumes the lease; one that depends on the time takes the time as an argument. An
+//! ended lease stays ended, with one exception: access made from a session may outlive the session,
+//! so that an expired or released session can still be revoked. Each transition adds one to the
+//! revision. The store replaces a lease only by the successor of the stored one: if another caller
+//! has changed the lease meanwhile, the store refuses the change.
 
 mod cause;
 mod state;
@@ -37,30 +38,30 @@ use crate::domain::{
     request::NamedRequest,
 };
 
-/// What a lease is about; never changes.
+/// Fixed part of a lease; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The lease's id.
+    /// Lease id.
     pub lease_id: LeaseId,
-    /// The grant it was issued under.
+    /// Grant that the lease was issued under.
     pub grant: GrantName,
-    /// Which version of it.
+    /// Version of that grant.
     pub grant_version: u64,
-    /// How the credentials are made.
+    /// Kind of the credentials, which decides how they are made.
     pub kind: Kind,
     /// Role session name, federated user name or IAM user name.
     pub aws_name: String,
-    /// The lease that this one carries on: an STS session cannot be prolonged, so its
-    /// renewal is a new session.
+    /// Lease that this one continues: an STS session cannot be extended, so its renewal is a new
+    /// session.
     pub renews: Option<LeaseId>,
-    /// Whose policies AWS asks when a session acts; `None` for an IAM user, and for a session
-    /// that no user federated.
+    /// Role or user whose policies AWS checks when a session acts; `None` for an IAM user, and for
+    /// a session that no user federated.
     pub holder: Option<Holder>,
 }
 
 impl Binding {
-    /// What a new lease of `grant` is about; `federated_by` is the user that federates its
-    /// sessions.
+    /// Returns the fixed part of a new lease of `grant`; `federated_by` is the user that federates
+    /// the sessions of the lease.
     #[must_use]
     pub fn new(
         lease_id: LeaseId,
@@ -84,8 +85,8 @@ impl Binding {
         }
     }
 
-    /// The tags on the lease's session or user: the broker's three, then the
-    /// operator's. CloudTrail leads from them to the lease.
+    /// Returns the tags on the lease's session or user: the broker's three, then the operator's. In
+    /// CloudTrail they lead to the lease.
     #[must_use]
     pub fn aws_tags(&self, spec: &GrantSpec) -> Vec<Tag> {
         let own = |key: &str, value: &str| Tag {
@@ -103,10 +104,10 @@ impl Binding {
     }
 }
 
-/// The name that AWS and CloudTrail show. `SERVICE.LEASE` (up to 59 of 64 characters)
-/// for sessions and users. A federated user has 32 characters: the service, or for one
-/// longer than 18 its first 9 characters, `+` and 8 of its SHA-256, then `.` and the
-/// last 13 characters of the lease id (65 random bits).
+/// Returns the name that AWS and CloudTrail show. Sessions and IAM users are named `SERVICE.LEASE`
+/// (up to 59 of 64 characters). A federated user has 32 characters: the service, `.` and the last
+/// 13 characters of the lease id (65 random bits). A service name longer than 18 characters is
+/// shortened to its first 9 characters, `+` and 8 characters of its SHA-256.
 #[must_use]
 pub fn aws_name(kind: Kind, service: &Name, lease: &LeaseId) -> String {
     let lease = match kind {
@@ -116,7 +117,8 @@ pub fn aws_name(kind: Kind, service: &Name, lease: &LeaseId) -> String {
     format!("{}{lease}", aws_name_prefix(kind, service))
 }
 
-/// What all names of a service begin with, and no other's: it ends with the dot.
+/// Returns the prefix of the names of a service in AWS. The prefix ends with the dot, so that no
+/// other service's names begin with it. [`federated_alike`] finds the exception.
 #[must_use]
 pub fn aws_name_prefix(kind: Kind, service: &Name) -> String {
     match kind {
@@ -125,9 +127,9 @@ pub fn aws_name_prefix(kind: Kind, service: &Name) -> String {
     }
 }
 
-/// Longest name of a service that a federated user bears whole.
+/// Longest service name that the name of a federated user contains unshortened.
 const WHOLE_MAX: usize = 18;
-/// Length of the part that it bears of a longer one.
+/// Length of the beginning of a longer service name that the name of a federated user contains.
 const HEAD: usize = 9;
 
 fn short(service: &Name) -> String {
@@ -140,40 +142,40 @@ fn short(service: &Name) -> String {
     format!("{}+{hash}", &name[..HEAD])
 }
 
-/// Beginning of the names of services whose federated users may bear the same name as those of
-/// this one; `None` where no other's can.
+/// Returns the beginning of the names of those services whose federated users may have the same
+/// name as those of this service; `None` where no other service can have such users.
 #[must_use]
 pub fn federated_head(service: &Name) -> Option<&str> {
     let name = service.as_str();
     (name.len() > WHOLE_MAX).then(|| &name[..HEAD])
 }
 
-/// Returns whether a denial of the federated users of one service would meet the other's: their
-/// names are cut to the same 40 bits of a hash.
+/// Returns whether a denial of the federated users of one service would match the other's too: both
+/// names are shortened to the same 40 bits of a hash.
 #[must_use]
 pub fn federated_alike(one: &Name, other: &Name) -> bool {
     one != other && short(one) == short(other)
 }
 
-/// The service and lease that the name of an IAM user tells, if it is one of ours.
+/// Returns the service and the lease in the name of an IAM user, if the name has the broker's form.
 #[must_use]
 pub fn told_by_user_name(user: &str) -> Option<(Name, LeaseId)> {
     let (service, lease) = user.split_once('.')?;
     Some((service.parse().ok()?, lease.parse().ok()?))
 }
 
-/// One issuance of credentials. Never holds a secret.
+/// Record of one issue of credentials. Never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What it is about.
+    /// Fixed part of the lease.
     pub binding: Binding,
-    /// The request that it answers, if the caller named it. An issue that came to
-    /// nothing gives the name back, so that the request can be repeated.
+    /// Request that the lease answers, if the caller named the request. A failed issue clears this
+    /// field, so that the request can be repeated.
     pub request: Option<NamedRequest>,
-    /// When the service asked.
+    /// Time of the request.
     pub requested_at: Timestamp,
-    /// Where it stands.
+    /// Current state.
     pub state: LeaseState,
-    /// Counts its changes: its fencing token.
+    /// Number of changes of the lease: its fencing token.
     pub revision: u64,
 }

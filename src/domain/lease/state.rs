@@ -1,113 +1,114 @@
-//! Where a lease stands, and how it may go on.
+//! States of a lease, and the transitions between them.
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Binding, Cause, Lease};
 use crate::domain::{name::LeaseId, request::NamedRequest};
 
-/// How long an issue may take before the lease counts as abandoned.
+/// Longest time for an issue; after that the lease counts as abandoned.
 pub const PENDING_LIMIT: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long whoever begins to take a lease away has it to itself before the clean-up
-/// tries as well.
+/// Time for which the caller that begins to remove a lease has the lease exclusively, before the
+/// clean-up tries as well.
 pub const CLAIM: SignedDuration = SignedDuration::from_secs(60);
 
-/// How long after a user may have been made AWS's "there is no such user" proves
+/// Time after the possible creation of a user for which AWS's "there is no such user" proves
 /// nothing: IAM is eventually consistent, and a call may arrive late.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>
 pub const CONSISTENCY_WINDOW: SignedDuration = SignedDuration::from_mins(5);
 
-/// After so many failures AWS counts as refusing the clean-up.
+/// Number of failures after which AWS counts as refusing the clean-up.
 const QUARANTINE_ATTEMPTS: u32 = 10;
-/// After so long a time of failures as well.
+/// Duration of failures after which AWS counts as refusing the clean-up.
 const QUARANTINE_AFTER: SignedDuration = SignedDuration::from_mins(30);
 
-/// The credentials' public side, once AWS has answered.
+/// Public part of the credentials, once AWS has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// `AKIA…` or `ASIA…`.
+    /// Access key id, `AKIA…` or `ASIA…`.
     pub access_key_id: String,
-    /// When AWS answered.
+    /// Time of AWS's answer.
     pub at: Timestamp,
-    /// AWS's own expiration for STS kinds.
+    /// Expiry; for STS kinds, AWS's own.
     pub expires_at: Timestamp,
 }
 
-/// How it is with what was handed out under an active lease.
+/// State of the credentials that were handed out under an active lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It is in AWS as it was handed out.
+    /// The credentials are in AWS as they were handed out.
     Whole,
-    /// Its key or session is being replaced.
+    /// The key or session is being replaced.
     Replacing {
-        /// After this the attempt counts as abandoned, and what it left is put in order.
+        /// Time after which the attempt counts as abandoned, and its leftovers are repaired.
         until: Timestamp,
     },
-    /// A user's key was taken away for a replacement that came to nothing. A repetition
-    /// makes another.
+    /// The user's key was deleted for a replacement that failed. A repeated request makes another
+    /// key.
     KeyLost,
 }
 
-/// The taking away of a lease.
+/// Removal of the credentials of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// What had been handed out, if anything.
+    /// Credentials that had been handed out, if any.
     pub issued: Option<Issued>,
-    /// Why.
+    /// Cause of the removal.
     pub cause: Cause,
-    /// When that was asked for.
+    /// Time of the request to remove.
     pub asked_at: Timestamp,
-    /// After this nothing of it was made any more.
+    /// Latest time at which anything of the lease may have been made in AWS.
     pub made_by: Timestamp,
-    /// Until `made_by` its issuer may be at work and takes away what it makes.
+    /// True if the issuer may be at work until `made_by`; until then the issuer removes what it
+    /// makes.
     pub left_to_issuer: bool,
-    /// How often AWS has been asked in vain.
+    /// Number of failed attempts.
     pub attempts: u32,
-    /// Since when.
+    /// Time of the first failed attempt.
     pub failing_since: Option<Timestamp>,
-    /// When to ask (again).
+    /// Time of the next attempt.
     pub next_attempt_at: Timestamp,
 }
 
-/// Where a lease stands.
+/// State of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseState {
-    /// Recorded; AWS may not have been asked yet.
+    /// The request is recorded; AWS may not have been asked yet.
     Pending {
-        /// After this the issue counts as abandoned.
+        /// Time after which the issue counts as abandoned.
         deadline: Timestamp,
     },
-    /// Handed out.
+    /// The credentials were handed out.
     Active {
-        /// What.
+        /// Credentials that were handed out.
         issued: Issued,
-        /// Whether that stands.
+        /// State of those credentials.
         standing: Standing,
     },
-    /// Being taken away.
+    /// The credentials are being removed.
     Revoking(Removal),
-    /// To be taken away, but AWS keeps refusing; tried for ever.
+    /// AWS keeps refusing to remove the credentials; retried indefinitely.
     Quarantined(Removal),
-    /// Gone before its time, or never handed out.
+    /// The credentials are gone before their expiry, or were never handed out.
     Revoked {
-        /// What had been handed out, if anything.
+        /// Credentials that had been handed out, if any.
         issued: Option<Issued>,
-        /// Why.
+        /// Cause of the end.
         cause: Cause,
-        /// When it was gone.
+        /// Time of the end.
         at: Timestamp,
     },
-    /// Gone because its time ran out.
+    /// The credentials are gone because they expired.
     Expired {
-        /// What had been handed out.
+        /// Credentials that had been handed out.
         issued: Issued,
-        /// When it was seen to be gone.
+        /// Time when the broker saw that the credentials were gone.
         at: Timestamp,
     },
 }
 
 impl LeaseState {
-    /// The state's name, as in product terms.
+    /// Returns the state's name in the product's terms.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -121,20 +122,20 @@ impl LeaseState {
     }
 }
 
-/// A transition that the state does not allow.
+/// Transition that the state of the lease does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("lease {lease_id} is {state}; it cannot {attempted}")]
 pub struct InvalidTransition {
-    /// Which lease.
+    /// Lease id.
     pub lease_id: LeaseId,
-    /// Where it stands.
+    /// Name of the current state.
     pub state: &'static str,
-    /// What was tried.
+    /// Attempted transition, a verb phrase.
     pub attempted: &'static str,
 }
 
 impl Lease {
-    /// A lease asked for at `now`.
+    /// Returns a lease that was requested at `now`.
     #[must_use]
     pub fn request(binding: Binding, request: Option<NamedRequest>, now: Timestamp) -> Self {
         Self {
@@ -148,7 +149,7 @@ impl Lease {
         }
     }
 
-    /// What had been handed out, if anything.
+    /// Returns the credentials that were handed out, if any.
     #[must_use]
     pub const fn issued(&self) -> Option<&Issued> {
         match &self.state {
@@ -161,7 +162,7 @@ impl Lease {
         }
     }
 
-    /// Whether a replacement has taken its key away and brought no other.
+    /// Returns whether a replacement has deleted the key and made no other.
     #[must_use]
     pub const fn has_lost_its_key(&self) -> bool {
         matches!(
@@ -173,7 +174,7 @@ impl Lease {
         )
     }
 
-    /// Why it ends or ended.
+    /// Returns the cause of the end, while or after the lease ends.
     #[must_use]
     pub const fn cause(&self) -> Option<&Cause> {
         match &self.state {
@@ -186,7 +187,7 @@ impl Lease {
         }
     }
 
-    /// Its taking away, while that goes on.
+    /// Returns the removal of the credentials, while it is in progress.
     #[must_use]
     pub const fn removal(&self) -> Option<&Removal> {
         match &self.state {
@@ -195,7 +196,7 @@ impl Lease {
         }
     }
 
-    /// When it ended.
+    /// Returns the time at which the lease ended.
     #[must_use]
     pub const fn ended_at(&self) -> Option<Timestamp> {
         match &self.state {
@@ -204,7 +205,7 @@ impl Lease {
         }
     }
 
-    /// When something is to be done about it; `None` once it has ended.
+    /// Returns the time at which the lease needs the next action; `None` once it has ended.
     #[must_use]
     pub fn due_at(&self) -> Option<Timestamp> {
         match &self.state {
@@ -220,14 +221,14 @@ impl Lease {
         }
     }
 
-    /// Whether an earlier attempt at its issue came to no end: AWS may hold something of
+    /// Returns whether an earlier attempt at the issue was not completed: AWS may have something of
     /// it already.
     #[must_use]
     pub const fn is_taken_over(&self) -> bool {
         matches!(self.state, LeaseState::Pending { .. }) && self.revision > 0
     }
 
-    /// Whether somebody may be issuing it at `now`, or replacing what it stands for.
+    /// Returns whether the credentials may be being issued or replaced at `now`.
     #[must_use]
     pub fn is_being_made(&self, now: Timestamp) -> bool {
         match &self.state {
@@ -240,8 +241,8 @@ impl Lease {
         }
     }
 
-    /// Whether its issue may still be going on at `now`, so that only the issuer may
-    /// take away what it makes.
+    /// Returns whether the issue may be in progress at `now`, so that only the issuer may remove
+    /// what it makes.
     #[must_use]
     pub fn is_in_flight(&self, now: Timestamp) -> bool {
         match &self.state {
@@ -251,8 +252,8 @@ impl Lease {
         }
     }
 
-    /// Whether a user of it that AWS does not show at `now` may yet appear, and until
-    /// when.
+    /// Returns the time until which a user that AWS does not show at `now` may still appear; `None`
+    /// if it no longer may.
     #[must_use]
     pub fn may_appear_until(&self, now: Timestamp) -> Option<Timestamp> {
         let made_by = match &self.state {
@@ -264,10 +265,10 @@ impl Lease {
         Some(made_by + CONSISTENCY_WINDOW).filter(|until| *until > now)
     }
 
-    /// Somebody takes over an issue that its first issuer did not bring to its end.
+    /// Takes over an issue that its first issuer did not complete.
     ///
     /// # Errors
-    /// Unless it is pending.
+    /// The lease is not pending.
     pub fn resume(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         match self.state {
             LeaseState::Pending { .. } => Ok(self.to(LeaseState::Pending {
@@ -277,10 +278,10 @@ impl Lease {
         }
     }
 
-    /// Its issue came to nothing, and nothing was made.
+    /// Ends an issue that failed and made nothing in AWS.
     ///
     /// # Errors
-    /// Unless it is pending.
+    /// The lease is not pending.
     pub fn abandon(self, words: String, now: Timestamp) -> Result<Self, InvalidTransition> {
         match self.state {
             LeaseState::Pending { .. } => {
@@ -299,10 +300,10 @@ impl Lease {
         }
     }
 
-    /// AWS has answered: pending becomes active, or a replacement is complete.
+    /// Records AWS's answer: a pending lease becomes active, or a replacement is complete.
     ///
     /// # Errors
-    /// Unless it is pending or being replaced.
+    /// The lease is neither pending nor being replaced.
     pub fn activate(self, issued: Issued) -> Result<Self, InvalidTransition> {
         match self.state {
             LeaseState::Pending { .. }
@@ -317,10 +318,10 @@ impl Lease {
         }
     }
 
-    /// Its key or session is about to be replaced under the same lease.
+    /// Begins to replace the key or session under the same lease.
     ///
     /// # Errors
-    /// Unless it is active and its time is not up at `now`.
+    /// The lease is not active, or has expired at `now`.
     pub fn begin_replacement(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active { issued, .. } if issued.expires_at > now => {
@@ -335,11 +336,11 @@ impl Lease {
         }
     }
 
-    /// A replacement came to nothing, and what it left is in order: `key_lost` tells
-    /// whether the key that was handed out is gone.
+    /// Ends a replacement that failed and whose leftovers are repaired. `key_lost`: the key that
+    /// was handed out is gone.
     ///
     /// # Errors
-    /// Unless it is being replaced.
+    /// The lease is not being replaced.
     pub fn keep(self, key_lost: bool) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active {
@@ -358,11 +359,11 @@ impl Lease {
         }
     }
 
-    /// Its user lives until `expires_at`.
+    /// Extends the life of the user to `expires_at`.
     ///
     /// # Errors
-    /// Unless it is the active lease of an IAM user whose time is not up at `now` and
-    /// whose key is not being replaced.
+    /// The lease is not the active lease of an IAM user, has expired at `now`, or its key is being
+    /// replaced.
     pub fn extend(self, expires_at: Timestamp, now: Timestamp) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active {
@@ -382,15 +383,16 @@ impl Lease {
         }
     }
 
-    /// The caller is to remove the credentials, and has [`CLAIM`] to do so. A
-    /// session is AWS's to end, when it expires; one that has expired can still be revoked
-    /// while access made from it may live, and is then the caller's until that is over. A lease
-    /// that is already being removed keeps its cause, but one that is revoked now no longer
-    /// merely ends. One that is still pending belongs to its issuer: others wait for its
+    /// Begins the removal of the credentials by the caller, which has [`CLAIM`] to do it.
+    ///
+    /// AWS ends a session itself, at its expiry. An expired or released session can still be
+    /// revoked while access made from it may live; the caller has the lease until that access has
+    /// ended. A lease that is being removed already keeps its cause, except that a revocation
+    /// replaces an expiry or a release. A pending lease belongs to its issuer: others wait for its
     /// deadline.
     ///
     /// # Errors
-    /// When it has ended, and nothing of it can be left.
+    /// The lease has ended, and nothing of it can be left to revoke.
     pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
         let session = self.binding.kind.is_session();
         let due = |issued: Option<&Issued>, otherwise| {
@@ -464,8 +466,8 @@ impl Lease {
         }
     }
 
-    /// Until when access that was made from its session may live, if that is later than `now`
-    /// and AWS can be told to deny it.
+    /// Returns the time until which access made from the session may live, if that is later than
+    /// `now` and AWS can deny that access.
     #[must_use]
     pub fn access_may_live_until(&self, now: Timestamp) -> Option<Timestamp> {
         let outlived_by = self.binding.holder.as_ref()?.kind().outlived_by()?;
@@ -473,10 +475,10 @@ impl Lease {
         Some(until.unwrap_or(Timestamp::MAX)).filter(|until| *until > now)
     }
 
-    /// AWS has ended a session by itself.
+    /// Records that AWS has ended a session.
     ///
     /// # Errors
-    /// Unless it is an active session whose time is up at `now`.
+    /// The lease is not an active session that has expired at `now`.
     pub fn expire(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active { issued, .. }
@@ -489,10 +491,10 @@ impl Lease {
         }
     }
 
-    /// Nothing can be done about it before `until`.
+    /// Postpones the removal, because nothing can be done before `until`.
     ///
     /// # Errors
-    /// Unless it is being taken away.
+    /// The lease is not being removed.
     pub fn wait(self, until: Timestamp) -> Result<Self, InvalidTransition> {
         match self.removal().cloned() {
             Some(removal) => Ok(self.goes_on(Removal {
@@ -504,11 +506,11 @@ impl Lease {
         }
     }
 
-    /// AWS could not be brought to take it away; try again after `delay`. After ten
-    /// failures, or thirty minutes of them, it is quarantined.
+    /// Records a failed attempt at the removal; the next one is due after `delay`. After ten
+    /// failures, or thirty minutes of failures, the lease is quarantined.
     ///
     /// # Errors
-    /// Unless it is being taken away.
+    /// The lease is not being removed.
     pub fn postpone(
         self,
         now: Timestamp,
@@ -534,10 +536,10 @@ impl Lease {
         }
     }
 
-    /// Nothing of it is left in AWS.
+    /// Ends the removal: nothing of the lease is left in AWS.
     ///
     /// # Errors
-    /// Unless it is being taken away.
+    /// The lease is not being removed.
     pub fn finish(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         let Some(removal) = self.removal().cloned() else {
             return Err(self.refuse("finish"));
@@ -557,7 +559,7 @@ impl Lease {
         Ok(self.to(next))
     }
 
-    /// The same taking away, in the state that it is in.
+    /// Returns the lease with the changed removal, still revoking or still quarantined.
     fn goes_on(self, removal: Removal) -> Self {
         let state = match self.state {
             LeaseState::Quarantined(_) => LeaseState::Quarantined(removal),

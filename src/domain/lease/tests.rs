@@ -302,7 +302,7 @@ fn names_in_aws_fit_their_bounds_and_name_the_service() {
     }
 }
 
-/// Something that happens to a lease.
+/// Event in the life of a lease.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Resume,
@@ -336,7 +336,7 @@ const STEPS: [Step; 13] = [
     Step::Finish,
 ];
 
-/// A lease as the product describes it, without the machinery.
+/// Model of a lease as the product describes it, without the implementation.
 #[derive(Clone, Debug)]
 struct Model {
     kind: Kind,
@@ -345,7 +345,7 @@ struct Model {
     expires_at: Option<i64>,
     failures: u32,
     failing_since: Option<i64>,
-    /// Why it ends, while or after it does.
+    /// Cause of the end, while or after the lease ends.
     ends: Ends,
     named: bool,
 }
@@ -371,7 +371,7 @@ impl Model {
         }
     }
 
-    /// Tells whether access that was made from an ended session may live.
+    /// Returns whether access made from an ended session may live.
     fn is_outlived(&self, now: i64) -> bool {
         let hours = match self.kind {
             Kind::AssumeRole => 12,
@@ -382,7 +382,7 @@ impl Model {
         ends.is_some_and(|ends| ends > now)
     }
 
-    /// Whether the step is possible, and what it makes of the lease.
+    /// Applies a step, and returns whether it is possible.
     fn take(&mut self, step: Step, now: i64) -> bool {
         let session = self.kind.is_session();
         let lives = self.expires_at.is_some_and(|at| at > now);
@@ -501,7 +501,7 @@ proptest! {
             };
             let is_active = lease.state.as_str() == "active";
             handed_out |= is_active;
-            // The store relies on it.
+            // The store relies on this.
             prop_assert!(is_active || lease.issued() == issued_before.as_ref());
             prop_assert_eq!(lease.state.as_str(), model.state);
             prop_assert_eq!(lease.revision, changes);

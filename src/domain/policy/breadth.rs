@@ -1,4 +1,4 @@
-//! Whether a policy grants more than a single service should hold.
+//! Check for policies that grant more than a single service should hold.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use super::pattern::{covers, intersects};
 use super::{Actions, Effect, Resources, Statement, Texts};
 use crate::domain::arn::PolicyArn;
 
-/// No service of AWS has a shorter name than `s3` and none an action shorter than `GET`, so a
-/// pattern that covers this one covers every action.
+/// Shape of an action. A pattern that covers this one covers every action: the only wildcard for
+/// the service is `*` alone, and no action of AWS is shorter than `GET`.
 const EVERY_ACTION: &str = "??*:???*";
-/// Resources are ARNs, and no statement takes anything else but `*`.
+/// Shape of a resource, which is an ARN. A statement takes nothing else but `*`.
 const EVERY_RESOURCE: &str = "arn:*:*:*:*:*";
 
-/// One statement that grants too much, and why.
+/// Statement that grants too much, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breadth {
-    /// Which statement, counted from 0.
+    /// Index of the statement, from 0.
     pub statement: usize,
-    /// What makes it broad.
+    /// Reason why the statement is broad.
     pub what: Excess,
 }
 
@@ -29,45 +29,46 @@ impl fmt::Display for Breadth {
     }
 }
 
-/// Why a policy is broad; its text says so in words.
+/// Reason why a policy is broad. `Display` gives the reason in words.
 ///
-/// An action or resource named here is shortened to 40 characters and escaped.
+/// An action or resource in it is shortened to 40 characters and escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Excess {
-    /// Every action on every resource.
+    /// The policy allows every action on every resource.
     Everything {
-        /// The action pattern that covers all.
+        /// Action pattern that covers every action.
         action: String,
     },
-    /// Some action of IAM.
+    /// The policy allows some action of IAM.
     Iam {
-        /// The action pattern that matches it.
+        /// Action pattern that matches an action of IAM.
         action: String,
     },
-    /// Some action of STS that makes credentials.
+    /// The policy allows some action of STS that makes credentials.
     Minting {
-        /// The action pattern that matches it.
+        /// Action pattern that matches such an action.
         action: String,
-        /// The pattern of such actions that it matches, as `sts:Assume*`.
+        /// Pattern of such actions, for example `sts:Assume*`, which `action` intersects.
         mints: &'static str,
     },
-    /// An action, by its name and not by a wildcard, that makes access which outlives the lease:
-    /// the guard denies it, so that the grant could not be used for it.
+    /// The policy names an action that makes access which outlives the lease. A broader wildcard
+    /// that matches such an action does not count. The guard denies the action, so the grant could
+    /// not be used for it.
     Outliving {
-        /// The action.
+        /// Action pattern that the policy names.
         action: String,
     },
-    /// `NotAction` that does not exclude IAM or the credentials of STS.
+    /// `NotAction` does not exclude IAM or the credentials of STS.
     NotActionKeeps {
-        /// The pattern that it does not exclude.
+        /// Pattern that `NotAction` does not exclude.
         kept: &'static str,
     },
-    /// `NotAction` on every resource.
+    /// `NotAction` applies to every resource.
     NotActionEverywhere,
-    /// Every action on all resources but a few.
+    /// The policy allows every action on all resources but a few.
     NotResource {
-        /// The action pattern that covers all, or `NotAction`.
+        /// Action pattern that covers every action, or `NotAction`.
         action: String,
     },
 }
@@ -100,10 +101,11 @@ impl fmt::Display for Excess {
     }
 }
 
-/// Why a policy managed by AWS is too broad for one service, as far as that is known by its name.
+/// Returns why a policy managed by AWS is too broad for one service, as far as its name shows.
 ///
-/// `None` says nothing of a policy of a customer, whose document must be read, nor of one that is
-/// not listed here. <https://docs.aws.amazon.com/aws-managed-policy/latest/reference/policy-list.html>
+/// `None` says nothing about a customer's policy, whose document must be read, or about a policy
+/// that is not listed here.
+/// <https://docs.aws.amazon.com/aws-managed-policy/latest/reference/policy-list.html>
 #[must_use]
 pub fn breadth_of_managed(policy: &PolicyArn) -> Option<Excess> {
     if !policy.is_aws_managed() {
@@ -124,7 +126,7 @@ pub fn breadth_of_managed(policy: &PolicyArn) -> Option<Excess> {
     }
 }
 
-/// Policies of AWS with an action of IAM in them, and the furthest-reaching one.
+/// Policies managed by AWS that allow an action of IAM, each with its furthest-reaching one.
 const REACH_IAM: [(&str, &str); 25] = [
     ("AdministratorAccess-AWSElasticBeanstalk", "iam:PassRole"),
     ("AdministratorAccess-Amplify", "iam:CreateRole"),
@@ -198,8 +200,8 @@ fn by_action(actions: &Texts, resources: &Resources) -> Vec<Excess> {
         .collect()
 }
 
-/// The first action that only [`OUTLIVING_ACTIONS`] can be meant by. A wildcard that reaches
-/// further, as `s3:*`, means the rest, and the guard takes the few out.
+/// Returns the first action that one of [`OUTLIVING_ACTIONS`] covers, except `iam:*`. A wildcard
+/// that reaches further, such as `s3:*`, is meant for other actions, and the guard denies the few.
 fn outliving(actions: &Texts) -> Option<Excess> {
     let beyond_iam = |pattern: &&&str| **pattern != "iam:*";
     let meant = |action: &str| {
@@ -243,15 +245,16 @@ fn first(patterns: &Texts, asked: impl Fn(&str) -> bool) -> Option<String> {
         .map(|pattern| excerpt(pattern))
 }
 
-/// Compares service with service and action with action, since no wildcard of one reaches into
-/// the other; letters have no case to AWS here.
+/// Compares service with service and action with action, because no wildcard of one reaches into
+/// the other. The comparison ignores case, as AWS does here.
 pub(super) fn halves_hold(left: &str, right: &str, hold: fn(&str, &str) -> bool) -> bool {
     let (left, right) = (left.to_ascii_lowercase(), right.to_ascii_lowercase());
     let ((service, name), (other_service, other_name)) = (halves(&left), halves(&right));
     hold(service, other_service) && hold(name, other_name)
 }
 
-/// Without a colon there is only `*`, which is any service and any action of it.
+/// Splits an action at its colon. The only action without a colon is `*`: any action of any
+/// service.
 fn halves(action: &str) -> (&str, &str) {
     action.split_once(':').unwrap_or((action, action))
 }
@@ -270,7 +273,8 @@ mod tests {
     use super::super::Document;
     use super::*;
 
-    /// What is broad in a narrow statement with some of its keys replaced, or removed where null.
+    /// Returns what is broad in a narrow statement with `changes`: keys replaced, or removed if
+    /// null.
     fn found(changes: &Value) -> Vec<Excess> {
         let mut statement =
             json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"});

@@ -1,4 +1,5 @@
-//! What each text inside a statement may be, whether it was read or built.
+//! Checks of each text inside a statement, for statements that are read and for those that are
+//! built.
 //!
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements.html>
 
@@ -7,7 +8,7 @@ use super::error::{PolicyError, Problem, excerpt};
 use super::{Actions, Comparisons, Resources, Statement, Texts};
 use crate::domain::arn::{Partition, shorten};
 
-/// What holds for the statements together.
+/// Checks the statements together: at least one, and each `Sid` once.
 pub(super) fn statements(statements: &[Statement]) -> Result<(), PolicyError> {
     if statements.is_empty() {
         return Err(PolicyError::new(
@@ -32,7 +33,7 @@ pub(super) fn statements(statements: &[Statement]) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// What holds for one statement by itself.
+/// Checks one statement by itself.
 pub(super) fn statement(statement: &Statement, place: &str) -> Result<(), PolicyError> {
     if let Some(sid) = statement.sid() {
         self::sid(sid, &format!("{place}.Sid"))?;
@@ -51,7 +52,7 @@ pub(super) fn statement(statement: &Statement, place: &str) -> Result<(), Policy
     Ok(())
 }
 
-/// The characters that IAM and STS take in a policy:
+/// Checks that a text has only characters that IAM and STS accept in a policy:
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
 pub(super) fn characters(text: &str, place: &str) -> Result<(), PolicyError> {
     let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{ff}');
@@ -107,8 +108,8 @@ fn action(text: &str, place: &str) -> Result<(), PolicyError> {
     }
 }
 
-/// IAM takes a wildcard for the whole service or none in it, and answers `Vendor … is not valid`
-/// to the rest.
+/// Returns the remedy for a text that is not an action; `None` for an action. IAM accepts a
+/// wildcard for the whole service or none in it, and answers `Vendor … is not valid` to the rest.
 fn action_fault(text: &str) -> Option<&'static str> {
     if text == "*" {
         return None;
@@ -145,8 +146,9 @@ fn resource(text: &str, place: &str) -> Result<(), PolicyError> {
     }
 }
 
-/// Rules of <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html>;
-/// variables stand in the last part only.
+/// Returns the remedy for a text that is not a resource; `None` for a resource. The rules are in
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html>.
+/// Variables may stand in the last part only.
 fn resource_fault(text: &str) -> Option<&'static str> {
     if text == "*" {
         return None;
@@ -202,7 +204,8 @@ fn spelled(text: &str, allowed: impl Fn(u8) -> bool) -> bool {
     !text.is_empty() && text.bytes().all(allowed)
 }
 
-/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html>
+/// Checks that each policy variable is closed and has a name:
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html>.
 fn variables(text: &str, place: &str) -> Result<(), PolicyError> {
     let mut rest = text;
     while let Some((_, after)) = rest.split_once("${") {
@@ -218,7 +221,7 @@ fn comparisons(operator: &str, comparisons: &Comparisons, place: &str) -> Result
     let family = self::operator(operator, place)?;
     for (at, (key, values)) in comparisons.0.iter().enumerate() {
         condition_key(key, place)?;
-        // Keys are case-insensitive to AWS, which refuses the same one in two spellings.
+        // Keys are case-insensitive in AWS, which refuses the same key in two spellings.
         if comparisons.0[..at]
             .iter()
             .any(|(earlier, _)| earlier.eq_ignore_ascii_case(key))
@@ -258,8 +261,8 @@ fn compared(family: condition::Family, values: &Texts, place: &str) -> Result<()
     Ok(())
 }
 
-/// A service or identity-provider prefix, then a name; a tag's key, behind a slash, may hold
-/// nearly anything but must not be missing.
+/// Checks a condition key: the prefix of a service or identity provider, a colon, and a name. The
+/// key of a tag, after a slash, may have nearly any character but must not be missing.
 fn condition_key(key: &str, place: &str) -> Result<(), PolicyError> {
     let allowed = |c: char| matches!(c, ' '..='~' | '\u{a0}'..='\u{ff}');
     let right = key.split_once(':').is_some_and(|(prefix, name)| {

@@ -1,10 +1,10 @@
-//! Condition operators of IAM and the values each can compare.
+//! Condition operators of IAM, and the values that each can compare.
 //!
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_condition_operators.html>
 
 use std::net::IpAddr;
 
-/// What an operator compares, and so what its values must look like.
+/// Type that an operator compares, and so the form of its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
     Text,
@@ -47,14 +47,14 @@ const OPERATORS: [(&str, Family); 26] = [
     ("ArnNotLike", Family::Arn),
 ];
 
-/// The family of an operator with or without set prefix and `IfExists`; `None` if AWS has no
-/// such operator.
+/// Returns the family of an operator with or without set prefix and `IfExists`; `None` if AWS has
+/// no such operator.
 pub(super) fn family(operator: &str) -> Option<Family> {
     let bare = SETS
         .iter()
         .find_map(|set| operator.strip_prefix(set))
         .unwrap_or(operator);
-    // `Null` itself asks whether the key exists, so AWS knows no NullIfExists.
+    // `Null` itself tests whether the key exists, so AWS has no NullIfExists.
     if bare == "Null" {
         return Some(Family::Bool);
     }
@@ -66,7 +66,7 @@ pub(super) fn family(operator: &str) -> Option<Family> {
 }
 
 impl Family {
-    /// Whether AWS can compare by this value.
+    /// Returns whether AWS can compare by this value.
     pub(super) fn takes(self, value: &str) -> bool {
         match self {
             Self::Text => true,
@@ -79,12 +79,12 @@ impl Family {
         }
     }
 
-    /// Whether a `${…}` inside a value is a variable rather than plain text.
+    /// Returns whether a `${…}` inside a value is a variable, and not plain text.
     pub(super) const fn has_variables(self) -> bool {
         matches!(self, Self::Text | Self::Arn | Self::Bool)
     }
 
-    /// The shape of a value, for errors.
+    /// Returns the form of a value, for errors.
     pub(super) const fn expects(self) -> &'static str {
         match self {
             Self::Text => "a string",
@@ -134,8 +134,8 @@ fn is_date(value: &str) -> bool {
     epoch || is_iso_8601(value)
 }
 
-/// The profile at <https://www.w3.org/TR/NOTE-datetime>, which the documentation names; AWS also
-/// takes a time without its zone.
+/// Returns whether a value has a form of <https://www.w3.org/TR/NOTE-datetime>, the profile that
+/// AWS's documentation names. AWS also accepts a time without its zone.
 fn is_iso_8601(value: &str) -> bool {
     let (day, time) = value
         .split_once(['T', 't'])

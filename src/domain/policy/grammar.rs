@@ -1,4 +1,4 @@
-//! From JSON to a [`Document`]: which keys stand where, and what kind of value each has.
+//! Conversion of JSON to a [`Document`]: the keys of each object, and the kind of each value.
 
 use super::check;
 use super::error::{PolicyError, Problem, excerpt};
@@ -11,7 +11,7 @@ use crate::domain::arn::shorten;
 
 const ROOT: &str = "document";
 
-/// The keys of one kind of object, and how to name them in an error.
+/// Keys of one kind of object, and their names in an error.
 struct Keys {
     all: &'static [&'static str],
     shown: &'static str,
@@ -174,7 +174,7 @@ enum Either {
     Second(Texts),
 }
 
-/// The entries of an object of which every key is known and there once.
+/// Entries of an object whose keys are all known and unique.
 struct Fields {
     place: String,
     entries: Vec<(String, Node)>,
@@ -231,7 +231,7 @@ impl Fields {
     }
 }
 
-/// The entries of an object that has at least one; none of its keys twice.
+/// Returns the entries of an object. The object must not be empty, and its keys must be unique.
 fn entries(node: Node, place: &str) -> Result<Vec<(String, Node)>, PolicyError> {
     let entries = unique(node, place)?;
     if entries.is_empty() {

@@ -1,9 +1,11 @@
-//! The guard: what every issued credential is denied, because it makes access that outlives it.
+//! The guard is a statement that denies issued credentials every action that makes access which
+//! outlives them.
 //!
 //! A denial of a session, or the end of its lease, does not reach credentials, tokens and logins
-//! that were made from it. `tests/it/oracle/outliving.rs` compares [`OUTLIVING_ACTIONS`] with the
-//! service authorization reference, AWS's list of all its actions: each action there that may
-//! make a token is denied here, or listed with the reason why not.
+//! that were made from the session. `tests/it/oracle/outliving.rs` compares [`OUTLIVING_ACTIONS`]
+//! with the service authorization reference, AWS's list of all its actions. Each action there that
+//! may make a token is denied here, or `not_denied.txt` beside the test lists it with the reason
+//! why not.
 //! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
 
 use super::breadth::halves_hold;
@@ -12,7 +14,7 @@ use super::{Actions, Document, Effect, Resources, Statement, Texts};
 
 /// Actions by which a principal makes credentials or permissions that reach any service.
 ///
-/// Actions of STS are at
+/// The actions of STS are listed at
 /// <https://docs.aws.amazon.com/service-authorization/latest/reference/list_awssecuritytokenservice.html>.
 pub(super) const MINTING_ACTIONS: [&str; 5] = [
     "iam:*",
@@ -22,9 +24,9 @@ pub(super) const MINTING_ACTIONS: [&str; 5] = [
     "sts:GetWebIdentityToken",
 ];
 
-/// Actions that a resource's policy may allow to a session whatever its own policies leave out,
-/// so that the guard denies them to every session: the trust policy of a role, or the policy of an
-/// Access Grants instance or of a function, may name a session.
+/// Actions that a resource's policy may allow to a session even if the session's own policies do
+/// not: the trust policy of a role, or the policy of an Access Grants instance or of a function,
+/// may name a session. So the guard denies these actions to every session.
 const ALWAYS_DENIED: [&str; 5] = [
     "iam:*",
     "lambda:CreateMicrovm*Token",
@@ -33,8 +35,8 @@ const ALWAYS_DENIED: [&str; 5] = [
     "sts:Get*Token",
 ];
 
-/// Every action by which a principal makes access that outlives it: credentials, bearer tokens,
-/// sign-ins, standing keys, and identities beside IAM's. Sorted.
+/// Every action by which a principal makes access that outlives the principal: credentials, bearer
+/// tokens, sign-ins, standing keys, and identities outside IAM. Sorted.
 pub const OUTLIVING_ACTIONS: [&str; 46] = [
     "athena:GetSessionEndpoint",
     "bedrock-agentcore:GetWorkloadAccessToken*",
@@ -85,8 +87,9 @@ pub const OUTLIVING_ACTIONS: [&str; 46] = [
 ];
 
 impl Document {
-    /// This document with the guard against what it could reach of [`OUTLIVING_ACTIONS`]: the
-    /// statement `CredbrokerGuard` at its end, which leaves out what no `Allow` of it matches.
+    /// Adds the guard at the end of this document: the statement `CredbrokerGuard`, which denies
+    /// [`OUTLIVING_ACTIONS`]. The guard leaves out an action that no `Allow` of this document
+    /// matches, unless a resource's policy may allow the action.
     #[must_use]
     pub fn guarded(self) -> Self {
         let denied = OUTLIVING_ACTIONS
@@ -96,14 +99,14 @@ impl Document {
         self.with_statement(guard)
     }
 
-    /// This document with the guard against all of [`OUTLIVING_ACTIONS`]: for one that managed
-    /// policies, which the broker does not read, stand beside.
+    /// Adds the guard against all of [`OUTLIVING_ACTIONS`]: for a document beside managed policies,
+    /// which the broker does not read.
     #[must_use]
     pub fn guarded_against_all(self) -> Self {
         self.with_statement(full())
     }
 
-    /// Returns whether one statement denies these actions on everything, whatever the circumstances.
+    /// Returns whether one statement denies these actions on every resource, without a condition.
     fn denies(&self, denied: &[&str]) -> bool {
         self.statements.iter().any(|statement| {
             let Actions::Only(actions) = &statement.actions else {
@@ -120,7 +123,7 @@ impl Document {
         })
     }
 
-    /// Returns whether an `Allow` of it matches some action of this pattern.
+    /// Returns whether an `Allow` of this document matches some action of this pattern.
     fn may_allow(&self, pattern: &str) -> bool {
         let allows = |statement: &Statement| match &statement.actions {
             Actions::Only(actions) => actions
@@ -144,13 +147,13 @@ impl Texts {
     }
 }
 
-/// Reach of a permissions boundary over the access that issued users make beyond their life.
+/// Strength of a permissions boundary against access that outlives an issued user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
     /// Denies all of [`OUTLIVING_ACTIONS`].
     Full,
-    /// Denies IAM and the credentials of STS, but not all that this version knows of: it was
-    /// written by an earlier one.
+    /// Denies IAM and the credentials of STS, but not all of [`OUTLIVING_ACTIONS`]: an earlier
+    /// version of the broker wrote the boundary.
     Outdated,
     /// Leaves IAM or credentials of STS to an issued user.
     Weak,
@@ -168,9 +171,9 @@ pub fn strength(boundary: &Document) -> Strength {
     }
 }
 
-/// The session policy of a grant that names managed policies only: the guard by itself.
+/// Returns the session policy of a grant that names managed policies only: the guard alone.
 ///
-/// It allows nothing. AWS joins it with the managed ones, which bring the allowing.
+/// The guard allows nothing. AWS joins it with the managed policies, which allow actions.
 #[must_use]
 pub fn guard_alone() -> Document {
     Document {
@@ -179,8 +182,8 @@ pub fn guard_alone() -> Document {
     }
 }
 
-/// The permissions boundary of every IAM user made for a lease: whatever its grant allows, and
-/// never [`OUTLIVING_ACTIONS`].
+/// Returns the permissions boundary of every IAM user made for a lease: it allows what the grant
+/// allows, and never [`OUTLIVING_ACTIONS`].
 ///
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_boundaries.html>
 #[must_use]

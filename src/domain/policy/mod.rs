@@ -1,8 +1,8 @@
-//! IAM policy documents, checked before AWS sees them.
+//! IAM policy documents, checked before AWS gets them.
 //!
-//! A [`Document`] that exists is one that AWS takes as an identity or session policy: the grammar
-//! is that of <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_grammar.html>.
-//! [`Document::breadth`] then tells whether it grants more than one service should hold.
+//! A [`Document`] is always one that AWS accepts as an identity or session policy. The grammar is
+//! that of <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_grammar.html>.
+//! [`Document::breadth`] reports whether a document grants more than one service should hold.
 
 use std::fmt;
 
@@ -27,36 +27,42 @@ pub use breadth::{Breadth, Excess, breadth_of_managed};
 pub use error::{PolicyError, Problem};
 pub use guard::{OUTLIVING_ACTIONS, Strength, boundary, guard_alone, strength};
 
-/// Characters of an inline session policy, together with the managed ones beside it:
+/// Maximum number of characters of an inline session policy, together with the managed ones beside
+/// it:
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
 pub const SESSION_POLICY_MAX: usize = 2048;
-/// Characters of all inline policies of one IAM user, white space not counted:
+/// Maximum number of characters of all inline policies of one IAM user, white space not counted:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>.
 pub const USER_INLINE_MAX: usize = 2048;
-/// Characters of all inline policies of one role, white space not counted; same page.
+/// Maximum number of characters of all inline policies of one role, white space not counted; same
+/// page.
 pub const ROLE_INLINE_MAX: usize = 10_240;
-/// Characters of one managed policy, white space not counted; same page as [`USER_INLINE_MAX`].
+/// Maximum number of characters of one managed policy, white space not counted; same page as
+/// [`USER_INLINE_MAX`].
 pub const MANAGED_POLICY_MAX: usize = 6144;
-/// Managed policies that may narrow one session; same page as [`SESSION_POLICY_MAX`].
+/// Maximum number of managed policies that may narrow one session; same page as
+/// [`SESSION_POLICY_MAX`].
 pub const SESSION_POLICY_ARNS_MAX: usize = 10;
-/// Managed policies attached to one IAM user by default; same page as [`USER_INLINE_MAX`].
+/// Maximum number of managed policies attached to one IAM user, by AWS's default; same page as
+/// [`USER_INLINE_MAX`].
 pub const USER_POLICY_ARNS_MAX: usize = 10;
-/// Groups one IAM user may be in; same page as [`USER_INLINE_MAX`].
+/// Maximum number of groups that one IAM user may be in; same page as [`USER_INLINE_MAX`].
 pub const USER_GROUPS_MAX: usize = 10;
-/// Tags on one session, user or role:
+/// Maximum number of tags on one session, user or role:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_session-tags.html>.
 pub const TAGS_MAX: usize = 50;
-/// Bytes of text that [`Document::parse`] reads at all. Far above every limit of AWS, white space
-/// included, and small enough that no caller can make the parser work hard.
+/// Maximum number of bytes of text that [`Document::parse`] reads. The limit is far above every
+/// limit of AWS, white space included. It is so small that no caller can make the parser work hard.
 pub const INPUT_MAX: usize = 64 * 1024;
 
 const VERSION: &str = "2012-10-17";
 
 /// An IAM policy for an identity or a session that AWS accepts.
 ///
-/// At least one statement; every `Sid` once; no principal; version 2012-10-17. It has no upper
-/// size, since that differs by use: compare [`Document::size`] with the limit that applies, such
-/// as [`SESSION_POLICY_MAX`]. As serde value it is a JSON object, checked again when it is read.
+/// A document has at least one statement, each `Sid` once, no principal, and version 2012-10-17.
+/// Its size has no upper limit here, because the limit differs by use: compare [`Document::size`]
+/// with the limit that applies, such as [`SESSION_POLICY_MAX`]. As a serde value, a document is a
+/// JSON object, which is checked when it is deserialized.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Document {
     id: Option<String>,
@@ -67,17 +73,17 @@ impl Document {
     /// Reads a policy document of at most [`INPUT_MAX`] bytes of JSON.
     ///
     /// # Errors
-    /// The first fault found, with its place: whatever AWS would refuse as
-    /// `MalformedPolicyDocument`, and what it would take but never let match (an empty condition,
+    /// The first fault found, with its path. A fault is what AWS would refuse as
+    /// `MalformedPolicyDocument`, or what AWS would accept but never let match (an empty condition,
     /// an older version).
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         grammar::parse(text)
     }
 
-    /// A document of these statements, in this order.
+    /// Returns a document of these statements, in this order.
     ///
     /// # Errors
-    /// No statement at all, or a `Sid` used twice.
+    /// The list has no statement, or a `Sid` is used twice.
     pub fn new(statements: Vec<Statement>) -> Result<Self, PolicyError> {
         check::statements(&statements)?;
         Ok(Self {
@@ -86,9 +92,9 @@ impl Document {
         })
     }
 
-    /// This document with one more statement at its end.
+    /// Adds a statement at the end of this document.
     ///
-    /// Nothing is ever lost: if the `Sid` is taken, the added statement gets a number behind it.
+    /// The statement is always added: if its `Sid` is taken, a number is appended to the `Sid`.
     #[must_use]
     fn with_statement(mut self, mut statement: Statement) -> Self {
         statement.sid = statement.sid.map(|sid| self.free_sid(sid));
@@ -96,31 +102,32 @@ impl Document {
         self
     }
 
-    /// This document, which denies everything after a moment, by AWS's clock.
+    /// Adds a statement that denies everything after a moment, by AWS's clock.
     #[must_use]
     pub fn ending(self, moment: Timestamp) -> Self {
         self.with_statement(deny_after(moment))
     }
 
-    /// Minified JSON as it is sent to AWS: `Version`, `Id`, then the statements in their order; a
-    /// list of one is written as its item.
+    /// Returns minified JSON as it is sent to AWS: `Version`, `Id`, then the statements in their
+    /// order. A list of one item is written as the item.
     #[must_use]
     pub fn to_json(&self) -> String {
         self.to_string()
     }
 
-    /// Characters of [`Document::to_json`], which has no white space between its parts: never
-    /// less than what AWS counts.
+    /// Returns the number of characters of [`Document::to_json`], which has no white space between
+    /// its parts. The number is never less than what AWS counts.
     #[must_use]
     pub fn size(&self) -> usize {
         self.to_json().chars().count()
     }
 
-    /// Every way in which this document grants more than a single service should hold; empty if
-    /// there is none.
+    /// Returns every way in which this document grants more than a single service should hold;
+    /// empty if there is none.
     ///
-    /// Only `Allow` statements count, each by itself: conditions and `Deny` statements may narrow
-    /// what is reported here, never widen it. Nor does it know which actions an AWS service has.
+    /// The check counts `Allow` statements alone, each by itself: conditions and `Deny` statements
+    /// may narrow what is reported here, never widen it. The check does not know which actions an
+    /// AWS service has.
     #[must_use]
     pub fn breadth(&self) -> Vec<Breadth> {
         breadth::of(&self.statements)
@@ -182,7 +189,7 @@ impl std::str::FromStr for Document {
     }
 }
 
-/// One statement of a policy, correct in itself.
+/// Statement of a policy, correct in itself.
 ///
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_statement.html>
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -200,10 +207,10 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// A statement that allows these actions on these resources. An empty `sid` is none.
+    /// Returns a statement that allows these actions on these resources. An empty `sid` means none.
     ///
     /// # Errors
-    /// A Sid, action or resource that AWS would refuse, or none of one kind.
+    /// A `Sid`, action or resource that AWS would refuse; no action or no resource.
     pub fn allow<A, R>(sid: &str, actions: A, resources: R) -> Result<Self, PolicyError>
     where
         A: IntoIterator<Item: Into<String>>,
@@ -212,10 +219,10 @@ impl Statement {
         Self::checked(Effect::Allow, sid, actions, resources)
     }
 
-    /// A statement that denies these actions on these resources, whatever else allows them.
+    /// Returns a statement that denies these actions on these resources, whatever else allows them.
     ///
     /// # Errors
-    /// As for [`Statement::allow`].
+    /// The errors of [`Statement::allow`].
     pub fn deny<A, R>(sid: &str, actions: A, resources: R) -> Result<Self, PolicyError>
     where
         A: IntoIterator<Item: Into<String>>,
@@ -224,12 +231,12 @@ impl Statement {
         Self::checked(Effect::Deny, sid, actions, resources)
     }
 
-    /// This statement, only when the request's `key` compares to one of `values`. Several
-    /// conditions must hold together.
+    /// Adds a condition: the statement applies only if the request's `key` compares to one of
+    /// `values`. All conditions of a statement must hold together.
     ///
     /// # Errors
-    /// An operator AWS does not have, a key not of the form `prefix:name` or named before under
-    /// the same operator, no value, or a value the operator cannot compare.
+    /// An operator that AWS does not have; a key that is not of the form `prefix:name`, or that the
+    /// same operator has already; no value; or a value that the operator cannot compare.
     pub fn when<V>(mut self, operator: &str, key: &str, values: V) -> Result<Self, PolicyError>
     where
         V: IntoIterator<Item: Into<String>>,
@@ -239,7 +246,7 @@ impl Statement {
         Ok(self)
     }
 
-    /// The statement's id, if it has one.
+    /// Returns the statement's id, if it has one.
     #[must_use]
     pub fn sid(&self) -> Option<&str> {
         self.sid.as_deref()
@@ -260,7 +267,8 @@ impl Statement {
         Ok(statement)
     }
 
-    /// Unchecked: for constant text, which a test checks once, and for `checked`.
+    /// Returns an unchecked statement: for constant text, which a test checks once, and for
+    /// `checked`.
     fn plain(effect: Effect, sid: &str, actions: Texts, resources: Texts) -> Self {
         Self {
             sid: (!sid.is_empty()).then(|| sid.to_owned()),
@@ -272,7 +280,7 @@ impl Statement {
     }
 }
 
-/// Allows everything: a session policy that does not narrow.
+/// Returns a document that allows everything: a session policy that does not narrow.
 #[must_use]
 pub fn everything() -> Document {
     let allow = Statement::plain(Effect::Allow, "", Texts::of(["*"]), Texts::of(["*"]));
@@ -282,7 +290,8 @@ pub fn everything() -> Document {
     }
 }
 
-/// Denies everything after a moment, and allows nothing: beside managed session policies.
+/// Returns a document that denies everything after a moment and allows nothing: for use beside
+/// managed session policies.
 #[must_use]
 pub fn nothing_after(moment: Timestamp) -> Document {
     Document {
@@ -291,7 +300,7 @@ pub fn nothing_after(moment: Timestamp) -> Document {
     }
 }
 
-/// Ends all access of a user at once: what its removal begins with.
+/// Returns a document that ends all access of a user at once. The removal of a user begins with it.
 #[must_use]
 pub fn deny_all() -> Document {
     let deny = Statement::plain(Effect::Deny, "", Texts::of(["*"]), Texts::of(["*"]));
@@ -301,7 +310,7 @@ pub fn deny_all() -> Document {
     }
 }
 
-/// The session policy of a canary: the calls of its probes and nothing else.
+/// Returns the session policy of a canary: the calls of its probes and nothing else.
 #[must_use]
 pub fn canary(probes: &[Probe]) -> Document {
     let allow = Statement::plain(
@@ -316,7 +325,7 @@ pub fn canary(probes: &[Probe]) -> Document {
     }
 }
 
-/// The moment in whole seconds:
+/// Returns a statement that denies everything after a moment, in whole seconds:
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html#condition-keys-currenttime>.
 fn deny_after(moment: Timestamp) -> Statement {
     let moment = moment.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -348,7 +357,7 @@ enum Resources {
     AllBut(Texts),
 }
 
-/// A string or a list of strings, which mean the same to AWS.
+/// String or list of strings, which mean the same to AWS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Texts(Vec<String>);
 

@@ -1,6 +1,7 @@
-//! Reasoning about the `*` and `?` patterns of IAM: what two of them share, what one contains.
+//! Comparison of the `*` and `?` patterns of IAM: whether two intersect, whether one covers
+//! another.
 //!
-//! `*` stands for any run of characters, the empty one too, and `?` for exactly one
+//! `*` matches any run of characters, the empty one too, and `?` matches exactly one character
 //! (<https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html>).
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -10,7 +11,7 @@ enum Token {
     Literal(char),
 }
 
-/// Whether some text matches both patterns.
+/// Returns whether some text matches both patterns.
 pub(super) fn intersects(left: &str, right: &str) -> bool {
     let (left, right) = (tokens(left), tokens(right));
     let mut reachable = vec![vec![false; right.len() + 1]; left.len() + 1];
@@ -27,7 +28,8 @@ pub(super) fn intersects(left: &str, right: &str) -> bool {
     reachable[left.len()][right.len()]
 }
 
-/// How far each side may move on while both read the same text.
+/// Returns the steps, in tokens of each side, that both sides may take while they read the same
+/// text.
 fn steps(left: Option<&Token>, right: Option<&Token>) -> Vec<(usize, usize)> {
     let mut steps = Vec::with_capacity(3);
     if left == Some(&Token::Run) {
@@ -52,14 +54,15 @@ fn shared_steps(left: Token, right: Token) -> Option<(usize, usize)> {
     }
 }
 
-/// Whether everything that matches `part` also matches `whole`.
+/// Returns whether every text that matches `part` also matches `whole`.
 ///
-/// Exact, and decided on a few texts: `part` with each `*` empty or long and every wildcard read
-/// as a character that no pattern spells. Their number doubles with each `*` of `part`.
+/// The answer is exact. It is decided on a few texts that match `part`: each `*` is empty or long,
+/// and every wildcard is a character that no pattern contains. The number of texts doubles with
+/// each `*` of `part`.
 pub(super) fn covers(whole: &str, part: &str) -> bool {
     let (whole, part) = (tokens(whole), tokens(part));
     let fixed = fixed(&part);
-    // The shortest text of `part` is too short for such a pattern.
+    // The shortest text of `part` has fewer characters than `whole` needs.
     if self::fixed(&whole) > fixed {
         return false;
     }
@@ -68,7 +71,7 @@ pub(super) fn covers(whole: &str, part: &str) -> bool {
         .all(|text| matches(&whole, text))
 }
 
-/// A character of a text; `None` is one that stands in no pattern.
+/// Character of a text; `None`: a character that no pattern contains.
 type Symbol = Option<char>;
 
 fn witnesses(part: &[Token], long: usize) -> Vec<Vec<Symbol>> {
@@ -90,7 +93,7 @@ fn witnesses(part: &[Token], long: usize) -> Vec<Vec<Symbol>> {
 
 fn matches(pattern: &[Token], text: &[Symbol]) -> bool {
     let (mut at, mut read) = (0, 0);
-    // Where to start again when a token does not fit: behind the last run, one character later.
+    // Restart point if a token does not fit: behind the last run, one character later.
     let mut retry: Option<(usize, usize)> = None;
     while read < text.len() {
         match (pattern.get(at), retry) {
@@ -120,8 +123,8 @@ fn fixed(tokens: &[Token]) -> usize {
     tokens.iter().filter(|token| **token != Token::Run).count()
 }
 
-/// Tokens with each stretch of wildcards in one order, `?` before `*`, so that equal patterns
-/// such as `*?*` and `?*` read the same.
+/// Returns the tokens of a pattern. Each stretch of wildcards is in one order, `?` before `*`, so
+/// that equal patterns such as `*?*` and `?*` have the same tokens.
 fn tokens(pattern: &str) -> Vec<Token> {
     let mut tokens = Vec::with_capacity(pattern.len());
     let mut run = false;
@@ -147,7 +150,7 @@ fn tokens(pattern: &str) -> Vec<Token> {
 mod tests {
     use super::*;
 
-    /// Another way to match, slow and plain, to hold the clever ones against.
+    /// Slow and plain matcher, to compare the fast ones with.
     fn plain_match(pattern: &[char], text: &[char]) -> bool {
         match (pattern.split_first(), text.split_first()) {
             (None, None) => true,
@@ -178,8 +181,8 @@ mod tests {
         words
     }
 
-    /// Every pattern of up to three tokens over a, b, `*`, `?`, with the texts over a, b and a
-    /// letter that no pattern spells.
+    /// Returns every pattern of up to three tokens over a, b, `*`, `?`. Each comes with a flag for
+    /// each text over a, b and a letter that no pattern contains: whether the text matches.
     fn languages() -> Vec<(String, Vec<bool>)> {
         let texts = words(&['a', 'b', 'z'], 6);
         let language = |pattern: Vec<char>| {

@@ -10,7 +10,7 @@ fn refusal(statement: &Value) -> String {
         .to_string()
 }
 
-/// A correct statement with some of its keys replaced, or removed where null.
+/// Returns a correct statement with `changes`: keys replaced, or removed if null.
 fn with(changes: &Value) -> Value {
     let mut statement =
         json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"});
@@ -395,7 +395,7 @@ fn the_guard_and_the_boundary_are_what_parsing_would_accept() {
     assert!(boundary().size() <= SESSION_POLICY_MAX);
 }
 
-/// The actions that the last statement denies.
+/// Returns the actions that the last statement denies.
 fn guard_of(document: &Document) -> Vec<&str> {
     let guard = document.statements.last().unwrap();
     assert_eq!(

@@ -1,10 +1,10 @@
-//! JSON as it was written: an object keeps its order and the keys it has twice.
+//! JSON as written: an object keeps the order of its keys, and keys that it has twice.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// A JSON value. Numbers and booleans are kept as the text AWS compares them by.
+/// JSON value. A number or boolean is kept as the text by which AWS compares it.
 pub(super) enum Node {
     Null,
     Bool(String),
@@ -15,7 +15,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// The kind in words, for errors.
+    /// Returns the kind in words, for errors.
     pub(super) const fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",

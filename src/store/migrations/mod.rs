@@ -1,8 +1,8 @@
-//! The tables of each version, in SQL.
+//! SQL of the tables, by version.
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-/// A version's name and statements; the first is version 1.
+/// Name and statements of a version; the first is version 1.
 type Version = (&'static str, &'static str);
 
 pub(super) const SQLITE: [Version; 1] = [("initial", include_str!("sqlite/0001_initial.sql"))];

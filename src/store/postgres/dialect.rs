@@ -1,4 +1,4 @@
-//! What PostgreSQL calls by its own names.
+//! Names and properties that are PostgreSQL's own.
 
 use std::time::Duration;
 
@@ -12,34 +12,35 @@ pub(super) use sqlx::{
     postgres::{PgArguments as Arguments, PgQueryResult as QueryResult, PgRow as Row},
 };
 
-/// Nothing beside the connections is held.
+/// Empty guard: the store holds nothing beside its connections.
 #[derive(Debug)]
 pub(super) struct Guard;
 
 impl Guard {
-    /// Nothing is left to close.
+    /// Does nothing: there is nothing left to close.
     #[expect(clippy::unused_async, reason = "a file has")]
     pub(super) async fn close(&self) {}
 }
 
-/// Others may write as well.
+/// False: other replicas may write as well.
 pub(super) const ALONE: bool = false;
 pub(super) const BEGIN: &str = "BEGIN";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// Others may have written: the edge is read, and nobody writes until the transaction ends.
+/// Statement that reads and locks the log's edge. Other replicas may have written before; none
+/// writes until the transaction ends.
 pub(super) const LOCK_EDGE: Option<&str> = Some("SELECT size, subtrees FROM audit_edge FOR UPDATE");
-/// Longest time that a transaction that writes may take, and its commit once more: longer than
-/// it may wait for others. A connection that a network has dropped says nothing for a quarter
-/// of an hour.
+/// Time limit of a write transaction, and again of its commit. The limit is longer than a
+/// transaction may wait for other writers. Without it, a connection that the network has dropped
+/// would stay silent for a quarter of an hour.
 pub(super) const ANSWER_LIMIT: Option<Duration> = Some(Duration::from_secs(15));
 
-/// Others may work on it.
+/// Returns the store: other replicas may work on the database.
 #[expect(clippy::unnecessary_wraps, reason = "a file has none")]
 pub(super) fn peers(store: &PostgresStore) -> Option<&dyn Peers> {
     Some(store)
 }
 
-/// Why it does not work, by the code of it:
+/// Describes why the database does not work, by its error code:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 pub(super) fn why(error: &dyn DatabaseError) -> String {
     match error.code().as_deref() {

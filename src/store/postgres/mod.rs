@@ -1,7 +1,7 @@
 //! The store in PostgreSQL, 13 or newer: <https://www.postgresql.org/docs/current/>.
 //!
-//! Every write transaction holds the row of the log's edge from its first statement on, so
-//! that they follow one another as in the embedded store, whichever broker makes them.
+//! Every write transaction locks the row of the log's edge from its first statement on. Write
+//! transactions of all replicas therefore follow one another, as in the embedded store.
 
 mod dialect;
 mod open;

@@ -1,4 +1,4 @@
-//! Reaching the database, and its tables.
+//! Connections to the database, and the version of its tables.
 
 use std::{fmt::Display, net::IpAddr, time::Duration};
 
@@ -13,68 +13,69 @@ use sqlx::{
 use super::{super::migrations, PostgresStore, dialect::Guard, sql};
 use crate::broker::ports::{DEAD_AFTER, Held, StoreError, Target};
 
-/// Connections that read.
+/// Number of connections that read.
 const READERS: u32 = 8;
-/// One for the transactions that write, one for what must not wait for them.
+/// Number of other connections: one for write transactions, one for statements that must not wait
+/// for them.
 const WRITERS: u32 = 2;
-/// How long a connection may take to be had.
+/// Longest wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Of every connection. A broker that is stopped in the middle of a transaction keeps others
-/// from writing for as long as the third says.
+/// Settings of every connection. A broker that stalls in the middle of a transaction blocks other
+/// writers for as long as the third setting says.
 const SETTINGS: [(&str, &str); 4] = [
     ("statement_timeout", "30s"),
     ("lock_timeout", "8s"),
     ("idle_in_transaction_session_timeout", "5s"),
     ("synchronous_commit", "on"),
 ];
-/// Where the versions of the tables are told.
+/// Table that records the version of the tables.
 const VERSIONS: &str = "_sqlx_migrations";
 const NO_SUCH_TABLE: &str = "42P01";
 
-/// Why the store cannot be opened. No error tells the password.
+/// Reason why the store cannot be opened. No error contains the password.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is none, or does not keep to itself what is sent.
+    /// The URL is invalid, or the connection to another host would not be protected.
     #[error("the store's URL cannot be used: {0}")]
     Url(String),
-    /// The database is not reached, or refuses.
+    /// The database cannot be reached, or reports an error.
     #[error("cannot use {place}: {source}")]
     Database {
-        /// Whose, and where.
+        /// Database name and address.
         place: String,
-        /// Why.
+        /// Cause, from the store.
         source: StoreError,
     },
-    /// A broker works on it.
+    /// A broker is working on the database.
     #[error(
         "a broker is using {0}: stop it first; one that has died is forgotten after ten seconds"
     )]
     InUse(String),
-    /// Its tables are not there, or of an earlier version.
+    /// The tables are missing, or of an earlier version.
     #[error("{0} does not have the tables of this version: run `credbroker migrate`")]
     NotMigrated(String),
-    /// Its tables are of a later version.
+    /// The tables are of a later version.
     #[error("{place} has tables of version {version}, which is newer than this broker: update it")]
     Newer {
-        /// Whose, and where.
+        /// Database name and address.
         place: String,
-        /// Of the tables.
+        /// Version of the tables.
         version: i64,
     },
-    /// It holds what no broker writes.
+    /// The store holds data that no broker writes.
     #[error("{place} is damaged: {detail}; restore a good copy")]
     Damaged {
-        /// Whose, and where.
+        /// Database name and address.
         place: String,
-        /// What is wrong.
+        /// Description of the damage.
         detail: String,
     },
-    /// Its tables cannot be brought to this version.
+    /// The tables cannot be brought to this version.
     #[error("cannot bring {place} to this version: {source}")]
     Migrate {
-        /// Whose, and where.
+        /// Database name and address.
         place: String,
-        /// Why.
+        /// Cause, from the migration.
         source: MigrateError,
     },
 }
@@ -83,7 +84,7 @@ impl PostgresStore {
     /// Opens the database of this URL, whose tables must be of this version.
     ///
     /// # Errors
-    /// It cannot be reached, or `migrate` has not been run.
+    /// The database cannot be reached, or `migrate` has not been run.
     pub async fn open(url: &SecretString) -> Result<Self, OpenError> {
         let at = At::parse(url)?;
         at.check_version().await?;
@@ -108,10 +109,10 @@ impl PostgresStore {
     }
 }
 
-/// Brings the tables of the database of this URL to this version, and returns its number.
+/// Brings the tables of the database of this URL to this version, and returns the version's number.
 ///
 /// # Errors
-/// It cannot be reached, or has tables of a later version.
+/// The database cannot be reached, or has tables of a later version.
 pub async fn migrate(url: &SecretString) -> Result<u64, OpenError> {
     let at = At::parse(url)?;
     let mut connection = at.connect().await?;
@@ -127,8 +128,8 @@ pub async fn migrate(url: &SecretString) -> Result<u64, OpenError> {
     Ok(migrations::postgres().iter().count() as u64)
 }
 
-/// A connection to the database of this URL, whose tables must be of this version and which no
-/// broker may be using.
+/// Connects to the database of this URL. Its tables must be of this version, and no broker may be
+/// using it.
 pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection, OpenError> {
     let at = At::parse(url)?;
     at.check_version().await?;
@@ -145,12 +146,11 @@ pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection
     Ok(connection)
 }
 
-/// What has not ended of `target` in the database of a broker that may be using it, and the
-/// denials that its sessions would take; `None` for what the store does not know. Nothing is
-/// written.
+/// Reads the leases of `target` that have not ended, and the denials that its sessions would get. A
+/// broker may be using the database. `None`: the store does not know `target`. Writes nothing.
 ///
 /// # Errors
-/// It cannot be reached, or is no store of this version.
+/// The database cannot be reached, or is not a store of this version.
 pub async fn held(
     url: &SecretString,
     target: &Target,
@@ -170,7 +170,7 @@ pub async fn held(
     held.map_err(|source| at.database(source))
 }
 
-/// A database.
+/// Connection options of a database.
 struct At {
     options: PgConnectOptions,
 }
@@ -203,7 +203,7 @@ impl At {
         connected.map_err(|error| self.unusable(error))
     }
 
-    /// Whether the tables are what this broker works with.
+    /// Checks that the tables are of the version that this broker works with.
     async fn check_version(&self) -> Result<(), OpenError> {
         let mut connection = self.connect().await?;
         let applied = connection.list_applied_migrations(VERSIONS).await;
@@ -240,7 +240,7 @@ impl At {
         Ok(())
     }
 
-    /// Whose database it is, and where; nothing that is secret.
+    /// Returns the database name and its address, without secrets.
     fn place(&self) -> String {
         let options = &self.options;
         let database = options.get_database().unwrap_or(options.get_username());

@@ -1,5 +1,5 @@
-//! Several brokers on one database. Plain statements, each a transaction of its own beside
-//! those that write: no listening and no lock of a session, which compatible engines lack.
+//! Several replicas on one database. Plain statements, each in a transaction of its own beside the
+//! write transactions. No LISTEN and no session lock, which compatible engines lack.
 
 use async_trait::async_trait;
 use sqlx::{query, query_scalar};
@@ -10,10 +10,10 @@ use crate::{
     domain::audit::Event,
 };
 
-/// Most records that are read at once.
+/// Most records read at once.
 const AT_ONCE: u64 = 500;
 
-/// What other brokers may have in memory is told by these.
+/// Events that change what other replicas may hold in memory.
 const TOLD: [Event; 8] = [
     Event::ServiceSuspended,
     Event::ServiceRevoked,
@@ -59,7 +59,8 @@ impl Peers for PostgresStore {
     }
 
     async fn leave(&self, broker: &str) -> Result<(), StoreError> {
-        // The next of the others that looks buries it, and so sees to what it has left.
+        // The next heartbeat of another replica deletes the row and reports this replica as dead,
+        // so that the other replica takes over the work left behind.
         let leave = query("UPDATE brokers SET seen = seen - INTERVAL '1 hour' WHERE id = $1");
         let leave = leave.bind(broker);
         leave
@@ -131,7 +132,7 @@ impl Peers for PostgresStore {
         .fetch_all(&self.readers)
         .await
         .map_err(sql::store_error)?;
-        // One of a later version must not keep a broker from those that follow.
+        // A record of a later version must not hide the records after it.
         let told = |row| {
             let record = sql::row::record(row);
             record

@@ -72,7 +72,7 @@ fn bind<'q>(query: KeyQuery<'q>, key: &'q AdminKey) -> KeyQuery<'q> {
         .bind(key.revision.cast_signed())
 }
 
-/// Ids have no commas in them.
+/// Returns the ids of the other keys, separated by commas: an id contains none.
 fn others(key: &AdminKey) -> Option<String> {
     let ids: Vec<&str> = key.phase.others().iter().map(AccessKeyId::as_str).collect();
     (!ids.is_empty()).then(|| ids.join(","))

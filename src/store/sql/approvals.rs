@@ -26,7 +26,7 @@ impl Approvals for SqlStore {
         .fetch_all(&self.readers)
         .await
         .map_err(store_error)?;
-        // One of an earlier version, say, must not keep the others from being used.
+        // An unreadable approval, e.g. of an earlier version, must not make the others unusable.
         let read = |row| {
             let read = approval(row);
             read.inspect_err(|error| tracing::warn!(%error, "an approval is passed over"))
@@ -90,7 +90,7 @@ impl Approvals for SqlStore {
 type Query = sqlx::query::Query<'static, Db, Arguments>;
 
 impl SqlStore {
-    /// A change of one row, or none at all.
+    /// Makes a change of exactly one row; otherwise `Conflict`.
     async fn one(&self, query: Query, audit: AuditEvent) -> Result<(), StoreError> {
         self.change(audit, move |tx| {
             Box::pin(async move {

@@ -1,6 +1,6 @@
-//! Changes that waited at the same time, made in one transaction. What becomes of leases is
-//! most of them: it is written by one statement for many. Anything else has a savepoint of its
-//! own, so that what is refused is undone alone.
+//! Batches: changes that waited at the same time, made in one transaction. Most are changes of
+//! leases, which one statement writes for many. Any other change has a savepoint of its own, so
+//! that a refused change is rolled back alone.
 
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc};
 
@@ -13,13 +13,13 @@ use crate::{
     domain::{audit::AuditEvent, lease::Lease},
 };
 
-/// What a change comes to, and its records; none for one that has changed nothing.
+/// Result of a change: its value and its records. A change that changed nothing has no records.
 pub(super) type Outcome<T> = Result<(T, Vec<AuditEvent>), StoreError>;
 
 /// The work of a change, on the connection that writes.
 pub(super) type Working<'c, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send + 'c>>;
 
-/// What somebody waits for.
+/// Answer to the caller of a change.
 pub(super) type Answer<T> = Result<(T, Receipt), StoreError>;
 
 /// A change.
@@ -28,29 +28,29 @@ pub(super) enum Change {
     Record(Asked<Box<AuditEvent>, ()>),
     /// A lease that begins.
     Begin(Asked<Box<Beginning>, Begun>),
-    /// Leases that change. Comes to how many did.
+    /// Leases that change. The value is the number of leases that were changed.
     Replace(Asked<Vec<LeaseChange>, usize>),
-    /// Anything else.
+    /// Any other change.
     Other(Box<dyn Other>),
 }
 
-/// A lease that is to begin unless its service has `most` already, and its record.
+/// A lease that begins unless its service has `most` live leases already, and its record.
 pub(super) struct Beginning {
     pub(super) lease: Lease,
     pub(super) most: u64,
     pub(super) audit: AuditEvent,
 }
 
-/// A change that somebody waits for.
+/// A change, and the channel for its answer.
 pub(super) struct Asked<W, T> {
     work: W,
-    /// And the size of the log then.
+    /// Value of the change, and size of the log after it.
     came_to: Result<(T, u64), StoreError>,
     answer: oneshot::Sender<Answer<T>>,
 }
 
 impl<W, T> Asked<W, T> {
-    /// `answer` is told what comes of `work`.
+    /// Creates a change whose result goes to `answer`.
     pub(super) const fn new(work: W, answer: oneshot::Sender<Answer<T>>) -> Self {
         Self {
             work,
@@ -65,13 +65,13 @@ impl<W, T> Asked<W, T> {
             let LogHead { size, root } = head;
             Ok((value, Receipt { seq, size, root }))
         });
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = self.answer.send(came_to);
     }
 }
 
 impl Change {
-    /// What has a savepoint of its own.
+    /// Creates a change that has a savepoint of its own.
     pub(super) fn other<T, W>(work: W, answer: oneshot::Sender<Answer<T>>) -> Self
     where
         T: Send + 'static,
@@ -80,7 +80,7 @@ impl Change {
         Self::Other(Box::new(Asked::new(Some(work), answer)))
     }
 
-    /// The live leases of its service are counted before it begins.
+    /// Creates the change of a lease that begins once the live leases of its service were counted.
     fn counting(asked: Asked<Box<Beginning>, Begun>, sessions: Arc<AtMost>) -> Self {
         let Asked { work, answer, .. } = asked;
         Self::other(
@@ -105,17 +105,17 @@ async fn begin_counted(
     Ok((Begun::Recorded, vec![audit]))
 }
 
-/// A change that is made alone.
+/// A change that has a savepoint of its own.
 #[async_trait]
 pub(super) trait Other: Send {
-    /// Does the work. An error of its own is kept for whoever waits; returned is whether it
-    /// is to be undone.
+    /// Does the work, and returns whether it must be rolled back. An error of the change itself is
+    /// stored for the caller.
     async fn work(&mut self, tx: &mut Connection, log: &mut Log) -> Result<Made, StoreError>;
-    /// Tells whoever waits what has come of it.
+    /// Sends the result to the caller.
     fn tell(self: Box<Self>, committed: &Result<LogHead, StoreError>);
 }
 
-/// Whether a change was made.
+/// Outcome of a change: made, or refused and to be rolled back.
 pub(super) enum Made {
     Whole,
     Refused,
@@ -149,7 +149,7 @@ where
     }
 }
 
-/// All of them, by what they are.
+/// Changes of one transaction, by kind.
 #[derive(Default)]
 pub(super) struct Batch {
     records: Vec<Asked<Box<AuditEvent>, ()>>,
@@ -159,7 +159,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Nobody waits for the one to be done before the other, so that any order is right.
+    /// Adds a change. The callers of all these changes are still waiting, so any order is right.
     pub(super) fn push(&mut self, change: Change, sessions: &Arc<AtMost>) {
         match change {
             Change::Record(asked) => self.records.push(asked),
@@ -168,17 +168,17 @@ impl Batch {
             Change::Begin(asked) if sessions.takes_one_more(&asked.work.lease, asked.work.most) => {
                 self.begins.push(asked);
             }
-            // Counted together with those that were not.
+            // Made after the leases that need no count, and counts them, too.
             Change::Begin(asked) => {
                 self.push(Change::counting(asked, Arc::clone(sessions)), sessions);
             }
         }
     }
 
-    /// Makes them.
+    /// Makes all changes.
     ///
     /// # Errors
-    /// None can be made.
+    /// The store's error; no change can be made.
     pub(super) async fn make(&mut self, tx: &mut Tx, log: &mut Log) -> Result<(), StoreError> {
         begin_all(&mut tx.connection, log, &mut self.begins).await?;
         replace_all(&mut tx.connection, log, &mut self.replaces).await?;
@@ -192,16 +192,17 @@ impl Batch {
         Ok(())
     }
 
-    /// It is committed with the records of `log`: what it may have changed is read anew.
+    /// Removes from the cache what the changes, committed with the records of `log`, may have
+    /// changed.
     pub(super) fn forget_changed(&self, registry: &Registry, log: &Log) {
         registry.follow(log.events());
-        // Some of these have no record.
+        // Some of these changes have no record.
         if !self.others.is_empty() {
             registry.denials.forget();
         }
     }
 
-    /// Tells all who wait.
+    /// Sends the results to all callers.
     pub(super) fn tell(self, committed: &Result<LogHead, StoreError>) {
         for asked in self.records {
             asked.tell(committed);
@@ -232,7 +233,7 @@ async fn begin_all(
             Ok(Begun::Recorded)
         } else {
             match leases::known(tx, lease).await {
-                // The database may have undone all of it.
+                // The database may have rolled back the whole transaction.
                 Err(error @ StoreError::Unavailable(_)) => return Err(error),
                 known => known.and_then(|known| known.ok_or(StoreError::Conflict)),
             }
@@ -270,7 +271,8 @@ async fn replace_all(
     Ok(())
 }
 
-/// How many of the first change leases that are not each other's. One alone is not like another.
+/// Returns the number of leading changes that have no lease in common, at least 1: one statement
+/// changes a lease once.
 fn unlike(asked: &[Asked<Vec<LeaseChange>, usize>]) -> usize {
     let (mut seen, mut count) = (BTreeSet::new(), 0);
     for asked in asked {
@@ -286,11 +288,11 @@ fn unlike(asked: &[Asked<Vec<LeaseChange>, usize>]) -> usize {
     count.max(1)
 }
 
-/// In a savepoint of its own.
+/// Makes a change in a savepoint of its own.
 async fn make_alone(tx: &mut Tx, log: &mut Log, other: &mut dyn Other) -> Result<(), StoreError> {
     tx.run("SAVEPOINT change").await?;
     if let Made::Refused = other.work(&mut tx.connection, log).await? {
-        // When the disk has refused, there is no savepoint to go back to.
+        // After a disk error there is no savepoint to return to.
         tx.run("ROLLBACK TO change").await?;
     }
     tx.run("RELEASE change").await

@@ -21,7 +21,7 @@ pub(super) async fn insert(
     binding: &ServiceBinding,
 ) -> Result<(), StoreError> {
     if let Some(issuer) = binding.known_by.issuer() {
-        // Nobody else's rule may be of the same caller.
+        // No rule of another service may match the same caller.
         let others = of_issuer(&mut *tx, issuer).await?;
         let meets = |(other, _): &(ServiceBinding, Service)| {
             other.service != binding.service && other.known_by.may_meet(&binding.known_by)
@@ -33,7 +33,8 @@ pub(super) async fn insert(
     add(tx, binding, BINDINGS_MAX).await
 }
 
-/// A host that enrols once more has its one binding. Those whose certificates are over go.
+/// Adds the binding of an enrolled host, in place of its earlier one. Deletes the service's
+/// bindings whose certificates have expired.
 pub(super) async fn insert_enrolled(
     tx: &mut Connection,
     binding: &ServiceBinding,
@@ -50,7 +51,8 @@ pub(super) async fn insert_enrolled(
     add(tx, binding, ENROLLED_MAX).await
 }
 
-/// Unless the service has `most` already, of hosts that have enrolled or of others.
+/// Adds a binding. `Conflict` if the service has `most` bindings already, either of enrolled hosts
+/// or of others.
 async fn add(tx: &mut Connection, binding: &ServiceBinding, most: usize) -> Result<(), StoreError> {
     let done = sqlx::query(
         "INSERT INTO bindings (binding_id, service, kind, known_by, bound_at, bound_until, issuer)
@@ -88,7 +90,7 @@ pub(super) async fn prolong(
     exactly_one(&done)
 }
 
-/// Those of a service that is revoked.
+/// Deletes the bindings of enrolled hosts of a service that is revoked.
 pub(super) async fn end_enrolled(tx: &mut Connection, service: &Name) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM bindings WHERE service = $1 AND bound_until IS NOT NULL")
         .bind(service.as_str())

@@ -1,4 +1,4 @@
-//! The log against itself: records, columns, tiles, spans and edge.
+//! Check of the log against itself: records, columns, tiles, spans and edge.
 
 use std::collections::BTreeMap;
 
@@ -17,13 +17,13 @@ use crate::{
     domain::audit::AuditRecord,
 };
 
-/// Records that are read at once.
+/// Records read at once.
 const AT_ONCE: i64 = 4096;
 
-/// Reads the whole log: what it holds against itself, and its roots when it had as many
-/// records as `sizes` say. What was pruned is as the roots of its bundles tell.
+/// Reads the whole log, checks it against itself, and returns its roots at each of `sizes`. Pruned
+/// records are represented by the stored roots of their bundles.
 pub(super) async fn check(pool: &Pool, sizes: &[u64], seen: &Edge) -> Result<LogCheck, StoreError> {
-    // Others may be writing.
+    // A snapshot: records may be written meanwhile.
     let snapshot = pool.begin_with(dialect::BEGIN_SNAPSHOT);
     let mut tx = snapshot.await.map_err(store_error)?;
     let head = log::head(&mut tx, seen).await?;
@@ -70,7 +70,7 @@ pub(super) async fn check(pool: &Pool, sizes: &[u64], seen: &Edge) -> Result<Log
         return Ok(damaged(tree.size() + 1, "is missing"));
     }
     if told < pruned {
-        return Ok(damaged(1, "is missing, and nobody has given it up"));
+        return Ok(damaged(1, "is missing, and was not pruned"));
     }
     tiles.sort_unstable();
     let spans: Vec<Span> = (pruned / WIDTH..).zip(spans).collect();
@@ -91,16 +91,16 @@ fn damaged(number: u64, what: &str) -> LogCheck {
     }
 }
 
-/// What has been read, and what follows from it.
+/// Records read so far, as the values computed from them.
 struct Reading<'s> {
     sizes: &'s [u64],
     tree: Edge,
     tiles: Vec<(u8, u64, Vec<u8>)>,
     roots: BTreeMap<u64, Hash>,
     spans: Vec<(i64, i64)>,
-    /// How many records one of them says were pruned.
+    /// Number of pruned records, as a record in the log states it.
     pruned: u64,
-    /// Times of the bundle that is not full yet.
+    /// Times of the records in the bundle that is not full yet.
     times: Vec<i64>,
 }
 
@@ -159,8 +159,7 @@ async fn stored_tiles(connection: &mut Connection) -> Result<Vec<(u8, u64, Vec<u
     rows.iter().map(tile).collect()
 }
 
-/// The record of this number, if the row holds it, and beside it nothing but what the
-/// record says.
+/// Returns the record of this number, if the row holds it and all other columns agree with it.
 fn read(row: &Row, number: u64) -> Option<AuditRecord> {
     let text = |column| get::<Option<String>>(row, column).ok().flatten();
     let (seq, time) = (get::<i64>(row, "seq").ok()?, get::<i64>(row, "time").ok()?);

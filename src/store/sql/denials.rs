@@ -26,7 +26,7 @@ use crate::{
 
 const TABLE: &str = "denials";
 
-/// Begins to take away all of a service, which is shut out with it, or of one grant.
+/// Begins to revoke all that a service holds, and suspends it; or all of one grant.
 pub(super) async fn revoke(
     tx: &mut Connection,
     target: &Target,
@@ -57,7 +57,7 @@ pub(super) async fn revoke(
     })
 }
 
-/// Asks for the denial of the session of a lease that is being revoked, if it is one.
+/// Requests the denial of the session of a lease that is being revoked, if the lease has one.
 pub(super) async fn ask_for_lease(
     tx: &mut Connection,
     lease: Lease,
@@ -70,7 +70,7 @@ pub(super) async fn ask_for_lease(
     ask(tx, &scope, session.as_slice(), asked_at).await
 }
 
-/// Asks for the denial of these sessions, which are being revoked.
+/// Requests the denial of these sessions, which are being revoked.
 async fn ask(
     tx: &mut Connection,
     scope: &Scope,
@@ -87,7 +87,7 @@ async fn ask(
     Ok(asked)
 }
 
-/// Collects what is to be denied of these sessions, at each role and user.
+/// Collects what to deny of these sessions, at each role and user.
 pub(super) async fn concerned(
     connection: &mut Connection,
     scope: &Scope,
@@ -107,7 +107,7 @@ pub(super) async fn concerned(
     Ok(found)
 }
 
-/// Tells whether sessions of any of these versions of grants bear the service's name as source
+/// Returns whether sessions of any of these grant versions carry the service's name as source
 /// identity.
 async fn bear_source_identity(
     tx: &mut Connection,
@@ -143,7 +143,7 @@ async fn find(tx: &mut Connection, against: &Against) -> Result<Option<Denial>, 
     row.as_ref().map(denial).transpose()
 }
 
-/// Adds a denial, or replaces the one that it follows.
+/// Inserts a new denial, or replaces its previous revision; otherwise `Conflict`.
 async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     let against = &denial.against;
     let (refused_at, attempts) = match &denial.state {
@@ -185,7 +185,7 @@ async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     exactly_one(&done)
 }
 
-/// Puts and removes, all of it or nothing.
+/// Removes and puts denials, all or none.
 pub(super) async fn change(
     tx: &mut Connection,
     put: &[Denial],
@@ -200,7 +200,7 @@ pub(super) async fn change(
     Ok(())
 }
 
-/// Only in the revision given.
+/// Deletes a denial of exactly this revision; otherwise `Conflict`.
 async fn remove(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     let against = &denial.against;
     let done = sqlx::query(
@@ -216,7 +216,7 @@ async fn remove(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> 
     exactly_one(&done)
 }
 
-/// The service is let in again: what it is given from now on is not denied.
+/// Exempts the sessions that the service gets from `now` on from the denials of the whole service.
 pub(super) async fn spare_new_sessions(
     tx: &mut Connection,
     service: &Name,
@@ -244,7 +244,7 @@ pub(super) async fn of_service(
     Ok(readable(&rows))
 }
 
-/// Sessions and roles that a stolen admin key reaches.
+/// Returns the sessions and roles that a stolen admin key reaches.
 pub(super) async fn reach_of_key(pool: &Pool) -> Result<KeyReach, StoreError> {
     let rows = sqlx::query(
         "SELECT service, grant_name, grant_version, holder, MAX(expires_at) AS expires_at FROM issued_sessions
@@ -290,7 +290,7 @@ pub(super) async fn due(
         .fetch_all(pool)
         .await
         .map_err(store_error)?;
-    // Those that cannot be read take no room from those that can.
+    // Unreadable denials must not take the room of readable ones.
     let mut due = readable(&rows);
     due.truncate(limit);
     Ok(due)
@@ -312,8 +312,7 @@ pub(super) async fn all(pool: &Pool) -> Result<Denials, StoreError> {
     Ok(Denials { known, unreadable })
 }
 
-/// Denials of these rows, but for those that cannot be read: they must not keep the others from
-/// being carried out.
+/// Returns the denials of these rows and logs unreadable ones, which must not block the others.
 fn readable(rows: &[Row]) -> Vec<Denial> {
     let read = |row| {
         let read = denial(row);

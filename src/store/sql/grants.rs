@@ -46,7 +46,7 @@ pub(super) async fn get(pool: &Pool, name: &GrantName) -> Result<Option<Grant>, 
     row.as_ref().map(grant).transpose()
 }
 
-/// Conflict unless there is, or was, such a grant.
+/// Checks that the grant exists or has existed; otherwise `Conflict`.
 pub(super) async fn known(tx: &mut Connection, name: &GrantName) -> Result<(), StoreError> {
     let row = sqlx::query("SELECT 1 FROM grant_versions WHERE service = $1 AND grant_name = $2")
         .bind(name.service.as_str())
@@ -57,7 +57,7 @@ pub(super) async fn known(tx: &mut Connection, name: &GrantName) -> Result<(), S
     row.map(drop).ok_or(StoreError::Conflict)
 }
 
-/// A version that was in force at some time.
+/// Returns a version that was in force at some time.
 pub(super) async fn version(
     connection: &mut Connection,
     name: &GrantName,
@@ -76,7 +76,8 @@ pub(super) async fn version(
     row.as_ref().map(grant).transpose()
 }
 
-/// Every version that is no deletion, the newest last; each by itself may not be readable.
+/// Returns every version that is not a deletion, oldest first for each grant. Each may be
+/// unreadable by itself.
 pub(super) async fn all_versions(
     pool: &Pool,
 ) -> Result<Vec<Result<Grant, StoreError>>, StoreError> {

@@ -1,4 +1,4 @@
-//! What a service holds, for who reads a store beside its broker.
+//! Holdings of a service, for a reader beside the broker that works on the store.
 
 use jiff::Timestamp;
 
@@ -8,9 +8,9 @@ use crate::{
     domain::denial::{Denial, Scope},
 };
 
-/// Reads what has not ended of `target`, and the denials that its sessions would take, with those
-/// that have ended while access made from them may live; `None` for
-/// what the store does not know. Nothing is written.
+/// Reads the leases of `target` that have not ended, and the denials that its sessions would get.
+/// Sessions that have ended count as long as access made from them may live. `None`: the store does
+/// not know `target`. Writes nothing.
 pub(in super::super) async fn held(
     store: &Pool,
     target: &Target,

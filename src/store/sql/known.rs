@@ -1,5 +1,4 @@
-//! What is the same from one request to the next, and read with each: whose a token is, what a
-//! grant says, that a lease is active, and what is denied to a service.
+//! Cache in memory of what each request reads: token owners, grants, active leases, and denials.
 
 use std::{
     collections::HashMap,
@@ -20,19 +19,20 @@ use crate::{
     },
 };
 
-/// All of it.
+/// The caches, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) owners: Known<TokenId, (StoredToken, TokenOwner)>,
     pub(super) grants: Known<GrantName, Arc<Grant>>,
     pub(super) active: Known<LeaseId, ()>,
-    /// By the service whose sessions they are against.
+    /// Denials by the service whose sessions they deny.
     pub(super) denials: Known<Name, Vec<Denial>>,
 }
 
 impl Registry {
-    /// These records have been committed. One that tells of a lease may have changed that lease,
-    /// any other may have changed anything; nothing changes without a record.
+    /// Removes what these committed records may have changed. A record about a lease may have
+    /// changed that lease, any other record anything. All that is cached, except denials, changes
+    /// only with a record.
     pub(super) fn follow<'r>(&self, committed: impl IntoIterator<Item = &'r AuditEvent>) {
         for record in committed {
             match &record.lease_id {
@@ -43,7 +43,7 @@ impl Registry {
         }
     }
 
-    /// Any of it may have changed.
+    /// Empties all caches: anything may have changed.
     pub(super) fn forget(&self) {
         self.owners.forget();
         self.grants.forget();
@@ -52,16 +52,16 @@ impl Registry {
     }
 }
 
-/// Most that is kept; then all of it is read anew.
+/// Most entries of one cache; a full cache is emptied.
 const MOST: usize = 10_000;
 
-/// What was read, until something is committed that may have changed it. Where others write as
-/// well nothing is kept.
+/// Cache of values, each valid until a commit that may have changed it. Caches nothing if other
+/// replicas write as well.
 pub(super) struct Known<K, V>(Mutex<Read<K, V>>);
 
 struct Read<K, V> {
     values: HashMap<K, V>,
-    /// How often they were forgotten: what was read before belongs to an earlier round.
+    /// Number of removals so far. A value that was read in an earlier round is not cached.
     round: u64,
 }
 
@@ -81,10 +81,10 @@ impl<K, V> fmt::Debug for Known<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
-    /// The value of `key`, read by `reading` unless it is known.
+    /// Returns the value of `key`, from the cache or by `reading`.
     ///
     /// # Errors
-    /// Those of `reading`.
+    /// The error of `reading`.
     pub(super) async fn get(
         &self,
         key: &K,
@@ -118,7 +118,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
         read.values.insert(key.clone(), value.clone());
     }
 
-    /// From now on it is read anew, and what is being read is not kept.
+    /// Removes one value. A read in progress is not cached.
     fn forget_one(&self, key: &K) {
         let mut read = self.read();
         read.round += 1;
@@ -127,7 +127,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Known<K, V> {
 }
 
 impl<K, V> Known<K, V> {
-    /// The same for everything.
+    /// Removes all values. A read in progress is not cached.
     pub(super) fn forget(&self) {
         let mut read = self.read();
         read.round += 1;
@@ -152,7 +152,7 @@ mod tests {
         let known = Known::<u8, u8>::default();
         let get = async |read| known.get(&1, ready(Ok(Some(read)))).await.unwrap();
         if !dialect::ALONE {
-            // Others write, too.
+            // Other replicas write, too.
             assert_eq!((get(1).await, get(2).await), (Some(1), Some(2)));
             return;
         }

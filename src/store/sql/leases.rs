@@ -26,8 +26,8 @@ use crate::{
 
 const TABLE: &str = "leases";
 
-/// Begins those whose services may have leases and whose grants are still of their version,
-/// unless their requests have others. Returns the ids of those that begin.
+/// Inserts each lease whose service is not suspended, whose grant is still of the lease's version,
+/// and whose request has no lease yet. Returns the ids of those inserted.
 pub(super) async fn insert_all(
     tx: &mut Connection,
     leases: &[&Lease],
@@ -67,14 +67,14 @@ pub(super) async fn insert_all(
     Ok(begun)
 }
 
-/// The ids that a statement returns.
+/// Returns the lease ids that a statement returns.
 async fn ids(mut query: QueryBuilder<Db>, tx: &mut Connection) -> Result<Vec<String>, StoreError> {
     let rows = query.build().fetch_all(tx).await.map_err(store_error)?;
     rows.iter().map(|row| column(row, "lease_id")).collect()
 }
 
-/// Only from the revision given, and with other credentials or a longer life only while
-/// its service is not shut out.
+/// Updates a lease of revision `from`; otherwise `Conflict`. Other credentials or another expiry
+/// need a service that is not suspended.
 pub(super) async fn update(
     tx: &mut Connection,
     from: u64,
@@ -86,7 +86,8 @@ pub(super) async fn update(
     }
 }
 
-/// The same for many, each once. Returns the ids of those that were replaced.
+/// Updates many leases in the same way; each lease may occur once. Returns the ids of those
+/// updated.
 pub(super) async fn update_all(
     tx: &mut Connection,
     leases: &[(u64, &Lease)],
@@ -94,7 +95,8 @@ pub(super) async fn update_all(
     let is_active = |(_, lease): &(u64, &Lease)| matches!(lease.state, LeaseState::Active { .. });
     let (active, others): (Vec<_>, Vec<_>) = leases.iter().copied().partition(is_active);
     let mut replaced = BTreeSet::new();
-    // What was issued to others stays as it is, and with it the entries of its indexes.
+    // The columns of issued credentials stay unchanged for the others, and so do their index
+    // entries.
     for (leases, is_active) in [(active, true), (others, false)] {
         let (set_issued, and) = if is_active {
             (SET_ISSUED, AND_LET_IN)
@@ -126,13 +128,13 @@ const UPDATE: &str =
                        left_to_issuer = column10, failing_since = column11, key_lost = column12, asked_at = column13";
 const SET_ISSUED: &str = ", access_key_id = column16, issued_at = column17, expires_at = column18";
 const WHERE_UNCHANGED: &str = ") AS next WHERE lease_id = column14 AND revision = column15";
-/// Nothing new is issued to who is shut out.
+/// Condition for new credentials or another expiry: the service is not suspended.
 const AND_LET_IN: &str =
     " AND (access_key_id IS NOT DISTINCT FROM column16 AND expires_at IS NOT DISTINCT FROM column18
            OR EXISTS (SELECT 1 FROM services WHERE name = leases.service AND suspended_at IS NULL))";
 
-/// Binds the columns of the statements above: a lease as it comes to be, and the revision it
-/// has before.
+/// Binds the columns of the statements above: the new state of a lease, and the revision that it
+/// replaces.
 fn push_next(row: &mut Separated<'_, Db, &'static str>, from: u64, lease: &Lease) {
     push_state(row, lease);
     row.push_bind(lease.binding.lease_id.as_str())
@@ -169,7 +171,7 @@ fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
         .push_bind(removal.map(|removal| micros(removal.asked_at)));
 }
 
-/// Binds what has been issued, which changes only while a lease is, or becomes, active.
+/// Binds the columns of issued credentials, which change only while a lease is, or becomes, active.
 fn push_issued(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
     let issued = lease.issued();
     row.push_bind(issued.map(|issued| issued.access_key_id.as_str()))
@@ -177,8 +179,8 @@ fn push_issued(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
         .push_bind(issued.map(|issued| micros(issued.expires_at)));
 }
 
-/// What keeps `lease` from beginning, if anything does: its request has a lease, or its
-/// service has `most` of the kind that count together with it.
+/// Returns what prevents `lease` from beginning, if anything: its request has a lease already, or
+/// its service has `most` live leases of the kinds that count together.
 pub(super) async fn hindrance(
     tx: &mut Connection,
     lease: &Lease,
@@ -215,7 +217,7 @@ pub(super) async fn hindrance(
     Ok(None)
 }
 
-/// The lease that the request of `lease` has.
+/// Returns the lease that the request of `lease` has already.
 pub(super) async fn known(tx: &mut Connection, lease: &Lease) -> Result<Option<Begun>, StoreError> {
     let Some(request) = &lease.request else {
         return Ok(None);
@@ -224,8 +226,8 @@ pub(super) async fn known(tx: &mut Connection, lease: &Lease) -> Result<Option<B
     Ok(known.map(|known| Begun::Known(Box::new(known))))
 }
 
-/// Those of a service, or of one grant of it, that have not ended. A lease that cannot be
-/// read must not keep the others alive: it is passed over, and told.
+/// Returns the live leases of a service, or of one of its grants. An unreadable lease must not keep
+/// the others alive: it is logged and skipped.
 pub(super) async fn live(
     connection: &mut Connection,
     service: &Name,
@@ -243,7 +245,7 @@ pub(super) async fn live(
     Ok(rows.iter().filter_map(readable).collect())
 }
 
-/// How many there are, readable or not.
+/// Counts the live leases, readable or not.
 pub(super) async fn count_live(
     tx: &mut Connection,
     service: &Name,
@@ -263,14 +265,14 @@ pub(super) async fn count_live(
 
 /// Newest sessions of a service.
 pub(super) struct LastSessions {
-    /// The one that expires last, of each version of a grant at each role and user.
+    /// Session that expires last, for each grant version at each role and user.
     pub(super) sessions: Vec<Session>,
-    /// Number of those whose leases have ended and that cannot be read.
+    /// Number of unreadable sessions whose leases have ended.
     pub(super) unreadable_ended: u64,
 }
 
-/// The sessions of a service, or of one grant of it, that expire last or have expired last. Each
-/// is found by one look into the index, however many there are.
+/// Returns the sessions of a service, or of one of its grants, that expire last or have expired
+/// last. Each takes one index look-up, however many sessions there are.
 pub(super) async fn last_sessions(
     connection: &mut Connection,
     service: &Name,
@@ -332,7 +334,7 @@ pub(super) fn session(row: &Row) -> Result<Session, StoreError> {
     })
 }
 
-/// All of them.
+/// Begins to revoke all live leases of a service, or of one of its grants.
 pub(super) async fn begin_revoking_all(
     tx: &mut Connection,
     service: &Name,
@@ -368,7 +370,7 @@ pub(super) async fn get(pool: &Pool, id: &LeaseId) -> Result<Option<Lease>, Stor
     row.as_ref().map(lease).transpose()
 }
 
-/// That a lease is active, if it is.
+/// Returns `Some` if the lease is active.
 pub(super) async fn active(pool: &Pool, id: &LeaseId) -> Result<Option<()>, StoreError> {
     let lease = get(pool, id).await?;
     let is_active = |lease: &Lease| matches!(lease.state, LeaseState::Active { .. });
@@ -430,12 +432,12 @@ pub(super) async fn list(
     filter: &LeaseFilter,
     page: &Page,
 ) -> Result<Vec<Lease>, StoreError> {
-    // Few leases are in these states: they are found without a walk through all that have ended.
+    // Few leases are in these states: an index finds them without a scan of all ended leases.
     let from = match filter.state {
         Some("pending" | "revoking" | "quarantined") => "unsettled_leases",
         _ => "leases",
     };
-    // Ids are of [0-9a-v]; nothing sorts after "w".
+    // Ids consist of [0-9a-v]; all of them sort before "w".
     let mut query: QueryBuilder<Db> = QueryBuilder::new("SELECT * FROM ");
     query.push(from).push(" WHERE lease_id < ");
     query.push_bind(page.after.as_deref().unwrap_or("w"));
@@ -452,7 +454,7 @@ pub(super) async fn list(
     rows.iter().map(lease).collect()
 }
 
-/// Somebody may wait for what was revoked.
+/// Query that puts revoked users first, since a caller may wait for their removal.
 const USERS_DUE: &str = "SELECT * FROM leases WHERE kind = 'iam_user' AND due_at <= $1
                          ORDER BY cause IS NULL OR cause NOT LIKE 'revoked%', due_at LIMIT $2";
 const SESSIONS_DUE: &str = "SELECT * FROM leases WHERE kind <> 'iam_user' AND due_at <= $1
@@ -476,7 +478,7 @@ pub(super) async fn due(
         if leases.len() >= limit || rows.len() < most {
             return Ok(leases);
         }
-        // Rows that cannot be read must not stand before the others.
+        // Unreadable rows must not hide the rows after them.
         most += limit;
     }
 }

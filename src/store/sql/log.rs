@@ -24,26 +24,26 @@ use crate::{
 
 const TABLE: &str = "audit";
 
-/// The log in a write transaction. Where nobody else writes, its edge is read once, when the
-/// store is opened: what somebody changes in the table afterwards is written over.
+/// The log in a write transaction. With a single writer, the edge is read once, when the store is
+/// opened: a later change of the table by another program is overwritten.
 pub(super) struct Log {
-    /// Its size before.
+    /// Size of the log before the transaction.
     from: u64,
     pub(super) edge: Edge,
-    /// Records that are to be written, with their leaves.
+    /// Records to write, with their leaves.
     rows: Vec<(AuditRecord, Vec<u8>)>,
-    /// Roots of tiles that they have made full.
+    /// Roots of the tiles that these records fill.
     roots: Vec<(Tile, Node, Hash)>,
 }
 
 const EDGE: &str = "SELECT size, subtrees FROM audit_edge";
 
-/// The edge as it is stored.
+/// Reads the stored edge.
 pub(super) async fn stored_edge(connection: &mut Connection) -> Result<Edge, StoreError> {
     edge_by(connection, EDGE).await
 }
 
-/// The edge as it is now, for who reads: `seen` was committed by this broker, or read.
+/// Returns the current edge, for a reader. `seen` was committed or read by this broker.
 pub(super) async fn head(connection: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
     match dialect::LOCK_EDGE {
         None => Ok(seen.clone()),
@@ -51,7 +51,8 @@ pub(super) async fn head(connection: &mut Connection, seen: &Edge) -> Result<Edg
     }
 }
 
-/// The same for who writes: nobody else does before the transaction ends.
+/// Returns the current edge, for a writer, and locks it against other writers until the transaction
+/// ends.
 pub(super) async fn lock(tx: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
     match dialect::LOCK_EDGE {
         None => Ok(seen.clone()),
@@ -59,7 +60,7 @@ pub(super) async fn lock(tx: &mut Connection, seen: &Edge) -> Result<Edge, Store
     }
 }
 
-/// What was committed stays.
+/// Checks that no committed record was lost or changed: `edge` must follow `seen`.
 fn following(edge: Edge, seen: &Edge) -> Result<Edge, StoreError> {
     if edge.size() < seen.size() || edge.size() == seen.size() && edge != *seen {
         let (now, then) = (edge.size(), seen.size());
@@ -91,7 +92,7 @@ impl Log {
         }
     }
 
-    /// Adds records in their order; they are written when it is closed.
+    /// Adds records in order; [`Self::close`] writes them.
     pub(super) fn append(
         &mut self,
         events: impl IntoIterator<Item = AuditEvent>,
@@ -112,7 +113,7 @@ impl Log {
         Ok(())
     }
 
-    /// What was added.
+    /// Returns the events that were added.
     pub(super) fn events(&self) -> impl Iterator<Item = &AuditEvent> {
         self.rows.iter().map(|(record, _)| &record.event)
     }
@@ -131,8 +132,8 @@ impl Log {
         exactly_one(&done).map_err(occupied)
     }
 
-    /// Whether its last record is there, once nobody writes: the outcome of a commit that
-    /// nobody has told.
+    /// Returns whether the last record is stored, after it has locked the edge against writers.
+    /// Shows the outcome of a commit whose answer was lost.
     pub(super) async fn stands(&self, tx: &mut Connection) -> Result<bool, StoreError> {
         let Some((record, leaf)) = self.rows.last() else {
             return Ok(false);
@@ -192,7 +193,7 @@ async fn keep(tx: &mut Connection, tile: Tile, node: Node, hash: Hash) -> Result
     Ok(())
 }
 
-/// How many of the first records have been pruned: whole bundles.
+/// Returns how many of the first records have been pruned: whole bundles.
 pub(super) async fn pruned(db: impl Executor<'_, Database = Db>) -> Result<u64, StoreError> {
     let pruned: i64 = sqlx::query_scalar("SELECT pruned FROM audit_edge")
         .fetch_one(db)
@@ -201,7 +202,7 @@ pub(super) async fn pruned(db: impl Executor<'_, Database = Db>) -> Result<u64, 
     Ok(pruned.cast_unsigned())
 }
 
-/// Says that the first `count` records are to be deleted.
+/// Marks the first `count` records as pruned.
 pub(super) async fn prune(tx: &mut Connection, count: u64) -> Result<(), StoreError> {
     let done = sqlx::query("UPDATE audit_edge SET pruned = $1 WHERE pruned < $1 AND size >= $1")
         .bind(count.cast_signed())
@@ -211,7 +212,7 @@ pub(super) async fn prune(tx: &mut Connection, count: u64) -> Result<(), StoreEr
     exactly_one(&done)
 }
 
-/// Deletes up to `limit` of those; returns how many.
+/// Deletes up to `limit` pruned records; returns how many.
 pub(super) async fn delete_pruned(tx: &mut Connection, limit: u64) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "DELETE FROM audit WHERE seq IN
@@ -256,7 +257,7 @@ pub(super) async fn tiles(
     Ok(found)
 }
 
-/// Roots of full tiles, as the tiles of `level` hold them.
+/// Returns roots of full tiles, as the tiles of `level` hold them.
 pub(super) async fn roots(
     db: impl Executor<'_, Database = Db>,
     level: u8,
@@ -373,7 +374,8 @@ pub(super) async fn keep_checkpoint(
     Ok(())
 }
 
-/// Somebody else has written there: no change of the caller's is in conflict.
+/// Converts a conflict in the log's own tables: another program has written there, and no change of
+/// the caller is in conflict.
 fn occupied(error: StoreError) -> StoreError {
     match error {
         StoreError::Conflict => {

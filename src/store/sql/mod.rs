@@ -1,6 +1,6 @@
-//! The store in SQL that SQLite and PostgreSQL both take: written once, compiled for each
-//! with what `dialect` says of it. One connection writes, for as many at a time as wait; a
-//! few read.
+//! The store in SQL that SQLite and PostgreSQL both accept: written once and compiled for each,
+//! with the differences in `dialect`. One connection writes, for all waiting changes at once; a few
+//! connections read.
 
 mod admin_key;
 mod approvals;
@@ -57,7 +57,7 @@ use crate::{
     },
 };
 
-/// The store.
+/// Store in one SQL database.
 #[derive(Debug)]
 pub struct SqlStore {
     writer: Writer,
@@ -68,7 +68,7 @@ pub struct SqlStore {
 }
 
 impl SqlStore {
-    /// A store whose tables are of this version.
+    /// Creates a store over tables of this version.
     pub(super) async fn over(
         writing: Pool,
         readers: Pool,
@@ -86,13 +86,13 @@ impl SqlStore {
         })
     }
 
-    /// The edge of the log as it is.
+    /// Returns the current edge of the log.
     async fn head(&self) -> Result<Edge, StoreError> {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         log::head(&mut reader, &self.writer.seen()).await
     }
 
-    /// A change whose record is `audit`.
+    /// Makes a change whose record is `audit`.
     async fn change<T, W>(&self, audit: AuditEvent, work: W) -> Result<T, StoreError>
     where
         T: Send + 'static,
@@ -102,7 +102,7 @@ impl SqlStore {
         Ok(value)
     }
 
-    /// The same, with the receipt of the record.
+    /// Makes a change whose record is `audit`, and returns the receipt of the record.
     async fn attested<T, W>(&self, audit: AuditEvent, work: W) -> Result<(T, Receipt), StoreError>
     where
         T: Send + 'static,

@@ -58,7 +58,7 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<Operator>, StoreError> {
     rows.iter().map(operator).collect()
 }
 
-/// Its token goes with it, by foreign key.
+/// Deletes an operator, unless it is the last admin. A foreign key deletes its token.
 pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM operators WHERE name = $1

@@ -1,4 +1,4 @@
-//! Between SQL values and the domain's types.
+//! Conversion between SQL values and the domain's types.
 
 use std::{fmt::Display, str::FromStr};
 
@@ -22,7 +22,7 @@ pub(in super::super) fn store_error(error: sqlx::Error) -> StoreError {
     StoreError::Unavailable(dialect::why(database.as_ref()))
 }
 
-/// An update that should have hit exactly one row.
+/// Checks that a statement changed exactly one row; otherwise `Conflict`.
 pub(super) fn exactly_one(done: &QueryResult) -> Result<(), StoreError> {
     if done.rows_affected() == 1 {
         Ok(())
@@ -35,7 +35,7 @@ pub(super) fn micros(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
-/// A column as it is.
+/// Reads a column as it is.
 pub(super) fn get<'r, T>(row: &'r Row, column: &'static str) -> Result<T, StoreError>
 where
     T: Decode<'r, Db> + Type<Db>,
@@ -44,7 +44,7 @@ where
     row.try_get(column).map_err(store_error)
 }
 
-/// A text column parsed into a domain type.
+/// Reads a text column and parses it into a domain type.
 pub(super) fn parse<T: FromStr>(
     row: &Row,
     table: &'static str,
@@ -54,7 +54,7 @@ pub(super) fn parse<T: FromStr>(
     text.parse().map_err(|_| inconsistent(table, column))
 }
 
-/// A text column that may be NULL, parsed into a domain type.
+/// Reads a text column that may be NULL, and parses it into a domain type.
 pub(super) fn parse_optional<T: FromStr>(
     row: &Row,
     table: &'static str,
@@ -65,12 +65,12 @@ pub(super) fn parse_optional<T: FromStr>(
         .transpose()
 }
 
-/// A count that SQLite keeps as a signed number.
+/// Reads a count, which the database stores as a signed number.
 pub(super) fn count(row: &Row, column: &'static str) -> Result<u64, StoreError> {
     Ok(u64::try_from(get::<i64>(row, column)?).unwrap_or(0))
 }
 
-/// A point in time.
+/// Reads a point in time, stored in microseconds.
 pub(super) fn time(
     row: &Row,
     table: &'static str,
@@ -79,7 +79,7 @@ pub(super) fn time(
     time_optional(row, table, column)?.ok_or_else(|| inconsistent(table, column))
 }
 
-/// A point in time that may be NULL.
+/// Reads a point in time that may be NULL.
 pub(super) fn time_optional(
     row: &Row,
     table: &'static str,
@@ -103,7 +103,7 @@ pub(super) fn inconsistent(table: &'static str, what: impl Display) -> StoreErro
     }
 }
 
-/// The audit record of a row with its leaf.
+/// Decodes the audit record of a row from its leaf.
 pub(in super::super) fn record(row: &Row) -> Result<AuditRecord, StoreError> {
     let leaf: Vec<u8> = get(row, "leaf")?;
     leaf::decode(&leaf).map_err(|error| inconsistent("audit", error))
@@ -140,8 +140,8 @@ pub(super) async fn counts(pool: &Pool) -> Result<Counts, StoreError> {
 /// Most rows that one statement writes.
 const AT_ONCE: usize = 64;
 
-/// All rows in portions of which each is as long as a power of two: each length is a statement
-/// of its own, which the database prepares once.
+/// Splits rows into portions whose lengths are powers of two. Each length is a statement of its
+/// own, which the database prepares once.
 pub(super) fn portions<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let length = 1 << rows.len().min(AT_ONCE).checked_ilog2()?;

@@ -1,5 +1,5 @@
-//! Finding records again. Each equality has an index that is in the order of the log; a
-//! time is first turned into numbers, by the spans of full bundles.
+//! Search for records. Each filter by equality has an index in the order of the log. A time is
+//! first translated into record numbers, by the spans of full bundles.
 
 use jiff::Timestamp;
 use sqlx::QueryBuilder;
@@ -15,10 +15,10 @@ use crate::{
     domain::audit::{AuditRecord, Outcome},
 };
 
-/// Records of these numbers: after the first, up to the second.
+/// Range of record numbers: after the first, up to the second.
 type Numbers = (i64, i64);
 
-/// Keeps when the records of a full bundle were made.
+/// Stores the earliest and the latest time of a full bundle's records.
 pub(super) async fn keep_span(tx: &mut Connection, bundle: u64) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO audit_spans (idx, earliest, latest)
@@ -74,11 +74,12 @@ pub(super) async fn list(
     rows.iter().map(record).collect()
 }
 
-/// Said so that the index of what has not succeeded is found to be enough.
+/// Condition on an outcome that is not a success. The inequality makes the database choose the
+/// index of such records.
 const FAILED: &str = " AND outcome <> 'success' AND outcome = ";
 const SUCCESS: &str = Outcome::Success.as_str();
 
-/// Numbers outside of which no record is of the times that are asked for.
+/// Returns a range of record numbers: no record outside of it has a time within the filter.
 async fn numbers(pool: &Pool, filter: &AuditFilter) -> Result<Numbers, StoreError> {
     let start = match filter.since {
         Some(since) => older(pool, since).await?.cast_signed(),
@@ -91,7 +92,7 @@ async fn numbers(pool: &Pool, filter: &AuditFilter) -> Result<Numbers, StoreErro
     Ok((start, end))
 }
 
-/// How many of the first records are in full bundles, each of which ends before a time.
+/// Returns the number of records in the leading full bundles that end before a time.
 pub(super) async fn older(pool: &Pool, before: Timestamp) -> Result<u64, StoreError> {
     let count: i64 = sqlx::query_scalar(
         "SELECT $2 * coalesce((SELECT idx FROM audit_spans WHERE latest >= $1 ORDER BY idx LIMIT 1),
@@ -120,10 +121,10 @@ async fn end(pool: &Pool, until: Timestamp) -> Result<i64, StoreError> {
     Ok(last.unwrap_or(i64::MAX))
 }
 
-/// Which bundle, and when the earliest and the latest of its records were made.
+/// Number of a bundle, and the times of its earliest and its latest record, in microseconds.
 pub(super) type Span = (u64, (i64, i64));
 
-/// The spans of all full bundles after the first `skipped`.
+/// Returns the spans of all full bundles after the first `skipped`.
 pub(super) async fn spans(
     connection: &mut Connection,
     skipped: u64,

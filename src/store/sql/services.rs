@@ -73,7 +73,7 @@ pub(super) async fn suspend(
     exactly_one(&done)
 }
 
-/// Suspends the service unless it is already; returns the suspension that stands.
+/// Suspends the service unless it is suspended already; returns the suspension in force.
 pub(super) async fn ensure_suspended(
     tx: &mut Connection,
     name: &Name,
@@ -109,7 +109,8 @@ pub(super) async fn reinstate(tx: &mut Connection, name: &Name) -> Result<(), St
     exactly_one(&done)
 }
 
-/// Its tokens go with it, by foreign key.
+/// Deletes a service that has no live lease; otherwise `Conflict`. A foreign key deletes its
+/// tokens.
 pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM services WHERE name = $1

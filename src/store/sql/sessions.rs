@@ -1,4 +1,4 @@
-//! How many sessions of a service live, so that not every issue counts thousands of them.
+//! Bounds on the live sessions of services, so that not every issue counts thousands of them.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,14 @@ use std::{
 use super::dialect;
 use crate::domain::{grant::Kind, lease::Lease, name::Name};
 
-/// No service has more live sessions than this says: as many as were counted, and those that
-/// were begun since, whether they live on or not. Only where nobody else writes.
+/// Upper bound on the live sessions of each service: the last count, plus the sessions begun since,
+/// ended or not. Used only with a single writer.
 #[derive(Debug, Default)]
 pub(super) struct AtMost(Mutex<HashMap<Name, u64>>);
 
 impl AtMost {
-    /// Whether a lease is of a session that is within `most` for certain; then it is taken to be
-    /// begun. Else they must be counted.
+    /// Returns whether a lease's session is certainly within `most`, and counts it as begun if so.
+    /// If false, the live sessions must be counted.
     pub(super) fn takes_one_more(&self, lease: &Lease, most: u64) -> bool {
         let is_session = lease.binding.kind != Kind::IamUser;
         dialect::ALONE && is_session && self.takes(&lease.binding.grant.service, most)
@@ -32,13 +32,13 @@ impl AtMost {
         }
     }
 
-    /// What was counted or begun may have been undone.
+    /// Forgets all bounds: what was counted or begun may have been rolled back.
     pub(super) fn forget(&self) {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         begun.clear();
     }
 
-    /// They were counted, before one more is begun.
+    /// Records the count of live sessions, taken before one more begins.
     pub(super) fn counted(&self, service: &Name, live: u64) {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         begun.insert(service.clone(), live.saturating_add(1));
@@ -56,10 +56,10 @@ mod tests {
         sessions.counted(&service, 7);
         let taken: Vec<bool> = (0..4).map(|_| sessions.takes(&service, 10)).collect();
         assert_eq!(taken, [true, true, false, false]);
-        // Some have ended.
+        // Some sessions have ended.
         sessions.counted(&service, 3);
         assert!(sessions.takes(&service, 10));
-        // A limit that is lower now.
+        // The limit is lower now.
         assert!(!sessions.takes(&service, 4));
     }
 }

@@ -1,4 +1,4 @@
-//! How far each sink of the audit log is.
+//! Position of each sink in the audit log.
 
 use super::{
     dialect::{Connection, Pool},

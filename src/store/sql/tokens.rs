@@ -36,7 +36,7 @@ pub(super) async fn insert_for_service(
     exactly_one(&done)
 }
 
-/// Those that nobody has used in time go.
+/// Adds an enrolment token, and deletes the service's expired ones.
 pub(super) async fn insert_for_enrollment(
     tx: &mut Connection,
     service: &Name,
@@ -63,7 +63,7 @@ pub(super) async fn insert_for_enrollment(
     exactly_one(&done)
 }
 
-/// An enrolment token is for one enrolment.
+/// Deletes an enrolment token, which is good for one enrolment.
 pub(super) async fn use_up(
     tx: &mut Connection,
     service: &Name,
@@ -78,7 +78,7 @@ pub(super) async fn use_up(
     exactly_one(&done)
 }
 
-/// Those of a service that is revoked.
+/// Deletes the enrolment tokens of a service that is revoked.
 pub(super) async fn end_enrollments(tx: &mut Connection, service: &Name) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM tokens WHERE service = $1 AND enrolls")
         .bind(service.as_str())
@@ -88,7 +88,7 @@ pub(super) async fn end_enrollments(tx: &mut Connection, service: &Name) -> Resu
     Ok(())
 }
 
-/// An operator has one token: the one before goes.
+/// Adds an operator's token in place of the earlier one: an operator has one token.
 pub(super) async fn insert_for_operator(
     tx: &mut Connection,
     operator: &Name,

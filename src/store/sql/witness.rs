@@ -1,4 +1,4 @@
-//! What the witness of the audit log has cosigned.
+//! The checkpoint that the witness of the audit log has cosigned.
 
 use super::{
     dialect::{Connection, Pool, Row},

@@ -1,6 +1,6 @@
-//! All that writes: changes from a queue, as many as wait, in one transaction each time,
-//! so that one wait for the disk serves them all. A change that is refused is undone
-//! alone; when the disk refuses, none has happened.
+//! The writer: takes all waiting changes from a queue and makes them in one transaction, so that
+//! one wait for the disk serves them all. A refused change is rolled back alone. If the disk
+//! refuses, none is made.
 
 use std::{
     future::Future,
@@ -32,14 +32,14 @@ use crate::{
 /// Most changes in one transaction.
 const BATCH: usize = 512;
 
-/// What is in the queue.
+/// Entry of the queue.
 enum Next {
     Change(Change),
-    /// Nothing comes any more.
+    /// End of the queue: no entry follows.
     End,
 }
 
-/// The queue. One task takes from it.
+/// Queue of changes, served by one task.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Next>,
@@ -51,7 +51,7 @@ pub(super) struct Writer {
 type Head = Arc<RwLock<Edge>>;
 
 impl Writer {
-    /// One that makes `registry` forget what it changes.
+    /// Starts a writer that removes from `registry` what its changes affect.
     pub(super) fn start(pool: Pool, edge: Edge, registry: Arc<Registry>) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
         let writing = Writing {
@@ -64,14 +64,14 @@ impl Writer {
         Self { queue, task, head }
     }
 
-    /// The edge of the log as this broker has last committed or read it.
+    /// Returns the edge of the log as this broker last committed or read it.
     pub(super) fn seen(&self) -> Edge {
         let head = self.head.read().unwrap_or_else(PoisonError::into_inner);
         head.clone()
     }
 
-    /// Does `work` and makes it durable with its records. It is done even when nobody
-    /// waits for it any more. The receipt is of the last record.
+    /// Does `work` and makes it durable with its records, even if the caller goes away meanwhile.
+    /// The receipt is of the last record.
     pub(super) async fn write<T, W>(&self, work: W) -> Answer<T>
     where
         T: Send + 'static,
@@ -87,13 +87,13 @@ impl Writer {
         Ok(receipt)
     }
 
-    /// Begins a lease, if nothing is in its way.
+    /// Begins a lease, or returns what prevents it.
     pub(super) async fn begin(&self, beginning: Beginning) -> Result<Begun, StoreError> {
         let begin = |answer| Change::Begin(Asked::new(Box::new(beginning), answer));
         self.ask(begin).await.map(|(begun, _)| begun)
     }
 
-    /// Replaces those leases that are as they were. Returns how many.
+    /// Replaces the leases that are still of the expected revision; returns how many.
     pub(super) async fn replace(&self, changes: Vec<LeaseChange>) -> Answer<usize> {
         self.ask(|answer| Change::Replace(Asked::new(changes, answer)))
             .await
@@ -106,9 +106,9 @@ impl Writer {
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Ends when everything that waits has been done.
+    /// Waits until all queued changes are done, and ends the task.
     pub(super) async fn end(&self) {
-        // It may have ended already.
+        // The task may have ended already.
         let _ = self.queue.send(Next::End).await;
         let mut task = self.task.lock().await;
         if !task.is_finished() {
@@ -121,7 +121,7 @@ fn closed() -> StoreError {
     StoreError::Unavailable("it is closed".to_owned())
 }
 
-/// What the task has.
+/// State of the task.
 struct Writing {
     pool: Pool,
     head: Head,
@@ -148,7 +148,7 @@ impl Writing {
         }
     }
 
-    /// Makes all that waits durable.
+    /// Makes all changes of a batch durable.
     async fn commit(&self, batch: &mut Batch) -> Result<LogHead, StoreError> {
         let (tx, log) = in_time(self.prepare(batch)).await?;
         death::may_come("before", &log);
@@ -165,7 +165,7 @@ impl Writing {
         Ok(committed)
     }
 
-    /// All that waits, before its commit.
+    /// Makes all changes of a batch, up to the commit.
     async fn prepare(&self, batch: &mut Batch) -> Result<(Tx, Log), StoreError> {
         let mut tx = Tx::begin(&self.pool).await?;
         let seen = self
@@ -180,8 +180,8 @@ impl Writing {
     }
 }
 
-/// A database that has fallen silent holds up nobody for longer than it would take to say so.
-/// What is cut off has its connection closed.
+/// Limits the time of `work`, so that a silent database does not block the callers. A transaction
+/// that exceeds the limit has its connection closed.
 async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     let Some(limit) = dialect::ANSWER_LIMIT else {
         return work.await;
@@ -192,12 +192,12 @@ async fn in_time<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
         .unwrap_or_else(|late| Err(silent(late)))
 }
 
-/// How long a store is asked what has become of a commit.
+/// Longest time in which the store is asked for the outcome of a commit.
 const OUTCOME_LIMIT: Duration = Duration::from_secs(8);
 const OUTCOME_EVERY: Duration = Duration::from_millis(200);
 
-/// What a commit came to whose answer was lost, by what is there once the transaction has
-/// ended.
+/// Returns whether a commit whose answer was lost has happened, by what is stored once the
+/// transaction has ended.
 async fn has_happened(pool: &Pool, log: &Log) -> bool {
     if dialect::ALONE {
         return false;
@@ -218,8 +218,9 @@ async fn has_happened(pool: &Pool, log: &Log) -> bool {
     looked.await.unwrap_or(false)
 }
 
-/// A write transaction. Dropped before its end it closes its connection, which rolls it
-/// back whatever state a full or failing disk has left it in; the pool opens another.
+/// A write transaction. If it is dropped before its end, it closes its connection. This rolls the
+/// transaction back, whatever state a full or failing disk has left it in; the pool opens another
+/// connection.
 pub(super) struct Tx {
     pub(super) connection: PoolConnection<Db>,
     ended: bool,
@@ -255,8 +256,8 @@ impl Drop for Tx {
     }
 }
 
-/// In builds with debug assertions, as the tests use, the process can be told to die
-/// before or after the commit of a record: `CREDBROKER_TEST_DEATH=before:lease.issued`.
+/// Test hook in builds with debug assertions: the process aborts before or after the commit of a
+/// record, e.g. by `CREDBROKER_TEST_DEATH=before:lease.issued`.
 mod death {
     use super::Log;
 

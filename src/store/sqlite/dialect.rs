@@ -1,4 +1,4 @@
-//! What SQLite calls by its own names.
+//! Names and properties that are SQLite's own.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(super) use sqlx::{
     sqlite::{SqliteArguments as Arguments, SqliteQueryResult as QueryResult, SqliteRow as Row},
 };
 
-/// What is held for as long as the store is open: the lock of its file, and who keeps its
+/// Guard for as long as the store is open: the lock of its file, and the task that keeps its
 /// write-ahead log short.
 #[derive(Debug)]
 pub(super) struct Guard {
@@ -28,19 +28,19 @@ impl Guard {
         }
     }
 
-    /// Nothing works on the file any more but those who write.
+    /// Ends the task on the write-ahead log, so that only the writer still uses the file.
     pub(super) async fn close(&self) {
         self.carrying_over.end().await;
     }
 }
 
-/// Nobody else writes while the store is open.
+/// True: no other process writes while the store is open.
 pub(super) const ALONE: bool = true;
 pub(super) const BEGIN: &str = "BEGIN IMMEDIATE";
 pub(super) const BEGIN_SNAPSHOT: &str = "BEGIN";
-/// The edge of the log is as this store has left it.
+/// `None`: the edge of the log is as this store has left it.
 pub(super) const LOCK_EDGE: Option<&str> = None;
-/// A file answers, if late.
+/// `None`: a file answers, if late.
 pub(super) const ANSWER_LIMIT: Option<Duration> = None;
 
 // Primary result codes: <https://sqlite.org/rescode.html>.
@@ -49,19 +49,19 @@ const READ_ONLY: i64 = 8;
 const IO_ERROR: i64 = 10;
 const BUSY: i64 = 5;
 
-/// Nobody else works on it.
+/// Returns `None`: no other replica works on the file.
 pub(super) const fn peers(_: &SqliteStore) -> Option<&dyn Peers> {
     None
 }
 
-/// Why it does not work.
+/// Describes why the database does not work.
 pub(super) fn why(error: &dyn DatabaseError) -> String {
     let code: Option<i64> = error.code().and_then(|code| code.parse().ok());
     match code.map(|extended| extended & 0xff) {
         Some(FULL) => "its disk is full".to_owned(),
         Some(READ_ONLY) => "it is read-only".to_owned(),
         Some(IO_ERROR) => format!("its disk refuses to work ({})", error.message()),
-        Some(BUSY) => "somebody else has locked it".to_owned(),
+        Some(BUSY) => "another process has locked it".to_owned(),
         _ => error.message().to_owned(),
     }
 }

@@ -6,12 +6,11 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use super::sql;
 use crate::broker::ports::{Held, StoreError, Target};
 
-/// What has not ended of `target` in the store of a broker that may have it open or not, and
-/// the denials that its sessions would take; `None` for what the store does not know. Nothing
-/// is written.
+/// Reads the leases of `target` that have not ended, and the denials that its sessions would get.
+/// The store's broker may have it open. `None`: the store does not know `target`. Writes nothing.
 ///
 /// # Errors
-/// It is no store of this version, or cannot be read.
+/// The file is not a store of this version, or cannot be read.
 pub async fn held(
     path: &Path,
     target: &Target,

@@ -11,7 +11,7 @@ mod open;
 mod sql;
 mod wal;
 
-/// Of the tables.
+/// Version of the tables.
 pub const VERSION: u64 = super::migrations::SQLITE.len() as u64;
 
 pub use self::{held::held, open::OpenError, sql::SqlStore as SqliteStore};

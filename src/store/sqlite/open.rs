@@ -1,4 +1,4 @@
-//! Opening the file: its lock, its mode, its tables.
+//! Opening of the file: its lock, its mode, its tables.
 
 use std::{
     io,
@@ -18,65 +18,65 @@ use super::{
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 
-/// Why the store cannot be opened.
+/// Reason why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another broker has it.
+    /// Another broker has the lock.
     #[error(
         "another broker is using {0}; one file serves one broker: stop the other, or give this one its own store"
     )]
     InUse(PathBuf),
-    /// The file system refuses.
+    /// The file system reports an error.
     #[error(
         "cannot open the store {path}: {source}; check that the directory exists and may be written"
     )]
     Io {
-        /// Which file.
+        /// Path of the store.
         path: PathBuf,
-        /// Why.
+        /// Cause, from the file system.
         source: io::Error,
     },
-    /// It holds what no broker writes.
+    /// The store holds data that no broker writes.
     #[error("the store {path} is damaged: {detail}; put a good copy in its place")]
     Damaged {
-        /// Which file.
+        /// Path of the store.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the damage.
         detail: String,
     },
-    /// SQLite refuses.
+    /// SQLite reports an error.
     #[error("cannot open the store {path}: {source}")]
     Database {
-        /// Which file.
+        /// Path of the store.
         path: PathBuf,
-        /// Why.
+        /// Cause, from SQLite.
         source: sqlx::Error,
     },
-    /// Its tables cannot be brought to this version.
+    /// The tables cannot be brought to this version.
     #[error(
         "cannot bring the store {path} to this version: {source}; was it written by another version?"
     )]
     Migrate {
-        /// Which file.
+        /// Path of the store.
         path: PathBuf,
-        /// Why.
+        /// Cause, from the migration.
         source: sqlx::migrate::MigrateError,
     },
 }
 
 impl SqliteStore {
-    /// Opens `path`, creating it with mode 0600 if it is not there, and brings its
-    /// tables to this version.
+    /// Opens the store at `path`, and brings its tables to this version. Creates the file with mode
+    /// 0600 if it is missing.
     ///
     /// # Errors
-    /// Another broker has it open, or it cannot be read or written.
+    /// Another broker has the store open, or the file cannot be read or written.
     pub async fn open(path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io {
             path: path.to_owned(),
             source,
         };
         private_file(path).map_err(io)?;
-        // One lock per file, by whatever name it is reached.
+        // One lock per file, whatever path leads to it.
         let path = &path.canonicalize().map_err(io)?;
         let lock = lock(path)?;
         let database = |source| OpenError::Database {

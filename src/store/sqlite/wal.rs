@@ -1,5 +1,5 @@
-//! The write-ahead log: what was committed is carried over into the file beside the work, not
-//! inside of a commit that somebody waits for (<https://sqlite.org/wal.html#ckpt>).
+//! Checkpoints of the write-ahead log (WAL) in the background, so that commits do not pay for them
+//! (<https://sqlite.org/wal.html#ckpt>).
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use tokio::{
 };
 
 const EVERY: Duration = Duration::from_millis(250);
-/// Pages (64 MiB) from which on a commit carries over what is left and waits until the file is
-/// on disk. The write-ahead log begins anew only when a commit finds everything carried over and
-/// nobody reading from it.
+/// WAL length, pages (64 MiB), from which on a commit makes the checkpoint itself and waits until
+/// the file is on disk. The WAL starts over only when a commit finds a complete checkpoint and no
+/// reader of the WAL.
 pub(super) const COMMITS_HELP_FROM: &str = "16384";
-/// Nobody waits for it. SQLite before 3.51.3 could lose what was committed meanwhile
-/// (<https://sqlite.org/wal.html#walresetbug>).
+/// Checkpoint that blocks neither readers nor writers. SQLite before 3.51.3 could lose what was
+/// committed meanwhile (<https://sqlite.org/wal.html#walresetbug>).
 const CARRY_OVER: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 
-/// Who carries over, on a connection of its own.
+/// Task that makes the checkpoints, on a connection of its own.
 #[derive(Debug)]
 pub(super) struct CarryingOver {
     pool: SqlitePool,
@@ -41,7 +41,7 @@ impl CarryingOver {
         Ok(Self { pool, task })
     }
 
-    /// Ends when nothing is being carried over any more.
+    /// Waits until no checkpoint is in progress, and ends the task.
     pub(super) async fn end(&self) {
         self.pool.close().await;
     }
