@@ -1,18 +1,17 @@
-//! Cost of harmful peers to the others: `cargo bench --bench edge`, or of its two parts one,
-//! `-- floods` or `-- starvation`.
+//! Cost of harmful peers to other callers: `cargo bench --bench edge`, or one of its two parts: `--
+//! floods` or `-- starvation`.
 //!
-//! Floods: one well-behaved caller on one kept connection, each call authenticated; first
-//! without company, then beside four peers that flood the broker as fast as they can for
-//! twenty seconds, each with the next connection once its last was ended or refused. Each
-//! flood has a broker of its own. All of them are on one machine, so what the floods cost to
-//! make is in the figures, too: the offenders run in a thread of the lowest priority that the
-//! system has for them.
+//! Floods: one well-behaved caller on one kept connection, each call authenticated; first alone,
+//! then beside four peers that flood the broker as fast as they can for twenty seconds. Each peer
+//! opens the next connection once its last was ended or refused. Each flood has a broker of its
+//! own. Everything runs on one machine, so the figures include the cost of making the floods: the
+//! offenders run in a thread of the lowest priority that the system has for them.
 //!
-//! Starvation: an operator who revokes one service after the other, and beside it a service that
-//! has a session issued each time; first a thousand of each without company, then beside a stolen
-//! token's worst over 32 connections and failed logins from eight addresses. Told are how many
-//! succeeded, their times as ratios, and what the log has grown by on account of the attackers.
-//! The broker has its default settings, AWS is the emulator of the tests.
+//! Starvation: an operator revokes one service after the other, and beside it a service gets a
+//! session issued each time; first a thousand of each alone, then beside a stolen token's worst
+//! over 32 connections and failed logins from eight addresses. The report has the number of
+//! successes, their times as ratios, and the growth of the log due to the attackers. The broker has
+//! its default settings, AWS is the emulator of the tests.
 
 #![allow(
     clippy::expect_used,
@@ -53,7 +52,7 @@ use tonic::Status;
 const OFFENDERS: usize = 4;
 /// Revocations, and issues, beside an attack and without one.
 const ROUNDS: usize = 1000;
-/// A token that no broker has given.
+/// A token that no broker has issued.
 const UNKNOWN: &str = "cbs_AAAAAAAAAAAAAAAA_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const QUIET: Duration = Duration::from_secs(5);
 const BESIDE: Duration = Duration::from_secs(20);
@@ -93,7 +92,7 @@ async fn floods() {
     );
 }
 
-/// How long each call took, one after the other for this long; sorted.
+/// Durations of calls, one after the other for this long; sorted.
 async fn calls(client: &Client, duration: Duration) -> Vec<Duration> {
     let (first, mut took) = (Instant::now(), Vec::new());
     while first.elapsed() < duration {
@@ -145,7 +144,7 @@ impl Offenders {
 
 async fn offend(address: &str, ca: &Path, name: &str, flood: Flood) {
     loop {
-        // The broker takes so many connections of one address.
+        // The broker accepts a limited number of connections of one address.
         let Ok(stream) = connect(address, ca, &TLS13).await else {
             continue;
         };
@@ -154,7 +153,7 @@ async fn offend(address: &str, ca: &Path, name: &str, flood: Flood) {
     }
 }
 
-/// Times of what succeeded.
+/// Durations of the successful calls.
 #[derive(Default)]
 struct Times {
     revoked: Vec<Duration>,
@@ -223,7 +222,7 @@ async fn starvation() {
     );
 }
 
-/// A revocation and an issue at a time.
+/// One revocation and one issue at a time.
 async fn rounds(admin: &Client, calm: &Client, name: &str) -> Times {
     let mut times = Times::default();
     for round in 0..ROUNDS {

@@ -1,9 +1,9 @@
-//! What an issue costs its caller: `cargo bench --bench issue`.
+//! Cost of an issue for its caller: `cargo bench --bench issue`.
 //!
-//! One caller on one kept connection to a broker in a process of its own, full
-//! durability, against the local AWS emulator; and in the same run, call by call in turn,
-//! the bare AWS SDK against the same emulator. The difference is the broker's own: TLS,
-//! authentication, decision, two durable commits.
+//! One caller on one kept connection to a broker in a process of its own, full durability, against
+//! the local AWS emulator. In the same run, call by call in turn, the bare AWS SDK runs against the
+//! same emulator. The difference is the broker's own cost: TLS, authentication, decision, two
+//! durable commits.
 
 #![allow(
     clippy::expect_used,

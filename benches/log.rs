@@ -1,8 +1,8 @@
-//! How many audit records a second become durable: `cargo bench --bench log`.
+//! Audit records per second that become durable: `cargo bench --bench log`.
 //!
-//! Writers that each wait for their record before they write the next, against the same
-//! number of bare inserts of a row of the same size, a commit each, on the same disk in
-//! the same run. Both are SQLite in WAL mode with `synchronous = FULL`.
+//! Writers that each wait for their record before they write the next, against the same number of
+//! bare inserts of a row of the same size, a commit each, on the same disk in the same run. Both
+//! are SQLite in WAL mode with `synchronous = FULL`.
 
 #![allow(
     clippy::expect_used,
@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 const WRITERS: [u32; 4] = [1, 8, 64, 512];
-/// Records of each measurement, and how often it is made.
+/// Records of each measurement, and number of measurements.
 const RECORDS: u32 = 4096;
 const ROUNDS: usize = 5;
 /// Bare inserts of each measurement.

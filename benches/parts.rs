@@ -1,4 +1,4 @@
-//! The parts of the way that compute and wait for nothing: `cargo bench --bench parts`.
+//! Cost of the parts that compute and do not wait: `cargo bench --bench parts`.
 
 #![allow(
     missing_docs,
@@ -75,7 +75,8 @@ fn grant() -> Grant {
     }
 }
 
-/// A service that has proven itself by a token, as nothing else makes a caller.
+/// Returns a service that has proven its identity by a token: there is no other way to make a
+/// caller.
 async fn caller() -> Caller {
     let home = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&home.path().join("credbroker.db")).await;

@@ -1,6 +1,6 @@
-//! How long a page of audit records takes to find in a long log: `cargo bench --bench
-//! query`. Ten million records, or as many as `CREDBROKER_BENCH_RECORDS` says, against
-//! the same questions in a log of ten thousand, in the same run.
+//! Time to find a page of audit records in a long log: `cargo bench --bench query`. Ten million
+//! records, or as many as `CREDBROKER_BENCH_RECORDS` says, against the same queries in a log of ten
+//! thousand, in the same run.
 
 #![allow(
     clippy::expect_used,
@@ -55,7 +55,7 @@ async fn filled(path: &Path, records: i64) -> SqliteStore {
         .connect()
         .await
         .unwrap();
-    // It must be found again, not survive.
+    // The database must be searchable, not durable.
     sqlx::raw_sql("PRAGMA synchronous = OFF; PRAGMA cache_size = -500000")
         .execute(&mut raw)
         .await
@@ -70,7 +70,7 @@ async fn filled(path: &Path, records: i64) -> SqliteStore {
     SqliteStore::open(path).await.unwrap()
 }
 
-/// What is asked, of a log of so many records.
+/// Queries on a log with this number of records.
 fn questions(records: i64) -> Vec<(&'static str, AuditFilter)> {
     let any = AuditFilter::default;
     let text = |text: &str| Some(text.to_owned());

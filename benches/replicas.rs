@@ -1,9 +1,9 @@
-//! What one, two and three brokers on one database hand out: `cargo bench --bench replicas`.
+//! Throughput of one, two and three replicas on one database: `cargo bench --bench replicas`.
 //!
-//! The same callers, spread over the first, the first two or all three of the brokers, ask
-//! for a session that they share: each answer is a durable audit record, and AWS is not asked.
-//! In turn, several rounds; the figures are medians, and what counts is their ratio. All of it
-//! runs on one machine, PostgreSQL and the callers included, so more brokers share its cores.
+//! The same callers, spread over the first, the first two or all three replicas, request a session
+//! that they share: each answer is a durable audit record, and AWS is not called. Several rounds in
+//! turn; the figures are medians, and their ratio counts. Everything runs on one machine,
+//! PostgreSQL and the callers included, so more replicas share its cores.
 
 #![allow(
     clippy::expect_used,
@@ -70,7 +70,7 @@ async fn main() {
     }
 }
 
-/// Answers a second, the callers spread over these brokers.
+/// Answers per second, with the callers spread over these replicas.
 async fn rate(clients: &[Client]) -> f64 {
     let (began, mut asking) = (Instant::now(), JoinSet::new());
     for caller in 0..CALLERS {

@@ -1,11 +1,11 @@
-//! How long a revoked service's credentials work on: `cargo bench --bench revoke`.
+//! Time that a revoked service's credentials continue to work: `cargo bench --bench revoke`.
 //!
-//! A service with a session on a role, a federation session and an IAM user is revoked,
-//! while somebody who knows nothing of the broker tries each credential in a tight loop.
-//! Told is the time from the command to the last first refusal, after which none of them
-//! is let through again, and what the broker's answer claims; and in the same run, against
-//! the same emulator, what the bare AWS SDK takes to put one policy on the role and have
-//! one call refused. AWS itself takes some seconds until a policy is known everywhere.
+//! A service with a session on a role, a federation session and an IAM user is revoked, while a
+//! prober that knows nothing of the broker tries each credential in a tight loop. The report has
+//! the time from the command to the last first refusal, after which AWS admits none of them again,
+//! and the time that the broker's answer claims. In the same run, against the same emulator, it has
+//! the time that the bare AWS SDK takes to put one policy on the role and have one call refused.
+//! AWS itself needs some seconds until a policy is known everywhere.
 
 #![allow(
     clippy::expect_used,
@@ -43,7 +43,7 @@ async fn is_let(key: &Key) -> bool {
     key.list_queues().await.is_ok()
 }
 
-/// Tries a credential until told to stop. Returns since when it has been refused.
+/// Tries a credential until the caller stops it. Returns the time since when AWS refuses it.
 fn probe(key: &Key, mut stop: watch::Receiver<bool>) -> JoinHandle<Instant> {
     let key = key.clone();
     tokio::spawn(async move {
@@ -77,7 +77,7 @@ async fn service(broker: &Broker, role: &str, name: &str) -> Vec<Key> {
     keys
 }
 
-/// Time to the last refusal, and what the answer claims.
+/// Time to the last refusal, and the time that the answer claims.
 async fn revoke(admin: &Client, service: &str, keys: &[Key]) -> [Duration; 2] {
     let (stopping, stop) = watch::channel(false);
     let probers: Vec<_> = keys.iter().map(|key| probe(key, stop.clone())).collect();
@@ -89,7 +89,7 @@ async fn revoke(admin: &Client, service: &str, keys: &[Key]) -> [Duration; 2] {
     let answer = admin.revocation().revoke_service(request).await;
     let answer = answer.unwrap().into_inner();
     assert!(answer.confirmed, "{answer:?}");
-    // Whoever is still let through goes on until refused.
+    // A credential that AWS still admits is tried until AWS refuses it.
     stopping.send_replace(true);
     let mut last = began;
     for prober in probers {
@@ -100,7 +100,7 @@ async fn revoke(admin: &Client, service: &str, keys: &[Key]) -> [Duration; 2] {
     [last - began, claimed]
 }
 
-/// One policy put on the role, and one call refused.
+/// Puts one policy on the role, and has one call refused.
 async fn bare(account: &Account, role: &str) -> Duration {
     let session = account.admin.sts().assume_role().role_arn(role);
     let tag = Tag::builder().key("credbroker:service").value("bare");

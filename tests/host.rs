@@ -1,5 +1,5 @@
-//! Says in one line each, before the integration tests start, which programs this host lacks
-//! for them and what installs them.
+//! Prints one line for each program that this host lacks for the integration tests, with the way to
+//! install it. Runs before the tests.
 
 use std::{env, path::Path, process::Command};
 
@@ -53,7 +53,7 @@ fn main() {
 }
 
 impl Program {
-    /// Returns the name and how to install it, unless it is there and new enough.
+    /// Returns the name and the way to install it, unless the program exists and is new enough.
     fn missing(&self) -> Option<String> {
         let found = found(self.version);
         if found.is_some_and(|version| version >= self.oldest) {
@@ -76,7 +76,7 @@ fn found(command: &[&str]) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// `tests/postgres.py` installs PostgreSQL itself where it may.
+/// `tests/postgres.py` installs PostgreSQL itself if it may.
 fn postgres_missing() -> Option<String> {
     let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/postgres.py");
     let output = Command::new("python3")

@@ -1,12 +1,13 @@
-//! The last lines of `cargo test`: how many integration tests ran, and what this run left to
-//! `tests/exhaustive.sh`. The tests have noted it in a file (`it/harness/report.rs`).
+//! Prints the last lines of `cargo test`: the number of integration tests that ran, and the cases
+//! that this run left to `tests/exhaustive.sh`. The tests have noted these in a file
+//! (`it/harness/report.rs`).
 
 use std::{error::Error, fs, os::unix::process::parent_id, path::Path, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let report = format!("report-{}", parent_id());
     let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(report);
-    // Without notes no integration test ran, or one that a filter has chosen.
+    // Without notes no integration test ran, or a filter has chosen some.
     let Ok(notes) = fs::read_to_string(&report) else {
         return Ok(());
     };
@@ -43,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tests that a binary runs when it is given no filter.
+/// Number of tests that a binary runs without a filter.
 fn count(binary: &str) -> Result<usize, Box<dyn Error>> {
     let list = |flags: &[&str]| {
         let listed = Command::new(binary).arg("--list").args(flags).output()?;

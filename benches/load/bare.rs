@@ -1,4 +1,4 @@
-//! What is measured against: the SDK's own AssumeRole, and an empty call of gRPC over TLS.
+//! Baselines: the SDK's own AssumeRole, and an empty gRPC call over TLS.
 
 use std::{
     path::Path,
@@ -22,7 +22,7 @@ use crate::{
     world::{ROLE, policy},
 };
 
-/// Asks for sessions as `bench/fresh` has them, one after the other.
+/// Client that requests sessions like those of `bench/fresh`, one after the other.
 #[derive(Clone)]
 pub struct Sdk(aws_sdk_sts::Client);
 
@@ -47,8 +47,8 @@ impl Sdk {
     }
 }
 
-/// So many callers of the SDK for so long. Prints how many sessions they got, and the
-/// microseconds of CPU that one took.
+/// Runs callers of the SDK for a duration. Prints the number of sessions, and the microseconds of
+/// CPU for each.
 pub async fn sdk(endpoint: &str, callers: usize, duration: Duration) {
     let sdk = Sdk::new(endpoint);
     sdk.assume_role().await;
@@ -96,7 +96,7 @@ impl IdentityService for Empty {
     }
 }
 
-/// Prints its address and answers every call with nothing.
+/// Prints its address and answers every call with an empty message.
 pub async fn empty(directory: &Path) {
     let read = |name| std::fs::read(directory.join(name)).unwrap();
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(read("tls.pem"), read("tls.key")));

@@ -1,4 +1,4 @@
-//! Other processes, so that what each of them costs can be told apart.
+//! Child processes, so that the cost of each can be measured alone.
 
 use std::{fs, process::Stdio};
 
@@ -7,10 +7,10 @@ use tokio::{
     process::{Child as Process, ChildStdout, Command},
 };
 
-/// Of the times in `/proc`, a second.
+/// Ticks per second of the times in `/proc`.
 const TICKS: f64 = 100.0;
 
-/// This program once more, beside itself; ended with this process.
+/// Second process of this program; ends with this process.
 pub struct Child {
     _process: Process,
     lines: Lines<BufReader<ChildStdout>>,
@@ -29,19 +29,19 @@ impl Child {
         }
     }
 
-    /// The next line that it prints.
+    /// Reads the next line that the child prints.
     pub async fn line(&mut self) -> String {
         self.lines.next_line().await.unwrap().unwrap()
     }
 }
 
-/// Waits until the process is gone that has started this one.
+/// Waits until the process that has started this one has ended.
 pub async fn orphaned() {
     let reading = tokio::task::spawn_blocking(|| std::io::stdin().lines().count());
     let _ = reading.await;
 }
 
-/// The seconds that a process has worked for so far, in all its threads.
+/// CPU seconds of a process so far, in all its threads.
 pub fn cpu(process: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     // The name, in parentheses, may hold anything; user and system time are the 14th and 15th.
@@ -53,7 +53,7 @@ pub fn cpu(process: u32) -> f64 {
         / TICKS
 }
 
-/// The memory of a process that is not elsewhere, MiB: now (`VmRSS`), or ever (`VmHWM`).
+/// Resident memory of a process, MiB: now (`VmRSS`), or its peak (`VmHWM`).
 pub fn memory(process: u32, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(what));

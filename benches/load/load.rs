@@ -1,6 +1,5 @@
-//! Load on a broker. Closed: each caller asks again when it is answered. Open: requests come
-//! at a rate, whether earlier ones are answered or not, and each is as late as it is answered
-//! after the moment when it was due.
+//! Load on a broker. Closed: each caller sends the next request when it has the answer. Open:
+//! requests come at a fixed rate, and the latency of each counts from the time when it was due.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,26 +15,26 @@ use tokio::{
 };
 use tonic::Status;
 
-/// Connections are made so many at a time.
+/// Number of connections that are opened at the same time.
 const CONNECTING: usize = 64;
 
-/// What load is put on a broker.
+/// Load on a broker.
 #[derive(Args, Clone, Debug)]
 pub struct Load {
-    /// Asks for credentials under this grant of the service's; without it: who it is.
+    /// Grant of the service under which credentials are requested; without it: WhoAmI.
     #[arg(long)]
     pub grant: Option<String>,
-    /// How many callers ask.
+    /// Number of callers.
     #[arg(long, default_value_t = 64)]
     pub callers: usize,
-    /// How many requests come in a second, by all callers together. Without it each caller
-    /// asks again as soon as it is answered.
+    /// Requests per second, by all callers together. Without it each caller sends the next request
+    /// as soon as it has the answer.
     #[arg(long)]
     pub rate: Option<f64>,
-    /// Whether a connection is kept or made for each request.
+    /// Connection kept, or opened for each request.
     #[arg(long, value_enum, default_value_t = Connections::Kept)]
     pub connections: Connections,
-    /// How long, in seconds.
+    /// Duration in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub duration: Duration,
 }
@@ -53,9 +52,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// What came of a load.
+/// Result of a load.
 pub struct Outcome {
-    /// Microseconds from a request, or from when it was due, to its answer.
+    /// Microseconds from a request, or from the time when it was due, to its answer.
     pub latency: Histogram<u64>,
     /// Refusals and failures, which are in no other figure.
     pub errors: Vec<Status>,
@@ -71,13 +70,13 @@ impl Outcome {
         }
     }
 
-    /// Answers a second.
+    /// Answers per second.
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     pub fn rate(&self) -> f64 {
         self.latency.len() as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// Milliseconds.
+    /// Latency at a quantile, milliseconds.
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     pub fn at(&self, quantile: f64) -> f64 {
         self.latency.value_at_quantile(quantile) as f64 / 1000.0
@@ -94,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// Somebody who asks.
+/// A caller.
 pub struct Caller {
     settings: Arc<Settings>,
     kept: Option<Client>,
@@ -102,7 +101,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Once.
+    /// Sends one request.
     pub async fn ask(&self) -> Result<(), Status> {
         let client = match &self.kept {
             Some(client) => client.clone(),
@@ -131,7 +130,7 @@ impl Caller {
         outcome
     }
 
-    /// Asks when it is due, first at `due`, then after each `every`.
+    /// Sends a request when it is due, first at `due`, then after each `every`.
     async fn open(self, mut due: Instant, every: Duration, until: Instant) -> Outcome {
         let mut outcome = Outcome::new();
         while due < until {
@@ -149,7 +148,7 @@ async fn connect(settings: &Settings) -> Result<Client, Status> {
     connected.map_err(|error| Status::unavailable(error.to_string()))
 }
 
-/// So many connections.
+/// Opens `count` connections.
 pub async fn connected(settings: &Arc<Settings>, count: usize) -> Result<Vec<Client>, Status> {
     let (mut making, mut made) = (JoinSet::new(), Vec::with_capacity(count));
     for number in 0..count {
@@ -159,7 +158,7 @@ pub async fn connected(settings: &Arc<Settings>, count: usize) -> Result<Vec<Cli
         let settings = Arc::clone(settings);
         making.spawn(async move {
             let client = connect(&settings).await?;
-            // One that never asks is hung up on.
+            // The broker closes a connection that never calls.
             client.identity().who_am_i(WhoAmIRequest {}).await?;
             Ok::<_, Status>(client)
         });
@@ -171,7 +170,7 @@ pub async fn connected(settings: &Arc<Settings>, count: usize) -> Result<Vec<Cli
 }
 
 impl Caller {
-    /// One with a connection of its own.
+    /// Connects a caller with a connection of its own.
     pub async fn connected(settings: &Settings, grant: &str) -> Result<Self, Status> {
         Ok(Self {
             settings: Arc::new(settings.clone()),
@@ -182,7 +181,7 @@ impl Caller {
 }
 
 impl Load {
-    /// Puts it on the broker of these settings.
+    /// Puts the load on the broker of these settings.
     pub async fn put(&self, settings: &Settings) -> Result<Outcome, Status> {
         let settings = Arc::new(settings.clone());
         let mut kept = match self.connections {

@@ -1,12 +1,11 @@
-//! What a broker costs its users: `cargo bench --bench load`.
+//! Cost of a broker for its users: `cargo bench --bench load`.
 //!
-//! Measures every row of docs/performance.md, each beside what it is a ratio to, and prints
-//! the page; with `--write` it takes the place of the one that is there, with its plot. All of
-//! it runs on one machine: the load, the broker, and a stand-in for AWS that answers each
-//! call after a fixed time.
+//! Measures every row of docs/performance.md, each with its baseline, and prints the page; with
+//! `--write` it replaces the existing page and its plot. Everything runs on one machine: the load,
+//! the broker, and a stand-in for AWS that answers each call after a fixed time.
 //!
-//! `cargo bench --bench load -- on --help` puts load on any broker, the one that
-//! `CREDBROKER_ADDR`, `CREDBROKER_CA_FILE` and `CREDBROKER_TOKEN_FILE` name.
+//! `cargo bench --bench load -- on --help` puts load on any broker, the one that `CREDBROKER_ADDR`,
+//! `CREDBROKER_CA_FILE` and `CREDBROKER_TOKEN_FILE` name.
 
 #![allow(
     clippy::expect_used,
@@ -39,14 +38,13 @@ use tonic::Status;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Puts the page, if all of it was measured, and the plot, if it was, in their places in
-    /// `docs`.
+    /// Writes the page to `docs` if every row was measured, and the plot if it was measured.
     #[arg(long)]
     write: bool,
-    /// Measures the rows alone whose names hold one of these words.
+    /// Measures only the rows whose names contain one of these words.
     #[arg(long)]
     only: Vec<String>,
-    /// `cargo bench` says so.
+    /// Flag that `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -60,7 +58,7 @@ enum Command {
         #[command(flatten)]
         broker: BrokerArguments,
     },
-    /// What the table has in processes of their own.
+    /// Runs a part of the measurement in a process of its own.
     #[command(hide = true, subcommand)]
     Beside(Beside),
 }
@@ -69,13 +67,13 @@ enum Command {
 enum Beside {
     /// Stands in for AWS.
     Stub { millis: u64 },
-    /// Asks AWS's stand-in without a broker.
+    /// Calls AWS's stand-in without a broker.
     Sdk {
         endpoint: String,
         callers: usize,
         seconds: u64,
     },
-    /// Answers every call with nothing.
+    /// Answers every call with an empty message.
     Empty { directory: PathBuf },
 }
 

@@ -1,12 +1,12 @@
-//! Latency against load, drawn.
+//! Plot of latency against load.
 
 use plotters::prelude::*;
 
-/// What was measured at a rate: requests a second, and milliseconds at the median and the
-/// 99th percentile.
+/// Measurement at one rate: requests a second, and milliseconds at the median and the 99th
+/// percentile.
 pub type Point = (f64, f64, f64);
 
-/// A curve of each, as SVG.
+/// Draws each curve, as SVG.
 pub fn svg(curves: &[(&str, Vec<Point>)]) -> String {
     let points = || curves.iter().flat_map(|(_, points)| points);
     let most = points().map(|point| point.0).fold(0.0, f64::max);

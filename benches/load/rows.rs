@@ -1,4 +1,4 @@
-//! The rows of docs/performance.md: what is promised, and what was measured.
+//! Rows of docs/performance.md: the promise, and the measurement.
 
 use std::{
     fmt::Write,
@@ -22,20 +22,20 @@ const CALLERS: usize = 64;
 const DELAY: Duration = Duration::from_millis(20);
 const WARM_UP: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_secs(8);
-/// The machine has other guests, so everything is measured in turn, so often, and the median
-/// counts.
+/// Number of rounds. The machine has other guests, so everything is measured in turn this often,
+/// and the median counts.
 const ROUNDS: i64 = 3;
 const CONNECTIONS: usize = 10_000;
 const SESSIONS: i64 = 10_000;
 const AT_ONCE: i64 = 10_000;
 
-/// What is promised, what was measured, and why that is not enough, where it is not.
+/// Promise and measurement, and the reason if the promise is not met.
 struct Row {
     what: &'static str,
     target: &'static str,
     result: String,
     is_met: bool,
-    /// Told where it falls short.
+    /// Reason, shown if the promise is not met.
     why: &'static str,
 }
 
@@ -85,7 +85,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Measures what is asked for, and prints the page.
+/// Measures the selected rows, and prints the page.
 pub async fn all(only: &[String], write: bool) {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.contains(word));
     let (mut rows, mut curves) = (Rows::new(), Vec::new());
@@ -123,7 +123,7 @@ pub async fn all(only: &[String], write: bool) {
     }
 }
 
-/// What a broker hands out at most, and what it takes for that.
+/// Highest rates of a broker, and their cost.
 async fn rates() -> Rows {
     let world = World::new(Duration::ZERO).await;
     let directory = world.site.directory.path().to_str().unwrap();
@@ -198,7 +198,7 @@ async fn rates() -> Rows {
     ]
 }
 
-/// The CPU of a bare call of the SDK, microseconds.
+/// CPU time of a bare call of the SDK, microseconds.
 async fn sdk(endpoint: &str) -> f64 {
     let (callers, seconds) = (CALLERS.to_string(), ROUND.as_secs().to_string());
     let mut child = Child::start(&["sdk", endpoint, &callers, &seconds]);
@@ -207,7 +207,7 @@ async fn sdk(endpoint: &str) -> f64 {
     each.parse().unwrap()
 }
 
-/// What a caller waits longer when it asks the broker and not AWS, call by call in turn.
+/// Latency that the broker adds to a call of AWS, call by call in turn.
 async fn added() -> Rows {
     let world = World::new(Duration::ZERO).await;
     let (sdk, settings) = (Sdk::new(&world.endpoint), world.settings());
@@ -248,7 +248,7 @@ async fn added() -> Rows {
     ]
 }
 
-/// How long a write of 4 KiB takes to be durable on the store's disk, milliseconds.
+/// Time until a write of 4 KiB is durable on the store's disk, milliseconds.
 fn fsync(directory: &Path) -> f64 {
     use std::io::Write;
     let mut file = std::fs::File::create(directory.join("fsync")).unwrap();
@@ -262,7 +262,7 @@ fn fsync(directory: &Path) -> f64 {
     median(took)
 }
 
-/// A thousand at the same time.
+/// A thousand callers at the same time.
 async fn many() -> Rows {
     let world = World::new(DELAY).await;
     let settings = world.settings();
@@ -314,7 +314,7 @@ async fn many() -> Rows {
     ]
 }
 
-/// Connections that were used once.
+/// Idle connections that were used once.
 async fn idle() -> Row {
     let world = World::new(Duration::ZERO).await;
     let settings = std::sync::Arc::new(world.settings());
@@ -330,7 +330,7 @@ async fn idle() -> Row {
     )
 }
 
-/// Beside a store of a million leases.
+/// Figures with a store of a million leases.
 async fn grown() -> Rows {
     let empty = World::new(Duration::ZERO).await;
     let world = World::new(Duration::ZERO).await;
@@ -424,7 +424,7 @@ async fn grown() -> Rows {
     ]
 }
 
-/// Asks until it is given.
+/// Repeats an issue until it succeeds.
 async fn first_issue(settings: &Settings) {
     loop {
         if let Ok(caller) = Caller::connected(settings, "fresh").await
@@ -436,7 +436,7 @@ async fn first_issue(settings: &Settings) {
     }
 }
 
-/// A service with so many sessions is shut out, and one with a single one.
+/// Revocation of a service with `SESSIONS` sessions, and of a service with one.
 async fn revoked() -> Row {
     let world = OnEmulator::new().await;
     let few = shut_out(&world, "few", 1).await;
@@ -455,7 +455,7 @@ async fn revoked() -> Row {
     )
 }
 
-/// How many calls to AWS it takes, and how long.
+/// Number of calls to AWS of a revocation, and its duration.
 async fn shut_out(world: &OnEmulator, service: &str, sessions: i64) -> (usize, Duration) {
     let token = world.service(service).await;
     let issued = world.broker.issue(&token, "role").await;
@@ -478,7 +478,7 @@ async fn shut_out(world: &OnEmulator, service: &str, sessions: i64) -> (usize, D
     (world.proxy.actions().len() - before, took)
 }
 
-/// Latency at rising rates, up to where it cannot be kept.
+/// Latency at rising rates, up to the highest that the broker reaches.
 async fn plotted() -> Vec<(&'static str, Vec<Point>)> {
     let world = World::new(Duration::ZERO).await;
     let settings = world.settings();
@@ -524,7 +524,7 @@ fn page(rows: &[Row]) -> String {
     page.replace("{table}\n", &table)
 }
 
-/// What it was measured on.
+/// Machine of the measurement.
 fn machine() -> String {
     let about = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let model = about

@@ -1,20 +1,20 @@
-//! A store as it is after years: leases by the million, made of one that was issued.
+//! A store like after years: leases by the million, copied from one that was issued.
 
 use crate::harness::site::Site;
 
-/// Leases that have ended, and that live.
+/// Leases that have ended, and leases that live.
 pub const PAST: i64 = 1_000_000;
 pub const LIVE: i64 = 250_000;
-/// Of how many services beside the one that asks. Each has as many as every other.
+/// Number of services besides the one that calls. All have equally many leases.
 const SERVICES: i64 = 199;
 
-/// Of a lease, beside its ID.
+/// Columns of a lease, except its ID.
 pub const COLUMNS: &str = "service, grant_name, grant_version, kind, aws_name, requested_at, state,
                        revision, due_at, access_key_id, issued_at, expires_at, cause, attempts,
                        ended_at, request_id, request_digest, renews, replacing_until, key_lost, made_by, left_to_issuer, failing_since, asked_at, holder";
 
-/// Makes copies of the one lease that the store has: `PAST` that have ended and `LIVE` that go
-/// on for another twelve hours.
+/// Copies the one lease of the store: `PAST` copies have ended, and `LIVE` copies live for another
+/// twelve hours.
 pub async fn fill(site: &Site) {
     let service = |column: &str| {
         format!(
@@ -50,7 +50,7 @@ pub async fn fill(site: &Site) {
     }
 }
 
-/// So many of those that live, in every round others, end at the same moment, in two seconds.
+/// Lets `count` live leases end at the same time, in two seconds; each round takes others.
 pub async fn end_at_once(site: &Site, round: i64, count: i64) {
     let first = PAST + round * count;
     let end = format!(
@@ -61,7 +61,7 @@ pub async fn end_at_once(site: &Site, round: i64, count: i64) {
     site.write_store(&end).await;
 }
 
-/// How many have not ended that are over.
+/// Number of leases that are due and have not ended.
 pub async fn overdue(site: &Site) -> i64 {
     let overdue = "SELECT count(*) FROM leases WHERE due_at <= {now}";
     site.stored.count(overdue).await

@@ -1,5 +1,5 @@
-//! Stands in for AWS, as fast as it goes: every call is answered after the same time, and
-//! nothing of it is checked. For figures only; what AWS would say, the tests ask elsewhere.
+//! Fast stand-in for AWS: answers every call after the same time, and checks nothing. For figures
+//! alone; other tests check what AWS would answer.
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ pub async fn serve(delay: Duration) {
         stream.set_nodelay(true).unwrap();
         let answering = service_fn(move |request| answer(request, delay));
         let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answering);
-        // Whoever hangs up, may.
+        // A caller may disconnect.
         tokio::spawn(async move { drop(connection.await) });
     }
 }
@@ -78,7 +78,7 @@ fn session() -> String {
     )
 }
 
-/// Of the users that the broker might make.
+/// Boundary of the users that the broker might make.
 fn boundary() -> String {
     let policy = include_bytes!("../../deploy/aws/boundary-policy.json");
     let policy = percent_encode(policy, NON_ALPHANUMERIC);

@@ -1,5 +1,5 @@
-//! A broker that serves, with AWS's stand-in behind it: TLS, the embedded store with full
-//! durability, a signed log; only what bounds one service is out of the way.
+//! A broker that serves, with a stand-in for AWS: TLS, the embedded store with full durability, a
+//! signed log. The limits of one service are set out of the way.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub const ROLE: &str = "arn:aws:iam::123456789012:role/credbroker-bench";
-/// As much as is asked for, and no bound in the way of it.
+/// Settings with limits that no load reaches.
 const BOUNDS: &str = "[bounds]\nconnections = 20000\nconnections_per_address = 20000\n\
                       connections_per_service = 20000\ncalls = 8192\n";
 const LIMITS: &str =
@@ -35,12 +35,12 @@ pub struct World {
     pub aws: Child,
     pub endpoint: String,
     pub process: Process,
-    /// Of the service `bench`, which has the grants `fresh` and `shared`.
+    /// Token of the service `bench`, which has the grants `fresh` and `shared`.
     token: String,
 }
 
 impl World {
-    /// Where AWS answers after `delay`.
+    /// Creates a world in which AWS answers after `delay`.
     pub async fn new(delay: Duration) -> Self {
         let mut aws = Child::start(&["stub", &delay.as_millis().to_string()]);
         let endpoint = aws.line().await;
@@ -79,12 +79,12 @@ impl World {
         self.process.id().unwrap()
     }
 
-    /// Seconds.
+    /// CPU seconds of the broker.
     pub fn cpu(&self) -> f64 {
         cpu(self.id())
     }
 
-    /// Ends it in good order. Returns what starts it again.
+    /// Stops the broker gracefully. Returns the rest of the world, which can start it again.
     pub async fn stopped(self) -> Stopped {
         stop(self.process).await;
         Stopped {
@@ -105,7 +105,7 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Starts it; whether it answers already is for the caller to see.
+    /// Starts the broker; the caller checks that it answers.
     pub fn start(self) -> World {
         let process = self.site.serve(&admin()).spawn().unwrap();
         World {

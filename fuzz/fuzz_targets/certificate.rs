@@ -19,7 +19,7 @@ fuzz_target!(|chain: &[u8]| {
         certificates: parts(chain).into_iter().map(<[u8]>::to_vec).collect(),
         ..Shown::default()
     };
-    // The store knows nobody.
+    // The store is empty.
     match doors.login(authenticator, shown) {
         Err(LoginError::Refused { .. }) => {}
         other => panic!("{other:?}"),

@@ -1,4 +1,4 @@
-//! The configuration file: it is used, or every mistake is told.
+//! Configuration file: it is used, or every mistake is reported.
 #![no_main]
 
 use credbroker::config::Config;

@@ -1,4 +1,4 @@
-//! An issuer's JWK set, by which a token is then looked at.
+//! An issuer's JWK set, with which a token is then checked.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,5 +1,5 @@
-//! Files of the log, as somebody else may have written them: records, bundles, checkpoints,
-//! signed notes, proofs.
+//! Files of the log, possibly written by an attacker: records, bundles, checkpoints, signed notes,
+//! proofs.
 #![no_main]
 
 use credbroker::audit::{
@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = Checkpoint::successor(text);
     let (key, rest) = text.split_once('\n').unwrap_or((text, ""));
     if let Ok(verifier) = key.parse::<Verifier>() {
-        // What is opened is what was signed.
+        // The opened text is the signed text.
         if let Ok(opened) = note::open(rest, &[verifier]) {
             assert!(rest.starts_with(opened));
         }

@@ -19,7 +19,7 @@ fuzz_target!(|header: &str| {
         authorization: Some(header.into()),
         ..Shown::default()
     };
-    // Nobody is known but an operator whose token is signed.
+    // The only known caller is an operator whose token is signed.
     match doors.login(authenticator, shown) {
         Ok(principal) => assert!(header.contains('.'), "{principal:?}"),
         Err(LoginError::Refused { .. }) => {}

@@ -1,4 +1,4 @@
-//! Requests as they are on the wire.
+//! Requests in their wire format.
 #![no_main]
 
 use credbroker::proto::{

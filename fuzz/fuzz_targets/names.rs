@@ -1,4 +1,4 @@
-//! Names, ARNs, ids, patterns, lifetimes: what is taken is written as it is read.
+//! Names, ARNs, ids, patterns, lifetimes: an accepted text is printed as it was read.
 #![no_main]
 
 use std::{fmt::Display, str::FromStr};

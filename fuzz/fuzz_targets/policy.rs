@@ -1,4 +1,4 @@
-//! A policy document: what is taken is written as it is read.
+//! A policy document: an accepted document is printed as it was read.
 #![no_main]
 
 use credbroker::domain::policy::{Document, strength};

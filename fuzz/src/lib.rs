@@ -1,4 +1,4 @@
-//! What the targets have in common: a broker's doors, without what is behind them.
+//! Common parts of the targets: a broker's authentication, without the rest.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
-/// The seeds' certificates and tokens are good then.
+/// Time at which the seeds' certificates and tokens are valid.
 const NOW: i64 = 1_767_225_600;
 const CA: &[u8] = include_bytes!("../seeds/ca.der");
 const KEYS: &[u8] = include_bytes!("../seeds/jwks/es256.json");
 
-/// Who finds out who calls, over an empty store.
+/// Authentication of callers over an empty store.
 pub struct Doors {
     runtime: Runtime,
     store: SqliteStore,
@@ -48,7 +48,7 @@ impl KeysOf for Known {
 }
 
 impl Doors {
-    /// With a store that knows nobody.
+    /// Creates an empty store.
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -63,7 +63,7 @@ impl Doors {
         }
     }
 
-    /// One authority, and one issuer with these keys.
+    /// Returns an authenticator with one authority, and one issuer with these keys.
     pub fn authenticator(&self, keys: Option<&[u8]>) -> Authenticator {
         let issuer = IssuerSettings {
             issuer: "https://issuer.example".to_owned(),
@@ -95,7 +95,7 @@ impl Doors {
         authenticator
     }
 
-    /// Who shows this.
+    /// Authenticates a caller that shows this.
     pub fn login(&self, authenticator: &Authenticator, shown: Shown) -> Login {
         let shown = Arc::new(shown);
         let origin = Origin {
@@ -107,12 +107,12 @@ impl Doors {
     }
 }
 
-/// The moment at which the seeds are good.
+/// Time at which the seeds are valid.
 pub fn now() -> Timestamp {
     Timestamp::from_second(NOW).expect("a time")
 }
 
-/// What is between bytes that say how long each part is: two of them before each.
+/// Splits bytes into parts; two bytes before each part have its length.
 pub fn parts(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     while let [high, low, rest @ ..] = bytes {

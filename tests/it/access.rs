@@ -1,5 +1,5 @@
-//! Who may call what, over the wire: the closed table, the roles, and the proof of
-//! identity that every call needs.
+//! Access over the wire: the closed table of methods, the roles, and the proof of identity that
+//! every call needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,14 +33,14 @@ const ISSUE: &str = "credbroker.v1.CredentialService/IssueCredentials";
 const STATUS: &str = "credbroker.v1.AdminService/GetStatus";
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const NOT_A_METHOD: &str = "credbroker.v1.AdminService/Shutdown";
-/// Where in a token its secret begins.
+/// Position in a token at which its secret begins.
 const SECRET_AT: usize = 21;
 
 async fn broker() -> Broker {
     Broker::start(&Account::new().await).await
 }
 
-/// An operator of each role, and its token.
+/// Creates an operator of each role. Returns their tokens.
 async fn operators(broker: &Broker) -> BTreeMap<&'static str, String> {
     let mut tokens = BTreeMap::new();
     for role in Role::ALL {
@@ -53,7 +53,7 @@ async fn operators(broker: &Broker) -> BTreeMap<&'static str, String> {
     tokens
 }
 
-/// The gate let the call through to its method, whatever that then said.
+/// Returns whether the gate let the call through to its method, whatever the method answered.
 fn let_in(answer: &Result<(), Status>) -> bool {
     let refusals = [
         Code::PermissionDenied,
@@ -92,7 +92,7 @@ fn the_table_names_every_rpc_of_the_proto_files_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn operators_are_told_by_reflection_what_is_served() {
+async fn reflection_by_an_operator_lists_the_served_methods() {
     let broker = broker().await;
     let asked = |token: &str| {
         let ask = ServerReflectionRequest {
@@ -150,7 +150,7 @@ async fn each_role_reaches_what_the_table_says_and_is_refused_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_service_reaches_what_is_for_services_and_no_operator_rpc() {
+async fn a_service_call_to_an_operator_rpc_is_refused() {
     let broker = broker().await;
     let (token, wire) = (broker.service("payments-api").await, broker.wire().await);
     for (method, access) in TABLE {
@@ -185,7 +185,7 @@ async fn a_method_that_is_not_in_the_table_cannot_be_called() {
     assert!(denied.iter().all(|r| r["reason"] == "NOT_PERMITTED"));
 }
 
-/// A token like `token` but for its secret; its checksum is right.
+/// Returns a token like `token` with another secret and the right checksum.
 fn with_another_secret(token: &str) -> String {
     let other = Token::new(TokenKind::Service, &SystemRandom);
     let other = other.text().expose_secret();
@@ -197,7 +197,7 @@ fn with_another_secret(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_with_a_token_the_answer_is_the_same() {
+async fn an_invalid_token_gets_the_same_answer_whatever_is_wrong() {
     let broker = broker().await;
     let good = broker.service("payments-api").await;
     let expired = broker.service("billing").await;
@@ -271,7 +271,7 @@ async fn a_suspended_service_is_refused_until_it_is_reinstated() {
 }
 
 #[tokio::test]
-async fn another_services_lease_and_grant_look_like_none() {
+async fn a_lease_or_grant_of_another_service_is_not_found() {
     let broker = broker().await;
     let (owner, stranger) = (
         broker.service("payments-api").await,

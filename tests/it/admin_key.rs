@@ -1,4 +1,4 @@
-//! The broker's own key: imported, kept sealed, replaced by another.
+//! Admin key of the broker: import, sealed storage, rotation.
 
 mod stolen;
 
@@ -23,7 +23,7 @@ const CONTAINS: fn(&[u8], &str) -> bool = |bytes, part| {
         .any(|window| window == part.as_bytes())
 };
 
-/// What `aws iam create-access-key` prints.
+/// Output of `aws iam create-access-key`.
 fn as_printed(key: &Key) -> String {
     json!({"AccessKey": {
         "UserName": ADMIN_USER, "AccessKeyId": key.id, "SecretAccessKey": key.secret,
@@ -32,7 +32,7 @@ fn as_printed(key: &Key) -> String {
     .to_string()
 }
 
-/// A key that works nowhere, so that whatever works does so by another.
+/// Key that works nowhere: every call that succeeds uses another key.
 fn dead(account: &Account) -> Key {
     Key {
         secret: "forgotten".to_owned(),
@@ -74,7 +74,7 @@ impl World {
         }
     }
 
-    /// The grace of what is replaced is over, and so is its retirement.
+    /// Waits until grace and retirement of the old key have passed.
     async fn steady(&self) -> Value {
         let steady = async || {
             self.broker
@@ -87,7 +87,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn an_imported_key_is_kept_sealed_and_survives_the_chains() {
+async fn an_imported_key_is_stored_sealed_and_outlives_the_key_of_the_chain() {
     let world = World::new().await;
     let before = world.status().await;
     assert_eq!(
@@ -132,7 +132,7 @@ async fn an_imported_key_is_kept_sealed_and_survives_the_chains() {
 }
 
 #[tokio::test]
-async fn a_rotated_key_replaces_the_one_before_which_is_switched_off_and_deleted() {
+async fn a_rotation_replaces_the_key_and_deactivates_and_deletes_the_old_one() {
     let world = World::new().await;
     let admin = world.account.admin.clone();
     world.import(&as_printed(&admin)).await.ok();
@@ -141,7 +141,7 @@ async fn a_rotated_key_replaces_the_one_before_which_is_switched_off_and_deleted
     assert_ne!(new, admin.id);
     assert_eq!(rotated["phase"], "grace");
     assert_eq!(rotated["other_access_key_ids"], json!([admin.id]));
-    // Whoever has begun with the old one ends with it.
+    // The old key works until calls that began with it have ended.
     assert!(admin.works().await);
     world.assert_issues("role").await;
     let again = world.broker.run(&["admin-key", "rotate"]).await;
@@ -181,7 +181,7 @@ async fn a_rotated_key_replaces_the_one_before_which_is_switched_off_and_deleted
 }
 
 #[tokio::test]
-async fn every_form_of_a_key_is_read_and_what_is_none_is_refused() {
+async fn a_key_is_read_in_every_form_and_other_text_is_refused() {
     let world = World::new().await;
     let Key { id, secret, .. } = &world.account.admin;
     let nothing = world.import("hush, I am no key").await;
@@ -198,7 +198,7 @@ async fn every_form_of_a_key_is_read_and_what_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_key_that_aws_does_not_accept_or_that_is_somebody_elses_is_refused() {
+async fn a_key_refused_by_aws_or_of_another_user_is_not_imported() {
     let world = World::new().await;
     let admin = world.account.admin.clone();
     let mistyped = Key {
@@ -241,12 +241,12 @@ async fn a_key_that_aws_does_not_accept_or_that_is_somebody_elses_is_refused() {
 }
 
 #[tokio::test]
-async fn another_import_takes_the_place_of_the_kept_key() {
+async fn a_second_import_replaces_the_stored_key() {
     let world = World::new().await;
     let admin = world.account.admin.clone();
     world.import(&as_printed(&admin)).await.ok();
     let second = second_key(&world.account, ADMIN_USER).await;
-    // The kept one is dead, in the middle of being replaced.
+    // The stored key is dead, in the middle of its rotation.
     world
         .proxy
         .inject("CreateAccessKey", Fault::Answer(403, "AccessDenied", "no"));
@@ -261,7 +261,7 @@ async fn another_import_takes_the_place_of_the_kept_key() {
         .user_name(ADMIN_USER)
         .access_key_id(&second.id);
     delete.send().await.unwrap();
-    // AWS has certainly made none, so nothing is going on and nothing is taken away.
+    // AWS has certainly made no key, so no rotation is in progress and no key is deleted.
     let rotate = world.broker.run(&["admin-key", "rotate"]).await;
     rotate.fails(6, &["reason: ADMIN_NOT_ALLOWED"]);
     let status = world.status().await;
@@ -309,8 +309,8 @@ async fn without_its_sealing_key_a_broker_starts_only_with_another_admin_key() {
     ];
     closed.fails(6, &words);
 
-    // With a good key in the chain it starts, and another can be imported. A rotation
-    // that was going on does not take that key for a forgotten one.
+    // With a good key in the chain the broker starts, and another key can be imported. The rotation
+    // in progress does not take the chain's key for an orphan.
     broker
         .write_store("UPDATE admin_key SET phase = 'creating', due_at = 0")
         .await;
@@ -337,7 +337,7 @@ async fn without_its_sealing_key_a_broker_starts_only_with_another_admin_key() {
 }
 
 #[tokio::test]
-async fn a_key_is_rotated_by_itself_when_it_has_come_of_age() {
+async fn a_key_past_its_rotation_age_is_rotated_automatically() {
     let world = Stepped::with(Ways {
         rotate_every: Some(Duration::from_hours(24)),
         ..Ways::default()
@@ -365,12 +365,12 @@ async fn a_key_is_rotated_by_itself_when_it_has_come_of_age() {
     assert_eq!(tend(299).await.0, "retiring");
     assert_eq!(tend(1).await, ("steady", new.clone()));
     assert_eq!(world.account.keys_of(ADMIN_USER).await, [new.as_str()]);
-    // And so on.
+    // The next rotation follows in the same way.
     assert_ne!(tend(86_400).await.1, new);
 }
 
 #[tokio::test]
-async fn there_is_never_a_moment_without_a_key_that_works() {
+async fn a_rotation_never_leaves_the_broker_without_a_working_key() {
     let world = Stepped::with(Ways::quick()).await;
     world.import(&world.account.admin).await.unwrap();
     world.issue("role").await.unwrap();
@@ -397,13 +397,13 @@ async fn there_is_never_a_moment_without_a_key_that_works() {
 }
 
 #[tokio::test]
-async fn a_key_that_aws_made_late_is_gone_when_the_rotation_is_done() {
+async fn a_key_that_aws_makes_late_is_deleted_by_the_end_of_the_rotation() {
     let world = Stepped::with(Ways::quick()).await;
     world.import(&world.account.admin).await.unwrap();
     world.rotate().await.unwrap();
     let kept = world.admin_key().await.kept.unwrap();
     assert_eq!(kept.phase.as_str(), "grace");
-    // Just as the old one goes, AWS makes what was asked of it long ago.
+    // The old key is deleted, and AWS makes a key of an earlier, late request.
     let (iam, old) = (world.account.root.iam(), &world.account.admin.id);
     let delete = iam.delete_access_key().user_name(ADMIN_USER);
     delete.access_key_id(old).send().await.unwrap();
@@ -435,13 +435,13 @@ async fn a_store_belongs_to_one_account() {
     world.broker.store.given_to(&mut other);
     Run::of(other, "").await.fails(6, &words);
 
-    // What AWS did not tell at the start ends the broker as soon as it does.
+    // AWS did not answer at the start: once it does, the broker stops.
     world.proxy.inject("GetCallerIdentity", Fault::Cut);
     let (endpoint, key) = (world.proxy.endpoint.clone(), stranger.admin);
     let mut broker = world.broker.start_again(&key, &endpoint).await;
     world.proxy.heal();
     assert!(!broker.ended().await, "it ended well");
-    // Its last words may still be on their way.
+    // The last log lines may still be on their way.
     let told = async || {
         let log = broker.log.lock().unwrap();
         words.iter().all(|word| log.contains(word)).then_some(())
@@ -453,7 +453,7 @@ async fn a_store_belongs_to_one_account() {
 }
 
 #[tokio::test]
-async fn a_scheduled_rotation_that_cannot_begin_says_so() {
+async fn a_scheduled_rotation_that_cannot_begin_records_the_reason() {
     let world = Stepped::with(Ways {
         rotate_every: Some(Duration::from_hours(24)),
         ..Ways::default()
@@ -464,7 +464,7 @@ async fn a_scheduled_rotation_that_cannot_begin_says_so() {
     world.wait(86_400);
     for failed in 1..=2 {
         world.broker.tend_admin_key_once().await.unwrap_err();
-        // Not before its time.
+        // The next attempt does not come before its time.
         world.broker.tend_admin_key_once().await.unwrap();
         let kept = world.admin_key().await.kept.unwrap();
         assert_eq!(kept.failure.as_deref(), Some("SECOND_ADMIN_KEY"));

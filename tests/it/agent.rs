@@ -28,12 +28,12 @@ use crate::harness::{Key, Run, World, broker::credbroker, eventually, eventually
 pub(crate) struct Agent {
     home: TempDir,
     child: Child,
-    /// What it has told of each grant.
+    /// Lines that the agent has printed for each grant.
     told: Vec<Value>,
 }
 
 impl Agent {
-    /// With these grants, and more flags.
+    /// Starts an agent with these grants, and more flags.
     pub(crate) async fn start(world: &World, grants: &[&str], flags: &[&str]) -> Self {
         Self::start_in(TempDir::new().unwrap(), world, grants, flags).await
     }
@@ -65,19 +65,19 @@ impl Agent {
         self.told[number]["env_file"].as_str().unwrap().into()
     }
 
-    /// Where the credentials of its grant of this number are.
+    /// URL of the credentials of the grant with this number.
     pub(crate) fn url(&self, number: usize) -> String {
         let line = fs::read_to_string(self.env_file(number)).unwrap();
         let url = line.strip_prefix("AWS_CONTAINER_CREDENTIALS_FULL_URI=");
         url.unwrap().trim_end().to_owned()
     }
 
-    /// Answer for its first grant: the document, or why there is none.
+    /// Answer for the agent's first grant: the document, or the error.
     pub(crate) async fn credentials(&self) -> Value {
         ask(&self.url(0)).await.1
     }
 
-    /// Ends it in good order.
+    /// Stops the agent gracefully.
     async fn stop(mut self) -> TempDir {
         let pid = self.child.id().unwrap().to_string();
         let kill = Command::new("kill").args(["-TERM", &pid]).status();
@@ -87,7 +87,7 @@ impl Agent {
     }
 }
 
-/// A command of the service's, not yet started.
+/// A command of the service, not yet started.
 fn command(world: &World, args: &[&str]) -> Command {
     let mut command = credbroker(args);
     command
@@ -96,18 +96,18 @@ fn command(world: &World, args: &[&str]) -> Command {
     command
 }
 
-/// What is answered: the status and the document.
+/// Sends a GET. Returns the status and the document.
 async fn ask(url: &str) -> (u16, Value) {
     ask_with(url, "GET", &[]).await
 }
 
-/// With these headers; one that is `Host` takes the place of the right one.
+/// Sends these headers; a `Host` among them replaces the right one.
 async fn ask_with(url: &str, method: &str, headers: &[(&str, &str)]) -> (u16, Value) {
     let (_, path) = url[7..].split_once('/').unwrap();
     ask_for(url, method, &format!("/{path}"), headers).await
 }
 
-/// The endpoint of this URL for another target.
+/// Sends another target to the endpoint of this URL.
 async fn ask_for(url: &str, method: &str, target: &str, headers: &[(&str, &str)]) -> (u16, Value) {
     let (host, _) = url[7..].split_once('/').unwrap();
     let mut request =
@@ -163,7 +163,7 @@ async fn sdks_of_the_machine_get_sessions_of_several_grants_and_one_each() {
     assert_eq!(mode(&agent.home.path().join("credbroker")), 0o700);
     assert_ne!(agent.url(0), agent.url(1));
     assert_eq!(world.leases().await.len(), 2);
-    // Who is told of an address once can rely on it.
+    // A printed address stays valid for later starts.
     let url = agent.url(1);
     assert!(url.ends_with("/role"), "{url}");
     let listen = url[7..].split_once('/').unwrap().0.to_owned();
@@ -177,7 +177,7 @@ async fn sdks_of_the_machine_get_sessions_of_several_grants_and_one_each() {
     let again = Agent::start_in(home, &world, &["role"], &["--listen", &listen]).await;
     assert_eq!(again.url(0), url);
     served(&url).await;
-    // At another address it is another: somebody may have taken the old one meanwhile.
+    // The secret changes with the address: another process may have the old address.
     let home = again.stop().await;
     let moved = Agent::start_in(home, &world, &["role"], &[]).await;
     let secret = |url: &str| url.rsplit('/').nth(1).unwrap().to_owned();
@@ -185,7 +185,7 @@ async fn sdks_of_the_machine_get_sessions_of_several_grants_and_one_each() {
 }
 
 #[tokio::test]
-async fn an_agents_files_are_its_own() {
+async fn an_agent_directory_open_to_others_is_refused() {
     let world = World::new().await;
     let home = TempDir::new().unwrap();
     let dir = home.path().join("credbroker");
@@ -205,7 +205,7 @@ async fn an_agents_files_are_its_own() {
         nowhere.fails(2, &["XDG_RUNTIME_DIR names no directory"]);
     }
     fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
-    // What is no whole secret is none.
+    // An incomplete secret is ignored.
     fs::write(dir.join("secret"), "").unwrap();
     let mut agent = Agent::start_in(home, &world, &["role"], &[]).await;
     assert_eq!(agent.url(0).rsplit('/').nth(1).unwrap().len(), 43);
@@ -218,11 +218,11 @@ async fn an_agents_files_are_its_own() {
     assert!(!agent.env_file(0).exists());
 }
 
-/// Asks for as much as the endpoint takes, and reads nothing.
+/// Sends as many requests as the endpoint accepts, and reads nothing.
 async fn unread(address: &str) -> TcpStream {
     let stream = TcpStream::connect(address).await.unwrap();
     let asked = b"GET /x HTTP/1.1\r\nHost: evil.example\r\n\r\n".repeat(1000);
-    // What it does not take in a while it does not take.
+    // A short wait shows that the endpoint accepts no more.
     while timeout(Duration::from_millis(100), stream.writable())
         .await
         .is_ok()
@@ -237,7 +237,7 @@ async fn unread(address: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn who_asks_and_reads_nothing_keeps_nobody_from_being_served_for_long() {
+async fn a_client_that_reads_nothing_does_not_block_other_clients() {
     let world = World::new().await;
     let agent = Agent::start(&world, &["role"], &[]).await;
     let url = agent.url(0);
@@ -259,7 +259,7 @@ async fn who_asks_and_reads_nothing_keeps_nobody_from_being_served_for_long() {
 }
 
 #[tokio::test]
-async fn nobody_else_gets_any() {
+async fn a_request_without_the_secret_gets_no_credentials() {
     let world = World::new().await;
     let agent = Agent::start(&world, &["role", "user"], &[]).await;
     let url = agent.url(0);
@@ -300,14 +300,14 @@ async fn nobody_else_gets_any() {
         (&format!("http://127.0.0.1:{port}/{grant}"), 404),
         (&format!("{base}/federation"), 404),
         (&format!("{base}/"), 404),
-        // SDKs take no credentials without a token.
+        // SDKs accept no credentials without a token.
         (&format!("{base}/user"), 403),
     ] {
         let (got, document) = ask(asked).await;
         assert_eq!(got, status, "{asked}: {document}");
         assert!(document.get("AccessKeyId").is_none(), "{asked}");
     }
-    // The form in which a proxy is asked.
+    // Request in the form for a proxy.
     let (status, _) = ask_for(&url, "GET", &url, &[]).await;
     assert_eq!(status, 403);
     for method in ["HEAD", "POST", "PUT"] {
@@ -373,7 +373,7 @@ async fn the_last_session_serves_through_an_outage_and_a_revoked_one_is_dropped_
 }
 
 #[tokio::test]
-async fn a_profile_is_kept_among_those_of_others_and_removed_at_the_end() {
+async fn an_agent_profile_is_added_beside_others_and_removed_at_the_end() {
     let world = World::new().await;
     let home = TempDir::new().unwrap();
     let aws = home.path().join("aws");
@@ -403,7 +403,7 @@ async fn a_profile_is_kept_among_those_of_others_and_removed_at_the_end() {
 }
 
 #[tokio::test]
-async fn somebody_elses_profile_is_left_alone_and_one_profile_is_of_one_grant() {
+async fn a_foreign_profile_is_not_changed_and_a_profile_has_one_grant() {
     let world = World::new().await;
     let home = TempDir::new().unwrap();
     let aws = home.path().join("aws");

@@ -1,4 +1,4 @@
-//! Where the configuration says so, some changes take a second operator.
+//! Changes that need a second operator, if the configuration says so.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ use crate::{
     },
 };
 
-/// A broker that takes two for some changes; operators `ann` and `bob` are admins, `carl` is
-/// a grant-admin.
+/// A broker that requires two operators for some changes; operators `ann` and `bob` are admins,
+/// `carl` is a grant-admin.
 struct Pair {
     account: Account,
     site: Site,
@@ -70,13 +70,13 @@ impl Pair {
         self.run_in(name, args, "").await
     }
 
-    /// Those that are open, as `name` sees them.
+    /// Open approvals, as `name` sees them.
     async fn open(&self, name: &str) -> Vec<Value> {
         let list = self.run(name, &["approval", "list", "-o", "json"]).await;
         list.ok().json().as_array().unwrap().clone()
     }
 
-    /// The only one that is open.
+    /// The only open approval.
     async fn only_open(&self) -> String {
         let [open] = &self.open("ann").await[..] else {
             panic!("{:?}", self.open("ann").await);
@@ -84,14 +84,15 @@ impl Pair {
         open["approval_id"].as_str().unwrap().to_owned()
     }
 
-    /// It is refused to one alone, done with the other's consent, and not once more.
+    /// Asserts that the change is refused to one operator, made once with the other's consent, and
+    /// then refused again.
     async fn takes_two(&self, args: &[&str], input: &str, summary: &str) -> Value {
         let asked = self.run_in("ann", args, input).await;
         let asked = asked.fails(
             6,
             &["takes a second operator", "APPROVAL_REQUIRED", summary],
         );
-        // To ask twice is to ask once.
+        // A repeated request creates no second approval.
         self.run_in("ann", args, input)
             .await
             .fails(6, &["APPROVAL_REQUIRED"]);
@@ -110,7 +111,7 @@ impl Pair {
             .run("bob", &["approval", "approve", id, "-o", "json"])
             .await;
         assert_eq!(given.ok().json()["approved_by"], "bob");
-        // It is ann's to do, and nobody else's.
+        // Ann alone may make the change.
         self.run_in("bob", args, input)
             .await
             .fails(6, &["APPROVAL_REQUIRED"]);
@@ -128,7 +129,7 @@ impl Pair {
 }
 
 #[tokio::test]
-async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
+async fn a_sensitive_change_needs_a_second_operator() {
     let pair = Pair::new().await;
     let began = Instant::now();
     let policy = policy().to_string();
@@ -144,11 +145,11 @@ async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
     let put = [&put[..], &["--policy-file", "-"]].concat();
     let open = pair.takes_two(&put, &policy, "put grant pay/work").await;
     assert_eq!(open["change"]["spec"]["max_ttl"], 7200, "{open}");
-    // The same with a shorter life takes one, with a longer life two.
+    // The same grant with a shorter life needs one operator, with a longer life two.
     let shorter = [&put[..6], &["1h", "--policy-file", "-"]].concat();
     pair.run_in("ann", &shorter, &policy).await.ok();
     pair.takes_two(&put, &policy, "put grant pay/work").await;
-    // To take away takes one.
+    // Deletion needs one operator.
     pair.run("ann", &["grant", "delete", "pay/work"]).await.ok();
 
     let create = ["operator", "create", "dora", "--role", "viewer"];
@@ -166,7 +167,7 @@ async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
     let archive = TempDir::new().unwrap();
     let archive = archive.path().display().to_string();
     pair.run("ann", &["audit", "export", &archive]).await.ok();
-    // On a fast machine all of this takes less.
+    // A fast machine does all of this in less time.
     let is_old = async || (began.elapsed() > Duration::from_secs(2)).then_some(());
     eventually("the first records are two seconds old", is_old).await;
     let prune = ["audit", "prune", &archive, "--older-than", "1s"];
@@ -189,7 +190,7 @@ async fn what_widens_imports_prunes_or_changes_operators_takes_a_second_one() {
 }
 
 #[tokio::test]
-async fn an_approval_is_for_what_was_asked_by_whom_it_was_asked_and_for_a_day() {
+async fn an_approval_covers_one_change_by_one_operator_for_a_day() {
     let pair = Pair::new().await;
     let create = |role| ["operator", "create", "dora", "--role", role];
     let open = async || {
@@ -201,14 +202,14 @@ async fn an_approval_is_for_what_was_asked_by_whom_it_was_asked_and_for_a_day() 
         .await
         .fails(6, &["APPROVAL_REQUIRED"]);
     let id = open().await.unwrap();
-    // Whoever could not do it does not approve it.
+    // An operator whose role could not make the change may not approve it.
     let carl = pair.run("carl", &["approval", "approve", &id]).await;
     carl.fails(6, &["APPROVAL_ROLE"]);
     pair.run("bob", &["approval", "approve", &id]).await.ok();
     pair.run("bob", &["approval", "approve", &id])
         .await
         .fails(6, &["APPROVAL_GIVEN"]);
-    // More than was approved takes another.
+    // A larger change than the approved one needs another approval.
     pair.run("ann", &create("admin"))
         .await
         .fails(6, &["APPROVAL_REQUIRED"]);
@@ -217,7 +218,7 @@ async fn an_approval_is_for_what_was_asked_by_whom_it_was_asked_and_for_a_day() 
     pair.run("ann", &["approval", "reject", &more]).await.ok();
     let gone = pair.run("bob", &["approval", "approve", &more]).await;
     gone.fails(5, &["there is no approval"]);
-    // Over is over.
+    // An expired approval is gone.
     pair.site
         .write_store("UPDATE approvals SET expires_at = 1")
         .await;
@@ -253,7 +254,7 @@ async fn an_approval_is_for_what_was_asked_by_whom_it_was_asked_and_for_a_day() 
 }
 
 #[tokio::test]
-async fn of_two_who_use_one_approval_at_a_time_one_does() {
+async fn concurrent_uses_of_one_approval_succeed_once() {
     let pair = Pair::new().await;
     let create = ["operator", "create", "dora", "--role", "viewer"];
     pair.run("ann", &create)
@@ -269,7 +270,7 @@ async fn of_two_who_use_one_approval_at_a_time_one_does() {
 }
 
 #[tokio::test]
-async fn who_could_not_make_a_change_does_not_keep_others_from_it() {
+async fn requests_of_an_operator_at_the_limit_do_not_block_other_operators() {
     let pair = Pair::new().await;
     let create = ["operator", "create", "dora", "--role", "viewer"];
     pair.run("ann", &create)
@@ -278,7 +279,7 @@ async fn who_could_not_make_a_change_does_not_keep_others_from_it() {
     let id = pair.only_open().await;
     let reject = ["approval", "reject", &id];
     pair.run("carl", &reject).await.fails(6, &["APPROVAL_ROLE"]);
-    // As many as one may ask for, and not one more; the others ask all the same.
+    // An operator may have a limited number of open requests; other operators are not affected.
     let policy = policy().to_string();
     for number in 0..=20 {
         let grant = format!("pay/grant-{number}");
@@ -302,18 +303,18 @@ async fn who_could_not_make_a_change_does_not_keep_others_from_it() {
     pair.run("ann", &other)
         .await
         .fails(6, &["APPROVAL_REQUIRED"]);
-    // Its removal takes nobody's consent, its own included.
+    // Removal of an operator needs no consent, and ends that operator's requests.
     pair.run("ann", &["operator", "delete", "carl"]).await.ok();
     let open = pair.open("bob").await;
     assert!(open.iter().all(|open| open["requested_by"] == "ann"));
     assert_eq!(open.len(), 2, "{open:?}");
-    // Who has asked may think better of it.
+    // The operator who requested a change may withdraw it.
     pair.run("ann", &reject).await.ok();
     stop(pair.child).await;
 }
 
 #[tokio::test]
-async fn consent_ends_when_it_is_withdrawn_with_its_operator_and_with_the_version_it_was_for() {
+async fn an_approval_ends_when_withdrawn_or_with_its_operator_or_version() {
     let pair = Pair::new().await;
     let policy = policy().to_string();
     let put = |ttl| {
@@ -331,7 +332,7 @@ async fn consent_ends_when_it_is_withdrawn_with_its_operator_and_with_the_versio
     consent(&two).await;
     pair.run_in("ann", &two, &policy).await.ok();
 
-    // Another operator changes the grant before the change that was agreed to is made.
+    // Another operator changes the grant between the approval and the change.
     let id = consent(&four).await;
     pair.run_in("bob", &one, &policy).await.ok();
     let asked = pair.run_in("ann", &four, &policy).await;

@@ -1,5 +1,5 @@
-//! The audit log: everything leaves a record, in order and without gaps, and nobody
-//! changes one.
+//! Audit log: every action leaves a record, in order and without gaps, and no record can be
+//! changed.
 
 mod agreement;
 mod checkpoints;
@@ -42,7 +42,7 @@ fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"}})
 }
 
-/// Adds so many records to the log of a broker that has stopped.
+/// Adds `count` records to the log of a stopped broker.
 async fn fill(broker: &Broker, count: usize) {
     fill_store(&broker.store, count).await;
 }
@@ -65,7 +65,7 @@ async fn every_rpc_leaves_a_record_when_it_succeeds() {
     let broker = Broker::start(&account).await;
     let called = script::called(&account, &broker).await;
     let methods: BTreeSet<&str> = called.iter().map(String::as_str).collect();
-    // What reflection tells is no state of the broker's, and leaves no record.
+    // Reflection shows no state of the broker, and leaves no record.
     let ours = TABLE
         .iter()
         .map(|(name, _)| *name)
@@ -94,7 +94,7 @@ const ADMIN: &str = "operator:admin";
 const VERA: &str = "operator:vera";
 const SERVICE: &str = "service:pay";
 
-/// Who calls what, and what the log then says.
+/// Calls by caller, and the record of their refusal.
 const REFUSALS: &[(&str, &str, &str)] = &[
     ("unknown", "status", "login.failed denied TOKEN_MALFORMED"),
     (
@@ -153,7 +153,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// A broker where all of that is refused, and the tokens of service and viewer.
+/// Starts a broker that refuses all of them. Returns the tokens of service and viewer.
 async fn refusing() -> (Broker, String, String) {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;
@@ -304,7 +304,7 @@ async fn the_store_itself_refuses_to_change_or_delete_a_record() {
             "{refused}"
         );
     }
-    // The connection may write otherwise.
+    // The connection may write elsewhere.
     assert_eq!(
         execute(&broker, "UPDATE services SET created_at = 1").await,
         Ok(1)
@@ -341,7 +341,7 @@ async fn a_follower_sees_each_record_as_it_is_written() {
         .stdout(Stdio::piped());
     let mut tail = command.spawn().unwrap();
     let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-    // What the broker does by itself may come in between.
+    // Records of the broker's own work may come in between.
     let mut next = async || -> Value {
         loop {
             let line = lines.next_line().await.unwrap().unwrap();
@@ -366,7 +366,7 @@ async fn a_follower_sees_each_record_as_it_is_written() {
     tail.kill().await.unwrap();
     let newest = broker.run(&["audit", "tail", "-n", "2"]).await.ok().stdout;
     assert_eq!(newest.lines().count(), 2, "{newest}");
-    // What the broker records by itself comes between.
+    // Records of the broker's own work come in between.
     let newest = broker.run(&["audit", "tail", "-n", "20"]).await.ok().stdout;
     let created = newest
         .lines()

@@ -1,5 +1,5 @@
-//! `deploy/aws/bootstrap.sh` with the AWS CLI, on an empty account, on one that an earlier
-//! version has prepared and on one beside the broker's, and a broker on what it leaves.
+//! `deploy/aws/bootstrap.sh` with the AWS CLI, on an empty account, on one that an earlier version
+//! has prepared and on another than the broker's, and a broker with its result.
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
@@ -42,7 +42,7 @@ fn decoded(document: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The default version of a policy under the broker's path.
+/// Default version of a policy under the broker's path.
 async fn policy(account: &Account, name: &str) -> Value {
     let iam = account.root.iam();
     let arn = format!("arn:aws:iam::{}:policy/credbroker/{name}", account.id);
@@ -113,7 +113,7 @@ async fn role(account: &Account, name: &str) -> Role {
     role.unwrap().role.unwrap()
 }
 
-/// Gives a policy the rendering that the emulator can judge.
+/// Replaces a policy with a rendering that the emulator can judge.
 async fn scope_by_name(account: &Account, name: &str, shipped: Value) {
     let arn = format!("arn:aws:iam::{}:policy/credbroker/{name}", account.id);
     let version = account.root.iam().create_policy_version().policy_arn(arn);
@@ -134,7 +134,7 @@ async fn broker_with(key_file: &Path) -> Broker {
     .await
 }
 
-/// Two buckets with an object each, of which the role may read the first.
+/// Creates two buckets with an object each; the role may read the first.
 async fn buckets(account: &Account) -> [String; 2] {
     let names = [account.unique("reports"), account.unique("payroll")];
     for name in &names {
@@ -144,7 +144,7 @@ async fn buckets(account: &Account) -> [String; 2] {
     names
 }
 
-/// What it makes, it finds made, and a file that is there it leaves alone.
+/// Asserts that a second run finds everything in place, and keeps an existing file.
 async fn assert_a_second_run_changes_nothing(account: &Account, key_file: &str, bucket: &str) {
     let second = bootstrap(account, &["--example-bucket", bucket]).await.ok();
     assert!(second.stdout.contains("Nothing was changed"), "{second:#?}");
@@ -154,7 +154,7 @@ async fn assert_a_second_run_changes_nothing(account: &Account, key_file: &str, 
     assert_eq!(std::fs::read(key_file).unwrap(), key);
 }
 
-/// The example role reads the one bucket, by the broker's hands.
+/// Asserts that a session of the example role, issued by the broker, reads the one bucket.
 async fn assert_works(account: &Account, key_file: &Path, [inside, outside]: [String; 2]) {
     let (policy, bound) = (
         admin_policy(&account.id),
@@ -181,7 +181,7 @@ async fn assert_works(account: &Account, key_file: &Path, [inside, outside]: [St
 
 /// Slow for its forty starts of the AWS CLI.
 #[tokio::test]
-async fn bootstrap_makes_what_it_says_once_and_the_broker_works_with_its_key() {
+async fn bootstrap_prepares_an_account_once_and_the_broker_works_with_its_key() {
     let (account, home) = (Account::empty(), TempDir::new().unwrap());
     let buckets = buckets(&account).await;
     let key_file = home.path().join("key");
@@ -211,7 +211,8 @@ async fn bootstrap_makes_what_it_says_once_and_the_broker_works_with_its_key() {
     assert_works(&account, &key_file, buckets).await;
 }
 
-/// What the first version of the script made: no boundary but that of issued users.
+/// Prepares an account like the first version of the script: with the boundary of issued users
+/// alone.
 async fn prepare_as_before(account: &Account) {
     let iam = account.root.iam();
     let make = async |name: &str, document: &str| {
@@ -253,7 +254,7 @@ async fn an_account_prepared_by_an_earlier_version_gets_its_boundaries() {
     assert_made(&account).await;
 }
 
-/// The broker's user in the role that it revokes in, in another account.
+/// Session of the broker's user in the role with which it revokes in another account.
 async fn as_revoker(home: &Account, member: &Account) -> Key {
     let role = format!(
         "arn:aws:iam::{}:role/credbroker/credbroker-revoker",
@@ -262,7 +263,7 @@ async fn as_revoker(home: &Account, member: &Account) -> Key {
     let tag = Tag::builder().key("credbroker:service").value("pay");
     let assume = home.admin.sts().assume_role().role_arn(role);
     let assume = assume.role_session_name("revoker");
-    // As a session that is issued to a service would be.
+    // A session issued to a service would have this tag.
     let tagged = assume.clone().tags(tag.build().unwrap()).send().await;
     assert_eq!(tagged.unwrap_err().code(), Some("AccessDenied"));
     let session = assume.send().await.unwrap().credentials.unwrap();
@@ -273,7 +274,7 @@ async fn as_revoker(home: &Account, member: &Account) -> Key {
     }
 }
 
-/// It puts denials on roles there, and makes and attaches their policy, and nothing else.
+/// Asserts that the revoker can deny on roles, manage and attach its policy, and do nothing else.
 async fn assert_denies_and_nothing_else(revoker: &Key, member: &Account) {
     let (iam, denials) = (revoker.iam(), "credbroker-denials-0123456789");
     let deny = json!({"Version": "2012-10-17", "Statement": {"Effect": "Deny", "Action": "*", "Resource": "*"}});
@@ -318,7 +319,7 @@ async fn an_account_beside_the_brokers_gets_a_role_that_denies_sessions_there() 
 }
 
 #[tokio::test]
-async fn the_brokers_own_account_is_no_member_of_itself() {
+async fn bootstrap_refuses_the_brokers_own_account_as_a_member() {
     let account = Account::empty();
     let own = format!("arn:aws:iam::{}:user/credbroker-admin", account.id);
     let refused = bootstrap(&account, &["--member-of", &own]).await;
@@ -350,11 +351,11 @@ async fn a_mistyped_option_changes_nothing() {
 }
 
 #[tokio::test]
-async fn no_user_is_made_before_the_boundary_has_been_seen_to_bound() {
+async fn bootstrap_makes_no_user_before_the_boundary_is_effective() {
     let (world, kept) = (Stepped::new().await, "credbroker-boundary");
     let iam = world.account.root.iam();
     let boundary = world.account.boundary();
-    // AWS keeps a boundary that somebody has.
+    // AWS keeps a boundary that is in use.
     let role = world.account.unique("credbroker-any");
     let lift = iam.delete_role_permissions_boundary().role_name(role);
     lift.send().await.unwrap();

@@ -1,4 +1,4 @@
-//! Leases end by AWS's clock, whatever the machine's says.
+//! Leases end by AWS's clock, whatever the machine's clock says.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn a_machine_whose_clock_is_an_hour_wrong_neither_kills_nor_prolongs_a_lea
             ..Ways::default()
         })
         .await;
-        // As at every start, before anything ends.
+        // Every start does this before any lease ends.
         world.admin_key().await.identity.unwrap();
         world.broker.settle_clock().await;
         let off = world.broker.now().duration_since(wall_time());
@@ -47,7 +47,7 @@ async fn a_machine_whose_clock_is_an_hour_wrong_neither_kills_nor_prolongs_a_lea
         for lease in [&kept.lease, &session.lease] {
             assert_eq!(world.lease(lease).await.state.as_str(), "active");
         }
-        // AWS's own expiration is what is recorded.
+        // The lease records AWS's own expiration.
         let told = session.credentials.expires_at.unwrap();
         assert_eq!(session.lease.issued().unwrap().expires_at, told);
     }

@@ -1,4 +1,4 @@
-//! `GET /v1/credentials/GRANT`, as AWS SDKs ask it.
+//! `GET /v1/credentials/GRANT`, in the form that AWS SDKs send.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{Broker, Key, World, proxy::Fault, stepped::policy, wire::tls_ask};
 
-/// What is answered: the status, the head in lower case, and the document.
+/// Answer: the status, the head in lower case, and the document.
 struct Answered {
     status: u16,
     head: String,
@@ -16,7 +16,7 @@ struct Answered {
 }
 
 impl Answered {
-    /// In the words of SDKs that read either spelling.
+    /// Asserts a refusal with a document that SDKs read in either spelling.
     fn refuses(&self, status: u16, code: &str, words: &str) {
         let document = &self.document;
         assert_eq!(self.status, status, "{document}");
@@ -49,7 +49,7 @@ async fn ask(broker: &Broker, method: &str, grant: &str, token: &str) -> Answere
 async fn an_sdk_gets_the_document_of_the_container_credentials_contract() {
     let world = World::new().await;
     for grant in ["role", "federation"] {
-        // The token is sent as it stands in the token file.
+        // SDKs send the content of the token file unchanged.
         for token in [world.token.clone(), format!("Bearer {}", world.token)] {
             let answered = ask(&world.broker, "GET", grant, &token).await;
             let document = &answered.document;
@@ -77,7 +77,7 @@ async fn an_sdk_gets_the_document_of_the_container_credentials_contract() {
 }
 
 #[tokio::test]
-async fn what_is_handed_out_lives_twenty_minutes_however_short_the_grants_default() {
+async fn endpoint_credentials_live_twenty_minutes_under_a_shorter_default() {
     let world = World::new().await;
     let short = ["--role-arn", &world.role, "--ttl", "15m", "--max-ttl", "1h"];
     world
@@ -113,7 +113,7 @@ async fn what_is_handed_out_lives_twenty_minutes_however_short_the_grants_defaul
 }
 
 #[tokio::test]
-async fn a_session_that_is_shared_is_there_at_once_and_without_aws() {
+async fn a_shared_session_is_returned_at_once_without_a_call_to_aws() {
     let world = World::new().await;
     let shared = ["--role-arn", &world.role, "--reuse", "per-service"];
     world
@@ -129,7 +129,7 @@ async fn a_session_that_is_shared_is_there_at_once_and_without_aws() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_final_and_an_outage_is_worth_another_try() {
+async fn an_endpoint_refusal_is_final_and_an_outage_is_retryable() {
     let world = World::new().await;
     let (broker, token) = (&world.broker, &world.token);
     let denied = async |grant: &str, token: &str, words: &str| {
@@ -142,7 +142,7 @@ async fn a_refusal_is_final_and_an_outage_is_worth_another_try() {
     denied("..%2Fadmin", token, "").await;
     denied("user", token, "no session token").await;
     denied("role", broker.admin_token(), "for services").await;
-    // Not even the head of what nobody would see.
+    // HEAD is refused: it would issue credentials that the caller never gets.
     let head = ask(broker, "HEAD", "role", token).await;
     assert_eq!(head.status, 405);
 

@@ -1,4 +1,4 @@
-//! What people script against: JSON field by field, exit statuses, what goes where.
+//! Contract with scripts: JSON field by field, exit statuses, output streams.
 
 mod settings;
 
@@ -62,7 +62,7 @@ impl World {
             .to_owned()
     }
 
-    /// A shell with `credbroker` and the AWS CLI, as the service would have it.
+    /// Runs a shell with `credbroker` and the AWS CLI, like the service has it.
     async fn shell(&self, script: &str) -> Run {
         let (aws, credbroker) = (emulator().bin.display(), BINARY.rsplit_once('/').unwrap().0);
         let path = std::env::var("PATH").unwrap();
@@ -76,7 +76,7 @@ impl World {
             .env("AWS_ENDPOINT_URL", &emulator().endpoint)
             .env("AWS_DEFAULT_REGION", REGION)
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            // Of an earlier session: a user's key must not be mixed with it.
+            // Token of an earlier session: a user's key must not be mixed with it.
             .env("AWS_SESSION_TOKEN", "stale");
         Run::of(command, "").await
     }
@@ -93,7 +93,7 @@ fn assert_keys(value: &Value, keys: &[&str]) {
     assert_eq!(found, keys.iter().copied().collect(), "{value}");
 }
 
-/// At least these; more may be added.
+/// Asserts that these keys are present; more may be added.
 #[track_caller]
 fn assert_has_keys(value: &Value, keys: &[&str]) {
     for key in keys {
@@ -112,7 +112,7 @@ fn assert_time(value: &Value) {
 }
 
 #[tokio::test]
-async fn a_new_token_tells_its_service_id_text_and_expiry() {
+async fn a_new_token_prints_its_service_id_text_and_expiry() {
     let world = World::new().await;
     let create = ["service", "token", "create", "pay"];
     let made = world.broker.json(&create).await;
@@ -226,7 +226,7 @@ async fn the_aws_cli_takes_credentials_from_the_process_in_its_config_file() {
 }
 
 #[tokio::test]
-async fn leases_are_told_with_what_became_of_them() {
+async fn listed_leases_show_their_state_and_end() {
     let world = World::new().await;
     let (held, ended) = (world.lease("user").await, world.lease("user").await);
     let keys = [
@@ -274,7 +274,7 @@ async fn leases_are_told_with_what_became_of_them() {
 }
 
 #[tokio::test]
-async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
+async fn a_revocation_reports_each_lease_and_its_refusal() {
     let world = World::new().await;
     let (user, session) = (world.lease("user").await, world.lease("assume").await);
     let revoked = world.broker.revoked(&["pay", "--reason", "leaked"]).await;
@@ -309,7 +309,7 @@ async fn a_revocation_tells_each_lease_and_whether_aws_refuses_it() {
         (&lease(&user)["kind"], &lease(&user)["state"]),
         (&json!("iam_user"), &json!("revoked"))
     );
-    // Nothing was tried with the user's key, so nothing was refused.
+    // The user's key made no call, so AWS refused none.
     assert_eq!(lease(&user)["refused_after_seconds"], Value::Null);
     assert!(lease(&user)["gone_after_seconds"].as_f64().unwrap() > 0.0);
     assert_eq!(lease(&session)["state"], "revoked");
@@ -439,7 +439,7 @@ async fn a_list_is_an_array_and_an_empty_one_too() {
 }
 
 #[tokio::test]
-async fn whoami_a_binding_and_an_enrolment_tell_what_they_are_about() {
+async fn whoami_binding_and_enrolment_print_the_fields_of_the_contract() {
     let world = World::new().await;
     let broker = &world.broker;
     let who = broker.json(&["whoami"]).await;

@@ -1,4 +1,4 @@
-//! `credbroker doctor`, on a service's host: a healthy one, and each that is not.
+//! `credbroker doctor` on a service's host: on a healthy host, and with each fault.
 
 mod broker;
 
@@ -16,7 +16,7 @@ use crate::harness::{
 
 const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 const TOKEN_FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-/// What no answer may hold.
+/// Secret that no answer may contain.
 const HUSH: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY";
 
 /// A service's host: its variables and its home.
@@ -26,7 +26,7 @@ struct Host {
     token: String,
 }
 
-/// What the doctor said.
+/// Output of the doctor.
 struct Said {
     run: Run,
     findings: Vec<Value>,
@@ -41,7 +41,7 @@ impl Host {
         Self { home, env, token }
     }
 
-    /// Its SDKs ask the broker's endpoint, and the machine trusts the broker's CA.
+    /// Creates a host whose SDKs call the broker's endpoint; the machine trusts the broker's CA.
     fn by_endpoint(world: &World, grant: &str) -> Self {
         let mut host = Self::new(&world.token);
         let broker = &world.broker;
@@ -56,7 +56,7 @@ impl Host {
         host
     }
 
-    /// Its SDKs start this program.
+    /// Creates a host whose SDKs start this program.
     fn by_process(world: &World, grant: &str) -> Self {
         let mut host = Self::new(&world.token);
         for name in ["CREDBROKER_ADDR", "CREDBROKER_CA_FILE"] {
@@ -73,7 +73,7 @@ impl Host {
         self.env.insert(name, value.to_owned());
     }
 
-    /// A file for the service alone.
+    /// Writes a file that the service alone can read.
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.path(name);
         fs::write(&path, text).unwrap();
@@ -114,7 +114,7 @@ impl Said {
             .unwrap_or_else(|| panic!("{check} in {:#?}", self.findings))
     }
 
-    /// Those of a state, by name.
+    /// Names of the findings in this state.
     fn all(&self, state: &str) -> Vec<&str> {
         let found = self.findings.iter().filter(|found| found["state"] == state);
         found
@@ -122,7 +122,7 @@ impl Said {
             .collect()
     }
 
-    /// This one alone, in these words.
+    /// Asserts that this is the only finding in its state, with these words.
     #[track_caller]
     fn finds(&self, state: &str, check: &str, code: i32, words: &str) {
         let found = self.of(check);
@@ -151,7 +151,7 @@ async fn handed_back(world: &World) -> usize {
 }
 
 #[tokio::test]
-async fn a_healthy_host_is_told_so_and_what_was_got_is_handed_back() {
+async fn doctor_on_a_healthy_host_succeeds_and_releases_its_lease() {
     let world = World::new().await;
     let host = Host::by_endpoint(&world, "role");
     let said = host.asks(&[]).await;
@@ -197,7 +197,7 @@ async fn a_healthy_host_is_told_so_and_what_was_got_is_handed_back() {
 }
 
 #[tokio::test]
-async fn for_people_there_is_a_line_for_each_with_its_cure_beneath() {
+async fn doctor_prints_a_line_for_each_finding_with_its_fix() {
     let world = World::new().await;
     let mut host = Host::by_endpoint(&world, "role");
     let well = host.run(&[]).await.ok();
@@ -222,7 +222,7 @@ async fn for_people_there_is_a_line_for_each_with_its_cure_beneath() {
 }
 
 #[tokio::test]
-async fn what_stands_before_the_broker_is_found_in_variables_and_files() {
+async fn credentials_that_sdks_prefer_over_the_broker_are_found() {
     let world = World::new().await;
     let keys =
         format!("aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {HUSH}\n");
@@ -253,7 +253,7 @@ async fn what_stands_before_the_broker_is_found_in_variables_and_files() {
     };
     problem(&named, "profile_sources", "single sign-on").await;
 
-    // Another profile's is nobody's matter.
+    // Another profile is not checked.
     let host = Host::by_endpoint(&world, "role");
     host.write(".aws/credentials", &format!("[other]\n{keys}"));
     host.asks(&[]).await.is_healthy();
@@ -274,7 +274,7 @@ async fn a_credential_process_that_not_every_sdk_starts_is_found() {
         ("$HOME/credbroker", "problem", 2, "expands"),
         ("/etc", "problem", 2, "cannot be run"),
         ("credbroker", "warning", 0, "PATH"),
-        ("/bin/cat", "warning", 0, "somebody else"),
+        ("/bin/cat", "warning", 0, "another source"),
     ] {
         let host = Host::by_process(&world, "role");
         let process =
@@ -297,7 +297,7 @@ async fn a_token_file_that_sdks_refuse_is_found() {
         host.write("token", &text);
         let said = host.asks(&[]).await;
         said.finds("problem", "endpoint_token", 2, words);
-        // One gets as far as one gets without.
+        // The checks get as far as without a token.
         assert_eq!(said.of("broker_tls")["state"], "ok");
         for later in ["caller", "endpoint_caller", "clock", "grant"] {
             assert_eq!(said.of(later)["state"], "skipped");
@@ -348,7 +348,7 @@ async fn a_url_that_leads_to_no_broker_is_found() {
     let none = Host::new(&world.token).asks(&[]).await;
     let what = none.of("way_to_broker")["what"].as_str().unwrap();
     assert!(what.contains("nothing leads SDKs to the broker"), "{what}");
-    // Who has nothing but the URL is not told of what follows from it.
+    // A host with only the URL gets no findings that follow from the other settings.
     for name in ["CREDBROKER_ADDR", "CREDBROKER_CA_FILE", "CREDBROKER_TOKEN"] {
         host.env.remove(name);
     }
@@ -383,7 +383,7 @@ async fn a_grant_that_the_endpoint_does_not_serve_is_found() {
         said.finds("problem", "grant", code, words);
     }
     for grant in ["user", "short"] {
-        // By another way they are as good as any.
+        // With `credential_process` these grants are healthy.
         Host::by_process(&world, grant).asks(&[]).await.is_healthy();
     }
     let given = Host::by_endpoint(&world, "role");
@@ -392,7 +392,7 @@ async fn a_grant_that_the_endpoint_does_not_serve_is_found() {
 }
 
 #[tokio::test]
-async fn what_keeps_a_grant_from_being_issued_is_told_in_the_brokers_words() {
+async fn a_grant_that_cannot_be_issued_is_reported_with_the_brokers_error() {
     let world = World::new().await;
     let host = Host::by_endpoint(&world, "role");
     world.proxy.inject("AssumeRole", Fault::Cut);

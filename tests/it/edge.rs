@@ -1,5 +1,5 @@
-//! Peers that do harm: each is gone within ten seconds, what it can hold is bounded, and
-//! everybody else is served all the while.
+//! Harmful peers: each is gone within ten seconds, its resources are bounded, and other callers are
+//! served all the while.
 
 mod answers;
 mod bounds;
@@ -33,7 +33,7 @@ use crate::harness::{
     site::{Site, stop},
 };
 
-/// What the broker may take for all of them, kB.
+/// Memory limit of the broker for all of them, kB.
 const MEMORY_MAX: u64 = 256 * 1024;
 
 impl Broker {
@@ -43,13 +43,13 @@ impl Broker {
 }
 
 #[tokio::test]
-async fn whoever_says_nothing_or_little_is_gone() {
+async fn a_silent_or_slow_peer_is_disconnected() {
     let broker = Broker::start(&Account::new().await).await;
     let mut silent_before = TcpStream::connect(broker.address()).await.unwrap();
     let mut silent_after = broker.h2().await;
     let mut only_the_preface = broker.begun().await;
     let slow = async {
-        // One byte a second: of the first words, then of the headers of a call.
+        // One byte a second: first of the preface, then of the headers of a call.
         let mut slow = broker.h2().await;
         let words = [
             PREFACE,
@@ -108,7 +108,7 @@ async fn a_request_whose_body_never_ends_is_given_up() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_and_no_more() {
+async fn connections_of_one_address_beyond_the_limit_are_refused() {
     let account = Account::new().await;
     let site = Site::new();
     let child = site.serving(&account.admin).await;
@@ -167,7 +167,7 @@ async fn without_descriptors_the_broker_waits_and_serves_again() {
 }
 
 #[tokio::test]
-async fn the_connections_of_a_service_that_is_shut_out_end() {
+async fn connections_of_a_suspended_service_are_closed() {
     let broker = Broker::start(&Account::new().await).await;
     for (end, name) in [("suspend", "pay"), ("delete", "log"), ("revoke", "web")] {
         let token = broker.service(name).await;
@@ -190,7 +190,7 @@ async fn the_connections_of_a_service_that_is_shut_out_end() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_shut_out_before_its_first_call_is_refused() {
+async fn a_service_suspended_before_its_first_call_is_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let (pay, web) = (broker.service("pay").await, broker.service("web").await);
     let (by_pay, by_web) = (broker.client(&pay).await, broker.client(&web).await);
@@ -202,13 +202,13 @@ async fn a_service_that_is_shut_out_before_its_first_call_is_refused() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_shut_out_while_its_first_call_is_let_in_is_refused() {
+async fn a_service_suspended_during_its_first_login_is_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let token = broker.service("pay").await;
     let (known, new) = (broker.client(&token).await, broker.client(&token).await);
     let who = async |client: &Client| client.identity().who_am_i(WhoAmIRequest {}).await;
     who(&known).await.unwrap();
-    // The login reads the table; what is looked at after that says that it is suspended.
+    // The login reads the table; the later check reads a view that says suspended.
     broker.write_store("DROP VIEW service_overviews").await;
     broker
         .write_store(
@@ -224,11 +224,11 @@ async fn a_service_that_is_shut_out_while_its_first_call_is_let_in_is_refused() 
     let refusals = broker.audit().await;
     let last = refusals.iter().rfind(|r| r["event"] == "login.failed");
     assert_eq!(last.unwrap()["reason"], "SERVICE_SUSPENDED");
-    // One over which it has called is told of it, and not asked again.
+    // A connection that has called before is notified of suspensions, and not checked again.
     who(&known).await.unwrap();
 }
 
-/// How many are connected to the broker, as the system tells.
+/// Number of connections to the broker, from the system's table.
 fn connections(broker: &Broker) -> usize {
     let (_, port) = broker.address().rsplit_once(':').unwrap();
     let local = format!(":{:04X} ", port.parse::<u16>().unwrap());
@@ -244,12 +244,12 @@ fn connections(broker: &Broker) -> usize {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_shown_without_a_restart_and_a_wrong_one_never() {
+async fn a_new_certificate_is_used_without_a_restart_and_an_invalid_one_is_ignored() {
     let account = Account::new().await;
     let site = Site::new();
     let child = site.serving(&account.admin).await;
     let old = fs::read(site.path("tls.pem")).unwrap();
-    // Whoever trusts the old one sees by it which is shown.
+    // A client that trusts the old certificate shows which one the broker presents.
     fs::write(site.path("old.pem"), &old).unwrap();
     let trusts_old = async || {
         let mut command = credbroker(&["whoami"]);
@@ -286,7 +286,7 @@ async fn a_new_certificate_is_shown_without_a_restart_and_a_wrong_one_never() {
 }
 
 #[tokio::test]
-async fn one_service_has_so_many_connections_and_no_more() {
+async fn connections_of_one_service_beyond_the_limit_are_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let (token, other) = (broker.service("pay").await, broker.service("billing").await);
     let who = || WhoAmIRequest {};
@@ -303,7 +303,7 @@ async fn one_service_has_so_many_connections_and_no_more() {
         refused.message().contains("as many connections as it may"),
         "{refused:?}"
     );
-    // Those that it has go on, and so does everybody else.
+    // Existing connections continue, and other callers are served.
     held[0].identity().who_am_i(who()).await.unwrap();
     broker.run_as(Some(&other), &["whoami"]).await.ok();
     held.truncate(31);
@@ -321,11 +321,11 @@ async fn no_session_is_resumed() {
         let mut stream = begun(stream.await.unwrap()).await;
         let livez = frame(HEADERS, END_HEADERS | END_STREAM, 1, &call("/livez"));
         stream.write_all(&livez).await.unwrap();
-        // What a session would be resumed by comes before the answer.
+        // A session ticket would come before the answer.
         while next(&mut stream).await.0 != HEADERS {}
         let (_, tls) = stream.get_ref();
         assert_eq!(tls.handshake_kind(), Some(HandshakeKind::Full));
-        // Nor is there early data without one.
+        // Without tickets there is no early data either.
         assert_eq!(tls.tls13_tickets_received(), 0);
     }
 }

@@ -1,6 +1,6 @@
-//! What AWS itself says of issued credentials. Every refusal stands beside a call that
-//! must succeed; `without_enforcement_every_refusal_test_fails` runs the refusals
-//! against an emulator that enforces nothing, where each must fail.
+//! Enforcement by AWS of issued credentials. Every refusal stands beside a call that must succeed;
+//! `without_enforcement_every_refusal_test_fails` runs the refusals against an emulator that
+//! enforces nothing, where each must fail.
 
 use std::process::Stdio;
 
@@ -23,7 +23,7 @@ const REFUSALS: [&str; 9] = [
     "revoking_one_service_leaves_its_neighbours_working",
 ];
 
-/// A bucket, a queue and a table to reach, and one of each to stay away from.
+/// A bucket, a queue and a table in scope, and one of each out of scope.
 pub(crate) struct World {
     pub(crate) account: Account,
     pub(crate) broker: Broker,
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// Reads of the bucket, sends to the queue, reads of the table: nothing else.
+    /// Policy that allows reads of the bucket, sends to the queue and reads of the table alone.
     pub(crate) fn narrow_policy(&self) -> Value {
         let (account, queue) = (&self.account.id, self.account.unique("jobs"));
         json!({"Version": "2012-10-17", "Statement": [
@@ -73,14 +73,14 @@ impl World {
         ]})
     }
 
-    /// All of S3, SQS and DynamoDB.
+    /// Policy that allows all of S3, SQS and DynamoDB.
     pub(crate) fn wide_policy() -> Value {
         json!({"Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Action": ["s3:*", "sqs:*", "dynamodb:*"], "Resource": "*"},
         ]})
     }
 
-    /// Everything inside the narrow policy works, its nearest outside does not.
+    /// Asserts that everything inside the narrow policy works, and the nearest outside does not.
     async fn assert_narrow(&self, key: &Key) {
         assert!(self.reaches_all(key).await);
         refused("another bucket", key.get_object(&self.other_bucket).await);
@@ -93,7 +93,7 @@ impl World {
         refused("writing to the table", key.put_item(&self.table).await);
     }
 
-    /// Everything inside the narrow policy works.
+    /// Returns whether everything inside the narrow policy works.
     pub(crate) async fn reaches_all(&self, key: &Key) -> bool {
         let calls = [
             key.get_object(&self.bucket).await,
@@ -116,7 +116,7 @@ fn answer<T, E: ProvideErrorMetadata + std::fmt::Debug>(result: Result<T, E>) ->
     result.map_err(|error| code(&error).unwrap_or_else(|| format!("{error:?}")))
 }
 
-/// AWS refused for want of permission or of a valid key, not for another reason.
+/// Asserts that AWS refused because of permissions or an invalid key, not for another reason.
 #[track_caller]
 pub(crate) fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, String>) {
     let code = answer.expect_err(&format!("REFUSAL EXPECTED: {what}"));
@@ -190,7 +190,7 @@ async fn an_iam_user_grant_reaches_its_scope_and_no_further() {
 }
 
 #[tokio::test]
-async fn managed_policies_and_groups_give_what_they_say() {
+async fn managed_policies_and_groups_grant_their_permissions() {
     let world = World::new().await;
     let iam = world.account.root.iam();
     let made = iam
@@ -395,7 +395,7 @@ async fn the_boundary_holds_against_a_policy_that_allows_iam() {
 async fn an_unnarrowed_role_session_cannot_mint_credentials() {
     let world = World::new().await;
     let all = json!({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}});
-    // Without a boundary: what refuses is the session's own policy.
+    // The role has no boundary: the session's own policy is what refuses.
     let unbounded = world.account.unbounded_role("credbroker-everything", &all);
     let role = unbounded.await;
     let token = world.broker.service("payments-api").await;
@@ -471,8 +471,8 @@ async fn without_enforcement_every_refusal_test_fails() {
     assert_each_fails_unenforced(&refusals).await;
 }
 
-/// Runs these tests against an emulator that enforces nothing: each must fail, for want of
-/// a refusal.
+/// Runs these tests against an emulator that enforces nothing: each must fail because a refusal is
+/// missing.
 pub async fn assert_each_fails_unenforced(refusals: &[String]) {
     if std::env::var_os(ENFORCEMENT).is_some() {
         return;

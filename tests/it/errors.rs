@@ -1,6 +1,5 @@
-//! Errors a person can act on: each says what happened, why and what to do, has its exit
-//! status and its audit record, leaves nothing behind in AWS, and is over once its cause
-//! is mended.
+//! Errors that a person can act on: each says what happened, why and what to do next, has its exit
+//! status and its audit record, leaves nothing in AWS, and ends once its cause is fixed.
 
 mod aws;
 mod emergency;
@@ -11,7 +10,7 @@ use tokio::process::Command;
 
 use crate::harness::{Broker, Run, World, aws::ADMIN_USER, proxy::Fault};
 
-/// What the service may do in AWS.
+/// Permissions of the service in AWS.
 fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::uploads/*"},
@@ -19,7 +18,7 @@ fn policy() -> Value {
 }
 
 impl World {
-    /// Issuing fails for a reason that is told and recorded, and nothing is left.
+    /// Asserts that an issue fails for a reported and recorded reason, and leaves nothing.
     async fn assert_refused(&self, args: &[&str], code: i32, reason: &str, words: &[&str]) {
         let run = self.issue(args).await;
         assert_told(run, code, reason, words);
@@ -32,7 +31,7 @@ impl World {
         self.assert_nothing_left().await;
     }
 
-    /// The newest audit record of an event; it gives this reason.
+    /// Returns the newest audit record of an event; it must have this reason.
     async fn recorded(&self, event: &str, reason: &str) -> Value {
         recorded(&self.broker, event, reason).await
     }
@@ -55,7 +54,7 @@ async fn recorded(broker: &Broker, event: &str, reason: &str) -> Value {
     record.clone()
 }
 
-/// What happened and why, the machine reason, and what to do.
+/// Asserts that the error has the reason code, these words, and the next step.
 #[track_caller]
 fn assert_told(run: Run, code: i32, reason: &str, words: &[&str]) {
     let reason = format!("reason: {reason}");
@@ -64,7 +63,7 @@ fn assert_told(run: Run, code: i32, reason: &str, words: &[&str]) {
     assert_eq!(run.stdout, "");
 }
 
-/// A broker that does not start.
+/// Runs a broker that does not start.
 async fn not_started(command: Command) -> Run {
     let run = Run::of(command, "").await;
     assert_eq!(run.stdout, "", "{run:#?}");
@@ -115,7 +114,7 @@ async fn a_token_that_was_deleted_or_has_expired_or_differs_is_refused() {
         format!("UPDATE tokens SET expires_at = NULL, digest = {zeros} WHERE service IS NOT NULL");
     for (sql, reason) in [(expire, "TOKEN_EXPIRED"), (&differ, "TOKEN_SECRET_WRONG")] {
         world.broker.write_store(sql).await;
-        // With any record but of leases the broker forgets whose a token is.
+        // Any record that is not of a lease clears the broker's cache of token owners.
         world.broker.run(&["whoami"]).await.ok();
         let run = world.broker.run_as(Some(text), &issue).await;
         assert_told(run, 3, "UNAUTHENTICATED", &["expired"]);
@@ -239,7 +238,7 @@ async fn a_role_that_lacks_tag_session_is_named_with_the_permission() {
         "does not let the broker tag its sessions",
         "allow sts:TagSession",
     ];
-    // As AWS words it.
+    // Error text of AWS.
     let said = "User: arn:aws:iam::123456789012:user/credbroker-admin is not authorized to perform: \
                 sts:TagSession on resource: arn:aws:iam::123456789012:role/credbroker/uploads";
     let denied = Fault::Answer(403, "AccessDenied", said);
@@ -255,7 +254,7 @@ async fn a_role_that_lacks_tag_session_is_named_with_the_permission() {
     world.proxy.heal();
     world.assert_issues("role").await;
 
-    // As the emulator judges it, in whatever words.
+    // The emulator judges it, with its own text.
     let mut untagged = world.account.trust_policy();
     untagged["Statement"].as_array_mut().unwrap().truncate(1);
     world.trust(&untagged).await;

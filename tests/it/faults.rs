@@ -1,4 +1,4 @@
-//! Nothing leaks and nothing is lost, whatever AWS answers and whenever the broker dies.
+//! Faults: nothing leaks and nothing is lost, whatever AWS answers and whenever the broker dies.
 
 /// A test for each story.
 macro_rules! stories {

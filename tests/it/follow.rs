@@ -1,5 +1,5 @@
-//! Whoever follows the credentials of a grant has the next before the old end, and learns of
-//! a revocation at once.
+//! Streams of credentials: a caller gets the next credentials before the old ones end, and learns
+//! of a revocation at once.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::harness::{Key, World, proxy::Fault, stepped::Stepped};
 
-/// Longer than anybody should wait for news.
+/// Longest time that a caller should wait for a notice.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -79,13 +79,13 @@ async fn the_next_credentials_come_while_the_old_ones_work() {
     let next = follower.issued().await;
     assert_ne!(first.lease(), next.lease());
     assert!(first.key().works().await && next.key().works().await);
-    // It says nothing of the credentials in words.
+    // The debug output contains no credentials.
     let shown = format!("{:?}", What::Issued(next.0.clone()));
     assert!(!shown.contains(&next.0.secret_access_key), "{shown}");
 }
 
 #[tokio::test]
-async fn what_is_revoked_is_told_at_once_and_followed_by_others() {
+async fn a_follower_is_notified_of_a_revocation_at_once_and_gets_the_next_credentials() {
     let world = World::new().await;
     let mut follower = Follower::of(&world, "role", "").await;
     let mut other = Follower::of(&world, "federation", "").await;
@@ -103,7 +103,7 @@ async fn what_is_revoked_is_told_at_once_and_followed_by_others() {
         assert!(next.key().works().await);
         held = next;
     }
-    // The other grant's are nobody's business but its own.
+    // Credentials of the other grant are not affected.
     assert!(theirs.key().works().await);
     world.broker.run(&["revoke", "payments-api"]).await.ok();
     for follower in [&mut follower, &mut other] {
@@ -114,7 +114,7 @@ async fn what_is_revoked_is_told_at_once_and_followed_by_others() {
 }
 
 #[tokio::test]
-async fn whoever_comes_again_gets_others_only_when_what_it_holds_is_over() {
+async fn a_returning_follower_gets_new_credentials_only_if_its_lease_has_ended() {
     let world = World::new().await;
     let mut follower = Follower::of(&world, "role", "").await;
     let held = follower.issued().await;
@@ -122,7 +122,7 @@ async fn whoever_comes_again_gets_others_only_when_what_it_holds_is_over() {
     drop(follower);
     let mut again = Follower::of(&world, "role", &lease).await;
     world.broker.run(&["lease", "revoke", &lease]).await.ok();
-    // The first it hears: nothing was issued before.
+    // The notice is the first message: nothing was issued before.
     again.revoked().await;
     let next = again.issued().await;
     drop(again);
@@ -134,7 +134,7 @@ async fn whoever_comes_again_gets_others_only_when_what_it_holds_is_over() {
     let mut away = Follower::of(&world, "role", next.lease()).await;
     away.revoked().await;
     let third = away.issued().await;
-    // Of another grant, or another's: it holds nothing of this one.
+    // A lease of another grant, or of another service, does not count.
     let mut other = Follower::of(&world, "federation", third.lease()).await;
     other.issued().await;
     let issued = world.leases().await.len();
@@ -142,7 +142,7 @@ async fn whoever_comes_again_gets_others_only_when_what_it_holds_is_over() {
 }
 
 #[tokio::test]
-async fn what_nobody_may_follow_is_refused_in_the_words_of_an_issue() {
+async fn following_without_permission_is_refused_like_an_issue() {
     let world = World::new().await;
     let mut follower = Follower::of(&world, "nothing", "").await;
     let refused = follower.told(AT_ONCE).await.unwrap_err();
@@ -161,7 +161,7 @@ async fn next(world: &Stepped, following: &mut Following) -> Result<Followed, Er
 }
 
 #[tokio::test]
-async fn while_the_old_ones_live_the_broker_goes_on_asking_for_the_next() {
+async fn a_failed_refresh_is_retried_while_the_old_credentials_live() {
     let world = Stepped::new().await;
     let mut following = world.follow("role").await.unwrap();
     let Followed::Issued(first) = next(&world, &mut following).await.unwrap() else {
@@ -171,8 +171,8 @@ async fn while_the_old_ones_live_the_broker_goes_on_asking_for_the_next() {
         "AssumeRole",
         Fault::Answer(503, "ServiceUnavailable", "later"),
     );
-    // 20 minutes before their end they are to be followed by others. AWS's clock has gone on since
-    // the broker's stood still.
+    // The next credentials are due 20 minutes before the end. AWS's clock has moved on since the
+    // broker's stood still.
     world.wait(3600 - 20 * 60 + 60);
     let waiting = timeout(
         Duration::from_secs(3),
@@ -190,7 +190,7 @@ async fn while_the_old_ones_live_the_broker_goes_on_asking_for_the_next() {
     let first = world.lease(&first.lease).await;
     assert!(matches!(first.state, LeaseState::Active { .. }));
 
-    // Once they are over there is nothing to wait for.
+    // Once they have expired, there is nothing to wait for.
     world.proxy.inject(
         "AssumeRole",
         Fault::Answer(503, "ServiceUnavailable", "later"),

@@ -1,4 +1,4 @@
-//! Grants: put, listed, shown, deleted, in versions; the catalogue they are made from.
+//! Grants: put, listed, shown, deleted, in versions; and their policy catalogue.
 
 mod limits;
 mod sent;
@@ -49,7 +49,7 @@ async fn version(broker: &Broker) -> u64 {
 }
 
 #[tokio::test]
-async fn a_put_of_the_same_says_so_and_a_put_of_something_else_is_the_next_version() {
+async fn an_unchanged_put_adds_no_version_and_a_changed_put_adds_one() {
     let (broker, _) = broker().await;
     let user = ["--kind", "iam_user"];
     let first = put(&broker, &user, Some(&narrow())).await.ok();
@@ -68,7 +68,7 @@ async fn a_put_of_the_same_says_so_and_a_put_of_something_else_is_the_next_versi
 }
 
 #[tokio::test]
-async fn a_grant_that_was_deleted_comes_back_under_a_version_of_its_own() {
+async fn a_deleted_grant_that_is_put_again_gets_a_new_version() {
     let (broker, token) = broker().await;
     put(&broker, &["--kind", "iam_user"], Some(&narrow()))
         .await
@@ -85,7 +85,7 @@ async fn a_grant_that_was_deleted_comes_back_under_a_version_of_its_own() {
         .fails(5, &["there is no grant"]);
     let issue = broker.run_as(Some(&token), &["issue", "work"]).await;
     issue.fails(5, &["there is no grant payments-api/work for this service"]);
-    // What was issued goes on.
+    // The issued credentials continue.
     let lease = broker
         .json(&["lease", "show", lease.as_str().unwrap()])
         .await;
@@ -195,7 +195,7 @@ async fn a_grant_shows_what_was_put_and_the_policy_as_aws_gets_it() {
 }
 
 #[tokio::test]
-async fn a_broad_grant_needs_leave_and_is_marked_wherever_it_is_shown() {
+async fn a_broad_grant_needs_allow_broad_and_is_marked_in_every_view() {
     let (broker, _) = broker().await;
     for (action, words) in [("*", "allows every action"), ("iam:*", "reaches IAM")] {
         let broad = allow(action, "*");
@@ -277,7 +277,7 @@ async fn a_flag_of_another_kind_is_refused() {
 }
 
 #[tokio::test]
-async fn a_session_grant_says_by_which_call_its_sessions_are_probed() {
+async fn a_session_grant_shows_its_probe() {
     let (broker, _) = broker().await;
     let federation = ["--kind", "federation_token"];
     put(&broker, &federation, Some(&narrow())).await.ok();
@@ -288,7 +288,7 @@ async fn a_session_grant_says_by_which_call_its_sessions_are_probed() {
         put(&broker, &flags, Some(&narrow())).await.ok();
         assert_eq!(probe().await, probed.as_str());
     }
-    // It cannot be denied.
+    // AWS cannot deny this call.
     let flags = [&federation[..], &["--probe", "sts:GetCallerIdentity"]].concat();
     let refused = put(&broker, &flags, Some(&narrow())).await;
     refused.fails(2, &["--probe", "sqs:ListQueues", "ssm:DescribeParameters"]);
@@ -325,7 +325,7 @@ async fn the_broker_itself_refuses_a_probe_that_does_not_fit() {
 }
 
 #[tokio::test]
-async fn a_policy_of_the_catalogue_is_filled_in_and_never_spliced() {
+async fn a_catalogue_parameter_cannot_inject_policy_text() {
     let (broker, _) = broker().await;
     let from =
         async |flags: &[&str]| put(&broker, &[&["--kind", "iam_user"], flags].concat(), None).await;

@@ -1,4 +1,4 @@
-//! Who is calling: what a service proves itself by beside its tokens.
+//! Identities of services, besides their tokens.
 
 mod certificates;
 pub(crate) mod enrollment;
@@ -43,14 +43,14 @@ impl Ca {
         }
     }
 
-    /// A certificate made as these say, in PEM, and its key.
+    /// Issues a certificate with these parameters. Returns it in PEM, and its key.
     fn issue(&self, params: &CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// What it has revoked, for so long from now on.
+    /// Revocation list of these serials, valid from now for this long.
     fn revoked(&self, serials: &[u64], lasts: Duration) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &u64| RevokedCertParams {
@@ -85,7 +85,7 @@ fn dns(text: &str) -> SanType {
     SanType::DnsName(text.try_into().unwrap())
 }
 
-/// Of a workload with these names, for a day.
+/// Parameters of a workload's certificate with these names, valid for a day.
 fn workload(names: impl IntoIterator<Item = SanType>) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = called("workload");
@@ -98,8 +98,9 @@ fn workload(names: impl IntoIterator<Item = SanType>) -> CertificateParams {
     params
 }
 
-/// A broker that trusts the authority `prod` for `spiffe://prod.example`, with what it has
-/// revoked, and `names` for DNS names; `payments-api` is known by a name of either.
+/// A broker that trusts the authority `prod`, with its revocation list, for
+/// `spiffe://prod.example`, and `names` for DNS names; `payments-api` has a binding to a name of
+/// either.
 struct Known {
     site: Site,
     prod: Ca,
@@ -147,7 +148,7 @@ impl Known {
         }
     }
 
-    /// Runs it as whoever has this certificate and key.
+    /// Runs a command with this certificate and key.
     async fn run_by(&self, (certificate, key): &(String, String), args: &[&str]) -> Run {
         let files = tempfile::tempdir().unwrap();
         let (cert_file, key_file) = (files.path().join("cert.pem"), files.path().join("key.pem"));

@@ -1,4 +1,4 @@
-//! Starting, stopping, starting again: `dev` and `serve`, their files and their listener.
+//! Start, stop and restart of `dev` and `serve`, their files and their listener.
 
 mod serve;
 
@@ -37,7 +37,7 @@ fn address(env: &[(String, String)]) -> &str {
     url.strip_prefix("https://").unwrap()
 }
 
-/// What the port answers to a GET over plain HTTP.
+/// Answer of the port to a GET over plain HTTP.
 async fn plain_get(address: &str, path: &str) -> String {
     let stream = TcpStream::connect(address).await.unwrap();
     exchange(stream, path).await
@@ -52,7 +52,7 @@ pub(crate) async fn channel(env: &[(String, String)]) -> Channel {
 }
 
 #[tokio::test]
-async fn what_dev_writes_is_its_owners_alone() {
+async fn files_of_dev_are_readable_by_their_owner_alone() {
     if skipped_over_postgres() {
         return;
     }
@@ -67,7 +67,7 @@ async fn what_dev_writes_is_its_owners_alone() {
     let mut secret = 0;
     for entry in std::fs::read_dir(&broker.state).unwrap() {
         let path = entry.unwrap().path();
-        // The CA's certificate is for everybody.
+        // The CA's certificate is public.
         if path.file_name().unwrap() != "ca.pem" {
             assert_eq!(mode(&path), 0o600, "{}", path.display());
             secret += 1;
@@ -87,7 +87,7 @@ async fn a_second_start_resumes_the_first_with_the_same_address_ca_and_token() {
     let (env, ca) = (broker.env.clone(), broker.state.join("ca.pem"));
     let certificate = std::fs::read(&ca).unwrap();
     assert!(broker.stop().await, "SIGTERM ends it with status 0");
-    // In good order: all is in the one file.
+    // The graceful stop leaves everything in the one file.
     assert!(!broker.state.join("credbroker.db-wal").exists());
 
     let broker = broker
@@ -122,7 +122,7 @@ async fn a_second_broker_on_the_same_directory_is_refused_and_the_first_goes_on(
         .await
         .ok();
 
-    // Once the first has ended, the second may.
+    // Once the first has stopped, the second may start.
     assert!(broker.stop().await);
     let broker = broker
         .start_again(&account.admin, &emulator().endpoint)
@@ -197,7 +197,7 @@ async fn a_broker_whose_ca_is_not_the_clients_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn health_is_told_without_a_token_and_nothing_else_is() {
+async fn health_is_the_only_answer_without_a_token() {
     let broker = Broker::start(&Account::new().await).await;
     let channel = channel(&broker.env).await;
     let mut health = HealthClient::new(channel.clone());

@@ -1,4 +1,4 @@
-//! What one service may have, what AWS takes, and what happens while it is silent.
+//! Limits of a service and of AWS, and the broker's behaviour while AWS is silent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ fn limited(error: Error, expected: &str) -> Option<Duration> {
 }
 
 #[tokio::test]
-async fn a_service_in_a_restart_loop_has_so_many_users_and_no_more() {
+async fn users_of_a_service_beyond_the_limit_are_refused() {
     let world = Stepped::with(Ways {
         limits: Limits {
             live_users: 3,
@@ -65,14 +65,14 @@ async fn a_service_in_a_restart_loop_has_so_many_users_and_no_more() {
     }
     let counted = denied[10].detail.as_deref().unwrap();
     assert!(counted.starts_with("10 more like this"), "{counted}");
-    // Sessions count for themselves.
+    // Sessions have a limit of their own.
     world.issue("role").await.unwrap();
     world.revoke(&held[0].lease).await.unwrap();
     world.issue("user").await.unwrap();
 }
 
 #[tokio::test]
-async fn a_service_that_asks_too_fast_is_told_when_to_ask_again() {
+async fn a_service_beyond_its_issue_rate_gets_a_retry_hint() {
     let world = Stepped::with(Ways {
         limits: Limits {
             issues_per_second: 1,
@@ -90,7 +90,7 @@ async fn a_service_that_asks_too_fast_is_told_when_to_ask_again() {
 }
 
 #[tokio::test]
-async fn users_are_made_at_a_pace_of_their_own() {
+async fn user_issues_have_a_rate_limit_of_their_own() {
     let world = Stepped::with(Ways {
         limits: Limits {
             users_per_minute: 6,
@@ -103,7 +103,7 @@ async fn users_are_made_at_a_pace_of_their_own() {
     for _ in 0..2 {
         world.issue_named("user", &id).await.unwrap();
     }
-    // A key that is replaced costs as many calls as one that is made.
+    // A replacement of a key costs as many calls as a new one.
     let before = world.proxy.actions().len();
     let repeated = world.issue_named("user", &id).await.unwrap_err();
     let hint = limited(repeated, "TOO_MANY_REQUESTS");
@@ -114,7 +114,7 @@ async fn users_are_made_at_a_pace_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_has_had_its_time_does_not_count() {
+async fn expired_leases_do_not_count_against_the_limit() {
     let world = Stepped::with(Ways {
         limits: Limits {
             live_users: 1,
@@ -128,7 +128,8 @@ async fn what_has_had_its_time_does_not_count() {
         world.issue(grant).await.unwrap();
         limited(world.issue(grant).await.unwrap_err(), "TOO_MANY_LEASES");
         if grant == "role" {
-            // Nobody has cleaned up yet. AWS's clock has gone on since the broker's stood still.
+            // The clean-up has not run yet. AWS's clock has moved on since the broker's stood
+            // still.
             world.wait(3660);
             world.issue(grant).await.unwrap();
         }
@@ -136,7 +137,7 @@ async fn what_has_had_its_time_does_not_count() {
 }
 
 #[tokio::test]
-async fn limits_are_told_at_the_command_line_with_status_7() {
+async fn a_reached_limit_is_reported_with_exit_status_7() {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;
     let (token, neighbour) = (
@@ -150,7 +151,7 @@ async fn limits_are_told_at_the_command_line_with_status_7() {
             .await;
     }
     let held = broker.issue(&token, "user").await;
-    // As if it had held a hundred.
+    // The store gets a hundred leases of the service.
     broker
         .write_store(
             "INSERT INTO leases (lease_id, service, grant_name, grant_version, kind, aws_name, requested_at, state,
@@ -176,7 +177,7 @@ async fn limits_are_told_at_the_command_line_with_status_7() {
 }
 
 #[tokio::test]
-async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
+async fn issuing_pauses_while_aws_is_silent_with_a_retry_hint() {
     let world = Stepped::with(Ways::quick()).await;
     let id = RequestId::random(&SystemRandom);
     let held = world.issue_named("user", &id).await.unwrap();
@@ -215,9 +216,9 @@ async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
         size,
         "nothing has begun"
     );
-    // What needs no AWS goes on.
+    // Work that needs no AWS continues.
     world.renew(&held.lease, None, None).await.unwrap();
-    // What is to be taken away is tried all the same, and an answer ends the pause.
+    // Removals are tried all the same, and an answer ends the pause.
     world.proxy.heal();
     world.admin_key().await.identity.unwrap();
     world.issue("role").await.unwrap();
@@ -226,7 +227,7 @@ async fn while_aws_is_silent_issuing_pauses_and_says_for_how_long() {
 #[tokio::test]
 async fn revocation_goes_on_while_issuing_waits_for_its_turn() {
     let world = Stepped::with(Ways {
-        // Fewer than the emulator takes on a busy machine.
+        // Fewer than the emulator handles on a busy machine.
         calls_per_second: 15,
         ..Ways::default()
     })
@@ -249,14 +250,14 @@ async fn revocation_goes_on_while_issuing_waits_for_its_turn() {
         (FailureClass::HeldBack, "AWS_BUDGET")
     );
     assert!(refused.retry_after.is_some());
-    // What has begun goes on for some forty seconds; a third of the calls is kept.
+    // Work that has begun continues for some forty seconds; a third of the calls is reserved.
     let taken = world.revoke(&held.lease).await.unwrap();
     assert_eq!(taken.lease.state.as_str(), "revoked");
     assert!(!stepped::key(&held).works().await);
     assert!(!crowd.is_empty(), "the crowd still waits");
 }
 
-/// As long as AWS does not know a new key everywhere.
+/// Error of AWS while it does not know a new key everywhere.
 const UNKNOWN_KEY: Fault = Fault::Answer(
     403,
     "InvalidClientTokenId",
@@ -274,7 +275,7 @@ async fn a_new_key_is_handed_over_once_aws_accepts_it() {
     let issued = world.issue("user").await.unwrap();
     let waited = issued.credentials.usable_after.unwrap();
     assert!(waited >= Duration::from_millis(700), "{waited:?}");
-    // Three times in vain, then twice, since one place may know it before another.
+    // Three attempts fail, then two succeed, since one place may know the key before another.
     let asked = world.proxy.calls("GetCallerIdentity").len() - asked;
     assert_eq!(asked, 5);
     assert!(stepped::key(&issued).works().await);
@@ -292,7 +293,7 @@ async fn a_new_key_is_handed_over_once_aws_accepts_it() {
 #[tokio::test]
 async fn a_key_that_aws_never_accepts_is_not_handed_over_and_leaves_nothing() {
     let world = Stepped::with(Ways::quick()).await;
-    // The broker knows whose its own key is.
+    // The broker knows the identity of its own key.
     world.issue("user").await.unwrap();
     world.step(3600).await;
     world.proxy.inject("GetCallerIdentity", UNKNOWN_KEY);
@@ -303,7 +304,7 @@ async fn a_key_that_aws_never_accepts_is_not_handed_over_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn waiting_for_a_key_is_told_to_whoever_asked() {
+async fn an_issue_reports_the_time_until_the_key_is_usable() {
     let (account, proxy) = (Account::new().await, Proxy::start().await);
     let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
     let token = broker.service("payments-api").await;

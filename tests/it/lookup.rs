@@ -1,4 +1,4 @@
-//! Whose access key was found.
+//! Owners of access keys that were found.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const REQUEST: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
 const UNKNOWN: &str = "AKIAIOSFODNN7EXAMPLE";
 
 impl World {
-    /// What `lookup` tells of one key that it knows.
+    /// Output of `lookup` for one known key.
     async fn owner(&self, key: &Value) -> Value {
         let owners = self.broker.json(&["lookup", text(key)]).await;
         let [owner] = owners.as_array().unwrap().as_slice() else {
@@ -66,7 +66,7 @@ async fn the_key_of_a_session_or_a_user_leads_to_service_grant_and_lease() {
 }
 
 #[tokio::test]
-async fn a_person_is_told_whether_it_works_and_what_ends_it_and_no_secret() {
+async fn lookup_prints_state_and_ending_command_and_no_secret() {
     let world = World::new().await;
     for grant in ["role", "user"] {
         let issued = world.issued(&[grant]).await;
@@ -89,7 +89,7 @@ async fn a_person_is_told_whether_it_works_and_what_ends_it_and_no_secret() {
 }
 
 #[tokio::test]
-async fn the_command_that_is_told_ends_the_key() {
+async fn the_command_that_lookup_prints_ends_the_key() {
     let world = World::new().await;
     let issued = world.issued(&["user"]).await;
     let owner = world.owner(&issued["access_key_id"]).await;
@@ -222,7 +222,7 @@ async fn more_keys_than_one_call_takes_are_asked_for_in_several() {
 }
 
 #[tokio::test]
-async fn none_known_is_not_found_and_none_given_is_a_mistake() {
+async fn lookup_of_unknown_keys_is_not_found_and_of_no_keys_is_invalid() {
     let world = World::new().await;
     let unknown = world.broker.run(&["lookup", UNKNOWN, "-o", "json"]).await;
     let unknown = unknown.fails(5, &["knows none of these", "get-access-key-info"]);
@@ -256,7 +256,7 @@ async fn none_known_is_not_found_and_none_given_is_a_mistake() {
 }
 
 #[tokio::test]
-async fn operators_of_every_role_may_ask_and_services_may_not() {
+async fn lookup_is_open_to_every_operator_and_refused_to_services() {
     let world = World::new().await;
     let issued = world.issued(&["user"]).await;
     let key = text(&issued["access_key_id"]);
@@ -281,7 +281,7 @@ async fn operators_of_every_role_may_ask_and_services_may_not() {
 }
 
 #[tokio::test]
-async fn the_admin_key_is_told_as_such_in_the_chain_imported_and_replaced() {
+async fn lookup_recognises_an_admin_key_of_the_chain_imported_or_replaced() {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;
     let Key { id, secret, .. } = &account.admin;
@@ -367,7 +367,7 @@ async fn a_call_with_too_many_ids_or_wrong_ones_says_which() {
 }
 
 #[tokio::test]
-async fn a_token_of_the_brokers_leads_to_its_owner_by_its_first_characters_alone() {
+async fn a_broker_token_is_looked_up_by_its_visible_part() {
     let broker = Broker::start(&Account::new().await).await;
     let service = broker.service("pay").await;
     let make = ["operator", "create", "ann", "--role", "viewer"];
@@ -407,7 +407,7 @@ async fn a_token_of_the_brokers_leads_to_its_owner_by_its_first_characters_alone
     assert!(told.contains("service   pay"), "{told}");
     let secret = &service[21..];
     assert!(!told.contains(secret), "{told}");
-    // What it names ends it.
+    // The id that it prints ends the token.
     let delete = ["service", "token", "delete", "pay", &id(&service)];
     broker.run(&delete).await.ok();
     let gone = broker.run(&["lookup", &service]).await;

@@ -1,4 +1,4 @@
-//! What the memory of a broker holds, and who may read it.
+//! Memory of a broker: its secrets, and its readers.
 
 use std::{
     fs::{self, File},
@@ -10,10 +10,10 @@ use aho_corasick::AhoCorasick;
 
 use crate::harness::{World, eventually};
 
-/// Regions are read in pieces of so many bytes, which overlap by the longest secret.
+/// Size of the pieces in which regions are read, in bytes. Pieces overlap by the longest secret.
 const PIECE: usize = 1 << 20;
 
-/// How often each of these stands in the memory of a process.
+/// Number of times that each secret occurs in the memory of a process.
 fn found(pid: &str, secrets: &[&str]) -> Vec<usize> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let mut memory = File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -29,7 +29,7 @@ fn found(pid: &str, secrets: &[&str]) -> Vec<usize> {
             let read = memory
                 .seek(SeekFrom::Start(at))
                 .and_then(|_| memory.read_exact(&mut piece));
-            // A region may be gone meanwhile.
+            // A region may have gone meanwhile.
             if read.is_err() {
                 break;
             }
@@ -43,7 +43,7 @@ fn found(pid: &str, secrets: &[&str]) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn what_was_issued_a_moment_before_is_not_in_the_memory_of_an_idle_broker() {
+async fn an_idle_broker_has_no_issued_secret_in_memory() {
     let world = World::new().await;
     let mut secrets = vec![world.token.clone(), world.broker.admin_token().to_owned()];
     for grant in ["user", "role", "federation"] {
@@ -56,7 +56,7 @@ async fn what_was_issued_a_moment_before_is_not_in_the_memory_of_an_idle_broker(
     let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
     let pid = world.broker.pid();
     if let Err(error) = File::open(format!("/proc/{pid}/mem")) {
-        // Whoever is not root is kept from looking.
+        // Any user but root is refused.
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         return;
     }
@@ -65,12 +65,12 @@ async fn what_was_issued_a_moment_before_is_not_in_the_memory_of_an_idle_broker(
         (counts.iter().sum::<usize>() == 0).then_some(())
     };
     eventually("nothing of it is left", all_gone).await;
-    // What the broker cannot do without: the search finds what is there.
+    // The search finds a secret that the broker needs, so it works.
     assert_ne!(found(&pid, &[&world.account.admin.secret]), [0]);
 }
 
 #[tokio::test]
-async fn a_broker_leaves_no_core_file_and_lets_no_process_of_its_user_look() {
+async fn broker_memory_is_not_dumped_and_not_readable_by_its_user() {
     let world = World::new().await;
     let pid = world.broker.pid();
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
@@ -79,7 +79,7 @@ async fn a_broker_leaves_no_core_file_and_lets_no_process_of_its_user_look() {
         .find(|line| line.starts_with("Max core file size"));
     let core: Vec<&str> = core.unwrap().split_whitespace().skip(4).take(2).collect();
     assert_eq!(core, ["0", "0"]);
-    // The files of a process that may not be dumped are root's, whoever it runs as.
+    // Files of a process that may not be dumped belong to root, whichever user runs it.
     let owner = fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid();
     assert_eq!(owner, 0);
 }

@@ -1,6 +1,6 @@
-//! A second opinion: the crate `iam-rs` judges the shipped admin policy, which the
-//! emulator cannot (it knows no paths of users and no `iam:PermissionsBoundary`), and
-//! the documents that the broker really wrote.
+//! A second opinion: the crate `iam-rs` judges the shipped admin policy, which the emulator cannot
+//! (it knows no paths of users and no `iam:PermissionsBoundary`), and the documents that the broker
+//! really wrote.
 
 mod denials;
 mod lint;
@@ -129,7 +129,7 @@ fn the_admin_policy_allows_everything_that_removal_takes() {
             "{action}"
         );
     }
-    // A user that is gone has no path left to be known by.
+    // A deleted user has no path left.
     for user in [USER, "user/payments-api.0123"] {
         assert!(admin.allow("iam:GetUser", &iam(user), &[]), "{user}");
     }
@@ -276,7 +276,7 @@ fn the_admin_policy_lets_the_broker_rotate_its_own_key_and_do_nothing_else_to_it
 
 #[test]
 fn a_wider_policy_attached_later_does_not_lift_boundaries() {
-    // Two policies of one layer: what either allows, unless either denies.
+    // Two policies of one layer allow what either allows, unless either denies.
     let mut both = admin_policy(ACCOUNT);
     let wide = serde_json::json!({"Effect": "Allow", "Action": "iam:*", "Resource": "*"});
     both["Statement"].as_array_mut().unwrap().push(wide);

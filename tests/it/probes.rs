@@ -1,4 +1,4 @@
-//! What AWS says to a session that makes one harmless call, by the adapter itself.
+//! Answers of AWS to a session that makes one harmless call, by the adapter itself.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -223,7 +223,7 @@ async fn an_endpoint_that_cannot_be_reached_gives_no_verdict() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_services_own_answer_gives_no_verdict() {
+async fn an_answer_not_from_the_service_gives_no_verdict() {
     let account = Account::new().await;
     let (_, session) = probed_role(&account).await;
     let proxy = Proxy::start().await;

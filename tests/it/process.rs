@@ -1,4 +1,4 @@
-//! `credbroker credential-process`, which AWS CLIs start anew for every command.
+//! `credbroker credential-process`, which the AWS CLI starts for every command.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ impl<'a> Host<'a> {
         self.home.path().join("credbroker/credentials")
     }
 
-    /// What is kept, with its path.
+    /// Cached credentials, with their paths.
     fn kept(&self) -> Vec<(PathBuf, Value)> {
         let entries = fs::read_dir(self.directory()).unwrap();
         let paths = entries.map(|entry| entry.unwrap().path());
@@ -54,7 +54,7 @@ impl<'a> Host<'a> {
         .collect()
     }
 
-    /// What is kept ends so many seconds from now, as far as its file says.
+    /// Changes the cache so that its credentials end this many seconds from now.
     fn ends_in(&self, seconds: i64) {
         for (path, mut kept) in self.kept() {
             let at = |seconds| {
@@ -78,7 +78,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn a_hundred_who_ask_at_a_time_get_the_answer_to_one_request() {
+async fn a_hundred_concurrent_processes_share_one_request() {
     let world = World::new().await;
     let host = Host::new(&world);
     let mut asking = JoinSet::new();
@@ -114,13 +114,13 @@ async fn a_hundred_who_ask_at_a_time_get_the_answer_to_one_request() {
     for entry in fs::read_dir(host.directory()).unwrap() {
         let path = entry.unwrap().path();
         assert_eq!(mode(&path), 0o600, "{}", path.display());
-        // Its name tells nothing.
+        // The file's name reveals nothing.
         assert!(!path.display().to_string().contains(&world.token[4..20]));
     }
 }
 
 #[tokio::test]
-async fn whoever_asks_otherwise_gets_others() {
+async fn a_process_with_other_settings_gets_other_credentials() {
     let world = World::new().await;
     let host = Host::new(&world);
     let asked = [
@@ -140,7 +140,7 @@ async fn whoever_asks_otherwise_gets_others() {
 }
 
 #[tokio::test]
-async fn near_the_end_others_are_got_and_through_an_outage_the_last_ones_serve() {
+async fn cached_credentials_are_renewed_near_the_end_and_kept_through_an_outage() {
     let world = World::new().await;
     let host = Host::new(&world);
     let first = host.run(&["role"]).await.ok().json();
@@ -160,7 +160,7 @@ async fn near_the_end_others_are_got_and_through_an_outage_the_last_ones_serve()
 }
 
 #[tokio::test]
-async fn whoever_is_shut_out_loses_what_is_kept_once_it_asks() {
+async fn a_suspended_service_loses_its_cache_at_the_next_call() {
     let world = World::new().await;
     let host = Host::new(&world);
     let issued = host.run(&["role"]).await.ok().json();
@@ -178,7 +178,7 @@ async fn whoever_is_shut_out_loses_what_is_kept_once_it_asks() {
 }
 
 #[tokio::test]
-async fn where_others_may_look_nothing_is_kept() {
+async fn a_cache_directory_readable_by_others_is_not_used() {
     let world = World::new().await;
     let host = Host::new(&world);
     fs::create_dir_all(host.directory()).unwrap();

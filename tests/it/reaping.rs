@@ -1,5 +1,5 @@
-//! What is over is taken away: expired leases, lost answers, what AWS did not let go at
-//! once, what nobody waits for any more.
+//! Clean-up: expired leases, lost answers, removals that AWS refused at first, and issues whose
+//! client has left.
 
 use std::process::Stdio;
 
@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 impl World {
-    /// A client that issues, not yet started.
+    /// Client that issues, not yet started.
     fn client(&self, grant: &str) -> Command {
         let mut client = credbroker(&["issue", grant, "-o", "json"]);
         client.envs(self.broker.env.iter().cloned());
@@ -34,7 +34,7 @@ impl World {
         self.broker.json(&["lease", "show", id]).await
     }
 
-    /// The lease, once it is in this state.
+    /// Returns the lease, once it is in this state.
     async fn lease_in(&self, id: &str, state: &str) -> Value {
         let look = async || Some(self.lease(id).await).filter(|lease| lease["state"] == state);
         eventually(state, look).await
@@ -67,7 +67,8 @@ async fn an_expired_user_disappears_from_aws_and_no_other() {
     assert_eq!(record["access_key_id"], issued["access_key_id"]);
 }
 
-/// What an issue comes to when `meanwhile` is run while AWS works on `action`.
+/// Runs `meanwhile` while AWS works on `action`. Returns the results of the issue and of
+/// `meanwhile`.
 async fn issue_during(world: &World, grant: &str, action: &str, meanwhile: &[&str]) -> (Run, Run) {
     world.proxy.inject(action, Fault::Hold);
     let issue = ["issue", grant];
@@ -121,7 +122,7 @@ async fn a_service_revoked_while_it_is_issued_to_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_killed_while_it_waits_leaves_nothing_that_is_not_known() {
+async fn a_client_killed_during_an_issue_leaves_no_unknown_key() {
     let world = World::new().await;
     world.proxy.inject("CreateAccessKey", Fault::Hold);
     let mut client = world.client("user").stderr(Stdio::null()).spawn().unwrap();
@@ -178,7 +179,7 @@ async fn a_broker_killed_while_it_issues_cleans_up_once_it_runs_again() {
         eventually(action, look).await;
         world.broker.kill().await;
         assert!(!client.wait().await.unwrap().success());
-        // Whether the call was made or not, nobody knows any more.
+        // The broker cannot know any more if the call was made.
         world.proxy.heal();
 
         world.broker.let_time_pass().await;
@@ -197,7 +198,7 @@ async fn a_broker_killed_while_it_issues_cleans_up_once_it_runs_again() {
 }
 
 #[tokio::test]
-async fn a_broker_that_goes_away_during_a_call_is_told_as_unavailable() {
+async fn a_broker_that_dies_during_a_call_is_reported_as_unavailable() {
     let mut world = World::new().await;
     world.proxy.inject("AssumeRole", Fault::Hold);
     let client = tokio::spawn(Run::of(world.client("role"), ""));
@@ -209,7 +210,7 @@ async fn a_broker_that_goes_away_during_a_call_is_told_as_unavailable() {
 }
 
 #[tokio::test]
-async fn a_broker_told_to_stop_lets_a_running_issue_come_to_its_end() {
+async fn a_stopping_broker_completes_a_running_issue() {
     let mut world = World::new().await;
     world.proxy.inject("CreateAccessKey", Fault::Hold);
     let client = tokio::spawn(Run::of(world.client("user"), ""));
@@ -227,13 +228,13 @@ async fn a_broker_told_to_stop_lets_a_running_issue_come_to_its_end() {
     assert_eq!(lease["state"], "active");
 }
 
-/// How often AWS has been asked in vain to let go.
+/// Number of removal attempts that AWS has refused.
 fn attempts(lease: &Lease) -> u32 {
     lease.removal().expect("it is being taken away").attempts
 }
 
 #[tokio::test]
-async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
+async fn a_user_of_a_lost_answer_is_deleted_after_the_deadline() {
     let world = Stepped::new().await;
     for action in ["CreateUser", "CreateAccessKey"] {
         world.proxy.inject(action, Fault::LoseAnswer);
@@ -254,7 +255,7 @@ async fn what_a_lost_answer_left_is_taken_away_after_the_deadline() {
 }
 
 #[tokio::test]
-async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
+async fn a_removal_that_aws_refuses_is_retried_until_it_succeeds() {
     let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     let conflict = "Cannot delete entity, must remove referenced objects first.";
@@ -263,7 +264,7 @@ async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
     let taken = world.revoke(&issued.lease).await.unwrap();
     assert!(taken.notice.unwrap().contains("iam:DeleteUser"));
     assert_eq!(attempts(&world.newest().await), 1);
-    // The access itself is gone already.
+    // The access itself has ended already.
     assert!(!stepped::key(&issued).works().await);
 
     // Seconds until the next attempt: 1, 2, 4, ….
@@ -283,7 +284,7 @@ async fn what_aws_does_not_let_go_is_tried_again_until_it_does() {
 }
 
 #[tokio::test]
-async fn one_lease_that_aws_does_not_let_go_does_not_keep_the_others() {
+async fn a_removal_that_aws_refuses_does_not_block_other_removals() {
     let world = Stepped::new().await;
     let stuck = world.issue("user").await.unwrap().lease;
     let session = world.issue("role").await.unwrap().lease;
@@ -306,9 +307,9 @@ async fn a_released_session_stays_revoking_until_aws_ends_it() {
     let taken = world.release(&revoked).await.unwrap();
     let notice = taken.notice.unwrap();
     assert!(notice.contains("AWS keeps honouring this"), "{notice}");
-    // Nothing has failed.
+    // The removal has no failed attempt.
     assert_eq!(attempts(&world.lease(&revoked).await), 0);
-    // AWS's clock goes on while the broker's stands still.
+    // AWS's clock moves on while the broker's stands still.
     world.step(3590).await;
     assert_eq!(world.lease(&revoked).await.state.as_str(), "revoking");
     assert_eq!(world.lease(&kept).await.state.as_str(), "active");

@@ -1,5 +1,5 @@
-//! What AWS holds against what the broker knows: what nobody knows is removed if it
-//! bears the broker's mark, and what is missing is told.
+//! Reconciliation of AWS with the broker's leases: users that no lease knows are removed if they
+//! have the broker's tags, and missing users are reported.
 
 use aws_sdk_iam::types::{Tag, User};
 use credbroker::domain::lease::Lease;
@@ -11,7 +11,7 @@ use crate::harness::{
 
 const STRAY: &str = "06h0ok5eb825gp7ppaq3aluqkc";
 
-/// Makes a user as the broker would, or not quite.
+/// Creates a user like the broker's, or almost like it.
 async fn make_user(account: &Account, name: &str, path: &str, tags: &[(&str, &str)]) {
     let tags = tags.iter().map(|(key, value)| {
         let tag = Tag::builder()
@@ -29,7 +29,7 @@ async fn make_user(account: &Account, name: &str, path: &str, tags: &[(&str, &st
         .unwrap();
 }
 
-/// Where the users of the broker are that made this one.
+/// Path of the users of the broker that made this lease's user.
 async fn path_of(account: &Account, lease: &Lease) -> String {
     let user = account
         .root
@@ -48,7 +48,7 @@ async fn a_user_of_ours_that_no_live_lease_knows_is_removed_and_no_other() {
     let marked = [("service", "payments-api"), ("lease", STRAY)];
     let account = &world.account;
     make_user(account, &name("payments-api"), &ours, &marked).await;
-    // Each lacks something of the mark.
+    // Each user lacks a part of the mark.
     let strangers = [
         (
             "elsewhere",
@@ -119,7 +119,7 @@ async fn a_key_that_no_lease_knows_is_removed_and_the_recorded_one_stays() {
         .send()
         .await
         .unwrap();
-    // What is being issued may have any key for a while.
+    // A lease that is being issued may have any key for a while.
     assert_eq!(world.reconcile().await.keys_removed, 0);
     world.wait(300);
     assert_eq!(world.reconcile().await.keys_removed, 1);
@@ -129,7 +129,7 @@ async fn a_key_that_no_lease_knows_is_removed_and_the_recorded_one_stays() {
 }
 
 #[tokio::test]
-async fn a_live_lease_whose_user_or_key_has_vanished_is_told_once() {
+async fn a_vanished_user_or_key_is_recorded_once() {
     let world = Stepped::new().await;
     let [gone, without_key, kept] = [
         world.issue("user").await.unwrap(),
@@ -156,7 +156,7 @@ async fn a_live_lease_whose_user_or_key_has_vanished_is_told_once() {
             iam.delete_user().user_name(user).send().await.unwrap();
         }
     }
-    // News of it may not have gone round yet.
+    // The removal may not be visible everywhere yet.
     assert!(world.reconcile().await.vanished.is_empty());
     world.wait(300);
     for _ in 0..2 {
@@ -173,7 +173,7 @@ async fn a_live_lease_whose_user_or_key_has_vanished_is_told_once() {
         .collect();
     assert_eq!(reasons, ["USER_VANISHED", "KEY_VANISHED"]);
     assert!(stepped::key(&kept).works().await);
-    // They end in their time like all others.
+    // Leases without user or key end at their time like all others.
     world.step(3600).await;
     for lease in [&gone, &without_key, &kept] {
         assert_eq!(world.lease(&lease.lease).await.state.as_str(), "expired");
@@ -181,7 +181,7 @@ async fn a_live_lease_whose_user_or_key_has_vanished_is_told_once() {
 }
 
 #[tokio::test]
-async fn a_broker_reconciles_when_it_starts_and_tells_what_it_found() {
+async fn a_starting_broker_reconciles_and_reports_the_result() {
     let account = Account::new().await;
     let mut broker = Broker::start(&account).await;
     let token = broker.service("payments-api").await;
@@ -189,7 +189,7 @@ async fn a_broker_reconciles_when_it_starts_and_tells_what_it_found() {
     broker.grant("payments-api/user", &flags, &policy()).await;
     let kept = broker.issue(&token, "user").await;
     let lost = broker.issue(&token, "user").await;
-    // The store of a moment before the second issue comes back, as from a backup.
+    // The store is like a backup from before the second issue.
     broker.kill().await;
     broker
         .write_store("DELETE FROM leases WHERE lease_id = (SELECT max(lease_id) FROM leases)")

@@ -1,5 +1,5 @@
-//! A removal always finishes: access ends first, whatever stands in the way is taken
-//! away, and what AWS keeps refusing is never lost from sight.
+//! Removal always finishes: access ends first, every obstacle is deleted, and a removal that AWS
+//! keeps refusing stays visible.
 
 use credbroker::domain::lease::{Lease, LeaseState};
 use serde_json::Value;
@@ -52,13 +52,13 @@ async fn access_ends_first_and_the_user_goes_last() {
         (&statement["Effect"], &statement["Action"]),
         (&"Deny".into(), &"*".into())
     );
-    // The denial is the last of the policies to go.
+    // The denial is the last of the policies to be deleted.
     let last = world.proxy.calls("DeleteUserPolicy").pop().unwrap();
     assert_eq!(Form::of(&last).get("PolicyName"), denial.get("PolicyName"));
 }
 
 #[tokio::test]
-async fn a_user_to_whom_others_have_given_more_is_removed_with_all_of_it() {
+async fn a_user_with_foreign_attachments_is_removed_with_them() {
     let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     let (user, iam) = (&issued.lease.binding.aws_name, world.account.root.iam());
@@ -140,8 +140,8 @@ fn page(list: &str, members: &str, marker: Option<&str>) -> Fault {
 /// The entries of a list, from an id.
 type Members<'a> = &'a dyn Fn(&str) -> String;
 
-/// The emulator knows none of these: the proxy answers as AWS documents, twice each,
-/// since lists come in pages.
+/// The emulator knows none of these: the proxy answers as AWS documents, twice each, since lists
+/// come in pages.
 #[tokio::test]
 async fn certificates_ssh_keys_and_passwords_of_single_services_are_removed_page_by_page() {
     let certificate = |id: &str| {
@@ -212,7 +212,7 @@ async fn certificates_ssh_keys_and_passwords_of_single_services_are_removed_page
     }
 }
 
-/// The lease after so many attempts in vain.
+/// Returns the lease after `attempts` failed attempts.
 async fn refused(world: &Stepped, lease: &Lease, attempts: u32) -> Lease {
     world.proxy.inject("DeleteUser", CONFLICT);
     world.revoke(lease).await.unwrap();
@@ -225,7 +225,7 @@ async fn refused(world: &Stepped, lease: &Lease, attempts: u32) -> Lease {
 }
 
 #[tokio::test]
-async fn what_aws_refuses_ten_times_is_quarantined_and_tried_for_ever() {
+async fn a_removal_refused_ten_times_is_quarantined_and_retried_for_ever() {
     let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     let lease = refused(&world, &issued.lease, 6).await;
@@ -241,7 +241,7 @@ async fn what_aws_refuses_ten_times_is_quarantined_and_tried_for_ever() {
     while attempts().await < 11 {
         world.step(512).await;
     }
-    // From now on every quarter of an hour.
+    // Later attempts come every quarter of an hour.
     for tried in 11..20 {
         world.step(899).await;
         assert_eq!(attempts().await, tried);
@@ -256,7 +256,7 @@ async fn what_aws_refuses_ten_times_is_quarantined_and_tried_for_ever() {
 }
 
 #[tokio::test]
-async fn one_that_is_quarantined_does_not_hold_up_the_others() {
+async fn a_quarantined_lease_does_not_delay_other_removals() {
     let world = Stepped::new().await;
     let stuck = world.issue("user").await.unwrap().lease;
     refused(&world, &stuck, 10).await;
@@ -265,7 +265,7 @@ async fn one_that_is_quarantined_does_not_hold_up_the_others() {
         world.issue("user").await.unwrap(),
         world.issue("user").await.unwrap(),
     ];
-    // Of one removal AWS tells nothing for a long time.
+    // AWS does not answer one removal for a long time.
     world.proxy.strike(0, Fault::Hold, false);
     world.wait(2 * 3600);
     let reaped = world.broker.reap_once();
@@ -285,7 +285,7 @@ async fn one_that_is_quarantined_does_not_hold_up_the_others() {
 }
 
 #[tokio::test]
-async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
+async fn a_quarantined_lease_is_shown_in_lists_status_and_metrics() {
     let (account, proxy) = (Account::new().await, Proxy::start().await);
     let broker = Broker::start_with(&account.admin, &proxy.endpoint).await;
     let token = broker.service("payments-api").await;
@@ -295,7 +295,7 @@ async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
     let id = issued["lease_id"].as_str().unwrap();
     proxy.inject("DeleteUser", CONFLICT);
     broker.run(&["lease", "revoke", id]).await.ok();
-    // Nine times already.
+    // Nine attempts have failed already.
     broker
         .write_store("UPDATE leases SET attempts = 9, due_at = requested_at")
         .await;
@@ -324,7 +324,7 @@ async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
     );
     assert!(!Key::issued(&issued).works().await);
 
-    // A person may try at any time, and does it as soon as AWS lets go.
+    // An operator may try at any time, and succeeds as soon as AWS accepts the deletion.
     proxy.heal();
     let revoked: Value = broker.json(&["lease", "revoke", id]).await;
     assert_eq!(revoked["state"], "revoked");
@@ -334,7 +334,7 @@ async fn what_is_quarantined_is_seen_in_lists_status_and_metrics() {
 #[tokio::test]
 async fn not_found_counts_as_gone_only_outside_the_consistency_window() {
     let world = Stepped::with(Ways::impatient()).await;
-    // The call arrives, and takes effect, long after it was given up.
+    // The call arrives and takes effect long after the broker gave it up.
     world.proxy.inject("CreateUser", Fault::Hold);
     world.issue("user").await.unwrap_err();
     let lease = world.newest().await;
@@ -351,7 +351,7 @@ async fn not_found_counts_as_gone_only_outside_the_consistency_window() {
     assert_eq!(world.lease(&lease).await.state.as_str(), "revoked");
     assert!(world.account.issued_users().await.is_empty());
 
-    // Of a user that never was, the window's end is the end.
+    // The end of the window ends the lease of a user that never existed.
     world.proxy.inject("CreateUser", Fault::Cut);
     world.issue("user").await.unwrap_err();
     world.proxy.heal();
@@ -380,7 +380,7 @@ async fn a_live_user_that_aws_does_not_show_for_a_moment_is_not_taken_for_gone()
 }
 
 #[tokio::test]
-async fn a_denial_that_aws_refuses_does_not_keep_the_user() {
+async fn a_removal_succeeds_although_aws_refuses_the_denial() {
     let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     let refused = Fault::Answer(403, "AccessDenied", "not allowed");
@@ -391,7 +391,7 @@ async fn a_denial_that_aws_refuses_does_not_keep_the_user() {
 }
 
 #[tokio::test]
-async fn a_service_that_releases_what_is_being_taken_away_is_told_and_costs_nothing() {
+async fn a_release_during_a_removal_gets_a_notice_without_a_call_to_aws() {
     let world = Stepped::new().await;
     let issued = world.issue("user").await.unwrap();
     world.proxy.inject("DeleteUser", CONFLICT);

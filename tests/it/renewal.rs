@@ -1,4 +1,4 @@
-//! A user lives on with its key; a session is followed by a new one.
+//! Renewal: a user lives longer with its key; a session is followed by a new one.
 
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ async fn a_renewed_user_keeps_its_key_and_lives_longer() {
         .find(|record| record["event"] == "lease.renewed");
     assert_eq!(record.unwrap()["lease_id"], issued["lease_id"]);
 
-    // Its environment learns the new end, and keeps its key.
+    // The environment gets the new end, and keeps its key.
     let id = issued["lease_id"].as_str().unwrap();
     let exports = ["lease", "renew", id, "-o", "env"];
     let exports = world.broker.run_as(Some(&world.token), &exports).await.ok();
@@ -86,13 +86,16 @@ async fn a_renewed_session_is_a_new_one_that_names_the_old() {
     for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
         assert!(exports.stdout.contains(&format!("export {name}='")));
     }
-    // The old one runs out by itself.
+    // The old session expires at its time.
     assert!(Key::issued(&issued).works().await);
     let again = world.renew(&issued, &args).await.ok().json();
     assert_eq!(again["lease_id"], renewed["lease_id"]);
     let reused = world.renew(&renewed, &args).await;
-    reused.fails(2, &["request_id: this id was given to another request"]);
-    // Whatever has become of the old one.
+    reused.fails(
+        2,
+        &["request_id: this request id was used for another request"],
+    );
+    // The answer stays the same after the old lease was revoked.
     let old = issued["lease_id"].as_str().unwrap();
     world.broker.run(&["lease", "revoke", old]).await.ok();
     let again = world.renew(&issued, &args).await.ok().json();
@@ -107,7 +110,7 @@ async fn a_renewed_session_is_a_new_one_that_names_the_old() {
 }
 
 #[tokio::test]
-async fn what_is_not_ones_own_or_over_is_not_renewed() {
+async fn a_foreign_or_ended_lease_is_not_renewed() {
     let world = world().await;
     let issued = world.broker.issue(&world.token, "user").await;
     let id = issued["lease_id"].as_str().unwrap();
@@ -123,6 +126,6 @@ async fn what_is_not_ones_own_or_over_is_not_renewed() {
     changed.fails(6, &["an earlier version of its grant"]);
     world.broker.run(&["lease", "revoke", id]).await.ok();
     let over = world.renew(&issued, &[]).await;
-    over.fails(6, &["is revoked", "next: issue anew"]);
+    over.fails(6, &["is revoked", "next: issue again"]);
     assert!(world.account.issued_users().await.is_empty());
 }

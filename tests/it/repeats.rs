@@ -19,7 +19,7 @@ const ID: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
 const OTHER: &str = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f11";
 
 impl World {
-    /// Issues in answer to the request of this id; it must succeed.
+    /// Issues in answer to the request with this id; the issue must succeed.
     async fn answer(&self, grant: &str, id: &str) -> Value {
         self.issue(&[grant, "--request-id", id]).await.ok().json()
     }
@@ -87,7 +87,7 @@ async fn other_requests_have_other_leases() {
     assert_ne!(first["lease_id"], other["lease_id"]);
     assert!(Key::issued(&first).works().await);
     assert!(Key::issued(&other).works().await);
-    // The command line makes an id of its own where none is given.
+    // The command line makes an id of its own if none is given.
     world.issue(&["user"]).await.ok();
     world.issue(&["user"]).await.ok();
     assert_eq!(world.leases().await.len(), 4);
@@ -101,7 +101,7 @@ async fn an_id_given_to_another_request_is_refused_and_changes_nothing() {
         &["role", "--request-id", ID][..],
         &["user", "--ttl", "30m", "--request-id", ID],
     ] {
-        let words = ["request_id: this id was given to another request"];
+        let words = ["request_id: this request id was used for another request"];
         world.issue(other).await.fails(2, &words);
     }
     let wrong = world.issue(&["user", "--request-id", "1"]).await;
@@ -111,7 +111,7 @@ async fn an_id_given_to_another_request_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_repetition_joins_the_request_that_is_under_way() {
+async fn a_repetition_joins_the_request_in_progress() {
     for (grant, action) in [("user", "CreateAccessKey"), ("role", "AssumeRole")] {
         let world = World::new().await;
         world.proxy.inject(action, Fault::Hold);
@@ -119,7 +119,7 @@ async fn a_repetition_joins_the_request_that_is_under_way() {
         let other = async {
             let held = async || world.proxy.calls(action).pop();
             eventually(action, held).await;
-            // Under way under this id is something else.
+            // A different request is in progress under this id.
             let other = ["user", "--ttl", "30m", "--request-id", ID];
             world.issue(&other).await.fails(2, &["another request"]);
             let records = async || {
@@ -147,7 +147,7 @@ async fn a_repetition_joins_the_request_that_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_repetition_of_what_has_ended_is_refused() {
+async fn a_repetition_for_an_ended_lease_is_refused() {
     let world = World::new().await;
     let first = world.answer("user", ID).await;
     let lease = first["lease_id"].as_str().unwrap();
@@ -155,7 +155,7 @@ async fn a_repetition_of_what_has_ended_is_refused() {
     let words = [
         &format!("lease {lease} is revoked"),
         "reason: LEASE_ENDED",
-        "next: issue anew, with a new request id",
+        "next: issue again, with a new request id",
     ];
     let again = world.issue(&["user", "--request-id", ID]).await;
     again.fails(6, &words);
@@ -177,7 +177,7 @@ async fn a_repetition_under_a_changed_grant_is_refused_and_leaves_the_key() {
 }
 
 #[tokio::test]
-async fn an_issue_that_came_to_nothing_can_be_repeated_under_its_id() {
+async fn a_failed_issue_can_be_repeated_under_its_id() {
     let world = World::new().await;
     for action in ["CreateUser", "CreateAccessKey"] {
         let denied = Fault::Answer(403, "AccessDenied", "not now");
@@ -235,7 +235,7 @@ async fn a_user_of_the_leases_name_that_is_not_its_own_is_left_alone() {
         .fails(7, &[]);
     world.proxy.heal();
     let user = world.account.issued_users().await.remove(0);
-    // Somebody made it meanwhile, with tags of their own.
+    // The user now lacks the broker's tags, as if another program had made it.
     let iam = world.account.root.iam();
     let untag = iam
         .untag_user()
@@ -285,7 +285,7 @@ async fn a_user_whose_key_was_lost_in_a_repetition_gets_another_in_the_next() {
         panic!("{lost:?}");
     };
     assert_eq!(standing, Standing::KeyLost);
-    // It is known, so it is no news that the key is gone.
+    // The broker knows that the key is gone, so it does not report it.
     world.step(600).await;
     assert!(world.reconcile().await.vanished.is_empty());
     world.proxy.heal();
@@ -295,7 +295,7 @@ async fn a_user_whose_key_was_lost_in_a_repetition_gets_another_in_the_next() {
 }
 
 #[tokio::test]
-async fn a_session_is_given_again_until_the_first_has_had_its_time() {
+async fn a_session_is_reissued_until_the_first_expires() {
     let world = Stepped::new().await;
     let id = RequestId::random(&SystemRandom);
     let quarter = Some(Duration::from_mins(15));
@@ -334,7 +334,7 @@ async fn a_user_is_not_renewed_while_its_key_is_being_replaced() {
 }
 
 #[tokio::test]
-async fn a_user_is_asked_for_once_even_if_no_answer_comes() {
+async fn a_user_request_without_an_answer_is_not_sent_twice() {
     let world = Stepped::with(Ways::quick()).await;
     world.proxy.inject("CreateUser", Fault::Cut);
     world.issue("user").await.unwrap_err();

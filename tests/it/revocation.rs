@@ -1,4 +1,4 @@
-//! The kill switch: one service is shut out, live sessions included, and nobody else.
+//! Kill switch: one service is revoked, live sessions included, and no other service.
 
 mod crowd;
 mod doubt;
@@ -28,7 +28,7 @@ const REFUSALS: [&str; 4] = [
     "revoking_one_service_ends_all_it_holds_and_leaves_its_neighbour_working",
     "a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead",
     "revoking_a_grant_ends_what_was_issued_under_it_alone",
-    "hands::a_denial_that_somebody_has_changed_is_written_anew",
+    "hands::a_changed_denial_policy_is_rewritten",
 ];
 
 /// Two services that share a role, each with a session on it, a federation session and a
@@ -68,7 +68,7 @@ impl Neighbours {
         }
     }
 
-    /// One credential under each grant.
+    /// Issues one credential under each grant.
     async fn hold(&self, service: &str) -> Vec<(String, Key)> {
         let mut held = Vec::new();
         for grant in GRANTS {
@@ -77,7 +77,7 @@ impl Neighbours {
         held
     }
 
-    /// A lease and its key.
+    /// Issues under a grant. Returns the lease and its key.
     async fn issue(&self, service: &str, grant: &str) -> (String, Key) {
         let issued = self.world.broker.issue(&self.tokens[service], grant).await;
         let lease = issued["lease_id"].as_str().unwrap().to_owned();
@@ -87,7 +87,7 @@ impl Neighbours {
     async fn revoke(&self, target: &str) -> Value {
         let args = [target, "--reason", "leaked"];
         let revoking = self.world.broker.revoked(&args);
-        // Where nothing is enforced the broker waits in vain.
+        // Without enforcement the broker waits in vain.
         let limit = Duration::from_secs(if enforces() { 30 } else { 5 });
         let revoked = timeout(limit, revoking).await;
         revoked.expect("REFUSAL EXPECTED: AWS is seen to refuse")
@@ -112,7 +112,7 @@ impl Neighbours {
         refused("reading the table", key.get_item(&self.world.table).await);
     }
 
-    /// Sessions of the service under `work` and under another grant on the same role.
+    /// Issues sessions of the service under `work` and under another grant on the same role.
     async fn sessions_of_two_grants(&self) -> (Key, Key) {
         let flags = ["--role-arn", &self.role];
         let policy = self.world.narrow_policy();
@@ -123,12 +123,12 @@ impl Neighbours {
         (work, other)
     }
 
-    /// The names of the policies of denials at the role and at the broker's user.
+    /// Names of the policies of denials at the role and at the broker's user.
     async fn policies(&self) -> Vec<String> {
         self.inline("credbroker-denials-").await
     }
 
-    /// The names of inline policies of both that begin so.
+    /// Names of inline policies of both that begin like this.
     async fn inline(&self, beginning: &str) -> Vec<String> {
         let iam = self.world.account.root.iam();
         let role = self.role.rsplit('/').next().unwrap();
@@ -149,7 +149,7 @@ impl Neighbours {
     }
 }
 
-/// The policy of denials on a role: its name and what it says.
+/// Policy of denials on a role: its name and its document.
 async fn denials_of_role(account: &Account, role: &str) -> Option<(String, Value)> {
     let (iam, role) = (account.root.iam(), role.rsplit('/').next().unwrap());
     let names = iam.list_role_policies().role_name(role).send().await;
@@ -159,7 +159,7 @@ async fn denials_of_role(account: &Account, role: &str) -> Option<(String, Value
     Some((name, decoded(&policy)))
 }
 
-/// The same on the broker's user.
+/// Policy of denials on the broker's user.
 async fn denials_of_user(account: &Account) -> Option<(String, Value)> {
     let iam = account.root.iam();
     let names = iam.list_user_policies().user_name(ADMIN_USER).send().await;
@@ -169,7 +169,7 @@ async fn denials_of_user(account: &Account) -> Option<(String, Value)> {
     Some((name, decoded(&policy.policy_document)))
 }
 
-/// A deployment is ten hexadecimal digits.
+/// Finds the broker's own name: a deployment is ten hexadecimal digits.
 fn ours(names: Vec<String>) -> Option<String> {
     let ours = |name: &String| {
         let deployment = name.strip_prefix("credbroker-denials-");
@@ -183,7 +183,7 @@ fn decoded(document: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// As AWS counts: without white space.
+/// Size as AWS counts it: without white space.
 fn size(document: &Value) -> usize {
     document.to_string().len()
 }
@@ -252,7 +252,7 @@ async fn a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead
     for (_, key) in &old {
         two.dead(key).await;
     }
-    // And once more: both generations.
+    // A second revocation covers both generations.
     let revoked = two.revoke("payments-api").await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
     for (_, key) in old.iter().chain(&new) {
@@ -261,7 +261,7 @@ async fn a_reinstated_service_gets_sessions_that_work_and_its_old_ones_stay_dead
 }
 
 #[tokio::test]
-async fn nothing_is_confirmed_of_a_lease_that_cannot_be_read() {
+async fn a_revocation_with_an_unreadable_lease_is_not_confirmed() {
     let two = Neighbours::new().await;
     let (spoilt, _) = two.issue("payments-api", "work").await;
     let spoil = "UPDATE leases SET state = 'spoilt' WHERE state = 'active'";
@@ -271,7 +271,7 @@ async fn nothing_is_confirmed_of_a_lease_that_cannot_be_read() {
     assert_eq!(revoked["confirmed"], false, "{revoked:#}");
     let notice = revoked["notice"].as_str().unwrap();
     assert!(notice.contains("cannot be read: 1"), "{notice}");
-    // The other does not wait for it.
+    // The other lease does not wait for the unreadable one.
     two.dead(&key).await;
     let leases = revoked["leases"].as_array().unwrap();
     let told = |id: &String| leases.iter().any(|told| told["lease_id"] == **id);
@@ -303,14 +303,14 @@ async fn revoking_a_grant_ends_what_was_issued_under_it_alone() {
     assert_eq!(revoked["grant"], "payments-api/work");
     two.dead(&ended).await;
     assert!(two.works(&other).await);
-    // The grant stands.
+    // The grant stays.
     let (_, next) = two.issue("payments-api", "work").await;
     assert!(two.works(&next).await);
     two.dead(&ended).await;
 }
 
 #[tokio::test]
-async fn what_is_revoked_twice_or_first_in_part_is_seen_to_be_refused_each_time() {
+async fn a_repeated_or_partial_revocation_is_confirmed_each_time() {
     let two = Neighbours::new().await;
     let held = two.hold("payments-api").await;
     for target in ["payments-api/work", "payments-api", "payments-api"] {
@@ -325,7 +325,7 @@ async fn what_is_revoked_twice_or_first_in_part_is_seen_to_be_refused_each_time(
 }
 
 #[tokio::test]
-async fn the_log_tells_each_step_with_measured_seconds() {
+async fn each_step_of_a_revocation_is_recorded_with_its_seconds() {
     let two = Neighbours::new().await;
     two.hold("payments-api").await;
     two.revoke("payments-api").await;

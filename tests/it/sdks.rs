@@ -1,4 +1,4 @@
-//! AWS SDKs and the AWS CLI, unchanged, led to the broker by their environment alone.
+//! AWS SDKs and the AWS CLI, unchanged, directed to the broker by their environment alone.
 
 mod refresh;
 mod rust;
@@ -14,13 +14,13 @@ use crate::{
     harness::{Run, World, eventually_within},
 };
 
-/// The broker's own endpoint, and what each takes to trust its certificate.
+/// The broker's own endpoint, and the settings with which each SDK trusts its certificate.
 fn broker_itself(world: &World, host: &Host) -> Way {
     let ca = world.broker.setting("CREDBROKER_CA_FILE").to_owned();
     let trust = [
         ("NODE_EXTRA_CA_CERTS", ca.clone()),
         ("SSL_CERT_FILE", ca),
-        // Python has a list of its own, and takes no variable for another.
+        // Python has a list of its own, and reads no variable for another.
         ("PYTHONPATH", host.path("python")),
     ];
     Way::Variables(endpoint(world, host).into_iter().chain(trust).collect())
@@ -40,16 +40,15 @@ fn served_by(agent: &Agent) -> Way {
     Way::Variables(vec![("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url(0))])
 }
 
-/// Counts how often a follower has begun to follow a grant.
+/// Counts how often a follower has subscribed to a grant.
 async fn followed(world: &World) -> i64 {
     let followed = "SELECT count(*) FROM audit WHERE event = 'lease.watched'";
     world.broker.count(followed).await
 }
 
-/// Services that run and `keep` what they have work through an outage and a restart of the
-/// broker with the sessions that they have, those that start do once it is back (or, with
-/// `spared`, before), and no session works once the service is revoked. So many `followers` are
-/// told of that by the broker.
+/// Asserts that running services that `keep` their sessions work through an outage and a restart of
+/// the broker, that services that start work once it is back (or, with `spared`, before), and that
+/// no session works once the service is revoked. The broker notifies `followers` of that.
 async fn lives_through_what_happens(
     mut world: World,
     host: &Host,
@@ -84,7 +83,7 @@ async fn lives_through_what_happens(
     world
 }
 
-/// What a service that starts is shown when the broker refuses, as docs/guide.md tells.
+/// Asserts the error that a starting service shows when the broker refuses, as in docs/guide/services.md.
 fn assert_shown(sdk: Sdk, why: &str, rust: &str, java_script: &str) {
     let words = match sdk {
         Sdk::Cli | Sdk::Python => "service payments-api is suspended",
@@ -94,13 +93,13 @@ fn assert_shown(sdk: Sdk, why: &str, rust: &str, java_script: &str) {
     assert!(why.contains(words), "{sdk:?}: {why}");
 }
 
-/// What the JavaScript SDK says whatever the reason.
+/// Error of the JavaScript SDK for every reason.
 const NONE: &str = "Could not load credentials from any providers";
-/// The same of an endpoint by https, which its last resort cannot ask.
+/// Error of the JavaScript SDK for an https endpoint, which its last resort cannot call.
 const NO_HTTPS: &str = "Protocol \"https:\" not supported";
 
 #[tokio::test]
-async fn those_that_trust_its_certificate_ask_the_broker_itself() {
+async fn sdks_that_trust_the_certificate_call_the_broker_directly() {
     let world = World::new().await;
     let host = Host::new(&world);
     let way = broker_itself(&world, &host);
@@ -111,7 +110,7 @@ async fn those_that_trust_its_certificate_ask_the_broker_itself() {
 }
 
 #[tokio::test]
-async fn by_the_variables_for_other_requests_none_trusts_the_broker_itself() {
+async fn ca_variables_for_other_requests_do_not_make_an_sdk_trust_the_broker() {
     let world = World::new().await;
     let host = Host::new(&world);
     let ca = world.broker.setting("CREDBROKER_CA_FILE");
@@ -133,7 +132,7 @@ async fn by_the_variables_for_other_requests_none_trusts_the_broker_itself() {
 }
 
 #[tokio::test]
-async fn an_agent_serves_them_all_through_an_outage() {
+async fn an_agent_serves_every_sdk_through_an_outage() {
     let world = World::new().await;
     let host = Host::new(&world);
     let agent = Agent::start(&world, &["role"], &[]).await;
@@ -146,12 +145,12 @@ async fn an_agent_serves_them_all_through_an_outage() {
 }
 
 #[tokio::test]
-async fn a_credential_process_serves_them_all_through_an_outage() {
+async fn a_credential_process_serves_every_sdk_through_an_outage() {
     let world = World::new().await;
     let host = Host::new(&world);
     let world = lives_through_what_happens(world, &host, &Way::Process, &ALL, true, 0).await;
     assert_eq!(world.leases().await.len(), 1);
-    // What is kept is dead, and goes when its end is near: here, at once.
+    // The cached credentials are dead, and are replaced when their end is near: here, at once.
     fs::remove_dir_all(host.path(".cache")).unwrap();
     for (sdk, why) in host.start_each(&ALL, &Way::Process).fail().await {
         assert_shown(sdk, &why, "service payments-api is suspended", NONE);
@@ -159,7 +158,7 @@ async fn a_credential_process_serves_them_all_through_an_outage() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_given_credentials_uses_them_whatever_its_sdk() {
+async fn a_command_under_exec_uses_its_credentials_with_every_sdk() {
     for (flags, followers) in [(&[][..], 0), (&["--refresh"], 8)] {
         let world = World::new().await;
         let host = Host::new(&world);

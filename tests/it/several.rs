@@ -1,5 +1,4 @@
-//! Several brokers on one database: any of them serves anybody, and none works against the
-//! others.
+//! Several replicas on one database: each serves every caller, and none works against another.
 
 mod chaos;
 mod line;
@@ -31,7 +30,7 @@ use crate::harness::{
     stored::{Engine, Stored},
 };
 
-/// A world and another broker on its database.
+/// Creates a world and another replica on its database.
 async fn two() -> (World, Broker) {
     let world = World::on(Engine::Postgres).await;
     let other = another(&world).await;
@@ -46,7 +45,7 @@ async fn another(world: &World) -> Broker {
         .await
 }
 
-/// A world, another broker that reaches the database by a line, and the line.
+/// Creates a world, another replica that reaches the database by a line, and the line.
 async fn two_of_which_one_is_far_from_the_database() -> (World, Broker, Line) {
     let world = World::on(Engine::Postgres).await;
     let Stored::Database(url) = &world.broker.store else {
@@ -65,7 +64,7 @@ async fn two_of_which_one_is_far_from_the_database() -> (World, Broker, Line) {
     (world, other, line)
 }
 
-/// How many brokers are known to live.
+/// Number of replicas that count as alive.
 async fn living(broker: &Broker) -> i64 {
     broker.count("SELECT count(*) FROM brokers").await
 }
@@ -81,7 +80,7 @@ async fn issued(broker: &Broker, token: &str, args: &[&str]) -> Value {
 }
 
 #[tokio::test]
-async fn any_of_them_serves_any_request() {
+async fn each_replica_serves_every_request() {
     let (world, other) = two().await;
     let (one, token) = (&world.broker, world.token.as_str());
     becomes(one, 2).await;
@@ -112,13 +111,13 @@ async fn any_of_them_serves_any_request() {
             .works()
             .await
     );
-    // What one tells of the log, the other tells as well, and what was recorded since.
+    // Both replicas show the same log; the second shows later records as well.
     let (first, later) = (one.audit().await, other.audit().await);
     assert!(later.starts_with(&first) && later.len() > first.len());
 }
 
 #[tokio::test]
-async fn who_is_connected_to_one_hears_within_a_second_what_another_revokes() {
+async fn a_watcher_is_notified_of_a_revocation_by_another_replica_within_a_second() {
     let (world, other) = two().await;
     let lease = issued(&world.broker, &world.token, &["role"]).await;
     let id = lease["lease_id"].as_str().unwrap();
@@ -138,7 +137,7 @@ async fn who_is_connected_to_one_hears_within_a_second_what_another_revokes() {
 }
 
 #[tokio::test]
-async fn what_they_deny_at_once_does_not_write_over_each_other() {
+async fn concurrent_denials_of_two_replicas_do_not_overwrite_each_other() {
     let (world, other) = two().await;
     let mut held = Vec::new();
     for number in 0..12 {
@@ -172,12 +171,12 @@ async fn what_they_deny_at_once_does_not_write_over_each_other() {
 }
 
 #[tokio::test]
-async fn what_a_dead_one_has_begun_another_ends() {
+async fn work_of_a_dead_replica_is_completed_by_another() {
     let (world, mut other) = two().await;
     becomes(&world.broker, 2).await;
     let lease = issued(&world.broker, &world.token, &["role"]).await;
     let user = issued(&world.broker, &world.token, &["user"]).await;
-    // It dies when the revocation is durable and nothing is done yet.
+    // The replica dies when the revocation is durable and nothing else is done.
     other.kill().await;
     let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
     let command = |state: &Path| {
@@ -197,13 +196,13 @@ async fn what_a_dead_one_has_begun_another_ends() {
 }
 
 #[tokio::test]
-async fn what_aws_did_late_for_a_dead_one_is_written_over() {
+async fn a_late_write_of_a_dead_replica_is_overwritten() {
     let (world, mut other) = two().await;
     becomes(&world.broker, 2).await;
     let lease = issued(&other, &world.token, &["role"]).await;
     other.run(&["revoke", "payments-api"]).await.ok();
     assert!(!Key::issued(&lease).is_served().await);
-    // As a call would that it had made before.
+    // The policies are gone, like after a late call of the replica that revoked.
     let role = world.role.rsplit('/').next().unwrap();
     let iam = world.account.root.iam();
     let policies = iam.list_role_policies().role_name(role).send().await;
@@ -220,7 +219,7 @@ async fn what_aws_did_late_for_a_dead_one_is_written_over() {
 }
 
 #[tokio::test]
-async fn one_that_was_stopped_for_a_while_finds_its_place_again() {
+async fn a_replica_stopped_for_a_while_rejoins() {
     let (world, other) = two().await;
     becomes(&world.broker, 2).await;
     other.signal("STOP");
@@ -242,13 +241,13 @@ async fn one_that_was_stopped_for_a_while_finds_its_place_again() {
 }
 
 #[tokio::test]
-async fn one_that_is_cut_off_from_the_database_does_nothing_and_the_others_go_on() {
+async fn a_replica_cut_off_from_the_database_does_nothing_and_others_continue() {
     let (world, other, line) = two_of_which_one_is_far_from_the_database().await;
     let lease = issued(&other, &world.token, &["role"]).await;
     line.cut();
     let refused = other.run_as(Some(&world.token), &["issue", "user"]).await;
     refused.fails(7, &["STORE_UNAVAILABLE"]);
-    // It does not know any more who asks.
+    // The replica cannot authenticate the caller any more.
     let refused = other.run(&["revoke", "payments-api"]).await;
     refused.fails(7, &["STORE_UNAVAILABLE"]);
     becomes(&world.broker, 1).await;
@@ -272,7 +271,7 @@ async fn one_that_is_cut_off_from_the_database_does_nothing_and_the_others_go_on
 }
 
 #[tokio::test]
-async fn one_whose_connections_a_network_has_forgotten_makes_others() {
+async fn a_replica_with_dropped_connections_reconnects() {
     let (world, other, line) = two_of_which_one_is_far_from_the_database().await;
     issued(&other, &world.token, &["role"]).await;
     line.forget();
@@ -288,7 +287,7 @@ async fn one_whose_connections_a_network_has_forgotten_makes_others() {
 }
 
 #[tokio::test]
-async fn what_one_that_is_cut_off_from_aws_cannot_revoke_another_does() {
+async fn a_revocation_by_a_replica_without_aws_is_completed_by_another() {
     let world = World::on(Engine::Postgres).await;
     let endpoint = &emulator().endpoint;
     let line = Line::to(endpoint.strip_prefix("http://").unwrap()).await;
@@ -310,7 +309,7 @@ async fn what_one_that_is_cut_off_from_aws_cannot_revoke_another_does() {
 }
 
 #[tokio::test]
-async fn a_key_that_one_makes_is_at_work_in_all() {
+async fn a_rotated_admin_key_is_used_by_every_replica() {
     let (world, other) = two().await;
     let admin = &world.account.admin;
     let given = format!(
@@ -339,7 +338,7 @@ async fn a_key_that_one_makes_is_at_work_in_all() {
 }
 
 #[tokio::test]
-async fn the_log_is_one_signed_by_one_key_whoever_signs() {
+async fn all_replicas_sign_one_log_with_one_key() {
     let (world, other) = two().await;
     world.assert_issues("user").await;
     let (mine, theirs) = (["audit", "checkpoint"], ["audit", "checkpoint"]);
@@ -354,20 +353,20 @@ async fn the_log_is_one_signed_by_one_key_whoever_signs() {
 }
 
 #[tokio::test]
-async fn who_ends_in_good_order_leaves_nothing_to_itself() {
+async fn a_replica_that_stops_gracefully_releases_all_locks() {
     let (world, mut other) = two().await;
     becomes(&world.broker, 2).await;
     assert!(other.stop().await);
     becomes(&world.broker, 1).await;
     let owned =
         "SELECT count(*) FROM claims WHERE owner NOT IN (SELECT id FROM brokers) AND owner <> ''";
-    // Whatever it had is free for the one that lives.
+    // Everything that the dead replica held is free for the live one.
     let free = async || (world.broker.count(owned).await == 0).then_some(());
     eventually_within(20, "all is taken over", free).await;
 }
 
 #[tokio::test]
-async fn when_the_database_has_lost_what_was_durable_none_issues_and_each_revokes() {
+async fn replicas_on_a_database_that_lost_commits_revoke_and_do_not_issue() {
     let (world, other) = two().await;
     becomes(&other, 2).await;
     let held = [
@@ -379,7 +378,7 @@ async fn when_the_database_has_lost_what_was_durable_none_issues_and_each_revoke
     for broker in [&other, &world.broker] {
         broker.run(&["status"]).await.ok();
     }
-    // As when a copy takes over that had not heard of the last records.
+    // The state is like after a failover to a copy that lacks the last records.
     let lose = "UPDATE audit_edge SET size = before.size, subtrees = before.subtrees FROM before";
     other.write_store(lose).await;
     for (broker, lease) in [(&world.broker, &held[0]), (&other, &held[1])] {
@@ -397,14 +396,14 @@ async fn when_the_database_has_lost_what_was_durable_none_issues_and_each_revoke
 }
 
 #[tokio::test]
-async fn brokers_go_on_while_a_newer_version_has_brought_its_tables() {
+async fn replicas_continue_after_a_newer_version_migrates_the_tables() {
     let (mut world, other) = two().await;
     let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', now(), TRUE, '', 1)";
     other.write_store(newer).await;
     for broker in [&world.broker, &other] {
         issued(broker, &world.token, &["user"]).await;
     }
-    // One that starts does not know what has become of them.
+    // A replica that starts does not know their state.
     assert!(world.broker.stop().await);
     let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
     let mut again = dev(&world.broker.state, admin, endpoint);
@@ -414,7 +413,7 @@ async fn brokers_go_on_while_a_newer_version_has_brought_its_tables() {
     issued(&other, &world.token, &["user"]).await;
 }
 
-/// Asks one broker for a user, and when it does not answer the next, as clients do.
+/// Requests a user from one replica, and from the next if it does not answer, like clients do.
 async fn ask_one_of(brokers: [Vec<(String, String)>; 2], token: &str, first: usize) {
     let id = RequestId::random(&SystemRandom).to_string();
     let mut told = Vec::new();
@@ -433,7 +432,7 @@ async fn ask_one_of(brokers: [Vec<(String, String)>; 2], token: &str, first: usi
 }
 
 #[tokio::test]
-async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered() {
+async fn a_rolling_update_answers_every_request() {
     let (mut world, mut other) = two().await;
     becomes(&world.broker, 2).await;
     let brokers = [world.broker.env.clone(), other.env.clone()];
@@ -461,14 +460,14 @@ async fn while_each_is_brought_up_to_date_in_its_turn_every_request_is_answered(
     }
     updating.cancel();
     let asked: i64 = clients.join_all().await.into_iter().sum();
-    // Each got one session, and nobody got two.
+    // Each request got exactly one session.
     let issued = "SELECT count(*) FROM audit WHERE event = 'lease.issued'";
     assert_eq!(other.count(issued).await, asked);
     let begun = "SELECT count(*) FROM leases WHERE state NOT IN ('active', 'expired')";
     assert_eq!(other.count(begun).await, 0);
 }
 
-/// Asks for sessions until the time is over. Returns how many were given.
+/// Requests sessions until the time is over. Returns the number of sessions issued.
 async fn given_until(over: Instant, mut env: Vec<(String, String)>, token: String) -> u32 {
     env.retain(|(name, _)| name != "CREDBROKER_TOKEN_FILE");
     env.push(("CREDBROKER_TOKEN".to_owned(), token));
@@ -485,7 +484,7 @@ async fn given_until(over: Instant, mut env: Vec<(String, String)>, token: Strin
 }
 
 #[tokio::test]
-async fn together_they_ask_aws_no_more_often_than_one_may() {
+async fn replicas_share_one_budget_of_aws_calls() {
     let (account, one) = (Account::new().await, Site::on(Engine::Postgres));
     let role = account.role("credbroker-any", &policy()).await;
     let rate = |site: &Site| site.set("# sts_calls_per_second = 400", "sts_calls_per_second = 3");
@@ -510,7 +509,8 @@ async fn together_they_ask_aws_no_more_often_than_one_may() {
         }
     }
     let given: u32 = asking.join_all().await.into_iter().sum();
-    // Two in three calls are not kept for revocation; three seconds' worth may be asked at once.
+    // Two thirds of the calls are not reserved for revocation; a burst may have three seconds'
+    // worth.
     let most = (began.elapsed().as_secs_f64() + 3.0) * 2.0;
     let given = f64::from(given);
     assert!(
@@ -520,7 +520,7 @@ async fn together_they_ask_aws_no_more_often_than_one_may() {
 }
 
 #[tokio::test]
-async fn no_two_have_one_emergency_file() {
+async fn two_replicas_with_one_emergency_file_are_refused() {
     let (world, other) = two().await;
     let (admin, endpoint) = (&world.account.admin, &world.proxy.endpoint);
     let mut same = dev(&other.state, admin, endpoint);

@@ -1,4 +1,4 @@
-//! Callers of one service share a session where its grant says so, and no others.
+//! Sharing: callers of one service share a session if its grant says so, and no others do.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::harness::{
 
 const SHARED: [&str; 2] = ["--reuse", "per-service"];
 
-/// A world whose grant `role` is shared.
+/// Creates a world whose grant `role` is shared.
 async fn shared() -> World {
     let world = World::new().await;
     put(&world, &["--max-ttl", "2h"]).await;
@@ -40,7 +40,7 @@ async fn issued_by(world: &World, token: &str) -> Value {
 }
 
 #[tokio::test]
-async fn many_who_ask_get_one_session_and_a_record_and_a_receipt_each() {
+async fn concurrent_callers_share_a_session_with_a_record_and_receipt_each() {
     let world = shared().await;
     let mut asking = JoinSet::new();
     for _ in 0..20 {
@@ -73,7 +73,7 @@ async fn many_who_ask_get_one_session_and_a_record_and_a_receipt_each() {
         ["lease.issued", "lease.shared"].contains(&event) && record["lease_id"] == one
     });
     assert_eq!(handed_out.count(), 20);
-    // A grant that does not say so has a session for each.
+    // A grant without `reuse` issues a session to each caller.
     let (a, b) = (
         world.issued(&["federation"]).await,
         world.issued(&["federation"]).await,
@@ -82,7 +82,7 @@ async fn many_who_ask_get_one_session_and_a_record_and_a_receipt_each() {
 }
 
 #[tokio::test]
-async fn nobody_shares_with_another_token_lifetime_version_or_service() {
+async fn a_session_is_not_shared_across_token_lifetime_version_or_service() {
     let world = shared().await;
     let first = issued_by(&world, &world.token).await;
     let create = ["service", "token", "create", "payments-api", "-o", "json"];
@@ -112,10 +112,10 @@ async fn nobody_shares_with_another_token_lifetime_version_or_service() {
 }
 
 #[tokio::test]
-async fn what_was_taken_away_is_shared_no_more() {
+async fn a_revoked_session_is_not_shared() {
     let world = shared().await;
     let mut before = issued_by(&world, &world.token).await;
-    // One who hands it back ends it for nobody else.
+    // A release by one holder does not end the session for others.
     let release = ["release", lease(&before), "-o", "json"];
     let released = world.broker.run_as(Some(&world.token), &release).await;
     let released = released.ok().json();
@@ -152,14 +152,15 @@ async fn what_was_taken_away_is_shared_no_more() {
 }
 
 #[tokio::test]
-async fn the_next_is_there_before_the_old_one_is_near_its_end() {
+async fn a_shared_session_is_refreshed_before_its_end() {
     let world = Stepped::new().await;
     world.share("role").await;
     let first = world.issue("role").await.unwrap();
     let again = world.issue("role").await.unwrap();
     assert_eq!(first.lease.binding.lease_id, again.lease.binding.lease_id);
 
-    // 20 minutes before the end whoever asks waits for the next; before, it is seen to.
+    // Callers wait for the next session from 20 minutes before the end; before, it is made in the
+    // background.
     let held = world.proxy.calls("AssumeRole").len();
     world.wait(3600 - 20 * 60 - 1);
     let late = world.issue("role").await.unwrap();
@@ -172,7 +173,7 @@ async fn the_next_is_there_before_the_old_one_is_near_its_end() {
     assert!(key(&next).works().await && key(&first).works().await);
     assert_eq!(world.proxy.calls("AssumeRole").len(), held + 1);
 
-    // Whoever needs more life than is left gets a new one.
+    // A caller that needs a longer life than is left gets a new session.
     world.wait(1800);
     let request = IssueRequest {
         least_left: Duration::from_secs(2700),
@@ -183,7 +184,7 @@ async fn the_next_is_there_before_the_old_one_is_near_its_end() {
 }
 
 #[tokio::test]
-async fn followers_share_too_and_are_told_of_the_next_once_it_is_there() {
+async fn followers_share_a_session_and_get_the_next_once_it_exists() {
     let world = Stepped::new().await;
     world.share("role").await;
     let mut two = [
@@ -215,12 +216,12 @@ async fn followers_share_too_and_are_told_of_the_next_once_it_is_there() {
 }
 
 #[tokio::test]
-async fn who_waits_for_another_gets_what_came_of_it_be_it_a_failure() {
+async fn concurrent_callers_get_the_result_of_one_request_even_a_failure() {
     let world = Stepped::new().await;
     world.share("role").await;
     let away = || Fault::Answer(503, "ServiceUnavailable", "later");
     let world = Arc::new(world);
-    // With connections to the store for all of them nobody comes late.
+    // With a store connection for each caller, all arrive at the same time.
     let mut eight = JoinSet::new();
     for _ in 0..8 {
         let world = Arc::clone(&world);
@@ -238,7 +239,7 @@ async fn who_waits_for_another_gets_what_came_of_it_be_it_a_failure() {
     assert!(eight.join_all().await.into_iter().all(|failed| failed));
     assert_eq!(world.proxy.calls("AssumeRole").len(), 2 * alone);
 
-    // What lives serves when no other can be had.
+    // The live session is used while no other can be had.
     world.proxy.heal();
     world.wait(60);
     let first = world.issue("role").await.unwrap();

@@ -1,5 +1,5 @@
-//! The promises of the `Store` port, a function each, over every engine. An engine is a
-//! function that opens an empty store, and one line that runs the suite over it.
+//! Promises of the `Store` port, one function each, over every engine. An engine is a function that
+//! opens an empty store, and one line that runs the suite over it.
 
 mod audit;
 mod backup;
@@ -26,7 +26,7 @@ use credbroker::{
 };
 use jiff::Timestamp;
 
-/// An open store; whatever it needs to live goes with it.
+/// An open store, with everything that must live as long as the store.
 struct Engine {
     store: Box<dyn Store>,
     _home: Box<dyn Send>,
@@ -46,7 +46,7 @@ macro_rules! suite {
     };
 }
 
-/// Every promise, over one engine.
+/// Runs every promise over one engine.
 macro_rules! over {
     ($engine:ident) => {
         suite! { $engine:
@@ -55,31 +55,31 @@ macro_rules! over {
             audit::a_time_finds_its_records_wherever_a_clock_that_was_set_has_put_them
             audit::a_page_goes_on_after_the_last_record_of_the_page_before
             audit::a_change_that_is_refused_leaves_no_record
-            audit::everything_there_is_is_counted
+            audit::counts_include_every_kind_of_object
             grants::a_version_follows_the_newest_ever
             grants::a_grant_of_an_unknown_service_is_refused
             grants::a_deleted_grant_leaves_its_version_number_behind
             grants::current_grants_are_listed_by_name_in_pages
-            grants::of_several_puts_of_one_version_exactly_one_wins
+            grants::concurrent_puts_of_one_version_succeed_once
             leases::a_lease_begins_only_under_the_current_grant_of_an_open_service
             leases::a_lease_reads_back_as_written_in_every_state
             leases::a_lease_is_replaced_only_from_the_revision_it_has
             leases::a_lease_of_a_suspended_service_does_not_become_active
             leases::a_lease_of_a_suspended_service_gets_no_other_key_and_no_longer_life
-            leases::a_request_has_one_lease_until_its_issue_comes_to_nothing
-            leases::of_one_request_asked_twice_at_the_same_moment_one_begins
-            leases::what_is_denied_to_a_service_is_told_as_it_stands
+            leases::a_request_id_keeps_its_lease_until_the_issue_fails
+            leases::concurrent_repeats_of_one_request_begin_one_lease
+            leases::denials_of_a_service_are_returned_in_their_current_state
             leases::what_is_asked_at_the_same_moment_is_done_or_refused_each_alone
-            leases::a_service_has_so_many_live_users_and_so_many_live_sessions
+            leases::live_users_and_sessions_beyond_the_limits_are_refused
             leases::a_key_leads_to_the_lease_that_has_it_or_had_it_last
             leases::live_users_are_those_that_have_not_ended
             leases::leases_are_listed_newest_first_in_pages
-            leases::what_is_due_is_told_oldest_first
+            leases::due_leases_are_returned_oldest_first
             leases::revoking_a_service_begins_every_lease_that_has_not_ended
             leases::revoking_a_service_keeps_an_earlier_suspension
             leases::the_session_that_expires_last_is_known_of_each_version_of_a_grant_at_each_role
             leases::sessions_that_have_ended_are_denied_while_access_made_from_them_may_live
-            leases::of_activation_and_revocation_at_the_same_moment_one_wins
+            leases::concurrent_activation_and_revocation_succeed_once
             owners::a_service_name_is_taken_once
             owners::services_are_listed_by_name_in_pages_with_what_they_hold
             owners::a_service_is_suspended_once_and_reinstated_once
@@ -94,7 +94,7 @@ macro_rules! over {
     };
 }
 
-/// What is asked for with every issue or every second, and the index that it has.
+/// Queries of every issue or every second, and the index that each uses.
 const INDEXED: [(&str, &str); 9] = [
     (
         "SELECT * FROM leases WHERE access_key_id = 'AKIAIOSFODNN7EXAMPLE' LIMIT 1",
@@ -253,7 +253,7 @@ async fn begin_of(store: &dyn Store, lease: &Lease, most: u64) -> Result<Begun, 
     store.begin_lease(lease, most, event).await
 }
 
-/// Stores `to` in the place of `from`.
+/// Stores `to` in place of `from`.
 async fn update(store: &dyn Store, from: &Lease, to: &Lease) -> Result<(), StoreError> {
     let event = audit(Event::LeaseIssued).lease(to);
     let updated = store.update_lease(from.revision, to, event).await;
@@ -273,7 +273,7 @@ async fn active(store: &dyn Store, grant: &Grant, second: i64) -> Lease {
     active
 }
 
-/// `change` is refused as a conflict and leaves nothing behind, not even a record.
+/// Asserts that `change` is refused as a conflict and leaves nothing, not even a record.
 async fn refuses<T: Debug>(store: &dyn Store, change: impl Future<Output = Result<T, StoreError>>) {
     let (size, counts) = (
         store.audit_size().await.unwrap(),

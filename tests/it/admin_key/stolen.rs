@@ -1,4 +1,4 @@
-//! The end of all that was made with a stolen admin key.
+//! Replacement of a stolen admin key, and the end of everything made with it.
 
 use aws_sdk_sts::types::{Credentials, Tag};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn key(made: Option<Credentials>) -> Key {
     }
 }
 
-/// Sessions that the holder of the admin key makes: of a role, and federated.
+/// Sessions that the thief makes with the admin key: of a role, and federated.
 async fn thiefs(world: &World) -> [Key; 2] {
     let sts = world.account.admin.sts();
     let assumed = sts.assume_role().role_arn(&world.role);
@@ -47,7 +47,7 @@ fn events(log: &[Value], event: &str) -> usize {
 }
 
 #[tokio::test]
-async fn the_key_and_every_session_are_refused_and_services_that_follow_have_new_ones() {
+async fn a_stolen_key_and_its_sessions_are_refused_and_followers_get_new_sessions() {
     let world = World::new().await;
     imported(&world).await;
     let held = Key::issued(&world.issued(&["role"]).await);
@@ -56,7 +56,7 @@ async fn the_key_and_every_session_are_refused_and_services_that_follow_have_new
     let agent = Agent::start(&world, &["role"], &[]).await;
     let before = agent.credentials().await;
     let [assumed, token] = thiefs(&world).await;
-    // A second key of the user's, which the thief has made.
+    // The thief has made a second key of the user.
     let call = world.account.root.iam().create_access_key();
     let made = call.user_name(ADMIN_USER).send().await.unwrap();
     let made = made.access_key.unwrap();
@@ -87,7 +87,7 @@ async fn the_key_and_every_session_are_refused_and_services_that_follow_have_new
     );
     // A user's key is no session.
     assert!(user.works().await);
-    // No process was restarted.
+    // The agent gets the next session without a restart.
     let next = async || {
         let next = agent.credentials().await;
         let has_next = next["AccessKeyId"].is_string();
@@ -104,7 +104,7 @@ async fn the_key_and_every_session_are_refused_and_services_that_follow_have_new
 }
 
 #[tokio::test]
-async fn what_is_not_seen_to_be_refused_is_told_and_the_command_can_be_repeated() {
+async fn an_unconfirmed_refusal_is_reported_and_the_replacement_can_be_repeated() {
     let world = World::new().await;
     imported(&world).await;
     let held = Key::issued(&world.issued(&["role"]).await);
@@ -113,7 +113,7 @@ async fn what_is_not_seen_to_be_refused_is_told_and_the_command_can_be_repeated(
     let told = world.broker.run(&["admin-key", "rotate", "--stolen"]).await;
     let told = told.fails(7, &["AWS was not seen to refuse every session"]);
     assert!(told.stdout.contains("open: "), "{told:#?}");
-    // It is denied all the same.
+    // The denial works all the same.
     assert!(!held.is_served().await);
     world.proxy.heal();
     let stolen = ["admin-key", "rotate", "--stolen"];

@@ -14,7 +14,7 @@ use tokio::{
 use super::{command, served};
 use crate::harness::{Key, Run, World, eventually};
 
-/// All of its environment, as JSON.
+/// Command that prints its whole environment as JSON.
 const SHOW: [&str; 3] = [
     "python3",
     "-c",
@@ -85,7 +85,7 @@ async fn exit_status_and_signals_are_the_commands_own() {
     refused.fails(6, &["iam_user", "without --refresh"]);
 }
 
-/// Where Linux tells of the agent of a process.
+/// Directory in `/proc` of the agent of a process.
 fn agent_of(pid: u32) -> PathBuf {
     let of_pid = format!("--for-process\0{pid}\0");
     let processes = fs::read_dir("/proc").unwrap();
@@ -123,7 +123,7 @@ async fn a_long_command_has_an_endpoint_of_its_own_that_ends_with_it() {
     let url = lines.next_line().await.unwrap().unwrap();
     assert_eq!(lines.next_line().await.unwrap().unwrap(), "key: ");
     assert!(served(&url).await.works().await);
-    // The agent's environment is for root alone to read, and has no token of the broker's.
+    // Root alone may read the agent's environment, which has no token of the broker.
     let agent = agent_of(child.id().unwrap());
     match fs::read(agent.join("environ")) {
         Ok(environment) => {

@@ -51,10 +51,10 @@ async fn an_sdk_has_fresh_credentials_for_as_long_as_it_runs() {
 }
 
 #[tokio::test]
-async fn however_many_ask_and_go_away_the_broker_is_asked_once() {
+async fn concurrent_callers_that_give_up_cause_one_call_to_the_broker() {
     let world = World::new().await;
     let credentials = Credentials::under(settings(&world), "role");
-    // Whoever gives up takes nothing away from those who wait.
+    // A caller that gives up does not disturb the others that wait.
     let given_up = tokio::time::timeout(Duration::ZERO, credentials.current(LIMIT));
     assert!(given_up.await.is_err());
     let asking: Vec<_> = (0..100)
@@ -70,7 +70,7 @@ async fn however_many_ask_and_go_away_the_broker_is_asked_once() {
     leases.dedup();
     assert_eq!(leases.len(), 1);
     assert_eq!(world.leases().await.len(), 1);
-    // An SDK keeps none for longer than five minutes, so that it keeps no revoked one.
+    // An SDK keeps credentials for at most five minutes, so that it keeps no revoked ones.
     let provided = credentials.provide_credentials().await.unwrap();
     let until = Timestamp::try_from(provided.expiry().unwrap()).unwrap();
     assert!(until <= wall_time() + SignedDuration::from_mins(5));
@@ -80,7 +80,7 @@ async fn however_many_ask_and_go_away_the_broker_is_asked_once() {
 }
 
 #[tokio::test]
-async fn why_there_are_none_is_told_in_the_brokers_words() {
+async fn missing_credentials_report_the_error_of_the_broker() {
     let world = World::new().await;
     let refused = Credentials::under(settings(&world), "nothing");
     let missing = refused.current(LIMIT).await.unwrap_err();
@@ -108,7 +108,8 @@ async fn why_there_are_none_is_told_in_the_brokers_words() {
     );
 }
 
-/// A way to the broker whose first connection falls silent when told, and stays open.
+/// Address of a forwarder to the broker. Its first connection falls silent on demand, and stays
+/// open.
 async fn freezing(broker: &str, frozen: watch::Receiver<bool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -128,7 +129,7 @@ async fn freezing(broker: &str, frozen: watch::Receiver<bool>) -> String {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
                     () = falls_silent => {}
                 }
-                // Neither end hears of it.
+                // Neither end notices it.
                 std::future::pending::<()>().await;
             });
         }

@@ -1,4 +1,4 @@
-//! Another implementation of the public formats agrees, on random trees and on the files
+//! Agreement with another implementation of the public formats, on random trees and on the files
 //! that a broker exports: Cloudflare's `tlog_tiles` and `signed_note`.
 
 use std::{fs, path::PathBuf};
@@ -19,7 +19,7 @@ use crate::harness::Account;
 
 const SEED: u64 = 13;
 
-/// Their store of hashes.
+/// Hash store of the other implementation.
 struct Stored(Vec<TheirHash>);
 
 impl HashReader for Stored {
@@ -29,7 +29,7 @@ impl HashReader for Stored {
     }
 }
 
-/// The same log, theirs and ours, and its roots as it grew.
+/// The same log in both implementations, and its roots as it grew.
 struct Twin {
     theirs: Stored,
     ours: Growing,
@@ -75,7 +75,7 @@ fn plain(proof: &[TheirHash]) -> Vec<Hash> {
 }
 
 #[test]
-fn roots_and_proofs_are_the_same_and_each_believes_the_others() {
+fn roots_and_proofs_agree_between_both_implementations() {
     let (twin, mut rng) = (twin(1100), Rng::with_seed(SEED));
     for _ in 0..2000 {
         let size = rng.u64(1..=1100);
@@ -100,7 +100,7 @@ fn roots_and_proofs_are_the_same_and_each_believes_the_others() {
 }
 
 #[test]
-fn what_is_refused_here_is_refused_there() {
+fn invalid_proofs_are_refused_by_both_implementations() {
     let (twin, mut rng) = (twin(300), Rng::with_seed(SEED));
     for _ in 0..1000 {
         let size = rng.u64(2..=300);
@@ -128,7 +128,7 @@ fn what_is_refused_here_is_refused_there() {
     }
 }
 
-/// The tiles of an export.
+/// Tiles of an export.
 struct Exported(PathBuf);
 
 impl TileReader for Exported {
@@ -137,7 +137,7 @@ impl TileReader for Exported {
     }
 
     fn read_tiles(&self, tiles: &[Tile]) -> Result<Vec<Vec<u8>>, tlog_tiles::Error> {
-        // Their paths have the height in them, as the format's older form does.
+        // Paths of the other implementation contain the height, like the format's older form.
         let path = |tile: &Tile| tile.path().replacen("tile/8/", "tile/", 1);
         let read = |tile: &Tile| fs::read(self.0.join(path(tile))).unwrap();
         Ok(tiles.iter().map(read).collect())
@@ -147,7 +147,7 @@ impl TileReader for Exported {
 }
 
 #[tokio::test]
-async fn an_export_is_read_and_verified_by_the_other() {
+async fn an_export_is_verified_by_the_other_implementation() {
     let home = TempDir::new().unwrap();
     let dir = home.path().join("log");
     let broker = with_records(&Account::new().await, 700).await;
@@ -170,7 +170,7 @@ async fn an_export_is_read_and_verified_by_the_other() {
 }
 
 #[test]
-fn a_note_is_signed_alike() {
+fn a_note_is_signed_the_same_by_both_implementations() {
     let ours = Signer::new("credbroker/0123456789", &vec![7; 32].into()).unwrap();
     let note = ours.sign("credbroker/0123456789\n0\nroot\n").unwrap();
     let verifier = StandardVerifier::new(&ours.verifier().to_string()).unwrap();

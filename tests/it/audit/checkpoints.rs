@@ -1,4 +1,4 @@
-//! The log, signed: what a checkpoint says, and what it holds against a changed log.
+//! Signed checkpoints of the log, and the changes of the log that they reveal.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
     tree.root()
 }
 
-/// The checkpoint that the broker gives, and the key that signed it.
+/// Returns the checkpoint that the broker reports, and the key that signed it.
 async fn checkpoint(broker: &Broker) -> (Checkpoint, Verifier) {
     let told = broker.json(&["audit", "checkpoint"]).await;
     let verifier: Verifier = told["verifier_key"].as_str().unwrap().parse().unwrap();
@@ -44,14 +44,14 @@ async fn checkpoint(broker: &Broker) -> (Checkpoint, Verifier) {
 }
 
 #[tokio::test]
-async fn a_checkpoint_is_signed_and_stands_for_every_record() {
+async fn a_checkpoint_is_signed_and_covers_every_record() {
     let broker = Broker::start(&Account::new().await).await;
     broker.service("payments-api").await;
     let (first, key) = checkpoint(&broker).await;
     let all = leaves(&broker).await;
     let size = usize::try_from(first.size).unwrap();
     assert_eq!(first.root, root(&all[..size]));
-    // The very call that asked for it stands in it.
+    // The log contains the call that requested the checkpoint.
     let last = String::from_utf8(all[size - 1].clone()).unwrap();
     assert!(last.contains("AuditService/GetCheckpoint"), "{last}");
 
@@ -59,7 +59,7 @@ async fn a_checkpoint_is_signed_and_stands_for_every_record() {
     let (second, same) = checkpoint(&broker).await;
     assert_eq!(key, same);
     assert!(second.size > first.size);
-    // A record changed, left out or put elsewhere is another tree.
+    // A record changed, omitted or moved makes another tree.
     let all = leaves(&broker).await;
     let all = &all[..usize::try_from(second.size).unwrap()];
     assert_eq!(second.root, root(all));
@@ -78,7 +78,7 @@ async fn a_checkpoint_is_signed_and_stands_for_every_record() {
 }
 
 #[tokio::test]
-async fn the_log_is_signed_by_itself_while_it_grows_and_when_the_broker_ends() {
+async fn the_log_is_signed_automatically_as_it_grows_and_at_the_stop() {
     let account = Account::new().await;
     let mut broker = Broker::start(&account).await;
     broker.service("payments-api").await;
@@ -96,7 +96,7 @@ async fn the_log_is_signed_by_itself_while_it_grows_and_when_the_broker_ends() {
 }
 
 #[tokio::test]
-async fn a_log_whose_key_is_lost_goes_on_with_another_that_it_names_first() {
+async fn a_log_that_lost_its_key_announces_a_new_key_and_continues() {
     let account = Account::new().await;
     let mut broker = Broker::start(&account).await;
     let (_, lost) = checkpoint(&broker).await;
@@ -117,7 +117,7 @@ async fn a_log_whose_key_is_lost_goes_on_with_another_that_it_names_first() {
     assert_eq!(named, [lost.to_string(), next.to_string()]);
 }
 
-/// A broker that has issued, stopped; its token and its lease.
+/// Runs a broker that issues, and stops it. Returns its token and its lease.
 async fn stopped(account: &Account) -> (Broker, String, String) {
     let mut broker = Broker::start(account).await;
     let token = broker.service("payments-api").await;
@@ -129,7 +129,8 @@ async fn stopped(account: &Account) -> (Broker, String, String) {
     (broker, token, lease)
 }
 
-/// Nothing is issued, everything can be taken away, and the error says what to do.
+/// Asserts that the broker issues nothing, ends everything on request, and that the error names the
+/// next step.
 async fn assert_issues_nothing(broker: &Broker, token: &str, lease: &str, words: &str) {
     let issue = broker.run_as(Some(token), &["issue", "user"]).await;
     let expected = [
@@ -149,7 +150,7 @@ async fn assert_issues_nothing(broker: &Broker, token: &str, lease: &str, words:
 }
 
 #[tokio::test]
-async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
+async fn an_older_copy_of_the_store_issues_nothing_until_the_operator_accepts_it() {
     let (account, endpoint) = (Account::new().await, &emulator().endpoint);
     let (broker, token, lease) = stopped(&account).await;
     let older = broker.store.copy().await;
@@ -159,11 +160,11 @@ async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
     broker.store.restore(&older).await;
     let mut broker = broker.start_again(&account.admin, endpoint).await;
     assert_issues_nothing(&broker, &token, &lease, "the store is an older copy").await;
-    // What the copy does not know of is not taken for forgotten.
+    // A user that the copy does not know is not taken for an orphan.
     let status = broker.json(&["status"]).await;
     assert_eq!(status["reconciled_at"], serde_json::Value::Null);
     assert!(Key::issued(&later).works().await);
-    // Nor is the checkpoint that says so written over, however the log grows.
+    // The checkpoint that reveals this is not overwritten, however the log grows.
     assert!(broker.stop().await);
     let mut broker = broker.start_again(&account.admin, endpoint).await;
     let issue = ["issue", "user"];
@@ -171,7 +172,7 @@ async fn an_older_copy_of_the_store_issues_nothing_until_somebody_says_so() {
     refused.fails(6, &["reason: LOG_CONTRADICTED"]);
     assert!(broker.stop().await);
     let file = broker.state.join("checkpoint");
-    // Taking it away is no decision: its volume may be missing.
+    // A removed file is no decision of the operator: its volume may be missing.
     std::fs::remove_file(&file).unwrap();
     let mut broker = broker.start_again(&account.admin, endpoint).await;
     let refused = broker.run_as(Some(&token), &issue).await;
@@ -194,9 +195,9 @@ fn rewritings(store: &Stored) -> [String; 8] {
          UPDATE audit SET seq = 9 + seq WHERE seq < 0"
             .to_owned(),
         "DELETE FROM audit WHERE seq = 5; UPDATE audit SET seq = seq - 1 WHERE seq > 5".to_owned(),
-        // Of which no column beside the record tells.
+        // The record alone has this word; no column beside it does.
         rewrite("registry", "Registry"),
-        // So that no search finds it.
+        // Searches do not find the record then.
         "UPDATE audit SET service = NULL WHERE event = 'service.created'".to_owned(),
         "INSERT INTO audit SELECT seq + 1000, leaf, time, event, outcome, actor, service, grant_name,
                                   lease_id, access_key_id FROM audit WHERE seq = 5"
@@ -228,7 +229,7 @@ async fn a_log_that_was_rewritten_is_noticed_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_checkpoint_of_another_log_is_no_witness() {
+async fn a_broker_with_a_checkpoint_of_another_log_issues_nothing() {
     let (account, endpoint) = (Account::new().await, &emulator().endpoint);
     let (broker, token, lease) = stopped(&account).await;
     let (other, ..) = stopped(&Account::new().await).await;
@@ -242,7 +243,7 @@ async fn the_checkpoint_of_another_log_is_no_witness() {
     assert_issues_nothing(&broker, &token, &lease, words).await;
 }
 
-/// A broker inside of the test, with its store.
+/// Creates a broker inside the test, with its store.
 async fn without_aws(home: &TempDir) -> (Arc<SqliteStore>, Arc<credbroker::broker::Broker>) {
     let store = SqliteStore::open(&rewriting::database(home.path())).await;
     let store = Arc::new(store.unwrap());
@@ -268,10 +269,10 @@ async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
 }
 
 #[tokio::test]
-async fn silence_is_visible_since_the_log_grows_each_minute_by_itself() {
+async fn an_idle_log_gets_a_record_each_minute() {
     let home = TempDir::new().unwrap();
     let (store, broker) = without_aws(&home).await;
-    // Time passes in steps from here on, and not by itself: somebody is always at work.
+    // Time passes in steps from here on, and not by itself: a task is always busy.
     tokio::time::pause();
     let work = tokio::spawn(async {
         loop {

@@ -1,4 +1,4 @@
-//! The log as plain files, and the check of a copy without a broker.
+//! Export of the log as plain files, and their verification without a broker.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::fill;
 use crate::harness::{Account, Broker, Run, broker::credbroker, emulator::emulator};
 
-/// A broker whose log has so many records and some more.
+/// Starts a broker whose log has at least this many records.
 pub(super) async fn with_records(account: &Account, count: usize) -> Broker {
     let mut broker = Broker::start(account).await;
     assert!(broker.stop().await);
@@ -25,13 +25,13 @@ pub(super) async fn export(broker: &Broker, dir: &Path) -> String {
     broker.run(&args).await.ok().stdout
 }
 
-/// By a client that knows no broker.
+/// Verifies an export with a client that has no broker.
 pub(super) async fn verify(dir: &Path, more: &[&str]) -> Run {
     let args = [&["audit", "verify", dir.to_str().unwrap()], more].concat();
     Run::of(credbroker(&args), "").await
 }
 
-/// The newest key that an export names.
+/// Newest key that an export names.
 pub(super) fn key_of(dir: &Path) -> String {
     let keys = fs::read_to_string(dir.join("keys")).unwrap();
     keys.lines().last().unwrap().to_owned()
@@ -65,7 +65,7 @@ pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn an_export_is_verified_without_a_broker_and_gone_on_with() {
+async fn an_export_is_verified_offline_and_continued() {
     let home = TempDir::new().unwrap();
     let (dir, early) = (home.path().join("log"), home.path().join("early"));
     let broker = with_records(&Account::new().await, 300).await;
@@ -90,7 +90,7 @@ async fn an_export_is_verified_without_a_broker_and_gone_on_with() {
     let key = key_of(&dir);
     let since = early.join("checkpoint").display().to_string();
     verify(&dir, &["--key", &key, "--since", &since]).await.ok();
-    // What was there before goes not on from what came later.
+    // The earlier export does not continue from the later checkpoint.
     let later = dir.join("checkpoint").display().to_string();
     let back = verify(&early, &["--since", &later]).await;
     back.fails(
@@ -100,7 +100,7 @@ async fn an_export_is_verified_without_a_broker_and_gone_on_with() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_copy_is_named() {
+async fn a_damaged_export_is_reported_with_its_fault() {
     let home = TempDir::new().unwrap();
     let dir = home.path().join("log");
     let broker = with_records(&Account::new().await, 600).await;
@@ -182,7 +182,7 @@ async fn what_is_wrong_with_a_copy_is_named() {
     )
     .await;
 
-    // Another log, of one piece in itself.
+    // Another log, consistent in itself.
     let stranger = Broker::start(&Account::new().await).await;
     let theirs = home.path().join("theirs");
     export(&stranger, &theirs).await;

@@ -1,4 +1,4 @@
-//! The key that signs the log, and the next.
+//! Signing key of the log, and its successors.
 
 use std::{fs, path::Path};
 
@@ -22,7 +22,7 @@ async fn announced(broker: &Broker) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whoever_has_a_key_of_the_log_verifies_what_later_keys_have_signed() {
+async fn an_early_log_key_verifies_signatures_of_later_keys() {
     let home = TempDir::new().unwrap();
     let (dir, early) = (home.path().join("log"), home.path().join("early"));
     let account = Account::new().await;
@@ -41,13 +41,13 @@ async fn whoever_has_a_key_of_the_log_verifies_what_later_keys_have_signed() {
         .ok();
     verify(&dir, &["--key", &second]).await.ok();
     verify(&dir, &[]).await.ok();
-    // A later key knows nothing of what only an earlier one has signed.
+    // A later key does not verify a checkpoint that only an earlier key has signed.
     let stranger = verify(&early, &["--key", &third]).await;
     stranger.fails(8, &["wrong key: "]);
     let later = verify(&dir, &["--key", &third, "--since", &since]).await;
-    later.fails(8, &["none of the known keys has signed it"]);
+    later.fails(8, &["no known key has signed it"]);
 
-    // It outlives the process, and the log goes on.
+    // The key outlives the process, and the log continues.
     let broker = broker
         .start_again(&account.admin, &emulator().endpoint)
         .await;
@@ -58,7 +58,7 @@ async fn whoever_has_a_key_of_the_log_verifies_what_later_keys_have_signed() {
 }
 
 #[tokio::test]
-async fn a_key_that_no_key_before_has_announced_is_not_believed() {
+async fn a_log_key_without_announcement_is_not_trusted() {
     let home = TempDir::new().unwrap();
     let [dir, copy, early] = ["log", "copy", "early"].map(|name| home.path().join(name));
     let broker = Broker::start(&Account::new().await).await;
@@ -71,8 +71,8 @@ async fn a_key_that_no_key_before_has_announced_is_not_believed() {
     copied(&dir, &copy);
     fs::remove_file(copy.join("handover/2")).unwrap();
     let unannounced = verify(&copy, &["--key", &first]).await;
-    unannounced.fails(8, &["none of the known keys has signed it"]);
-    // A checkpoint is no announcement, whoever has signed it.
+    unannounced.fails(8, &["no known key has signed it"]);
+    // A plain checkpoint is no announcement, whichever key has signed it.
     fs::copy(copy.join("checkpoint"), copy.join("handover/2")).unwrap();
     let forged = verify(&copy, &["--key", &first]).await;
     forged.fails(8, &["changed: ", "handover/2"]);
@@ -82,7 +82,7 @@ async fn a_key_that_no_key_before_has_announced_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_key_that_was_followed_by_another_is_not_trusted_again() {
+async fn a_superseded_log_key_is_not_trusted_again() {
     let home = TempDir::new().unwrap();
     let dir = home.path().join("log");
     let broker = Broker::start(&Account::new().await).await;
@@ -90,8 +90,8 @@ async fn a_key_that_was_followed_by_another_is_not_trusted_again() {
     let first = key_of(&dir);
     let second = rotated(&broker).await;
     export(&broker, &dir).await;
-    // Whoever has the first key says that the second is followed by it, by what the
-    // second has signed; a record announces both.
+    // The holder of the first key claims that it follows the second, with a note that the second
+    // has signed; a record announces both.
     fs::write(dir.join("keys"), format!("{second}\n{first}\n")).unwrap();
     fs::copy(dir.join("checkpoint"), dir.join("handover/2")).unwrap();
     let again = verify(&dir, &["--key", &second]).await;
@@ -99,7 +99,7 @@ async fn a_key_that_was_followed_by_another_is_not_trusted_again() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_was_cut_off_is_brought_to_its_end() {
+async fn an_interrupted_log_key_rotation_is_completed() {
     let home = TempDir::new().unwrap();
     let (dir, account) = (home.path().join("log"), Account::new().await);
     let mut broker = Broker::start(&account).await;
@@ -128,7 +128,7 @@ async fn a_rotation_that_was_cut_off_is_brought_to_its_end() {
 }
 
 #[tokio::test]
-async fn only_an_admin_lets_another_key_sign() {
+async fn log_key_rotation_is_refused_to_all_but_admins() {
     let broker = Broker::start(&Account::new().await).await;
     for role in ["auditor", "responder"] {
         let create = ["operator", "create", role, "--role", role];
@@ -143,7 +143,7 @@ async fn only_an_admin_lets_another_key_sign() {
 }
 
 #[tokio::test]
-async fn export_and_verify_tell_scripts_what_they_did() {
+async fn export_and_verify_print_their_result_as_json() {
     let home = TempDir::new().unwrap();
     let dir = home.path().join("log");
     let broker = Broker::start(&Account::new().await).await;

@@ -1,4 +1,4 @@
-//! The log as lines: as it is, and as events of OCSF.
+//! Export of the log as lines: unchanged, and as OCSF events.
 
 use std::{fs, path::Path};
 
@@ -12,11 +12,11 @@ use super::{
 };
 use crate::harness::{Account, Broker, Run, broker::BINARY};
 
-/// What `audit export` writes to standard output in a form.
+/// Output of `audit export` to standard output in a format.
 async fn poured(broker: &Broker, format: &str) -> Vec<String> {
     let args = ["audit", "export", "-", "--format", format];
     let run = broker.run(&args).await.ok();
-    // Nothing of a progress bar, nor anything else, where nobody looks.
+    // Standard error has no progress bar, nor any other output, without a terminal.
     assert_eq!(run.stderr, "");
     run.stdout.lines().map(ToOwned::to_owned).collect()
 }
@@ -105,7 +105,7 @@ async fn every_record_is_an_event_of_ocsf() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_changed_is_no_export() {
+async fn a_changed_log_is_not_exported() {
     let home = TempDir::new().unwrap();
     let broker = Broker::start(&Account::new().await).await;
     broker.service("payments-api").await;
@@ -132,7 +132,7 @@ async fn a_log_that_was_changed_is_no_export() {
 }
 
 #[tokio::test]
-async fn each_form_goes_where_it_can() {
+async fn an_export_format_with_a_wrong_destination_is_refused() {
     let home = TempDir::new().unwrap();
     let broker = Broker::start(&Account::new().await).await;
     let dir = home.path().to_str().unwrap();
@@ -151,12 +151,12 @@ async fn each_form_goes_where_it_can() {
     broker.run(&lines).await.fails(1, &["none/log: "]);
 }
 
-/// A terminal of Python's, which the emulator needs as well.
+/// Pseudo-terminal of Python, which the emulator needs anyway.
 const TERMINAL: &str =
     "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
 
 #[tokio::test]
-async fn whoever_looks_on_sees_how_far_it_is() {
+async fn an_export_on_a_terminal_shows_its_progress() {
     let home = TempDir::new().unwrap();
     let broker = with_records(&Account::new().await, 300).await;
     for format in ["tiles", "jsonl"] {

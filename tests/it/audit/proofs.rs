@@ -1,4 +1,4 @@
-//! What whoever was given something, or shut somebody out, can prove years later.
+//! Proofs, valid for years, of an issue, a release or a revocation.
 
 use std::{fs, path::Path};
 
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::harness::{Account, Broker, Run, broker::credbroker};
 
-/// A broker, a lease of service `pay`, and the receipts of its issue, its release and
-/// the revocation of `pay`.
+/// Starts a broker. Returns a lease of service `pay`, and the receipts of its issue, its release
+/// and the revocation of `pay`.
 async fn attested() -> (Broker, String, Vec<String>) {
     let broker = Broker::start(&Account::new().await).await;
     let token = broker.service("pay").await;
@@ -34,14 +34,14 @@ async fn attested() -> (Broker, String, Vec<String>) {
     (broker, lease, receipts.iter().map(receipt).collect())
 }
 
-/// The key of the broker's log.
+/// Key of the broker's log.
 async fn key(broker: &Broker) -> String {
     let signed = broker.json(&["audit", "checkpoint"]).await;
     signed["verifier_key"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-async fn every_answer_has_a_receipt_that_a_copy_is_held_against() {
+async fn a_receipt_is_checked_against_a_copy_of_the_log() {
     let (broker, _, receipts) = attested().await;
     let home = TempDir::new().unwrap();
     let dir = home.path().join("log");
@@ -92,7 +92,7 @@ async fn verify_proof(file: &Path, key: &str) -> Run {
 }
 
 #[tokio::test]
-async fn the_records_of_a_lease_are_proven_to_whoever_has_the_key() {
+async fn records_of_a_lease_are_proven_with_the_log_key() {
     let (broker, lease, _) = attested().await;
     let home = TempDir::new().unwrap();
     let (dir, key) = (home.path().join("proofs"), key(&broker).await);
@@ -116,7 +116,7 @@ async fn the_records_of_a_lease_are_proven_to_whoever_has_the_key() {
     ];
     assert_eq!(events, lived);
 
-    // Against every bit of it that is not opaque.
+    // Every changed bit that is not opaque is noticed.
     let (proof, forged) = (fs::read_to_string(files[1]).unwrap(), dir.join("forged"));
     let lines: Vec<&str> = proof.lines().collect();
     let altered = |text: String| {

@@ -1,4 +1,4 @@
-//! Finding records again.
+//! Queries of audit records.
 
 use credbroker::proto::{AuditRecord, ListAuditRecordsRequest};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use tonic::Code;
 use super::{fill, policy};
 use crate::harness::{Account, Broker, emulator::emulator};
 
-/// A broker with something of everything in its log.
+/// Starts a broker with all kinds of records in its log.
 async fn eventful() -> Broker {
     let broker = Broker::start(&Account::new().await).await;
     for service in ["pay", "billing"] {
@@ -31,7 +31,7 @@ async fn eventful() -> Broker {
     broker
 }
 
-/// What a query finds among the first `known` records; later ones are its own doing.
+/// Result of a query among the first `known` records; later ones come from the query itself.
 async fn query(broker: &Broker, flags: &[&str], known: usize) -> Vec<Value> {
     let found = broker.json(&[&["audit", "query"], flags].concat()).await;
     let found = found.as_array().unwrap().iter();
@@ -106,7 +106,7 @@ async fn a_query_takes_records_from_one_time_until_before_another() {
     let all = broker.audit().await;
     let time = |record: &Value| record["time"].as_str().unwrap().to_owned();
     let (since, until) = (time(&all[3]), time(&all[9]));
-    // Times are shown to the millisecond, in a form that sorts as text.
+    // Query times are printed to the millisecond, in a form that sorts as text.
     let between: Vec<Value> = all
         .iter()
         .filter(|r| (since.as_str()..until.as_str()).contains(&time(r).as_str()))

@@ -1,4 +1,4 @@
-//! Old records go once an export holds them; what proves the others stays.
+//! Retention: old records are deleted once an export has them; the proofs of the others stay.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ use crate::harness::{
     site::{Site, stop},
 };
 
-/// Prunes what is older than a second, until the first so many records are.
+/// Prunes records older than a second, until the log starts at `start`.
 async fn prune(broker: &Broker, dir: &Path, start: u64) {
     let args = [
         "audit",
@@ -45,7 +45,7 @@ async fn prove(broker: &Broker, lease: &Value, dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_proves_later_records_outlives_the_earlier_ones() {
+async fn proofs_of_later_records_outlive_pruned_records() {
     let (home, account) = (TempDir::new().unwrap(), Account::new().await);
     let path = |name: &str| home.path().join(name);
     let broker = with_records(&account, 800).await;
@@ -64,7 +64,7 @@ async fn what_proves_later_records_outlives_the_earlier_ones() {
     assert_eq!(records[0]["seq"], 769);
     let told = records.iter().find(|r| r["event"] == "log.pruned").unwrap();
     assert_eq!(told["detail"], "records 1 to 768");
-    // It is over with, and cannot be had again.
+    // Another prune finds nothing more to delete.
     let args = [
         "audit",
         "prune",
@@ -76,7 +76,7 @@ async fn what_proves_later_records_outlives_the_earlier_ones() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     assert_eq!(broker.json(&args).await["pruned"], 0);
 
-    // The start compares what is left, and the broker goes on.
+    // The start checks the remaining records, and the broker continues.
     let broker = broker
         .start_again(&account.admin, &emulator().endpoint)
         .await;
@@ -94,7 +94,7 @@ async fn what_proves_later_records_outlives_the_earlier_ones() {
         Run::of(credbroker(&verify), "").await.ok();
     }
 
-    // An archive is gone on with, and one that begins later says so where it must.
+    // An existing archive is continued, and one that begins later reports a gap if it matters.
     let since = path("early").join("checkpoint").display().to_string();
     let receipt = issued["receipt"].as_str().unwrap();
     let demands = ["--key", &key, "--since", &since, "--receipt", receipt];
@@ -110,11 +110,11 @@ async fn what_proves_later_records_outlives_the_earlier_ones() {
             .replacen(&format!(":{size}:"), ":700:", 1)
             .replacen(&size.to_string(), "700", 1);
     let before = verify(&path("late"), &["--receipt", &before]).await;
-    before.fails(8, &["not to be told: the copy begins with record 769"]);
+    before.fails(8, &["unknown: the copy begins with record 769"]);
 }
 
 #[tokio::test]
-async fn records_that_nobody_has_given_up_are_missed() {
+async fn missing_records_that_were_not_pruned_are_reported() {
     let home = TempDir::new().unwrap();
     let (dir, copy) = (home.path().join("log"), home.path().join("copy"));
     let broker = with_records(&Account::new().await, 800).await;
@@ -129,14 +129,14 @@ async fn records_that_nobody_has_given_up_are_missed() {
         fs::remove_file(copy.join("tile/entries").join(bundle)).unwrap();
     }
     verify(&copy, &[]).await.ok();
-    // One more than was given up.
+    // One record more than was pruned is missing.
     let last = copy.join("tile/entries/003.p");
     fs::remove_dir_all(last).unwrap();
     verify(&copy, &[]).await.fails(8, &["missing: record 1"]);
 }
 
 #[tokio::test]
-async fn nothing_goes_that_no_export_of_this_log_holds() {
+async fn pruning_without_an_export_of_this_log_deletes_nothing() {
     let home = TempDir::new().unwrap();
     let dir = |name: &str| home.path().join(name).display().to_string();
     let broker = with_records(&Account::new().await, 600).await;
@@ -196,7 +196,7 @@ async fn a_copy_that_begins_after_a_rotation_is_verified_by_every_key() {
         .await
         .ok();
 
-    // An export that ends in what was given up is kept as it is.
+    // An export that ends within the pruned records is refused, and its files stay.
     let tear = broker
         .run(&["audit", "export", path("early").to_str().unwrap()])
         .await;
@@ -211,9 +211,9 @@ async fn a_copy_that_begins_after_a_rotation_is_verified_by_every_key() {
 }
 
 #[tokio::test]
-async fn a_record_stays_for_as_long_as_the_configuration_says() {
+async fn a_record_younger_than_the_configured_age_is_not_pruned() {
     let account = Account::new().await;
-    // 400 days, unless it says so.
+    // The default is 400 days; the configuration may change it.
     for (settings, kept) in [("", "400d"), ("keep = \"30d\"", "30d")] {
         let site = Site::sealed(|_| settings.to_owned());
         let serving = site.serving(&account.admin).await;

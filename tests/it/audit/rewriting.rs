@@ -1,5 +1,5 @@
-//! The store's log is changed while the broker is away, at random: at its start it
-//! says so.
+//! Random changes of the store's log while the broker is down: the broker reports each at its
+//! start.
 
 use std::{
     collections::BTreeMap,
@@ -44,7 +44,7 @@ pub(super) fn database(home: &Path) -> PathBuf {
     home.join("credbroker.db")
 }
 
-/// A broker that has nothing to do with AWS.
+/// Creates a broker without access to AWS.
 pub(super) fn broker(
     home: &Path,
     store: &Arc<SqliteStore>,
@@ -91,7 +91,7 @@ pub(super) async fn issuer() -> Arc<AwsAccount> {
     ))
 }
 
-/// Lets the log grow to so many records, and signs it.
+/// Lets the log grow to `records` records, and signs it.
 async fn grow(home: &Path, issuer: &Arc<AwsAccount>, records: i64, words: &str) {
     let store = Arc::new(SqliteStore::open(&database(home)).await.unwrap());
     let broker = broker(home, &store, issuer);
@@ -108,14 +108,14 @@ async fn grow(home: &Path, issuer: &Arc<AwsAccount>, records: i64, words: &str) 
     store.close().await;
 }
 
-/// What the broker says at its start, if anything speaks against the log.
+/// Error that the broker reports at its start, if the log is in doubt.
 async fn doubt(home: &Path, issuer: &Arc<AwsAccount>) -> Option<String> {
     let store = match SqliteStore::open(&database(home)).await {
         Ok(store) => Arc::new(store),
         Err(error) => return Some(error.to_string()),
     };
     let broker = broker(home, &store, issuer);
-    // A start that fails tells it as well.
+    // A start that fails reports the change as well.
     let checked = broker.check_log().await;
     store.close().await;
     if let Err(error) = checked {
@@ -139,7 +139,7 @@ async fn run(raw: &mut SqliteConnection, statement: &'static str, number: i64) {
     assert!(done.unwrap().rows_affected() > 0, "{statement} {number}");
 }
 
-/// Turns over one bit of a value.
+/// Flips one bit of a value.
 async fn flip(raw: &mut SqliteConnection, rng: &mut Rng, [get, set]: [&'static str; 2], at: i64) {
     let value = sqlx::query_scalar(get).bind(at).fetch_one(&mut *raw).await;
     let mut bytes: Vec<u8> = value.unwrap();
@@ -173,7 +173,7 @@ const NOTE: [&str; 2] = [
     "UPDATE audit_checkpoint SET note = CAST(?1 AS TEXT) WHERE single = ?2",
 ];
 
-/// Changes the log in one of many ways. Returns which, and words that tell it.
+/// Changes the log in one of many ways. Returns the way, and words that may report it.
 async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
     let mut raw = raw(home).await;
     let (at, other) = (rng.i64(1..=RECORDS), rng.i64(1..RECORDS));
@@ -247,7 +247,7 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
             run(&mut raw, "UPDATE audit_edge SET pruned = 256 * ?", 1).await;
             (
                 "pruned",
-                vec!["record 1 of the audit log is missing, and nobody has given it up".to_owned()],
+                vec!["record 1 of the audit log is missing, and was not pruned".to_owned()],
             )
         }
         13 => {
@@ -264,7 +264,7 @@ async fn change(home: &Path, rng: &mut Rng) -> (&'static str, Vec<String>) {
     (name, words)
 }
 
-/// Another key, and a checkpoint that it has signed.
+/// Replaces the key, and has the new key sign the checkpoint.
 async fn swap_key(raw: &mut SqliteConnection) -> &'static str {
     let note = "SELECT note FROM audit_checkpoint";
     let note: String = sqlx::query_scalar(note).fetch_one(&mut *raw).await.unwrap();
@@ -279,7 +279,7 @@ async fn swap_key(raw: &mut SqliteConnection) -> &'static str {
     "swap key"
 }
 
-/// An older copy, or one that goes on from it in another way.
+/// Restores an older copy, or one that continues from it differently.
 fn take_copy(home: &Path, rng: &mut Rng) -> Vec<String> {
     let name = ["older.db", "other.db"][rng.usize(0..2)];
     fs::copy(home.join(name), database(home)).unwrap();
@@ -301,7 +301,7 @@ async fn no_change_of_the_stores_log_goes_unnoticed_at_the_next_start() {
     grow(home, &issuer, RECORDS, "as usual").await;
     fs::copy(database(home), &true_log).unwrap();
     let note = fs::read(&checkpoint).unwrap();
-    // What somebody who has the older copy, and the broker, can make of it.
+    // An attacker with the older copy and the broker can make this.
     fs::copy(home.join("older.db"), database(home)).unwrap();
     fs::write(&checkpoint, "").unwrap();
     grow(home, &issuer, RECORDS + 3, "nothing to see here").await;

@@ -27,7 +27,7 @@ pub(super) async fn called(account: &Account, broker: &Broker) -> Vec<String> {
     script.called
 }
 
-/// Calls one method after the other, and keeps their names.
+/// Calls one method after the other, and records their names.
 struct Script<'a> {
     account: &'a Account,
     broker: &'a Broker,
@@ -43,7 +43,7 @@ impl Script<'_> {
         serde_json::from_str(&told).unwrap_or(Value::Null)
     }
 
-    /// A call as the operator `admin`.
+    /// Calls a method as the operator `admin`.
     async fn admin(&mut self, method: &str, args: &[&str]) -> Value {
         self.call(method, None, args).await
     }
@@ -68,7 +68,7 @@ impl Script<'_> {
             &["service", "reinstate", "pay"],
         )
         .await;
-        // The command tells what works again.
+        // The command lists the tokens and bindings that work again.
         for listed in ["ListServiceTokens", "ListServiceBindings"] {
             let method = format!("credbroker.v1.ServiceRegistry/{listed}");
             self.called.push(method);
@@ -217,7 +217,7 @@ impl Script<'_> {
         }
     }
 
-    /// This broker takes none: they were asked for when it did.
+    /// Calls the methods of approvals. The broker requires none, so the test inserts one.
     async fn approvals(&mut self) {
         let ask = "INSERT INTO approvals SELECT value, '{\"change\":\"create_operator\",\"operator\":\"x\",\"role\":\"viewer\"}', 'ann', 1, 4000000000000000, NULL, 'operator ann', NULL FROM (SELECT 'aaaaaaaaaaaaaaaa' AS value UNION ALL SELECT 'bbbbbbbbbbbbbbbb') AS ids";
         self.broker.write_store(ask).await;
@@ -274,7 +274,7 @@ impl Script<'_> {
         self.admin("AuditService/ListAuditRecords", &["audit", "query"])
             .await;
         let export = self.broker.state.join("export").display().to_string();
-        // It asks for a checkpoint first.
+        // The export requests a checkpoint first.
         let asked = "credbroker.v1.AuditService/GetCheckpoint";
         self.called.push(asked.to_owned());
         self.admin("AuditService/ExportEntries", &["audit", "export", &export])

@@ -1,4 +1,4 @@
-//! Secrets are shown to their owner and found nowhere else.
+//! Secrets are shown to their owner and stored nowhere else.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::harness::{
     eventually, free_address,
 };
 
-/// Where to look, and what for.
+/// Secrets to search for, and the places to search.
 #[derive(Default)]
 struct Search {
     secrets: Vec<String>,
@@ -27,7 +27,7 @@ struct Search {
 }
 
 impl Search {
-    /// The secret part of a token; its first 20 characters may be shown.
+    /// Adds the secret part of a token; its first 20 characters may be shown.
     fn token(&mut self, token: &str) {
         self.secrets.push(token[21..73].to_owned());
     }
@@ -44,7 +44,7 @@ impl Search {
         self.places.push((path.display().to_string(), bytes));
     }
 
-    /// Every place that holds `text`.
+    /// Returns every place that contains `text`.
     fn holding(&self, text: &str) -> Vec<&str> {
         let found = |bytes: &[u8]| {
             bytes
@@ -65,7 +65,7 @@ impl Search {
     }
 }
 
-/// Runs a command as somebody, without knowing which broker it is.
+/// Runner of commands with any token, whichever broker it is.
 trait Commands {
     async fn command(&self, token: Option<&str>, args: &[&str], input: &str) -> Run;
 
@@ -88,8 +88,7 @@ impl Commands for Broker {
     }
 }
 
-/// Issues all kinds, makes tokens of both sorts, and puts secrets where they do not
-/// belong.
+/// Issues all kinds, creates tokens of both sorts, and puts secrets where they do not belong.
 async fn live(broker: &impl Commands, account: &Account) -> Search {
     let mut search = Search::default();
     let role = account.role("credbroker-app", &policy()).await;
@@ -125,7 +124,7 @@ async fn live(broker: &impl Commands, account: &Account) -> Search {
     search
 }
 
-/// A secret in the wrong place is refused, and must not be kept there either.
+/// Passes a secret in wrong places: the broker must refuse it, and must not store it.
 async fn misplace(broker: &impl Commands, service: &str, secret: &str) {
     let grant = format!("pay/{secret}");
     let wrong: [&[&str]; 7] = [
@@ -161,7 +160,7 @@ async fn misplace(broker: &impl Commands, service: &str, secret: &str) {
     for args in [["issue", secret], ["release", secret]] {
         assert_ne!(broker.command(Some(service), &args, "").await.code, 0);
     }
-    // No checksum ends so: its last character has two bits.
+    // A checksum never ends like this: its last character has two bits.
     let altered = format!("{}b", &secret[..secret.len() - 1]);
     assert_eq!(
         broker.command(Some(&altered), &["status"], "").await.code,
@@ -169,7 +168,7 @@ async fn misplace(broker: &impl Commands, service: &str, secret: &str) {
     );
 }
 
-/// What `audit` tells, in both forms.
+/// Adds the output of `audit`, in both forms.
 async fn told(broker: &impl Commands, search: &mut Search) {
     for args in [
         &["audit", "query"][..],
@@ -184,7 +183,7 @@ async fn told(broker: &impl Commands, search: &mut Search) {
     }
 }
 
-/// Looks through every file of the store, its write-ahead log included.
+/// Adds every file of the store, its write-ahead log included.
 fn store(search: &mut Search, directory: &Path) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -236,7 +235,7 @@ async fn no_secret_is_in_the_store_the_audit_log_or_the_log() {
     assert!(broker.stop().await);
     search.file(&log);
     store(&mut search, &broker.state);
-    // What may be shown is found, so the search can find.
+    // Text that may be shown is found, so the search works.
     let ids = broker.admin_token()[4..20].to_owned();
     assert!(
         search
@@ -248,7 +247,7 @@ async fn no_secret_is_in_the_store_the_audit_log_or_the_log() {
     search.assert_found_nowhere();
 }
 
-/// `serve` with the most talkative of logs.
+/// `serve` with the most verbose log.
 struct Traced {
     home: TempDir,
     address: String,
@@ -317,7 +316,7 @@ fn prepare(home: &Path, address: &str, level: &str) {
     fs::write(home.join("config.toml"), config).unwrap();
 }
 
-/// Everything that happens, logged at `level`; none of it tells a secret.
+/// Asserts that no log line at `level` contains a secret, while everything happens.
 async fn assert_nothing_told_at(level: &str, talker: &str) {
     let account = Account::new().await;
     account.let_admin(&policy()).await;

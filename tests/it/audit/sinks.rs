@@ -1,5 +1,5 @@
-//! Sinks: the log streamed to a file, a syslog server and a webhook, every record at
-//! least once and in its order, whatever the other side does.
+//! Sinks: the log streamed to a file, a syslog server and a webhook. Each record arrives at least
+//! once and in its order, whatever the receiver does.
 
 mod collector;
 mod syslogd;
@@ -25,22 +25,22 @@ use crate::harness::{
     site::{Site, stop},
 };
 
-/// Most records that a sink is given at once.
+/// Most records that a sink gets at once.
 const BATCH: usize = 256;
 
 impl Site {
-    /// Its log as it is now.
+    /// Returns the log of the site as it is now.
     async fn leaves(&self) -> Vec<Vec<u8>> {
         self.stored.leaves().await
     }
 
-    /// A metric of a sink.
+    /// Returns a metric of a sink.
     async fn sink_metric(&self, name: &str, sink: &str) -> Option<f64> {
         let name = format!("credbroker_audit_sink_{name}{{sink=\"{sink}\"}}");
         self.metric(&name).await
     }
 
-    /// Waits until a sink has failed so often since the start.
+    /// Waits until a sink has failed this many times since the start.
     async fn fails(&self, sink: &str, times: f64) {
         let failed = async || {
             let failures = self.sink_metric("failures_total", sink).await;
@@ -49,7 +49,7 @@ impl Site {
         eventually("failures of the sink", failed).await;
     }
 
-    /// Waits until a sink has all that is in the log by now. Returns how much that is.
+    /// Waits until a sink has received all current records. Returns their number.
     async fn catches_up(&self, sink: &str) -> usize {
         let size = self.leaves().await.len();
         let delivered = async || {
@@ -70,8 +70,8 @@ impl Site {
     }
 }
 
-/// What was streamed is the log from its beginning, with no more than a batch repeated at
-/// a time. Returns how many records it is.
+/// Asserts that the stream is the log from its beginning, with at most one batch repeated at a
+/// time. Returns the number of records.
 fn assert_streamed<L: AsRef<[u8]>>(lines: &[L], leaves: &[Vec<u8>]) -> usize {
     let mut last = 0;
     for line in lines {
@@ -85,7 +85,7 @@ fn assert_streamed<L: AsRef<[u8]>>(lines: &[L], leaves: &[Vec<u8>]) -> usize {
     last
 }
 
-/// Large records, some three megabytes of them, in the log of a broker that is stopped.
+/// Adds large records, some three megabytes, to the log of a stopped broker.
 async fn fill(site: &Site) {
     let store = site.stored.open().await;
     let mut writers = JoinSet::new();
@@ -127,12 +127,12 @@ async fn a_file_holds_every_record_over_rotations_and_deaths() {
     stop(child).await;
     fill(&site).await;
 
-    // It dies in the middle, with half a line in the file.
+    // The broker is killed in the middle, with half a line in the file.
     let mut child = site.serving(&account.admin).await;
     let rotated = async || (files(&path).len() > 1).then_some(());
     eventually("a rotation", rotated).await;
     child.kill().await.unwrap();
-    // Killed between two files it has left none of this name.
+    // Killed between two files, the broker has left no file of this name.
     let torn = fs::read_to_string(&path).unwrap_or_default() + "{\"seq\":1,\"ti";
     fs::write(&path, torn).unwrap();
     let child = site.serving(&account.admin).await;
@@ -164,7 +164,7 @@ fn webhook(site: &Site, port: u16) -> String {
 }
 
 #[tokio::test]
-async fn a_webhook_that_fails_loses_nothing_and_one_that_hangs_delays_nobody() {
+async fn a_failing_webhook_loses_no_record_and_a_hanging_one_delays_no_call() {
     let (account, listener) = (Account::new().await, Collector::listener().await);
     let port = listener.local_addr().unwrap().port();
     let site = Site::with_audit(|site| webhook(site, port));
@@ -196,7 +196,7 @@ async fn a_webhook_that_fails_loses_nothing_and_one_that_hangs_delays_nobody() {
     }
     assert!(!log.contains("nobody-may-see"));
 
-    // The next start goes on where this one ended.
+    // The next start continues at the end of this one.
     let child = site.serving(&account.admin).await;
     let all = site.catches_up("collector").await;
     stop(child).await;
@@ -219,14 +219,14 @@ async fn a_syslog_server_gets_every_record_over_connections_that_break() {
     let child = site.serving(&account.admin).await;
     site.catches_up("siem").await;
 
-    // What a connection has taken and nobody has read is sent again by the next.
+    // Records that the server has accepted and not read are sent again on the next connection.
     server.be_deaf(true);
     server.hang_up();
     site.create("payments-api").await;
     let unread = site.catches_up("siem").await;
     assert!(server.records().len() < unread);
     server.be_deaf(false);
-    // Nobody is there for a while.
+    // The server is down for a while.
     server.end().await;
     site.create("billing").await;
     site.fails("siem", 1.0).await;
@@ -240,7 +240,7 @@ async fn a_syslog_server_gets_every_record_over_connections_that_break() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_sink_is_told_before_anything_is_made() {
+async fn a_wrong_sink_setting_is_reported_before_the_start() {
     let account = Account::new().await;
     let fails = async |sinks: &dyn Fn(&Site) -> String, words: &[&str]| {
         let site = Site::with_audit(sinks);

@@ -1,5 +1,5 @@
-//! Ten thousand ways to change a log, in its export and in the store itself: none goes
-//! unnoticed, and each is told for what it is. Seeds are printed.
+//! Ten thousand ways to change a log, in its export and in the store: each is noticed, and reported
+//! for what it is. Seeds are printed.
 
 use std::{collections::BTreeMap, fs, path::Path, thread};
 
@@ -23,7 +23,7 @@ use crate::harness::sample::{seed, trials};
 const MUTATIONS: u32 = 1_000;
 const THREADS: u64 = 2;
 const RECORDS: u64 = 300;
-/// Of the record that announces the second key.
+/// Sequence number of the record that announces the second key.
 const SECOND_KEY: u64 = 280;
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -73,7 +73,7 @@ fn signed(records: &[Vec<u8>], signer: &Signer) -> String {
     signer.sign(&head(records).text()).unwrap()
 }
 
-/// An export of these records, signed by the second key.
+/// Export of these records, signed by the second key.
 fn export(records: &[Vec<u8>], keys: [&Signer; 2]) -> Files {
     let mut files = Files::new();
     let (mut tree, size) = (Growing::default(), records.len() as u64);
@@ -96,7 +96,7 @@ fn export(records: &[Vec<u8>], keys: [&Signer; 2]) -> Files {
     files
 }
 
-/// What of a fault counts as the right word for it.
+/// Word that reports a fault correctly.
 fn word(fault: &Fault) -> &'static str {
     match fault {
         Fault::MissingFile(_) | Fault::Missing(_) => "missing",
@@ -111,7 +111,7 @@ fn word(fault: &Fault) -> &'static str {
     }
 }
 
-/// One way to change an export: the files it has now, and the words that tell it.
+/// Mutation of an export: the changed files, and the words that may report it.
 struct Mutation {
     name: &'static str,
     files: Files,
@@ -126,11 +126,11 @@ fn mutation(name: &'static str, files: Files, words: &[&'static str]) -> Mutatio
     }
 }
 
-/// An export with its bundles made of other entries, all else as it was.
+/// Export with other entries in its bundles, otherwise unchanged.
 fn with_entries(of: &Files, entries: &[Vec<u8>]) -> Files {
     let mut files = of.clone();
     files.retain(|name, _| !name.starts_with("tile/entries/"));
-    // The last bundle has whatever is left over, by the name of the true one.
+    // The last bundle has the rest of the entries, under the name of the true one.
     let (first, last) = entries.split_at(entries.len().min(256));
     files.insert(bundle_path(0, RECORDS), bundle(first).unwrap());
     files.insert(bundle_path(1, RECORDS), bundle(last).unwrap());
@@ -167,7 +167,7 @@ impl Chance {
         }
     }
 
-    /// A bit of any file.
+    /// Flips a bit of any file.
     fn flip(&mut self) -> Mutation {
         let (name, mut files) = (self.name(), self.whole.clone());
         let bytes = files.get_mut(&name).unwrap();
@@ -189,7 +189,7 @@ impl Chance {
         let words: &[&str] = if name == bundle_path(1, RECORDS) {
             &["truncated"]
         } else if name == handover_path(2) {
-            // Nothing leads from the first key to the second any more.
+            // The second key cannot be reached from the first any more.
             &["signature"]
         } else {
             &["missing"]
@@ -209,7 +209,7 @@ impl Chance {
         mutation("delete", with_entries(&self.whole, &records), words)
     }
 
-    /// A forged record, or a true one again.
+    /// Inserts a forged record, or repeats a true one.
     fn insert(&mut self) -> Mutation {
         let (mut records, at) = (self.records.clone(), self.place());
         let (entry, word) = if self.rng.bool() {
@@ -223,7 +223,7 @@ impl Chance {
             (records[other].clone(), "reordered")
         };
         records.insert(at, entry);
-        // The key's own record is what it is, forged or not.
+        // The record that announces the key may have moved, so `reordered` counts as well.
         mutation(
             "insert",
             with_entries(&self.whole, &records),
@@ -251,7 +251,7 @@ impl Chance {
         bytes.truncate(self.rng.usize(0..bytes.len()));
         let words: &[&str] = match name.as_str() {
             CHECKPOINT => &["signature", "changed"],
-            // Without its second line the second key is a stranger.
+            // Without its second line the second key is unknown.
             KEYS => &["changed", "wrong key", "signature"],
             name if name == bundle_path(1, RECORDS) => &["truncated"],
             name if name.starts_with("tile/entries/") => &["missing"],
@@ -260,7 +260,7 @@ impl Chance {
         mutation("cut file", files, words)
     }
 
-    /// A record changed, and all that follows from it, as far as there is no key for it.
+    /// Changes a record, and recomputes everything that needs no key.
     fn rewrite(&mut self) -> Mutation {
         let (mut records, at) = (self.records.clone(), self.place());
         let seq = at as u64 + 1;
@@ -275,11 +275,11 @@ impl Chance {
                 files.insert(name, bytes);
             }
         }
-        // A record before the second key is announced contradicts the first one's word.
+        // A record before the announcement of the second key contradicts the first key's signature.
         mutation("rewrite", files, &["changed", "split view"])
     }
 
-    /// The whole of an older copy.
+    /// Replaces all files with an older copy.
     fn roll_back(&mut self) -> Mutation {
         let size = self
             .rng
@@ -288,8 +288,8 @@ impl Chance {
         mutation("roll back", files, &["truncated"])
     }
 
-    /// A whole log of somebody else's, or this one signed by theirs, or with the true keys
-    /// another than was shown before.
+    /// Replaces the log with a foreign one, signs this one with foreign keys, or with the true keys
+    /// signs another log than was shown before.
     fn swap_key(&mut self) -> Mutation {
         let (ours, theirs) = ([&signer(1), &signer(2)], [&signer(3), &signer(4)]);
         let mut records = self.records.clone();
@@ -321,7 +321,7 @@ fn write(files: &Files, directory: &Path, before: &Files) {
     }
 }
 
-/// How often each way was taken.
+/// Applies `count` mutations. Returns the number of each kind.
 fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
     let (home, records) = (TempDir::new().unwrap(), records());
     let whole = export(&records, [&signer(1), &signer(2)]);
@@ -367,7 +367,7 @@ fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
 }
 
 #[test]
-fn no_change_of_an_export_goes_unnoticed_and_each_is_told_for_what_it_is() {
+fn every_change_of_an_export_is_noticed_and_reported_correctly() {
     let first = seed().wrapping_mul(THREADS);
     let seeds = first..first + THREADS;
     let mutations = trials(
@@ -384,7 +384,7 @@ fn no_change_of_an_export_goes_unnoticed_and_each_is_told_for_what_it_is() {
 }
 
 #[test]
-fn a_copy_may_begin_between_the_record_of_a_key_and_what_the_key_before_says_of_it() {
+fn a_copy_that_begins_between_key_record_and_handover_is_verified() {
     let (home, [first, second]) = (TempDir::new().unwrap(), [1, 2].map(signer));
     let mut records = records();
     let mut put = |seq: usize, leaf| records[seq - 1] = leaf;

@@ -1,4 +1,5 @@
-//! The log against CloudTrail's, whose files are made here of what AWS was really asked.
+//! Reconciliation of the log with CloudTrail. The test builds the CloudTrail files from the real
+//! calls to AWS.
 
 use std::{fs, io::Write, path::Path};
 
@@ -13,16 +14,16 @@ use crate::harness::{
     proxy::Fault, stepped::policy,
 };
 
-/// What the broker had AWS make, as CloudTrail tells it.
+/// Users and sessions that the broker had AWS create, as CloudTrail reports them.
 struct Issued {
     world: World,
-    /// About when.
+    /// Approximate time of the calls.
     time: Timestamp,
     events: Vec<Value>,
 }
 
-/// The actions that CloudTrail is asked for, where a request tells the name, and what
-/// CloudTrail calls that.
+/// Actions in CloudTrail with the request field that has the name, and CloudTrail's name for that
+/// field.
 const ACTIONS: [(&str, &str, &str); 4] = [
     ("CreateUser", "UserName", "userName"),
     ("CreateAccessKey", "UserName", "userName"),
@@ -54,7 +55,7 @@ fn event(arn: &str, time: Timestamp, action: &str, id: &str) -> Value {
     })
 }
 
-/// An event by the admin user that made this key, for a user or session of this name.
+/// Event by the admin user that created this key, for a user or session of this name.
 fn made(arn: &str, time: Timestamp, action: &str, name: &str, key: &str) -> Value {
     let (.., field) = ACTIONS.iter().find(|(known, ..)| *known == action).unwrap();
     let mut event = event(arn, time, action, &format!("{action}-{name}-{key}"));
@@ -68,8 +69,8 @@ fn made(arn: &str, time: Timestamp, action: &str, name: &str, key: &str) -> Valu
 }
 
 impl Issued {
-    /// All three kinds, a repetition of two, an answer that was lost, sessions made to see
-    /// that AWS refuses what was revoked, and a rotation of the admin key.
+    /// Issues all three kinds, repeats two, loses an answer, revokes, so that canary sessions are
+    /// created, and rotates the admin key.
     async fn new() -> Self {
         let world = World::new().await;
         let grant = "payments-api/federated";
@@ -101,7 +102,7 @@ impl Issued {
         Self::of(world, &made).await
     }
 
-    /// The calls as they came by, with the keys that AWS made at them.
+    /// Events of the recorded calls, with the keys that AWS created.
     async fn of(world: World, keys: &[Vec<String>; 4]) -> Self {
         let records = world.broker.audit().await;
         let time = records.last().unwrap()["time"].as_str().unwrap();
@@ -126,7 +127,7 @@ impl Issued {
         admin_arn(&self.world.account.id)
     }
 
-    /// What others did, or nobody could, from an hour before until an hour after.
+    /// Events of other users, and impossible ones, from an hour before until an hour after.
     fn others(&self) -> Vec<Value> {
         let (ci, hour) = (
             "arn:aws:iam::111122223333:user/ci",
@@ -142,7 +143,7 @@ impl Issued {
         ]
     }
 
-    /// One file plain, one packed, one event in both.
+    /// Writes one plain file and one compressed file, with one event in both.
     fn trail(&self, events: &[Value]) -> TempDir {
         let dir = TempDir::new().unwrap();
         let (some, more) = events.split_at(events.len() / 2);
@@ -163,7 +164,7 @@ impl Issued {
         self.world.broker.run(&[&trail, more].concat()).await
     }
 
-    /// What is told of a trail in which something is wrong.
+    /// Returns the findings for a trail with an error.
     async fn findings(&self, events: &[Value]) -> Vec<Value> {
         let trail = self.trail(events);
         let run = self.reconcile(trail.path(), &["-o", "json"]).await;
@@ -174,7 +175,7 @@ impl Issued {
 }
 
 impl World {
-    /// Key of the last session that was made to see whether AWS refuses its like.
+    /// Key of the last canary session.
     async fn canary(&self) -> String {
         let query = ["audit", "query", "--event", "canary.issued"];
         let made = self.broker.json(&query).await;
@@ -182,7 +183,7 @@ impl World {
         last["access_key_id"].as_str().unwrap().to_owned()
     }
 
-    /// Gives the broker its key to keep and has it replaced; returns the new one's id.
+    /// Imports the broker's key and rotates it. Returns the new key's id.
     async fn rotated(&self) -> String {
         let Key { id, secret, .. } = &self.account.admin;
         let key = format!("aws_access_key_id={id}\naws_secret_access_key={secret}\n");
@@ -204,13 +205,13 @@ fn pack(path: &Path, text: &str) {
 }
 
 #[tokio::test]
-async fn what_the_broker_did_matches_and_nothing_else_is_looked_at() {
+async fn reconciliation_matches_the_brokers_calls_and_ignores_other_calls() {
     let issued = Issued::new().await;
     let trail = issued.trail(&issued.events);
     let told = issued.reconcile(trail.path(), &["-o", "json"]).await;
     let expected = json!({"checked_events": 11, "checked_records": 8, "findings": []});
     assert_eq!(told.ok().json(), expected);
-    // An auditor may, and a copy of the log tells the same without a broker.
+    // An auditor may reconcile, and a copy of the log gives the same result without a broker.
     let create = ["operator", "create", "eve", "--role", "auditor"];
     let auditor = issued.world.broker.json(&create).await;
     let args = [
@@ -233,7 +234,7 @@ async fn what_the_broker_did_matches_and_nothing_else_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_call_beside_the_broker_is_listed() {
+async fn a_call_with_the_admin_key_outside_the_broker_is_listed() {
     let issued = Issued::new().await;
     let session = |name: &str, after: i64| {
         let time = issued.time + SignedDuration::from_mins(after);
@@ -294,7 +295,7 @@ async fn a_record_that_cloudtrail_has_not_seen_is_listed() {
 }
 
 #[tokio::test]
-async fn nothing_in_the_directory_is_passed_over() {
+async fn an_invalid_file_of_the_trail_is_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let refused = async |name: &str, contents: &[u8], words: &str| {
         let dir = TempDir::new().unwrap();
@@ -338,7 +339,7 @@ async fn nothing_in_the_directory_is_passed_over() {
 }
 
 #[tokio::test]
-async fn whose_calls_are_the_brokers_must_be_known() {
+async fn reconciliation_without_a_known_principal_is_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let (log, trail) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     export(&broker, log.path()).await;
@@ -361,7 +362,7 @@ async fn whose_calls_are_the_brokers_must_be_known() {
     let run = Run::of(credbroker(&told), "").await;
     assert!(run.stdout.contains("name=mallory"), "{run:?}");
     run.fails(8, &[]);
-    // A copy that somebody has touched is not compared with anything.
+    // A modified copy is not compared with anything.
     fs::remove_file(log.path().join("checkpoint")).unwrap();
     Run::of(credbroker(&told), "")
         .await

@@ -1,4 +1,4 @@
-//! The witness: what it cosigns, and what it holds against an older or another log.
+//! Witness: it cosigns checkpoints, and reveals an older or another log.
 
 mod server;
 
@@ -31,20 +31,20 @@ impl Site {
         self.number("SELECT size FROM audit_checkpoint").await
     }
 
-    /// What is kept of what the witness has cosigned.
+    /// Returns the size of the newest stored cosigned checkpoint.
     async fn kept(&self) -> u64 {
         let kept = "SELECT coalesce(max(size), 0) FROM audit_witness";
         self.number(kept).await
     }
 
-    /// The key that signs its log.
+    /// Returns the key that signs the log.
     async fn log_key(&self) -> Verifier {
         let told = self.run(&["audit", "checkpoint", "-o", "json"]).await;
         let told = told.ok().json();
         told["verifier_key"].as_str().unwrap().parse().unwrap()
     }
 
-    /// Waits until the witness has cosigned all that is in the log by now. Returns how much.
+    /// Waits until the witness has cosigned all current records. Returns their number.
     async fn cosigned(&self) -> u64 {
         let size = self.number("SELECT size FROM audit_edge").await;
         let cosigned = async || (self.kept().await >= size).then_some(());
@@ -52,7 +52,7 @@ impl Site {
         size
     }
 
-    /// Exports the log and prunes what can be. Returns where it begins.
+    /// Exports the log and prunes as much as possible. Returns the log's new start.
     async fn prune(&self) -> u64 {
         let dir = self.text("archive");
         self.run(&["audit", "export", &dir]).await.ok();
@@ -61,7 +61,7 @@ impl Site {
         pruned["start"].as_u64().unwrap()
     }
 
-    /// The same configuration with and without the witness.
+    /// Removes the witness from the configuration.
     fn forget(&self, witness: &Witness) {
         self.reconfigure(&witness.settings(self), "");
     }
@@ -88,7 +88,7 @@ impl Site {
         eventually(words, told).await;
     }
 
-    /// Nothing is issued, and the error says what to do.
+    /// Asserts that the broker issues nothing, and that the error names the next step.
     async fn assert_issues_nothing(&self, token: &str, words: &str) {
         let expected = [
             words,
@@ -110,8 +110,8 @@ impl Site {
     }
 }
 
-/// A broker that has issued and whose log the witness has cosigned, stopped; its site, its
-/// token, and its store at that moment.
+/// Runs a broker that issues and whose log the witness cosigns, and stops it. Returns its site, its
+/// token, and its store at that time.
 async fn cosigned_and_stopped(account: &Account, witness: &Witness) -> (Site, String, Vec<u8>) {
     let site = site(witness);
     let running = witness.start(&site).await;
@@ -144,7 +144,7 @@ async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
     assert!(told.unwrap() > 0.0);
     stop(child).await;
 
-    // What was signed at the end is cosigned at the start, whole tiles of it.
+    // The witness cosigns the last checkpoint at the next start, whole tiles of it.
     fill_store(&site.stored, 700).await;
     let signed = site.signed().await;
     let child = site.serving(&account.admin).await;
@@ -155,7 +155,7 @@ async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
     assert!(site.cosigned().await > all);
     stop(child).await;
 
-    // Old records go, but for what the witness goes on from.
+    // Old records are pruned, except those that the witness continues from.
     running.end().await;
     let kept = site.kept().await;
     fill_store(&site.stored, 700).await;
@@ -170,7 +170,7 @@ async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
     stop(child).await;
     running.end().await;
 
-    // Neither asks nor is asked what cannot be; the kept note has both signatures.
+    // Both sides make valid requests only; the stored note has both signatures.
     let lost = [400, 403, 409, 422].map(|status| witness.answered(status));
     assert_eq!(lost, [0; 4]);
     let note = sqlx::query_scalar("SELECT note FROM audit_witness");
@@ -180,7 +180,7 @@ async fn checkpoints_are_cosigned_as_the_log_grows_and_over_restarts() {
 }
 
 #[tokio::test]
-async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
+async fn an_older_copy_of_the_store_contradicts_the_witness() {
     if skipped_over_postgres() {
         return;
     }
@@ -198,13 +198,13 @@ async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
     site.assert_issues_nothing(&token, words).await;
     site.assert_revokes().await;
     stop(child).await;
-    // The newest copy mends it, and so does somebody who has decided.
+    // The newest copy repairs it, and so does a decision of the operator.
     site.forget(&witness);
     let child = site.serving(&account.admin).await;
     site.assert_issues(&token).await;
     stop(child).await;
 
-    // A witness that is away at the start says so when it is back.
+    // A witness that is down at the start reports the contradiction when it is back.
     running.end().await;
     site.remember(&witness);
     fs::write(site.path("credbroker.db"), &older).unwrap();
@@ -222,7 +222,7 @@ async fn an_older_copy_of_the_store_is_what_the_witness_has_seen_more_of() {
 }
 
 #[tokio::test]
-async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigned() {
+async fn a_log_rewritten_from_an_older_copy_contradicts_the_witness() {
     if skipped_over_postgres() {
         return;
     }
@@ -234,7 +234,7 @@ async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigne
     let cosigned = site.cosigned().await;
     stop(child).await;
 
-    // Grown beyond, with other records and signed by the log's own key.
+    // The log has grown beyond, with other records, signed by its own key.
     fs::write(site.path("credbroker.db"), older).unwrap();
     site.forget(&witness);
     let child = site.serving(&account.admin).await;
@@ -251,7 +251,7 @@ async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigne
     assert_eq!((witness.answered(409), witness.answered(422)), (1, 1));
     stop(child).await;
 
-    // Of the very same size.
+    // The other log has the same size.
     witness.has_seen_another(site.signed().await);
     let child = site.serving(&account.admin).await;
     site.assert_issues_nothing(&token, words).await;
@@ -261,7 +261,7 @@ async fn a_log_rewritten_from_an_older_copy_does_not_go_on_from_what_was_cosigne
 }
 
 #[tokio::test]
-async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
+async fn a_witness_that_is_down_delays_no_call_and_catches_up_later() {
     let (account, witness) = (Account::new().await, Witness::new());
     let site = site(&witness);
     let child = site.serving(&account.admin).await;
@@ -273,9 +273,9 @@ async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
     };
     eventually("a failure", failed).await;
     witness.trust(site.log_key().await);
-    // What another has signed in its name does not count.
+    // A signature of another key in the witness's name does not count.
     let impostor = witness.with_another_key().start(&site).await;
-    site.tells("is no cosignature by witness.example/w1: none of the known keys has signed it")
+    site.tells("is no cosignature by witness.example/w1: no known key has signed it")
         .await;
     assert_eq!(site.kept().await, 0);
     impostor.end().await;
@@ -293,7 +293,7 @@ async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
     stop(child).await;
     running.end().await;
 
-    // It takes connections and says nothing.
+    // The witness accepts connections and does not answer.
     let silent = witness.listener().await;
     let child = site.serving(&account.admin).await;
     site.tells("did not answer within 2.5 s").await;
@@ -303,7 +303,7 @@ async fn a_witness_that_is_away_holds_up_nobody_and_is_caught_up_with() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_witness_is_told_before_anything_is_made() {
+async fn a_wrong_witness_setting_is_reported_before_the_start() {
     let (account, witness) = (Account::new().await, Witness::new());
     let site = site(&witness);
     fs::write(site.path("empty.pem"), "").unwrap();

@@ -62,7 +62,7 @@ async fn results_go_to_standard_output_and_everything_else_to_standard_error() {
 }
 
 #[tokio::test]
-async fn exit_statuses_tell_what_kind_of_failure_it_was() {
+async fn each_kind_of_failure_has_its_exit_status() {
     let world = World::new().await;
     let service = Some(world.token.as_str());
     let cases: [(Option<&str>, &[&str], i32); 12] = [

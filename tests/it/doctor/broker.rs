@@ -1,4 +1,4 @@
-//! The way to the broker: who listens there, what they show, and whom they know.
+//! Connection to the broker: the listener, its certificate, and its view of the caller.
 
 use credbroker::{
     domain::clock::wall_time,
@@ -22,7 +22,7 @@ use tonic::{
 use super::{FULL_URI, Host};
 use crate::harness::{Broker, World, broker::BINARY};
 
-/// Knows everybody, by a clock that is off.
+/// Identity service that accepts every caller, with a clock that is wrong.
 struct Elsewhen(SignedDuration);
 
 #[async_trait]
@@ -56,7 +56,7 @@ impl IdentityService for Elsewhen {
     }
 }
 
-/// Somebody who is not the broker; gone when dropped.
+/// Server that is not the broker; stops when dropped.
 struct Somebody {
     host: Host,
     task: JoinHandle<()>,
@@ -69,7 +69,7 @@ impl Drop for Somebody {
 }
 
 impl Somebody {
-    /// With a certificate of their own, which the host trusts, and a clock that is off.
+    /// Serves with its own certificate, which the host trusts, and a clock that is wrong.
     async fn serving(certificate: CertificateParams, off: SignedDuration) -> Self {
         let key = KeyPair::generate().unwrap();
         let pem = certificate.self_signed(&key).unwrap().pem();
@@ -83,7 +83,7 @@ impl Somebody {
         Self { host, task }
     }
 
-    /// Who tells of another protocol.
+    /// Serves another protocol.
     async fn greeting() -> Self {
         let (listener, host) = host().await;
         let key = KeyPair::generate().unwrap();
@@ -102,7 +102,7 @@ fn named(name: &str) -> CertificateParams {
     CertificateParams::new([name.to_owned()]).unwrap()
 }
 
-/// A host that is led to a port of this machine.
+/// Creates a host that is directed to a port of this machine.
 async fn host() -> (TcpListener, Host) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut host = Host::new("cbs_none");
@@ -145,7 +145,7 @@ async fn a_setting_that_is_missing_or_cannot_be_read_is_found() {
 }
 
 #[tokio::test]
-async fn whatever_is_in_the_way_to_the_broker_is_told_apart() {
+async fn each_connection_failure_is_distinguished() {
     let world = World::new().await;
     let mut host = Host::by_process(&world, "role");
     host.set("CREDBROKER_ADDR", "https://nowhere.invalid:8443");
@@ -156,7 +156,7 @@ async fn whatever_is_in_the_way_to_the_broker_is_told_apart() {
         7,
         "nowhere.invalid does not resolve",
     );
-    // Held, so that nobody else comes to listen there.
+    // The socket stays open, so that no other process listens there.
     let closed = TcpSocket::new_v4().unwrap();
     closed.bind(([127, 0, 0, 1], 0).into()).unwrap();
     host.set(
@@ -164,7 +164,7 @@ async fn whatever_is_in_the_way_to_the_broker_is_told_apart() {
         &format!("https://{}", closed.local_addr().unwrap()),
     );
     let closed = host.asks(&[]).await;
-    closed.finds("problem", "broker_tcp", 7, "nobody listens");
+    closed.finds("problem", "broker_tcp", 7, "no process listens");
     let greeting = Somebody::greeting().await;
     let greeting = greeting.host.asks(&[]).await;
     greeting.finds("problem", "broker_tls", 7, "does not speak TLS");
@@ -187,7 +187,7 @@ async fn whatever_is_in_the_way_to_the_broker_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_or_time_is_told_apart() {
+async fn a_certificate_of_another_name_or_time_is_distinguished() {
     let now = SignedDuration::ZERO;
     let mut over = named("127.0.0.1");
     over.not_after = date_time_ymd(2020, 1, 1);
@@ -238,7 +238,7 @@ async fn a_caller_that_the_broker_does_not_take_for_a_service_is_found() {
         said.finds("problem", "caller", code, words);
         assert!(!said.run.stdout.contains(token));
 
-        // What SDKs send counts, whatever the program has itself.
+        // The token of the SDKs counts, whatever the program has itself.
         let mut endpoint = Host::by_endpoint(&world, "role");
         endpoint.set("CREDBROKER_ADDR", world.broker.setting("CREDBROKER_ADDR"));
         endpoint.set(

@@ -1,4 +1,4 @@
-//! How much one answer holds: a list that is longer comes in more pages, and comes whole.
+//! Size of one answer: a longer list comes in more pages, and comes whole.
 
 use credbroker::{
     client::{Client, Evidence, Settings},
@@ -18,10 +18,10 @@ use crate::harness::{
 };
 
 const ANSWER_MAX: usize = 256 * 1024;
-/// So many grants of some 17 KiB are more.
+/// Number of grants of some 17 KiB that exceed one answer.
 const GRANTS: usize = 40;
 
-/// A grant as large as AWS lets it be in tags.
+/// A grant with as many tags as AWS allows.
 fn large(number: usize) -> Grant {
     let tag = |at: usize| Tag {
         key: format!("{at:x>128}"),
@@ -48,7 +48,7 @@ async fn put(client: &Client, number: usize) -> Result<(), Status> {
     client.grants().put_grant(request).await.map(drop)
 }
 
-/// Follows a list to its end: the answers, none of which is too large.
+/// Follows a list to its end. Returns the answers, none of which is too large.
 async fn pages<M: Message>(
     mut list: impl AsyncFnMut(String) -> M,
     next: impl Fn(&M) -> &str,
@@ -67,7 +67,7 @@ async fn pages<M: Message>(
 }
 
 #[tokio::test]
-async fn a_list_that_no_answer_has_room_for_comes_whole_in_several() {
+async fn a_list_larger_than_one_answer_is_complete_over_several_pages() {
     let broker = Broker::start(&Account::new().await).await;
     broker.service("pay").await;
     let client = broker.client(broker.admin_token()).await;
@@ -93,17 +93,17 @@ async fn a_list_that_no_answer_has_room_for_comes_whole_in_several() {
     let names: Vec<_> = names.map(|grant| grant.name.clone()).collect();
     let all: Vec<_> = (0..GRANTS).map(|number| large(number).name).collect();
     assert_eq!(names, all);
-    // The command line follows them.
+    // The command line follows all pages.
     let listed = broker.json(&["grant", "list"]).await;
     assert_eq!(listed.as_array().unwrap().len(), GRANTS);
 }
 
 #[tokio::test]
-async fn changes_that_wait_for_a_second_operator_come_whole_however_large() {
+async fn large_approvals_are_listed_completely() {
     let (site, account) = (Site::new(), Account::new().await);
     let child = site.serving(&account.admin).await;
     site.create("pay").await;
-    // No operator alone may ask for so many.
+    // One operator alone may not request this many.
     let create = ["operator", "create", "ann", "--role", "admin", "-o", "json"];
     let ann = site.run(&create).await.ok().json();
     let ann = ann["token"].as_str().unwrap().to_owned();

@@ -1,5 +1,5 @@
-//! What is bounded of those who mean well: more than the bound is refused in words, and
-//! everybody else is served.
+//! Bounds on well-behaved callers: more than the bound is refused with an error, and other callers
+//! are served.
 
 use std::process::Stdio;
 
@@ -31,7 +31,7 @@ use crate::{
     lifecycle::channel,
 };
 
-/// A site with these bounds, whose broker reaches AWS by way of a proxy.
+/// Creates a site with these bounds, whose broker reaches AWS by way of a proxy.
 pub(super) async fn bounded(bounds: &str) -> (Site, Proxy) {
     let (site, proxy) = (Site::new(), Proxy::start().await);
     let config = site
@@ -57,7 +57,7 @@ async fn calls_beyond_the_bound_are_refused_and_succeed_once_there_is_room() {
         let refused = site.run_as(&token, &["whoami"]).await;
         refused.fails(
             7,
-            &["as many calls of services as it may", "next: try again"],
+            &["too many concurrent calls of services", "next: try again"],
         );
         // Operators have slots of their own.
         site.run(&["status"]).await.ok();
@@ -73,7 +73,7 @@ async fn calls_beyond_the_bound_are_refused_and_succeed_once_there_is_room() {
 }
 
 #[tokio::test]
-async fn the_place_of_an_offender_stays_taken_for_a_while() {
+async fn the_slot_of_an_offender_stays_occupied_for_a_while() {
     let account = Account::new().await;
     let (site, _proxy) = bounded("connections_per_address = 4").await;
     let child = site.serving(&account.admin).await;
@@ -82,7 +82,7 @@ async fn the_place_of_an_offender_stays_taken_for_a_while() {
         let (mut reader, writer) = split(connected().await);
         tokio::join!(sent(writer, flood), gone(&mut reader, name));
     }
-    // Whoever merely leaves is none.
+    // A peer that merely leaves is no offender.
     drop(connected().await);
     let offending = "credbroker_connections_offending_total";
     assert_eq!(site.metric(offending).await, Some(2.0));
@@ -102,7 +102,7 @@ async fn the_place_of_an_offender_stays_taken_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_call_that_takes_too_long_is_answered_and_goes_on() {
+async fn a_call_past_its_deadline_gets_an_error_and_continues() {
     let account = Account::new().await;
     let (site, proxy) = bounded("call_timeout = \"1s\"").await;
     let child = site.serving(&account.admin).await;
@@ -111,10 +111,7 @@ async fn a_call_that_takes_too_long_is_answered_and_goes_on() {
     let request = "6f1d0c6e-2f0b-4c39-9d2e-5a1c7b9e3f10";
     let issue = ["issue", "user", "--request-id", request];
     let late = site.run_as(&token, &issue).await;
-    late.fails(
-        7,
-        &["takes longer than a call may", "CALL_TOO_LONG", request],
-    );
+    late.fails(7, &["deadline exceeded", "CALL_TOO_LONG", request]);
     proxy.heal();
     let issued = async || (site.run_as(&token, &issue).await.code == 0).then_some(());
     eventually("it has gone on", issued).await;
@@ -159,7 +156,7 @@ async fn operators_are_served_at_an_address_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_to_end_is_unready_first_and_serves_on() {
+async fn a_stopping_broker_becomes_unready_and_still_serves() {
     let account = Account::new().await;
     let site = Site::new();
     let config = site.config().replace("shutdown_delay = \"0s\"", "");
@@ -187,7 +184,7 @@ async fn a_call_that_a_peer_keeps_open_is_cut_off_when_the_broker_ends() {
     let half = half_a_call(1, "/credbroker.v1.IdentityService/WhoAmI", token.trim());
     let livez = frame(HEADERS, END_HEADERS | END_STREAM, 3, &call("/livez"));
     stream.write_all(&[half, livez].concat()).await.unwrap();
-    // What came after it has an answer: so it is there.
+    // A later call has an answer, so this one has arrived.
     loop {
         let (kind, number, _) = next(&mut stream).await;
         if (kind, number) == (HEADERS, 3) {
@@ -202,7 +199,7 @@ async fn a_call_that_a_peer_keeps_open_is_cut_off_when_the_broker_ends() {
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_no_answer_is_gone() {
+async fn a_peer_that_reads_no_answer_is_disconnected() {
     let broker = Broker::start(&Account::new().await).await;
     let mut stream = broker.h2().await;
     ask_without_a_window(&mut stream, "/metrics").await;
@@ -224,7 +221,7 @@ async fn a_message_over_the_bound_is_not_read() {
 }
 
 #[tokio::test]
-async fn whether_it_can_issue_follows_aws_and_whether_it_is_ready_does_not() {
+async fn an_outage_of_aws_changes_issuing_health_and_not_readiness() {
     let world = World::new().await;
     let health = HealthClient::new(channel(&world.broker.env).await);
     let told = async |service: &str| {

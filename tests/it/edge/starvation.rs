@@ -1,5 +1,5 @@
-//! One stolen token, or peers without any, take from the others neither a call of
-//! an operator nor one of another service, and no more than a few records of the log.
+//! One stolen token, or peers without any, deny no call to an operator or another service, and add
+//! no more than a few records to the log.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ use crate::{
     lifecycle::channel,
 };
 
-/// A token that no broker has given.
+/// A token that no broker has issued.
 const UNKNOWN: &str = "cbs_AAAAAAAAAAAAAAAA_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-/// Time within which each call is answered beside an attack; not a measure, but an end.
+/// Time within which each call is answered beside an attack; a limit, not a measure.
 const LIMIT: Duration = Duration::from_secs(20);
 
 impl Site {
@@ -37,7 +37,7 @@ impl Site {
 }
 
 #[tokio::test]
-async fn one_tokens_worst_and_a_flood_of_logins_keep_nobody_else_out() {
+async fn attacks_with_one_token_and_failed_logins_do_not_block_other_callers() {
     const ROUNDS: usize = 10;
     let account = Account::new().await;
     let site = Site::new();
@@ -55,7 +55,7 @@ async fn one_tokens_worst_and_a_flood_of_logins_keep_nobody_else_out() {
     let unknown = (3..=10).map(|number| site.attacker(number, UNKNOWN, Attack::WhoAmI));
     let flood = unknown.flat_map(|attacker| vec![attacker; 4]);
     let attackers = Attackers::begin(by_token.concat().into_iter().chain(flood).collect());
-    // On a busy machine it does less than the broker would take.
+    // A busy machine sends less than the broker would accept.
     let counted = async || {
         let counted = site.metric("credbroker_records_aggregated_total").await;
         counted.filter(|count| *count > 20.0)
@@ -81,7 +81,7 @@ async fn one_tokens_worst_and_a_flood_of_logins_keep_nobody_else_out() {
     site.run(&["revoke", "noisy"]).await.ok();
     attackers.end();
 
-    // Ten of each kind at once, and one a minute that counts the others.
+    // The log has ten records of each kind at once, and one a minute that counts the others.
     let of_noisy = site.records(&["--actor", "service:noisy"]).await.len();
     let of_strangers = site.records(&["--event", "login.failed"]).await.len();
     assert!(of_noisy < 80, "{of_noisy}");
@@ -90,7 +90,7 @@ async fn one_tokens_worst_and_a_flood_of_logins_keep_nobody_else_out() {
 }
 
 #[tokio::test]
-async fn a_call_takes_no_slot_before_its_message_is_there() {
+async fn a_call_without_its_message_occupies_no_slot() {
     let account = Account::new().await;
     let (site, _proxy) = bounded("calls = 1\ncalls_per_service = 1").await;
     let child = site.serving(&account.admin).await;
@@ -107,7 +107,7 @@ async fn a_call_takes_no_slot_before_its_message_is_there() {
 }
 
 #[tokio::test]
-async fn one_service_has_so_many_calls_at_a_time_and_no_more() {
+async fn concurrent_calls_of_one_service_beyond_the_limit_are_refused() {
     let account = Account::new().await;
     let (site, proxy) = bounded("calls_per_service = 1").await;
     let child = site.serving(&account.admin).await;
@@ -118,7 +118,7 @@ async fn one_service_has_so_many_calls_at_a_time_and_no_more() {
         let begun = async || (proxy.calls("CreateUser").len() == 1).then_some(());
         eventually("it waits for AWS", begun).await;
         let refused = site.run_as(&token, &["whoami"]).await;
-        let words = "as many calls of service payments-api as it may";
+        let words = "too many concurrent calls of service payments-api";
         refused.fails(7, &[words, "bounds.calls_per_service"]);
         site.run_as(&other, &["whoami"]).await.ok();
         proxy.heal();
@@ -130,7 +130,7 @@ async fn one_service_has_so_many_calls_at_a_time_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_service_beyond_its_pace_is_refused_and_then_loses_its_connection() {
+async fn a_service_beyond_its_rate_limit_is_refused_then_disconnected() {
     let account = Account::new().await;
     let site = Site::new();
     site.set("# calls_per_second = 200", "calls_per_second = 5");
@@ -159,7 +159,7 @@ async fn a_service_beyond_its_pace_is_refused_and_then_loses_its_connection() {
 }
 
 #[tokio::test]
-async fn an_address_whose_requests_prove_nobody_loses_connections_and_no_other_address_does() {
+async fn an_address_with_failed_logins_is_disconnected_and_no_other_address() {
     let account = Account::new().await;
     let site = Site::new();
     let child = site.serving(&account.admin).await;
@@ -189,13 +189,14 @@ async fn an_address_whose_requests_prove_nobody_loses_connections_and_no_other_a
 }
 
 #[tokio::test]
-async fn a_suspended_service_that_goes_on_calling_takes_no_place_of_its_address() {
+async fn calls_of_a_suspended_service_do_not_count_against_its_address() {
     let account = Account::new().await;
     let (site, _proxy) = bounded("connections_per_address = 4").await;
     let child = site.serving(&account.admin).await;
     let token = site.service("noisy").await;
     site.run(&["service", "suspend", "noisy"]).await.ok();
-    // From the address of everybody else here, until its connection is ended four times.
+    // The attack comes from the address of all other callers, until its connection is ended four
+    // times.
     let attacker = site.attacker(1, &token, Attack::WhoAmI);
     for _ in 0..4 {
         let stream = attacker.connected().await.unwrap();
@@ -207,7 +208,7 @@ async fn a_suspended_service_that_goes_on_calling_takes_no_place_of_its_address(
 }
 
 #[tokio::test]
-async fn handshakes_that_say_nothing_keep_nobody_out() {
+async fn silent_handshakes_do_not_block_other_callers() {
     let account = Account::new().await;
     let (site, _proxy) = bounded("handshakes = 2\nhandshake_timeout = \"10m\"").await;
     let child = site.serving(&account.admin).await;
@@ -222,7 +223,7 @@ async fn handshakes_that_say_nothing_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn headers_of_http_1_are_bounded_as_those_of_http_2_are() {
+async fn http_1_headers_have_the_same_bound_as_http_2_headers() {
     let account = Account::new().await;
     let site = Site::new();
     let child = site.serving(&account.admin).await;
@@ -240,7 +241,7 @@ async fn headers_of_http_1_are_bounded_as_those_of_http_2_are() {
 }
 
 #[tokio::test]
-async fn one_address_has_so_many_streams_of_health_and_no_more() {
+async fn health_streams_of_one_address_beyond_the_limit_are_refused() {
     let account = Account::new().await;
     let site = Site::new();
     let child = site.serving(&account.admin).await;

@@ -1,4 +1,5 @@
-//! AWS does not accept the admin key, cannot be reached, throttles, or its answer is lost.
+//! Errors of AWS: the admin key is refused, AWS cannot be reached, throttles, or its answer is
+//! lost.
 
 use tokio::net::TcpSocket;
 
@@ -13,7 +14,7 @@ use crate::harness::{
 
 const GRANTS: [&str; 2] = ["role", "user"];
 
-/// An endpoint where nobody listens for as long as the socket is held.
+/// Endpoint without a listener while the socket is held.
 fn closed_port() -> (TcpSocket, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -36,7 +37,7 @@ async fn a_broker_with_a_wrong_admin_key_does_not_start() {
     };
     let words = [
         "error: AWS does not accept the broker's admin key",
-        "next: whoever runs the broker must give it a valid key",
+        "next: the broker's operator must give it a valid key",
     ];
     for wrong in [wrong_secret, wrong_id] {
         let run = not_started(dev(&state, &wrong, &proxy.endpoint)).await;
@@ -71,7 +72,7 @@ async fn a_broker_without_an_admin_key_does_not_start_and_says_where_it_looks() 
     ];
     run.fails(6, &words);
 
-    // A profile's key is one of the ways to give it.
+    // A profile is another source of the key.
     let file = directory.path().join("credentials");
     let Key { id, secret, .. } = &account.admin;
     let profile = format!("[default]\naws_access_key_id={id}\naws_secret_access_key={secret}\n");
@@ -89,7 +90,7 @@ async fn a_broker_without_an_admin_key_does_not_start_and_says_where_it_looks() 
 }
 
 #[tokio::test]
-async fn an_admin_key_that_goes_bad_is_told_and_a_new_one_works() {
+async fn an_admin_key_that_becomes_invalid_is_reported_and_can_be_replaced() {
     let mut world = World::new().await;
     world.assert_issues("role").await;
     let iam = world.account.root.iam();
@@ -122,7 +123,7 @@ async fn an_admin_key_that_goes_bad_is_told_and_a_new_one_works() {
 }
 
 #[tokio::test]
-async fn while_aws_cannot_be_reached_the_broker_starts_and_issuing_says_so() {
+async fn a_broker_without_aws_starts_and_reports_the_outage_at_issue() {
     let account = Account::new().await;
     let role = account.role("credbroker-uploads", &policy()).await;
     let (_held, endpoint) = closed_port();
@@ -168,7 +169,7 @@ async fn throttling_of_a_user_is_answered_with_a_retry_hint_and_no_storm() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_leaves_the_lease_pending_and_is_told_as_uncertain() {
+async fn a_lost_answer_leaves_the_lease_pending_and_reports_uncertainty() {
     // A key that may have been made is removed before another is asked for.
     for (action, asked) in [("CreateUser", 1), ("CreateAccessKey", 2)] {
         let world = World::new().await;
@@ -185,7 +186,7 @@ async fn a_lost_answer_leaves_the_lease_pending_and_is_told_as_uncertain() {
         let lease = record["lease_id"].as_str().unwrap();
         let lease = world.broker.json(&["lease", "show", lease]).await;
         assert_eq!(lease["state"], "pending");
-        // What AWS made is known by the lease's name; `reaping` shows that it goes.
+        // AWS's user is known by the lease's name; `reaping` shows that it is removed.
         assert_eq!(
             world.account.issued_users().await,
             [lease["aws_name"].as_str().unwrap()]

@@ -1,4 +1,4 @@
-//! The disk of the store fails: nothing is issued, and whoever must be shut out is.
+//! Failure of the store's disk: nothing is issued, and revocation works.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::harness::{
 /// "No space left on device" and "Input/output error".
 const ERRNOS: [&str; 2] = ["28", "5"];
 
-/// Puts a record where the broker's next one belongs.
+/// Inserts a record at the broker's next position.
 const SLIP: &str = "INSERT INTO audit (seq, leaf, time, event, outcome, actor)
                     SELECT seq + 1, leaf, time, event, outcome, actor FROM audit ORDER BY seq DESC LIMIT 1";
 
@@ -50,7 +50,7 @@ fn switch(state: &Path) -> PathBuf {
     state.join("failing")
 }
 
-/// A broker whose disk fails when told to.
+/// Broker whose disk fails on demand.
 fn frail(state: &Path, admin: &Key, endpoint: &str) -> Command {
     let mut command = dev(state, admin, endpoint);
     command.env("LD_PRELOAD", library());
@@ -60,7 +60,7 @@ fn frail(state: &Path, admin: &Key, endpoint: &str) -> Command {
 
 struct Frail {
     world: World,
-    /// Issued under grant `user` before the disk fails.
+    /// Key issued under grant `user` before the disk fails.
     key: Key,
     lease: String,
 }
@@ -99,7 +99,7 @@ impl Frail {
         }
     }
 
-    /// The record of this event, once it is there.
+    /// Returns the record of this event, once it exists.
     async fn late(&self, event: &str) -> Value {
         let broker = &self.world.broker;
         let found = async || {
@@ -111,7 +111,7 @@ impl Frail {
         eventually("the late record", found).await
     }
 
-    /// Its end is recorded once AWS must know that the user is gone.
+    /// Asserts that the end is recorded once AWS must know that the user is gone.
     async fn assert_is_ending(&self) {
         let shown = self
             .world
@@ -123,7 +123,7 @@ impl Frail {
 }
 
 #[tokio::test]
-async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
+async fn a_service_is_revoked_while_the_disk_fails_and_recorded_later() {
     if skipped_over_postgres() {
         return;
     }
@@ -151,7 +151,7 @@ async fn a_service_is_shut_out_while_the_disk_fails_and_the_record_follows() {
         assert_told(refused, 7, "STORE_UNAVAILABLE", &["its disk"]);
 
         frail.heal();
-        // From the first moment on, before the record is there.
+        // The refusal begins at once, before the record exists.
         let shut_out = broker
             .run_as(Some(&frail.world.token), &["issue", "role"])
             .await;
@@ -221,7 +221,7 @@ async fn live_sessions_are_denied_while_the_disk_fails_and_the_proof_follows() {
 }
 
 #[tokio::test]
-async fn a_denial_that_aws_does_not_take_while_the_disk_fails_is_written_until_it_does() {
+async fn a_denial_refused_by_aws_during_a_disk_failure_is_retried() {
     let frail = Frail::new().await;
     let (broker, proxy) = (&frail.world.broker, &frail.world.proxy);
     let key = Key::issued(&frail.world.issued(&["role"]).await);
@@ -246,10 +246,10 @@ async fn a_denial_that_aws_does_not_take_while_the_disk_fails_is_written_until_i
 }
 
 #[tokio::test]
-async fn what_was_denied_and_could_not_be_recorded_is_denied_by_the_next_run_too() {
+async fn an_unrecorded_denial_is_kept_by_the_next_start() {
     let mut frail = Frail::new().await;
     let key = Key::issued(&frail.world.issued(&["role"]).await);
-    // Its store takes no more records, now and after the next start.
+    // The store accepts no more records, now and after the next start.
     frail.world.broker.write_store(SLIP).await;
     frail.world.broker.revoked(&["payments-api"]).await;
     assert!(!key.is_served().await);
@@ -323,7 +323,7 @@ async fn a_revocation_outlives_a_broker_that_dies_before_it_can_record_it() {
         .await;
     refused.fails(4, &["is suspended"]);
     frail.assert_is_ending().await;
-    // Once is enough.
+    // One reinstatement suffices.
     frail
         .world
         .broker
@@ -363,7 +363,7 @@ async fn an_entry_under_another_key_stays_in_the_emergency_file_when_the_others_
 }
 
 #[tokio::test]
-async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
+async fn a_foreign_record_in_the_log_does_not_prevent_a_revocation() {
     let frail = Frail::new().await;
     let broker = &frail.world.broker;
     broker.write_store(SLIP).await;
@@ -377,7 +377,7 @@ async fn a_record_that_somebody_has_slipped_in_saves_no_leaked_key() {
 }
 
 #[tokio::test]
-async fn nobody_else_writes_into_the_log_by_way_of_the_emergency_file() {
+async fn a_forged_emergency_file_adds_no_record() {
     let mut frail = Frail::new().await;
     let broker = &mut frail.world.broker;
     let shown = broker
@@ -413,7 +413,7 @@ async fn nobody_else_writes_into_the_log_by_way_of_the_emergency_file() {
 }
 
 #[tokio::test]
-async fn a_record_that_somebody_has_slipped_in_before_the_start_saves_no_leaked_key() {
+async fn a_foreign_record_before_the_start_does_not_prevent_a_revocation() {
     let mut frail = Frail::new().await;
     assert!(frail.world.broker.stop().await);
     frail.world.broker.write_store(SLIP).await;

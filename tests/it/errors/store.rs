@@ -1,4 +1,4 @@
-//! The store cannot be written.
+//! Errors of a store that cannot be written.
 
 use std::{fs::OpenOptions, os::unix::fs::FileExt, path::Path};
 
@@ -13,7 +13,7 @@ use crate::harness::{
     stored::skipped_over_postgres,
 };
 
-/// A broker that is told when it may write no more, and does not die of it.
+/// Broker that gets an error at its file size limit, and does not die of it.
 fn confined(state: &Path, admin: &Key, endpoint: &str) -> Command {
     let script = "trap '' XFSZ; exec \"$0\" dev --state-dir \"$1\" --aws-endpoint \"$2\"";
     let mut command = Command::new("sh");
@@ -26,7 +26,7 @@ fn confined(state: &Path, admin: &Key, endpoint: &str) -> Command {
     command
 }
 
-/// How far into a file the broker may write, in bytes: with 0 its disk takes nothing.
+/// Limits the file size of the broker, in bytes: with 0 its disk accepts nothing.
 async fn let_write(broker: &Broker, most: &str) {
     let mut limit = Command::new("prlimit");
     limit.args([&format!("--fsize={most}:"), "--pid", &broker.pid()]);
@@ -34,7 +34,7 @@ async fn let_write(broker: &Broker, most: &str) {
 }
 
 #[tokio::test]
-async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
+async fn a_full_store_issues_nothing_and_leaves_no_user() {
     if skipped_over_postgres() {
         return;
     }
@@ -61,7 +61,7 @@ async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
     assert_told(run, 7, "STORE_UNAVAILABLE", &words);
     assert!(world.account.issued_users().await.is_empty());
 
-    // It stays full.
+    // The disk stays full.
     let made = world.proxy.calls("CreateUser").len();
     for args in [["issue", "user"], ["issue", "role"]] {
         let run = world.broker.run_as(Some(&world.token), &args).await;
@@ -69,7 +69,7 @@ async fn when_the_store_is_full_nothing_is_issued_and_no_user_is_left() {
     }
     assert_eq!(world.proxy.calls("CreateUser").len(), made);
 
-    // There is room again.
+    // The disk has room again.
     let_write(&world.broker, "unlimited").await;
     for grant in ["user", "role"] {
         world.assert_issues(grant).await;

@@ -1,5 +1,4 @@
-//! One checker for every story of faults: what the store says, what AWS says and what
-//! clients have seen must agree.
+//! One checker for every story of faults: the store, AWS and the clients' observations must agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +20,7 @@ use crate::harness::{Account, Key, aws::ADMIN_USER, stored::Stored};
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub lease_id: String,
-    /// The client's id of the request that it answered.
+    /// Id of the client's request that this credential answered.
     pub request_id: Option<String>,
     pub key: Key,
 }
@@ -39,32 +38,32 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// Whether somebody has revoked it.
+    /// Returns whether the lease was revoked.
     fn is_revoked(&self) -> bool {
         let cause = self.cause.as_deref().unwrap_or_default();
         cause.starts_with("revoked")
     }
 }
 
-/// Once everything has been recovered from.
+/// Checker of the state after recovery.
 pub struct Checker<'a> {
     pub account: &'a Account,
     pub stored: &'a Stored,
-    /// Where the broker's files lie.
+    /// Directory of the broker's files.
     pub home: &'a Path,
-    /// What the broker has told, where no secret may stand either.
+    /// Log of the broker, which must not contain a secret either.
     pub log: String,
-    /// Whether the broker keeps its own key.
+    /// True if the broker stores its own key.
     pub keeps_key: bool,
-    /// Whether somebody else has made users of the broker's mark.
+    /// True if the test has made users with the broker's tags.
     pub strays: bool,
-    /// Number of times that AWS may have been late with a policy of denials for a broker that was
-    /// dead, or that a broker that was stopped went on with one.
+    /// Number of times that AWS may have been late with a policy of denials for a dead broker, or
+    /// that a stopped broker continued to write one.
     pub late: usize,
 }
 
 impl Checker<'_> {
-    /// Everything that is not as it must be, a sentence each.
+    /// Returns all violations, a sentence each.
     pub async fn violations(&self, seen: &[Seen]) -> Vec<String> {
         let mut store = self.stored.connect().await;
         let mut moment = snapshot(&mut store).await;
@@ -89,8 +88,8 @@ impl Checker<'_> {
         wrong
     }
 
-    /// Users under the path equal live leases; each has the recorded key and no other, or
-    /// none where the broker knows that it is gone.
+    /// Checks that users under the path equal live leases; each has the recorded key and no other,
+    /// or none if the broker knows that it is gone.
     async fn users_are_live_leases(&self, leases: &[Recorded], wrong: &mut Vec<String>) {
         let live: BTreeMap<&str, &Recorded> = leases
             .iter()
@@ -119,8 +118,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Of users, what has ended or has been replaced is refused; so one request has one live
-    /// key at most.
+    /// Checks that AWS refuses users' ended or replaced keys, so that one request has at most one
+    /// live key.
     async fn only_what_is_recorded_works(
         &self,
         leases: &[Recorded],
@@ -139,8 +138,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Every statement in AWS is about sessions that a row is for, and for every row one
-    /// stands there that reaches its moment.
+    /// Checks that every statement in AWS is about sessions of a row, and that every row has a
+    /// statement there that reaches its cutoff.
     async fn denials_are_those_of_the_store(&self, denials: &[Denied], wrong: &mut Vec<String>) {
         let stand: Vec<Clause> = self
             .account
@@ -163,9 +162,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Whatever was half made was known by its lease: reconciliation found no user that no
-    /// lease knew. Nor was what the broker had half done at a denial taken for somebody's
-    /// doing, unless AWS was late with it.
+    /// Checks that every half-made user was known by its lease: reconciliation found no orphan. The
+    /// broker's own half-done denials were not taken for foreign changes, unless AWS was late with
+    /// them.
     async fn nothing_had_to_be_found(&self, store: &mut AnyConnection, wrong: &mut Vec<String>) {
         let orphans = "SELECT count(*) FROM audit WHERE event = 'orphan.removed'";
         let orphans = sqlx::query_scalar(orphans).fetch_one(&mut *store).await;
@@ -177,7 +176,7 @@ impl Checker<'_> {
         let repaired = sqlx::query_scalar(repaired).fetch_all(store).await;
         let detail = |leaf: &Vec<u8>| leaf::decode(leaf).unwrap().event.detail.unwrap_or_default();
         let repaired: Vec<String> = repaired.unwrap().iter().map(detail).collect();
-        let is_late = |told: &&String| told.contains("AWS was late");
+        let is_late = |told: &&String| told.contains("AWS applied an earlier write");
         let late = repaired.iter().filter(is_late).count();
         if late < repaired.len() || late > self.late {
             wrong.push(format!(
@@ -187,7 +186,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The broker's user has one key, and it is the one that the broker keeps.
+    /// Checks that the broker's user has one key, the one that the broker stores.
     async fn the_admin_key_is_one(&self, store: &mut AnyConnection, wrong: &mut Vec<String>) {
         if !self.keeps_key {
             return;
@@ -206,7 +205,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Every secret that was handed out is a canary, and so is the broker's own first.
+    /// Checks that no secret is stored: every secret that was handed out, and the broker's first.
     async fn no_secret_is_kept(&self, seen: &[Seen], wrong: &mut Vec<String>) {
         let mut kept = vec![
             ("log".to_owned(), self.log.clone().into_bytes()),
@@ -218,7 +217,7 @@ impl Checker<'_> {
         }
         let of = |key: &Key| [Some(key.secret.clone()), key.token.clone()];
         let secrets = seen.iter().flat_map(|seen| of(&seen.key)).flatten();
-        // All at once: a search for each would hold up every broker of this process.
+        // One search for all: a search for each would delay every broker of this process.
         let secrets = AhoCorasick::new(secrets.chain([self.account.admin.secret.clone()]));
         let secrets = secrets.unwrap();
         for (place, bytes) in kept {
@@ -263,30 +262,30 @@ struct Denied {
 }
 
 impl Denied {
-    /// Whether a statement in AWS is what it puts there.
+    /// Returns whether a statement in AWS is the one that this denial puts there.
     fn is_for(&self, clause: &Clause) -> bool {
         let names = match self.scope.strip_prefix("lease ") {
-            // A federated user's name has the end of the lease's id.
+            // A federated user's name contains the end of the lease's id.
             Some(lease) => clause.lease.len() > 9 && lease.ends_with(&clause.lease),
             None => clause.lease == "*",
         };
         names && self.is_within(clause)
     }
 
-    /// Whether a statement in AWS is about all of its sessions, or may be.
+    /// Returns whether a statement in AWS is about this denial's sessions, or may be.
     fn is_within(&self, clause: &Clause) -> bool {
         self.holder == clause.holder && self.service == clause.service
     }
 
-    /// Whether a statement in AWS denies its sessions.
+    /// Returns whether a statement in AWS denies all sessions of this denial.
     fn is_met_by(&self, clause: &Clause) -> bool {
         let whole = clause.lease == "*" && self.is_within(clause);
         let moment = clause.before.unwrap_or(Timestamp::MAX);
         (whole || self.is_for(clause)) && self.issued_before <= moment
     }
 
-    /// A session to try it by would be one of those that the service has been given since:
-    /// it holds, and is never seen to.
+    /// Returns whether no canary can prove the denial: the canary would be one of the service's
+    /// newer sessions. The denial holds, and is never seen to.
     fn cannot_be_seen(&self) -> bool {
         let failure = self.failure.as_deref().unwrap_or_default();
         failure.contains("new sessions since")
@@ -306,14 +305,14 @@ async fn denials(store: &mut AnyConnection) -> Vec<Denied> {
     rows.unwrap().iter().map(row).collect()
 }
 
-/// Sessions that a statement in AWS names, and the moment of issue before which it denies them.
+/// Sessions that a statement in AWS names, and the cutoff before which it denies them.
 #[derive(Debug)]
 struct Clause {
     holder: String,
     service: String,
-    /// The rest of their names, or `*`.
+    /// Rest of the sessions' names, or `*`.
     lease: String,
-    /// `None` for whenever they are issued.
+    /// Cutoff; `None` for all sessions.
     before: Option<Timestamp>,
 }
 
@@ -340,7 +339,7 @@ fn clauses((holder, document): &(String, Value)) -> Vec<Clause> {
     found
 }
 
-/// One, or a list of them.
+/// Returns one text, or a list of them, as a list.
 fn texts(value: &Value) -> Vec<String> {
     let many = value.as_array().cloned();
     let all = many.unwrap_or_else(|| vec![value.clone()]);
@@ -348,8 +347,8 @@ fn texts(value: &Value) -> Vec<String> {
     all.iter().map(text).collect()
 }
 
-/// A session that its service has handed back has to wait for AWS; one that somebody has
-/// revoked is denied, and that has been seen where it can be.
+/// Checks that a released session waits for AWS, and that a revoked one is denied, and seen to be
+/// if possible.
 fn nothing_is_half_done(leases: &[Recorded], denials: &[Denied], wrong: &mut Vec<String>) {
     for denial in denials {
         if !denial.is_refused && !denial.cannot_be_seen() {
@@ -373,7 +372,7 @@ fn nothing_is_half_done(leases: &[Recorded], denials: &[Denied], wrong: &mut Vec
     }
 }
 
-/// AWS serves the sessions of live leases, and of none that has been revoked.
+/// Checks that AWS serves the sessions of live leases, and of no revoked one.
 async fn sessions_are_served_while_they_are_live(
     leases: &[Recorded],
     seen: &[Seen],
@@ -419,7 +418,7 @@ async fn every_credential_is_recorded(
     }
 }
 
-/// In the store, and in what clients have been told.
+/// Checks that a request has one lease, in the store and in the answers to clients.
 fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<String>) {
     let mut of_request: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let stored = leases
@@ -436,7 +435,7 @@ fn a_request_has_one_lease(leases: &[Recorded], seen: &[Seen], wrong: &mut Vec<S
     }
 }
 
-/// What is stored at one moment: the broker runs, and may write in between.
+/// Snapshot of the store: the broker runs, and may write in between.
 async fn snapshot(store: &mut AnyConnection) -> Transaction<'_, Any> {
     let is_postgres = store.backend_name() == "PostgreSQL";
     let mut moment = store.begin().await.unwrap();
@@ -447,7 +446,7 @@ async fn snapshot(store: &mut AnyConnection) -> Transaction<'_, Any> {
     moment
 }
 
-/// Every record is a leaf of the log's tree, and the tree has no other.
+/// Checks that every record is a leaf of the log's tree, and the tree has no other.
 async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>) {
     let mut store = snapshot(store).await;
     let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
@@ -475,7 +474,7 @@ async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>)
     }
 }
 
-/// Nothing is wrong.
+/// Asserts that there are no violations.
 #[track_caller]
 pub fn assert_sound(story: &str, violations: &[String]) {
     assert!(violations.is_empty(), "{story}:\n{}", violations.join("\n"));

@@ -1,5 +1,5 @@
-//! The process dies before and after each call to AWS and each commit of the store; it
-//! is started again, and the checker must find nothing.
+//! The process dies before and after each call to AWS and each commit of the store; it is started
+//! again, and the checker must find nothing.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::harness::{proxy::Fault, sample};
 
-/// What is cut short.
+/// Story that the death interrupts.
 #[derive(Clone, Copy, Debug)]
 enum Story {
     Issue(&'static str),
@@ -20,16 +20,16 @@ enum Story {
     Rotate,
     /// An issue that AWS refuses half way.
     Refused,
-    /// A user whose time runs out.
+    /// A user whose lease expires.
     RunOut,
-    /// A service that holds a session of a role, one of federation and a user is shut out.
+    /// A service that holds a session of a role, one of federation and a user is revoked.
     ShutOut,
-    /// The last session that was denied has had its time.
+    /// The last denied session has expired.
     Lift,
 }
 
 impl Story {
-    /// The records whose commits it is made of.
+    /// Events of the records that the story commits.
     const fn commits(self) -> &'static [&'static str] {
         match self {
             Self::Issue(_) => &["lease.requested", "lease.issued"],
@@ -55,12 +55,12 @@ impl Story {
         }
     }
 
-    /// Whether it makes calls to AWS that no other story makes.
+    /// Returns whether the story makes calls to AWS that no other story makes.
     const fn has_calls_of_its_own(self) -> bool {
         !matches!(self, Self::Refused | Self::RunOut)
     }
 
-    /// How many brokers die of it side by side: to see a denial hold that stood before takes
+    /// Number of brokers that die of the story concurrently: proof of an existing denial takes
     /// seconds of waiting.
     const fn worlds(self) -> usize {
         if matches!(self, Self::ShutOut) { 4 } else { 1 }
@@ -71,10 +71,10 @@ impl Story {
         if matches!(self, Self::Rotate) {
             mortal.import().await;
         }
-        // What the broker asks once and for all is asked now.
+        // The broker makes its one-time calls now.
         mortal.ask("user", &new_id()).await.unwrap();
         if matches!(self, Self::ShutOut | Self::Lift) {
-            // Whoever else is at the role and the broker's user goes on.
+            // Other services at the role and the broker's user continue.
             for grant in ["role", "federation"] {
                 mortal.ask(grant, &new_id()).await.unwrap();
             }
@@ -82,7 +82,7 @@ impl Story {
         mortal
     }
 
-    /// Up to where the story begins; what it needs for going on.
+    /// Prepares the state in which the story begins. Returns what its continuation needs.
     async fn prepare(self, mortal: &mut Mortal) -> Prepared {
         let id = new_id();
         let lease = match self {
@@ -125,7 +125,7 @@ impl Story {
                 mortal.outlive_sessions().await;
                 mortal.lifted().await;
             }
-            // The grace of the old key is long over, and so is its retirement.
+            // Grace and retirement of the old key have long passed.
             Self::Rotate => {
                 mortal.rotate().await;
                 for _ in 0..2 {
@@ -139,7 +139,7 @@ impl Story {
         }
     }
 
-    /// The client that was not answered repeats its request, and is answered.
+    /// Repeats the unanswered request of the client; it must succeed.
     async fn repeated(self, mortal: &mut Mortal, prepared: &Prepared) {
         if let Self::Issue(grant) | Self::Repeat(grant) = self {
             mortal.ask(grant, &prepared.id).await.expect("an answer");
@@ -152,7 +152,7 @@ struct Prepared {
     lease: Option<String>,
 }
 
-/// When the process dies.
+/// Time of the process's death.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     BeforeCall(usize),
@@ -203,7 +203,7 @@ async fn end(story: Story, death: Death, mut mortal: Mortal, prepared: Prepared)
     mortal
 }
 
-/// How many calls to AWS an undisturbed story makes, less those that a broker makes once.
+/// Number of calls to AWS of an undisturbed story, without those that a broker makes once.
 async fn calls_of(story: Story, mortal: &mut Mortal) -> usize {
     if matches!(story, Story::Lift) {
         let prepared = story.prepare(mortal).await;
@@ -244,7 +244,7 @@ async fn die_everywhere(story: Story) {
     println!("{story:?}: {count} deaths, 0 violations");
 }
 
-/// Dies of what is left, one after the other.
+/// Runs the remaining deaths, one after the other.
 async fn die_of(story: Story, left: Arc<Mutex<Vec<Death>>>, mut mortal: Mortal) {
     loop {
         let death = left.lock().unwrap().pop();

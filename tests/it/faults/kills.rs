@@ -1,7 +1,7 @@
-//! The binary under load, killed again and again: at random moments, at calls to AWS and
-//! at commits of the store; in some of its lives AWS is late with policies, in part until
-//! after its death. How many kills, and by which seed, the environment says:
-//! `CREDBROKER_TEST_KILLS`, `CREDBROKER_TEST_SEED`.
+//! The binary under load, killed repeatedly: at random moments, at calls to AWS and at commits of
+//! the store; in some of its lives AWS is late with policies, partly until after its death. The
+//! environment sets the number of kills and the seed: `CREDBROKER_TEST_KILLS`,
+//! `CREDBROKER_TEST_SEED`.
 
 use std::{
     collections::BTreeMap,
@@ -32,13 +32,13 @@ use crate::harness::{
 
 const SERVICE: &str = "payments-api";
 const KILLS: u32 = 20;
-/// How many brokers are killed side by side.
+/// Number of brokers that are killed concurrently.
 const WORLDS: u32 = 2;
-/// How many clients each has.
+/// Number of clients of each broker.
 const CLIENTS: usize = 4;
-/// After so many deaths, one upon the other, everything is put in order and checked.
+/// Number of consecutive deaths after which everything is repaired and checked.
 const CHECK_AFTER: u32 = 10;
-/// A broker that does not come to its point is killed after so long.
+/// Time after which a broker is killed that does not reach its point.
 const LONGEST_LIFE: Duration = Duration::from_millis(1000);
 
 const COMMITS: [&str; 17] = [
@@ -61,7 +61,7 @@ const COMMITS: [&str; 17] = [
     "admin_key.switched",
 ];
 
-/// Where the process is to die.
+/// Point at which the process dies.
 #[derive(Clone, Debug)]
 enum Point {
     Moment(Duration),
@@ -98,7 +98,7 @@ impl Point {
     }
 }
 
-/// What clients have asked for and seen; outlives every broker.
+/// Requests and credentials of the clients; outlives every broker.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Mutex<Remembered>>);
 
@@ -110,7 +110,7 @@ struct Remembered {
 }
 
 impl Memory {
-    /// How many requests were made, and how many credentials seen.
+    /// Number of requests, and number of credentials seen.
     pub fn counts(&self) -> (usize, usize) {
         let memory = self.0.lock().unwrap();
         (memory.requests.len(), memory.seen.len())
@@ -137,7 +137,7 @@ impl Memory {
     }
 }
 
-/// Does what clients and operators do, until the broker is gone.
+/// Calls like clients and operators do, until the broker is gone.
 pub async fn load(service: Client, operator: Client, memory: Memory, mut chance: Rng) {
     loop {
         let known = memory.any(&mut chance);
@@ -205,13 +205,13 @@ async fn let_in(operator: &Client) -> bool {
     is_gone(reinstated.err())
 }
 
-/// Not refused by the broker, but not answered.
+/// Returns whether the call got no answer, as opposed to a refusal.
 fn is_gone(failed: Option<Status>) -> bool {
     use std::error::Error;
     failed.is_some_and(|status| status.source().is_some())
 }
 
-/// One life under load, up to its point. Tells where it really ended.
+/// Lives under load up to its point. Returns the real point of death.
 async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> (Mortal, String) {
     let point = Point::choose(chance);
     mortal = mortal.start(point.death().as_deref()).await;
@@ -255,7 +255,7 @@ async fn live_and_die(mut mortal: Mortal, memory: &Memory, chance: &mut Rng) -> 
     (mortal, told)
 }
 
-/// Puts everything in order, checks, and clears for the next deaths.
+/// Repairs everything, checks, and clears for the next deaths.
 pub async fn check(mut mortal: Mortal, memory: &Memory) -> (Mortal, Vec<String>) {
     mortal = mortal.recover().await;
     mortal.world.proxy.caught_up().await;
@@ -289,7 +289,7 @@ async fn kill_again_and_again(kills: u32, seed: u64) -> Tally {
 
 // A check takes its time: one world's must not make the other's clients wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_broker_that_is_killed_again_and_again_leaks_nothing_and_loses_nothing() {
+async fn a_repeatedly_killed_broker_leaks_and_loses_nothing() {
     let what = "kills of a broker under load";
     let kills = trials(what, "CREDBROKER_TEST_KILLS", KILLS, 2_000);
     let seed = seed();

@@ -1,5 +1,5 @@
-//! Every call to AWS of every story meets every single fault, once and until it is
-//! mended. After recovery the checker must find nothing.
+//! Every call to AWS of every story meets every single fault, once and until it is healed. After
+//! recovery the checker must find nothing.
 
 use std::{
     collections::BTreeMap,
@@ -21,14 +21,14 @@ use crate::harness::{
     stepped::{self, ALL_OVER, Stepped, Ways},
 };
 
-/// How long a fault lasts, and whether the client repeats its request after it.
+/// Duration of a fault, and repetition of the client's request after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lasting {
-    /// One call meets it.
+    /// One call meets the fault.
     Once,
-    /// So do the calls of the same action that follow.
+    /// Later calls of the same action meet the fault as well.
     Long,
-    /// Likewise; then AWS is well and the request is repeated.
+    /// Later calls meet it as well; then AWS recovers and the request is repeated.
     LongAndRepeated,
 }
 use Lasting::{Long, LongAndRepeated, Once};
@@ -36,7 +36,7 @@ use Lasting::{Long, LongAndRepeated, Once};
 /// Error of a wrong clock of AWS's: longer than any lease.
 const WRONG: SignedDuration = SignedDuration::from_hours(61 * 24);
 
-/// Each fault that a call may meet, its name, and how long it lasts.
+/// Faults that a call may meet, each with its name and its durations.
 fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     let denied = Fault::Answer(403, "AccessDenied", "not now");
     let sorry = Fault::AnswerAfter(500, "ServiceFailure", "sorry");
@@ -57,7 +57,7 @@ fn faults() -> Vec<(&'static str, Fault, &'static [Lasting])> {
     ]
 }
 
-/// A world, and what its clients have seen.
+/// A world, and the credentials that its clients have seen.
 struct World {
     stepped: Stepped,
     seen: Vec<Seen>,
@@ -89,14 +89,14 @@ impl World {
         });
     }
 
-    /// Asks as a client does, and keeps what it is given.
+    /// Sends a request like a client, and remembers the credentials.
     async fn ask(&mut self, grant: &str, id: &RequestId) -> Result<Lease, Error> {
         let issued = self.stepped.issue_named(grant, id).await?;
         self.saw(&issued);
         Ok(issued.lease)
     }
 
-    /// Asks when AWS is well.
+    /// Sends a request while AWS is well.
     async fn get(&mut self, grant: &str, id: &RequestId) -> Lease {
         self.ask(grant, id).await.unwrap()
     }
@@ -114,7 +114,7 @@ impl World {
         assert_sound(story, &checker.violations(&self.seen).await);
     }
 
-    /// Takes away what is left, for the next story.
+    /// Ends everything that is left, for the next story.
     async fn clear(&mut self) {
         self.stepped.step(7 * 3600).await;
         self.stepped.step(60).await;
@@ -126,21 +126,21 @@ impl World {
     }
 }
 
-/// What happens, and is disturbed.
+/// Story that is disturbed.
 #[derive(Clone, Copy, Debug)]
 enum Story {
     Issue(&'static str),
     Repeat(&'static str),
     Revoke,
-    /// A service that holds a session is shut out.
+    /// A service that holds a session is revoked.
     ShutOut(&'static str),
-    /// The denied session has had its time.
+    /// The denied session has expired.
     Lift(&'static str),
     Rotate,
     Reconcile,
 }
 
-/// What stands before a story begins.
+/// State before a story begins.
 struct Before {
     id: RequestId,
     lease: Option<Lease>,
@@ -154,9 +154,9 @@ impl Story {
             world.stepped.import(&admin).await.unwrap();
             world.keeps_key = true;
         }
-        // What the broker asks once and for all is asked now.
+        // The broker makes its one-time calls now.
         if matches!(self, Self::ShutOut(_) | Self::Lift(_)) {
-            // Without a user, whose removal is another story.
+            // The world has no user, whose removal is another story.
             world.stepped.broker.account_is_ours().await.unwrap();
             return world;
         }
@@ -185,7 +185,7 @@ impl Story {
                 world.stepped.shut_out().await.unwrap();
                 world.stepped.recover().await;
                 world.check("before the denial is lifted").await;
-                // AWS's clock stands where it is, and the session lives on there.
+                // AWS's clock does not move, and the session lives on there.
                 world.seen.clear();
                 Some(lease)
             }
@@ -202,7 +202,7 @@ impl Story {
 
     async fn happen(self, world: &mut World, before: &Before) {
         match self {
-            // Whatever comes of it: the checker tells.
+            // The result does not matter: the checker decides.
             Self::Issue(grant) | Self::Repeat(grant) => drop(world.ask(grant, &before.id).await),
             Self::Revoke => {
                 let lease = before.lease.as_ref().unwrap();
@@ -224,7 +224,7 @@ impl Story {
         }
     }
 
-    /// Once AWS answers again, a client that repeats its request gets what it asked for.
+    /// A client that repeats its request after AWS has recovered gets its credentials.
     async fn repeated(self, world: &mut World, before: &Before) {
         if let Self::Issue(grant) | Self::Repeat(grant) = self {
             let lease = world.get(grant, &before.id).await;
@@ -232,12 +232,12 @@ impl Story {
         }
     }
 
-    /// A wrong time of AWS's ends nothing before its time.
+    /// Asserts that a wrong time of AWS ends no lease early.
     async fn nothing_ended(self, world: &World) {
         if matches!(self, Self::Revoke | Self::ShutOut(_) | Self::Lift(_)) {
             return;
         }
-        // A repetition gives another key of the same user.
+        // A repetition returns another key of the same user.
         let last: BTreeMap<_, _> = world
             .seen
             .iter()
@@ -250,7 +250,7 @@ impl Story {
         }
     }
 
-    /// What must be so in the end, beside what the checker looks at.
+    /// Asserts the required end state, besides the checker.
     async fn ended(self, world: &mut World, before: &Before) {
         match self {
             Self::Revoke => {
@@ -271,7 +271,7 @@ impl Story {
                 assert_eq!(lifted.len(), 1);
             }
             Self::Rotate => {
-                // Whoever gets a session now gets it by the new key.
+                // A session issued now uses the new key.
                 let id = RequestId::random(&SystemRandom);
                 world.get("role", &id).await;
             }
@@ -280,7 +280,7 @@ impl Story {
     }
 }
 
-/// A user of ours that no lease knows, and a second key of one that a lease knows.
+/// Creates a user with the broker's tags that no lease knows, and a second key of a known user.
 async fn make_strays(world: &World, lease: &Lease) {
     let iam = world.stepped.account.root.iam();
     let known = iam
@@ -312,7 +312,7 @@ async fn make_strays(world: &World, lease: &Lease) {
     }
 }
 
-/// How many calls an undisturbed story makes.
+/// Calls that an undisturbed story makes.
 async fn calls_of(story: Story, world: &mut World) -> Vec<String> {
     let before = story.prepare(world).await;
     let already = world.stepped.proxy.actions().len();
@@ -325,12 +325,13 @@ async fn calls_of(story: Story, world: &mut World) -> Vec<String> {
 
 /// Worlds of a story.
 const WORLDS: usize = 4;
-/// Worlds, of all stories, that are disturbed at the same time: they compute more than they wait.
+/// Number of worlds, of all stories, that are disturbed at the same time: they compute more than
+/// they wait.
 static DISTURBED: Semaphore = Semaphore::const_new(4);
 
-/// A fault that meets a call.
+/// A fault, and the call that meets it.
 struct Blow {
-    /// So many calls of the story go before.
+    /// Number of calls of the story before it.
     number: usize,
     action: String,
     name: &'static str,
@@ -338,7 +339,7 @@ struct Blow {
     lasting: Lasting,
 }
 
-/// Every call and every fault.
+/// Every combination of call and fault.
 fn blows(calls: &[String]) -> Vec<Blow> {
     let mut blows = Vec::new();
     for (number, action) in calls.iter().enumerate() {
@@ -386,7 +387,7 @@ async fn strike(story: Story, world: &mut World, blow: Blow) {
         blow.name, blow.action
     );
     if story.is_a_session() {
-        // AWS's clock does not follow the broker's, by which sessions are over.
+        // AWS's clock does not follow the broker's, by which sessions expire.
         *world = story.world().await;
     }
     let before = story.prepare(world).await;

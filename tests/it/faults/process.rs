@@ -1,5 +1,4 @@
-//! The real binary, killed and started again; clients that repeat what they were not
-//! answered.
+//! The real binary, killed and restarted, and clients that repeat unanswered requests.
 
 use std::{path::Path, time::Duration};
 
@@ -20,10 +19,10 @@ use tonic::Status;
 use super::checker::{Checker, Seen};
 use crate::harness::{Key, World, broker::dev, eventually};
 
-/// After so long without progress something is stuck.
+/// Time without progress after which the broker counts as stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// The calls by which denials are written.
+/// Calls with which denials are written.
 pub const POLICIES: [&str; 4] = [
     "PutRolePolicy",
     "DeleteRolePolicy",
@@ -31,10 +30,10 @@ pub const POLICIES: [&str; 4] = [
     "DeleteUserPolicy",
 ];
 
-/// In so long what AWS did late for the dead is written over.
+/// Time after which late writes for a dead replica have been overwritten.
 pub const LATEST: Duration = Duration::from_secs(40);
 
-/// Leases that are on their way.
+/// Leases that are in transition.
 macro_rules! going_on {
     () => {
         " FROM leases WHERE state = 'pending' OR kind = 'iam_user'
@@ -43,7 +42,7 @@ macro_rules! going_on {
     };
 }
 
-/// Denials that AWS is yet to be seen to enforce, or that are over.
+/// Denials that AWS was not seen to enforce yet, or that have expired.
 macro_rules! denying {
     () => {
         " FROM denials WHERE refused_at IS NULL AND failure NOT LIKE '%new sessions since%'
@@ -57,9 +56,9 @@ pub struct Mortal {
     pub world: World,
     pub seen: Vec<Seen>,
     pub keeps_key: bool,
-    /// Policies that brokers may have gone on writing after they were stopped for a while.
+    /// Policies that replicas may have written after they were stopped for a while.
     pub stopped: usize,
-    /// On whose part it is asked.
+    /// Service that sends the requests.
     service: String,
 }
 
@@ -87,8 +86,8 @@ impl Mortal {
         broker.try_client(broker.admin_token()).await
     }
 
-    /// Asks as a client does, and keeps what it is given. `None` when it is given
-    /// nothing, or the broker is dead.
+    /// Sends a request like a client, and remembers the credentials. Returns `None` when there are
+    /// none, or the broker is dead.
     pub async fn ask(&mut self, grant: &str, id: &RequestId) -> Option<String> {
         let issued = issue(&self.service().await?, grant, id).await.ok()?;
         let seen = saw(issued, id);
@@ -107,7 +106,7 @@ impl Mortal {
         leases.revoke_lease(request).await.map(drop)
     }
 
-    /// Has another service, and no other, hold a credential under each of these grants.
+    /// Issues a credential under each of these grants to another service, and to no other.
     pub async fn holding(&mut self, grants: &[&str]) {
         let services = "SELECT count(*) FROM services";
         let services = self.world.broker.count(services).await;
@@ -118,14 +117,14 @@ impl Mortal {
         }
     }
 
-    /// Revokes it, whatever becomes of that.
+    /// Revokes the service, whatever the result.
     pub async fn shut_out(&self) {
         let revoke = ["revoke", &self.service];
         self.world.broker.run(&revoke).await;
     }
 
-    /// The time of every denied session is over for the broker. AWS's clock stands where it
-    /// is, so that what clients have seen of them is not asked after any more.
+    /// Moves every denied session past its end for the broker. AWS's clock does not move, so the
+    /// checker no longer checks what clients have seen of these sessions.
     pub async fn outlive_sessions(&mut self) {
         let over = "SELECT string_agg(lease_id, ',') FROM leases WHERE state = 'revoked'";
         let over = self.world.broker.text(over).await.unwrap_or_default();
@@ -150,8 +149,7 @@ impl Mortal {
         rotated.ok().map(drop)
     }
 
-    /// Waits until the broker has taken the step of its key's replacement that is due,
-    /// or has died of it.
+    /// Waits until the broker has taken the due step of its key's rotation, or has died of it.
     pub async fn tended(&self) -> bool {
         let due = "SELECT count(*) FROM admin_key
                    WHERE phase <> 'steady'
@@ -163,7 +161,7 @@ impl Mortal {
         eventually("a step of the rotation", tended).await
     }
 
-    /// Waits until nothing is denied any more, or the broker has died of that.
+    /// Waits until no denial is left, or the broker has died of that.
     pub async fn lifted(&self) {
         let lifted = async || {
             let dead = self.world.broker.is_dead();
@@ -173,10 +171,10 @@ impl Mortal {
         eventually("the end of the denials", lifted).await;
     }
 
-    /// How it, or another beside it, is started again.
+    /// Command that starts the broker again, or another replica.
     pub fn command(&self) -> impl Fn(&Path) -> Command + use<> {
         let endpoint = self.world.proxy.endpoint.clone();
-        // The imported key is in the store: nothing else knows one that works.
+        // The imported key is in the store alone: no other key works.
         let admin = if self.keeps_key {
             Key {
                 secret: "forgotten".to_owned(),
@@ -188,7 +186,7 @@ impl Mortal {
         move |state| dev(state, &admin, &endpoint)
     }
 
-    /// Starts the broker again, to die where it is told.
+    /// Starts the broker again, to die at this point.
     pub async fn start(mut self, death: Option<&str>) -> Self {
         let alive = self.command();
         let command = |state: &Path| -> Command {
@@ -202,7 +200,7 @@ impl Mortal {
         self
     }
 
-    /// After a death: an hour passes, the broker starts, and puts everything in order.
+    /// Recovers after a death: an hour passes, and the broker starts and repairs everything.
     pub async fn recover(self) -> Self {
         self.world.proxy.heal();
         self.world.broker.let_time_pass().await;
@@ -211,7 +209,7 @@ impl Mortal {
         world
     }
 
-    /// Waits until nothing is going on any more and AWS has been looked at.
+    /// Waits until nothing is in progress any more and the broker has reconciled with AWS.
     pub async fn settle(&self) {
         self.world.broker.reconciled().await;
         let (mut least, mut since) = (i64::MAX, Instant::now());
@@ -264,14 +262,14 @@ impl Mortal {
         self.violations_within(Duration::ZERO).await
     }
 
-    /// What is wrong, and of policies has not been put right after so long: what AWS did late for
-    /// the dead is written over.
+    /// Violations that persist, for policies after `patience`: late writes of AWS for the dead
+    /// replica are overwritten within that time.
     pub async fn violations_within(&self, patience: Duration) -> Vec<String> {
         let checker = Checker {
             account: &self.world.account,
             stored: &self.world.broker.store,
             home: &self.world.broker.state,
-            // What has been looked through need not be again.
+            // Lines that were searched need no second search.
             log: std::mem::take(&mut self.world.broker.log.lock().unwrap()),
             keeps_key: self.keeps_key,
             strays: false,

@@ -1,5 +1,5 @@
-//! Whatever AWS would refuse at issue is refused when the grant is put, with the field
-//! and the bound named, and the nearest that AWS takes is taken.
+//! Limits of grants: the broker refuses at `put` everything that AWS would refuse at issue, names
+//! field and bound, and accepts the nearest value that AWS accepts.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::harness::Broker;
 const ROLE: &str = "arn:aws:iam::123456789012:role/credbroker/app";
 const MANAGED: &str = "arn:aws:iam::aws:policy/ReadOnly";
 
-/// A kind with what it cannot do without.
+/// Flags that a kind requires.
 type Kind = &'static [&'static str];
 const ASSUME_ROLE: Kind = &["--role-arn", ROLE];
 const FEDERATION: Kind = &["--kind", "federation_token"];
@@ -149,7 +149,7 @@ fn padded(size: usize) -> Value {
     )
 }
 
-/// Length of what AWS gets of the smallest policy.
+/// Length of the smallest policy as AWS gets it.
 async fn smallest(broker: &Broker, flags: &[&str]) -> usize {
     put(broker, flags, Some(&padded(0))).await.ok();
     let shown = broker.json(&["grant", "show", GRANT]).await;
@@ -158,10 +158,10 @@ async fn smallest(broker: &Broker, flags: &[&str]) -> usize {
 }
 
 #[tokio::test]
-async fn a_policy_larger_than_aws_takes_is_refused_at_the_very_character() {
+async fn a_policy_one_character_over_the_limit_of_aws_is_refused() {
     let limits = Limits::new().await;
     let managed: Kind = &["--role-arn", ROLE, "--managed-policy", MANAGED];
-    // The broker ends a user with one more inline policy, which needs its room as well.
+    // The broker ends a user with one more inline policy, which needs room as well.
     let cases = [
         (ASSUME_ROLE, 2048),
         (FEDERATION, 2048),
@@ -368,7 +368,7 @@ async fn a_name_path_or_region_that_aws_would_refuse_is_refused() {
 }
 
 #[tokio::test]
-async fn a_grant_without_any_policy_is_refused_where_it_could_do_nothing() {
+async fn a_grant_without_policies_that_permits_nothing_is_refused() {
     let limits = Limits::new().await;
     for kind in [FEDERATION, IAM_USER] {
         let words = ["without any policy can do nothing"];
@@ -433,7 +433,7 @@ async fn a_document_that_aws_would_not_take_is_refused_with_its_fault() {
 }
 
 #[tokio::test]
-async fn a_grant_of_no_name_or_of_no_service_is_refused() {
+async fn a_grant_with_an_invalid_name_or_unknown_service_is_refused() {
     let limits = Limits::new().await;
     for name in [
         "work",

@@ -1,5 +1,5 @@
-//! What reaches AWS when credentials are issued: everything is the broker's choice, and
-//! everything leads back to the lease.
+//! Calls that reach AWS at an issue: the broker chooses everything, and everything leads back to
+//! the lease.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{narrow, put};
 use crate::harness::{Key, World, form::Form, proxy::Fault};
 
 impl World {
-    /// A managed policy in the account.
+    /// Creates a managed policy in the account.
     async fn managed(&self, name: &str) -> String {
         let iam = self.account.root.iam();
         let made = iam
@@ -18,7 +18,7 @@ impl World {
         made.send().await.unwrap().policy.unwrap().arn.unwrap()
     }
 
-    /// Issues under `payments-api/work`, and what the call of `action` said.
+    /// Issues under `payments-api/work`. Returns the JSON and the call of `action`.
     async fn issue_and_see(&self, action: &str, flags: &[&str]) -> (Value, Form) {
         let args = [&["issue", "work"], flags].concat();
         let issued = self.broker.json_as(Some(&self.token), &args).await;
@@ -105,7 +105,7 @@ async fn an_assumed_session_is_named_tagged_and_narrowed_as_the_grant_says() {
 }
 
 #[tokio::test]
-async fn a_session_carries_nothing_that_the_grant_does_not_say() {
+async fn a_session_has_no_setting_beyond_its_grant() {
     let world = World::new().await;
     let role = world.account.role("credbroker-app", &narrow()).await;
     put(
@@ -126,7 +126,7 @@ async fn a_session_carries_nothing_that_the_grant_does_not_say() {
     }
     assert_eq!(sent.tags(), own_tags(lease_id(&issued)));
     assert_eq!(sent.get("DurationSeconds"), Some("900"));
-    // All the role may, less what makes credentials.
+    // The session has all permissions of the role, except those that make credentials.
     assert_eq!(sent.document("Policy")["Statement"][0]["Action"], "*");
     assert_guarded(&sent.document("Policy"));
     let (_, sent) = world.issue_and_see("AssumeRole", &[]).await;
@@ -146,7 +146,7 @@ async fn a_session_carries_nothing_that_the_grant_does_not_say() {
 }
 
 #[tokio::test]
-async fn managed_policies_alone_come_with_the_guard_alone() {
+async fn a_grant_with_managed_policies_alone_is_sent_with_the_guard_alone() {
     let world = World::new().await;
     let role = world.account.role("credbroker-app", &narrow()).await;
     let managed = world.managed("one").await;
@@ -241,7 +241,7 @@ async fn a_user_is_made_with_path_boundary_and_tags_in_one_call() {
 }
 
 #[tokio::test]
-async fn another_boundary_takes_the_place_of_the_brokers_own() {
+async fn a_grants_own_boundary_replaces_the_brokers() {
     let world = World::new().await;
     let other = world.managed("other-boundary").await;
     let flags = [
@@ -252,7 +252,7 @@ async fn another_boundary_takes_the_place_of_the_brokers_own() {
         "--allow-broad",
     ];
     put(&world.broker, &flags, Some(&narrow())).await.ok();
-    // The admin policy knows one boundary alone; the emulator does not tell them apart.
+    // The admin policy knows one boundary alone; the emulator does not distinguish them.
     let (_, sent) = world.issue_and_see("CreateUser", &[]).await;
     assert_eq!(sent.get("PermissionsBoundary"), Some(other.as_str()));
 }
@@ -275,7 +275,7 @@ async fn a_key_that_may_have_been_made_is_removed_before_another_is_asked_for() 
     assert_eq!(world.sent("DeleteAccessKey").len(), 1);
     world.proxy.heal();
 
-    // Another call, of which a second does no harm, is repeated.
+    // Another call, which is safe to repeat, is repeated.
     let failure = Fault::Answer(500, "ServiceFailure", "try later");
     world.proxy.inject_in_turn("PutUserPolicy", [failure]);
     let before = world.sent("PutUserPolicy").len();
@@ -285,7 +285,7 @@ async fn a_key_that_may_have_been_made_is_removed_before_another_is_asked_for() 
 }
 
 #[tokio::test]
-async fn a_sessions_policy_ends_with_it_where_the_grant_says_so() {
+async fn a_session_policy_with_ends_by_policy_denies_after_the_end() {
     let world = World::new().await;
     let role = world.account.role("credbroker-app", &narrow()).await;
     for policy in [Some(&narrow()), None] {
@@ -303,7 +303,7 @@ async fn a_sessions_policy_ends_with_it_where_the_grant_says_so() {
         let expires: Timestamp = issued["expiration"].as_str().unwrap().parse().unwrap();
         let later = ends.duration_since(expires).as_secs();
         assert!((30..=60).contains(&later), "{later}");
-        // It works until then.
+        // The session works until then.
         assert!(Key::issued(&issued).works().await);
     }
     let user = ["--kind", "iam_user", "--end-by-policy"];

@@ -20,23 +20,23 @@ use super::{
 
 /// Calls at a time over one connection.
 const AT_A_TIME: usize = 32;
-/// Message of a call that has nothing to say: not compressed, no bytes.
+/// Empty message of a call: not compressed, no bytes.
 const EMPTY: [u8; 5] = [0; 5];
 
 /// Calls that an attacker repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// Calls whose message never comes.
+    /// Calls that never send their message.
     SilentBodies,
-    /// Calls that are answered.
+    /// Calls that the broker answers.
     WhoAmI,
-    /// Calls of what services may not call.
+    /// Calls of methods that services may not call.
     Refused,
     /// Streams that stay open.
     Watches,
 }
 
-/// One token's worst.
+/// Worst attacks that one token allows.
 pub const ATTACKS: [Attack; 4] = [
     Attack::SilentBodies,
     Attack::WhoAmI,
@@ -54,7 +54,7 @@ impl Attack {
     }
 }
 
-/// A broker, and who attacks it by which address.
+/// A broker, and the address and token of its attacker.
 #[derive(Clone)]
 pub struct Attacker {
     pub broker: SocketAddr,
@@ -75,17 +75,17 @@ impl Attacker {
         }
     }
 
-    /// Attacks over one connection after the other.
+    /// Attacks over one connection after another.
     async fn goes_on(&self) {
         loop {
             if let Ok(stream) = self.connected().await {
-                // Each way in which it ends is as good.
+                // Any end of the connection is accepted.
                 let _ = self.over(stream).await;
             }
         }
     }
 
-    /// A TCP connection from its address.
+    /// Opens a TCP connection from the attacker's address.
     pub async fn tcp(&self) -> io::Result<tokio::net::TcpStream> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((self.from, 0).into())?;
@@ -128,7 +128,7 @@ impl Attacker {
     }
 }
 
-/// Attackers in a thread of their own, of the lowest priority that the system has.
+/// Attackers in a thread of their own, with the lowest priority that the system has.
 pub struct Attackers {
     stop: CancellationToken,
     thread: thread::JoinHandle<()>,

@@ -1,5 +1,5 @@
-//! AWS as a test sees it: an account of its own, prepared as `deploy/` says, and clients
-//! with whatever credentials are in question.
+//! AWS in a test: an account for each test, prepared like `deploy/` says, and clients with any
+//! credentials.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +13,7 @@ use super::emulator::{emulator, enforces};
 pub const REGION: &str = "us-east-1";
 pub const ADMIN_USER: &str = "credbroker-admin";
 const ROLE_POLICY: &str = "what-the-role-may";
-/// A no of AWS's: to what it is asked, or to whoever asks.
+/// Codes by which AWS refuses a call or its caller.
 const REFUSED: [&str; 4] = [
     "AccessDenied",
     "AccessDeniedException",
@@ -21,7 +21,7 @@ const REFUSED: [&str; 4] = [
     "ExpiredToken",
 ];
 
-/// An access key, a session's or a user's.
+/// Access key of a session or a user.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub id: String,
@@ -30,7 +30,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// From what `issue -o json` printed.
+    /// Reads the key from the output of `issue -o json`.
     pub fn issued(json: &Value) -> Self {
         let text = |field: &str| {
             json[field]
@@ -45,8 +45,8 @@ impl Key {
         }
     }
 
-    /// Whether AWS does something for it, which unlike GetCallerIdentity can be denied.
-    /// Nothing but AWS's no counts as one.
+    /// Returns whether AWS serves this key: calls ListQueues, which can be denied, unlike
+    /// GetCallerIdentity. Panics on any error other than a refusal.
     pub async fn is_served(&self) -> bool {
         let Err(code) = self.list_queues().await else {
             return true;
@@ -55,7 +55,7 @@ impl Key {
         false
     }
 
-    /// Whether AWS accepts it.
+    /// Returns whether AWS accepts the key.
     pub async fn works(&self) -> bool {
         self.sts().get_caller_identity().send().await.is_ok()
     }
@@ -71,7 +71,7 @@ impl Key {
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(REGION))
             .endpoint_url(endpoint)
-            // The usual one reads the system's certificates for each client.
+            // The default client reads the system's certificates for each client.
             .http_client(aws_smithy_http_client::Builder::new().build_http())
             .credentials_provider(
                 aws_credential_types::provider::SharedCredentialsProvider::new(credentials),
@@ -96,7 +96,7 @@ impl Key {
 pub struct Account {
     pub id: String,
     tag: u64,
-    /// Root: for preparing, never for the broker.
+    /// Root key: for preparation, never for the broker.
     pub root: Key,
     /// The broker's admin user, confined to `deploy/aws/admin-policy.json` in the
     /// name-scoped rendering that the emulator can judge.
@@ -104,8 +104,8 @@ pub struct Account {
 }
 
 impl Account {
-    /// An account with what `deploy/aws/bootstrap.sh` makes, less the example role.
-    /// Without enforcement the emulator knows one account for everybody, and no users.
+    /// Creates an account with all that `deploy/aws/bootstrap.sh` makes, except the example role.
+    /// Without enforcement the emulator knows one account for all tests, and no users.
     pub async fn new() -> Self {
         let account = Self::empty();
         let iam = account.root.iam();
@@ -154,7 +154,7 @@ impl Account {
         Self { admin, ..account }
     }
 
-    /// An account with nothing in it.
+    /// Creates an empty account.
     pub fn empty() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(200_000_000_001);
         Self::of_tag(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -179,13 +179,13 @@ impl Account {
         }
     }
 
-    /// A name that no other test uses, for what is global in AWS.
+    /// Name that no other test uses, for things that are global in AWS.
     pub fn unique(&self, name: &str) -> String {
         format!("{name}-{}", self.tag)
     }
 
-    /// Lets the admin user do more than the broker needs: federation sessions get no
-    /// more than their issuer has.
+    /// Allows the admin user more than the broker needs: federation sessions get no more than their
+    /// issuer has.
     pub async fn let_admin(&self, policy: &Value) {
         if enforces() {
             let put = self
@@ -209,19 +209,19 @@ impl Account {
         )
     }
 
-    /// A role as `deploy/README.md` would have it, with the boundary, that may do `policy`.
+    /// Creates a role like that of `deploy/README.md`, with the boundary, allowed `policy`.
     pub async fn role(&self, name: &str, policy: &Value) -> String {
         let (trust, bound) = (self.trust_policy(), Some(self.boundary()));
         self.make_role(name, policy, &trust, bound).await
     }
 
-    /// The same for the broker of another account.
+    /// Creates such a role for the broker of another account.
     pub async fn role_for(&self, home: &Self, name: &str, policy: &Value) -> String {
         let (trust, bound) = (home.trust_policy(), Some(self.boundary()));
         self.make_role(name, policy, &trust, bound).await
     }
 
-    /// The role in which the broker of another account denies sessions in this one.
+    /// Creates the role in which the broker of another account denies sessions in this one.
     pub async fn revoker_for(&self, home: &Self) -> String {
         let shipped = include_str!("../../../deploy/aws/revoker-trust-policy.json");
         let user = format!("arn:aws:iam::{}:user/{ADMIN_USER}", home.id);
@@ -231,8 +231,8 @@ impl Account {
             .await
     }
 
-    /// One that nothing but its policies confines. AWS lets no broker deny its sessions;
-    /// the emulator, which does not know why, does.
+    /// Creates a role that only its policies confine. AWS lets no broker deny its sessions; the
+    /// emulator does not know the reason, and does.
     pub async fn unbounded_role(&self, name: &str, policy: &Value) -> String {
         self.make_role(name, policy, &self.trust_policy(), None)
             .await
@@ -293,7 +293,7 @@ impl Account {
             .collect()
     }
 
-    /// The policies of denials in AWS, each with the ARN of its role or user.
+    /// Policies of denials in AWS, each with the ARN of its role or user.
     pub async fn denials(&self) -> Vec<(String, Value)> {
         let iam = self.root.iam();
         let mut found = Vec::new();
@@ -341,7 +341,7 @@ fn is_of_denials(policy: &str) -> bool {
     policy.starts_with("credbroker-denials-")
 }
 
-/// IAM tells documents percent-encoded.
+/// IAM returns documents percent-encoded.
 fn document(text: &str) -> Value {
     let decoded = percent_decode_str(text).decode_utf8().unwrap();
     serde_json::from_str(&decoded).unwrap()
@@ -356,7 +356,7 @@ async fn make_policy(iam: &aws_sdk_iam::Client, name: &str, document: &str) -> O
     made.send().await.ok()?.policy?.arn
 }
 
-/// What the broker may, as shipped, in one account.
+/// Policy of the broker's admin user, as shipped, in one account.
 pub fn admin_policy(account: &str) -> Value {
     rendered(
         include_str!("../../../deploy/aws/admin-policy.json"),
@@ -364,13 +364,13 @@ pub fn admin_policy(account: &str) -> Value {
     )
 }
 
-/// The most that it may ever, as shipped.
+/// Boundary of the broker's admin user, as shipped.
 pub fn admin_boundary_policy(account: &str) -> Value {
     let shipped = include_str!("../../../deploy/aws/admin-boundary-policy.json");
     rendered(shipped, account)
 }
 
-/// What it may in another account, where it is a role's session.
+/// Policy of the broker in another account, as shipped. There it is a role's session.
 pub fn revoker_policy(account: &str) -> Value {
     let shipped = include_str!("../../../deploy/aws/revoker-policy.json");
     rendered(shipped, account)
@@ -384,11 +384,10 @@ fn rendered(shipped: &str, account: &str) -> Value {
     serde_json::from_str(&rendered).unwrap()
 }
 
-/// A policy of the broker's as the emulator can judge it. It judges users and roles by
-/// name alone, without their path, AddUserToGroup by the user, GetFederationToken and
-/// CreatePolicy by `*`, and knows no `iam:PermissionsBoundary` and no `iam:PolicyARN`.
-/// Users that the broker makes are the ones with a dot, roles that it assumes those whose
-/// name begins with `credbroker-`.
+/// Returns a policy of the broker that the emulator can judge. The emulator judges users and roles
+/// by name, without their path, AddUserToGroup by the user, GetFederationToken and CreatePolicy by
+/// `*`, and knows no `iam:PermissionsBoundary` and no `iam:PolicyARN`. Users that the broker makes
+/// are those with a dot; roles that it assumes are those whose name begins with `credbroker-`.
 pub fn name_scoped(mut policy: Value, account: &str) -> Value {
     let statements = policy["Statement"].as_array_mut().unwrap();
     for statement in statements.iter_mut() {

@@ -34,31 +34,31 @@ pub struct Broker {
     pub state: PathBuf,
     pub env: Vec<(String, String)>,
     pub store: Stored,
-    /// What it has told on standard error, over all its lives.
+    /// Lines that the process has logged on standard error, over all its starts.
     pub log: Log,
     child: Mutex<Child>,
     directory: Option<TempDir>,
 }
 
 impl Broker {
-    /// A broker with the admin key of `account`.
+    /// Starts a broker with the admin key of `account`.
     pub async fn start(account: &Account) -> Self {
         Self::start_with(&account.admin, &emulator().endpoint).await
     }
 
-    /// A broker with this admin key that reaches AWS at `endpoint`.
+    /// Starts a broker with this admin key that reaches AWS at `endpoint`.
     pub async fn start_with(admin: &Key, endpoint: &str) -> Self {
         Self::start_by(|state| dev(state, admin, endpoint)).await
     }
 
-    /// A broker in a directory of its own, started by a command of the test's own, which
-    /// is given the state directory.
+    /// Starts a broker in a directory of its own by a command of the test, which gets the state
+    /// directory.
     pub async fn start_by(command: impl FnOnce(&Path) -> Command) -> Self {
         let fresh = |state: &Path| Stored::fresh(Engine::chosen(), state.join("credbroker.db"));
         Self::start_on(fresh, command).await
     }
 
-    /// The same, on a store of the test's own.
+    /// Starts such a broker on a store of the test.
     pub async fn start_on(
         store: impl FnOnce(&Path) -> Stored,
         command: impl FnOnce(&Path) -> Command,
@@ -66,7 +66,7 @@ impl Broker {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
         let (log, store) = (Log::default(), store(&state));
-        // An address of its own, as after an earlier start: it is free for each start to come.
+        // Address like after an earlier start: it stays free for each later start.
         std::fs::create_dir(&state).unwrap();
         let address = free_address();
         let env = format!(
@@ -84,17 +84,17 @@ impl Broker {
         }
     }
 
-    /// The same broker once more, after it has ended.
+    /// Starts the same broker again, after it has ended.
     pub async fn start_again(self, admin: &Key, endpoint: &str) -> Self {
         self.start_again_by(|state| dev(state, admin, endpoint))
             .await
     }
 
-    /// The same by a command of the test's own, which is given the state directory.
+    /// Starts it again by a command of the test, which gets the state directory.
     pub async fn start_again_by(mut self, command: impl FnOnce(&Path) -> Command) -> Self {
         let (state, directory) = (self.state.clone(), self.directory.take());
         let (log, store) = (Arc::clone(&self.log), self.store.clone());
-        // It may have ended already. What it has locked is free once it is gone.
+        // The process may have ended already. Its locks are free once it has exited.
         let child = self.child.get_mut().unwrap();
         let _ = child.start_kill();
         child.wait().await.unwrap();
@@ -113,20 +113,20 @@ impl Broker {
         self.child.lock().unwrap().id().unwrap().to_string()
     }
 
-    /// Tells it to end.
+    /// Sends SIGTERM to the broker.
     pub async fn terminate(&self) {
         let pid = self.pid();
         let kill = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(kill.await.unwrap().success());
     }
 
-    /// Ends it in good order; true if it ended well.
+    /// Stops the broker gracefully. Returns true if it exits with success.
     pub async fn stop(&mut self) -> bool {
         self.terminate().await;
         self.ended().await
     }
 
-    /// Waits for its end; true if it ended well.
+    /// Waits for the broker's end. Returns true if it exits with success.
     pub async fn ended(&mut self) -> bool {
         let child = self.child.get_mut().unwrap();
         child.wait().await.unwrap().success()
@@ -136,12 +136,12 @@ impl Broker {
         self.child.lock().unwrap().try_wait().unwrap().is_some()
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills the broker in the middle of any work.
     pub async fn kill(&mut self) {
         self.child.get_mut().unwrap().kill().await.unwrap();
     }
 
-    /// Something that ends it likewise, from anywhere.
+    /// Function that kills the broker, for use from any thread.
     pub fn killer(&self) -> impl Fn() + Send + Sync + use<> {
         let pid = self.pid();
         move || {
@@ -154,13 +154,13 @@ impl Broker {
         self.state.join("credbroker.db")
     }
 
-    /// Changes what the broker has stored, behind its back.
+    /// Changes the store behind the broker's back.
     pub async fn write_store(&self, sql: &str) {
         self.store.write(sql).await;
     }
 
-    /// Moves what is going on an hour into the past, behind the broker's back: deadlines
-    /// and the consistency window are over.
+    /// Moves open work an hour into the past, behind the broker's back: deadlines and the
+    /// consistency window have passed.
     pub async fn let_time_pass(&self) {
         self.write_store(
             "UPDATE leases SET requested_at = requested_at - 3600000000, due_at = due_at - 3600000000,
@@ -177,12 +177,12 @@ impl Broker {
             .await;
     }
 
-    /// What the store says, as one number.
+    /// Returns the result of a query on the store, as one number.
     pub async fn count(&self, sql: &str) -> i64 {
         self.store.count(sql).await
     }
 
-    /// What the store says, as text.
+    /// Returns the result of a query on the store, as text.
     pub async fn text(&self, sql: &str) -> Option<String> {
         self.store.text(sql).await
     }
@@ -192,12 +192,12 @@ impl Broker {
         self.run_as(None, args).await
     }
 
-    /// Runs it with another token.
+    /// Runs `credbroker ARGS` with another token.
     pub async fn run_as(&self, token: Option<&str>, args: &[&str]) -> Run {
         self.run_in(token, args, "").await
     }
 
-    /// Runs it with something on its standard input.
+    /// Runs `credbroker ARGS` with this standard input.
     pub async fn run_in(&self, token: Option<&str>, args: &[&str], input: &str) -> Run {
         let mut command = self.command(args);
         if let Some(token) = token {
@@ -206,14 +206,14 @@ impl Broker {
         Run::of(command, input).await
     }
 
-    /// `credbroker ARGS` as its operator, not yet started.
+    /// Command `credbroker ARGS` as the broker's operator, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = credbroker(args);
         command.envs(self.env.iter().cloned());
         command
     }
 
-    /// What `credbroker ARGS -o json` prints; it must succeed.
+    /// Returns the JSON that `credbroker ARGS -o json` prints; the command must succeed.
     pub async fn json(&self, args: &[&str]) -> Value {
         self.json_as(None, args).await
     }
@@ -245,12 +245,12 @@ impl Broker {
         self.run_in(None, &args, &policy.to_string()).await.ok();
     }
 
-    /// Issues under a grant, as the service whose token it is.
+    /// Issues under a grant, as the service with this token.
     pub async fn issue(&self, token: &str, grant: &str) -> Value {
         self.json_as(Some(token), &["issue", grant]).await
     }
 
-    /// The audit log from its beginning.
+    /// Returns the audit log from its beginning.
     pub async fn audit(&self) -> Vec<Value> {
         let records = self.json(&["audit", "query"]).await;
         records.as_array().unwrap().clone()
@@ -258,13 +258,13 @@ impl Broker {
 }
 
 impl Broker {
-    /// Another on the same database, with the same keys and operators, started by a command of
-    /// the test's own.
+    /// Starts another replica on the same database, with the same keys and operators, by a command
+    /// of the test.
     pub async fn beside_by(&self, command: impl FnOnce(&Path) -> Command) -> Self {
         self.beside_on(self.store.clone(), command).await
     }
 
-    /// The same, where it reaches the database by another way.
+    /// Starts such a replica that reaches the database by another way.
     pub async fn beside_on(&self, store: Stored, command: impl FnOnce(&Path) -> Command) -> Self {
         let directory = TempDir::new().unwrap();
         let state = directory.path().join("state");
@@ -290,7 +290,7 @@ impl Broker {
         }
     }
 
-    /// Sends it a signal: `STOP`, `CONT`.
+    /// Sends the broker a signal: `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         let mut kill = std::process::Command::new("kill");
         let sent = kill.args([&format!("-{name}"), &self.pid()]).status();
@@ -301,7 +301,7 @@ impl Broker {
 /// Divisor of the broker's waits for other parties.
 pub const HASTE: u32 = 4;
 
-/// `credbroker ARGS` with nothing of this process's environment but the path.
+/// Command `credbroker ARGS` with nothing of this process's environment but `PATH`.
 pub fn credbroker(args: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command
@@ -314,7 +314,7 @@ pub fn credbroker(args: &[&str]) -> Command {
     command
 }
 
-/// `credbroker dev`, not yet started.
+/// Command `credbroker dev`, not yet started.
 pub fn dev(state: &Path, admin: &Key, endpoint: &str) -> Command {
     let mut command = credbroker(&[
         "dev",
@@ -336,7 +336,7 @@ pub fn aws_env(key: &Key) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Starts it and waits for the word.
+/// Starts the broker and waits until it reports that it is ready.
 async fn ready(mut command: Command, store: &Stored, kept: Log) -> Child {
     store.given_to(&mut command);
     let mut child = command
@@ -357,7 +357,7 @@ async fn ready(mut command: Command, store: &Stored, kept: Log) -> Child {
             panic!("not ready but {other:?}: {}", told.join("\n"));
         }
     }
-    // The log goes on being read, so that the broker never waits for a reader.
+    // The test continues to read the log, so that the broker never waits for a reader.
     tokio::spawn(async move {
         while let Ok(Some(line)) = log.next_line().await {
             let mut kept = kept.lock().unwrap();
@@ -384,7 +384,7 @@ fn read_env(state: &Path) -> Vec<(String, String)> {
 /// Longest time that a command may take: a script starts the AWS CLI fifty times.
 const LONGEST_RUN: Duration = Duration::from_mins(3);
 
-/// What a command did.
+/// Result of a command.
 #[derive(Debug)]
 pub struct Run {
     pub code: i32,
@@ -396,13 +396,13 @@ impl Run {
     pub async fn of(mut command: Command, input: &str) -> Self {
         let mut child = Self::spawn(command.stdin(Stdio::piped()));
         let mut stdin = child.stdin.take().unwrap();
-        // A command that reads nothing may be gone before this is written.
+        // A command that reads nothing may have ended before this write.
         let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
         Self::ended(child).await
     }
 
-    /// Runs it with a terminal as standard input, at which a line is typed.
+    /// Runs the command with a terminal as standard input, at which the test types a line.
     pub async fn at_terminal(mut command: Command, typed: &str) -> Self {
         let mut keyboard = File::from(openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
         grantpt(&keyboard).unwrap();
@@ -431,14 +431,14 @@ impl Run {
         }
     }
 
-    /// It succeeded.
+    /// Asserts success.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{self:#?}");
         self
     }
 
-    /// It failed with this exit status, and standard error says all of `words`.
+    /// Asserts this exit status, and that standard error contains all of `words`.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code, code, "{self:#?}");
@@ -448,7 +448,7 @@ impl Run {
         self
     }
 
-    /// Returns the JSON of `revoke`, which succeeds where AWS was seen to refuse everything.
+    /// Returns the JSON of `revoke`; asserts success if AWS was seen to refuse everything.
     #[track_caller]
     pub fn revoked(self) -> Value {
         let told = self.json();

@@ -1,5 +1,5 @@
-//! The AWS emulator, started once per test process and ended with it: the launcher
-//! leaves when its standard input closes.
+//! AWS emulator, started once per test process and stopped with it: the launcher exits when its
+//! standard input closes.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,8 +13,8 @@ use super::{report, stored::Engine};
 /// `off` starts the emulator without enforcement: the negative control.
 pub const ENFORCEMENT: &str = "CREDBROKER_TEST_ENFORCEMENT";
 
-/// Marks the processes that this one starts, so that the launcher kills them when this one was
-/// killed before it could.
+/// Variable that marks the processes that this one starts. The launcher kills them if this process
+/// was killed before it could.
 pub const TEST_RUN: &str = "CREDBROKER_TEST_RUN";
 
 pub fn enforces() -> bool {
@@ -23,7 +23,7 @@ pub fn enforces() -> bool {
 
 pub struct Emulator {
     pub endpoint: String,
-    /// Where `aws` and `parliament` are.
+    /// Directory of `aws` and `parliament`.
     pub bin: PathBuf,
     _launcher: Child,
 }

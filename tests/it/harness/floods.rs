@@ -1,4 +1,4 @@
-//! Floods: ten thousand frames of one kind, from a peer that then stays.
+//! Floods: ten thousand frames of one kind, from a peer that then stays connected.
 
 use tokio::io::{AsyncWriteExt, WriteHalf};
 
@@ -6,14 +6,14 @@ use super::h2::{
     CONTINUATION, DATA, END_HEADERS, HEADERS, PING, RST_STREAM, Stream, WINDOW_UPDATE, call, frame,
 };
 
-/// What is sent as the frame of this number.
+/// Bytes of the frame with this number.
 pub type Flood = fn(u32) -> Vec<u8>;
 
 pub const FLOODS: [(&str, Flood); 10] = [
     ("rapid reset", |number| {
         [opened(number), frame(RST_STREAM, 0, odd(number), &CANCEL)].concat()
     }),
-    // Each makes the broker reset the stream itself (RUSTSEC-2024-0003).
+    // Each frame makes the broker reset the stream itself (RUSTSEC-2024-0003).
     ("resets of the broker's own", |number| {
         [
             opened(number),
@@ -54,13 +54,13 @@ fn odd(number: u32) -> u32 {
     2 * number + 1
 }
 
-/// A call whose message is still to come.
+/// A call without its message, which is still to come.
 fn opened(number: u32) -> Vec<u8> {
     let headers = call("/grpc.health.v1.Health/Check");
     frame(HEADERS, END_HEADERS, odd(number), &headers)
 }
 
-/// All ten thousand, or as many as the peer takes.
+/// Sends all ten thousand frames, or as many as the peer accepts.
 pub async fn sent(mut writer: WriteHalf<Stream>, next: Flood) -> WriteHalf<Stream> {
     for number in 0..10_000 {
         if writer.write_all(&next(number)).await.is_err() {

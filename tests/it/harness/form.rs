@@ -1,11 +1,11 @@
-//! What the broker sent to AWS: the form of a query-protocol call.
+//! Form of a query-protocol call, as the broker sent it to AWS.
 
 use std::collections::BTreeMap;
 
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-/// The fields of one recorded call.
+/// Fields of one recorded call.
 #[derive(Debug)]
 pub struct Form(BTreeMap<String, String>);
 

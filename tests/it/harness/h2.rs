@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: what no well-behaved client sends.
+//! HTTP/2 by hand: frames that no well-behaved client sends.
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use tokio_rustls::{
 
 use super::Broker;
 
-/// How long an offender may stay.
+/// Longest time that an offender may stay.
 pub const LIMIT: Duration = Duration::from_secs(10);
 pub type Stream = TlsStream<TcpStream>;
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,12 +36,12 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const END_STREAM: u8 = 1;
 
-/// A connection that speaks HTTP/2, without a word said.
+/// Opens a connection that speaks HTTP/2, without sending anything.
 pub async fn h2(address: &str, ca: &Path) -> Stream {
     connect(address, ca, &TLS13).await.unwrap()
 }
 
-/// The same, by a version of TLS.
+/// Opens such a connection with this version of TLS.
 pub async fn connect(
     address: &str,
     ca: &Path,
@@ -52,7 +52,7 @@ pub async fn connect(
         .await
 }
 
-/// Whoever connects by the same resumes a session where it can.
+/// Returns a connector. All connections of one connector resume a session if they can.
 pub fn connector(ca: &Path, version: &'static SupportedProtocolVersion) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
@@ -74,7 +74,7 @@ pub fn localhost() -> ServerName<'static> {
     ServerName::try_from("localhost").unwrap()
 }
 
-/// With preface and settings sent.
+/// Sends preface and settings.
 pub async fn begun(mut stream: Stream) -> Stream {
     stream.write_all(PREFACE).await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
@@ -88,7 +88,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&head[..], payload].concat()
 }
 
-/// The headers of a call (RFC 7541, nothing indexed but what the static table has).
+/// Headers of a call (RFC 7541, nothing indexed but the static table).
 pub fn call(path: &str) -> Vec<u8> {
     let literal = |index: u8, value: &str| {
         let mut header = vec![index];
@@ -96,7 +96,7 @@ pub fn call(path: &str) -> Vec<u8> {
         header.extend(value.as_bytes());
         header
     };
-    // POST, https, the path, an authority, a content type.
+    // Fields: POST, https, the path, an authority, a content type.
     let content_type = [&[0x0f, 0x10][..], &literal(0, "application/grpc")[1..]].concat();
     [
         vec![0x83, 0x87],
@@ -107,7 +107,7 @@ pub fn call(path: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A call of a method by the bearer of this token, its message begun and never ended.
+/// A call of a method with this bearer token; its message has begun and never ends.
 pub fn half_a_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
     let bearer = format!("Bearer {token}");
     let length = u8::try_from(bearer.len()).unwrap();
@@ -117,7 +117,7 @@ pub fn half_a_call(stream: u32, path: &str, token: &str) -> Vec<u8> {
     [began, frame(DATA, 0, stream, &[0, 0, 0])].concat()
 }
 
-/// The next frame that comes: its type, its stream and what is in it.
+/// Reads the next frame: its type, its stream and its payload.
 pub async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>) {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.unwrap();
@@ -128,7 +128,7 @@ pub async fn next(stream: &mut (impl AsyncReadExt + Unpin)) -> (u8, u32, Vec<u8>
     (head[3], number, payload)
 }
 
-/// Asks by GET for what it then grants no window for.
+/// Sends a GET, and grants no window for its answer.
 pub async fn ask_without_a_window(stream: &mut Stream, path: &str) {
     // SETTINGS_INITIAL_WINDOW_SIZE is 4 (RFC 9113 section 6.5.2).
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
@@ -153,12 +153,12 @@ impl Broker {
         .await
     }
 
-    /// The same, with preface and settings sent.
+    /// Opens a connection, and sends preface and settings.
     pub async fn begun(&self) -> Stream {
         begun(self.h2().await).await
     }
 
-    /// The most memory that it ever had, kB.
+    /// Peak memory of the broker, kB.
     pub fn peak(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -171,7 +171,7 @@ impl Broker {
     }
 }
 
-/// Sends until the peer hangs up; writes that it does not take are as good.
+/// Waits until the peer closes the connection.
 pub async fn gone(stream: &mut (impl AsyncReadExt + Unpin), offender: &str) {
     let ended = timeout(LIMIT, async {
         let mut answer = vec![0; 64 * 1024];

@@ -1,5 +1,4 @@
-//! What every test stands on: one emulator per test process, an AWS account per test, a
-//! broker process per test.
+//! Test harness: one emulator per test process, an AWS account per test, a broker process per test.
 
 use std::{
     fs::File,
@@ -35,12 +34,12 @@ pub use self::{
     world::World,
 };
 
-/// Ports that no system gives to a connection by itself, in blocks: each test process of the machine
-/// has one to itself.
+/// Ports that no system gives to a connection by itself, in blocks: each test process of the
+/// machine has one block exclusively.
 const PORTS: Range<u16> = 10_000..30_000;
 const BLOCK: u16 = 4000;
 
-/// The ports of this process, and the lock by which other test processes leave them alone.
+/// Ports of this process, and the lock by which other test processes leave them alone.
 struct Ports {
     next: u16,
     block: Range<u16>,
@@ -63,8 +62,8 @@ impl Ports {
     }
 }
 
-/// An address for a server that starts later, or stops and starts again: no connection takes its
-/// port meanwhile, and no other test is given it.
+/// Returns an address for a server that starts later, or stops and starts again: no connection
+/// takes its port meanwhile, and no other test gets it.
 pub fn free_address() -> SocketAddr {
     static PORTS: LazyLock<Mutex<Ports>> = LazyLock::new(Ports::claim);
     let mut ports = PORTS.lock().unwrap();
@@ -74,15 +73,15 @@ pub fn free_address() -> SocketAddr {
         if ports.next == ports.block.end {
             ports.next = ports.block.start;
         }
-        // To bind it would not do: a process that another test forks meanwhile holds it on.
+        // A bind does not suffice: a process that another test forks meanwhile still holds it.
         if TcpStream::connect(address).is_err() {
             return address;
         }
     }
 }
 
-/// A listener at an address that may have had one before: a process that another test has forked
-/// holds what was closed until it executes its program.
+/// Listens at an address that may have had a listener before: a process that another test has
+/// forked holds a closed socket until it executes its program.
 pub async fn listening(address: SocketAddr) -> tokio::net::TcpListener {
     let bound = async || match tokio::net::TcpListener::bind(address).await {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
@@ -95,13 +94,13 @@ pub async fn listening(address: SocketAddr) -> tokio::net::TcpListener {
 /// to leave the processors to the other tests.
 pub const PACE: Duration = Duration::from_millis(100);
 
-/// Waits until `look` sees what it wants, for ten seconds at most. For what happens in
-/// another process, where there is nothing to await.
+/// Waits until `look` returns a value, for ten seconds at most: for events in another process,
+/// which a test cannot await.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
     eventually_within(10, what, look).await
 }
 
-/// The same, for so many seconds at most: where the other process takes its time.
+/// Waits like [`eventually`] for this number of seconds, for a slower process.
 pub async fn eventually_within<T, F: Future<Output = Option<T>>>(
     seconds: u64,
     what: &str,

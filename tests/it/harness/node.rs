@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-/// The directory of the modules that `tests/sdks/package-lock.json` pins, installed once.
+/// Directory of the modules that `tests/sdks/package-lock.json` pins, installed once.
 pub fn node_modules() -> &'static Path {
     static MODULES: OnceLock<PathBuf> = OnceLock::new();
     MODULES.get_or_init(|| {

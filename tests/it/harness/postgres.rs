@@ -1,4 +1,4 @@
-//! PostgreSQL, started once per test process and ended with it, and databases in it.
+//! PostgreSQL, started once per test process and stopped with it, and databases in it.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 pub struct Server {
     pub address: String,
     pub password: String,
-    /// The directory of its programs.
+    /// Directory of the server's programs.
     programs: String,
     launcher: Child,
     told: BufReader<ChildStdout>,
@@ -28,7 +28,8 @@ fn server() -> &'static Server {
 }
 
 impl Server {
-    /// One of its own; with `tls`, a directory that has `cert.pem` and `key.pem`.
+    /// Starts a server of the test's own; with `tls`, a directory that has `cert.pem` and
+    /// `key.pem`.
     pub fn start(tls: Option<&Path>) -> Self {
         let mut launcher = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres.py"))
@@ -51,7 +52,7 @@ impl Server {
         }
     }
 
-    /// Sends its launcher SIGTERM, and waits for the launcher's end.
+    /// Sends SIGTERM to the launcher, and waits for the launcher's end.
     pub fn terminate(&mut self) {
         let pid = self.launcher.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();
@@ -59,7 +60,7 @@ impl Server {
         self.launcher.wait().unwrap();
     }
 
-    /// Kills it, and waits until it answers again.
+    /// Kills the server, and waits until it answers again.
     pub fn die_and_start(&mut self) {
         let stdin = self.launcher.stdin.as_mut().unwrap();
         stdin.write_all(b"die\n").unwrap();
@@ -69,7 +70,7 @@ impl Server {
     }
 }
 
-/// Runs a program of PostgreSQL's on a database.
+/// Runs a program of PostgreSQL on a database.
 pub async fn run(program: &str, args: &[&str], database: &SecretString) {
     let program = format!("{}/{program}", server().programs);
     let mut run = tokio::process::Command::new(program);
@@ -77,7 +78,7 @@ pub async fn run(program: &str, args: &[&str], database: &SecretString) {
     assert!(run.status().await.unwrap().success());
 }
 
-/// The URL of a database of this name, which need not be there.
+/// URL of a database with this name; the database may not exist.
 pub fn url(database: &str) -> SecretString {
     let server = server();
     let (password, address) = (&server.password, &server.address);
@@ -88,12 +89,12 @@ pub async fn connection(url: &SecretString) -> PgConnection {
     PgConnection::connect(url.expose_secret()).await.unwrap()
 }
 
-/// A database without tables.
+/// Creates a database without tables.
 pub async fn empty() -> SecretString {
     made("").await
 }
 
-/// A database with the tables of this version and nothing in them.
+/// Creates a database with the tables of this version and no rows.
 pub async fn migrated() -> SecretString {
     static TEMPLATE: OnceCell<()> = OnceCell::const_new();
     let template = async || {
@@ -106,7 +107,7 @@ pub async fn migrated() -> SecretString {
     of_its_own(made("TEMPLATE migrated").await).await
 }
 
-/// The same for who waits in no task.
+/// Creates such a database from code that is not async.
 pub fn migrated_now() -> SecretString {
     let making = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -127,12 +128,12 @@ async fn made(from: &str) -> SecretString {
     url(&name)
 }
 
-/// A copy of a database that nobody uses.
+/// Copies a database that is not in use.
 pub async fn copy(of: &SecretString) -> SecretString {
     made(&format!("TEMPLATE {}", name(of))).await
 }
 
-/// Puts a copy in a database's place.
+/// Replaces a database with a copy.
 pub async fn restore(database: &SecretString, copy: &SecretString) {
     let (database, copy) = (name(database), name(copy));
     let mut server = connection(&url("postgres")).await;
@@ -148,7 +149,7 @@ fn name(url: &SecretString) -> &str {
     url.expose_secret().rsplit('/').next().unwrap()
 }
 
-/// Another deployment than that of the copied tables.
+/// Gives the copied tables a deployment id of their own.
 async fn of_its_own(url: SecretString) -> SecretString {
     let another =
         "UPDATE deployment SET id = substr(replace(gen_random_uuid()::TEXT, '-', ''), 1, 10)";

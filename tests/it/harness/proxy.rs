@@ -1,6 +1,5 @@
-//! A loopback proxy between the broker and the emulator that forwards, counts, and on
-//! demand answers in AWS's shape or not at all. A fault injector, never the judge of a
-//! policy.
+//! Loopback proxy between the broker and the emulator. It forwards and counts calls, and on demand
+//! answers in AWS's shape or not at all. It injects faults and never judges a policy.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,42 +30,42 @@ use tokio_util::task::TaskTracker;
 
 use super::emulator::emulator;
 
-/// What happens to a call.
+/// Fault of a call. "Done" means that the emulator carries out the call.
 #[derive(Clone)]
 pub enum Fault {
-    /// This is answered, and nothing has happened.
+    /// The proxy returns this answer, and the call is not done.
     Say(String),
-    /// AWS answers with this error, and nothing has happened.
+    /// AWS answers with this error, and the call is not done.
     Answer(u16, &'static str, &'static str),
-    /// AWS answers with this error to what is not to its liking, and it has not happened.
+    /// AWS answers with this error to bodies that match, and those calls are not done.
     AnswerIf(
         Arc<dyn Fn(&str) -> bool + Send + Sync>,
         u16,
         &'static str,
         &'static str,
     ),
-    /// It happens, and AWS answers with this error.
+    /// The call is done, and AWS answers with this error.
     AnswerAfter(u16, &'static str, &'static str),
-    /// The connection breaks before it happens.
+    /// The connection breaks before the call is done.
     Cut,
-    /// It happens, and the connection breaks before the answer.
+    /// The call is done, and the connection breaks before the answer.
     LoseAnswer,
-    /// It waits until the proxy is healed, then happens, whether somebody still waits
-    /// for the answer or not.
+    /// The call waits until the proxy is healed, then is done, even if its caller no longer waits
+    /// for the answer.
     Hold,
-    /// It happens after so long, whether somebody still waits for the answer or not.
+    /// The call is done after this time, even if its caller no longer waits for the answer.
     Late(Duration),
-    /// It happens, and the answer waits until the proxy is healed.
+    /// The call is done, and the answer waits until the proxy is healed.
     HoldAnswer,
-    /// It happens, and the answer is no answer of AWS's.
+    /// The call is done, and the answer is not one of AWS.
     Garble,
-    /// It happens, and the answer's `Date` is wrong by so much.
+    /// The call is done, and the answer's `Date` is wrong by this much.
     Skew(SignedDuration),
-    /// It happens, and this is made of the answer.
+    /// The call is done, and the function rewrites its answer.
     Rewrite(fn(&str) -> String),
-    /// This is done before it happens, and then it does not.
+    /// The function runs first, and the call is not done.
     Instead(Arc<dyn Fn() + Send + Sync>),
-    /// It happens, this is done, and there is no answer.
+    /// The call is done, then the function runs, and there is no answer.
     After(Arc<dyn Fn() + Send + Sync>),
 }
 
@@ -75,9 +74,9 @@ pub struct Proxy {
     pub endpoint: String,
     state: Arc<Mutex<Calls>>,
     healed: Arc<Notify>,
-    /// Calls that were held, or their answers.
+    /// Number of calls or answers that were held.
     held: watch::Sender<usize>,
-    /// What was held and happens late.
+    /// Calls that were held and are done late.
     late: TaskTracker,
     client: Client<HttpConnector, Body>,
 }
@@ -85,33 +84,33 @@ pub struct Proxy {
 #[derive(Default)]
 struct Calls {
     faults: HashMap<String, Fault>,
-    /// What the next calls of an action meet, one each.
+    /// Faults of the next calls of an action, one each.
     in_turn: HashMap<String, VecDeque<Fault>>,
     strike: Option<Strike>,
     seen: Vec<Seen>,
-    /// Of which the caller was gone before they had happened.
+    /// Actions of calls whose caller had left before they were done.
     abandoned: Vec<String>,
 }
 
-/// A call as it came.
+/// A call as the proxy received it.
 struct Seen {
     action: String,
     body: String,
-    /// The region that it is signed for.
+    /// Region of the call's signature.
     region: String,
 }
 
-/// A fault that meets one call by its number.
+/// A fault for one call, chosen by its number.
 struct Strike {
-    /// So many calls go through before.
+    /// Number of calls that pass before.
     after: usize,
     fault: Fault,
-    /// It meets the calls of the same action that follow, too.
+    /// True if the fault also applies to later calls of the same action.
     lasts: bool,
 }
 
 impl Calls {
-    /// Takes note of a call, and tells what happens to it.
+    /// Records a call. Returns its fault, if any.
     fn meet(&mut self, call: Seen) -> Option<Fault> {
         let action = &call.action.clone();
         self.seen.push(call);
@@ -143,7 +142,7 @@ impl Proxy {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        // Small answers must not wait for more to send.
+        // Small answers must not wait for more data.
         let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -161,21 +160,21 @@ impl Proxy {
         proxy
     }
 
-    /// From now on, calls of this action meet this fault.
+    /// Injects this fault into all calls of this action from now on.
     pub fn inject(&self, action: &str, fault: Fault) {
         let mut state = self.state.lock().unwrap();
         state.faults.insert(action.to_owned(), fault);
     }
 
-    /// The next calls of this action meet these faults, one each.
+    /// Injects these faults into the next calls of this action, one each.
     pub fn inject_in_turn(&self, action: &str, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.state.lock().unwrap();
         let faults = faults.into_iter().collect();
         state.in_turn.insert(action.to_owned(), faults);
     }
 
-    /// The call after so many others meets this fault; with `lasts` those of the same
-    /// action that follow as well.
+    /// Injects this fault into one call, after `after` others; with `lasts`, also into the later
+    /// calls of the same action.
     pub fn strike(&self, after: usize, fault: Fault, lasts: bool) {
         let strike = Strike {
             after,
@@ -185,13 +184,13 @@ impl Proxy {
         self.state.lock().unwrap().strike = Some(strike);
     }
 
-    /// Timer of a broker's SDK, by which the time-out for an answer is over as soon as a call is
-    /// held: no test waits for it, and no busy emulator is taken for silent.
+    /// Timer for a broker's SDK. The time-out for an answer ends as soon as a call is held: no test
+    /// waits for it, and a busy emulator is not taken for silent.
     pub fn timer(&self) -> SharedAsyncSleep {
         SharedAsyncSleep::new(UntilHeld(self.held.clone()))
     }
 
-    /// No more faults; what was held goes on.
+    /// Removes all faults; held calls continue.
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.faults.clear();
@@ -200,7 +199,7 @@ impl Proxy {
         self.healed.notify_waiters();
     }
 
-    /// What was held has happened, whether somebody still waited or not.
+    /// Waits until all held calls are done, even if their callers have left.
     pub async fn caught_up(&self) {
         self.late.close();
         self.late.wait().await;
@@ -224,20 +223,20 @@ impl Proxy {
         calls.map(|call| call.region.clone()).collect()
     }
 
-    /// The actions of all calls, in their order.
+    /// Actions of all calls, in their order.
     pub fn actions(&self) -> Vec<String> {
         let state = self.state.lock().unwrap();
         state.seen.iter().map(|call| call.action.clone()).collect()
     }
 
-    /// How many calls of these actions may have happened after their caller was gone.
+    /// Number of calls of these actions that may have been done after their caller had left.
     pub fn abandoned(&self, actions: &[&str]) -> usize {
         let state = self.state.lock().unwrap();
         let of_these = |action: &&String| actions.contains(&action.as_str());
         state.abandoned.iter().filter(of_these).count()
     }
 
-    /// Takes note when the caller goes before this has happened.
+    /// Records the action if its caller leaves before `happening` ends.
     async fn awaited<T>(&self, action: String, happening: impl Future<Output = T>) -> T {
         let mut waits = Waits {
             calls: &self.state,
@@ -248,7 +247,7 @@ impl Proxy {
         happened
     }
 
-    /// Whether somebody still waits for the answer or not.
+    /// Carries out the call, even if its caller no longer waits for the answer.
     async fn happens_after(
         &self,
         then: impl Future<Output = ()> + Send + 'static,
@@ -289,7 +288,7 @@ impl AsyncSleep for UntilHeld {
     }
 }
 
-/// That the caller of an action waits for it.
+/// Guard that exists while the caller of an action waits for it.
 struct Waits<'a> {
     calls: &'a Mutex<Calls>,
     action: Option<String>,
@@ -309,7 +308,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
     let action = action(&parts, &text);
     let (fault, healed) = {
         let mut state = proxy.state.lock().unwrap();
-        // Waits from now on, before anybody can heal.
+        // Subscribes before the test can heal the proxy.
         let healed = Arc::clone(&proxy.healed).notified_owned();
         let region = region(&parts);
         let call = Seen {
@@ -376,7 +375,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request<Body>) -> Response
     }
 }
 
-/// The action's name, without its service; S3 names none.
+/// Name of the action, without its service; S3 names none.
 fn action(parts: &Parts, body: &str) -> String {
     let target = parts.headers.get("x-amz-target");
     let target = target.and_then(|target| target.to_str().unwrap().split_once('.'));
@@ -388,7 +387,7 @@ fn action(parts: &Parts, body: &str) -> String {
     action.unwrap_or_default().to_owned()
 }
 
-/// The region of a signature (Signature Version 4); empty without one.
+/// Region of a signature (Signature Version 4); empty without one.
 fn region(parts: &Parts) -> String {
     let signed = parts.headers.get("authorization");
     let signed = signed.and_then(|signed| signed.to_str().ok());
@@ -397,7 +396,7 @@ fn region(parts: &Parts) -> String {
     region.unwrap_or_default().to_owned()
 }
 
-/// Ends the task of this connection without a word, and so the connection.
+/// Ends the task of this connection silently, and so the connection.
 fn cut() -> ! {
     std::panic::resume_unwind(Box::new("cut"))
 }

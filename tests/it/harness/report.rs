@@ -1,4 +1,4 @@
-//! Notes on what a run of the tests left out. `tests/summary.rs`, which cargo starts after this
+//! Notes on the cases that a test run left out. `tests/summary.rs`, which cargo starts after this
 //! binary, prints them.
 
 use std::{
@@ -8,13 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The file that this binary and the summary of the same `cargo test` know.
+/// File that this binary and the summary of the same `cargo test` use.
 fn file() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{}", parent_id()))
 }
 
-/// Adds a line, unless the run has a filter, as control runs have too: what that leaves out is
-/// what its caller wants.
+/// Adds a line, unless the run has a filter, like control runs: their caller wants to leave out the
+/// rest.
 pub fn note(kind: &str, text: &str) {
     if std::env::args().len() > 1 {
         return;

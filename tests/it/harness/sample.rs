@@ -1,4 +1,4 @@
-//! The share of all cases and random trials that a run tries. `tests/exhaustive.sh` tries all.
+//! Sample of cases and random trials that a run tries. `tests/exhaustive.sh` tries all.
 
 use std::{env, str::FromStr};
 
@@ -6,11 +6,12 @@ use fastrand::Rng;
 
 use super::report;
 
-/// Set, the tests try every case; otherwise a sample, which [`SEED`] chooses.
+/// Variable that makes the tests try every case; otherwise they try a sample, which [`SEED`]
+/// chooses.
 const WHOLE: &str = "CREDBROKER_TEST_WHOLE";
-/// A number that chooses what is drawn by chance; 3 unless set.
+/// Variable with the seed of all random choices; 3 unless set.
 const SEED: &str = "CREDBROKER_TEST_SEED";
-/// A sample has one in so many cases.
+/// Number of cases of which a sample has one.
 const STEP: usize = 10;
 
 fn whole() -> bool {
@@ -21,12 +22,12 @@ pub fn seed() -> u64 {
     number(SEED).unwrap_or(3)
 }
 
-/// A number in the environment.
+/// Reads a number from the environment.
 pub fn number<T: FromStr>(variable: &str) -> Option<T> {
     env::var(variable).ok()?.parse().ok()
 }
 
-/// The cases that this run tries.
+/// Returns the cases that this run tries.
 pub fn cases<T>(all: Vec<T>) -> Vec<T> {
     let count = all.len();
     let (first, step) = if whole() {

@@ -1,7 +1,8 @@
-//! S3, SQS and DynamoDB for tests: the few calls that they make, signed, without an SDK of each
-//! service, which would take longer to build than all tests of it take to run.
+//! Clients of S3, SQS and DynamoDB for tests: the few calls that the tests make, signed, without an
+//! SDK for each service. Such SDKs would take longer to build than all tests of them take to run.
 //!
-//! Signature: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
+//! Signature:
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
 //! Protocols: <https://smithy.io/2.0/aws/protocols/aws-json-1_0-protocol.html> and
 //! <https://smithy.io/2.0/aws/protocols/aws-restxml-protocol.html>.
 

@@ -1,4 +1,4 @@
-//! A broker of `serve`, with a configuration made from the one that is shipped.
+//! A broker of `serve`, with a configuration derived from the shipped one.
 
 use std::{fs::File, net::Ipv4Addr, path::PathBuf, process::Stdio};
 
@@ -24,12 +24,12 @@ use super::{
 
 const EXAMPLE: &str = include_str!("../../../deploy/credbroker.example.toml");
 
-/// A directory with what `serve` needs: certificate, key and configuration.
+/// Directory with the files that `serve` needs: certificate, key and configuration.
 pub struct Site {
     pub directory: TempDir,
     pub address: String,
     pub stored: Stored,
-    /// Of AWS.
+    /// Endpoint of AWS.
     endpoint: String,
 }
 
@@ -38,12 +38,12 @@ impl Site {
         Self::on(Engine::chosen())
     }
 
-    /// A site with a store of this engine.
+    /// Creates a site with a store of this engine.
     pub fn on(engine: Engine) -> Self {
         Self::at(&emulator().endpoint, engine)
     }
 
-    /// A site that reaches AWS at `endpoint`.
+    /// Creates a site that reaches AWS at `endpoint`.
     pub fn at(endpoint: &str, engine: Engine) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let address = free_address().to_string();
@@ -63,7 +63,7 @@ impl Site {
         site
     }
 
-    /// Another on the same database, with the same operators, once that one serves.
+    /// Creates another site on the same database, with the same operators, once the first serves.
     pub fn beside(&self) -> Self {
         let mut site = Self::at(&self.endpoint, Engine::Sqlite);
         site.stored = self.stored.clone();
@@ -72,14 +72,14 @@ impl Site {
         site
     }
 
-    /// The same with a sealing key, so that the log is signed.
+    /// Creates such a site with a sealing key, so that the log is signed.
     pub fn sealed(settings: impl FnOnce(&Self) -> String) -> Self {
         let site = Self::with_audit(settings);
         site.seal();
         site
     }
 
-    /// Gives it a sealing key.
+    /// Adds a sealing key to the site.
     pub fn seal(&self) {
         std::fs::write(self.path("seal.key"), BASE64.encode(&[7; 32])).unwrap();
         let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
@@ -87,7 +87,7 @@ impl Site {
         self.set(setting, &sealed);
     }
 
-    /// Puts other words in the place of these.
+    /// Replaces `these` with `others` in the configuration.
     pub fn set(&self, these: &str, others: &str) {
         let config = std::fs::read_to_string(self.path("config.toml")).unwrap();
         assert!(config.contains(these), "{these}");
@@ -95,7 +95,7 @@ impl Site {
         std::fs::write(self.path("config.toml"), config).unwrap();
     }
 
-    /// With more settings of the audit log.
+    /// Creates a site with more settings of the audit log.
     pub fn with_audit(settings: impl FnOnce(&Self) -> String) -> Self {
         let site = Self::new();
         let settings = settings(&site);
@@ -111,7 +111,7 @@ impl Site {
         self.path(name).display().to_string()
     }
 
-    /// The shipped configuration, moved here.
+    /// Returns the shipped configuration, adapted to this directory.
     pub fn config(&self) -> String {
         let here = format!("{}/", self.directory.path().display());
         let endpoint = format!("endpoint_url = {:?}", self.endpoint);
@@ -143,7 +143,7 @@ impl Site {
         command
     }
 
-    /// Starts it and waits until it answers. What it tells on standard error is in `log`.
+    /// Starts the broker and waits until it answers. Its standard error is in `log`.
     pub async fn serving(&self, admin: &Key) -> Child {
         self.serving_by(self.serve(admin)).await
     }
@@ -156,7 +156,7 @@ impl Site {
         let quiet = command.stdin(Stdio::null()).stderr(log.unwrap());
         let child = quiet.spawn().unwrap();
         let answers = async || (self.run(&["status"]).await.code == 0).then_some(());
-        // A witness that says nothing is waited for.
+        // The start waits for a witness that does not answer.
         eventually_within(30, "it serves", answers).await;
         child
     }
@@ -178,7 +178,7 @@ impl Site {
         Run::of(command, "").await
     }
 
-    /// Runs it as the service whose token it is.
+    /// Runs a command as the service with this token.
     pub async fn run_as(&self, token: &str, args: &[&str]) -> Run {
         let mut command = credbroker(args);
         command.envs(self.env()).env_remove("CREDBROKER_TOKEN_FILE");
@@ -212,7 +212,7 @@ impl Site {
         self.client(&token).await
     }
 
-    /// Attacker of its broker from this address of the loopback network.
+    /// Attacker of this broker from an address of the loopback network.
     pub fn attacker(&self, number: u8, token: &str, attack: Attack) -> Attacker {
         Attacker::new(self, Ipv4Addr::new(127, 0, 0, number), token, attack)
     }
@@ -233,7 +233,7 @@ impl Site {
         Run::of(put, &policy.to_string()).await
     }
 
-    /// It issues, as the service whose token it is. Returns the lease.
+    /// Asserts that an issue to the service with this token succeeds. Returns the lease.
     pub async fn assert_issues(&self, token: &str) -> String {
         let issue = self.run_as(token, &["issue", "user", "-o", "json"]).await;
         let issued = issue.ok().json();
@@ -241,17 +241,17 @@ impl Site {
         issued["lease_id"].as_str().unwrap().to_owned()
     }
 
-    /// Changes what is stored, behind the broker's back.
+    /// Changes the store behind the broker's back.
     pub async fn write_store(&self, sql: &str) {
         self.stored.write(sql).await;
     }
 
-    /// What is stored, to be read.
+    /// Opens the store for reading.
     pub async fn store(&self) -> AnyConnection {
         self.stored.connect().await
     }
 
-    /// A metric, its labels included in the name.
+    /// Returns a metric, with the labels in its name.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let metrics = tls_get(&self.address, &self.path("tls.pem"), "/metrics").await;
         let begin = format!("{name} ");
@@ -260,7 +260,7 @@ impl Site {
     }
 }
 
-/// Ends it in good order.
+/// Stops the broker gracefully.
 pub async fn stop(mut child: Child) {
     let pid = child.id().unwrap().to_string();
     let kill = Command::new("kill").args(["-TERM", &pid]).status().await;

@@ -1,5 +1,5 @@
-//! A broker inside the test, with a clock that the test moves by hand; the store and the
-//! AWS adapter are the real ones.
+//! A broker inside the test, with a clock that the test moves. The store and the AWS adapter are
+//! the real ones.
 
 use std::{
     collections::BTreeMap,
@@ -49,12 +49,12 @@ use super::{
     stored::{Engine, Stored},
 };
 
-/// After so many seconds no access is left that was made from a session of now.
+/// Seconds after which no access made from a session of now is left.
 pub const ALL_OVER: i64 = 60 * 3600;
 
 /// A clock that the test moves.
 struct Hands {
-    /// Time at which it stands still; `None` for the clock of production.
+    /// Time at which the clock stands still; `None` for the clock of production.
     at: Option<Timestamp>,
     steady: Arc<SteadyClock>,
     moved: Mutex<SignedDuration>,
@@ -71,19 +71,19 @@ impl Clock for Hands {
     }
 }
 
-/// How the world differs from the usual.
+/// Differences of a world from the usual one.
 #[derive(Clone)]
 pub struct Ways {
     pub patience: Patience,
-    /// True where the broker takes AWS for silent as soon as the proxy holds a call or its answer.
+    /// True if the broker takes AWS for silent as soon as the proxy holds a call or its answer.
     pub gives_up_what_is_held: bool,
     /// Calls per second, of either kind.
     pub calls_per_second: u32,
     pub limits: Limits,
     pub rotate_every: Option<Duration>,
-    /// How long AWS may take to enforce a denial.
+    /// Longest time that AWS may take to enforce a denial.
     pub proof_limit: Duration,
-    /// The broker has the clock of production, and the machine's is wrong by so much.
+    /// Error of the machine's clock; the broker then has the clock of production.
     pub wall_wrong_by: Option<SignedDuration>,
 }
 
@@ -105,8 +105,8 @@ impl Default for Ways {
 }
 
 impl Ways {
-    /// Repeats a failed call at once, and does not wait long for AWS to accept a key or to
-    /// enforce a denial.
+    /// Repeats a failed call at once, and does not wait long for AWS to accept a key or to enforce
+    /// a denial.
     pub fn quick() -> Self {
         Self {
             patience: Patience {
@@ -118,7 +118,8 @@ impl Ways {
         }
     }
 
-    /// The same, and takes AWS for silent as soon as the proxy holds a call or its answer.
+    /// Differs like [`Self::quick`], and takes AWS for silent as soon as the proxy holds a call or
+    /// its answer.
     pub fn impatient() -> Self {
         Self {
             gives_up_what_is_held: true,
@@ -127,9 +128,8 @@ impl Ways {
     }
 }
 
-/// The broker, with `payments-api` and its grants `role`, `federation` and `user`, of up
-/// to six hours each, one unless asked for more. The user gets a managed policy and a
-/// group beside its own.
+/// The broker, with `payments-api` and its grants `role`, `federation` and `user`, of up to six
+/// hours each, one hour by default. The user gets a managed policy and a group besides its own.
 pub struct Stepped {
     pub account: Account,
     pub proxy: Proxy,
@@ -203,7 +203,7 @@ impl Stepped {
         self.put_spec(grant, spec(kind, managed)).await;
     }
 
-    /// From now on callers share a session of this grant.
+    /// Makes callers share a session of this grant from now on.
     pub async fn share(&self, grant: &str) {
         let put = self.broker.store().grant(&name(grant)).await.unwrap();
         let mut spec = put.unwrap().spec.clone();
@@ -211,8 +211,8 @@ impl Stepped {
         self.put_spec(grant, spec).await;
     }
 
-    /// From now on a denial of this grant's sessions is tried by these probes and in these regions
-    /// as well.
+    /// Adds probes and regions with which the broker tries a denial of this grant's sessions from
+    /// now on.
     pub async fn probe_further(&self, grant: &str, probes: &[Probe], regions: &[&str]) {
         let put = self.broker.store().grant(&name(grant)).await.unwrap();
         let mut spec = put.unwrap().spec.clone();
@@ -254,7 +254,7 @@ impl Stepped {
         self.issue_of(grant, None, None).await
     }
 
-    /// Issues in answer to the request of this id.
+    /// Issues in answer to the request with this id.
     pub async fn issue_named(&self, grant: &str, id: &RequestId) -> Result<IssuedLease, Error> {
         self.issue_of(grant, None, Some(id.clone())).await
     }
@@ -305,13 +305,13 @@ impl Stepped {
         Ok(taken)
     }
 
-    /// Shuts the service out.
+    /// Revokes the service.
     pub async fn shut_out(&self) -> Result<Revocation, Error> {
         let service = "payments-api".parse().unwrap();
         self.revoke_all(Target::Service(service)).await
     }
 
-    /// Takes away what was issued under a grant.
+    /// Revokes everything that was issued under a grant.
     pub async fn revoke_grant(&self, grant: &str) -> Result<Revocation, Error> {
         self.revoke_all(Target::Grant(name(grant))).await
     }
@@ -347,15 +347,15 @@ impl Stepped {
         *self.clock.moved.lock().unwrap() += SignedDuration::from_secs(seconds);
     }
 
-    /// Moves the clock, cleans up once, and sees to the denials that are due.
+    /// Moves the clock, cleans up once, and runs the denials that are due.
     pub async fn step(&self, seconds: i64) {
         self.wait(seconds);
         self.broker.reap_once().await.unwrap();
         self.broker.denials_once().await.unwrap();
     }
 
-    /// A quarter of an hour without faults: deadlines pass, the consistency window too,
-    /// and what is due is done, as in a broker that runs.
+    /// Passes a quarter of an hour without faults: deadlines and the consistency window pass, and
+    /// due work is done, like in a broker that runs.
     pub async fn recover(&self) {
         self.proxy.heal();
         self.proxy.caught_up().await;
@@ -363,7 +363,7 @@ impl Stepped {
         for _ in 0..15 {
             self.step(61).await;
             match self.broker.tend_admin_key_once().await {
-                // Due again in the next minute.
+                // The step is due again in the next minute.
                 Err(Error::Aws(_)) => {}
                 tended => tended.unwrap(),
             }
@@ -372,7 +372,7 @@ impl Stepped {
         self.step(1).await;
     }
 
-    /// Where its files lie.
+    /// Directory of the broker's files.
     pub fn home(&self) -> &Path {
         self.directory.path()
     }
@@ -386,7 +386,7 @@ impl Stepped {
         found.unwrap().unwrap()
     }
 
-    /// The audit records of one event, oldest first.
+    /// Returns the audit records of one event, oldest first.
     pub async fn records(&self, event: &str) -> Vec<AuditEvent> {
         let filter = AuditFilter {
             event: Some(event.to_owned()),
@@ -400,7 +400,7 @@ impl Stepped {
         found.into_iter().map(|record| record.event).collect()
     }
 
-    /// Of leases asked for at the same moment, any.
+    /// Returns the newest lease; of several with the same request time, any.
     pub async fn newest(&self) -> Lease {
         let page = Page {
             after: None,
@@ -412,7 +412,7 @@ impl Stepped {
     }
 }
 
-/// What every grant allows: what cannot be denied, and what can.
+/// Spec of every grant: allows one action that cannot be denied, and one that can.
 fn spec(kind: &Value, managed: &[&str]) -> GrantSpec {
     let spec = json!({
         "kind": kind, "policy": {"document": policy(), "template": null}, "managed_policies": managed,
@@ -427,7 +427,8 @@ pub fn policy() -> Value {
     ]})
 }
 
-/// The system's, but jitter is always the most: 4 bytes are asked for that alone.
+/// The system's source, but jitter is always the most: the broker requests 4 bytes for jitter
+/// alone.
 struct MostJitter;
 
 impl Random for MostJitter {
@@ -503,7 +504,7 @@ fn name(grant: &str) -> GrantName {
     format!("payments-api/{grant}").parse().unwrap()
 }
 
-/// What was issued, as AWS sees it.
+/// Key of the issued credentials.
 pub fn key(issued: &IssuedLease) -> Key {
     let credentials = &issued.credentials;
     let token = credentials.session_token.as_ref();

@@ -1,4 +1,4 @@
-//! What a broker has stored, for who looks at it or changes it behind its back.
+//! Access to the broker's store, to read or change it behind the broker's back.
 
 use std::{
     path::PathBuf,
@@ -16,8 +16,8 @@ use tokio::process::Command;
 
 use super::postgres;
 
-/// `postgres` runs the tests that work with either store over PostgreSQL; the default is
-/// `sqlite`.
+/// Variable that selects the store: `postgres` runs the tests that work with either store on
+/// PostgreSQL; the default is `sqlite`.
 pub const STORE: &str = "CREDBROKER_TEST_STORE";
 
 /// A database engine.
@@ -28,7 +28,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engine that [`STORE`] names.
+    /// Engine that [`STORE`] names.
     pub fn chosen() -> Self {
         static CHOSEN: LazyLock<Engine> = LazyLock::new(|| match std::env::var(STORE).as_deref() {
             Ok("postgres") => Engine::Postgres,
@@ -43,7 +43,7 @@ pub fn on_postgres() -> bool {
     Engine::chosen() == Engine::Postgres
 }
 
-/// Ends a test of what only SQLite has, such as the database file; says so over PostgreSQL.
+/// Returns true on PostgreSQL, and prints that the test is skipped: it is for SQLite alone.
 pub fn skipped_over_postgres() -> bool {
     if on_postgres() {
         println!("skipped over PostgreSQL: about what only SQLite has");
@@ -51,7 +51,7 @@ pub fn skipped_over_postgres() -> bool {
     on_postgres()
 }
 
-/// Where it is.
+/// Location of the store.
 #[derive(Clone)]
 pub enum Stored {
     File(PathBuf),
@@ -59,7 +59,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// An unused store: this file, or a new database.
+    /// Creates an unused store: this file, or a new database.
     pub fn fresh(engine: Engine, file: PathBuf) -> Self {
         match engine {
             Engine::Sqlite => Self::File(file),
@@ -67,14 +67,14 @@ impl Stored {
         }
     }
 
-    /// For a command that starts `dev` on it.
+    /// Sets the store for a command that starts `dev`.
     pub fn given_to(&self, command: &mut Command) {
         if let Self::Database(url) = self {
             command.env("CREDBROKER_STORE", url.expose_secret());
         }
     }
 
-    /// All that stands in a database, where there is no file to read.
+    /// Returns all rows of a database; empty for a file.
     pub async fn rows(&self) -> Vec<u8> {
         if matches!(self, Self::File(_)) {
             return Vec::new();
@@ -97,7 +97,7 @@ impl Stored {
         all
     }
 
-    /// As a broker opens it.
+    /// Opens the store like a broker does.
     pub async fn open(&self) -> Arc<dyn Store> {
         match self {
             Self::File(path) => Arc::new(SqliteStore::open(path).await.unwrap()),
@@ -105,7 +105,7 @@ impl Stored {
         }
     }
 
-    /// A copy of it, while nobody uses it.
+    /// Copies the store, which must not be in use.
     pub async fn copy(&self) -> Self {
         match self {
             Self::File(path) => {
@@ -117,7 +117,7 @@ impl Stored {
         }
     }
 
-    /// Puts a copy in its place.
+    /// Replaces the store with a copy.
     pub async fn restore(&self, copy: &Self) {
         match (self, copy) {
             (Self::File(path), Self::File(copy)) => drop(std::fs::copy(copy, path).unwrap()),
@@ -126,7 +126,7 @@ impl Stored {
         }
     }
 
-    /// Takes the same statements for both; placeholders are `$1`.
+    /// Connects to the store; SQL is the same for both engines, with placeholders `$1`.
     pub async fn connect(&self) -> AnyConnection {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(install_default_drivers);
@@ -142,21 +142,21 @@ impl Stored {
         sqlx::query(now(sql)).execute(&mut store).await.unwrap();
     }
 
-    /// What it says, as one number.
+    /// Returns the result of a query, as one number.
     pub async fn count(&self, sql: &str) -> i64 {
         let mut store = self.connect().await;
         let count = sqlx::query_scalar(now(sql)).fetch_one(&mut store);
         count.await.unwrap()
     }
 
-    /// What it says, as text.
+    /// Returns the result of a query, as text.
     pub async fn text(&self, sql: &str) -> Option<String> {
         let mut store = self.connect().await;
         let text = sqlx::query_scalar(now(sql)).fetch_one(&mut store);
         text.await.unwrap()
     }
 
-    /// From now on its log can be changed.
+    /// Removes the guards that make the log append-only.
     pub async fn unguard(&self) {
         let guards: &[&str] = match self {
             Self::File(_) => &[
@@ -171,7 +171,7 @@ impl Stored {
         }
     }
 
-    /// An SQL expression: this many zero bytes.
+    /// Returns an SQL expression for N zero bytes.
     pub fn zeros(&self, length: &str) -> String {
         match self {
             Self::File(_) => format!("zeroblob({length})"),
@@ -179,7 +179,7 @@ impl Stored {
         }
     }
 
-    /// An SQL expression: the column `leaf` with `words` in the place of others.
+    /// Returns an SQL expression: the column `leaf` with `instead_of` replaced by `words`.
     pub fn leaf_with(&self, words: &str, instead_of: &str) -> String {
         match self {
             Self::File(_) => format!("CAST(replace(leaf, '{instead_of}', '{words}') AS BLOB)"),
@@ -189,14 +189,14 @@ impl Stored {
         }
     }
 
-    /// The records of its log, as bytes.
+    /// Returns the records of the log, as bytes.
     pub async fn leaves(&self) -> Vec<Vec<u8>> {
         let leaves = sqlx::query_scalar("SELECT leaf FROM audit ORDER BY seq");
         leaves.fetch_all(&mut self.connect().await).await.unwrap()
     }
 }
 
-/// `{now}` is the time in microseconds.
+/// Replaces `{now}` with the time in microseconds.
 fn now(sql: &str) -> AssertSqlSafe<String> {
     let now = wall_time().as_microsecond();
     AssertSqlSafe(sql.replace("{now}", &now.to_string()))

@@ -1,4 +1,4 @@
-//! The broker over gRPC, by the generated clients or by the bare method name.
+//! Access to the broker over gRPC, by the generated clients or by the bare method name.
 
 use std::{path::Path, sync::Arc};
 
@@ -33,12 +33,12 @@ impl Broker {
         &found.unwrap_or_else(|| panic!("{name} in env")).1
     }
 
-    /// The token of the operator `admin`.
+    /// Token of the operator `admin`.
     pub fn admin_token(&self) -> &str {
         self.setting("CREDBROKER_TOKEN")
     }
 
-    /// The clients that `credbroker` ships, with this token.
+    /// Connects the clients that `credbroker` ships, with this token.
     pub async fn client(&self, token: &str) -> Client {
         Client::connect(&self.settings(token)).await.unwrap()
     }
@@ -51,12 +51,12 @@ impl Broker {
         }
     }
 
-    /// The same, if the broker is alive.
+    /// Connects like [`Self::client`], if the broker is alive.
     pub async fn try_client(&self, token: &str) -> Result<Client, ConnectError> {
         Client::connect(&self.settings(token)).await
     }
 
-    /// What a GET of this path is answered over HTTPS, head and all.
+    /// Response to a GET of this path over HTTPS, with its head.
     pub async fn https_get(&self, path: &str) -> String {
         let url = self.setting("CREDBROKER_ADDR");
         let address = url.strip_prefix("https://").unwrap();
@@ -64,17 +64,17 @@ impl Broker {
         tls_get(address, Path::new(ca), path).await
     }
 
-    /// What `status` tells once AWS has been looked at.
+    /// Returns `status` once the broker has reconciled with AWS.
     pub async fn reconciled(&self) -> Value {
         let status = async || {
             let status = self.json(&["status"]).await;
             (!status["reconciled_at"].is_null()).then_some(status)
         };
-        // One that was killed may have claimed it, for ten seconds.
+        // A replica that was killed may still hold the lock, for ten seconds.
         eventually_within(30, "a reconciliation", status).await
     }
 
-    /// Waits until the metrics say so.
+    /// Waits until the metrics have this line.
     pub async fn counts(&self, line: &str) {
         let counted = async || {
             let metrics = self.https_get("/metrics").await;
@@ -83,7 +83,7 @@ impl Broker {
         eventually(line, counted).await;
     }
 
-    /// A connection without any proof of identity.
+    /// Opens a connection without any proof of identity.
     pub async fn wire(&self) -> Wire {
         let pem = std::fs::read(self.setting("CREDBROKER_CA_FILE")).unwrap();
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
@@ -98,7 +98,7 @@ impl Broker {
 pub struct Wire(Channel);
 
 impl Wire {
-    /// For clients of any service.
+    /// Channel for clients of any service.
     pub fn channel(&self) -> Channel {
         self.0.clone()
     }
@@ -117,7 +117,7 @@ impl Wire {
         // On the wire a single answer is a stream of one.
         let answer = grpc.server_streaming(request, path, codec).await?;
         if method.contains("/Watch") {
-            // It goes on for as long as somebody watches.
+            // The stream stays open while the caller reads it.
             return Ok(());
         }
         let mut messages = answer.into_inner();
@@ -125,18 +125,18 @@ impl Wire {
         Ok(())
     }
 
-    /// The same, as the bearer of a token.
+    /// Calls the method with this bearer token.
     pub async fn call_as(&self, token: &str, method: &str) -> Result<(), Status> {
         self.call(method, Some(&format!("Bearer {token}"))).await
     }
 }
 
-/// What it answers over TLS that `ca` vouches for.
+/// GETs a path over TLS; `ca` vouches for the server. Returns the response.
 pub async fn tls_get(address: &str, ca: &Path, path: &str) -> String {
     tls_ask(address, ca, &get(path)).await
 }
 
-/// The same, of a whole request of HTTP/1.1.
+/// Sends a whole HTTP/1.1 request over TLS. Returns the response.
 pub async fn tls_ask(address: &str, ca: &Path, request: &str) -> String {
     let mut roots = RootCertStore::empty();
     roots
@@ -165,7 +165,7 @@ pub async fn exchange(stream: impl AsyncReadExt + AsyncWriteExt + Unpin, path: &
 async fn asked(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // A broken connection is an answer too.
+    // A broken connection is a valid answer.
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }

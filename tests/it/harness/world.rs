@@ -1,4 +1,4 @@
-//! What most tests begin with.
+//! World that most tests begin with.
 
 use std::path::Path;
 
@@ -29,7 +29,7 @@ impl World {
         Self::on(Engine::chosen()).await
     }
 
-    /// A world with a store of this engine.
+    /// Creates a world with a store of this engine.
     pub async fn on(engine: Engine) -> Self {
         let (account, proxy) = (Account::new().await, Proxy::start().await);
         let store = |state: &Path| Stored::fresh(engine, state.join("credbroker.db"));
@@ -38,7 +38,7 @@ impl World {
         Self::with(account, proxy, broker).await
     }
 
-    /// With a broker that has just been started.
+    /// Creates a world with a broker that has just been started.
     pub async fn with(account: Account, proxy: Proxy, broker: Broker) -> Self {
         let role = account.role("credbroker-any", &policy()).await;
         account.let_admin(&policy()).await;
@@ -66,25 +66,25 @@ impl World {
         token
     }
 
-    /// Puts the grant `user` as these flags say.
+    /// Puts the grant `user` with these flags.
     pub async fn put_user(&self, more: &[&str]) {
         let flags = [&["--kind", "iam_user"], more].concat();
         let grant = "payments-api/user";
         self.broker.grant(grant, &flags, &policy()).await;
     }
 
-    /// What the service's `issue` comes to.
+    /// Runs `issue` as the service. Returns the result.
     pub async fn issue(&self, args: &[&str]) -> Run {
         let args = [&["issue"], args, &["-o", "json"]].concat();
         self.broker.run_as(Some(&self.token), &args).await
     }
 
-    /// What is issued to the service.
+    /// Issues to the service. Returns the JSON; the issue must succeed.
     pub async fn issued(&self, args: &[&str]) -> Value {
         self.issue(args).await.ok().json()
     }
 
-    /// What is issued is known, and works.
+    /// Asserts that an issue succeeds: the credentials work, and the lease is active.
     pub async fn assert_issues(&self, grant: &str) {
         let issued = self.issued(&[grant]).await;
         assert!(Key::issued(&issued).works().await);
@@ -98,7 +98,7 @@ impl World {
         leases.as_array().unwrap().clone()
     }
 
-    /// Nothing is left in AWS, and no lease was handed out.
+    /// Asserts that nothing is left in AWS, and no lease was handed out.
     pub async fn assert_nothing_left(&self) {
         assert_eq!(self.account.issued_users().await, Vec::<String>::new());
         for lease in self.leases().await {

@@ -1,4 +1,4 @@
-//! Client certificates that are good, and when they cease to be.
+//! Client certificates that are valid, and the end of their validity.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::{Ca, DNS_NAME, Known, SPIFFE_ID, dns, uri, workload};
 use crate::harness::eventually;
 
 #[tokio::test]
-async fn a_service_is_known_by_the_name_in_its_certificate() {
+async fn a_service_authenticates_by_the_name_in_its_certificate() {
     let known = Known::new().await;
     let svid = known.prod.issue(&workload([uri(SPIFFE_ID)]));
     let plain = known.names.issue(&workload([dns(DNS_NAME)]));
@@ -50,7 +50,7 @@ async fn a_service_is_known_by_the_name_in_its_certificate() {
 }
 
 #[tokio::test]
-async fn whoami_tells_an_operator_its_role_and_a_service_its_token() {
+async fn whoami_returns_role_for_operators_and_token_id_for_services() {
     let known = Known::new().await;
     let operator = known.site.run(&["whoami", "-o", "json"]).await.ok().json();
     assert_eq!(operator["actor"], "operator:admin");
@@ -83,7 +83,7 @@ async fn whoami_tells_an_operator_its_role_and_a_service_its_token() {
 }
 
 #[tokio::test]
-async fn a_name_is_of_one_service_alone() {
+async fn a_certificate_name_bound_to_one_service_is_refused_to_others() {
     let known = Known::new().await;
     let site = &known.site;
     site.create("billing").await;
@@ -136,7 +136,7 @@ async fn a_name_is_of_one_service_alone() {
         .ok()
         .json();
     assert_eq!(who["actor"], "service:billing");
-    // A service takes its names with it.
+    // The names are removed with the service.
     site.run(&["service", "delete", "billing"]).await.ok();
     known
         .run_by(&svid, &["whoami"])
@@ -187,7 +187,7 @@ async fn a_suspended_service_is_refused_by_its_certificate_too() {
 }
 
 #[tokio::test]
-async fn authorities_and_revocation_lists_are_taken_up_while_the_broker_runs() {
+async fn changed_authorities_and_revocation_lists_are_read_without_a_restart() {
     let known = Known::new().await;
     let svid = known.prod.issue(&workload([uri(SPIFFE_ID)]));
     known.run_by(&svid, &["whoami"]).await.ok();
@@ -208,7 +208,7 @@ async fn authorities_and_revocation_lists_are_taken_up_while_the_broker_runs() {
     let list = |serials: &[u64]| known.prod.revoked(serials, Duration::days(1));
     fs::write(&crl, list(&[7])).unwrap();
     becomes(3, "CERTIFICATE_REVOKED").await;
-    // What cannot be used changes nothing.
+    // A file that cannot be used changes nothing.
     fs::write(
         &crl,
         "-----BEGIN X509 CRL-----\nrubbish\n-----END X509 CRL-----\n",
@@ -225,7 +225,7 @@ async fn authorities_and_revocation_lists_are_taken_up_while_the_broker_runs() {
         .fails(3, &["not accepted"]);
     fs::write(&crl, list(&[8])).unwrap();
     becomes(0, "let in again").await;
-    // A list that is out of date says nothing of who was revoked since.
+    // An outdated list does not show later revocations.
     fs::write(&crl, known.prod.revoked(&[], -Duration::hours(1))).unwrap();
     becomes(3, "REVOCATION_LIST_EXPIRED").await;
     fs::write(&crl, Ca::new("other").revoked(&[], Duration::days(1))).unwrap();

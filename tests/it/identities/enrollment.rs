@@ -1,4 +1,4 @@
-//! Hosts that enrol: a token, once, for a certificate of a key that they make themselves.
+//! Enrolment: a host exchanges a one-time token for a certificate of a key that it makes itself.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ impl<'a> Host<'a> {
         self.directory.path().join("key.pem")
     }
 
-    /// Runs it with the host's files, and with this token if there is one.
+    /// Runs a command with the host's files, and with this token if there is one.
     async fn run(&self, token: Option<&str>, args: &[&str]) -> Run {
         let mut command = credbroker(args);
         command.envs(self.broker.env.iter().cloned());
@@ -75,7 +75,7 @@ async fn bindings(broker: &Broker) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_host_enrols_once_by_its_token_and_is_known_by_its_certificate() {
+async fn a_host_enrols_once_and_authenticates_by_its_certificate() {
     let broker = broker().await;
     let host = Host::of(&broker);
     let token = token(&broker).await;
@@ -125,7 +125,7 @@ async fn a_host_enrols_once_by_its_token_and_is_known_by_its_certificate() {
 }
 
 #[tokio::test]
-async fn of_many_who_race_with_one_token_one_enrols() {
+async fn concurrent_enrolments_with_one_token_succeed_once() {
     let broker = broker().await;
     let token = token(&broker).await;
     let mut racing = JoinSet::new();
@@ -172,7 +172,7 @@ async fn a_certificate_is_renewed_for_the_same_key_once_half_its_life_is_over() 
     assert_eq!(young["renewed"], false);
     assert_eq!(fs::read(host.cert()).unwrap(), first);
 
-    // One that is nearly over, of the same authority and key.
+    // The certificate is about to expire, and has the same authority and key.
     age(&broker, &host.cert(), &host.key());
     host.run(None, &["whoami"]).await.ok();
     let renewed = host.run(None, &renew).await.ok().json();
@@ -191,7 +191,7 @@ async fn a_certificate_is_renewed_for_the_same_key_once_half_its_life_is_over() 
     );
 }
 
-/// Puts a certificate in the host's place that began a day ago.
+/// Replaces the host's certificate with one that began a day ago.
 pub(crate) fn age(broker: &Broker, cert: &Path, key: &Path) {
     let pem = |name: &str| fs::read_to_string(broker.state.join(name)).unwrap();
     let ca_key = KeyPair::from_pem(&pem("ca-key.pem")).unwrap();
@@ -203,14 +203,14 @@ pub(crate) fn age(broker: &Broker, cert: &Path, key: &Path) {
 }
 
 #[tokio::test]
-async fn nobody_renews_for_another_key_or_without_having_enrolled() {
+async fn renewal_for_another_key_or_without_enrolment_is_refused() {
     let broker = broker().await;
     let host = Host::of(&broker);
     host.run(Some(&token(&broker).await), &["enroll"])
         .await
         .ok();
     age(&broker, &host.cert(), &host.key());
-    // The certificate of one key, the request of another.
+    // The certificate is of one key, the request of another.
     let other = KeyPair::generate().unwrap();
     let request = CertificateParams::default()
         .serialize_request(&other)
@@ -256,7 +256,7 @@ impl Host<'_> {
 }
 
 #[tokio::test]
-async fn whoever_was_enrolled_is_out_with_the_service_and_stays_out() {
+async fn an_enrolled_host_of_a_revoked_service_stays_refused() {
     let broker = broker().await;
     let (host, late) = (Host::of(&broker), Host::of(&broker));
     host.run(Some(&token(&broker).await), &["enroll"])
@@ -288,7 +288,7 @@ async fn whoever_was_enrolled_is_out_with_the_service_and_stays_out() {
 }
 
 #[tokio::test]
-async fn an_enrolment_token_is_for_ten_minutes_and_for_nothing_else() {
+async fn an_enrolment_token_lives_ten_minutes_and_permits_enrolment_alone() {
     let broker = broker().await;
     let host = Host::of(&broker);
     let long = ["service", "enroll-token", "create", "pay", "--ttl", "11m"];
@@ -305,7 +305,7 @@ async fn an_enrolment_token_is_for_ten_minutes_and_for_nothing_else() {
     host.run(Some(&of_service), &["enroll"])
         .await
         .fails(4, &["takes an enrolment token"]);
-    // Neither is it one of the service's tokens.
+    // The enrolment token is not one of the service's tokens.
     let listed = broker.json(&["service", "token", "list", "pay"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 1);
     broker
@@ -392,7 +392,7 @@ async fn another_ca_signs_once_its_files_are_there_and_the_old_ones_certificates
     eventually("the new one signs", taken).await;
     run("second", None, &["whoami"]).await.ok();
     run("first", None, &["whoami"]).await.fails(3, &[]);
-    // What cannot be used changes nothing.
+    // A file that cannot be used changes nothing.
     fs::write(site.path("ca.key"), "rubbish").unwrap();
     let told = async || {
         let log = fs::read_to_string(site.path("log")).unwrap();

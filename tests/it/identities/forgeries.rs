@@ -1,5 +1,5 @@
-//! Certificates that prove nothing: each is refused with the same words, and the log says
-//! what was wrong.
+//! Certificates that prove nothing: each is refused with the same words, and the log has the
+//! reason.
 
 use credbroker::proto::{WhoAmIRequest, identity_service_client::IdentityServiceClient};
 use rcgen::{
@@ -20,7 +20,7 @@ fn changed(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
     params
 }
 
-/// What the authority has signed, and why it is worth nothing.
+/// Invalid certificates that the authority has signed, each with the reason of its refusal.
 fn signed_by_prod() -> Vec<(CertificateParams, &'static str)> {
     let now = OffsetDateTime::now_utc();
     vec![
@@ -64,7 +64,7 @@ fn signed_by_prod() -> Vec<(CertificateParams, &'static str)> {
             workload([uri("spiffe://prod.example/ns/shop/sa/pay2")]),
             "IDENTITY_UNBOUND",
         ),
-        // It vouches for SPIFFE IDs alone.
+        // The authority vouches for SPIFFE IDs alone.
         (workload([dns(DNS_NAME)]), "CERTIFICATE_ISSUER_UNKNOWN"),
         (workload([]), "CERTIFICATE_WITHOUT_NAME"),
         (
@@ -110,7 +110,8 @@ async fn a_forged_certificate_is_refused_with_the_same_words_and_a_precise_recor
         .map(|(params, reason)| (known.prod.issue(&params), reason))
         .collect();
     let good = workload([uri(SPIFFE_ID)]);
-    // Another of the authority's name, nobody at all, and the authority for DNS names.
+    // Signed by another authority of the same name, an unknown one, and the authority for DNS
+    // names.
     shown.push((Ca::new("prod").issue(&good), "CERTIFICATE_SIGNATURE_WRONG"));
     shown.push((Ca::new("nobody").issue(&good), "CERTIFICATE_ISSUER_UNKNOWN"));
     shown.push((known.names.issue(&good), "CERTIFICATE_ISSUER_UNKNOWN"));
@@ -141,7 +142,7 @@ async fn a_forged_certificate_is_refused_with_the_same_words_and_a_precise_recor
         .ok();
 }
 
-/// A workload that signs for another by its own key.
+/// Certificate that a workload has signed for another with its own key.
 fn by_a_workload(known: &Known) -> (String, String) {
     let (key, mut params) = (
         KeyPair::generate().unwrap(),
@@ -158,7 +159,7 @@ fn by_a_workload(known: &Known) -> (String, String) {
 }
 
 #[tokio::test]
-async fn whoever_has_a_certificate_without_its_key_gets_no_connection() {
+async fn a_certificate_without_its_key_gets_no_connection() {
     let known = Known::new().await;
     let (certificate, _) = known.prod.issue(&workload([uri(SPIFFE_ID)]));
     let (_, other_key) = known.prod.issue(&workload([uri(SPIFFE_ID)]));
@@ -168,7 +169,7 @@ async fn whoever_has_a_certificate_without_its_key_gets_no_connection() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_not_made_up_for_by_a_good_certificate() {
+async fn a_wrong_token_is_refused_despite_a_good_certificate() {
     let known = Known::new().await;
     let (certificate, key) = known.prod.issue(&workload([uri(SPIFFE_ID)]));
     let ca = std::fs::read(known.site.path("tls.pem")).unwrap();

@@ -1,5 +1,5 @@
-//! Streams end with the proof of their caller: each way in which a proof ends, each method that
-//! goes on telling.
+//! Streams end with the proof of their caller: each way in which a proof ends, each streaming
+//! method.
 
 use std::{fs, time::Duration as Time};
 
@@ -18,11 +18,11 @@ use tonic::{Code, Streaming};
 use super::{Ca, Known, SPIFFE_ID, uri, workload};
 use crate::harness::{eventually, site::Site};
 
-/// Time within which a stream ends; not a measure, but an end.
+/// Time within which a stream ends; a limit, not a measure.
 const LIMIT: Time = Time::from_secs(20);
 
 impl Site {
-    /// A client by this evidence.
+    /// Connects a client with this evidence.
     async fn client_by(&self, evidence: Evidence) -> Client {
         let settings = Settings {
             address: format!("https://{}", self.address),
@@ -40,7 +40,7 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Begins both, and takes what is issued at once.
+    /// Begins both streams, and receives the first credentials.
     pub(super) async fn begin(client: &Client) -> Self {
         let watch = WatchCredentialsRequest {
             grant: "user".to_owned(),
@@ -58,7 +58,7 @@ impl Streams {
         }
     }
 
-    /// Both end without another word: their caller is not known any more.
+    /// Asserts that both streams end without another message, with the caller unknown.
     pub(super) async fn end(mut self, why: &str) {
         let told = timeout(LIMIT, self.credentials.message()).await;
         assert_unknown(told.expect(why), why);
@@ -72,7 +72,7 @@ fn assert_unknown<T: std::fmt::Debug>(told: Result<Option<T>, tonic::Status>, wh
     assert_eq!(status.code(), Code::Unauthenticated, "{why}: {status:?}");
 }
 
-/// Streams end once the token that began them is refused; `ends` makes it so.
+/// Asserts that streams end once their token is refused; `ends` makes it so.
 pub(super) async fn end_with_the_token(
     site: &Site,
     token: &str,
@@ -84,7 +84,7 @@ pub(super) async fn end_with_the_token(
     streams.end(why).await;
 }
 
-/// The same of the end of the log, for an operator's token.
+/// Asserts the same for a tail of the log, with an operator's token.
 pub(super) async fn tail_ends_with_the_token(
     site: &Site,
     token: &str,

@@ -23,7 +23,7 @@ const ISSUER: &str = "https://issuer.example";
 const AUDIENCE: &str = "https://broker.example";
 const SUBJECT: &str = "repo:acme/pay:ref:refs/heads/main";
 
-/// A broker that takes tokens of one issuer, whose keys are in a file.
+/// A broker that accepts tokens of one issuer, whose keys are in a file.
 struct Taken {
     site: Site,
     issuer: Issuer,
@@ -88,7 +88,7 @@ fn configured(keys: &str) -> String {
     )
 }
 
-/// What a good token says.
+/// Claims of a good token.
 fn good() -> Value {
     json!({
         "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now(), "exp": now() + 300,
@@ -103,7 +103,7 @@ fn changed(name: &str, value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_service_is_known_by_its_token_of_every_algorithm() {
+async fn a_service_authenticates_by_a_token_of_every_algorithm() {
     let world = Taken::bound().await;
     for signer in Signs::ALL {
         let token = world.issuer.sign(signer, &good());
@@ -128,7 +128,7 @@ async fn a_service_is_known_by_its_token_of_every_algorithm() {
 }
 
 #[tokio::test]
-async fn an_operator_is_known_by_its_group() {
+async fn an_operator_of_an_issuer_gets_its_role_from_its_group() {
     let world = Taken::bound().await;
     let login = |name: &str, groups: Value| {
         let mut claims = good();
@@ -167,7 +167,7 @@ async fn an_operator_is_known_by_its_group() {
             .fails(3, &["not accepted"]);
         assert_eq!(world.refused().await.pop().unwrap()["reason"], reason);
     }
-    // An operator of the broker's own keeps its name to itself.
+    // A name of the broker's own operator is reserved for that operator.
     let create = ["operator", "create", "acme-ann", "--role", "viewer"];
     world.site.run(&create).await.ok();
     world
@@ -179,7 +179,7 @@ async fn an_operator_is_known_by_its_group() {
         world.refused().await.pop().unwrap()["reason"],
         "OPERATOR_NAME_TAKEN"
     );
-    // And nobody is a service and an operator.
+    // A caller cannot be both a service and an operator.
     let mut both = good();
     both["groups"] = json!("staff");
     both["login"] = json!("bob");
@@ -196,7 +196,7 @@ async fn an_operator_is_known_by_its_group() {
 }
 
 #[tokio::test]
-async fn one_subject_under_two_names_is_one_operator_and_one_name_of_two_subjects_is_none() {
+async fn operators_are_identified_by_subject_and_a_name_of_two_subjects_is_refused() {
     let Taken {
         site,
         issuer,
@@ -236,7 +236,7 @@ async fn one_subject_under_two_names_is_one_operator_and_one_name_of_two_subject
 }
 
 #[tokio::test]
-async fn rules_of_two_services_that_could_meet_are_refused_when_they_are_made() {
+async fn overlapping_bindings_of_two_services_are_refused() {
     let world = Taken::bound().await;
     let site = &world.site;
     site.create("billing").await;
@@ -258,7 +258,7 @@ async fn rules_of_two_services_that_could_meet_are_refused_when_they_are_made() 
     ] {
         site.run(&binding("billing", subject, claims)).await.ok();
     }
-    // One service may have rules that meet.
+    // Rules of one service may overlap.
     let again = binding("payments-api", SUBJECT, &["repository_id=42"]);
     site.run(&again).await.ok();
     let whose = async |repository: &str| {
@@ -338,7 +338,7 @@ async fn a_suspended_service_and_an_ended_binding_are_refused_whatever_the_token
 }
 
 #[tokio::test]
-async fn a_key_that_is_new_is_looked_for_and_one_that_is_gone_is_refused() {
+async fn a_new_issuer_key_is_fetched_and_a_removed_one_is_refused() {
     let mut world = Taken::bound().await;
     let old = world.issuer.sign(Signs::Es256, &good());
     world.whoami(&old).await;
@@ -365,7 +365,7 @@ async fn a_key_that_is_new_is_looked_for_and_one_that_is_gone_is_refused() {
 }
 
 #[tokio::test]
-async fn keys_at_a_url_are_asked_for_once_however_many_tokens_name_others() {
+async fn unknown_key_ids_cause_one_fetch_of_the_keys() {
     let mut issuer = Issuer::new();
     let account = Account::new().await;
     let site = Site::sealed(|site| {
@@ -382,7 +382,7 @@ async fn keys_at_a_url_are_asked_for_once_however_many_tokens_name_others() {
     let token = issuer.sign(Signs::Es256, &good());
     site.run_as(&token, &["whoami"]).await.ok();
     assert_eq!(served.asked(), 1);
-    // Only half a minute after the last time it is asked for keys that it has not named.
+    // The broker requests unknown keys from the issuer at most once in half a minute.
     for _ in 0..5 {
         let unknown = Issuer::new().sign(Signs::Es256, &good());
         site.run_as(&unknown, &["whoami"])
@@ -394,7 +394,7 @@ async fn keys_at_a_url_are_asked_for_once_however_many_tokens_name_others() {
 }
 
 #[tokio::test]
-async fn without_keys_the_broker_starts_and_refuses_the_tokens_until_it_has_them() {
+async fn a_broker_without_issuer_keys_starts_and_refuses_tokens_until_they_arrive() {
     let issuer = Issuer::new();
     let account = Account::new().await;
     let site =
@@ -414,7 +414,7 @@ async fn without_keys_the_broker_starts_and_refuses_the_tokens_until_it_has_them
 #[tokio::test]
 async fn streams_end_when_the_key_of_their_token_is_gone() {
     let world = Taken::bound().await;
-    // A token whose key is not known yet has the keys read again, but not often.
+    // A token with an unknown key makes the broker read the keys again, but not often.
     let known = async |issuer: &Issuer| {
         fs::write(world.site.path("keys.json"), issuer.keys().to_string()).unwrap();
         let token = issuer.sign(Signs::Es256, &good());

@@ -1,4 +1,4 @@
-//! `serve`, with a configuration made from the one that is shipped.
+//! `serve`, with a configuration derived from the shipped one.
 
 use std::process::Stdio;
 
@@ -39,7 +39,7 @@ async fn serve_follows_its_configuration_and_makes_the_first_operator_once() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     stop(child).await;
 
-    // Moved to a safe place, the token goes on being good and is not made again.
+    // The token stays valid after a move to a safe place, and is not created again.
     let safe = site.path("safe");
     std::fs::rename(site.path("admin-token"), &safe).unwrap();
     let mut again = site.serve(&account.admin);
@@ -76,7 +76,7 @@ async fn serve_does_not_start_without_the_boundary_and_says_how_to_make_it() {
 }
 
 #[tokio::test]
-async fn every_mistake_of_a_configuration_is_told_at_once() {
+async fn all_mistakes_of_a_configuration_are_reported_together() {
     let (site, account) = (Site::new(), Account::new().await);
     let wrong = site
         .config()
@@ -109,7 +109,7 @@ async fn every_mistake_of_a_configuration_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_is_told_before_anything_is_made() {
+async fn an_unusable_certificate_is_reported_before_anything_is_created() {
     let (site, account) = (Site::new(), Account::new().await);
     let key = std::fs::read(site.path("tls.key")).unwrap();
     let foreign = KeyPair::generate().unwrap().serialize_pem();
@@ -129,7 +129,7 @@ async fn a_certificate_that_cannot_be_used_is_told_before_anything_is_made() {
     stop(site.serving(&account.admin).await).await;
 }
 
-/// The configuration with a sealing key file, and more of its section.
+/// Configuration with a sealing key file, and more settings of its section.
 fn keeping(site: &Site, more: &str) -> String {
     let file = site.path("seal.key").display().to_string();
     let setting = "# sealing_key_file = \"/run/credentials/credbroker.service/seal.key\"";
@@ -148,7 +148,7 @@ async fn serve_without_an_admin_key_waits_for_one_to_be_imported() {
         command.env_remove("AWS_SECRET_ACCESS_KEY");
         command
     };
-    // Without a place to keep one there is nothing to wait for.
+    // Without a place to store a key there is nothing to wait for.
     let run = Run::of(without(&site), "").await;
     run.fails(6, &["the broker has no AWS admin key"]);
 
@@ -180,7 +180,7 @@ async fn serve_without_an_admin_key_waits_for_one_to_be_imported() {
 }
 
 #[tokio::test]
-async fn kms_may_guard_the_sealing_key() {
+async fn a_sealing_key_encrypted_by_kms_is_opened() {
     let (site, account) = (Site::new(), Account::new().await);
     let region = "sealing_kms_region = \"us-east-1\"";
     std::fs::write(site.path("config.toml"), keeping(&site, region)).unwrap();
@@ -222,7 +222,7 @@ async fn kms_may_guard_the_sealing_key() {
     stop(child).await;
     stop(site.serving_by(with_kms()).await).await;
 
-    // What was encrypted for something else is not a sealing key.
+    // Data encrypted for another purpose is not a sealing key.
     std::fs::write(site.path("seal.key"), encrypt("something-else").await).unwrap();
     let run = Run::of(with_kms(), "").await;
     run.fails(6, &["the sealing key cannot be opened"]);
@@ -255,7 +255,7 @@ async fn a_configuration_is_checked_without_a_store_or_aws() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_nothing_and_has_the_configuration_read_again() {
+async fn sighup_rereads_the_configuration_and_ends_no_connection() {
     let (site, account) = (Site::new(), Account::new().await);
     let child = site.serving(&account.admin).await;
     let token = site.service("loops").await;

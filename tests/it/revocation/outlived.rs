@@ -1,4 +1,4 @@
-//! Access that was made from a session and lives longer than the session does.
+//! Access that was made from a session and outlives it.
 
 use aws_sdk_sts::types::Tag;
 use credbroker::broker::Revocation;
@@ -16,7 +16,7 @@ use crate::{
 
 const HOUR: i64 = 3600;
 
-/// The number of roles and users at which AWS denies something.
+/// Number of roles and users at which AWS has a denial.
 async fn denied(world: &Stepped) -> usize {
     world.account.denials().await.len()
 }
@@ -28,7 +28,7 @@ fn leases(revocation: &Revocation) -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn a_denial_stands_until_what_was_made_from_its_sessions_is_over() {
+async fn a_denial_stands_until_derived_access_has_expired() {
     let world = Stepped::new().await;
     let role = world.issue("role").await.unwrap();
     let federated = world.issue("federation").await.unwrap();
@@ -48,7 +48,7 @@ async fn a_denial_stands_until_what_was_made_from_its_sessions_is_over() {
 }
 
 #[tokio::test]
-async fn a_session_whose_time_was_up_is_denied_while_access_made_from_it_may_live() {
+async fn an_expired_session_is_denied_while_derived_access_may_live() {
     let world = Stepped::new().await;
     let issued = world.issue("role").await.unwrap();
     world.step(3 * HOUR).await;
@@ -57,7 +57,7 @@ async fn a_session_whose_time_was_up_is_denied_while_access_made_from_it_may_liv
     assert!(revoked.confirmed());
     assert_eq!((leases(&revoked), revoked.denials.len()), (vec![], 1));
     assert!(!stepped::key(&issued).is_served().await);
-    // And so until that is over; then nothing is left to deny.
+    // The denial stands until such access has expired; then nothing is left to deny.
     world.step(10 * HOUR).await;
     assert_eq!(denied(&world).await, 1);
     world.step(HOUR).await;
@@ -83,7 +83,7 @@ async fn a_lease_is_revoked_by_its_id_after_its_session_has_expired() {
     assert_eq!(late.reason(), "LEASE_ENDED");
 }
 
-/// A session of the service's name, as one that was made of one of its sessions has it.
+/// Session with the service's tag, like one made from the service's sessions.
 async fn derived(account: &Account, role: &str) -> Key {
     let service = Tag::builder().key("credbroker:service");
     let service = service.value("payments-api").build().unwrap();
@@ -100,7 +100,7 @@ async fn derived(account: &Account, role: &str) -> Key {
 }
 
 #[tokio::test]
-async fn what_is_made_after_the_revocation_is_denied_until_the_service_is_reinstated() {
+async fn a_session_made_after_the_revocation_is_denied_until_reinstatement() {
     let two = Neighbours::new().await;
     two.issue("payments-api", "work").await;
     let (_, neighbour) = two.issue("billing", "work").await;
@@ -108,7 +108,7 @@ async fn what_is_made_after_the_revocation_is_denied_until_the_service_is_reinst
     let (account, queue) = (&two.world.account, &two.world.queue);
     let later = derived(account, &two.role).await;
     refused("sending", later.send_message(queue).await);
-    // What is asked once more is seen by a session that is denied from the start.
+    // A repeated revocation is proven with a canary that is denied from the start.
     assert_eq!(two.revoke("payments-api").await["confirmed"], true);
 
     two.reinstate("payments-api").await;
@@ -118,7 +118,7 @@ async fn what_is_made_after_the_revocation_is_denied_until_the_service_is_reinst
     refused("sending", later.send_message(queue).await);
 }
 
-/// The moment of the denials at a role.
+/// Cutoff of the denials at a role.
 async fn moment(two: &Neighbours) -> Option<Value> {
     let (_, policy) = denials_of_role(&two.world.account, &two.role).await?;
     let condition = &policy["Statement"][0]["Condition"];
@@ -154,7 +154,7 @@ async fn a_reinstated_service_is_given_no_session_that_aws_still_denies() {
 }
 
 #[tokio::test]
-async fn a_service_of_the_name_of_one_that_was_deleted_is_served() {
+async fn a_new_service_with_the_name_of_a_deleted_one_is_served() {
     let mut two = Neighbours::new().await;
     let (_, old) = two.issue("payments-api", "work").await;
     assert_eq!(two.revoke("payments-api").await["confirmed"], true);

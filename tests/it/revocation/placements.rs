@@ -1,5 +1,5 @@
-//! Where denials are written: a policy on each role, or one of the account; in the
-//! broker's account and in another.
+//! Placements of denials: a policy on each role, or one of the account; in the broker's account and
+//! in another.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ const VERSIONS_MAX: usize = 5;
 
 const MANAGED: &str = "[revocation]\nplacement = \"managed\"\n";
 
-/// What sessions here may do, and are probed by.
+/// Permissions of the sessions, with the probe.
 fn policy() -> Value {
     json!({"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": "sqs:ListQueues", "Resource": "*"},
@@ -38,7 +38,7 @@ async fn dead(what: &str, key: &Key) {
     refused(what, key.list_queues().await);
 }
 
-/// A broker of `serve` in an account where federation sessions may do so, too.
+/// A broker of `serve` in an account that allows this to federation sessions, too.
 struct Placed {
     account: Account,
     site: Site,
@@ -59,7 +59,7 @@ impl Placed {
         }
     }
 
-    /// The same broker under another configuration.
+    /// Restarts the broker with another configuration.
     async fn restart(mut self, revocation: &str) -> Self {
         stop(self.child).await;
         configure(&self.site, revocation);
@@ -95,7 +95,7 @@ impl Placed {
         self.site.run(&reinstate).await.ok();
     }
 
-    /// The managed policy of denials: its ARN and what it says.
+    /// Managed policy of denials: its ARN and its document.
     async fn managed(&self, account: &Account) -> Option<(String, Value)> {
         let iam = account.root.iam();
         let all = iam.list_policies().path_prefix("/credbroker/").send().await;
@@ -136,7 +136,7 @@ fn name_of(role: &str) -> &str {
     role.rsplit('/').next().unwrap()
 }
 
-/// Names of the managed policies of denials on a role.
+/// Number of managed policies on a role.
 async fn attached(account: &Account, role: &str) -> usize {
     let attached = account.root.iam().list_attached_role_policies();
     let attached = attached.role_name(name_of(role)).send().await.unwrap();
@@ -187,7 +187,7 @@ async fn one_managed_policy_denies_sessions_of_every_role_and_user_concerned() {
 }
 
 #[tokio::test]
-async fn a_managed_policy_outlives_its_versions_and_says_nothing_in_the_end() {
+async fn a_managed_policy_is_rewritten_beyond_its_version_limit_and_emptied_at_the_end() {
     let placed = Placed::new(MANAGED).await;
     let account = &placed.account;
     let role = account.role("credbroker-one", &policy()).await;
@@ -219,7 +219,7 @@ async fn a_managed_policy_outlives_its_versions_and_says_nothing_in_the_end() {
 }
 
 #[tokio::test]
-async fn a_managed_policy_that_somebody_detaches_is_attached_again() {
+async fn a_detached_managed_policy_is_attached_again() {
     let mut placed = Placed::new(MANAGED).await;
     let role = placed.account.role("credbroker-one", &policy()).await;
     let token = placed.service("payments-api", &["--role-arn", &role]).await;
@@ -237,7 +237,7 @@ async fn a_managed_policy_that_somebody_detaches_is_attached_again() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_gone_keeps_no_other_from_being_denied() {
+async fn a_deleted_role_does_not_block_denials_of_other_roles() {
     let placed = Placed::new(MANAGED).await;
     let account = &placed.account;
     let gone = account.role("credbroker-a-gone", &policy()).await;
@@ -261,7 +261,7 @@ async fn a_role_that_is_gone_keeps_no_other_from_being_denied() {
 }
 
 #[tokio::test]
-async fn what_is_denied_follows_the_placement_and_nothing_is_left_behind() {
+async fn a_changed_placement_moves_all_denials() {
     let mut placed = Placed::new("").await;
     let role = placed.account.role("credbroker-one", &policy()).await;
     let token = placed.service("payments-api", &["--role-arn", &role]).await;
@@ -291,7 +291,7 @@ async fn what_is_denied_follows_the_placement_and_nothing_is_left_behind() {
     dead("under a policy of the role", &key).await;
     assert!(works(&neighbour).await);
 
-    // Over while the broker is away, under the other placement.
+    // The denial expires while the broker is down, and the placement changes.
     stop(placed.child).await;
     placed
         .site
@@ -330,7 +330,7 @@ async fn a_session_of_another_account_is_denied_by_way_of_the_revoker_there() {
     );
     for placement in ["", "placement = \"managed\"\n"] {
         placed = placed.restart(&format!("{there}{placement}")).await;
-        // Begun anew at the start.
+        // The start repeats the attempt.
         let confirmed = async || {
             let told = placed.revoke("payments-api").await;
             (told["confirmed"] == true).then_some(())
@@ -348,7 +348,7 @@ async fn a_session_of_another_account_is_denied_by_way_of_the_revoker_there() {
 }
 
 #[tokio::test]
-async fn what_nobody_can_enter_is_given_up_once_its_sessions_are_over() {
+async fn denials_of_an_unreachable_account_are_dropped_once_expired() {
     let placed = Placed::new("").await;
     let member = Account::new().await;
     let policy = policy();
@@ -366,7 +366,7 @@ async fn what_nobody_can_enter_is_given_up_once_its_sessions_are_over() {
         placed.revoke(service).await;
     }
     let lifted = async || {
-        // An attempt to enter that is under way keeps the end that it knows.
+        // An attempt in progress to enter the account keeps the end that it knows.
         placed.let_sessions_end().await;
         (placed.records("denial.lifted").await == 2).then_some(())
     };

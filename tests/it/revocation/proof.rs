@@ -1,5 +1,5 @@
-//! That AWS refuses is seen or not claimed: AWS that takes its time, a probe that shows
-//! nothing, a session that cannot be had, a role that cannot be denied on.
+//! Proof that AWS refuses: AWS that is slow, a probe that shows nothing, a session that cannot be
+//! had, a role on which AWS cannot deny.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::harness::{
     stepped::{self, ALL_OVER, Stepped, Ways},
 };
 
-/// How AWS answers the probe of a session that it serves.
+/// Answer of AWS to the probe of a session that it serves.
 fn served() -> Fault {
     Fault::Say(r#"{"QueueUrls":[]}"#.to_owned())
 }
@@ -25,7 +25,7 @@ fn not_allowed() -> Fault {
     Fault::Answer(403, "AccessDenied", "not authorized")
 }
 
-/// A session under `role`: its lease and its key.
+/// Issues a session under `role`. Returns its lease and its key.
 async fn session(world: &World) -> (String, Key) {
     let issued = world.issued(&["role"]).await;
     let lease = issued["lease_id"].as_str().unwrap().to_owned();
@@ -34,7 +34,7 @@ async fn session(world: &World) -> (String, Key) {
     (lease, key)
 }
 
-/// What is open after a revocation that AWS was not seen to enforce.
+/// Notice of a revocation that AWS was not seen to enforce.
 async fn unconfirmed(world: &World) -> String {
     let revoked = world.broker.revoked(&["payments-api"]).await;
     assert_eq!(revoked["confirmed"], false, "{revoked:#}");
@@ -43,7 +43,7 @@ async fn unconfirmed(world: &World) -> String {
     sessions["notice"].as_str().unwrap().to_owned()
 }
 
-/// The broker sees it by itself.
+/// Waits until the broker sees the refusal by itself.
 async fn confirmed_later(world: &World, lease: &str) {
     let ended = async || {
         let shown = world.broker.json(&["lease", "show", lease]).await;
@@ -92,7 +92,7 @@ async fn one_refusal_is_no_proof_while_the_next_call_is_served() {
 }
 
 #[tokio::test]
-async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_later() {
+async fn a_denial_enforced_late_is_reported_and_confirmed_later() {
     let world = Stepped::with(Ways {
         proof_limit: Duration::from_millis(400),
         ..Ways::default()
@@ -107,7 +107,7 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
         &["not seen to hold yet", "AWS still lets", "goes on trying"],
     );
     assert_eq!(world.lease(&lease).await.state.as_str(), "revoking");
-    // Again in vain; then AWS has it.
+    // The next attempt fails as well; then AWS enforces the denial.
     world.step(61).await;
     assert_eq!(world.lease(&lease).await.state.as_str(), "revoking");
     world.proxy.heal();
@@ -115,7 +115,7 @@ async fn a_denial_that_aws_does_not_enforce_in_time_is_told_and_seen_to_hold_lat
     assert_eq!(world.lease(&lease).await.state.as_str(), "revoked");
     let confirmed = world.records("denial.confirmed").await;
     assert_eq!(confirmed.len(), 1);
-    // By the session that was made for it at first.
+    // The broker used the canary that it had made at first.
     assert_eq!(world.records("canary.issued").await.len(), 1);
 }
 
@@ -131,7 +131,7 @@ async fn each_region_that_a_grant_names_must_refuse_as_well() {
     let seen_by = revoked.denials[0].seen_by.as_deref();
     let expected = "sqs:ListQueues in us-east-1, eu-west-1, eu-north-1";
     assert_eq!(seen_by, Some(expected));
-    // Each twice after the denial.
+    // Each region is probed twice after the denial.
     let mut regions = world.proxy.regions("ListQueues");
     regions.drain(..regions.len() - 4);
     assert_eq!(
@@ -162,7 +162,7 @@ async fn each_service_that_a_grant_names_must_refuse_as_well_in_each_region() {
 }
 
 #[tokio::test]
-async fn a_service_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
+async fn an_aws_service_that_still_admits_a_session_keeps_the_denial_open() {
     let world = Stepped::with(Ways {
         proof_limit: Duration::from_millis(700),
         ..Ways::default()
@@ -181,7 +181,7 @@ async fn a_service_that_still_lets_a_session_keeps_a_denial_open_and_is_named() 
 }
 
 #[tokio::test]
-async fn a_region_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
+async fn a_region_that_still_admits_a_session_keeps_the_denial_open() {
     let world = Stepped::with(Ways {
         proof_limit: Duration::from_millis(700),
         ..Ways::default()
@@ -192,7 +192,7 @@ async fn a_region_that_still_lets_a_session_keeps_a_denial_open_and_is_named() {
     let explicit = "not authorized with an explicit deny in an identity-based policy";
     let refused = || Fault::Answer(403, "AccessDeniedException", explicit);
     let late = std::iter::repeat_with(served).take(20);
-    // In both regions before the denial, in the first after it.
+    // The session is served in both regions before the denial, and refused in the first after it.
     let answers = [served(), served(), refused(), refused()];
     let answers = answers.into_iter().chain(late);
     world.proxy.inject_in_turn("ListQueues", answers);
@@ -236,7 +236,7 @@ async fn second_looks_end_with_the_session_where_no_service_answers() {
     world.broker.second_looks(Instant::now()).await;
     let tried = world.proxy.calls("ListQueues").len();
     assert!(tried > before);
-    // The session by which it is tried lives for a quarter of an hour.
+    // The canary lives for a quarter of an hour.
     world.step(3600).await;
     world.broker.second_looks(Instant::now()).await;
     assert_eq!(world.proxy.calls("ListQueues").len(), tried);
@@ -244,7 +244,7 @@ async fn second_looks_end_with_the_session_where_no_service_answers() {
 }
 
 #[tokio::test]
-async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
+async fn an_expired_canary_is_not_taken_for_refused() {
     let world = Stepped::new().await;
     let lease = world.issue("role").await.unwrap().lease;
     world.proxy.inject("AssumeRole", not_allowed());
@@ -263,7 +263,7 @@ async fn a_session_whose_time_is_up_is_not_taken_for_refused() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_not_the_denials_work_is_no_proof() {
+async fn a_refusal_for_another_reason_is_no_proof() {
     for words in [
         "not authorized with an explicit deny in a service control policy",
         "not authorized because no VPC endpoint policy allows the sqs:listqueues action",
@@ -284,13 +284,13 @@ async fn a_refusal_that_is_not_the_denials_work_is_no_proof() {
     }
 }
 
-/// What a revocation tells of the sessions at the one role.
+/// Notice of a revocation on the sessions at the one role.
 fn open(revoked: &Revocation) -> String {
     revoked.denials[0].notice.clone().unwrap()
 }
 
 #[tokio::test]
-async fn a_probe_that_is_denied_anyway_shows_nothing_and_another_one_does() {
+async fn a_probe_denied_by_another_policy_is_no_proof() {
     let world = World::new().await;
     let (first, _) = session(&world).await;
     deny_probe(&world.account).await;
@@ -304,7 +304,7 @@ async fn a_probe_that_is_denied_anyway_shows_nothing_and_another_one_does() {
             "--probe",
         ],
     );
-    // It stands all the same.
+    // The denial stands all the same.
     assert!(stands(&world.account, &first).await);
 
     let flags = ["--role-arn", &world.role, "--probe", "dynamodb:ListTables"];
@@ -318,7 +318,7 @@ async fn a_probe_that_is_denied_anyway_shows_nothing_and_another_one_does() {
     assert_eq!(revoked["confirmed"], true, "{revoked:#}");
 }
 
-/// A policy of somebody's denies the probe to every session of the role.
+/// Puts a foreign policy that denies the probe to every session of the role.
 async fn deny_probe(account: &Account) {
     let denial = r#"{"Version": "2012-10-17", "Statement": [
         {"Effect": "Deny", "Action": "sqs:ListQueues", "Resource": "*"}]}"#;
@@ -327,7 +327,7 @@ async fn deny_probe(account: &Account) {
     put.policy_document(denial).send().await.unwrap();
 }
 
-/// Whether a denial in AWS names a lease's session.
+/// Returns whether a denial in AWS names a lease's session.
 async fn stands(account: &Account, lease: &str) -> bool {
     let denials = account.denials().await;
     denials
@@ -336,7 +336,7 @@ async fn stands(account: &Account, lease: &str) -> bool {
 }
 
 #[tokio::test]
-async fn without_a_session_to_try_it_by_the_denial_is_written_and_seen_to_hold_later() {
+async fn a_denial_without_a_canary_is_written_and_confirmed_later() {
     let world = World::new().await;
     let (lease, key) = session(&world).await;
     world.proxy.inject("AssumeRole", not_allowed());
@@ -355,7 +355,7 @@ async fn without_a_session_to_try_it_by_the_denial_is_written_and_seen_to_hold_l
 }
 
 #[tokio::test]
-async fn a_role_that_the_broker_may_put_no_denial_on_is_told_with_what_it_lacks() {
+async fn a_role_that_cannot_be_denied_on_is_reported_with_the_missing_permission() {
     let world = World::new().await;
     let (lease, key) = session(&world).await;
     world.proxy.inject("PutRolePolicy", not_allowed());
@@ -368,7 +368,7 @@ async fn a_role_that_the_broker_may_put_no_denial_on_is_told_with_what_it_lacks(
             "goes on trying",
         ],
     );
-    // What is not denied is not said to be.
+    // A session that is not denied is not reported as denied.
     assert!(key.is_served().await);
     world.proxy.heal();
     confirmed_later(&world, &lease).await;
@@ -376,7 +376,7 @@ async fn a_role_that_the_broker_may_put_no_denial_on_is_told_with_what_it_lacks(
 }
 
 #[tokio::test]
-async fn a_denial_is_not_proved_at_the_cost_of_sessions_that_were_given_since() {
+async fn a_denial_is_not_proven_while_newer_sessions_live() {
     let world = Stepped::new().await;
     let old = world.issue("role").await.unwrap();
     world.proxy.inject("AssumeRole", not_allowed());
@@ -388,14 +388,14 @@ async fn a_denial_is_not_proved_at_the_cost_of_sessions_that_were_given_since() 
     assert_eq!(world.lease(&old.lease).await.state.as_str(), "revoking");
     assert!(!stepped::key(&old).is_served().await);
     assert!(stepped::key(&new).is_served().await);
-    // Once nobody uses one any more.
+    // The denial is seen once no newer session is in use.
     world.release(&new.lease).await.unwrap();
     world.step(61).await;
     assert_eq!(world.lease(&old.lease).await.state.as_str(), "revoked");
 }
 
 #[tokio::test]
-async fn a_role_that_the_broker_cannot_change_keeps_no_other_denial_from_being_lifted() {
+async fn an_unchangeable_role_does_not_block_lifting_other_denials() {
     let world = Stepped::new().await;
     for grant in ["role", "federation"] {
         world.issue(grant).await.unwrap();
@@ -405,7 +405,7 @@ async fn a_role_that_the_broker_cannot_change_keeps_no_other_denial_from_being_l
     world.step(ALL_OVER).await;
     let left = world.account.denials().await;
     assert_eq!(left.len(), 1, "{left:?}");
-    // Not again at once.
+    // The next attempt does not follow at once.
     world.step(1).await;
     assert_eq!(world.proxy.calls("DeleteRolePolicy").len(), 1);
     world.proxy.heal();

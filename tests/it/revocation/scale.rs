@@ -18,7 +18,7 @@ use crate::{
     harness::{Broker, emulator::emulator, eventually_within, proxy::Proxy},
 };
 
-/// Beside one that is real.
+/// Leases besides the real one.
 const MADE: usize = 9_999;
 /// Copies of the one live session's lease, each with an id of its own and no key.
 const MAKE: &str = "
@@ -39,7 +39,7 @@ async fn count(broker: &Broker, sql: &'static str) -> usize {
     usize::try_from(broker.count(sql).await).unwrap()
 }
 
-/// The message of each lease, and whether all of it is confirmed.
+/// Returns the state of each lease, and `confirmed`.
 async fn streamed(client: &Client) -> (Vec<LeaseState>, bool) {
     let request = StreamRevocationRequest {
         target: Some(Target::Service("payments-api".to_owned())),
@@ -86,7 +86,7 @@ async fn ten_thousand_leases_are_revoked_by_a_handful_of_calls() {
 }
 
 #[tokio::test]
-async fn one_answer_about_ten_thousand_leases_tells_what_it_has_room_for_and_how_many_more() {
+async fn an_answer_for_ten_thousand_leases_counts_the_omitted_ones() {
     let proxy = Proxy::start().await;
     let two = restarted(Neighbours::new().await, &proxy.endpoint).await;
     two.issue("payments-api", "work").await;
@@ -107,7 +107,7 @@ async fn one_answer_about_ten_thousand_leases_tells_what_it_has_room_for_and_how
 }
 
 #[tokio::test]
-async fn what_a_death_leaves_of_ten_thousand_leases_is_done_after_the_restart() {
+async fn a_revocation_of_ten_thousand_leases_continues_after_a_restart() {
     let mut two = Neighbours::new().await;
     let (_, key) = two.issue("payments-api", "work").await;
     two.world.broker.write_store(MAKE).await;
@@ -127,7 +127,7 @@ async fn what_a_death_leaves_of_ten_thousand_leases_is_done_after_the_restart() 
     refused("sending", key.send_message(&two.world.queue).await);
 }
 
-/// Nine hundred services more that were revoked an hour ago, and whose sessions are over.
+/// Nine hundred further services that were revoked an hour ago, and whose sessions have expired.
 const OVER: &str = "
     WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 900)
     INSERT INTO denials (holder, service, scope, grant_name, grant_version, source_identity, asked_at, issued_before,
@@ -137,7 +137,7 @@ const OVER: &str = "
     FROM denials, number WHERE service = 'a-service-no-000'";
 
 #[tokio::test]
-async fn of_a_thousand_services_revoked_in_a_day_those_are_denied_whose_sessions_live() {
+async fn only_live_sessions_of_a_thousand_revoked_services_are_denied() {
     let two = Neighbours::new().await;
     let (_, neighbour) = two.issue("billing", "work").await;
     let crowd = two.crowd(100).await;

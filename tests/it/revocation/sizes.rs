@@ -1,5 +1,5 @@
-//! What AWS has room for: as much is denied as was asked for, and where there is no room
-//! more of the same service or nothing new, never less.
+//! Size limits of AWS: everything requested is denied. Without room, more of the same service is
+//! denied or nothing new, never less.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
 const ROLE_ROOM: usize = 10_240;
 const USER_ROOM: usize = 2_048;
 
-/// Moves every session, and what was made from it, beyond its end, behind the broker's back.
+/// Moves every session, and access made from it, beyond its end, behind the broker's back.
 async fn let_sessions_end(broker: &Broker) {
     broker
         .write_store("UPDATE denials SET lasts_until = lasts_until - 150000000000, due_at = due_at - 150000000000")
@@ -127,7 +127,7 @@ async fn a_service_is_denied_as_a_whole_where_its_leases_take_too_much_room() {
     assert!(two.world.broker.count(widened).await >= 1);
 }
 
-/// AWS takes no document on a role that has more characters.
+/// Makes AWS refuse every document on a role that has more characters.
 fn room_for(world: &Stepped, room: usize) {
     let too_long = move |body: &str| size(&Form::of(body).document("PolicyDocument")) > room;
     let fault = Fault::AnswerIf(Arc::new(too_long), 409, "LimitExceeded", "too long");
@@ -150,7 +150,7 @@ fn notice(revoked: &RevokedLease) -> &str {
 }
 
 #[tokio::test]
-async fn where_other_policies_take_the_room_a_service_is_denied_as_a_whole() {
+async fn a_service_is_denied_as_a_whole_if_other_policies_leave_little_room() {
     let world = Stepped::new().await;
     let mut issued = Vec::new();
     for _ in 0..6 {
@@ -178,7 +178,7 @@ async fn where_other_policies_take_the_room_a_service_is_denied_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_denial_without_room_is_told_and_follows_once_there_is_room() {
+async fn a_denial_without_room_is_reported_and_written_once_there_is_room() {
     let world = Stepped::new().await;
     let (first, second) = (
         world.issue("role").await.unwrap(),

@@ -1,16 +1,16 @@
-//! The verdict of `revoke`, which its exit status repeats, and the preview of `--dry-run`.
+//! Verdict of `revoke`, which its exit status repeats, and the preview of `--dry-run`.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Key, Run, World, eventually, proxy::Fault};
 
-/// AWS lets the broker have no session by which to see that it refuses.
+/// Makes AWS refuse the canary session.
 fn no_session(world: &World) {
     let refused = Fault::Answer(403, "AccessDenied", "not authorized");
     world.proxy.inject("AssumeRole", refused);
 }
 
-/// The lines of what it tells that begin so.
+/// Lines of the output that begin like this.
 fn lines(run: &Run, beginning: &str) -> Vec<String> {
     let lines = run.stdout.lines().map(str::trim);
     let lines = lines.filter(|line| line.starts_with(beginning));
@@ -18,7 +18,7 @@ fn lines(run: &Run, beginning: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_last_one() {
+async fn a_confirmed_revocation_prints_a_line_per_kind_and_a_verdict() {
     let world = World::new().await;
     for _ in 0..2 {
         world.issued(&["role"]).await;
@@ -43,7 +43,7 @@ async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_la
     );
     assert_eq!(lines(&told, "not reached").len(), 1, "{told:#?}");
     assert_eq!(lines(&told, "open"), [""; 0]);
-    // Again, without anything that is left but access that was made from the sessions.
+    // The second revocation has nothing left but access made from the sessions.
     let again = world.broker.run(&["revoke", "payments-api"]).await.ok();
     let expected = "done: AWS was seen to refuse all that payments-api held, the last after ";
     assert!(again.stdout.lines().last().unwrap().starts_with(expected));
@@ -55,7 +55,7 @@ async fn all_that_was_seen_to_be_refused_is_told_in_a_line_of_each_kind_and_a_la
 }
 
 #[tokio::test]
-async fn what_was_not_is_told_in_a_line_of_each_reason_and_by_the_exit_status() {
+async fn an_unconfirmed_revocation_prints_its_reasons_and_exits_with_7() {
     let world = World::new().await;
     for _ in 0..3 {
         world.issued(&["role"]).await;
@@ -89,7 +89,7 @@ async fn what_was_not_is_told_in_a_line_of_each_reason_and_by_the_exit_status() 
 }
 
 #[tokio::test]
-async fn with_wait_it_stays_until_aws_refuses() {
+async fn revoke_with_wait_returns_once_aws_refuses() {
     let world = World::new().await;
     let key = Key::issued(&world.issued(&["role"]).await);
     no_session(&world);
@@ -116,7 +116,7 @@ async fn with_wait_it_stays_until_aws_refuses() {
 }
 
 #[tokio::test]
-async fn what_works_again_after_a_reinstatement_is_told_with_what_ends_it() {
+async fn a_reinstatement_lists_reactivated_credentials_with_their_ending_commands() {
     let world = World::new().await;
     let create = ["operator", "create", "ria", "--role", "responder"];
     let responder = world.broker.json(&create).await;
@@ -141,7 +141,7 @@ async fn what_works_again_after_a_reinstatement_is_told_with_what_ends_it() {
 }
 
 #[tokio::test]
-async fn on_a_terminal_a_reinstatement_asks_for_the_name_before_anything_works_again() {
+async fn a_reinstatement_on_a_terminal_asks_for_the_name() {
     let world = World::new().await;
     world.broker.run(&["revoke", "payments-api"]).await.ok();
     let at_terminal = async |args: &[&str], typed: &str| {
@@ -165,12 +165,12 @@ async fn on_a_terminal_a_reinstatement_asks_for_the_name_before_anything_works_a
 
     world.broker.run(&["revoke", "payments-api"]).await.ok();
     at_terminal(&["--yes"], "").await.ok();
-    // There is nothing to ask of a service that is not suspended.
+    // A service that is not suspended needs no confirmation.
     at_terminal(&[], "").await.fails(6, &["is not suspended"]);
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_what_would_be_reached_and_changes_nothing() {
+async fn a_dry_run_lists_the_reach_and_changes_nothing() {
     let world = World::new().await;
     let role = world.issued(&["role"]).await;
     let user = world.issued(&["user"]).await;
@@ -201,7 +201,7 @@ async fn a_dry_run_tells_what_would_be_reached_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn where_no_broker_answers_the_ways_without_it_are_told() {
+async fn an_unreachable_broker_makes_revoke_print_the_offline_ways() {
     let mut world = World::new().await;
     world.broker.kill().await;
     let revoke = ["revoke", "payments-api", "--reason", "it's out"];

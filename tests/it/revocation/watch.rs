@@ -1,4 +1,4 @@
-//! Those who hold something learn of its revocation at once.
+//! Watchers: holders of credentials learn of a revocation at once.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::harness::World;
 
-/// Longer than anybody should wait for a notice.
+/// Longest time that a watcher should wait for a notice.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 struct Watcher(Streaming<RevocationNotice>);
@@ -36,11 +36,11 @@ async fn lease(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn a_revoked_lease_or_grant_is_told_at_once_and_a_revoked_service_ends_the_stream() {
+async fn a_watcher_is_notified_of_revocations_and_ends_with_its_service() {
     let world = World::new().await;
     let id = lease(&world).await;
     let mut watcher = Watcher::of(&world, &[&id]).await;
-    // What others lose is none of its business.
+    // Revocations of other services are not reported.
     world.broker.service("billing").await;
     world.broker.run(&["revoke", "billing"]).await.ok();
     let revoking = ["lease", "revoke", &id];
@@ -58,7 +58,7 @@ async fn a_revoked_lease_or_grant_is_told_at_once_and_a_revoked_service_ends_the
 }
 
 #[tokio::test]
-async fn whoever_was_away_is_told_first_what_is_over() {
+async fn a_returning_watcher_gets_ended_leases_first() {
     let world = World::new().await;
     let (over, lives) = (lease(&world).await, lease(&world).await);
     world.broker.run(&["lease", "revoke", &over]).await.ok();

@@ -1,4 +1,4 @@
-//! Processes that run on while one session after the other ends.
+//! Processes that continue while one session after the other ends.
 
 use credbroker::domain::clock::wall_time;
 use jiff::SignedDuration;
@@ -13,7 +13,7 @@ use crate::{
     harness::{World, eventually_within, proxy::Fault},
 };
 
-/// AWS says that the session ends soon, before SDKs begin to look for another.
+/// Rewrites AWS's answer: the session ends soon, before SDKs begin to look for another.
 fn short(answer: &str) -> String {
     let (before, rest) = answer.split_once("<Expiration>").unwrap();
     let (_, after) = rest.split_once("</Expiration>").unwrap();
@@ -21,7 +21,7 @@ fn short(answer: &str) -> String {
     format!("{before}<Expiration>{end}</Expiration>{after}")
 }
 
-/// It works all the time, and with another session before long.
+/// Asserts that the service works all the time, and with another session before long.
 async fn goes_on(mut service: Service) {
     let work = async |service: &mut Service| {
         let told = service.call().await;
@@ -34,7 +34,7 @@ async fn goes_on(mut service: Service) {
 }
 
 #[tokio::test]
-async fn a_process_goes_on_with_the_next_session_by_every_way_that_has_one() {
+async fn a_process_continues_with_the_next_session_in_every_way() {
     let world = World::new().await;
     let host = Host::new(&world);
     world.proxy.inject("AssumeRole", Fault::Rewrite(short));

@@ -1,14 +1,14 @@
-//! The SDK for Rust, in a process of its own: what it trusts stands in its environment.
+//! SDK for Rust, in a process of its own: it reads its trust settings from the environment.
 
 use std::io::{Write, stdin};
 
 use serde_json::{Value, json};
 
-/// What `tests/sdks` has for the others: for each line of standard input it calls AWS, and
-/// tells what came of it.
+/// Equivalent of the scripts in `tests/sdks`: for each line of standard input it calls AWS, and
+/// prints the result.
 #[tokio::test]
 #[ignore = "the other tests start it in a process of its own"]
-async fn for_each_line_it_calls_aws() {
+async fn rust_sdk_service_calls_aws_for_each_line() {
     let config = aws_config::load_from_env().await;
     let kms = aws_sdk_kms::Client::new(&config);
     let sts = aws_sdk_sts::Client::new(&config);

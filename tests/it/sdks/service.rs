@@ -1,4 +1,4 @@
-//! Services that use an SDK and know nothing of the broker, each in a process of its own.
+//! Services that use an SDK and do not know the broker, each in a process of its own.
 
 use std::{fs, process::Stdio};
 
@@ -20,10 +20,10 @@ use crate::harness::{
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdks");
 
-/// What a service uses.
+/// SDK of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sdk {
-    /// The AWS CLI, started anew for each call.
+    /// The AWS CLI, started for each call.
     Cli,
     /// boto3.
     Python,
@@ -34,11 +34,11 @@ pub(super) enum Sdk {
 }
 
 pub(super) const ALL: [Sdk; 4] = [Sdk::Cli, Sdk::Python, Sdk::JavaScript, Sdk::Rust];
-/// Those that keep what they have been given.
+/// SDKs that keep their credentials.
 pub(super) const LASTING: [Sdk; 3] = [Sdk::Python, Sdk::JavaScript, Sdk::Rust];
 
 impl Sdk {
-    /// What is run for a service that uses it.
+    /// Program of a service that uses this SDK.
     fn program(self) -> Vec<String> {
         let python = || emulator().bin.join("python").display().to_string();
         let script = |name: &str| format!("{SCRIPTS}/{name}");
@@ -48,7 +48,7 @@ impl Sdk {
             Self::JavaScript => vec!["node".to_owned(), script("sdk.js")],
             Self::Rust => {
                 let itself = std::env::current_exe().unwrap().display().to_string();
-                let test = "sdks::rust::for_each_line_it_calls_aws";
+                let test = "sdks::rust::rust_sdk_service_calls_aws_for_each_line";
                 [&itself, test, "--exact", "--ignored", "--nocapture"]
                     .map(ToOwned::to_owned)
                     .to_vec()
@@ -57,9 +57,9 @@ impl Sdk {
     }
 }
 
-/// How a service is led to its credentials.
+/// Way in which a service gets its credentials.
 pub(super) enum Way {
-    /// These variables, and nothing else.
+    /// Environment with these variables, and no others.
     Variables(Vec<(&'static str, String)>),
     /// `credential_process` in the AWS config file.
     Process,
@@ -81,7 +81,7 @@ impl Host {
             format!("[default]\ncredential_process = \"{BINARY}\" credential-process role\n");
         fs::write(home.path().join("config"), config).unwrap();
         fs::write(home.path().join("token"), &world.token).unwrap();
-        // As some systems have it: the list that Python takes is the machine's.
+        // Some systems are like this: Python uses the machine's list.
         let ca = world.broker.setting("CREDBROKER_CA_FILE");
         let certifi = format!("def where():\n    return {ca:?}\n");
         fs::create_dir(home.path().join("python")).unwrap();
@@ -97,7 +97,7 @@ impl Host {
         self.home.path().join(name).display().to_string()
     }
 
-    /// A command that is led so; what it runs is added behind.
+    /// Command for this way; the caller appends the program.
     fn led(&self, way: &Way) -> Command {
         let mut command = match way {
             Way::Exec(flags) => credbroker(&[&["exec", "role"], *flags, &["--", "env"]].concat()),
@@ -156,13 +156,13 @@ impl Host {
         }
     }
 
-    /// One with each of these.
+    /// Starts a service with each of these SDKs.
     pub(super) fn start_each(&self, sdks: &[Sdk], way: &Way) -> Services {
         Services(sdks.iter().map(|sdk| self.start(*sdk, way)).collect())
     }
 }
 
-/// A service that runs.
+/// A running service.
 pub(super) struct Service {
     pub(super) sdk: Sdk,
     ask: ChildStdin,
@@ -171,14 +171,14 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Has it call AWS: what its grant allows, and what it does not allow, which must be
-    /// refused. Tells the session, or why there was none or AWS refused all.
+    /// Makes the service call AWS: once within its grant, and once outside, which AWS must refuse.
+    /// Returns the session, or the reason why there was none or AWS refused both.
     pub(super) async fn call(&mut self) -> Result<String, String> {
         self.ask.write_all(b"\n").await.unwrap();
         let told = loop {
             let line = self.lines.next_line().await.unwrap();
             let line = line.unwrap_or_else(|| panic!("{:?} has ended", self.sdk));
-            // The Rust test says a word before.
+            // The Rust test prints a line before.
             if let Some(at) = line.find('{') {
                 break serde_json::from_str::<Value>(&line[at..]).unwrap();
             }
@@ -195,7 +195,7 @@ impl Service {
 pub(super) struct Services(Vec<Service>);
 
 impl Services {
-    /// Has all call at a time.
+    /// Makes all services call at the same time.
     pub(super) async fn call(&mut self) -> Vec<(Sdk, Result<String, String>)> {
         let mut calling = JoinSet::new();
         for mut service in self.0.drain(..) {
@@ -214,14 +214,14 @@ impl Services {
         results
     }
 
-    /// All work; tells the session of each.
+    /// Asserts that all work. Returns the session of each.
     pub(super) async fn work(&mut self) -> Vec<String> {
         let told = self.call().await.into_iter();
         told.map(|(sdk, told)| told.unwrap_or_else(|why| panic!("{sdk:?}: {why}")))
             .collect()
     }
 
-    /// None works; tells why.
+    /// Asserts that none works. Returns the reasons.
     pub(super) async fn fail(&mut self) -> Vec<(Sdk, String)> {
         let told = self.call().await.into_iter();
         told.map(|(sdk, told)| (sdk, told.expect_err(&format!("{sdk:?} works"))))

@@ -1,6 +1,6 @@
-//! Several brokers on one database under load, while connections are cut, brokers are killed
-//! and stopped for a while, and the database dies. How often, and by which seed, the
-//! environment says, and how many brokers: `CREDBROKER_TEST_CHAOS`, `CREDBROKER_TEST_SEED`,
+//! Several replicas on one database under load, while connections are cut, replicas are killed and
+//! stopped for a while, and the database dies. The environment sets the number of blows, the seed
+//! and the number of replicas: `CREDBROKER_TEST_CHAOS`, `CREDBROKER_TEST_SEED`,
 //! `CREDBROKER_TEST_BROKERS`.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -31,18 +31,18 @@ use crate::{
 
 const BLOWS: u32 = 20;
 const BROKERS: usize = 3;
-/// How many clients each broker has.
+/// Number of clients of each replica.
 const CLIENTS: usize = 2;
-/// After so many blows everything is put in order and checked.
+/// Number of blows after which everything is repaired and checked.
 const CHECK_AFTER: u32 = 10;
-/// Policies of denials that a broker may be writing when it is stopped: of its role and its user.
+/// Policies of denials that a replica may be writing when it is stopped: of its role and its user.
 const POLICIES: usize = 2;
-/// Longer than anything that is begun waits for its end.
+/// Longer than any operation waits for its end.
 const PAUSE: Duration = Duration::from_secs(120);
-/// A client that hears nothing for so long goes elsewhere.
+/// Time without an answer after which a client tries another replica.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// What happens to them.
+/// Blow that a replica or the database suffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Blow {
     Cut,
@@ -53,8 +53,8 @@ enum Blow {
 }
 
 impl Blow {
-    /// Of ten, six are cuts, two are kills, one is the database's death and one a stop, which
-    /// is a long one each 25th time.
+    /// Six blows of ten are cuts, two are kills, one is the database's death and one a stop; each
+    /// 25th stop is a long one.
     const fn nth(number: u32) -> Self {
         match (number % 10, number % 250) {
             (2 | 6, _) => Self::Kill,
@@ -69,10 +69,10 @@ impl Blow {
 struct Fleet {
     server: Option<Server>,
     url: SecretString,
-    /// The first, and how everything is put in order. Away while that goes on.
+    /// The first replica, which also repairs everything; `None` during the repair.
     mortal: Option<Mortal>,
     others: Vec<Broker>,
-    /// Number of times that one was stopped.
+    /// Number of times that a replica was stopped.
     stops: usize,
 }
 
@@ -111,7 +111,7 @@ impl Fleet {
         std::iter::once(first).chain(&self.others).collect()
     }
 
-    /// Clients of one of the brokers, which go elsewhere when it does not answer.
+    /// Clients of one replica, which try another when it does not answer.
     fn clients(&self, memory: &Memory, chance: &mut Rng) -> JoinSet<()> {
         let mut clients = JoinSet::new();
         let world = &self.mortal().world;
@@ -131,7 +131,7 @@ impl Fleet {
                         Some((service, Client::connect(operator).await.ok()?))
                     };
                     if let Ok(Some((service, operator))) = timeout(PATIENCE, connecting).await {
-                        // One that was stopped says nothing, and hangs up on nobody.
+                        // A stopped replica does not answer, and closes no connection.
                         let load = load(service, operator, memory.clone(), chance.fork());
                         let _ = timeout(PATIENCE, load).await;
                     }
@@ -152,7 +152,7 @@ impl Fleet {
                 raw.execute(cut).await.unwrap();
             }
             Blow::Kill => self.kill(victim).await,
-            // Long enough, now and then, to be taken for dead.
+            // Some stops are long enough for the replica to be taken for dead.
             Blow::Stop => {
                 let moment = Duration::from_millis(chance.u64(500..14_000));
                 self.stop_for(victim, moment).await;
@@ -169,7 +169,7 @@ impl Fleet {
         }
     }
 
-    /// It does nothing for so long, and then goes on where it was.
+    /// Stops a replica for a while; it then continues.
     async fn stop_for(&mut self, victim: usize, moment: Duration) {
         self.stops += 1;
         self.brokers()[victim].signal("STOP");
@@ -177,7 +177,7 @@ impl Fleet {
         self.brokers()[victim].signal("CONT");
     }
 
-    /// Kills one and starts it again.
+    /// Kills a replica and starts it again.
     async fn kill(&mut self, victim: usize) {
         if let Some(other) = victim.checked_sub(1) {
             let mut dead = self.others.remove(other);
@@ -191,10 +191,10 @@ impl Fleet {
         }
     }
 
-    /// Puts everything in order and checks.
+    /// Repairs everything and checks.
     async fn check(&mut self, memory: &Memory) -> Vec<String> {
         for other in &mut self.others {
-            // What it has begun it ends.
+            // The replica ends the work that it has begun.
             assert!(other.stop().await);
         }
         let mut mortal = self.mortal.take().unwrap();
@@ -212,7 +212,7 @@ impl Fleet {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_fleet_under_blows_leaks_nothing_and_loses_nothing() {
+async fn a_fleet_under_random_faults_leaks_and_loses_nothing() {
     let what = "blows against several brokers";
     let blows = trials(what, "CREDBROKER_TEST_CHAOS", BLOWS, 500);
     let seed = seed();

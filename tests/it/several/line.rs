@@ -1,5 +1,5 @@
-//! A line to a server that can be cut as networks are: nothing passes any more, and neither
-//! end is told.
+//! A line to a server that can fail like a network: nothing passes any more, and neither end is
+//! notified.
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
@@ -8,7 +8,7 @@ use tokio::{
 };
 
 pub struct Line {
-    /// Its near end.
+    /// Address of the near end.
     pub address: String,
     state: watch::Sender<State>,
 }
@@ -16,20 +16,20 @@ pub struct Line {
 #[derive(Clone, Copy)]
 struct State {
     is_whole: bool,
-    /// How often all connections were forgotten.
+    /// Number of times that all connections were forgotten.
     forgotten: u32,
 }
 
-/// A connection over it.
+/// A connection over the line.
 #[derive(Clone)]
 struct Connection {
-    /// How often that had happened before it was made.
+    /// Value of `forgotten` when the connection was made.
     since: u32,
     state: watch::Receiver<State>,
 }
 
 impl Connection {
-    /// Waits until something passes; false when nobody is there any more.
+    /// Waits until data may pass. Returns false once the line is gone.
     async fn is_carried(&mut self) -> bool {
         let since = self.since;
         let carried = |state: &State| state.is_whole && state.forgotten == since;
@@ -38,7 +38,7 @@ impl Connection {
 }
 
 impl Line {
-    /// A line to this address.
+    /// Creates a line to this address.
     pub async fn to(far: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -60,12 +60,13 @@ impl Line {
         self.state.send_modify(|state| state.is_whole = false);
     }
 
-    /// What was sent meanwhile arrives late.
+    /// Restores the line. Data sent meanwhile arrives late.
     pub fn mend(&self) {
         self.state.send_modify(|state| state.is_whole = true);
     }
 
-    /// As a firewall does that has lost its table: what is connected hears nothing any more.
+    /// Forgets all connections, like a firewall that has lost its table: they receive nothing any
+    /// more.
     pub fn forget(&self) {
         self.state.send_modify(|state| state.forgotten += 1);
     }
@@ -85,7 +86,7 @@ async fn carry(near: TcpStream, far: String, mut connection: Connection) {
     }
 }
 
-/// Passes on all that comes, while the line is whole.
+/// Forwards all data while the line is whole.
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

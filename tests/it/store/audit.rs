@@ -1,4 +1,4 @@
-//! The log.
+//! Audit log.
 
 use credbroker::{
     broker::ports::{AuditFilter, Counts, Store},
@@ -135,7 +135,7 @@ pub(super) async fn a_time_finds_its_records_wherever_a_clock_that_was_set_has_p
     let mut clock = 10_000;
     for number in 0..900 {
         clock = match number {
-            // Set back by more than a bundle's worth, then by little, then far ahead.
+            // The clock is set back by more than a bundle's worth, then by little, then far ahead.
             300 => clock - 400,
             500 => clock - 3,
             700 => clock + 5_000,
@@ -201,12 +201,12 @@ pub(super) async fn a_change_that_is_refused_leaves_no_record(store: &dyn Store)
         .service;
     let again = store.create_service(&service, audit(Event::ServiceCreated));
     super::refuses(store, again).await;
-    // The next record follows the last that was written.
+    // The next record follows the last durable one.
     store.record(audit(Event::StatusRead)).await.unwrap();
     assert_eq!(matching(store, AuditFilter::default()).await, [1, 2]);
 }
 
-pub(super) async fn everything_there_is_is_counted(store: &dyn Store) {
+pub(super) async fn counts_include_every_kind_of_object(store: &dyn Store) {
     assert_eq!(store.counts().await.unwrap(), Counts::default());
     let grant = granted(store, "payments-api/work").await;
     register(store, "billing").await;

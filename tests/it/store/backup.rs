@@ -1,4 +1,4 @@
-//! A database that is put back from its dump: the newest goes on, an older one is noticed.
+//! Restore of a database from its dump: the newest continues, an older one is noticed.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ use crate::harness::{
     stored::Stored,
 };
 
-/// All of a database, in a file.
+/// Dumps a whole database to a file.
 async fn dump(database: &SecretString, file: &str) {
     run("pg_dump", &["--format=custom", "--file", file], database).await;
 }
 
 #[tokio::test]
-async fn a_restored_dump_goes_on_and_an_older_one_issues_nothing() {
+async fn a_restored_dump_continues_and_an_older_one_issues_nothing() {
     let home = TempDir::new().unwrap();
     let file = |name: &str| home.path().join(name).display().to_string();
     let url = migrated().await;
@@ -30,7 +30,7 @@ async fn a_restored_dump_goes_on_and_an_older_one_issues_nothing() {
     let broker = Broker::start_on(store, command).await;
     let mut world = World::with(account, proxy, broker).await;
     let issued = world.issued(&["user"]).await;
-    // While the broker works.
+    // The broker works during the dump.
     dump(&url, &file("older")).await;
     world.assert_issues("user").await;
     assert!(world.broker.stop().await);
@@ -40,7 +40,7 @@ async fn a_restored_dump_goes_on_and_an_older_one_issues_nothing() {
     for name in ["newest", "older"] {
         let restored = empty().await;
         run("pg_restore", &["--exit-on-error", &file(name)], &restored).await;
-        // Its tables are those of this version.
+        // The dump's tables are those of this version.
         migrate(&restored).await.unwrap();
         world.broker.store = Stored::Database(restored);
         world.broker = world.broker.start_again(&admin, &endpoint).await;

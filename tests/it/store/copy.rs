@@ -1,4 +1,4 @@
-//! Moving from a file to a database.
+//! Migration from a file to a database.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ async fn copy(from: &str, to: &str) -> Run {
     .await
 }
 
-/// `dev` in the same directory, on a database.
+/// Command `dev` in the same directory, on a database.
 fn on(database: &str, state: &Path, admin: &Key) -> Command {
     let endpoint = emulator().endpoint.as_str();
     let state = state.to_str().unwrap();
@@ -34,11 +34,11 @@ fn on(database: &str, state: &Path, admin: &Key) -> Command {
 }
 
 #[tokio::test]
-async fn a_broker_goes_on_with_a_database_where_its_file_ended() {
+async fn a_broker_moved_to_a_database_continues_its_log() {
     let mut world = World::new().await;
     world.put_user(&[]).await;
     let issued = world.issued(&["user"]).await;
-    // Of operators each call has a record.
+    // Each call of an operator has a record.
     let client = world.broker.client(world.broker.admin_token()).await;
     for _ in 0..600 {
         client.identity().who_am_i(WhoAmIRequest {}).await.unwrap();
@@ -86,6 +86,6 @@ async fn a_broker_goes_on_with_a_database_where_its_file_ended() {
     .fetch_one(&mut raw)
     .await
     .unwrap();
-    // Of each there is a line in the copy, but of the versions' and of those of who lives.
+    // The copy's list has a line for each table, except one of versions and two of live replicas.
     assert_eq!(tables, 18 + 1 + 2);
 }

@@ -114,7 +114,7 @@ pub(super) async fn current_grants_are_listed_by_name_in_pages(store: &dyn Store
     assert_eq!(names(&one), ["pay-roll/admin@1", "pay-roll/read@1"]);
 }
 
-pub(super) async fn of_several_puts_of_one_version_exactly_one_wins(store: &dyn Store) {
+pub(super) async fn concurrent_puts_of_one_version_succeed_once(store: &dyn Store) {
     granted(store, "payments-api/work").await;
     let second = grant("payments-api/work", 2);
     let won = join!(

@@ -1,4 +1,4 @@
-//! Leases: begun, replaced revision by revision, found again when something is due.
+//! Leases: begun, replaced revision by revision, found again when due.
 
 use credbroker::{
     broker::ports::{Begun, LeaseFilter, Store, StoreError, Target},
@@ -123,7 +123,7 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
     assert_eq!(store.lease(&unknown).await.unwrap(), None);
 }
 
-/// A lease of the request whose id ends with this number.
+/// Lease of a request whose id ends with this number.
 fn named(grant: &Grant, second: i64, number: u8) -> Lease {
     let id = format!("00000000-0000-4000-8000-0000000000{number:02x}");
     let request = NamedRequest::new(id.parse().unwrap(), &["issue"]);
@@ -139,7 +139,7 @@ fn request_id(lease: &Lease) -> RequestId {
     lease.request.as_ref().unwrap().id.clone()
 }
 
-pub(super) async fn a_request_has_one_lease_until_its_issue_comes_to_nothing(store: &dyn Store) {
+pub(super) async fn a_request_id_keeps_its_lease_until_the_issue_fails(store: &dyn Store) {
     let (ours, theirs) = (
         granted(store, "payments-api/work").await,
         granted(store, "billing/work").await,
@@ -153,7 +153,7 @@ pub(super) async fn a_request_has_one_lease_until_its_issue_comes_to_nothing(sto
         Begun::Known(Box::new(first.clone()))
     );
     assert_eq!(store.audit_size().await.unwrap(), size);
-    // Ids of requests are each service's own.
+    // Each service has its own request ids.
     begin(store, &named(&theirs, 12, 1)).await.unwrap();
     let found = async |service: &str, lease: &Lease| {
         let (service, id) = (name(service), request_id(lease));
@@ -169,7 +169,7 @@ pub(super) async fn a_request_has_one_lease_until_its_issue_comes_to_nothing(sto
     update(store, &first, &nothing.unwrap()).await.unwrap();
     assert_eq!(found("payments-api", &first).await, None);
     assert_eq!(begin(store, &again).await.unwrap(), Begun::Recorded);
-    // What has been handed out keeps its request, even when it is over.
+    // A lease that was handed out keeps its request, even after its end.
     let held = again.clone().activate(issued(15)).unwrap();
     update(store, &again, &held).await.unwrap();
     let going = held
@@ -183,7 +183,7 @@ pub(super) async fn a_request_has_one_lease_until_its_issue_comes_to_nothing(sto
     assert_eq!(third, Begun::Known(Box::new(over)));
 }
 
-pub(super) async fn of_one_request_asked_twice_at_the_same_moment_one_begins(store: &dyn Store) {
+pub(super) async fn concurrent_repeats_of_one_request_begin_one_lease(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
     let (one, other) = (named(&grant, 10, 1), named(&grant, 10, 1));
     let (first, second) = join!(begin(store, &one), begin(store, &other));
@@ -222,7 +222,7 @@ pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alo
     );
     let (outdated_begun, finished, plain_begun, recorded) = join!(
         begin(store, &outdated),
-        // Of a revision that is gone.
+        // The revision is outdated.
         update(store, &standing, &over),
         begin(store, &plain),
         store.record(audit(Event::LeaseDenied)),
@@ -236,13 +236,13 @@ pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alo
     assert!(matches!(finished, Err(StoreError::Conflict)));
     assert_eq!(plain_begun.unwrap(), Begun::Recorded);
     recorded.unwrap();
-    // One of a request, one of a revision, two that began, and the record alone.
+    // One of the request, one of the revision, two that began, and the record alone.
     assert_eq!(store.audit_size().await.unwrap(), size + 5);
     let stands = stored(store, &standing).await;
     assert_eq!(stands, if release.is_ok() { released } else { expired });
 }
 
-pub(super) async fn a_service_has_so_many_live_users_and_so_many_live_sessions(store: &dyn Store) {
+pub(super) async fn live_users_and_sessions_beyond_the_limits_are_refused(store: &dyn Store) {
     let users = granted(store, "payments-api/users").await;
     let sessions = session_grant("payments-api/sessions");
     put(store, &sessions).await.unwrap();
@@ -281,7 +281,7 @@ pub(super) async fn a_service_has_so_many_live_users_and_so_many_live_sessions(s
     assert_eq!(begun(requested(&users, 34)).await, Begun::Recorded);
 }
 
-/// `SERVICE/GRANT` of kind `federation_token`, of a service that is there.
+/// `SERVICE/GRANT` of kind `federation_token`, of an existing service.
 fn session_grant(name: &str) -> Grant {
     let grant = grant(name, 1);
     let kind = KindSpec::FederationToken {
@@ -330,7 +330,7 @@ pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_long
     };
     let replaced = replacing.clone().activate(other).unwrap();
     refuses(store, update(store, &replacing, &replaced)).await;
-    // What puts it in order again goes on.
+    // A repair of the lease still succeeds.
     let kept = replacing.clone().keep(false).unwrap();
     update(store, &replacing, &kept).await.unwrap();
 }
@@ -395,7 +395,7 @@ pub(super) async fn a_lease_of_a_suspended_service_does_not_become_active(store:
     suspend(store, "payments-api").await;
     let active = pending.clone().activate(issued(10)).unwrap();
     refuses(store, update(store, &pending, &active)).await;
-    // What takes it away goes on.
+    // A removal of the lease still succeeds.
     let revoking = pending
         .clone()
         .begin_revocation(Cause::Released, at(11))
@@ -440,7 +440,7 @@ pub(super) async fn leases_are_listed_newest_first_in_pages(store: &dyn Store) {
     }
 }
 
-pub(super) async fn what_is_due_is_told_oldest_first(store: &dyn Store) {
+pub(super) async fn due_leases_are_returned_oldest_first(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
     let asked = pending(store, &grant, 1_000).await; // until 1 060
     let held = active(store, &grant, 1_000).await; // until 1 600
@@ -526,7 +526,7 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
         assert_eq!(lease.state.as_str(), "revoking");
         assert_eq!(stored(store, lease).await, *lease);
     }
-    // One that was merely handed back is revoked now.
+    // A lease that was merely released is revoked now.
     let revoked = Cause::Revoked("leaked".to_owned());
     assert_eq!(leases[2].cause(), Some(&revoked));
     assert_eq!(
@@ -543,7 +543,7 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
     .await;
 }
 
-pub(super) async fn what_is_denied_to_a_service_is_told_as_it_stands(store: &dyn Store) {
+pub(super) async fn denials_of_a_service_are_returned_in_their_current_state(store: &dyn Store) {
     let mut grant = session_grant("payments-api/sessions");
     grant.spec.kind = KindSpec::AssumeRole {
         role_arn: "arn:aws:iam::123456789012:role/payments".parse().unwrap(),
@@ -561,7 +561,7 @@ pub(super) async fn what_is_denied_to_a_service_is_told_as_it_stands(store: &dyn
     let denied = store.denials().await.unwrap().known;
     assert_ne!(denied, []);
     assert_eq!(told().await, denied);
-    // It needs no record to be over.
+    // The end of a denial needs no record.
     store
         .change_denials(&[], &denied, Vec::new())
         .await
@@ -582,7 +582,7 @@ pub(super) async fn revoking_a_service_keeps_an_earlier_suspension(store: &dyn S
     assert_eq!(service.service.suspension, Some(suspension(5, "audit")));
 }
 
-pub(super) async fn of_activation_and_revocation_at_the_same_moment_one_wins(store: &dyn Store) {
+pub(super) async fn concurrent_activation_and_revocation_succeed_once(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
     let pending = pending(store, &grant, 10).await;
     let active = pending.clone().activate(issued(10)).unwrap();
@@ -605,7 +605,7 @@ fn role(name: &str) -> Holder {
         .unwrap()
 }
 
-/// A lease of a session at a role, asked for at a second, that expires at another.
+/// Lease of a session at a role, requested at one second, expiring at another.
 async fn session(
     store: &dyn Store,
     grant: &Grant,
@@ -642,7 +642,7 @@ pub(super) async fn the_session_that_expires_last_is_known_of_each_version_of_a_
     let uploads = grant("payments-api/uploads", 1);
     put(store, &uploads).await.unwrap();
     session(store, &uploads, &one, (15, 400)).await;
-    // Neither a user nor what is still being issued is a session, and others are others.
+    // Neither a user nor a pending lease counts as a session, nor does a lease of another service.
     active(store, &second, 16).await;
     let mut pending = requested(&second, 17);
     pending.binding.holder = Some(role("third"));

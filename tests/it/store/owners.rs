@@ -130,7 +130,7 @@ pub(super) async fn a_service_with_live_leases_cannot_be_deleted(store: &dyn Sto
         store.lease(&lease.binding.lease_id).await.unwrap(),
         Some(ended)
     );
-    // A service of the same name begins with nothing.
+    // A new service of the same name has nothing.
     register(store, "payments-api").await;
     assert_eq!(store.grant(&grant.name).await.unwrap(), None);
     assert!(

@@ -1,4 +1,4 @@
-//! What PostgreSQL promises beyond the port: tables of one version, one broker, nothing lost.
+//! Promises of PostgreSQL beyond the port: tables of one version, one broker, nothing lost.
 
 use std::{
     io::ErrorKind,
@@ -64,14 +64,14 @@ async fn a_database_is_opened_with_the_tables_of_this_version_alone() {
     assert!(matches!(refused, OpenError::Migrate { .. }), "{refused}");
 }
 
-/// Of two brokers, with a store each, on the same database.
+/// Stores of two replicas on the same database.
 async fn two() -> (PostgresStore, PostgresStore, PgConnection) {
     let url = migrated().await;
     let (ann, bob) = (at(&url).await.unwrap(), at(&url).await.unwrap());
     (ann, bob, connection(&url).await)
 }
 
-/// As if nothing had been heard of a broker for so many seconds.
+/// Moves the last heartbeat of a replica this many seconds into the past.
 async fn unheard(raw: &mut PgConnection, broker: &str, seconds: f64) {
     let older = "UPDATE brokers SET seen = seen - $1 * INTERVAL '1 second' WHERE id = $2";
     let older = sqlx::query(older).bind(seconds).bind(broker);
@@ -79,7 +79,7 @@ async fn unheard(raw: &mut PgConnection, broker: &str, seconds: f64) {
 }
 
 #[tokio::test]
-async fn brokers_know_of_each_other_and_bury_the_dead_once() {
+async fn live_replicas_are_counted_and_a_dead_one_is_reported_once() {
     let (ann, bob, mut raw) = two().await;
     let living = async |store: &PostgresStore, broker, place| {
         let living = store.appear(broker, place).await.unwrap();
@@ -94,19 +94,19 @@ async fn brokers_know_of_each_other_and_bury_the_dead_once() {
     assert!(!ann.lives("bob").await.unwrap());
     assert_eq!(living(&ann, "ann", "a").await, (1, 1));
     assert_eq!(living(&ann, "ann", "a").await, (1, 0));
-    // One that was taken for dead comes back.
+    // A replica that was taken for dead comes back.
     assert_eq!(living(&bob, "bob", "b").await, (2, 0));
-    // Who starts where another was knows that it is dead.
+    // A replica that starts at the place of another knows that the other is dead.
     assert_eq!(living(&bob, "eve", "b").await, (2, 1));
     assert!(!ann.lives("bob").await.unwrap());
-    // Who leaves in good order leaves what it has to the others as well.
+    // A replica that stops gracefully leaves its work to the others as well.
     bob.leave("eve").await.unwrap();
     assert!(!ann.lives("eve").await.unwrap());
     assert_eq!(living(&ann, "ann", "a").await, (1, 1));
 }
 
 #[tokio::test]
-async fn a_claim_is_one_brokers_until_it_gives_it_back_dies_or_lets_it_grow_old() {
+async fn a_lock_is_held_until_release_death_or_expiry() {
     let (ann, bob, mut raw) = two().await;
     ann.appear("ann", "a").await.unwrap();
     bob.appear("bob", "b").await.unwrap();
@@ -115,30 +115,30 @@ async fn a_claim_is_one_brokers_until_it_gives_it_back_dies_or_lets_it_grow_old(
     assert_eq!(claim(&bob, "bob").await, None);
     assert_eq!(bob.claim("other", "bob").await.unwrap(), Some(1));
     assert!(ann.is_claimed("it", 1).await.unwrap());
-    // Given back.
+    // The lock was released.
     ann.release("it", 1).await.unwrap();
     assert_eq!(claim(&bob, "bob").await, Some(2));
     assert!(!ann.is_claimed("it", 1).await.unwrap());
-    // What comes late changes nothing.
+    // A late release changes nothing.
     ann.release("it", 1).await.unwrap();
     assert_eq!(claim(&ann, "ann").await, None);
-    // Dead.
+    // The holder is dead.
     unheard(&mut raw, "bob", 11.0).await;
     assert_eq!(claim(&ann, "ann").await, Some(3));
     bob.appear("bob", "b").await.unwrap();
     assert_eq!(claim(&bob, "bob").await, None);
-    // Claimed again in time, and then not.
+    // The lock was renewed in time, and then not.
     assert_eq!(claim(&ann, "ann").await, Some(4));
     let older = "UPDATE claims SET until = until - INTERVAL '61 seconds' WHERE what = 'it'";
     raw.execute(older).await.unwrap();
     assert_eq!(claim(&bob, "bob").await, Some(5));
-    // Gone in good order.
+    // The holder stopped gracefully.
     bob.leave("bob").await.unwrap();
     assert_eq!(claim(&ann, "ann").await, Some(6));
 }
 
 #[tokio::test]
-async fn of_many_who_claim_at_once_one_succeeds() {
+async fn concurrent_lock_attempts_succeed_once() {
     let (ann, _, _) = two().await;
     let ann = Arc::new(ann);
     for round in 0..20 {
@@ -160,7 +160,7 @@ async fn of_many_who_claim_at_once_one_succeeds() {
 }
 
 #[tokio::test]
-async fn what_one_broker_records_is_news_to_the_others() {
+async fn a_record_of_one_replica_is_read_by_the_others() {
     let (ann, bob, _) = two().await;
     for event in [
         Event::StatusRead,
@@ -178,7 +178,7 @@ async fn what_one_broker_records_is_news_to_the_others() {
     assert_eq!(told, [(2, Event::ServiceSuspended)]);
     assert_eq!(news.read, 3);
     assert_eq!(bob.news(3, 3).await.unwrap().records, []);
-    // Its own follow those of the other, whoever wrote last.
+    // Records of either replica follow those of the other, whichever wrote last.
     bob.record(audit(Event::GrantRevoked)).await.unwrap();
     ann.record(audit(Event::StatusRead)).await.unwrap();
     assert_eq!(bob.log_head().await.unwrap(), ann.log_head().await.unwrap());
@@ -186,7 +186,7 @@ async fn what_one_broker_records_is_news_to_the_others() {
 }
 
 #[tokio::test]
-async fn no_error_tells_the_password() {
+async fn store_errors_do_not_contain_the_password() {
     let nowhere = "postgres://ann:hunter2@127.0.0.1:1/x".to_owned().into();
     let remote = "postgres://ann:hunter2@db.example/x".to_owned().into();
     let no_url = "postgres://ann:hunter2@127.0.0.1:port/x".to_owned().into();
@@ -217,7 +217,7 @@ async fn the_log_is_not_rewritten_in_the_database() {
     }
 }
 
-/// As after some time: which index is best depends on what there is.
+/// Data like after some time: the best index depends on the data.
 const FILLED: &str = "
     CREATE TEMPORARY TABLE filling AS
     SELECT n, CASE n % 100 WHEN 1 THEN 'billing' ELSE 's' || n % 100 END AS service, n / 100 % 5 = 0 AS lives
@@ -232,7 +232,7 @@ const FILLED: &str = "
     ANALYZE leases, audit";
 
 #[tokio::test]
-async fn what_is_asked_for_all_the_time_is_found_by_index() {
+async fn frequent_queries_use_an_index() {
     let mut raw = connection(&migrated().await).await;
     raw.execute(FILLED).await.unwrap();
     for (query, index) in INDEXED {
@@ -247,14 +247,14 @@ async fn what_is_asked_for_all_the_time_is_found_by_index() {
 }
 
 #[tokio::test]
-async fn what_was_durable_is_missed() {
+async fn a_lost_durable_record_is_noticed() {
     let url = migrated().await;
     let store = at(&url).await.unwrap();
     let mut raw = connection(&url).await;
     let before = "CREATE TABLE before AS SELECT * FROM audit_edge";
     raw.execute(before).await.unwrap();
     store.record(audit(Event::StatusRead)).await.unwrap();
-    // As when a copy takes over that had not heard of the record.
+    // The state is like after a failover to a copy that lacks the record.
     let lose = "UPDATE audit_edge SET size = 0, subtrees = ''";
     raw.execute(lose).await.unwrap();
     let refused = store.record(audit(Event::StatusRead)).await.unwrap_err();
@@ -359,7 +359,7 @@ async fn a_store_whose_server_dies_goes_on_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn the_way_to_a_database_is_kept_from_others_by_tls() {
+async fn a_database_connection_is_verified_by_tls() {
     let home = TempDir::new().unwrap();
     let write = |name: &str, pem: String| std::fs::write(home.path().join(name), pem).unwrap();
     for name in ["cert", "other"] {

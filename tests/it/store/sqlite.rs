@@ -1,4 +1,4 @@
-//! What SQLite promises beyond the port: one private file, one broker, nothing lost.
+//! Promises of SQLite beyond the port: one private file, one broker, nothing lost.
 
 use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -74,13 +74,14 @@ async fn the_journal_is_a_write_ahead_log() {
 }
 
 #[tokio::test]
-async fn what_was_committed_reaches_the_file_while_the_store_is_open() {
+async fn commits_are_checkpointed_while_the_store_is_open() {
     let (home, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let store = at(home.path()).await.unwrap();
     granted(&store, "payments-api/work").await;
     let alone = elsewhere.path().join("credbroker.db");
     let carried_over = async || {
-        // By another process: to close the file is to give back this one's locks of it.
+        // Another process copies the file: closing it here would release this process's locks on
+        // it.
         let mut copy = Command::new("cp");
         copy.arg(home.path().join("credbroker.db")).arg(&alone);
         assert!(copy.status().await.unwrap().success());
@@ -95,10 +96,10 @@ async fn what_was_committed_reaches_the_file_while_the_store_is_open() {
     store.close().await;
 }
 
-/// Earlier ones may lose commits while another connection carries over:
+/// Checks the version: earlier ones may lose commits while another connection checkpoints:
 /// <https://sqlite.org/wal.html#walresetbug>.
 #[tokio::test]
-async fn sqlite_is_a_version_that_carries_over_beside_commits() {
+async fn sqlite_version_checkpoints_safely_beside_commits() {
     let mut memory = SqliteConnection::connect("sqlite::memory:").await.unwrap();
     let version = sqlx::query_scalar("SELECT sqlite_version()");
     let version: String = version.fetch_one(&mut memory).await.unwrap();
@@ -133,7 +134,7 @@ async fn a_store_that_is_opened_again_has_everything() {
     let grant = granted(&store, "payments-api/work").await;
     let lease = active(&store, &grant, 10).await;
     let counts = store.counts().await.unwrap();
-    // Not closed: as after a crash.
+    // The store is not closed, like after a crash.
     drop(store);
     let store = at(home.path()).await.unwrap();
     assert_eq!(store.counts().await.unwrap(), counts);
@@ -146,7 +147,7 @@ async fn a_store_that_is_opened_again_has_everything() {
 }
 
 #[tokio::test]
-async fn a_directory_that_is_not_there_is_told_by_name() {
+async fn a_missing_directory_is_named_in_the_error() {
     let home = TempDir::new().unwrap();
     let missing = home.path().join("missing");
     let error = at(&missing).await.unwrap_err();
@@ -165,7 +166,7 @@ async fn changes_at_the_same_moment_are_each_done_or_refused_for_themselves() {
     for number in 0..600 {
         let store = Arc::clone(&store);
         tasks.spawn(async move {
-            // Every third is for the same name, which is taken once.
+            // Every third uses the same name, which succeeds once.
             if number % 3 > 0 {
                 return store.record(audit(Event::StatusRead)).await.is_ok();
             }
@@ -201,7 +202,7 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
             tasks.spawn(async move { store.record(audit(Event::StatusRead)).await.unwrap() });
         }
         tasks.join_all().await;
-        // Not closed: as after a crash.
+        // The store is not closed, like after a crash.
     }
     let path = home.path().join("credbroker.db");
     let options = SqliteConnectOptions::new().filename(path);
@@ -233,7 +234,7 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_all_the_time_is_found_by_index() {
+async fn frequent_queries_use_an_index() {
     let home = TempDir::new().unwrap();
     at(home.path()).await.unwrap().close().await;
     let options = SqliteConnectOptions::new().filename(home.path().join("credbroker.db"));

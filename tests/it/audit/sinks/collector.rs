@@ -1,4 +1,4 @@
-//! An HTTPS server that takes records, or does not.
+//! An HTTPS server that accepts or refuses records.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,15 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::site::Site;
 
-/// What it does with what it is given.
+/// Response to the records.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mood {
-    /// It acknowledges it.
+    /// Acknowledges the records.
     #[default]
     Taking,
-    /// It refuses.
+    /// Refuses the records.
     Refusing,
-    /// It does not answer.
+    /// Does not answer.
     Silent,
 }
 
@@ -76,7 +76,7 @@ impl Collector {
         self.mood.send_replace(mood);
     }
 
-    /// The lines of all that it has acknowledged.
+    /// Lines of all acknowledged records.
     pub fn taken(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }

@@ -1,5 +1,4 @@
-//! A syslog server over TLS that holds what it is sent to the letter of RFC 5424 and
-//! RFC 5425.
+//! A syslog server over TLS that checks each message strictly against RFC 5424 and RFC 5425.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,7 +30,7 @@ pub struct Syslogd {
 }
 
 impl Syslogd {
-    /// Not yet there.
+    /// Creates a server that does not run yet.
     pub fn new() -> Self {
         Self {
             address: free_address(),
@@ -73,18 +72,18 @@ impl Syslogd {
         }));
     }
 
-    /// Whether connections that begin from now on are not read from.
+    /// Stops or resumes reading from connections that begin from now on.
     pub fn be_deaf(&self, deaf: bool) {
         self.deaf.store(deaf, Ordering::Relaxed);
     }
 
-    /// Ends every connection.
+    /// Closes every connection.
     pub fn hang_up(&self) {
-        // There may be none.
+        // The server may have no connections.
         let _ = self.hang_up.send(());
     }
 
-    /// Ends every connection and takes no other.
+    /// Closes every connection and accepts no others.
     pub async fn end(&mut self) {
         let serving = self.serving.take().unwrap();
         serving.abort();

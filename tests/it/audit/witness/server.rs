@@ -1,5 +1,5 @@
-//! A witness as C2SP tlog-witness tells: it keeps the newest checkpoint of each log that it
-//! knows, and cosigns what goes on from it. <https://c2sp.org/tlog-witness>
+//! A witness like C2SP tlog-witness describes: it stores the newest checkpoint of each known log,
+//! and cosigns its successors. <https://c2sp.org/tlog-witness>
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ use crate::harness::{free_address, listening, site::Site};
 const NAME: &str = "witness.example/w1";
 const NOT_ITS_SEED: [u8; 32] = [8; 32];
 
-/// A log that it knows.
+/// A log that the witness knows.
 struct Log {
     keys: Vec<Verifier>,
     size: u64,
@@ -53,12 +53,12 @@ struct Log {
 pub struct Witness {
     port: u16,
     logs: Arc<Mutex<BTreeMap<String, Log>>>,
-    /// Each status that it has answered.
+    /// Status of each answer.
     answered: Arc<Mutex<Vec<u16>>>,
     seed: [u8; 32],
 }
 
-/// A witness that is there, until it is ended.
+/// A running witness.
 pub struct Running {
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -72,7 +72,7 @@ impl Running {
 }
 
 impl Witness {
-    /// One that is not there yet.
+    /// Creates a witness that does not run yet.
     pub fn new() -> Self {
         Self {
             port: free_address().port(),
@@ -82,7 +82,7 @@ impl Witness {
         }
     }
 
-    /// The same, with a key that is not its own.
+    /// Returns the same witness with a wrong key.
     pub fn with_another_key(&self) -> Self {
         Self {
             seed: NOT_ITS_SEED,
@@ -90,7 +90,7 @@ impl Witness {
         }
     }
 
-    /// The settings that lead to it.
+    /// Settings of the broker for this witness.
     pub fn settings(&self, site: &Site) -> String {
         let (port, key, ca) = (self.port, self.key(), site.text("tls.pem"));
         format!(
@@ -98,7 +98,7 @@ impl Witness {
         )
     }
 
-    /// Its key as tlog-cosignature writes it.
+    /// Key of the witness as tlog-cosignature writes it.
     fn key(&self) -> String {
         let (id, typed) = self.id_and_key();
         format!("{NAME}+{}+{}", HEXLOWER.encode(&id), BASE64.encode(&typed))
@@ -114,7 +114,7 @@ impl Witness {
         Ed25519KeyPair::from_seed_unchecked(&self.seed).unwrap()
     }
 
-    /// Where it is reached.
+    /// Binds the witness's address.
     pub async fn listener(&self) -> TcpListener {
         listening(([127, 0, 0, 1], self.port).into()).await
     }
@@ -141,7 +141,7 @@ impl Witness {
         Running { stop, task }
     }
 
-    /// From now on it knows the log of this key.
+    /// Adds this key's log to the known logs.
     pub fn trust(&self, key: Verifier) {
         let mut logs = self.logs.lock().unwrap();
         let log = logs.entry(key.name().to_owned()).or_insert(Log {
@@ -152,19 +152,19 @@ impl Witness {
         log.keys.push(key);
     }
 
-    /// The size of the one log that it knows.
+    /// Size of the one known log.
     pub fn size(&self) -> u64 {
         self.logs.lock().unwrap().values().map(|log| log.size).sum()
     }
 
-    /// It has seen another log of this size.
+    /// Makes the witness believe that it has seen another log of this size.
     pub fn has_seen_another(&self, size: u64) {
         for log in self.logs.lock().unwrap().values_mut() {
             (log.size, log.root) = (size, [7; 32]);
         }
     }
 
-    /// How often it has answered so.
+    /// Number of answers with this status.
     pub fn answered(&self, status: u16) -> usize {
         let answered = self.answered.lock().unwrap();
         answered.iter().filter(|other| **other == status).count()
@@ -200,14 +200,14 @@ impl Witness {
         let signature = self.pair().sign(message.as_bytes());
         let (id, _) = self.id_and_key();
         let bytes = [&id, &time.to_be_bytes()[..], signature.as_ref()].concat();
-        // Somebody whom the log does not know has signed as well.
+        // A key that the log does not know has signed as well.
         let unknown = BASE64.encode(&[9; 76]);
         let own = BASE64.encode(&bytes);
         format!("\u{2014} witness.example/w2 {unknown}\n\u{2014} {NAME} {own}\n")
     }
 }
 
-/// What was sent.
+/// Parsed request.
 struct Request<'a> {
     old: u64,
     proof: Vec<Hash>,

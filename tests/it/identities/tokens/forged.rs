@@ -1,5 +1,4 @@
-//! Tokens that prove nothing: each is refused with the same words, and the log says what was
-//! wrong.
+//! Tokens that prove nothing: each is refused with the same words, and the log has the reason.
 
 use std::collections::HashMap;
 
@@ -17,7 +16,7 @@ fn without(name: &str) -> Value {
     claims
 }
 
-/// Claims that a good key has signed, and why they are worth nothing.
+/// Claims that a good key has signed, each with the reason of its refusal.
 fn claims() -> Vec<(Value, &'static str)> {
     let at =
         |name: &str, seconds: i64| changed(name, json!(i64::try_from(now()).unwrap() + seconds));
@@ -143,7 +142,7 @@ fn headers(issuer: &Issuer) -> Vec<(String, &'static str)> {
     headers
 }
 
-/// Texts that are no token of the issuer's, whatever they say.
+/// Texts that are no token of the issuer.
 fn texts(issuer: &Issuer) -> Vec<(String, &'static str)> {
     let token = issuer.sign(Signs::Es256, &good());
     let (signed, signature) = token.rsplit_once('.').unwrap();
@@ -153,13 +152,13 @@ fn texts(issuer: &Issuer) -> Vec<(String, &'static str)> {
     let hmac_signed = format!("{}.{payload}", encoded(hmac_header));
     let key = hmac::Key::new(hmac::HMAC_SHA256, &issuer.public_key());
     let tag = hmac::sign(&key, hmac_signed.as_bytes());
-    // What its own header offers as a key.
+    // The header offers a key itself.
     let other = Issuer::new();
     let offered = json!({
         "alg": "ES256", "jwk": other.keys()["keys"][1], "jku": "https://127.0.0.1:1/keys", "kid": issuer.kid(Signs::Es256),
     });
     let last = signature.chars().next_back().unwrap();
-    // Of the last character of 64 bytes only two bits count.
+    // The last character of 64 bytes has two bits that count.
     let loose = if last == 'A' {
         'B'
     } else {
@@ -215,10 +214,12 @@ fn texts(issuer: &Issuer) -> Vec<(String, &'static str)> {
     ]
 }
 
-/// Forged tokens of one reason that the log has one by one; it counts the others of a minute.
+/// Number of forged tokens with one reason that the log has one by one; it counts the others of a
+/// minute.
 const RECORDED: usize = 10;
 
-/// Every forged token, with why it is refused and how many of that reason come before it.
+/// Forged tokens, each with the reason of its refusal and the number of earlier ones with that
+/// reason.
 fn forged(issuer: &Issuer) -> Vec<(String, &'static str, usize)> {
     let signed = claims()
         .into_iter()
@@ -268,7 +269,7 @@ async fn a_forged_token_is_refused_with_the_same_words_and_a_precise_record() {
     let issuer = &world.issuer;
     let good = issuer.sign(Signs::Es256, &good());
     world.site.run_as(&good, &["issue", "user"]).await.ok();
-    // None of its keys says which it is for: of several that fit none is.
+    // The keys name no algorithm, and of several that fit none is used.
     let none_named = issuer.sign_text(
         Signs::EdDsa,
         r#"{"alg":"EdDSA"}"#,

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-/// How a token is signed.
+/// Signature algorithm of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signs {
     Rs256,
@@ -74,7 +74,7 @@ impl Signs {
 }
 
 pub(super) struct Issuer {
-    /// Tells its keys from another's.
+    /// Prefix that distinguishes this issuer's keys from those of another.
     id: String,
     rsa: RsaKeyPair,
     p256: EcdsaKeyPair,
@@ -84,7 +84,7 @@ pub(super) struct Issuer {
     listening: Option<(TcpListener, Arc<ServerConfig>)>,
 }
 
-/// Serves the keys until it is dropped.
+/// Server of the keys; runs until it is dropped.
 pub(super) struct Served {
     asked: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -158,7 +158,7 @@ impl Issuer {
         ]})
     }
 
-    /// The public key of RSA in DER.
+    /// Public RSA key in DER.
     pub(super) fn public_key(&self) -> Vec<u8> {
         self.rsa.public_key().as_ref().to_vec()
     }
@@ -168,7 +168,7 @@ impl Issuer {
         self.sign_text(signs, &header.to_string(), &claims.to_string())
     }
 
-    /// Whatever the header and the claims are.
+    /// Signs any header and claims.
     pub(super) fn sign_text(&self, signs: Signs, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", encoded(header), encoded(claims));
         let signature = self.signature(signs, signed.as_bytes());
@@ -197,7 +197,7 @@ impl Issuer {
         signature
     }
 
-    /// Listens under this certificate. Returns its address.
+    /// Listens with this certificate. Returns its address.
     pub(super) fn listen(&mut self, cert: &Path, key: &Path) -> String {
         let tls = tls::from_files(cert, key, tls::ClientCertificates::NotAsked).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -207,7 +207,7 @@ impl Issuer {
         address
     }
 
-    /// Answers whoever asks with the keys.
+    /// Serves the keys to every caller.
     pub(super) fn serve(&mut self) -> Served {
         let (listener, tls) = self.listening.take().unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();

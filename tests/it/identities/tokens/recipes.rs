@@ -1,5 +1,5 @@
-//! The recipes of `docs/oidc.md`: what they say is configured and bound as it stands there,
-//! and a token of that issuer's shape is taken.
+//! Recipes of `docs/oidc.md`: the test configures and binds them as written, and the broker accepts
+//! a token of that issuer's shape.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use crate::harness::{
 
 const DOCS: &str = include_str!("../../../../docs/oidc.md");
 
-/// What stands between the fences of this language.
+/// Texts between the fences of this language.
 fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
     let fence = format!("\n```{language}\n");
     DOCS.match_indices(&fence.clone())
@@ -25,7 +25,7 @@ fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
         .into_iter()
 }
 
-/// The commands that bind a service, in words.
+/// Commands that bind a service, split into words.
 fn binds() -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     for block in blocks("") {
@@ -34,7 +34,7 @@ fn binds() -> Vec<Vec<String>> {
             .lines()
             .filter(|l| l.starts_with("credbroker service bind"))
         {
-            // No word has a space in it.
+            // Words have no spaces in them.
             let words = line.split_whitespace().skip(1);
             commands.push(words.map(|word| word.replace('\'', "")).collect());
         }
@@ -47,8 +47,8 @@ fn issuer_of(command: &[String]) -> &str {
     &command[at.unwrap() + 1]
 }
 
-/// What tokens of these issuers say beside what all do: a good one, and one of somebody else
-/// who has the same issuer.
+/// Claims of these issuers' tokens besides the common ones: of a good token, and of a token of
+/// another workload of the same issuer.
 fn claims(issuer: &str) -> (Signs, Value, Value) {
     let pod = |account: &str| {
         json!({
@@ -88,7 +88,7 @@ fn claims(issuer: &str) -> (Signs, Value, Value) {
 }
 
 #[tokio::test]
-async fn every_recipe_of_the_docs_takes_its_token_and_no_other() {
+async fn every_documented_recipe_accepts_its_token_alone() {
     let (account, issuer, commands) = (Account::new().await, Issuer::new(), binds());
     assert_eq!(commands.len(), 5, "{commands:?}");
     let site = Site::with_audit(|site| {

@@ -1,4 +1,4 @@
-//! A cluster that is asked whether it still stands by its tokens.
+//! Token review: the broker asks a cluster whether its tokens are still valid.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ use crate::harness::{
 
 const OWN_TOKEN: &str = "the-brokers-own";
 
-/// What the cluster says of every token, and what it was asked.
+/// Answer of the cluster to every token, and the requests that it got.
 #[derive(Clone, Default)]
 struct Cluster {
     says: Arc<Mutex<Value>>,
@@ -80,7 +80,7 @@ async fn review(
     }
 }
 
-/// A site that asks the cluster at this port about the tokens of an issuer.
+/// Site that asks the cluster at this port about the tokens of an issuer.
 fn asking(port: u16, issuer: &Issuer) -> Site {
     let site = Site::sealed(|site| {
         configured(&format!(
@@ -97,13 +97,13 @@ fn asking(port: u16, issuer: &Issuer) -> Site {
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_silent_is_not_waited_for_and_its_tokens_are_refused() {
+async fn tokens_of_a_silent_cluster_are_refused_without_delay_for_others() {
     let issuer = Issuer::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let site = asking(listener.local_addr().unwrap().port(), &issuer);
     let asked = tokio::spawn(async move {
         let (mut asked, _) = listener.accept().await.unwrap();
-        // It reads, and says nothing, until it is hung up on.
+        // The cluster reads and does not answer, until the broker closes the connection.
         let mut said = Vec::new();
         asked.read_to_end(&mut said).await.map(|_| said.len())
     });
@@ -113,10 +113,10 @@ async fn a_cluster_that_is_silent_is_not_waited_for_and_its_tokens_are_refused()
     site.run(&binding("payments-api", SUBJECT, &[])).await.ok();
     let token = issuer.sign(Signs::Es256, &good());
     let whoami = async || site.run_as(&token, &["whoami"]).await;
-    // Whom the cluster has no say in is served meanwhile.
+    // A caller that needs no review is served meanwhile.
     let (refused, served) = tokio::join!(whoami(), site.run_as(&own, &["whoami"]));
     served.ok();
-    // Not that the call takes too long, which is told after twenty seconds.
+    // The error is not the time-out of the call, which comes after twenty seconds.
     refused.fails(3, &["the token was not accepted"]);
     assert!(asked.await.unwrap().unwrap() > 0);
     let query = ["audit", "query", "--event", "login.failed", "-o", "json"];
@@ -129,7 +129,7 @@ async fn a_cluster_that_is_silent_is_not_waited_for_and_its_tokens_are_refused()
 }
 
 #[tokio::test]
-async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
+async fn a_token_revoked_by_its_cluster_is_refused_at_each_call() {
     let issuer = Issuer::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let site = asking(listener.local_addr().unwrap().port(), &issuer);
@@ -169,7 +169,7 @@ async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
     cluster.says(Value::Null);
     assert_eq!(reason().await, "TOKEN_REVIEW_FAILED");
 
-    // What is no good token is not shown to the cluster.
+    // An invalid token is not sent to the cluster.
     let before = cluster.asked.lock().unwrap().len();
     site.run_as(&format!("{token}x"), &["whoami"])
         .await
@@ -182,7 +182,7 @@ async fn a_token_that_its_cluster_does_not_stand_by_is_refused_at_each_call() {
 }
 
 #[tokio::test]
-async fn streams_end_when_their_cluster_does_not_stand_by_the_token_any_more() {
+async fn streams_end_when_the_cluster_revokes_their_token() {
     let issuer = Issuer::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let site = asking(listener.local_addr().unwrap().port(), &issuer);
