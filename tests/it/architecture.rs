@@ -534,7 +534,7 @@ fn every_test_that_the_documents_name_is_there() {
 }
 
 /// Modules of tests without a store, over one that the test chooses, or over both stores.
-const ONE_STORE: [&str; 16] = [
+const ONE_STORE: [&str; 17] = [
     "agent",
     "architecture",
     "bootstrap",
@@ -544,6 +544,7 @@ const ONE_STORE: [&str; 16] = [
     "doctor",
     "edge",
     "harness",
+    "language",
     "memory",
     "oracle",
     "probes",

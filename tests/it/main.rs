@@ -28,6 +28,7 @@ mod follow;
 mod grants;
 mod harness;
 mod identities;
+mod language;
 mod lifecycle;
 mod limits;
 mod lookup;
