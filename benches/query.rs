@@ -12,7 +12,7 @@
 use std::{path::Path, time::Instant};
 
 use credbroker::{
-    broker::ports::{AuditFilter, Page, Store},
+    broker::ports::{AuditFilter, PageRequest, Store},
     store::sqlite::SqliteStore,
 };
 use jiff::Timestamp;
@@ -171,7 +171,7 @@ fn questions(records: i64) -> Vec<(&'static str, AuditFilter)> {
 
 /// Median milliseconds for a page of 100.
 async fn took(store: &SqliteStore, filter: &AuditFilter) -> f64 {
-    let page = Page {
+    let page = PageRequest {
         after: None,
         limit: 100,
     };

@@ -135,7 +135,7 @@ impl Line {
 
     fn learn(&self, failed: Option<FailureClass>) {
         match failed {
-            None | Some(FailureClass::Refused | FailureClass::HeldBack | FailureClass::Busy) => {
+            None | Some(FailureClass::Refused | FailureClass::Deferred | FailureClass::Busy) => {
                 self.breaker.answered();
             }
             Some(FailureClass::Throttled) => {

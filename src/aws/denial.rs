@@ -20,11 +20,14 @@ use super::{
     probe, sts,
 };
 use crate::{
-    broker::ports::{AwsFailure, Denier, Entered, Found, NO_REVOKER, Put, Verdict},
+    broker::ports::{
+        AssumedRevokerRole, AwsFailure, DenyPolicyApi, NO_REVOKER, PolicyState, PolicyWritten,
+        ProbeOutcome,
+    },
     domain::{
         arn::{AccountId, UserArn},
         credential::Credentials,
-        denial::{Holder, Place},
+        denial::{Holder, PolicyLocation},
         grant::{Grant, KindSpec},
         lease::Binding,
         policy::{self, Document},
@@ -151,7 +154,7 @@ impl AwsAccount {
         account: &AccountId,
         holders: &BTreeSet<Holder>,
         document: &str,
-    ) -> Result<Put, AwsFailure> {
+    ) -> Result<PolicyWritten, AwsFailure> {
         let arn = self.managed_arn(account);
         let call = iam
             .client
@@ -172,7 +175,7 @@ impl AwsAccount {
                 missed.insert(holder.clone(), failure);
             }
         }
-        Ok(Put {
+        Ok(PolicyWritten {
             aws_request_id,
             missed,
         })
@@ -274,21 +277,21 @@ async fn attach(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<(), AwsFai
 }
 
 /// Decodes a policy document, which IAM returns percent-encoded (RFC 3986).
-fn read(encoded: Option<String>) -> Found {
+fn read(encoded: Option<String>) -> PolicyState {
     let Some(encoded) = encoded else {
-        return Found::Nothing;
+        return PolicyState::Nothing;
     };
     let json = percent_decode_str(&encoded).decode_utf8();
     let document = json.ok().and_then(|json| Document::parse(&json).ok());
     match document {
-        Some(document) if document.to_json() == NOTHING => Found::Nothing,
-        Some(document) => Found::Policy(document),
-        None => Found::Other,
+        Some(document) if document.to_json() == NOTHING => PolicyState::Nothing,
+        Some(document) => PolicyState::Policy(document),
+        None => PolicyState::Other,
     }
 }
 
 #[async_trait]
-impl Denier for AwsAccount {
+impl DenyPolicyApi for AwsAccount {
     fn region(&self) -> Option<String> {
         self.session().clients.region().map(ToOwned::to_owned)
     }
@@ -298,7 +301,10 @@ impl Denier for AwsAccount {
         Ok(session.admin().await?.arn.parse().ok())
     }
 
-    async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure> {
+    async fn open_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Option<AssumedRevokerRole>, AwsFailure> {
         let session = self.session();
         let ours = session.admin().await?.account == *account;
         if ours || self.entered(account).is_some() {
@@ -309,7 +315,7 @@ impl Denier for AwsAccount {
             .get(account)
             .ok_or_else(|| no_revoker(account))?;
         let credentials = sts::act_as(&session.clients, role).await?;
-        let entered = Entered {
+        let entered = AssumedRevokerRole {
             role: role.clone(),
             access_key_id: credentials.access_key_id.clone(),
             aws_request_id: credentials.aws_request_id.clone(),
@@ -321,42 +327,50 @@ impl Denier for AwsAccount {
 
     async fn write(
         &self,
-        place: &Place,
+        place: &PolicyLocation,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Put, AwsFailure> {
+    ) -> Result<PolicyWritten, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
         let json = document.map(Document::to_json);
         let aws_request_id = match (place, json) {
-            (Place::Inline(holder), Some(json)) => self.put_inline(&iam, holder, &json).await?,
-            (Place::Inline(holder), None) => self.remove_inline(&iam, holder).await?,
-            (Place::Managed(account), Some(json)) => {
+            (PolicyLocation::Inline(holder), Some(json)) => {
+                self.put_inline(&iam, holder, &json).await?
+            }
+            (PolicyLocation::Inline(holder), None) => self.remove_inline(&iam, holder).await?,
+            (PolicyLocation::Managed(account), Some(json)) => {
                 return self.put_managed(&iam, account, holders, &json).await;
             }
-            (Place::Managed(account), None) => {
+            (PolicyLocation::Managed(account), None) => {
                 match new_version(&iam, &self.managed_arn(account), NOTHING).await {
                     Err(failure) if failure.reason == MISSING => None,
                     written => written?,
                 }
             }
         };
-        Ok(Put {
+        Ok(PolicyWritten {
             aws_request_id,
-            ..Put::default()
+            ..PolicyWritten::default()
         })
     }
 
-    async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure> {
+    async fn read(
+        &self,
+        place: &PolicyLocation,
+        holders: &BTreeSet<Holder>,
+    ) -> Result<PolicyState, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
         let account = match place {
-            Place::Inline(holder) => return Ok(read(self.read_inline(&iam, holder).await?)),
-            Place::Managed(account) => account,
+            PolicyLocation::Inline(holder) => {
+                return Ok(read(self.read_inline(&iam, holder).await?));
+            }
+            PolicyLocation::Managed(account) => account,
         };
         let found = read(self.read_managed(&iam, account).await?);
         for holder in holders {
             match is_attached(&iam, holder, &self.managed_arn(account)).await {
                 Ok(true) => {}
-                Ok(false) => return Ok(Found::Other),
+                Ok(false) => return Ok(PolicyState::Other),
                 // The role or user is gone: there is nothing to attach the policy to.
                 Err(failure) if failure.reason == MISSING => {}
                 Err(failure) => return Err(failure),
@@ -398,7 +412,7 @@ impl Denier for AwsAccount {
         credentials: &Credentials,
         probe: Probe,
         region: Option<&str>,
-    ) -> Result<Verdict, AwsFailure> {
+    ) -> Result<ProbeOutcome, AwsFailure> {
         let session = self.session();
         probe::probe(&session.clients, credentials, probe, region).await
     }

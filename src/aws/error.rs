@@ -146,7 +146,7 @@ const fn retry_after(class: FailureClass) -> Option<Duration> {
     match class {
         FailureClass::Refused => None,
         FailureClass::Throttled | FailureClass::Uncertain => Some(Duration::from_secs(5)),
-        FailureClass::HeldBack | FailureClass::Busy | FailureClass::Unavailable => {
+        FailureClass::Deferred | FailureClass::Busy | FailureClass::Unavailable => {
             Some(Duration::from_secs(2))
         }
     }
@@ -168,7 +168,7 @@ fn ours(class: FailureClass, reason: &'static str, message: String, next: &str) 
 /// Returns the failure of a call while too many others are waiting.
 pub(super) fn held_back(line: &str, wait: Duration) -> AwsFailure {
     let failure = ours(
-        FailureClass::HeldBack,
+        FailureClass::Deferred,
         "AWS_BUDGET",
         format!("the budget of calls to AWS ({line}) is used up"),
         "try again later; if AWS takes more, raise aws.iam_calls_per_second or aws.sts_calls_per_second",

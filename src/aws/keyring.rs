@@ -13,7 +13,7 @@ use super::{
     sts::identity,
 };
 use crate::{
-    broker::ports::{AdminIdentity, AwsFailure, FailureClass, Keyring},
+    broker::ports::{AdminIdentity, AdminKeyApi, AwsFailure, FailureClass},
     domain::credential::AccessKey,
 };
 
@@ -68,7 +68,7 @@ fn name(user: &str) -> &str {
 }
 
 #[async_trait]
-impl Keyring for AwsAccount {
+impl AdminKeyApi for AwsAccount {
     fn adopt(&self, key: &AccessKey) {
         let clients = self.session().clients.with_key(key);
         self.work_with(clients);

@@ -32,7 +32,8 @@ pub use self::{
 };
 use crate::{
     broker::ports::{
-        AdminIdentity, AwsFailure, Inventory, IssueFailure, Issuer, Left, Urgency, Withdrawn,
+        AdminIdentity, AwsFailure, DeleteOutcome, Inventory, IssueFailure, Issuer, Priority,
+        Residue,
     },
     domain::{
         arn::{AccountId, Partition, RoleArn},
@@ -135,7 +136,7 @@ impl AwsAccount {
 const fn untouched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        left: Left::Nothing,
+        left: Residue::Nothing,
     }
 }
 
@@ -205,10 +206,10 @@ impl Issuer for AwsAccount {
         iam::replace_key(&session.clients, &lease.aws_name, recorded, settled).await
     }
 
-    async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure> {
+    async fn withdraw(&self, user: &str, urgency: Priority) -> Result<DeleteOutcome, AwsFailure> {
         let purpose = match urgency {
-            Urgency::Ordinary => Purpose::Complete,
-            Urgency::Revocation => Purpose::Revoke,
+            Priority::Ordinary => Purpose::Complete,
+            Priority::Revocation => Purpose::Revoke,
         };
         let session = self.session();
         iam::remove(&session.clients.iam(purpose), user).await

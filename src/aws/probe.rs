@@ -40,7 +40,7 @@ use super::{
     error::{DEAD, DENIED, Operation, failure, on},
 };
 use crate::{
-    broker::ports::{AwsFailure, FailureClass, RefusalCause, Verdict},
+    broker::ports::{AwsFailure, FailureClass, ProbeOutcome, RefusalCause},
     domain::{arn::Partition, credential::Credentials, probe::Probe},
 };
 
@@ -56,7 +56,7 @@ pub(super) async fn probe(
     credentials: &Credentials,
     probe: Probe,
     region: Option<&str>,
-) -> Result<Verdict, AwsFailure> {
+) -> Result<ProbeOutcome, AwsFailure> {
     let operation = on(probe.as_str(), "");
     let attempt = Attempt {
         identity: identity(credentials),
@@ -297,9 +297,9 @@ fn element(xml: &str, name: &str) -> Option<String> {
 fn verdict(
     operation: &Operation<'_>,
     answer: Result<(), SdkError<ErrorMetadata, HttpResponse>>,
-) -> Result<Verdict, AwsFailure> {
+) -> Result<ProbeOutcome, AwsFailure> {
     let Err(error) = answer else {
-        return Ok(Verdict::Allowed);
+        return Ok(ProbeOutcome::Allowed);
     };
     let failure = failure(operation, &error);
     match error.code() {
@@ -314,15 +314,15 @@ fn verdict(
     }
 }
 
-fn judged(code: &str, words: &str) -> Option<Verdict> {
+fn judged(code: &str, words: &str) -> Option<ProbeOutcome> {
     if DENIED.contains(&code) {
         let said = format!("{code}: {words}");
-        return Some(Verdict::Refused {
+        return Some(ProbeOutcome::Refused {
             cause: cause(words),
             said: said.chars().take(SAID_MAX).collect(),
         });
     }
-    DEAD.contains(&code).then_some(Verdict::Dead)
+    DEAD.contains(&code).then_some(ProbeOutcome::Dead)
 }
 
 /// Returns the cause of a refusal, by AWS's words. AWS may say "explicit deny" of a policy of the
@@ -479,11 +479,11 @@ mod tests {
             let words = format!("{user} {why}");
             for code in DENIED {
                 let said = format!("{code}: {words}");
-                let expected = Verdict::Refused { cause, said };
+                let expected = ProbeOutcome::Refused { cause, said };
                 assert_eq!(judged(code, &words), Some(expected));
             }
             for code in DEAD {
-                assert_eq!(judged(code, &words), Some(Verdict::Dead));
+                assert_eq!(judged(code, &words), Some(ProbeOutcome::Dead));
             }
         }
         for code in [
@@ -493,7 +493,8 @@ mod tests {
         ] {
             assert_eq!(judged(code, "explicit deny"), None);
         }
-        let Some(Verdict::Refused { said, .. }) = judged("AccessDenied", &"ä".repeat(9000)) else {
+        let Some(ProbeOutcome::Refused { said, .. }) = judged("AccessDenied", &"ä".repeat(9000))
+        else {
             panic!("it is refused");
         };
         assert_eq!(said.chars().count(), SAID_MAX);

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::iam::REVOKED_POLICY;
 use crate::{
-    broker::ports::{Held, Target},
+    broker::ports::{RevokeTarget, ServiceHoldings},
     domain::{
         arn::AccountId,
         denial::{Denial, Holder, document},
@@ -38,13 +38,22 @@ struct Part<'a> {
 ///
 /// # Errors
 /// A denial has no policy, which never happens to a denial of a store.
-pub fn script(target: &Target, held: &Held, now: Timestamp) -> Result<String, fmt::Error> {
+pub fn script(
+    target: &RevokeTarget,
+    held: &ServiceHoldings,
+    now: Timestamp,
+) -> Result<String, fmt::Error> {
     let mut script = String::new();
     write(&mut script, target, held, now)?;
     Ok(script)
 }
 
-fn write(out: &mut String, target: &Target, held: &Held, now: Timestamp) -> fmt::Result {
+fn write(
+    out: &mut String,
+    target: &RevokeTarget,
+    held: &ServiceHoldings,
+    now: Timestamp,
+) -> fmt::Result {
     let (name, policy) = (named(target), policy_name(target));
     write!(
         out,
@@ -82,24 +91,24 @@ fn write(out: &mut String, target: &Target, held: &Held, now: Timestamp) -> fmt:
     write_afterwards(out, target, held, &policy)
 }
 
-fn named(target: &Target) -> String {
+fn named(target: &RevokeTarget) -> String {
     match target {
-        Target::Service(service) => format!("service {service}"),
-        Target::Grant(grant) => format!("grant {grant}"),
+        RevokeTarget::Service(service) => format!("service {service}"),
+        RevokeTarget::Grant(grant) => format!("grant {grant}"),
     }
 }
 
 /// Returns the name of the policy. Each grant has its own, which does not replace its service's.
-fn policy_name(target: &Target) -> String {
+fn policy_name(target: &RevokeTarget) -> String {
     match target {
-        Target::Service(service) => format!("{EMERGENCY}{service}"),
-        Target::Grant(name) => format!("{EMERGENCY}{}.{}", name.service, name.grant),
+        RevokeTarget::Service(service) => format!("{EMERGENCY}{service}"),
+        RevokeTarget::Grant(name) => format!("{EMERGENCY}{}.{}", name.service, name.grant),
     }
 }
 
 /// Groups the work by account; `None`: the account is unknown, and is that of the script's
 /// credentials.
-fn parts(held: &Held) -> BTreeMap<Option<AccountId>, Part<'_>> {
+fn parts(held: &ServiceHoldings) -> BTreeMap<Option<AccountId>, Part<'_>> {
     let mut parts: BTreeMap<_, Part<'_>> = BTreeMap::new();
     for denial in &held.denials {
         let account = denial.against.holder.account();
@@ -160,10 +169,15 @@ fn write_part(
     writeln!(out, "fi")
 }
 
-fn write_afterwards(out: &mut String, target: &Target, held: &Held, policy: &str) -> fmt::Result {
+fn write_afterwards(
+    out: &mut String,
+    target: &RevokeTarget,
+    held: &ServiceHoldings,
+    policy: &str,
+) -> fmt::Result {
     let target = match target {
-        Target::Service(service) => service.to_string(),
-        Target::Grant(grant) => grant.to_string(),
+        RevokeTarget::Service(service) => service.to_string(),
+        RevokeTarget::Grant(grant) => grant.to_string(),
     };
     write!(
         out,

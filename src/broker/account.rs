@@ -2,7 +2,7 @@
 
 use crate::{
     broker::{
-        Broker, By, Error, on_conflict,
+        Actor, Broker, Error, on_conflict,
         ports::{AdminIdentity, AwsFailure},
     },
     domain::{
@@ -20,7 +20,7 @@ impl Broker {
     /// The key belongs to another account, or AWS or the store does not answer.
     async fn verify_account(&self) -> Result<(), Error> {
         let admin = self.parts.issuer.identity().await?;
-        self.bind_account(By::Broker, &admin).await
+        self.bind_account(Actor::Broker, &admin).await
     }
 
     /// Checks that the current key belongs to the store's account. After one success the check is
@@ -41,7 +41,7 @@ impl Broker {
 
     pub(super) async fn bind_account(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         admin: &AdminIdentity,
     ) -> Result<(), Error> {
         match self.store().account().await? {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::{
     broker::{
-        Broker, By, Error, on_conflict,
+        Actor, Broker, Error, on_conflict,
         ports::{AwsFailure, FailureClass, StoreError},
     },
     domain::{
@@ -38,7 +38,7 @@ pub(super) const CLAIM: &str = "admin key";
 
 /// Settings for storing the admin key.
 #[derive(Debug, Default)]
-pub struct Custody {
+pub struct AdminKeyPolicy {
     /// Key that seals the admin key; `None` when the broker stores no admin key.
     pub sealing: Option<SealingKey>,
     /// Age at which the admin key is rotated; `None`: the broker does not rotate it on schedule.
@@ -63,7 +63,7 @@ impl Broker {
     ///
     /// # Errors
     /// The key cannot be opened, or the store cannot be read.
-    pub async fn take_up_admin_key(&self) -> Result<(), Error> {
+    pub async fn load_admin_key(&self) -> Result<(), Error> {
         let Some(kept) = self.store().admin_key().await? else {
             return Ok(());
         };
@@ -81,7 +81,7 @@ impl Broker {
         self.store()
             .record(self.caller_event(caller, Event::AdminKeyRead))
             .await?;
-        Ok(self.told(kept).await)
+        Ok(self.status_of(kept).await)
     }
 
     /// Stores a key and starts to use it, once AWS has accepted it. If it replaces a stored key,
@@ -98,7 +98,7 @@ impl Broker {
         secret: SecretString,
     ) -> Result<AdminKeyStatus, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move {
+        self.spawn_detached(async move {
             let imported = broker.take_over(&caller, &id, secret).await;
             if let Err(Error::Aws(failure)) = &imported {
                 let audit = broker
@@ -109,7 +109,7 @@ impl Broker {
                     .detail(&failure.aws_said);
                 broker.store().record(audit).await?;
             }
-            Ok(broker.told(Some(imported?)).await)
+            Ok(broker.status_of(Some(imported?)).await)
         })
         .await
     }
@@ -128,14 +128,14 @@ impl Broker {
         let proved = self.parts.keyring.prove(&key).await;
         let admin = proved.map_err(not_imported)?;
         let _no_step_meanwhile = self.rotating.lock().await;
-        let _by_others = self.claim(CLAIM).await?;
+        let _by_others = self.lock(CLAIM).await?;
         let before = self.store().admin_key().await?;
         may_take_over(&admin.arn, before.as_ref())?;
         let change = Change::ImportAdminKey {
             access_key_id: id.as_str().to_owned(),
         };
         self.approved(caller, change).await?;
-        self.bind_account(By::Caller(caller), &admin).await?;
+        self.bind_account(Actor::Caller(caller), &admin).await?;
         let kept = KeptKey {
             id: id.clone(),
             secret: sealed,
@@ -169,13 +169,13 @@ impl Broker {
         caller: Caller,
     ) -> Result<AdminKeyStatus, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move {
+        self.spawn_detached(async move {
             let kept = broker.kept_admin_key().await?;
-            let mut key = broker.begin_rotation(By::Caller(&caller), kept).await?;
+            let mut key = broker.begin_rotation(Actor::Caller(&caller), kept).await?;
             while matches!(key.phase, Phase::Creating | Phase::Proving { .. }) {
                 key = broker.take_step(key).await?;
             }
-            Ok(broker.told(Some(key)).await)
+            Ok(broker.status_of(Some(key)).await)
         })
         .await
     }
@@ -191,11 +191,11 @@ impl Broker {
     }
 
     /// Continues a rotation that is due, and begins one on schedule, until the broker stops.
-    pub(super) async fn tend_admin_key(&self) {
+    pub(super) async fn run_admin_key(&self) {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
-                let tended = self.tend_admin_key_once().await;
+                let tended = self.maintain_admin_key_once().await;
                 if let Err(error) = &tended {
                     tracing::warn!(%error, "the admin key's rotation does not go on; tried again");
                 }
@@ -214,7 +214,7 @@ impl Broker {
     /// # Errors
     /// AWS or the store fails, or a rotation cannot begin. A failure is recorded with the time of
     /// the next attempt, but not a store error, a conflict or an internal error.
-    pub async fn tend_admin_key_once(&self) -> Result<(), Error> {
+    pub async fn maintain_admin_key_once(&self) -> Result<(), Error> {
         if !self.clock_is_certain() {
             return Ok(());
         }
@@ -222,7 +222,7 @@ impl Broker {
             return Ok(());
         };
         if self.rotates_at(&key).is_some_and(|at| at <= self.now()) {
-            key = match self.begin_rotation(By::Broker, key.clone()).await {
+            key = match self.begin_rotation(Actor::Broker, key.clone()).await {
                 Ok(begun) => begun,
                 Err(error) => {
                     return self
@@ -242,7 +242,7 @@ impl Broker {
     /// background task share the steps.
     pub(super) async fn take_step(&self, key: AdminKey) -> Result<AdminKey, Error> {
         let _one_at_a_time = self.rotating.lock().await;
-        let _of_all = self.claim(CLAIM).await?;
+        let _of_all = self.lock(CLAIM).await?;
         let stored = self.store().admin_key().await?;
         let stored = stored.ok_or(Error::Conflict(Subject::AdminKey))?;
         if stored.revision != key.revision {
@@ -274,7 +274,7 @@ impl Broker {
                 (key.not_begun(failure.reason, now, pause)?, failure.into())
             }
         };
-        let audit = self.event(By::Broker, Event::AdminKeyPostponed);
+        let audit = self.event(Actor::Broker, Event::AdminKeyPostponed);
         let audit = audit.failed(error.reason());
         let audit = match &error {
             Error::Aws(failure) => audit
@@ -307,13 +307,13 @@ impl Broker {
                         return Err(failure.into());
                     }
                     let again = key.lost(now)?;
-                    let audit = self.event(By::Broker, Event::AdminKeyRotating);
+                    let audit = self.event(Actor::Broker, Event::AdminKeyRotating);
                     let audit = audit.failed("NEW_KEY_VANISHED");
                     self.replace_admin_key(Some(from), &again, audit).await?;
                     return Ok(again);
                 }
                 let switched = key.switch(now)?;
-                let audit = self.event(By::Broker, Event::AdminKeySwitched);
+                let audit = self.event(Actor::Broker, Event::AdminKeySwitched);
                 self.replace_admin_key(Some(from), &switched, audit).await?;
                 keyring.adopt(&new);
                 return Ok(switched);
@@ -335,7 +335,7 @@ impl Broker {
                 (key.finish(now)?, Event::AdminKeyRotated)
             }
         };
-        let audit = self.event(By::Broker, event);
+        let audit = self.event(Actor::Broker, event);
         self.replace_admin_key(Some(from), &next, audit).await?;
         Ok(next)
     }
@@ -344,7 +344,7 @@ impl Broker {
     /// made by this rotation.
     pub(super) async fn begin_rotation(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         key: AdminKey,
     ) -> Result<AdminKey, Error> {
         let current = key.current.id.as_str();
@@ -408,7 +408,7 @@ impl Broker {
         Ok(())
     }
 
-    pub(super) async fn told(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
+    pub(super) async fn status_of(&self, kept: Option<AdminKey>) -> AdminKeyStatus {
         AdminKeyStatus {
             rotates_at: kept.as_ref().and_then(|kept| self.rotates_at(kept)),
             kept,

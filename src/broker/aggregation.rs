@@ -167,8 +167,11 @@ impl Broker {
     }
 
     /// Records once a minute how many records were counted since, until the broker stops.
-    pub async fn keep_aggregating(self: Arc<Self>) {
-        while timeout(EVERY.length(), self.stopped()).await.is_err() {
+    pub async fn run_aggregation(self: Arc<Self>) {
+        while timeout(EVERY.length(), self.record_cancelled())
+            .await
+            .is_err()
+        {
             self.record_counted().await;
         }
     }

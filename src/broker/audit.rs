@@ -2,8 +2,8 @@
 
 use crate::{
     broker::{
-        Broker, By, Error,
-        ports::{AuditFilter, LeaseFilter, Page},
+        Actor, Broker, Error,
+        ports::{AuditFilter, LeaseFilter, PageRequest},
     },
     domain::{
         access::Caller,
@@ -23,7 +23,7 @@ impl Broker {
         &self,
         caller: &Caller,
         filter: &AuditFilter,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<AuditRecord>, Error> {
         let records = self.store().audit(filter, page).await?;
         self.store()
@@ -67,7 +67,7 @@ impl Broker {
     }
 
     /// Waits until the broker is to stop.
-    pub async fn stopped(&self) {
+    pub async fn record_cancelled(&self) {
         self.parts.stop.cancelled().await;
     }
 
@@ -76,7 +76,11 @@ impl Broker {
     ///
     /// # Errors
     /// The refusal itself, or the reason why it cannot be recorded.
-    pub async fn settle<T>(&self, caller: &Caller, result: Result<T, Error>) -> Result<T, Error> {
+    pub async fn record_result<T>(
+        &self,
+        caller: &Caller,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
         let detail = match &result {
             Ok(_)
             | Err(
@@ -103,7 +107,7 @@ impl Broker {
         let audit = audit.denied(reason).detail(&detail);
         if let Err(error) = self.record_by(caller.principal(), audit).await {
             // A doubt about the log explains why the log accepts no record.
-            self.log_is_whole()?;
+            self.check_log_integrity()?;
             return Err(error);
         }
         result
@@ -113,10 +117,10 @@ impl Broker {
     ///
     /// # Errors
     /// The store's error.
-    pub async fn lifecycle(&self, event: Event) -> Result<(), Error> {
+    pub async fn record_lifecycle(&self, event: Event) -> Result<(), Error> {
         self.store()
             .record(
-                self.event(By::Broker, event)
+                self.event(Actor::Broker, event)
                     .detail(env!("CARGO_PKG_VERSION")),
             )
             .await?;
@@ -128,7 +132,7 @@ impl Broker {
     /// # Errors
     /// The lease is unknown.
     pub async fn lease(&self, caller: &Caller, id: &LeaseId) -> Result<Lease, Error> {
-        let lease = self.known_lease(id).await?;
+        let lease = self.require_lease(id).await?;
         self.store()
             .record(self.caller_event(caller, Event::LeaseRead).lease(&lease))
             .await?;
@@ -143,7 +147,7 @@ impl Broker {
         &self,
         caller: &Caller,
         filter: &LeaseFilter,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<Lease>, Error> {
         let leases = self.store().leases(filter, page).await?;
         let audit = self.caller_event(caller, Event::LeaseRead);

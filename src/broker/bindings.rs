@@ -35,7 +35,7 @@ impl Broker {
         let audit = audit.detail(&format!("binding {}: {}", binding.id, binding.known_by));
         let written = self.store().bind(&binding, audit).await;
         if written.is_err() {
-            self.known_service(&binding.service).await?;
+            self.require_service(&binding.service).await?;
             let taken = self.meeting(&binding).await?;
             on_conflict(written, || not_bound(&binding, taken))?;
         }
@@ -67,7 +67,7 @@ impl Broker {
         caller: &Caller,
         service: &Name,
     ) -> Result<Vec<ServiceBinding>, Error> {
-        self.known_service(service).await?;
+        self.require_service(service).await?;
         let bindings = self.store().bindings(service).await?;
         let audit = self.caller_event(caller, Event::BindingRead);
         self.store().record(audit.service(service)).await?;

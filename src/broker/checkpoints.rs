@@ -16,8 +16,8 @@ use crate::{
         Broker, Error,
         end::no_lease,
         in_time,
-        log_key::{Signing, not_signed, signed},
-        ports::{Anchor, AuditFilter, KeptCheckpoint, LogKey, Page, StoreError},
+        log_key::{LogSigner, not_signed, signed},
+        ports::{AuditFilter, CheckpointFile, KeptCheckpoint, LogKey, PageRequest, StoreError},
     },
     domain::{
         access::Caller,
@@ -51,7 +51,7 @@ pub struct SignedCheckpoint {
 impl Broker {
     /// Signs the log each second in which it has grown, and adds a heartbeat record each minute,
     /// until the broker stops.
-    pub async fn keep_signing(&self) {
+    pub async fn run_signing(&self) {
         if self.parts.custody.sealing.is_none() {
             tracing::warn!("the audit log is not signed: set admin_key.sealing_key_file");
         }
@@ -63,7 +63,7 @@ impl Broker {
             // Work that has begun is completed, not cancelled: a file must not be written twice.
             let done = tokio::select! {
                 () = self.parts.stop.cancelled() => return,
-                _ = ticks.tick() => self.tend_log().await,
+                _ = ticks.tick() => self.maintain_log().await,
                 _ = beats.tick() => self.beat().await,
             };
             if let Err(error) = done {
@@ -73,14 +73,14 @@ impl Broker {
     }
 
     async fn beat(&self) -> Result<(), Error> {
-        if self.is_ours("heartbeat").await {
-            self.lifecycle(Event::LogHeartbeat).await?;
+        if self.is_owner("heartbeat").await {
+            self.record_lifecycle(Event::LogHeartbeat).await?;
         }
         Ok(())
     }
 
-    async fn tend_log(&self) -> Result<(), Error> {
-        let recorded = self.fold_in().await;
+    async fn maintain_log(&self) -> Result<(), Error> {
+        let recorded = self.replay_journal().await;
         self.sign_log().await?;
         recorded
     }
@@ -92,7 +92,7 @@ impl Broker {
     /// # Errors
     /// The store's error, or the key does not sign.
     pub async fn sign_log(&self) -> Result<(), Error> {
-        if self.log_is_whole().is_err() {
+        if self.check_log_integrity().is_err() {
             return Ok(());
         }
         let is_shared = self.store().peers().is_some() && self.parts.anchor.is_none();
@@ -110,7 +110,7 @@ impl Broker {
         Ok(kept.is_some_and(|kept| kept.size >= head.size))
     }
 
-    pub(super) async fn sign(&self, signing: &mut Signing) -> Result<(), Error> {
+    pub(super) async fn sign(&self, signing: &mut LogSigner) -> Result<(), Error> {
         let size = signing.size;
         let Some(signer) = self.log_signer(signing).await? else {
             return Ok(());
@@ -129,7 +129,7 @@ impl Broker {
             note,
             anchored: before.is_some_and(|before| before.anchored),
         };
-        self.store().keep_checkpoint(&kept, &signer).await?;
+        self.store().save_checkpoint(&kept, &signer).await?;
         if let Some(anchor) = &self.parts.anchor {
             if let Err(error) = anchored(anchor.as_ref(), &kept.note).await {
                 tracing::warn!(%error, "the checkpoint beside the store stays as it was, and is tried again");
@@ -137,7 +137,7 @@ impl Broker {
             }
             if !kept.anchored {
                 kept.anchored = true;
-                self.store().keep_checkpoint(&kept, &signer).await?;
+                self.store().save_checkpoint(&kept, &signer).await?;
             }
         }
         signing.size = head.size;
@@ -154,7 +154,7 @@ impl Broker {
     pub async fn check_log(&self) -> Result<(), Error> {
         match self.contradiction().await? {
             Some(doubt) => {
-                self.doubt_log(doubt);
+                self.record_log_doubt(doubt);
                 Ok(())
             }
             None => self.ask_witness().await,
@@ -162,8 +162,8 @@ impl Broker {
     }
 
     /// Stops issuing from now on. The first doubt is kept.
-    pub(super) fn doubt_log(&self, doubt: Error) {
-        self.keep_unknown_denials();
+    pub(super) fn record_log_doubt(&self, doubt: Error) {
+        self.preserve_unknown_denials();
         let message = doubt.to_string();
         if self.log_doubt.set(doubt).is_ok() {
             tracing::error!(doubt = message, "nothing is issued");
@@ -174,7 +174,7 @@ impl Broker {
     ///
     /// # Errors
     /// The doubt.
-    pub fn log_is_whole(&self) -> Result<(), Error> {
+    pub fn check_log_integrity(&self) -> Result<(), Error> {
         self.log_doubt
             .get()
             .map_or(Ok(()), |doubt| Err(doubt.clone()))
@@ -258,15 +258,15 @@ impl Broker {
     pub async fn checkpoint(self: &Arc<Self>, caller: Caller) -> Result<SignedCheckpoint, Error> {
         let read = self.caller_event(&caller, Event::AuditRead);
         self.store().record(read).await?;
-        self.log_is_whole()?;
+        self.check_log_integrity()?;
         let broker = Arc::clone(self);
         let signing = async move { broker.signed_now(&mut *broker.begin_signing().await?).await };
-        self.detached(signing).await
+        self.spawn_detached(signing).await
     }
 
     pub(super) async fn signed_now(
         &self,
-        signing: &mut Signing,
+        signing: &mut LogSigner,
     ) -> Result<SignedCheckpoint, Error> {
         self.sign(signing).await?;
         let kept = self.store().checkpoint().await?;
@@ -291,7 +291,7 @@ impl Broker {
         self: &Arc<Self>,
         caller: Caller,
         id: &LeaseId,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<(SignedCheckpoint, Vec<InclusionProof>), Error> {
         let signed = self.checkpoint(caller).await?;
         let filter = AuditFilter {
@@ -334,7 +334,7 @@ impl Broker {
 }
 
 /// Writes a checkpoint to the checkpoint file.
-async fn anchored(anchor: &dyn Anchor, note: &str) -> Result<(), StoreError> {
+async fn anchored(anchor: &dyn CheckpointFile, note: &str) -> Result<(), StoreError> {
     in_time(ANCHOR, anchor.write(note)).await
 }
 

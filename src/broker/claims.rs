@@ -33,7 +33,7 @@ const RENEW_AFTER: Duration = Duration::from_secs(5);
 
 /// State of this replica among the others: its last heartbeat, and the work that it does.
 #[derive(Default)]
-pub(super) struct Claims {
+pub(super) struct ClusterLocks {
     alive: Mutex<Option<Instant>>,
     /// Id of the replica's journal (the emergency file).
     pub(super) emergency_file: OnceCell<String>,
@@ -43,10 +43,10 @@ pub(super) struct Claims {
     work: Mutex<HashMap<String, Instant>>,
 }
 
-impl Claims {
+impl ClusterLocks {
     /// Records a heartbeat that the replica has sent at `at` or later, and the number of living
     /// replicas.
-    pub(super) fn said_alive(&self, at: Instant, living: u64) {
+    pub(super) fn record_heartbeat(&self, at: Instant, living: u64) {
         self.living.store(living, Ordering::Relaxed);
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
@@ -58,12 +58,12 @@ impl Claims {
 
     /// Records that some work in progress may belong to no replica: a replica has died, or this one
     /// is the first.
-    pub(super) fn are_left(&self) {
+    pub(super) fn mark_orphaned_work(&self) {
         self.left.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether such work was recorded, and clears the record.
-    pub(super) fn take_left(&self) -> bool {
+    pub(super) fn take_orphaned_work(&self) -> bool {
         self.left.swap(false, Ordering::Relaxed)
     }
 
@@ -80,19 +80,19 @@ impl Claims {
 }
 
 /// Lock on some work, which no other replica does meanwhile. Released when dropped.
-pub(super) struct Claim(Option<Held>);
+pub(super) struct LockGuard(Option<LockState>);
 
-struct Held {
+struct LockState {
     store: Arc<dyn Store>,
-    claims: Arc<Claims>,
+    claims: Arc<ClusterLocks>,
     what: String,
     epoch: u64,
     since: Instant,
 }
 
-impl Claim {
+impl LockGuard {
     /// Returns a lock that is not in the store: for a single broker, or while the store fails.
-    pub(super) const fn alone() -> Self {
+    pub(super) const fn single_replica() -> Self {
         Self(None)
     }
 
@@ -104,9 +104,10 @@ impl Claim {
 
     /// Returns whether it is too early for another replica to have taken the lock, as far as this
     /// can be known without a query.
-    pub(super) fn is_sure(&self) -> bool {
-        let sure =
-            |held: &Held| held.since.elapsed() < CLAIMED_FOR.length() && held.claims.is_alive();
+    pub(super) fn is_certainly_held(&self) -> bool {
+        let sure = |held: &LockState| {
+            held.since.elapsed() < CLAIMED_FOR.length() && held.claims.is_alive()
+        };
         self.0.as_ref().is_none_or(sure)
     }
 
@@ -114,7 +115,7 @@ impl Claim {
     ///
     /// # Errors
     /// The store's error, after some seconds of attempts.
-    pub(super) async fn stands(&self) -> Result<bool, StoreError> {
+    pub(super) async fn is_held(&self) -> Result<bool, StoreError> {
         let Some((held, peers)) = self
             .0
             .as_ref()
@@ -122,12 +123,12 @@ impl Claim {
         else {
             return Ok(true);
         };
-        insistently(|| peers.is_claimed(&held.what, held.epoch)).await
+        retry(|| peers.is_claimed(&held.what, held.epoch)).await
     }
 }
 
 /// Repeats a query for some seconds until the store answers: a connection may have been cut.
-async fn insistently<T, F>(ask: impl Fn() -> F) -> Result<T, StoreError>
+async fn retry<T, F>(ask: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -142,7 +143,7 @@ where
     }
 }
 
-impl Drop for Held {
+impl Drop for LockState {
     fn drop(&mut self) {
         let (store, what, epoch) = (Arc::clone(&self.store), self.what.clone(), self.epoch);
         tokio::spawn(async move {
@@ -161,19 +162,19 @@ impl Broker {
     ///
     /// # Errors
     /// The store's error, or another replica holds the lock for too long.
-    pub(super) async fn claim(&self, what: &str) -> Result<Claim, Error> {
+    pub(super) async fn lock(&self, what: &str) -> Result<LockGuard, Error> {
         let Some(peers) = self.store().peers() else {
-            return Ok(Claim::alone());
+            return Ok(LockGuard::single_replica());
         };
         let began = Instant::now();
         loop {
             if !self.claims.is_alive() {
-                self.say_alive(peers).await?;
+                self.send_heartbeat(peers).await?;
             }
             let since = Instant::now();
             let claim = || peers.claim(what, &self.instance);
-            if let Some(epoch) = insistently(claim).await? {
-                return Ok(Claim(Some(Held {
+            if let Some(epoch) = retry(claim).await? {
+                return Ok(LockGuard(Some(LockState {
                     store: Arc::clone(&self.parts.store),
                     claims: Arc::clone(&self.claims),
                     what: what.to_owned(),
@@ -183,7 +184,7 @@ impl Broker {
             }
             if began.elapsed() > PATIENCE {
                 let busy = format!("timed out waiting for another replica to finish \"{what}\"");
-                return Err(AwsFailure::held_back("ANOTHER_BROKER", busy, LOOK_AGAIN).into());
+                return Err(AwsFailure::deferred("ANOTHER_BROKER", busy, LOOK_AGAIN).into());
             }
             sleep(LOOK_EVERY).await;
         }
@@ -191,7 +192,7 @@ impl Broker {
 
     /// Returns whether this replica is the one that does some continuous work. Takes or renews the
     /// lock on the work if necessary.
-    pub(super) async fn is_ours(&self, work: &str) -> bool {
+    pub(super) async fn is_owner(&self, work: &str) -> bool {
         let Some(peers) = self.store().peers() else {
             return true;
         };

@@ -4,7 +4,7 @@ use crate::domain::denial::{Against, Denial, DenialState, Scope};
 
 /// A denial after the attempt to enforce it.
 #[derive(Clone, Debug)]
-pub struct Denied {
+pub struct DenialOutcome {
     /// Current state of the denial.
     pub denial: Denial,
     /// Seconds from the request until AWS refused the sessions; `None` if AWS was not seen to
@@ -16,7 +16,7 @@ pub struct Denied {
     pub notice: Option<String>,
 }
 
-impl Denied {
+impl DenialOutcome {
     /// Returns the outcome according to the denials in `standing`, if AWS has been seen to refuse
     /// the sessions since the request.
     pub(super) fn seen_since(&self, standing: &[Denial]) -> Option<Self> {

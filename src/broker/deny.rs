@@ -16,18 +16,21 @@ use tokio::{
 
 use crate::{
     broker::{
-        Broker, By, Error,
-        denied::{Denied, stands_in},
-        denying::AtPlace,
-        end::told_as,
+        Actor, Broker, Error,
+        denied::{DenialOutcome, stands_in},
+        denying::LockedLocation,
+        end::end_event,
         on_conflict,
-        ports::{AwsFailure, FailureClass, Found, LeaseChange, Page, Put, StoreError},
+        ports::{
+            AwsFailure, FailureClass, LeaseTransition, PageRequest, PolicyState, PolicyWritten,
+            StoreError,
+        },
         revoke::Progress,
-        trial::{Seen, UNMET_AFTER, Untried},
+        trial::{NoCanary, ObservedRefusal, UNMET_AFTER},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        denial::{Denial, Holder, Place, Scope, Unknown, document, widen},
+        denial::{Denial, Holder, PolicyLocation, Scope, Unknown, document, widen},
         lease::Lease,
         policy::Document,
         random::back_off,
@@ -55,12 +58,12 @@ impl Broker {
         self: &Arc<Self>,
         denials: Vec<Denial>,
         progress: Option<&UnboundedSender<Progress>>,
-    ) -> Vec<Denied> {
+    ) -> Vec<DenialOutcome> {
         let mut tasks = JoinSet::new();
         for denial in denials {
             let (broker, progress) = (Arc::clone(self), progress.cloned());
             tasks.spawn(async move {
-                let denied = broker.carry_out_denial(denial, progress.as_ref()).await;
+                let denied = broker.apply_denial(denial, progress.as_ref()).await;
                 tell(progress.as_ref(), || Progress::Denied(denied.clone()));
                 denied
             });
@@ -70,22 +73,22 @@ impl Broker {
         done
     }
 
-    pub(super) async fn carry_out_denial(
+    pub(super) async fn apply_denial(
         &self,
         denial: Denial,
         progress: Option<&UnboundedSender<Progress>>,
-    ) -> Denied {
+    ) -> DenialOutcome {
         let asked = denial.clone();
         let _mark = self.denying.mark(&asked.against);
-        match Box::pin(self.try_denial(denial, progress)).await {
+        match Box::pin(self.attempt_denial(denial, progress)).await {
             Ok(denied) => denied,
-            Err(Error::Conflict(_)) => Denied {
+            Err(Error::Conflict(_)) => DenialOutcome {
                 denial: asked,
                 refused_after_seconds: None,
                 seen_by: None,
                 notice: Some("another replica is applying it".to_owned()),
             },
-            Err(error) => Denied {
+            Err(error) => DenialOutcome {
                 denial: asked,
                 refused_after_seconds: None,
                 seen_by: None,
@@ -94,26 +97,26 @@ impl Broker {
         }
     }
 
-    async fn try_denial(
+    async fn attempt_denial(
         &self,
         denial: Denial,
         progress: Option<&UnboundedSender<Progress>>,
-    ) -> Result<Denied, Error> {
+    ) -> Result<DenialOutcome, Error> {
         self.account_is_ours().await?;
         let (mut denial, mut tries) = (denial, 0);
         loop {
             tries += 1;
-            let (reaching, trial) = match self.prepare_trial(denial.clone()).await {
+            let (reaching, trial) = match self.prepare_canary(denial.clone()).await {
                 // Revocation continues while nothing can be recorded.
-                Err(Error::Store(error)) => (denial, Err(Untried::Because(error.to_string()))),
+                Err(Error::Store(error)) => (denial, Err(NoCanary::Because(error.to_string()))),
                 prepared => prepared?,
             };
-            let ready = self.made_ready(reaching).await?;
+            let ready = self.prepare_location(reaching).await?;
             let standing = match self.write_denial(&ready, Instant::now()).await {
                 Ok(standing) => standing,
                 Err(error) => {
                     // The denial may have been made broader before the write failed.
-                    let standing = self.stands_for(&ready).await?;
+                    let standing = self.effective_denial(&ready).await?;
                     return self.postpone_denial(standing, error).await;
                 }
             };
@@ -121,25 +124,28 @@ impl Broker {
                 tell(progress, || Progress::Written(standing.denial.clone()));
             }
             let why = match trial {
-                Ok(trial) => match self.see_refused(&standing.denial, trial).await {
+                Ok(trial) => match self
+                    .wait_until_refused_by_aws(&standing.denial, trial)
+                    .await
+                {
                     Ok(seen) => return self.confirm_denial(standing, seen).await,
                     Err(why) => why,
                 },
-                Err(Untried::Stood) if tries < TRIES => {
+                Err(NoCanary::Stood) if tries < TRIES => {
                     sleep(UNMET_AFTER).await;
                     denial = standing.denial;
                     continue;
                 }
                 Err(untried) => untried.to_string(),
             };
-            let unseen = AwsFailure::held_back("NOT_SEEN_REFUSED", why, LONGEST_PAUSE);
+            let unseen = AwsFailure::deferred("NOT_SEEN_REFUSED", why, LONGEST_PAUSE);
             return self.postpone_denial(standing.denial, unseen.into()).await;
         }
     }
 
     /// Marks a denial in the store as ready to be written. Each write of its policy, by any
     /// replica, then includes it.
-    async fn made_ready(&self, denial: Denial) -> Result<Denial, Error> {
+    async fn prepare_location(&self, denial: Denial) -> Result<Denial, Error> {
         let ready = denial.ready();
         let put = std::slice::from_ref(&ready);
         match self.store().change_denials(put, &[], Vec::new()).await {
@@ -147,7 +153,7 @@ impl Broker {
             Err(StoreError::Unavailable(error)) => {
                 tracing::error!(%error, against = %ready.against, "a denial is in memory alone");
                 let denying = &self.denying;
-                denying.keep_in_memory(std::slice::from_ref(&ready), true);
+                denying.keep_unpersisted(std::slice::from_ref(&ready), true);
             }
             changed => on_conflict(changed, || Error::Conflict(subject(&denial)))?,
         }
@@ -161,8 +167,8 @@ impl Broker {
         since: Instant,
     ) -> Result<Standing, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
-        let mut written = self.at_place(&place).await?;
-        let (denials, document, notice) = self.write_place(&place, &mut written, since).await?;
+        let mut written = self.lock_location(&place).await?;
+        let (denials, document, notice) = self.write_location(&place, &mut written, since).await?;
         if let Some(failure) = written.put.missed.get(&denial.against.holder) {
             return Err(failure.clone().into());
         }
@@ -170,12 +176,12 @@ impl Broker {
         let standing = standing.ok_or_else(|| Error::Conflict(subject(denial)))?;
         let size = document.as_ref().map_or(0, Document::size);
         let audit = self
-            .event(By::Broker, Event::DenialWritten)
+            .event(Actor::Broker, Event::DenialWritten)
             .denial(denial)
             .aws_request(written.put.aws_request_id.as_deref())
             .detail(&format!(
                 "{}; {size} of {} characters",
-                told_which(standing),
+                describe_leases(standing),
                 place.room()
             ));
         if let Err(error) = self.store().record(audit).await {
@@ -189,10 +195,10 @@ impl Broker {
     }
 
     /// Writes the policy of a location as the store has it, unless that was done after `since`.
-    pub(super) async fn write_place(
+    pub(super) async fn write_location(
         &self,
-        place: &Place,
-        written: &mut AtPlace,
+        place: &PolicyLocation,
+        written: &mut LockedLocation,
         since: Instant,
     ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
         let (mut room, mut widened) = (place.room(), None);
@@ -206,15 +212,15 @@ impl Broker {
             if is_there {
                 return Ok((denials, document, widened));
             }
-            if !written.claim.is_sure() {
+            if !written.claim.is_certainly_held() {
                 // The process was paused for a while: another replica may be writing there.
-                self.claim_place(place, written).await?;
+                self.lock_in_cluster(place, written).await?;
                 continue;
             }
             let new: BTreeSet<Holder> = holders.difference(&written.attached).cloned().collect();
             match self.write_policy(place, &new, document.as_ref()).await {
                 // Other policies of the role use up the same space.
-                Err(failure) if is_want_of_room(place, &failure) && document.is_some() => {
+                Err(failure) if is_over_size_limit(place, &failure) && document.is_some() => {
                     room = document
                         .as_ref()
                         .map_or(0, Document::size)
@@ -222,10 +228,10 @@ impl Broker {
                 }
                 Err(failure) => {
                     written.at = None;
-                    if !matches!(written.claim.stands().await, Ok(true)) {
+                    if !matches!(written.claim.is_held().await, Ok(true)) {
                         // The failed write may have had its effect nevertheless, and another
                         // replica does not know of it.
-                        self.denying.is_unsure(place);
+                        self.denying.mark_uncertain(place);
                     }
                     return Err(failure.into());
                 }
@@ -236,14 +242,14 @@ impl Broker {
                     (written.at, written.attached) = (Some(Instant::now()), attached);
                     (written.document, written.put) = (document.clone(), put);
                     written.emptied = false;
-                    match written.claim.stands().await {
+                    match written.claim.is_held().await {
                         // Another replica has written meanwhile, and this write may have replaced
                         // its policy.
                         Ok(false) => {
-                            self.claim_place(place, written).await?;
+                            self.lock_in_cluster(place, written).await?;
                             continue;
                         }
-                        Err(_) => self.denying.is_unsure(place),
+                        Err(_) => self.denying.mark_uncertain(place),
                         Ok(true) => {}
                     }
                     return Ok((denials, document, widened));
@@ -254,10 +260,10 @@ impl Broker {
 
     async fn write_policy(
         &self,
-        place: &Place,
+        place: &PolicyLocation,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Put, AwsFailure> {
+    ) -> Result<PolicyWritten, AwsFailure> {
         self.enter(place).await?;
         let writing = self.parts.denier.write(place, holders, document);
         let written = timeout(WRITE_LIMIT, writing).await;
@@ -274,12 +280,12 @@ impl Broker {
 
     /// Prepares to change policies in the account of a location. In another account, records the
     /// session by which they are changed.
-    pub(super) async fn enter(&self, place: &Place) -> Result<(), AwsFailure> {
-        let Some(entered) = self.parts.denier.enter(place.account()).await? else {
+    pub(super) async fn enter(&self, place: &PolicyLocation) -> Result<(), AwsFailure> {
+        let Some(entered) = self.parts.denier.open_account(place.account()).await? else {
             return Ok(());
         };
         let audit = self
-            .event(By::Broker, Event::AccountEntered)
+            .event(Actor::Broker, Event::AccountEntered)
             .holder(&Holder::Role(entered.role))
             .access_key(&entered.access_key_id)
             .aws_request(entered.aws_request_id.as_deref());
@@ -294,7 +300,7 @@ impl Broker {
     /// fits into `room` characters, and returns a text on what was made broader.
     pub(super) async fn fit(
         &self,
-        place: &Place,
+        place: &PolicyLocation,
         room: usize,
     ) -> Result<(Vec<Denial>, Option<Document>, Option<String>), Error> {
         let (mut widened, unknown) = (None, self.unknown_at(place).await?);
@@ -312,10 +318,10 @@ impl Broker {
             let Some((put, remove)) = widen(&denials, self.now()) else {
                 return Err(no_room(place, size, room).into());
             };
-            let words = told_broader(place, &put);
+            let words = describe_widened(place, &put);
             tracing::warn!(%place, "{words}");
             let audit = |denial: &Denial| {
-                let event = self.event(By::Broker, Event::DenialWidened);
+                let event = self.event(Actor::Broker, Event::DenialWidened);
                 event.denial(denial).detail(&words)
             };
             let audit = put.iter().map(audit).collect();
@@ -325,7 +331,7 @@ impl Broker {
                 changed => changed?,
             }
             for denial in &put {
-                self.tell_ended(&denial.against.service, Scope::Service);
+                self.notify_ended(&denial.against.service, Scope::Service);
             }
             widened = Some(words);
         }
@@ -333,7 +339,7 @@ impl Broker {
 
     /// Returns the statements in AWS at this location that the store may not know: the store may be
     /// an older copy, or hold rows that cannot be read.
-    async fn unknown_at(&self, place: &Place) -> Result<Option<Unknown>, Error> {
+    async fn unknown_at(&self, place: &PolicyLocation) -> Result<Option<Unknown>, Error> {
         let keeps = self.denying.keeps_unknown.load(Ordering::Relaxed)
             || self.store().denials().await?.unreadable > 0;
         if !keeps {
@@ -342,13 +348,13 @@ impl Broker {
         self.enter(place).await?;
         let found = self.parts.denier.read(place, &BTreeSet::new()).await?;
         Ok(match found {
-            Found::Policy(policy) => Some(Unknown::of(&policy, self.now())),
-            Found::Nothing | Found::Other => None,
+            PolicyState::Policy(policy) => Some(Unknown::of(&policy, self.now())),
+            PolicyState::Nothing | PolicyState::Other => None,
         })
     }
 
     /// Returns the denial itself, or the broader one that has replaced it.
-    async fn stands_for(&self, denial: &Denial) -> Result<Denial, Error> {
+    async fn effective_denial(&self, denial: &Denial) -> Result<Denial, Error> {
         let place = self.parts.placements.of(&denial.against.holder);
         let denials = self.denials_at(&place).await?;
         let broader = stands_in(&denials, denial);
@@ -357,10 +363,10 @@ impl Broker {
     }
 
     /// Returns the denials that are to be in the policy of a location.
-    async fn denials_at(&self, place: &Place) -> Result<Vec<Denial>, StoreError> {
+    async fn denials_at(&self, place: &PolicyLocation) -> Result<Vec<Denial>, StoreError> {
         let now = self.now();
         let mut denials = self.store().denials().await?.known;
-        let unrecorded = self.denying.unrecorded();
+        let unrecorded = self.denying.unpersisted();
         denials.extend(unrecorded.iter().map(|kept| kept.denial.clone()));
         drop(unrecorded);
         let stands = |denial: &Denial| {
@@ -372,18 +378,25 @@ impl Broker {
     }
 
     /// Ends the leases of the sessions that AWS refuses, then records that AWS enforces the denial.
-    async fn confirm_denial(&self, standing: Standing, seen: Seen) -> Result<Denied, Error> {
+    async fn confirm_denial(
+        &self,
+        standing: Standing,
+        seen: ObservedRefusal,
+    ) -> Result<DenialOutcome, Error> {
         let Standing { denial, notice } = standing;
         let said = format!("{}: {}", seen.by, seen.said);
         let now = self.now();
-        self.end_denied_sessions(&denial, now).await?;
+        self.mark_sessions_revoked(&denial, now).await?;
         let confirmed = match self.record_confirmed(&denial, &said, now).await {
-            Err(Error::Conflict(_)) => self.confirmed_meanwhile(&denial, &said, now).await?,
+            Err(Error::Conflict(_)) => {
+                self.is_confirmed_by_other_replica(&denial, &said, now)
+                    .await?
+            }
             confirmed => confirmed?,
         };
         let after = now.duration_since(denial.asked_at);
         self.denying.settling.keep(confirmed.clone(), seen.trial);
-        Ok(Denied {
+        Ok(DenialOutcome {
             denial: confirmed,
             refused_after_seconds: Some(after.as_secs_f64()),
             seen_by: Some(seen.by),
@@ -395,7 +408,7 @@ impl Broker {
     /// one, each of their canaries confirms that one. If a reinstatement only added a cutoff, the
     /// denial is still part of what was seen to be enforced. A denial that was requested again, or
     /// whose cutoff another replica has moved to a later time, is not confirmed.
-    async fn confirmed_meanwhile(
+    async fn is_confirmed_by_other_replica(
         &self,
         seen: &Denial,
         said: &str,
@@ -423,7 +436,7 @@ impl Broker {
     ) -> Result<Denial, Error> {
         let confirmed = denial.confirm(now);
         let audit = self
-            .event(By::Broker, Event::DenialConfirmed)
+            .event(Actor::Broker, Event::DenialConfirmed)
             .denial(denial)
             .refused_after(now.duration_since(denial.asked_at))
             .detail(said);
@@ -432,8 +445,8 @@ impl Broker {
         Ok(confirmed)
     }
 
-    async fn end_denied_sessions(&self, denial: &Denial, now: Timestamp) -> Result<(), Error> {
-        let mut page = Page {
+    async fn mark_sessions_revoked(&self, denial: &Denial, now: Timestamp) -> Result<(), Error> {
+        let mut page = PageRequest {
             after: None,
             limit: BATCH,
         };
@@ -445,7 +458,7 @@ impl Broker {
             };
             let after = Some(last.binding.lease_id.to_string());
             let denied = leases.into_iter().filter(|lease| denial.covers(lease));
-            let ended: Vec<LeaseChange> = denied
+            let ended: Vec<LeaseTransition> = denied
                 .filter_map(|lease| self.end_denied(lease, now))
                 .collect();
             // If another task has changed a lease meanwhile, the same page is read again.
@@ -455,24 +468,24 @@ impl Broker {
         }
     }
 
-    fn end_denied(&self, lease: Lease, now: Timestamp) -> Option<LeaseChange> {
+    fn end_denied(&self, lease: Lease, now: Timestamp) -> Option<LeaseTransition> {
         let from = lease.revision;
         let after = now.duration_since(lease.removal()?.asked_at);
         let lease = lease.finish(now).ok()?;
         let cause = lease.cause().map(ToString::to_string).unwrap_or_default();
-        let audit = self.event(By::Broker, told_as(&lease)).lease(&lease);
+        let audit = self.event(Actor::Broker, end_event(&lease)).lease(&lease);
         let audit = audit.refused_after(after).detail(&cause);
-        Some(LeaseChange { from, lease, audit })
+        Some(LeaseTransition { from, lease, audit })
     }
 
-    async fn postpone_denial(&self, denial: Denial, error: Error) -> Result<Denied, Error> {
+    async fn postpone_denial(&self, denial: Denial, error: Error) -> Result<DenialOutcome, Error> {
         let (against, holder) = (&denial.against, &denial.against.holder);
         tracing::warn!(%against, %holder, %error, "a denial is tried again");
         let pause = back_off(denial.failures(), LONGEST_PAUSE, self.parts.random.as_ref());
         let pause = SignedDuration::try_from(pause).unwrap_or_default();
         let later = denial.postpone(self.now() + pause, error.to_string());
         let audit = self
-            .event(By::Broker, Event::DenialPostponed)
+            .event(Actor::Broker, Event::DenialPostponed)
             .denial(&denial)
             .failed(error.reason());
         let audit = match &error {
@@ -489,7 +502,7 @@ impl Broker {
         } else {
             format!("{error}; the broker goes on trying: {next}")
         };
-        Ok(Denied {
+        Ok(DenialOutcome {
             denial: later,
             refused_after_seconds: None,
             seen_by: None,
@@ -527,23 +540,23 @@ fn subject(denial: &Denial) -> Subject {
 
 /// Returns whether AWS refused a policy because it is too large. The same error means this for an
 /// inline policy; for a managed policy it may mean the number of policies.
-fn is_want_of_room(place: &Place, failure: &AwsFailure) -> bool {
-    failure.reason == "AWS_QUOTA" && matches!(place, Place::Inline(_))
+fn is_over_size_limit(place: &PolicyLocation, failure: &AwsFailure) -> bool {
+    failure.reason == "AWS_QUOTA" && matches!(place, PolicyLocation::Inline(_))
 }
 
-fn no_room(place: &Place, size: usize, room: usize) -> AwsFailure {
+fn no_room(place: &PolicyLocation, size: usize, room: usize) -> AwsFailure {
     let message =
         format!("the denials at {place} take {size} characters, and AWS has room for {room}");
     AwsFailure {
         next: "delete inline policies of that role, or give services roles of their own; what is denied \
                there already stays denied"
             .to_owned(),
-        ..AwsFailure::held_back("NO_ROOM_FOR_DENIAL", message, LONGEST_PAUSE)
+        ..AwsFailure::deferred("NO_ROOM_FOR_DENIAL", message, LONGEST_PAUSE)
     }
 }
 
 /// Describes the sessions that a denial denies.
-fn told_which(denial: &Denial) -> String {
+fn describe_leases(denial: &Denial) -> String {
     if denial.spares_newer {
         format!("sessions issued before {:.0}", denial.issued_before)
     } else {
@@ -551,7 +564,7 @@ fn told_which(denial: &Denial) -> String {
     }
 }
 
-fn told_broader(place: &Place, put: &[Denial]) -> String {
+fn describe_widened(place: &PolicyLocation, put: &[Denial]) -> String {
     let services: BTreeSet<&str> = put
         .iter()
         .map(|denial| denial.against.service.as_str())

@@ -15,11 +15,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::{
     audit::leaf,
     broker::{
-        Broker, Denied, Error, Revocation, RevokedLease, TakenAway,
-        denying::InMemory,
-        end::{Recording, still_honoured},
+        Broker, DenialOutcome, Error, RemovalOutcome, Revocation, RevokedLease,
+        denying::UnpersistedDenial,
+        end::{RecordWith, usable_until_notice},
         in_time,
-        ports::{StoreError, Target, Withdrawn},
+        ports::{DeleteOutcome, RevokeTarget, StoreError},
         revoke::{as_denied, by_id, is_denied_session},
     },
     domain::{
@@ -45,14 +45,14 @@ const PLACE: &str = "emergency";
 
 /// Revocations that are not in the log yet.
 #[derive(Default)]
-pub(super) struct Unrecorded {
+pub(super) struct PendingRevocations {
     /// Revocations, oldest first.
     events: Mutex<Vec<AuditEvent>>,
     /// True while the journal has entries; locked while the journal is written.
     in_file: tokio::sync::Mutex<bool>,
 }
 
-impl Unrecorded {
+impl PendingRevocations {
     fn list(&self) -> MutexGuard<'_, Vec<AuditEvent>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,9 +61,9 @@ impl Unrecorded {
 impl Broker {
     /// Returns whether a service was suspended and the store does not know it yet.
     #[must_use]
-    pub fn is_shut_out(&self, service: &Name) -> bool {
+    pub fn is_suspended_in_journal(&self, service: &Name) -> bool {
         let events = self.unrecorded.list();
-        events.iter().any(|event| shuts_out(event, service))
+        events.iter().any(|event| suspends(event, service))
     }
 
     /// Returns whether a lease, or the lease that it renews, was revoked and the store does not
@@ -72,7 +72,7 @@ impl Broker {
         let binding = &lease.binding;
         let ids = [Some(&binding.lease_id), binding.renews.as_ref()];
         let withdraws = |event: &AuditEvent| {
-            shuts_out(event, &binding.grant.service)
+            suspends(event, &binding.grant.service)
                 || event.event == Event::LeaseRevoking
                     && ids
                         .into_iter()
@@ -84,20 +84,20 @@ impl Broker {
 
     /// Suspends a service in memory and ends its credentials in AWS, or ends in AWS what was issued
     /// under a grant.
-    pub(super) async fn revoke_unrecorded(
+    pub(super) async fn revoke_degraded(
         self: &Arc<Self>,
-        target: &Target,
+        target: &RevokeTarget,
         suspension: Suspension,
         audit: AuditEvent,
     ) -> Result<Revocation, Error> {
-        self.known_service(target.service()).await?;
-        let notice = self.spool(audit).await;
-        self.tell_revoked(target);
+        self.require_service(target.service()).await?;
+        let notice = self.append_to_journal(audit).await;
+        self.notify_revoked(target);
         let leases = self.live_leases(target, &suspension).await?;
         let (sessions, others): (Vec<_>, Vec<_>) = leases.into_iter().partition(is_denied_session);
         let denials = self.denials_for(target, suspension.at).await?;
-        let others = self.end_all(others, Recording::Later, None).await;
-        let denials = self.deny_unrecorded(denials).await;
+        let others = self.end_all(others, RecordWith::Later, None).await;
+        let denials = self.deny_degraded(denials).await;
         Ok(Revocation {
             suspension,
             leases: by_id([self.all_as_denied(sessions, &denials), others].concat()),
@@ -109,24 +109,24 @@ impl Broker {
     }
 
     /// Ends the credentials of one lease in AWS.
-    pub(super) async fn revoke_lease_unrecorded(
+    pub(super) async fn revoke_lease_degraded(
         &self,
         lease: Lease,
         words: &str,
         audit: AuditEvent,
     ) -> RevokedLease {
-        let spooled = self.spool(audit).await;
+        let spooled = self.append_to_journal(audit).await;
         let binding = &lease.binding;
         let scope = Scope::Lease(binding.lease_id.clone());
-        self.tell_ended(&binding.grant.service, scope.clone());
+        self.notify_ended(&binding.grant.service, scope.clone());
         let now = self.now();
         let lease = as_revoked(lease, Some(words), now);
         let mut revoked = if is_denied_session(&lease) {
             let denials = asked(&scope, Session::of(&lease).as_slice(), now);
-            let denials = self.deny_unrecorded(denials).await;
+            let denials = self.deny_degraded(denials).await;
             as_denied(lease, denials.first(), now)
         } else {
-            self.as_revoked_since(self.take_away_unrecorded(lease).await, now)
+            self.as_revoked_since(self.remove_degraded(lease).await, now)
         };
         revoked.notice = Some(match revoked.notice {
             Some(notice) => format!("{notice}; {spooled}"),
@@ -138,7 +138,7 @@ impl Broker {
     /// Returns the leases of a service or grant that have not ended, in their state once revoked.
     async fn live_leases(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         suspension: &Suspension,
     ) -> Result<Vec<Lease>, Error> {
         let live = self.store().live_leases(target.service(), target.grant());
@@ -151,27 +151,30 @@ impl Broker {
     /// Returns the denials for the sessions of a service or grant.
     pub(super) async fn denials_for(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         now: Timestamp,
     ) -> Result<Vec<Denial>, Error> {
         let sessions = self.store().last_sessions(target.service(), target.grant());
         let scope = match target {
-            Target::Service(_) => Scope::Service,
-            Target::Grant(name) => Scope::Grant(name.grant.clone()),
+            RevokeTarget::Service(_) => Scope::Service,
+            RevokeTarget::Grant(name) => Scope::Grant(name.grant.clone()),
         };
         Ok(asked(&scope, &sessions.await?, now))
     }
 
     /// Removes from AWS what a revoking lease stands for, without a record.
-    pub(super) async fn take_away_unrecorded(&self, lease: Lease) -> TakenAway {
+    pub(super) async fn remove_degraded(&self, lease: Lease) -> RemovalOutcome {
         let now = self.now();
         let open = if lease.is_in_flight(now) {
             Some("it was being issued, and is not handed out".to_owned())
-        } else if let Some(notice) = still_honoured(&lease, now) {
+        } else if let Some(notice) = usable_until_notice(&lease, now) {
             Some(notice)
         } else {
-            match (self.withdraw(&lease).await, lease.may_appear_until(now)) {
-                (Ok(Withdrawn::NotFound), Some(_)) => {
+            match (
+                self.delete_in_aws(&lease).await,
+                lease.may_appear_until(now),
+            ) {
+                (Ok(DeleteOutcome::NotFound), Some(_)) => {
                     Some("AWS shows no such user; the broker looks again".to_owned())
                 }
                 (Ok(_), _) => None,
@@ -179,12 +182,12 @@ impl Broker {
             }
         };
         if open.is_some() {
-            return TakenAway {
+            return RemovalOutcome {
                 lease,
                 notice: open,
             };
         }
-        TakenAway {
+        RemovalOutcome {
             lease: lease.clone().finish(now).unwrap_or(lease),
             notice: None,
         }
@@ -192,11 +195,11 @@ impl Broker {
 
     /// Writes the record of a revocation to the journal. If that fails, the revocation continues,
     /// with its record in memory and in the log of the process. Returns the notice for the caller.
-    async fn spool(&self, audit: AuditEvent) -> &'static str {
+    async fn append_to_journal(&self, audit: AuditEvent) -> &'static str {
         let late = audit.late();
         let mut in_file = self.unrecorded.in_file.lock().await;
         self.unrecorded.list().push(late.clone());
-        let added = match self.entry(&late) {
+        let added = match self.encode_entry(&late) {
             Ok(entry) => in_time("the emergency file", self.parts.spool.add(&entry)).await,
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         };
@@ -211,7 +214,7 @@ impl Broker {
 
     /// Encodes a record for the journal. Seals it if there is a key for that, so that only the
     /// broker can write entries.
-    fn entry(&self, event: &AuditEvent) -> Result<Vec<u8>, Error> {
+    fn encode_entry(&self, event: &AuditEvent) -> Result<Vec<u8>, Error> {
         let internal = |error: &dyn std::fmt::Display| Error::Internal(error.to_string());
         let record = AuditRecord {
             seq: 0,
@@ -229,7 +232,7 @@ impl Broker {
 
     /// Returns the record in an entry, if this broker has written the entry and it is a revocation.
     /// The broker writes no other entries.
-    fn read_entry(&self, entry: &[u8]) -> Option<AuditEvent> {
+    fn decode_entry(&self, entry: &[u8]) -> Option<AuditEvent> {
         let leaf = match &self.parts.custody.sealing {
             None => entry.to_vec(),
             Some(sealing) => {
@@ -253,9 +256,9 @@ impl Broker {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub async fn take_up_spool(&self) -> Result<(), Error> {
+    pub async fn load_journal(&self) -> Result<(), Error> {
         for entry in self.parts.spool.entries().await? {
-            let Some(event) = self.read_entry(&entry) else {
+            let Some(event) = self.decode_entry(&entry) else {
                 // The entry stays in the file: a broker with the key that sealed it may still read
                 // it.
                 tracing::error!(
@@ -266,7 +269,7 @@ impl Broker {
             *self.unrecorded.in_file.lock().await = true;
             self.unrecorded.list().push(event);
         }
-        if let Err(error) = self.fold_in().await {
+        if let Err(error) = self.replay_journal().await {
             tracing::error!(%error, "the revocations of the emergency file are not in the log yet");
             self.remember_denials().await;
         }
@@ -280,7 +283,7 @@ impl Broker {
             match self.denied_by(&event).await {
                 Ok(denials) => {
                     let ready: Vec<Denial> = denials.iter().map(Denial::ready).collect();
-                    self.denying.keep_in_memory(&ready, false);
+                    self.denying.keep_unpersisted(&ready, false);
                 }
                 Err(error) => {
                     tracing::error!(%error, "what an earlier run has denied is not known");
@@ -293,14 +296,15 @@ impl Broker {
         let now = event.time;
         match (event.event, &event.service, &event.grant, &event.lease_id) {
             (Event::ServiceRevoked, Some(service), ..) => {
-                self.denials_for(&Target::Service(service.clone()), now)
+                self.denials_for(&RevokeTarget::Service(service.clone()), now)
                     .await
             }
             (Event::GrantRevoked, _, Some(grant), _) => {
-                self.denials_for(&Target::Grant(grant.clone()), now).await
+                self.denials_for(&RevokeTarget::Grant(grant.clone()), now)
+                    .await
             }
             (Event::LeaseRevoking, .., Some(id)) => {
-                let session = Session::of(&self.known_lease(id).await?);
+                let session = Session::of(&self.require_lease(id).await?);
                 Ok(asked(&Scope::Lease(id.clone()), session.as_slice(), now))
             }
             _ => Ok(Vec::new()),
@@ -309,12 +313,12 @@ impl Broker {
 
     /// Writes denials that the store could not record. They are recorded, and tested by a canary,
     /// once the store works again.
-    async fn deny_unrecorded(&self, denials: Vec<Denial>) -> Vec<Denied> {
+    async fn deny_degraded(&self, denials: Vec<Denial>) -> Vec<DenialOutcome> {
         let denials: Vec<Denial> = denials.iter().map(Denial::ready).collect();
-        self.denying.keep_in_memory(&denials, false);
+        self.denying.keep_unpersisted(&denials, false);
         let mut done = Vec::new();
         for denial in denials {
-            let notice = match self.write_in_memory(&denial, Instant::now()).await {
+            let notice = match self.write_unpersisted_denial(&denial, Instant::now()).await {
                 Ok(()) => {
                     "the denial is written; that AWS refuses is seen once the store works again"
                         .to_owned()
@@ -323,7 +327,7 @@ impl Broker {
                     format!("{error}; the credential may still work, and the broker goes on trying")
                 }
             };
-            done.push(Denied {
+            done.push(DenialOutcome {
                 denial,
                 refused_after_seconds: None,
                 seen_by: None,
@@ -333,9 +337,9 @@ impl Broker {
         done
     }
 
-    async fn write_in_memory(&self, denial: &Denial, since: Instant) -> Result<(), Error> {
+    async fn write_unpersisted_denial(&self, denial: &Denial, since: Instant) -> Result<(), Error> {
         self.write_denial(denial, since).await?;
-        let mut unrecorded = self.denying.unrecorded();
+        let mut unrecorded = self.denying.unpersisted();
         for kept in unrecorded.iter_mut().filter(|kept| kept.denial == *denial) {
             kept.is_written = true;
         }
@@ -344,18 +348,18 @@ impl Broker {
 
     /// Writes the denials in memory that AWS has not accepted yet, until the store has recorded
     /// them.
-    pub(super) async fn keep_unrecorded_denials(&self) {
+    pub(super) async fn run_unpersisted_denials(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.write_unrecorded_denials().await;
+            self.write_unpersisted_denials().await;
         }
     }
 
-    async fn write_unrecorded_denials(&self) {
-        let kept = self.denying.unrecorded().clone();
-        for InMemory {
+    async fn write_unpersisted_denials(&self) {
+        let kept = self.denying.unpersisted().clone();
+        for UnpersistedDenial {
             denial,
             since,
             is_written,
@@ -364,14 +368,16 @@ impl Broker {
         {
             if is_stored && self.is_taken(&denial).await {
                 self.denying
-                    .unrecorded()
+                    .unpersisted()
                     .retain(|kept| kept.denial != denial);
                 // Another replica, which did not know of the denial, may have written there.
                 if self.store().peers().is_some() {
                     let place = self.parts.placements.of(&denial.against.holder);
-                    self.denying.is_unsure(&place);
+                    self.denying.mark_uncertain(&place);
                 }
-            } else if !is_written && let Err(error) = self.write_in_memory(&denial, since).await {
+            } else if !is_written
+                && let Err(error) = self.write_unpersisted_denial(&denial, since).await
+            {
                 tracing::warn!(against = %denial.against, %error, "a denial in memory is written later");
             }
         }
@@ -389,21 +395,21 @@ impl Broker {
     ///
     /// # Errors
     /// The store's error; the rest is tried again.
-    pub(super) async fn fold_in(&self) -> Result<(), Error> {
+    pub(super) async fn replay_journal(&self) -> Result<(), Error> {
         let first = || self.unrecorded.list().first().cloned();
         while let Some(event) = first() {
-            self.record_late(event).await?;
+            self.replay_entry(event).await?;
             self.unrecorded.list().remove(0);
         }
         if self.unrecorded.list().is_empty() {
             // The store has these denials now.
-            self.denying.unrecorded().retain(|kept| kept.is_stored);
+            self.denying.unpersisted().retain(|kept| kept.is_stored);
         }
         let mut in_file = self.unrecorded.in_file.lock().await;
         // Another revocation may have been added meanwhile.
         if *in_file && self.unrecorded.list().is_empty() {
             let mut unreadable = self.parts.spool.entries().await?;
-            unreadable.retain(|entry| self.read_entry(entry).is_none());
+            unreadable.retain(|entry| self.decode_entry(entry).is_none());
             self.parts.spool.keep_only(&unreadable).await?;
             *in_file = false;
             tracing::info!("the revocations of the emergency file are in the log");
@@ -411,23 +417,27 @@ impl Broker {
         Ok(())
     }
 
-    async fn record_late(&self, event: AuditEvent) -> Result<(), StoreError> {
+    async fn replay_entry(&self, event: AuditEvent) -> Result<(), StoreError> {
         let suspension = Suspension {
             at: event.time,
             reason: event.detail.clone(),
         };
-        let revoke = async |target: Target| {
+        let revoke = async |target: RevokeTarget| {
             let revoked = self.store().revoke(&target, &suspension, event.clone());
             let (revoked, _) = revoked.await?;
-            self.leave_denials_to_upkeep(&revoked.denials).await;
+            self.hand_denials_to_maintenance(&revoked.denials).await;
             Ok(())
         };
         let written = match (event.event, &event.service, &event.grant, &event.lease_id) {
             (Event::ServiceRevoked, Some(service), ..) => {
-                revoke(Target::Service(service.clone())).await
+                revoke(RevokeTarget::Service(service.clone())).await
             }
-            (Event::GrantRevoked, _, Some(grant), _) => revoke(Target::Grant(grant.clone())).await,
-            (Event::LeaseRevoking, .., Some(lease)) => self.revoke_late(lease, &event).await,
+            (Event::GrantRevoked, _, Some(grant), _) => {
+                revoke(RevokeTarget::Grant(grant.clone())).await
+            }
+            (Event::LeaseRevoking, .., Some(lease)) => {
+                self.revoke_from_journal(lease, &event).await
+            }
             _ => Err(StoreError::Conflict),
         };
         match written {
@@ -438,7 +448,7 @@ impl Broker {
     }
 
     /// Makes denials due at once, because no task is enforcing them.
-    async fn leave_denials_to_upkeep(&self, denials: &[Denial]) {
+    async fn hand_denials_to_maintenance(&self, denials: &[Denial]) {
         let due: Vec<Denial> = denials.iter().map(|d| d.give_up(self.now())).collect();
         let left = self.store().change_denials(&due, &[], Vec::new()).await;
         if let Err(error) = left {
@@ -447,7 +457,11 @@ impl Broker {
     }
 
     /// Revokes a lease late. Conflict when the lease is unknown, or has ended meanwhile.
-    async fn revoke_late(&self, id: &LeaseId, event: &AuditEvent) -> Result<(), StoreError> {
+    async fn revoke_from_journal(
+        &self,
+        id: &LeaseId,
+        event: &AuditEvent,
+    ) -> Result<(), StoreError> {
         let words = event.detail.as_deref().unwrap_or_default();
         let cause = Cause::from_str(words).unwrap_or(Cause::Revoked(String::new()));
         loop {
@@ -464,7 +478,7 @@ impl Broker {
                 continue;
             }
             let (denials, _) = updated?;
-            self.leave_denials_to_upkeep(&denials).await;
+            self.hand_denials_to_maintenance(&denials).await;
             return Ok(());
         }
     }
@@ -485,6 +499,6 @@ fn asked(scope: &Scope, sessions: &[Session], now: Timestamp) -> Vec<Denial> {
         .collect()
 }
 
-fn shuts_out(event: &AuditEvent, service: &Name) -> bool {
+fn suspends(event: &AuditEvent, service: &Name) -> bool {
     event.event == Event::ServiceRevoked && event.service.as_ref() == Some(service)
 }

@@ -7,8 +7,8 @@ use tokio::time::timeout;
 
 use crate::{
     broker::{
-        Broker, By, Error, in_time, on_conflict,
-        ports::{AwsFailure, FailureClass, Receipt, StoreError, Urgency, Withdrawn},
+        Actor, Broker, Error, in_time, on_conflict,
+        ports::{AwsFailure, DeleteOutcome, FailureClass, Priority, Receipt, StoreError},
     },
     domain::{
         access::Caller,
@@ -35,7 +35,7 @@ const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// A lease after the attempt to end it.
 #[derive(Debug)]
-pub struct TakenAway {
+pub struct RemovalOutcome {
     /// Current state of the lease.
     pub lease: Lease,
     /// Text on what is still open; `None` when AWS has shown that the credential is gone.
@@ -44,7 +44,7 @@ pub struct TakenAway {
 
 /// Time of the record of a change: with the change, or later.
 #[derive(Clone, Copy)]
-pub(super) enum Recording {
+pub(super) enum RecordWith {
     Now,
     Later,
 }
@@ -59,14 +59,14 @@ impl Broker {
         self: &Arc<Self>,
         caller: Caller,
         id: LeaseId,
-    ) -> Result<(TakenAway, Receipt), Error> {
+    ) -> Result<(RemovalOutcome, Receipt), Error> {
         let broker = Arc::clone(self);
-        self.detached(async move {
-            let lease = broker.known_lease(&id).await?;
+        self.spawn_detached(async move {
+            let lease = broker.require_lease(&id).await?;
             if own_service(&caller) != Some(&lease.binding.grant.service) {
                 return Err(no_lease(&id));
             }
-            broker.admit_pace(&caller, &lease.binding.grant).await?;
+            broker.check_rate(&caller, &lease.binding.grant).await?;
             if lease.removal().is_some() {
                 return broker.released_already(&caller, lease).await;
             }
@@ -78,7 +78,7 @@ impl Broker {
             }
             broker
                 .end(
-                    By::Caller(&caller),
+                    Actor::Caller(&caller),
                     lease,
                     Cause::Released,
                     Event::LeaseReleased,
@@ -103,8 +103,8 @@ impl Broker {
         &self,
         caller: &Caller,
         lease: Lease,
-    ) -> Result<(TakenAway, Receipt), Error> {
-        let notice = match still_honoured(&lease, self.now()) {
+    ) -> Result<(RemovalOutcome, Receipt), Error> {
+        let notice = match usable_until_notice(&lease, self.now()) {
             Some(notice) => notice,
             None => "its removal is in progress already".to_owned(),
         };
@@ -117,11 +117,11 @@ impl Broker {
         caller: &Caller,
         lease: Lease,
         notice: String,
-    ) -> Result<(TakenAway, Receipt), Error> {
+    ) -> Result<(RemovalOutcome, Receipt), Error> {
         let audit = self.caller_event(caller, Event::LeaseReleased);
         let audit = audit.lease(&lease).detail(&notice);
         let receipt = self.store().record(audit).await?;
-        let taken = TakenAway {
+        let taken = RemovalOutcome {
             lease,
             notice: Some(notice),
         };
@@ -131,11 +131,11 @@ impl Broker {
     /// Records that `lease` is to end, then ends it in AWS, unless it is being issued.
     pub(super) async fn end(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
         cause: Cause,
         event: Event,
-    ) -> Result<(TakenAway, Receipt), Error> {
+    ) -> Result<(RemovalOutcome, Receipt), Error> {
         let audit = self
             .event(by, event)
             .lease(&lease)
@@ -145,9 +145,9 @@ impl Broker {
         if revoked {
             let binding = &revoking.binding;
             let scope = Scope::Lease(binding.lease_id.clone());
-            self.tell_ended(&binding.grant.service, scope);
+            self.notify_ended(&binding.grant.service, scope);
         }
-        let taken = self.take_away_unless_in_flight(by, revoking).await?;
+        let taken = self.remove_unless_in_flight(by, revoking).await?;
         Ok((taken, receipt))
     }
 
@@ -155,13 +155,13 @@ impl Broker {
     /// the issuer of the lease.
     pub(super) async fn abandon(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
         cause: Cause,
         audit: AuditEvent,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         let (revoking, _) = self.begin_revocation(lease, cause, audit).await?;
-        self.take_away(by, revoking).await
+        self.remove_credentials(by, revoking).await
     }
 
     async fn begin_revocation(
@@ -171,7 +171,7 @@ impl Broker {
         audit: AuditEvent,
     ) -> Result<(Lease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
-        let revoking = self.begun(lease, cause)?;
+        let revoking = self.is_removal_started(lease, cause)?;
         let written = in_time(
             "the store",
             self.store().update_lease(from, &revoking, audit),
@@ -182,7 +182,7 @@ impl Broker {
     }
 
     /// Returns the lease in its state once its removal has begun.
-    pub(super) fn begun(&self, lease: Lease, cause: Cause) -> Result<Lease, Error> {
+    pub(super) fn is_removal_started(&self, lease: Lease, cause: Cause) -> Result<Lease, Error> {
         let id = lease.binding.lease_id.clone();
         let revoking = lease.begin_revocation(cause, self.now());
         revoking.map_err(|refused| Error::WrongState {
@@ -195,54 +195,66 @@ impl Broker {
 
     /// Ends a lease in AWS, unless it is still being issued. Its issuer then removes the
     /// credentials before they are handed out.
-    async fn take_away_unless_in_flight(
+    async fn remove_unless_in_flight(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         if lease.is_in_flight(self.now()) {
             let notice = "its issue was in progress; it is removed before it is handed out";
-            return Ok(TakenAway {
+            return Ok(RemovalOutcome {
                 lease,
                 notice: Some(notice.to_owned()),
             });
         }
-        self.take_away(by, lease).await
+        self.remove_credentials(by, lease).await
     }
 
     /// Removes from AWS what a revoking lease stands for, as far as AWS can do it now.
-    pub(super) async fn take_away(&self, by: By<'_>, lease: Lease) -> Result<TakenAway, Error> {
+    pub(super) async fn remove_credentials(
+        &self,
+        by: Actor<'_>,
+        lease: Lease,
+    ) -> Result<RemovalOutcome, Error> {
         let now = self.now();
-        if let Some(notice) = still_honoured(&lease, now) {
-            return Ok(TakenAway {
+        if let Some(notice) = usable_until_notice(&lease, now) {
+            return Ok(RemovalOutcome {
                 lease,
                 notice: Some(notice),
             });
         }
-        match (self.withdraw(&lease).await, lease.may_appear_until(now)) {
-            (Ok(Withdrawn::NotFound), Some(until)) => self.look_again(by, lease, until).await,
+        match (
+            self.delete_in_aws(&lease).await,
+            lease.may_appear_until(now),
+        ) {
+            (Ok(DeleteOutcome::NotFound), Some(until)) => {
+                self.recheck_lease(by, lease, until).await
+            }
             (Ok(_), _) => self.finish(by, lease).await,
-            (Err(failure), _) => self.postpone(by, lease, failure).await,
+            (Err(failure), _) => self.reschedule_removal(by, lease, failure).await,
         }
     }
 
     /// Removes what a lease has left in AWS. A session leaves nothing that could be removed.
-    pub(super) async fn withdraw(&self, lease: &Lease) -> Result<Withdrawn, AwsFailure> {
+    pub(super) async fn delete_in_aws(&self, lease: &Lease) -> Result<DeleteOutcome, AwsFailure> {
         let urgency = match lease.cause() {
-            Some(Cause::Revoked(_)) => Urgency::Revocation,
-            _ => Urgency::Ordinary,
+            Some(Cause::Revoked(_)) => Priority::Revocation,
+            _ => Priority::Ordinary,
         };
         match lease.binding.kind {
-            Kind::IamUser => self.withdraw_user(&lease.binding.aws_name, urgency).await,
-            Kind::AssumeRole | Kind::FederationToken => Ok(Withdrawn::Removed),
+            Kind::IamUser => {
+                self.delete_user_in_aws(&lease.binding.aws_name, urgency)
+                    .await
+            }
+            Kind::AssumeRole | Kind::FederationToken => Ok(DeleteOutcome::Removed),
         }
     }
 
-    pub(super) async fn withdraw_user(
+    pub(super) async fn delete_user_in_aws(
         &self,
         user: &str,
-        urgency: Urgency,
-    ) -> Result<Withdrawn, AwsFailure> {
+        urgency: Priority,
+    ) -> Result<DeleteOutcome, AwsFailure> {
         self.account_is_ours().await.map_err(unverified)?;
         let withdrawn = timeout(WITHDRAW_LIMIT, self.parts.issuer.withdraw(user, urgency));
         withdrawn
@@ -252,13 +264,16 @@ impl Broker {
 
     /// Records that AWS has nothing of the lease left, even if another task or replica has changed
     /// the lease meanwhile.
-    async fn finish(&self, by: By<'_>, mut lease: Lease) -> Result<TakenAway, Error> {
+    async fn finish(&self, by: Actor<'_>, mut lease: Lease) -> Result<RemovalOutcome, Error> {
         loop {
             let (from, now) = (lease.revision, self.now());
             let asked = lease.removal().map(|removal| removal.asked_at);
             let ended = lease.finish(now).map_err(|refused| internal(&refused))?;
             let cause = ended.cause().map(ToString::to_string).unwrap_or_default();
-            let audit = self.event(by, told_as(&ended)).lease(&ended).detail(&cause);
+            let audit = self
+                .event(by, end_event(&ended))
+                .lease(&ended)
+                .detail(&cause);
             let audit = match (ended.cause(), asked) {
                 (Some(Cause::Revoked(_)), Some(asked)) => {
                     audit.gone_after(now.duration_since(asked))
@@ -267,7 +282,7 @@ impl Broker {
             };
             lease = self.replace(from, ended, audit).await?;
             if lease.ended_at().is_some() {
-                return Ok(TakenAway {
+                return Ok(RemovalOutcome {
                     lease,
                     notice: None,
                 });
@@ -275,15 +290,15 @@ impl Broker {
         }
     }
 
-    async fn postpone(
+    async fn reschedule_removal(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
         failure: AwsFailure,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         let (id, said) = (&lease.binding.lease_id, &failure.aws_said);
         tracing::warn!(lease = %id, reason = failure.reason, aws = %said, "AWS did not delete the credentials");
-        if failure.class == FailureClass::HeldBack {
+        if failure.class == FailureClass::Deferred {
             // AWS has not failed: AWS was not asked, or the call got its turn too late.
             let turn = failure.retry_after.unwrap_or_default();
             let turn = self.now().saturating_add(turn).unwrap_or(self.now());
@@ -312,12 +327,12 @@ impl Broker {
     /// Schedules another look for a user that AWS does not show. The user may still appear: a call
     /// may arrive late, or a change may not have reached all servers. The user is gone only after
     /// the consistency window.
-    async fn look_again(
+    async fn recheck_lease(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
         until: Timestamp,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         let notice = format!("AWS shows no such user; the broker looks again until {until:.0}");
         let next = until.min(self.now() + LOOK_AGAIN);
         self.wait(by, lease, next, notice).await
@@ -325,11 +340,11 @@ impl Broker {
 
     async fn wait(
         &self,
-        by: By<'_>,
+        by: Actor<'_>,
         lease: Lease,
         until: Timestamp,
         notice: String,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         let audit = self
             .event(by, Event::LeasePostponed)
             .lease(&lease)
@@ -345,10 +360,10 @@ impl Broker {
         later: Lease,
         audit: AuditEvent,
         notice: String,
-    ) -> Result<TakenAway, Error> {
+    ) -> Result<RemovalOutcome, Error> {
         let lease = self.replace(from, later, audit).await?;
         let notice = lease.ended_at().is_none().then_some(notice);
-        Ok(TakenAway { lease, notice })
+        Ok(RemovalOutcome { lease, notice })
     }
 
     fn pause(&self, lease: &Lease) -> SignedDuration {
@@ -365,19 +380,19 @@ impl Broker {
     async fn replace(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
         match self.store().update_lease(from, &lease, audit).await {
             Ok(_) => Ok(lease),
-            Err(StoreError::Conflict) => self.known_lease(&lease.binding.lease_id).await,
+            Err(StoreError::Conflict) => self.require_lease(&lease.binding.lease_id).await,
             Err(error) => Err(error.into()),
         }
     }
 
-    pub(super) async fn known_lease(&self, id: &LeaseId) -> Result<Lease, Error> {
+    pub(super) async fn require_lease(&self, id: &LeaseId) -> Result<Lease, Error> {
         self.store().lease(id).await?.ok_or_else(|| no_lease(id))
     }
 }
 
 /// Returns the notice for a session that AWS cannot end before it expires; `None` once it has
 /// expired.
-pub(super) fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
+pub(super) fn usable_until_notice(lease: &Lease, now: Timestamp) -> Option<String> {
     let kind = lease.binding.kind;
     let ends = lease.issued().map(|issued| issued.expires_at);
     let ends = ends.filter(|ends| kind.is_session() && *ends > now)?;
@@ -387,7 +402,7 @@ pub(super) fn still_honoured(lease: &Lease, now: Timestamp) -> Option<String> {
 }
 
 /// Returns the event that records the end of a lease.
-pub(super) const fn told_as(ended: &Lease) -> Event {
+pub(super) const fn end_event(ended: &Lease) -> Event {
     match ended.state {
         LeaseState::Expired { .. } => Event::LeaseExpired,
         _ => Event::LeaseRevoked,
@@ -405,7 +420,7 @@ fn unverified(error: Error) -> AwsFailure {
         Error::Aws(failure) => failure,
         error => AwsFailure {
             next: error.next(),
-            ..AwsFailure::held_back(error.reason(), error.to_string(), UNVERIFIED_PAUSE)
+            ..AwsFailure::deferred(error.reason(), error.to_string(), UNVERIFIED_PAUSE)
         },
     }
 }

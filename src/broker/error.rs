@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::{
     broker::ports::{AwsFailure, StoreError},
     domain::{
-        access::AccessError, audit::Subject, decide::Denial, grant::check::Violation, name::Name,
+        access::AccessError, audit::Subject, decide::IssueRefusal, grant::check::Violation,
+        name::Name,
     },
 };
 
@@ -31,7 +32,7 @@ pub enum Error {
     NotPermitted(#[from] AccessError),
     /// The broker has decided to refuse the request.
     #[error(transparent)]
-    Denied(#[from] Denial),
+    Denied(#[from] IssueRefusal),
     /// The subject is unknown, or the caller may not know of it.
     #[error("there is no {0}")]
     NotFound(Subject),
@@ -141,17 +142,17 @@ impl Error {
                 "use a token of the service: `credbroker service token create NAME`".to_owned()
             }
             Self::NotPermitted(_) => "ask an admin for an operator with the right role".to_owned(),
-            Self::Denied(Denial::NoSuchGrant(name)) => {
+            Self::Denied(IssueRefusal::NoSuchGrant(name)) => {
                 format!("check the name; an operator sees what there is with `credbroker grant list --service {}`", name.service)
             }
-            Self::Denied(Denial::TtlAboveMaximum { .. }) => {
+            Self::Denied(IssueRefusal::TtlAboveMaximum { .. }) => {
                 "ask for less, or have an operator raise the grant's --max-ttl".to_owned()
             }
-            Self::Denied(Denial::TtlBelowMinimum { .. }) => "ask for more".to_owned(),
-            Self::Denied(Denial::RenewalAboveMaximum { .. }) => {
+            Self::Denied(IssueRefusal::TtlBelowMinimum { .. }) => "ask for more".to_owned(),
+            Self::Denied(IssueRefusal::RenewalAboveMaximum { .. }) => {
                 "issue again, or ask for less".to_owned()
             }
-            Self::Denied(Denial::GrantChanged { .. } | Denial::LeaseOver { .. }) => {
+            Self::Denied(IssueRefusal::GrantChanged { .. } | IssueRefusal::LeaseOver { .. }) => {
                 "issue again, with a new request id".to_owned()
             }
             Self::WrongState { next, .. } | Self::Limited { next, .. } => next.clone(),

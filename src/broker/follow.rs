@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, Error, IssuedLease, login::Staying, watch::Ended},
+    broker::{Broker, Error, IssuedLease, login::Staying, watch::RevocationNotice},
     domain::{
         access::Caller,
         decide::IssueRequest,
@@ -28,7 +28,7 @@ const PAUSE: SignedDuration = SignedDuration::from_secs(30);
 
 /// Update that a caller receives.
 #[derive(Clone, Debug)]
-pub enum Followed {
+pub enum CredentialUpdate {
     /// The next credentials.
     Issued(Box<IssuedLease>),
     /// The caller's current credentials are revoked.
@@ -37,21 +37,21 @@ pub enum Followed {
 
 /// Subscription of a caller to the credentials of a grant.
 #[derive(Debug)]
-pub struct Following {
+pub struct Subscription {
     staying: Staying,
     grant: GrantName,
     ttl: Option<Duration>,
-    news: Receiver<Ended>,
+    news: Receiver<RevocationNotice>,
     looks: Interval,
     /// True if the lease that the caller named at the start was revoked, or is not its service's.
     /// The first update says so.
     is_revoked: bool,
-    held: Option<Held>,
+    held: Option<CurrentLease>,
 }
 
 /// Current lease of the caller.
 #[derive(Debug)]
-struct Held {
+struct CurrentLease {
     lease_id: LeaseId,
     expires_at: Timestamp,
     renew_at: Timestamp,
@@ -69,7 +69,7 @@ impl Broker {
         grant: GrantName,
         ttl: Option<Duration>,
         held: Option<LeaseId>,
-    ) -> Result<Following, Error> {
+    ) -> Result<Subscription, Error> {
         let watch = self.watch(&caller, &[]).await?;
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -81,7 +81,7 @@ impl Broker {
         let is_revoked = held.is_some() && lease.as_ref().is_none_or(was_taken_away);
         let held = lease.filter(|lease| lease.binding.grant == grant);
         let held = held.and_then(|lease| self.as_held(&lease, None));
-        Ok(Following {
+        Ok(Subscription {
             staying: Staying::new(caller),
             grant,
             ttl,
@@ -92,13 +92,13 @@ impl Broker {
         })
     }
 
-    fn as_held(&self, lease: &Lease, renew_at: Option<Timestamp>) -> Option<Held> {
+    fn as_held(&self, lease: &Lease, renew_at: Option<Timestamp>) -> Option<CurrentLease> {
         let LeaseState::Active { issued, .. } = &lease.state else {
             return None;
         };
         let random = self.parts.random.as_ref();
         let own = || refresh::renewal(issued.at, issued.expires_at, random);
-        Some(Held {
+        Some(CurrentLease {
             lease_id: lease.binding.lease_id.clone(),
             expires_at: issued.expires_at,
             renew_at: renew_at.unwrap_or_else(own),
@@ -112,12 +112,12 @@ impl Broker {
     ///
     /// # Errors
     /// The caller may no longer follow, or there are no credentials for it; errors of an issue.
-    pub async fn next_followed(
+    pub async fn next_update(
         self: &Arc<Self>,
-        following: &mut Following,
-    ) -> Result<Option<Followed>, Error> {
+        following: &mut Subscription,
+    ) -> Result<Option<CredentialUpdate>, Error> {
         if std::mem::take(&mut following.is_revoked) {
-            return Ok(Some(Followed::Revoked));
+            return Ok(Some(CredentialUpdate::Revoked));
         }
         loop {
             let now = self.now();
@@ -127,16 +127,16 @@ impl Broker {
                 .is_none_or(|held| held.renew_at <= now)
                 && let Some(issued) = self.issue_next(following).await?
             {
-                return Ok(Some(Followed::Issued(Box::new(issued))));
+                return Ok(Some(CredentialUpdate::Issued(Box::new(issued))));
             }
             tokio::select! {
-                () = self.stopped() => return Ok(None),
+                () = self.record_cancelled() => return Ok(None),
                 _ = following.looks.tick() => {
                     self.look(&mut following.staying).await?;
                 }
                 ended = following.news.recv() => if following.loses(ended)? {
                     following.held = None;
-                    return Ok(Some(Followed::Revoked));
+                    return Ok(Some(CredentialUpdate::Revoked));
                 },
             }
         }
@@ -145,7 +145,7 @@ impl Broker {
     /// Issues the next credentials; `None` when the broker is to retry later.
     async fn issue_next(
         self: &Arc<Self>,
-        following: &mut Following,
+        following: &mut Subscription,
     ) -> Result<Option<IssuedLease>, Error> {
         let request = IssueRequest {
             other_than: following.held.as_ref().map(|held| held.lease_id.clone()),
@@ -161,7 +161,7 @@ impl Broker {
                 Ok(Some(issued))
             }
             (Err(error), Some(held))
-                if is_passing(&error) && refresh::is_alive(held.expires_at, now) =>
+                if is_transient(&error) && refresh::is_alive(held.expires_at, now) =>
             {
                 let pause = error.retry_after().map(SignedDuration::try_from);
                 held.renew_at = now + pause.and_then(Result::ok).unwrap_or(PAUSE);
@@ -176,9 +176,9 @@ impl Broker {
     }
 }
 
-impl Following {
+impl Subscription {
     /// Returns whether the revocation covers the current lease.
-    fn loses(&self, ended: Result<Ended, RecvError>) -> Result<bool, Error> {
+    fn loses(&self, ended: Result<RevocationNotice, RecvError>) -> Result<bool, Error> {
         let ended = ended.map_err(|_| Error::watcher_too_slow())?;
         Ok(ended.service == self.grant.service
             && match &ended.scope {
@@ -195,7 +195,7 @@ const fn was_taken_away(lease: &Lease) -> bool {
 }
 
 /// Returns whether the error is transient, so that the current credentials stay valid.
-const fn is_passing(error: &Error) -> bool {
+const fn is_transient(error: &Error) -> bool {
     !matches!(
         error,
         Error::Invalid(_)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    broker::{Broker, Error, approvals::operator, on_conflict, ports::Page},
+    broker::{Broker, Error, approvals::operator, on_conflict, ports::PageRequest},
     domain::{
         access::Caller,
         approval::Change,
@@ -34,7 +34,7 @@ impl Broker {
         if !wrong.is_empty() {
             return Err(Error::Invalid(wrong));
         }
-        self.known_service(&name.service).await?;
+        self.require_service(&name.service).await?;
         // The version is read before the grant: a concurrent change then makes this one a conflict.
         let version = self.store().newest_grant_version(&name).await? + 1;
         let before = self.store().grant(&name).await?;
@@ -102,7 +102,7 @@ impl Broker {
         &self,
         caller: &Caller,
         service: Option<&Name>,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<Grant>, Error> {
         let grants = self.store().grants(service, page).await?;
         let audit = self.caller_event(caller, Event::GrantRead);

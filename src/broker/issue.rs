@@ -9,21 +9,23 @@ use tokio::time::sleep;
 
 use crate::{
     broker::{
-        Broker, By, Error, on_conflict,
-        paces::Pace,
-        ports::{AwsFailure, Begun, FailureClass, IssueFailure, Left, Receipt, StoreError},
+        Actor, Broker, Error, on_conflict,
+        paces::Rate,
+        ports::{
+            AwsFailure, BeginOutcome, FailureClass, IssueFailure, Receipt, Residue, StoreError,
+        },
     },
     domain::{
         access::Caller,
         arn::UserArn,
         audit::{AuditEvent, Event, Subject},
         credential::Credentials,
-        decide::{Authorized, Denial, Issue, IssueRequest, decide, own_service},
+        decide::{Authorized, Issue, IssueRefusal, IssueRequest, decide, own_service},
         duration::humanize,
         grant::Kind,
         lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
         name::{GrantName, LeaseId, Name},
-        request::NamedRequest,
+        request::IdempotencyKey,
     },
 };
 
@@ -64,17 +66,17 @@ impl Broker {
         caller: Caller,
         request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
-        self.admit_pace(&caller, &request.grant).await?;
+        self.check_rate(&caller, &request.grant).await?;
         let grant = self.store().grant(&request.grant).await?;
         let issue = match decide(&caller, &request, grant) {
             Ok(issue) => issue,
             Err(denial) => return self.refuse(&caller, &request.grant, denial.into()).await,
         };
         if issue.get().grant.spec.reuse.is_some() {
-            return self.issue_shared(caller, issue, request).await;
+            return self.issue_cached(caller, issue, request).await;
         }
         let broker = Arc::clone(self);
-        self.detached(async move {
+        self.spawn_detached(async move {
             let named = request.named.as_ref();
             let work = Box::pin(broker.issue_decided(&caller, &issue, named, None));
             broker.once(&caller, &request.grant, named, work).await
@@ -87,7 +89,7 @@ impl Broker {
         &self,
         caller: &Caller,
         grant: &GrantName,
-        named: Option<&NamedRequest>,
+        named: Option<&IdempotencyKey>,
         work: Pin<Box<impl Future<Output = Result<IssuedLease, Error>>>>,
     ) -> Result<IssuedLease, Error> {
         let Some((named, service)) = named.zip(own_service(caller)) else {
@@ -113,9 +115,9 @@ impl Broker {
     }
 
     /// Checks the rate limit of the calling service.
-    pub(super) async fn admit_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
+    pub(super) async fn check_rate(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
         let most = self.limits().issues_per_second;
-        let admit = |service: &Name| self.paces.admit(service, Pace::per_second(most));
+        let admit = |service: &Name| self.paces.admit(service, Rate::per_second(most));
         let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
         };
@@ -125,9 +127,9 @@ impl Broker {
     }
 
     /// Checks the rate limit for IAM users, each of which takes many calls to IAM.
-    async fn admit_user_pace(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
+    async fn check_user_rate(&self, caller: &Caller, grant: &GrantName) -> Result<(), Error> {
         let most = self.limits().users_per_minute;
-        let admit = |service: &Name| self.user_paces.admit(service, Pace::per_minute(most));
+        let admit = |service: &Name| self.user_paces.admit(service, Rate::per_minute(most));
         let Some(Err(wait)) = own_service(caller).map(admit) else {
             return Ok(());
         };
@@ -159,12 +161,12 @@ impl Broker {
         &self,
         caller: &Caller,
         issue: &Authorized<Issue>,
-        named: Option<&NamedRequest>,
+        named: Option<&IdempotencyKey>,
         renews: Option<LeaseId>,
     ) -> Result<IssuedLease, Error> {
         let grant = &issue.get().grant;
         if grant.spec.kind() == Kind::IamUser {
-            self.admit_user_pace(caller, &grant.name).await?;
+            self.check_user_rate(caller, &grant.name).await?;
         }
         if let Some(named) = named
             && let Some(lease) = self
@@ -192,13 +194,13 @@ impl Broker {
         match on_conflict(begun, || {
             Error::Conflict(Subject::Grant(grant.name.clone()))
         })? {
-            Begun::Recorded => self.carry_out(caller, issue, lease).await,
+            BeginOutcome::Recorded => self.carry_out(caller, issue, lease).await,
             // Another replica received the same request a moment before.
-            Begun::Known(lease) => match named {
+            BeginOutcome::Known(lease) => match named {
                 Some(named) => Box::pin(self.repeat(caller, issue, named, *lease)).await,
                 None => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
             },
-            Begun::TooMany { next_end } => {
+            BeginOutcome::TooMany { next_end } => {
                 let left = next_end.map(|end| end.duration_since(now));
                 let error = too_many(grant.spec.kind(), grant.name.service.as_str(), most, left);
                 self.refuse(caller, &grant.name, error).await
@@ -214,7 +216,7 @@ impl Broker {
         issue: &Authorized<Issue>,
     ) -> Result<(), Error> {
         let ready = async {
-            self.log_is_whole()?;
+            self.check_log_integrity()?;
             self.account_is_ours().await?;
             self.certain_clock()?;
             self.parts.issuer.ready(issue).map_err(Error::from)
@@ -290,7 +292,7 @@ impl Broker {
         answer.unwrap_or_else(|_| {
             Err(IssueFailure {
                 failure: AwsFailure::no_answer(limit),
-                left: Left::Something,
+                left: Residue::Something,
             })
         })
     }
@@ -324,7 +326,7 @@ impl Broker {
             .lease(&active)
             .permits(&issue.get().grant)
             .aws_request(credentials.aws_request_id.as_deref());
-        let audit = told_of_acceptance(audit, &credentials);
+        let audit = record_acceptance(audit, &credentials);
         let written = if self.is_withdrawn(&active) {
             Err(StoreError::Conflict)
         } else {
@@ -357,7 +359,10 @@ impl Broker {
         let cleaned = if moved_on {
             self.clean_up_after_conflict(&lease).await
         } else if lease.issued().is_none() {
-            self.withdraw(&lease).await.map(drop).map_err(Error::from)
+            self.delete_in_aws(&lease)
+                .await
+                .map(drop)
+                .map_err(Error::from)
         } else {
             // A replaced key is repaired later by the clean-up.
             Ok(())
@@ -381,23 +386,23 @@ impl Broker {
     /// Cleans up as the issuer of a lease that changed meanwhile: a revocation leaves that to the
     /// issuer, and a suspension alone does not change the lease.
     async fn clean_up_after_conflict(&self, lease: &Lease) -> Result<(), Error> {
-        let now = self.known_lease(&lease.binding.lease_id).await?;
+        let now = self.require_lease(&lease.binding.lease_id).await?;
         if now.revision != lease.revision && now.is_being_made(self.now()) {
             // Another replica took this one for dead and continues the issue.
             return Ok(());
         }
         match &now.state {
             LeaseState::Revoking(_) | LeaseState::Quarantined(_) => {
-                self.take_away(By::Broker, now).await?;
+                self.remove_credentials(Actor::Broker, now).await?;
             }
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
-                self.withdraw(&now).await?;
+                self.delete_in_aws(&now).await?;
             }
-            LeaseState::Active { .. } => self.put_in_order(now).await?,
+            LeaseState::Active { .. } => self.repair_replacement(now).await?,
             LeaseState::Pending { .. } => {
                 let cause = Cause::NotIssued("the service was suspended meanwhile".to_owned());
-                let audit = self.event(By::Broker, Event::LeaseRevoking).lease(&now);
-                self.abandon(By::Broker, now, cause, audit).await?;
+                let audit = self.event(Actor::Broker, Event::LeaseRevoking).lease(&now);
+                self.abandon(Actor::Broker, now, cause, audit).await?;
             }
         }
         Ok(())
@@ -417,9 +422,9 @@ impl Broker {
         let uncertain =
             class == FailureClass::Uncertain || taken_over && class != FailureClass::Refused;
         let left_something = match left {
-            Left::Nothing => taken_over,
-            Left::Something => true,
-            Left::NotOurs => false,
+            Residue::Nothing => taken_over,
+            Residue::Something => true,
+            Residue::NotOurs => false,
         };
         let event = if uncertain {
             Event::LeaseUncertain
@@ -433,7 +438,7 @@ impl Broker {
         }
         let ended = if left_something {
             let (by, cause) = (
-                By::Caller(caller),
+                Actor::Caller(caller),
                 Cause::NotIssued(failure.reason.to_owned()),
             );
             self.abandon(by, lease.clone(), cause, audit.clone())
@@ -491,7 +496,7 @@ pub(super) fn revoked_meanwhile(id: &LeaseId) -> Error {
     }
 }
 
-fn told_of_acceptance(audit: AuditEvent, credentials: &Credentials) -> AuditEvent {
+fn record_acceptance(audit: AuditEvent, credentials: &Credentials) -> AuditEvent {
     let Some(wait) = credentials.usable_after else {
         return audit;
     };
@@ -541,8 +546,8 @@ fn too_many(kind: Kind, service: &str, most: u64, left: Option<SignedDuration>) 
 }
 
 /// Refusal of a repeated request whose lease has ended.
-pub(super) fn over(lease: &Lease, state: &'static str) -> Denial {
-    Denial::LeaseOver {
+pub(super) fn over(lease: &Lease, state: &'static str) -> IssueRefusal {
+    IssueRefusal::LeaseOver {
         lease_id: lease.binding.lease_id.clone(),
         state,
     }

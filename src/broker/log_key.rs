@@ -14,8 +14,8 @@ use tokio::sync::MutexGuard;
 use crate::{
     audit::{checkpoint::Checkpoint, note::Signer},
     broker::{
-        Broker, By, Error, SignedCheckpoint,
-        claims::Claim,
+        Actor, Broker, Error, SignedCheckpoint,
+        claims::LockGuard,
         ports::{LogHead, LogKey},
     },
     domain::{
@@ -30,7 +30,7 @@ const SEED_LENGTH: usize = 32;
 
 /// State of the log signer. One task signs at a time.
 #[derive(Default)]
-pub(super) struct Signing {
+pub(super) struct LogSigner {
     /// The key in use; `None` until it is loaded.
     signer: Option<Signer>,
     /// Number of records that are known to be signed.
@@ -40,21 +40,21 @@ pub(super) struct Signing {
 }
 
 /// Exclusive access to the log signer, within the process and across replicas.
-pub(super) struct SigningAlone<'a> {
-    signing: MutexGuard<'a, Signing>,
-    _claim: Claim,
+pub(super) struct ExclusiveSigner<'a> {
+    signing: MutexGuard<'a, LogSigner>,
+    _claim: LockGuard,
 }
 
-impl Deref for SigningAlone<'_> {
-    type Target = Signing;
+impl Deref for ExclusiveSigner<'_> {
+    type Target = LogSigner;
 
-    fn deref(&self) -> &Signing {
+    fn deref(&self) -> &LogSigner {
         &self.signing
     }
 }
 
-impl DerefMut for SigningAlone<'_> {
-    fn deref_mut(&mut self) -> &mut Signing {
+impl DerefMut for ExclusiveSigner<'_> {
+    fn deref_mut(&mut self) -> &mut LogSigner {
         &mut self.signing
     }
 }
@@ -74,12 +74,12 @@ impl Broker {
         caller: Caller,
     ) -> Result<SignedCheckpoint, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move { broker.rotate(&caller).await })
+        self.spawn_detached(async move { broker.rotate(&caller).await })
             .await
     }
 
     async fn rotate(&self, caller: &Caller) -> Result<SignedCheckpoint, Error> {
-        self.log_is_whole()?;
+        self.check_log_integrity()?;
         let mut signing = self.begin_signing().await?;
         let before = self.log_signer(&mut signing).await?;
         let before = before.ok_or_else(not_signed)?.verifier().clone();
@@ -100,19 +100,19 @@ impl Broker {
     /// Waits for exclusive access to the signer, within the process and across replicas. Unless
     /// this replica held the lock last, loads the signed size again and drops the key: another
     /// replica may have signed meanwhile, perhaps with another key.
-    pub(super) async fn begin_signing(&self) -> Result<SigningAlone<'_>, Error> {
+    pub(super) async fn begin_signing(&self) -> Result<ExclusiveSigner<'_>, Error> {
         let mut signing = self.signing.lock().await;
-        let claim = self.claim("signing").await?;
+        let claim = self.lock("signing").await?;
         if claim.epoch() != signing.epoch.map(|last| last + 1) {
             let kept = self.store().checkpoint().await?;
-            *signing = Signing {
+            *signing = LogSigner {
                 signer: None,
                 size: kept.map_or(0, |kept| kept.size),
                 epoch: None,
             };
         }
         signing.epoch = claim.epoch();
-        Ok(SigningAlone {
+        Ok(ExclusiveSigner {
             signing,
             _claim: claim,
         })
@@ -121,17 +121,17 @@ impl Broker {
     /// Returns the key in use; `None` if there is no key to seal it with.
     pub(super) async fn log_signer<'a>(
         &self,
-        signing: &'a mut Signing,
+        signing: &'a mut LogSigner,
     ) -> Result<Option<&'a Signer>, Error> {
         if let (None, Some(sealing)) = (&signing.signer, &self.parts.custody.sealing) {
-            signing.signer = Some(self.take_up_log_key(sealing).await?);
+            signing.signer = Some(self.load_log_key(sealing).await?);
         }
         Ok(signing.signer.as_ref())
     }
 
     /// Loads the newest key, or creates the first one. If the key cannot be opened because its
     /// sealing key was lost, creates another; the log announces that key before its first use.
-    async fn take_up_log_key(&self, sealing: &SealingKey) -> Result<Signer, Error> {
+    async fn load_log_key(&self, sealing: &SealingKey) -> Result<Signer, Error> {
         let keys = self.store().log_keys().await?;
         let name = self.log_name().await?;
         let open = |number: usize| opened(sealing, &name, number, keys.get(number - 1)?);
@@ -158,7 +158,7 @@ impl Broker {
     }
 
     async fn make_first_log_key(&self) -> Result<Signer, Error> {
-        self.make_log_key(self.event(By::Broker, Event::LogKeyMade))
+        self.make_log_key(self.event(Actor::Broker, Event::LogKeyMade))
             .await
     }
 

@@ -71,7 +71,7 @@ impl Broker {
             Err(LoginError::Store(error)) => return Err(error.into()),
         };
         if let Identity::Service(service) = principal.identity()
-            && self.is_shut_out(service)
+            && self.is_suspended_in_journal(service)
         {
             return Err(Error::Suspended(service.clone()));
         }
@@ -138,7 +138,7 @@ impl Broker {
 
     async fn still_admits(&self, caller: &Caller) -> Result<(), Error> {
         let service = own_service(caller);
-        let is_shut_out = || service.is_some_and(|service| self.is_shut_out(service));
+        let is_shut_out = || service.is_some_and(|service| self.is_suspended_in_journal(service));
         if self.is_still_admitted(caller).await? && !is_shut_out() {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::{
     broker::{
         Broker, Error,
-        ports::{AuditFilter, Page, TokenOwner},
+        ports::{AuditFilter, PageRequest, TokenOwner},
     },
     domain::{
         access::Caller,
@@ -59,7 +59,7 @@ impl Broker {
         for key in keys {
             owners.push(self.owner(key, kept.as_ref()).await?);
         }
-        self.tell_the_key_at_work(keys, &mut owners).await;
+        self.report_key_in_use(keys, &mut owners).await;
         self.store()
             .record(looked_up(
                 self.caller_event(caller, Event::LeaseRead),
@@ -120,7 +120,7 @@ impl Broker {
             access_key_id: Some(key.to_string()),
             ..AuditFilter::default()
         };
-        let mut page = Page {
+        let mut page = PageRequest {
             after: None,
             limit: PAGE,
         };
@@ -166,7 +166,7 @@ impl Broker {
 
     /// Finds the admin key in use among keys without an owner: no record names a key of the
     /// standard AWS chain.
-    async fn tell_the_key_at_work(&self, keys: &[KeyId], owners: &mut [Option<KeyOwner>]) {
+    async fn report_key_in_use(&self, keys: &[KeyId], owners: &mut [Option<KeyOwner>]) {
         if owners.iter().all(Option::is_some) {
             return;
         }

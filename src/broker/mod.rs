@@ -58,12 +58,12 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
-    admin_key::{AdminKeyStatus, Custody},
+    admin_key::{AdminKeyPolicy, AdminKeyStatus},
     checkpoints::SignedCheckpoint,
-    denied::Denied,
-    end::TakenAway,
+    denied::DenialOutcome,
+    end::RemovalOutcome,
     error::Error,
-    follow::{Followed, Following},
+    follow::{CredentialUpdate, Subscription},
     issue::IssuedLease,
     login::Staying,
     lookup::KeyOwner,
@@ -75,24 +75,24 @@ pub use self::{
     status::Status,
     stolen::{StolenKeyReplaced, StolenProgress},
     trial::PROOF_LIMIT,
-    watch::{Ended, Watch},
+    watch::{RevocationNotice, Watch},
 };
 use crate::{
     broker::{
         aggregation::Aggregation,
-        claims::Claims,
-        denying::Denying,
-        emergency::Unrecorded,
-        log_key::Signing,
-        paces::Paces,
+        claims::ClusterLocks,
+        denying::PolicyWriter,
+        emergency::PendingRevocations,
+        log_key::LogSigner,
+        paces::RateLimiter,
         ports::{
-            Anchor, Authentication, CertificateAuthority, Denier, Inventory, Issuer, Keyring,
-            Spool, Store, StoreError, Witness,
+            AdminKeyApi, Authentication, CertificateAuthority, CheckpointFile, DenyPolicyApi,
+            EmergencyJournal, Inventory, Issuer, Store, StoreError, Witness,
         },
-        reap::Busy,
-        share::Shared,
-        under_way::UnderWay,
-        watch::{ShutOuts, Watchers},
+        reap::InProgressIds,
+        share::SessionCache,
+        under_way::SingleFlight,
+        watch::{Subscribers, SuspensionChannel},
     },
     domain::{
         access::Caller,
@@ -107,7 +107,7 @@ use crate::{
 };
 
 /// Dependencies of the broker.
-pub struct Parts {
+pub struct Dependencies {
     /// Authentication of callers.
     pub authentication: Arc<dyn Authentication>,
     /// Durable state.
@@ -117,11 +117,11 @@ pub struct Parts {
     /// Listing of the broker's own users and keys in AWS.
     pub inventory: Arc<dyn Inventory>,
     /// Denial of sessions in AWS.
-    pub denier: Arc<dyn Denier>,
+    pub denier: Arc<dyn DenyPolicyApi>,
     /// AWS policies in which denials are written.
     pub placements: Placements,
     /// The broker's admin key in AWS.
-    pub keyring: Arc<dyn Keyring>,
+    pub keyring: Arc<dyn AdminKeyApi>,
     /// Clock.
     pub clock: Arc<dyn Clock>,
     /// Source of randomness.
@@ -133,9 +133,9 @@ pub struct Parts {
     /// Limits of each service at the start.
     pub limits: Limits,
     /// Sealing and rotation of the admin key.
-    pub custody: Custody,
+    pub custody: AdminKeyPolicy,
     /// Checkpoint file beside the store, which holds the newest signed checkpoint.
-    pub anchor: Option<Arc<dyn Anchor>>,
+    pub anchor: Option<Arc<dyn CheckpointFile>>,
     /// Time for which log records are kept at least.
     pub keep: Duration,
     /// Time that AWS may take to enforce a denial before that is left to the background.
@@ -145,7 +145,7 @@ pub struct Parts {
     /// Witness that cosigns the log.
     pub witness: Option<Arc<dyn Witness>>,
     /// Journal of revocations while the store takes no records.
-    pub spool: Arc<dyn Spool>,
+    pub spool: Arc<dyn EmergencyJournal>,
     /// True if some changes need a second operator.
     pub two_person: bool,
     /// Cancelled when the broker is to stop: background loops end.
@@ -154,7 +154,7 @@ pub struct Parts {
 
 /// The credential broker: every use case is a method.
 pub struct Broker {
-    parts: Parts,
+    parts: Dependencies,
     /// Current limits of each service.
     limits: RwLock<Limits>,
     started_at: jiff::Timestamp,
@@ -163,29 +163,29 @@ pub struct Broker {
     /// Id of this run in the log: 8 characters `[0-9a-f]`.
     instance: String,
     sagas: TaskTracker,
-    under_way: UnderWay,
-    paces: Paces,
-    user_paces: Paces,
-    call_paces: Paces,
-    refused_paces: Paces,
+    under_way: SingleFlight,
+    paces: RateLimiter,
+    user_paces: RateLimiter,
+    call_paces: RateLimiter,
+    refused_paces: RateLimiter,
     aggregation: Aggregation,
-    busy: Arc<Busy>,
+    busy: Arc<InProgressIds>,
     reconciled: Mutex<Option<Reconciliation>>,
     /// AWS name of the user whose keys the last reconciliation checked last.
     last_checked: Mutex<String>,
     /// Set once the admin key is verified to belong to the store's account.
     account: tokio::sync::OnceCell<()>,
-    signing: tokio::sync::Mutex<Signing>,
+    signing: tokio::sync::Mutex<LogSigner>,
     /// Contradiction of the log by a checkpoint or the witness. While set, nothing is issued.
     log_doubt: OnceLock<Error>,
     /// Revocations that the store has not accepted yet.
-    unrecorded: Unrecorded,
-    denying: Denying,
+    unrecorded: PendingRevocations,
+    denying: PolicyWriter,
     /// Locks that this replica holds.
-    claims: Arc<Claims>,
-    watchers: Watchers,
-    shut_outs: ShutOuts,
-    shared: Shared,
+    claims: Arc<ClusterLocks>,
+    watchers: Subscribers,
+    shut_outs: SuspensionChannel,
+    shared: SessionCache,
     /// Names of the sinks that receive the log.
     fed: Mutex<Vec<Name>>,
     /// Locked during a step of the admin key's replacement.
@@ -194,7 +194,7 @@ pub struct Broker {
 
 /// Actor of an audit event.
 #[derive(Clone, Copy)]
-pub(crate) enum By<'a> {
+pub(crate) enum Actor<'a> {
     Caller(&'a Caller),
     Broker,
 }
@@ -202,7 +202,7 @@ pub(crate) enum By<'a> {
 impl Broker {
     /// Creates a broker from its dependencies.
     #[must_use]
-    pub fn new(parts: Parts) -> Arc<Self> {
+    pub fn new(parts: Dependencies) -> Arc<Self> {
         let started_at = parts.clock.now();
         let mut instance = [0; 4];
         parts.random.fill(&mut instance);
@@ -214,11 +214,11 @@ impl Broker {
             is_leaving: AtomicBool::new(false),
             instance: HEXLOWER.encode(&instance),
             sagas: TaskTracker::new(),
-            under_way: UnderWay::default(),
-            paces: Paces::default(),
-            user_paces: Paces::default(),
-            call_paces: Paces::default(),
-            refused_paces: Paces::default(),
+            under_way: SingleFlight::default(),
+            paces: RateLimiter::default(),
+            user_paces: RateLimiter::default(),
+            call_paces: RateLimiter::default(),
+            refused_paces: RateLimiter::default(),
             aggregation: Aggregation::default(),
             busy: Arc::default(),
             reconciled: Mutex::default(),
@@ -226,12 +226,12 @@ impl Broker {
             account: tokio::sync::OnceCell::new(),
             signing: tokio::sync::Mutex::default(),
             log_doubt: OnceLock::new(),
-            unrecorded: Unrecorded::default(),
-            denying: Denying::default(),
+            unrecorded: PendingRevocations::default(),
+            denying: PolicyWriter::default(),
             claims: Arc::default(),
-            watchers: Watchers::default(),
-            shut_outs: ShutOuts::default(),
-            shared: Shared::default(),
+            watchers: Subscribers::default(),
+            shut_outs: SuspensionChannel::default(),
+            shared: SessionCache::default(),
             fed: Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
         })
@@ -265,13 +265,13 @@ impl Broker {
     }
 
     /// Waits until all operations in progress have ended.
-    pub async fn finish_sagas(&self) {
+    pub async fn wait_for_tasks(&self) {
         self.sagas.close();
         self.sagas.wait().await;
     }
 
     /// Runs `work` in its own task, so that a caller that disconnects does not interrupt it.
-    async fn detached<T, F>(&self, work: F) -> Result<T, Error>
+    async fn spawn_detached<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -283,16 +283,16 @@ impl Broker {
         })
     }
 
-    fn event(&self, by: By<'_>, event: Event) -> AuditEvent {
+    fn event(&self, by: Actor<'_>, event: Event) -> AuditEvent {
         let event = match by {
-            By::Caller(caller) => AuditEvent::by(caller.principal(), event, self.now()),
-            By::Broker => AuditEvent::by_broker(event, self.now()),
+            Actor::Caller(caller) => AuditEvent::by(caller.principal(), event, self.now()),
+            Actor::Broker => AuditEvent::by_broker(event, self.now()),
         };
         event.instance(&self.instance)
     }
 
     fn caller_event(&self, caller: &Caller, event: Event) -> AuditEvent {
-        self.event(By::Caller(caller), event)
+        self.event(Actor::Caller(caller), event)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Operators, the first one included.
 
 use crate::{
-    broker::{Broker, By, Error, NewToken, on_conflict},
+    broker::{Actor, Broker, Error, NewToken, on_conflict},
     domain::{
         access::Caller,
         approval::Change,
@@ -35,7 +35,7 @@ impl Broker {
         if is_there().await? {
             return Ok(false);
         }
-        let _by_nobody_else = self.claim("first operator").await?;
+        let _by_nobody_else = self.lock("first operator").await?;
         if is_there().await? {
             return Ok(false);
         }
@@ -143,7 +143,7 @@ impl Broker {
             .parse()
             .map_err(|_| Error::Internal("no name".to_owned()))?;
         let audit = self
-            .event(By::Broker, Event::OperatorCreated)
+            .event(Actor::Broker, Event::OperatorCreated)
             .detail("admin as admin, at start");
         self.store()
             .replace_operator_token(&name, &new.stored, audit)

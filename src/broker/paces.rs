@@ -21,12 +21,12 @@ use crate::{
 
 /// A rate and its burst.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct Rate {
     pub(super) per_second: f64,
     pub(super) at_once: f64,
 }
 
-impl Pace {
+impl Rate {
     /// Creates a rate of `count` per second, with a burst of twice as many.
     pub(super) fn per_second(count: u32) -> Self {
         let per_second = f64::from(count.max(1));
@@ -48,14 +48,14 @@ impl Pace {
 
 /// Token buckets by service. Registered services only.
 #[derive(Debug, Default)]
-pub(super) struct Paces(Mutex<HashMap<Name, TokenBucket>>);
+pub(super) struct RateLimiter(Mutex<HashMap<Name, TokenBucket>>);
 
-impl Paces {
+impl RateLimiter {
     /// Admits one request of a service.
     ///
     /// # Errors
     /// The service exceeds the rate; the value is the time after which a retry is worthwhile.
-    pub(super) fn admit(&self, service: &Name, pace: Pace) -> Result<(), Duration> {
+    pub(super) fn admit(&self, service: &Name, pace: Rate) -> Result<(), Duration> {
         let now = Instant::now().into_std();
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = paces
@@ -81,7 +81,7 @@ impl Broker {
             return Ok(());
         };
         let most = self.limits().calls_per_second;
-        let Err(wait) = self.call_paces.admit(service, Pace::per_second(most)) else {
+        let Err(wait) = self.call_paces.admit(service, Rate::per_second(most)) else {
             return Ok(());
         };
         let error = Error::Limited {
@@ -102,7 +102,7 @@ impl Broker {
     /// Counts a refused call of a service. Returns whether the refusals exceed the rate.
     pub fn is_refused_too_often(&self, service: &Name) -> bool {
         let most = self.limits().calls_per_second;
-        let admitted = self.refused_paces.admit(service, Pace::per_second(most));
+        let admitted = self.refused_paces.admit(service, Rate::per_second(most));
         admitted.is_err()
     }
 }
@@ -116,11 +116,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_service_that_asks_too_fast_does_not_slow_its_neighbour() {
         let (paces, loops, calm) = (
-            Paces::default(),
+            RateLimiter::default(),
             "loops".parse().unwrap(),
             "calm".parse().unwrap(),
         );
-        let pace = Pace::per_second(10);
+        let pace = Rate::per_second(10);
         let through = (0..100).filter(|_| paces.admit(&loops, pace).is_ok());
         assert_eq!(through.count(), 20);
         assert_eq!(paces.admit(&calm, pace), Ok(()));
@@ -132,8 +132,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_counted_by_the_minute_comes_back_one_by_one() {
-        let (paces, service) = (Paces::default(), "api".parse().unwrap());
-        let pace = Pace::per_minute(30);
+        let (paces, service) = (RateLimiter::default(), "api".parse().unwrap());
+        let pace = Rate::per_minute(30);
         let through = (0..100).filter(|_| paces.admit(&service, pace).is_ok());
         assert_eq!(through.count(), 10);
         let hint = paces.admit(&service, pace).unwrap_err();
@@ -142,6 +142,6 @@ mod tests {
         assert_eq!(paces.admit(&service, pace), Ok(()));
         // Even at the slowest rate, one request is admitted.
         let slow = "slow".parse().unwrap();
-        assert_eq!(paces.admit(&slow, Pace::per_minute(1)), Ok(()));
+        assert_eq!(paces.admit(&slow, Rate::per_minute(1)), Ok(()));
     }
 }

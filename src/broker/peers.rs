@@ -10,7 +10,7 @@ use crate::{
         Broker, Error,
         checkpoints::contradicted,
         in_time,
-        ports::{Living, Peers, StoreError, Target},
+        ports::{Members, Peers, RevokeTarget, StoreError},
         wait::Wait,
     },
     domain::{
@@ -29,20 +29,23 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 impl Broker {
     /// Sends the first heartbeat. Called at the start, before anything is locked. A store that
     /// takes no writes does not prevent the start.
-    pub async fn appear(&self) {
+    pub async fn join_cluster(&self) {
         let living = match self.store().peers() {
-            Some(peers) => self.say_alive(peers).await.map(|living| living.brokers),
+            Some(peers) => self
+                .send_heartbeat(peers)
+                .await
+                .map(|living| living.brokers),
             None => Ok(1),
         };
         match living {
-            Ok(1) => self.claims.are_left(),
+            Ok(1) => self.claims.mark_orphaned_work(),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the other brokers do not know of this one"),
         }
     }
 
     /// Leaves the cluster at the end: locks of this replica are free at once.
-    pub async fn disappear(&self) {
+    pub async fn leave_cluster(&self) {
         if let Some(peers) = self.store().peers()
             && let Err(error) = peers.leave(&self.instance).await
         {
@@ -50,7 +53,7 @@ impl Broker {
         }
     }
 
-    pub(super) async fn say_alive(&self, peers: &dyn Peers) -> Result<Living, Error> {
+    pub(super) async fn send_heartbeat(&self, peers: &dyn Peers) -> Result<Members, Error> {
         let file = self.claims.emergency_file.get_or_init(async || {
             let id = self.parts.spool.id().await;
             id.unwrap_or_else(|error| {
@@ -63,34 +66,34 @@ impl Broker {
         let living = timeout(APPEAR_LIMIT, appearing).await;
         let late = |_| StoreError::Unavailable("the database does not answer".to_owned());
         let living = living.map_err(late)??;
-        self.claims.said_alive(at, living.brokers);
+        self.claims.record_heartbeat(at, living.brokers);
         if living.buried > 0 {
             tracing::warn!("another broker has ended");
-            self.claims.are_left();
+            self.claims.mark_orphaned_work();
         }
         self.parts.issuer.share_with(living.brokers);
         Ok(living)
     }
 
     /// Sends heartbeats and applies the changes of other replicas. To be aborted at the very end.
-    pub async fn keep_in_step(self: Arc<Self>) {
+    pub async fn run_membership(self: Arc<Self>) {
         if let Some(peers) = self.store().peers() {
-            tokio::join!(self.keep_appearing(peers), self.keep_listening(peers));
+            tokio::join!(self.run_heartbeat(peers), self.run_listener(peers));
         }
     }
 
-    async fn keep_appearing(&self, peers: &dyn Peers) {
+    async fn run_heartbeat(&self, peers: &dyn Peers) {
         let mut ticks = interval(APPEAR_EVERY.length());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.say_alive(peers).await {
+            if let Err(error) = self.send_heartbeat(peers).await {
                 tracing::warn!(%error, "the other brokers may take this one for dead");
             }
         }
     }
 
-    async fn keep_listening(&self, peers: &dyn Peers) {
+    async fn run_listener(&self, peers: &dyn Peers) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut heard, mut key_is_known, mut answers) = (None, true, true);
@@ -116,16 +119,20 @@ impl Broker {
 
     /// Reads and applies the records of other replicas after record `heard`. Nothing from before
     /// the first read is in this replica's memory, except for the admin key.
-    async fn listen(&self, peers: &dyn Peers, heard: Option<u64>) -> Result<Told, StoreError> {
+    async fn listen(
+        &self,
+        peers: &dyn Peers,
+        heard: Option<u64>,
+    ) -> Result<AppliedNews, StoreError> {
         let size = match self.store().audit_size().await {
             Err(StoreError::Inconsistent { detail, .. }) if heard.is_some() => {
-                self.doubt_log(shorter(format!("of the audit log, {detail}")));
+                self.record_log_doubt(shorter(format!("of the audit log, {detail}")));
                 return Err(StoreError::Unavailable(detail));
             }
             size => size?,
         };
         let Some(heard) = heard else {
-            return Ok(Told {
+            return Ok(AppliedNews {
                 read: size,
                 of_admin_key: true,
             });
@@ -138,10 +145,10 @@ impl Broker {
             of_admin_key |=
                 [Event::AdminKeyImported, Event::AdminKeySwitched].contains(&event.event);
             if event.instance.as_ref() != Some(&self.instance) {
-                self.follow_suit(event);
+                self.apply_news(event);
             }
         }
-        Ok(Told {
+        Ok(AppliedNews {
             read: news.read,
             of_admin_key,
         })
@@ -154,7 +161,7 @@ impl Broker {
         let Ok(_no_step_meanwhile) = self.rotating.try_lock() else {
             return false;
         };
-        match self.take_up_admin_key().await {
+        match self.load_admin_key().await {
             Ok(()) => true,
             Err(Error::Store(error)) => {
                 tracing::warn!(%error, "which admin key is at work is asked again");
@@ -168,24 +175,24 @@ impl Broker {
     }
 
     /// Applies a change of another replica to the state in memory.
-    fn follow_suit(&self, done: &AuditEvent) {
+    fn apply_news(&self, done: &AuditEvent) {
         match (done.event, &done.service, &done.grant, &done.lease_id) {
             (Event::ServiceSuspended | Event::ServiceDeleted, Some(service), ..) => {
-                self.tell_shut_out(service);
+                self.notify_suspended(service);
             }
             (Event::ServiceRevoked, Some(service), ..) => {
-                self.tell_revoked(&Target::Service(service.clone()));
+                self.notify_revoked(&RevokeTarget::Service(service.clone()));
             }
             (Event::GrantRevoked, _, Some(grant), _) => {
-                self.tell_revoked(&Target::Grant(grant.clone()));
+                self.notify_revoked(&RevokeTarget::Grant(grant.clone()));
             }
             (Event::LeaseRevoking, Some(service), _, Some(id))
                 if matches!(done.actor, Actor::Operator(_)) =>
             {
-                self.tell_ended(service, Scope::Lease(id.clone()));
+                self.notify_ended(service, Scope::Lease(id.clone()));
             }
             (Event::DenialWidened, Some(service), ..) => {
-                self.tell_ended(service, Scope::Service);
+                self.notify_ended(service, Scope::Service);
             }
             _ => {}
         }
@@ -193,7 +200,7 @@ impl Broker {
 }
 
 /// Result of one read of other replicas' records.
-struct Told {
+struct AppliedNews {
     /// Sequence number of the last record read.
     read: u64,
     /// True if another admin key may be in use.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    broker::{Broker, By, Error, end::told_as, ports::LeaseChange},
+    broker::{Actor, Broker, Error, end::end_event, ports::LeaseTransition},
     domain::{
         audit::Event,
         lease::{Cause, InvalidTransition, Lease, LeaseState},
@@ -37,9 +37,9 @@ const ABANDONED: &str = "abandoned";
 
 /// Leases whose clean-up is in progress.
 #[derive(Debug, Default)]
-pub(super) struct Busy(Mutex<HashSet<LeaseId>>);
+pub(super) struct InProgressIds(Mutex<HashSet<LeaseId>>);
 
-impl Busy {
+impl InProgressIds {
     fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -56,7 +56,7 @@ impl Busy {
 }
 
 struct Mark {
-    busy: Arc<Busy>,
+    busy: Arc<InProgressIds>,
     id: LeaseId,
 }
 
@@ -76,9 +76,9 @@ fn ticks() -> Interval {
 impl Broker {
     /// Cleans up until the broker stops. An interruption is harmless: unfinished leases are due
     /// again. The failure or slowness of one lease does not stop the others.
-    pub async fn reap(self: Arc<Self>) {
+    pub async fn run_cleanup(self: Arc<Self>) {
         let stop = self.parts.stop.clone();
-        let rounds = async { tokio::join!(self.reap_users(), self.reap_sessions()) };
+        let rounds = async { tokio::join!(self.clean_up_users(), self.clean_up_sessions()) };
         stop.run_until_cancelled(rounds).await;
     }
 
@@ -86,26 +86,26 @@ impl Broker {
     ///
     /// # Errors
     /// The store cannot list the due leases.
-    pub async fn reap_once(self: &Arc<Self>) -> Result<(), Error> {
-        self.settle_sessions().await?;
+    pub async fn clean_up_once(self: &Arc<Self>) -> Result<(), Error> {
+        self.expire_sessions().await?;
         let mut tasks = JoinSet::new();
         self.begin_removals(&mut tasks).await?;
         tasks.join_all().await;
         Ok(())
     }
 
-    async fn reap_sessions(&self) {
+    async fn clean_up_sessions(&self) {
         let mut ticks = ticks();
         loop {
             ticks.tick().await;
-            self.shared.forget_old(self.now());
-            if let Err(error) = self.settle_sessions().await {
+            self.shared.evict_expired(self.now());
+            if let Err(error) = self.expire_sessions().await {
                 tracing::warn!(%error, "the clean-up of sessions failed and is tried again");
             }
         }
     }
 
-    async fn reap_users(self: &Arc<Self>) {
+    async fn clean_up_users(self: &Arc<Self>) {
         let (mut ticks, mut tasks, mut more_are_due) = (ticks(), JoinSet::new(), false);
         loop {
             tokio::select! {
@@ -124,7 +124,7 @@ impl Broker {
     }
 
     /// Records the end of due sessions. AWS ends sessions without a call.
-    async fn settle_sessions(&self) -> Result<(), Error> {
+    async fn expire_sessions(&self) -> Result<(), Error> {
         if !self.clock_is_certain() {
             return Ok(());
         }
@@ -137,11 +137,11 @@ impl Broker {
             let due = self.store().sessions_due(now, most).await?;
             let (found, all) = (due.len(), due.len() < most);
             let settle = |lease| {
-                self.settle_session(lease, now)
+                self.expire_session(lease, now)
                     .inspect_err(|refused| tracing::error!(%refused, "a lease is passed over"))
                     .ok()
             };
-            let settled: Vec<LeaseChange> = due.into_iter().filter_map(settle).collect();
+            let settled: Vec<LeaseTransition> = due.into_iter().filter_map(settle).collect();
             count += settled.len();
             passed_over = found - settled.len();
             let is_done = settled.is_empty() || self.store().update_leases(&settled).await? > 0;
@@ -151,11 +151,11 @@ impl Broker {
         }
     }
 
-    fn settle_session(
+    fn expire_session(
         &self,
         lease: Lease,
         now: Timestamp,
-    ) -> Result<LeaseChange, InvalidTransition> {
+    ) -> Result<LeaseTransition, InvalidTransition> {
         let (from, ends) = (
             lease.revision,
             lease.issued().map(|issued| issued.expires_at),
@@ -171,14 +171,14 @@ impl Broker {
             (_, Some(ends)) => (lease.wait(ends)?, Event::LeasePostponed),
             (_, None) => {
                 let ended = lease.finish(now)?;
-                let event = told_as(&ended);
+                let event = end_event(&ended);
                 (ended, event)
             }
         };
-        let audit = self.event(By::Broker, event).lease(&lease);
+        let audit = self.event(Actor::Broker, event).lease(&lease);
         let cause = lease.cause().map(ToString::to_string);
         let audit = audit.detail(&cause.unwrap_or_default());
-        Ok(LeaseChange { from, lease, audit })
+        Ok(LeaseTransition { from, lease, audit })
     }
 
     async fn begin_removals(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
@@ -197,7 +197,7 @@ impl Broker {
             let broker = Arc::clone(self);
             tasks.spawn(async move {
                 let _mark = mark;
-                if let Err(error) = broker.reap_user(lease).await {
+                if let Err(error) = broker.clean_up_user(lease).await {
                     tracing::warn!(lease = %id, %error, "a lease could not be cleaned up and is tried again");
                 }
             });
@@ -205,19 +205,19 @@ impl Broker {
         Ok(())
     }
 
-    async fn reap_user(&self, lease: Lease) -> Result<(), Error> {
+    async fn clean_up_user(&self, lease: Lease) -> Result<(), Error> {
         let cause = match &lease.state {
             LeaseState::Revoking(_) | LeaseState::Quarantined(_) => {
-                self.take_away(By::Broker, lease).await?;
+                self.remove_credentials(Actor::Broker, lease).await?;
                 return Ok(());
             }
             LeaseState::Active { issued, .. } if issued.expires_at > self.now() => {
-                return self.end_replacement(lease).await;
+                return self.finish_replacement_of(lease).await;
             }
             LeaseState::Active { .. } => Cause::Expired,
             _ => Cause::NotIssued(ABANDONED.to_owned()),
         };
-        self.end(By::Broker, lease, cause, Event::LeaseRevoking)
+        self.end(Actor::Broker, lease, cause, Event::LeaseRevoking)
             .await?;
         Ok(())
     }

@@ -14,12 +14,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     broker::{
-        Broker, By, Error,
-        ports::{Urgency, Withdrawn},
+        Actor, Broker, Error,
+        ports::{DeleteOutcome, Priority},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        lease::{Lease, LeaseState, Standing, told_by_user_name},
+        lease::{CredentialState, Lease, LeaseState, told_by_user_name},
         name::LeaseId,
         random::back_off,
     },
@@ -64,10 +64,10 @@ impl Broker {
     /// The admin key belongs to another account than the store; the broker then stops.
     pub async fn maintain(self: Arc<Self>) -> Result<(), Error> {
         let stop = self.parts.stop.clone();
-        if self.log_is_whole().is_err() {
+        if self.check_log_integrity().is_err() {
             // The store may be an older copy: users that it does not know would be taken for
             // orphans.
-            self.keep_denials().await;
+            self.run_denial_maintenance().await;
             return Ok(());
         }
         if let Some(Err(error)) = stop.run_until_cancelled(self.account_is_verified()).await {
@@ -78,10 +78,10 @@ impl Broker {
             tracing::warn!(%error, "pruned records are left to the next start");
         }
         tokio::join!(
-            Arc::clone(&self).reap(),
+            Arc::clone(&self).run_cleanup(),
             self.reconcile(),
-            self.keep_denials(),
-            self.tend_admin_key()
+            self.run_denial_maintenance(),
+            self.run_admin_key()
         );
         Ok(())
     }
@@ -103,11 +103,13 @@ impl Broker {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
-                if !self.is_ours("reconciliation").await {
+                if !self.is_owner("reconciliation").await {
                     sleep(OTHERS).await;
                     continue;
                 }
-                let may = self.log_is_whole().and_then(|()| self.certain_clock());
+                let may = self
+                    .check_log_integrity()
+                    .and_then(|()| self.certain_clock());
                 let reconciled = match may {
                     Ok(()) => self.reconcile_once().await,
                     Err(reason) => Err(reason),
@@ -120,7 +122,7 @@ impl Broker {
                     }
                 };
                 let next = Instant::now() + pause;
-                while Instant::now() < next && self.is_ours("reconciliation").await {
+                while Instant::now() < next && self.is_owner("reconciliation").await {
                     sleep(OTHERS).await;
                 }
             }
@@ -200,7 +202,7 @@ impl Broker {
         let LeaseState::Active { standing, .. } = &lease.state else {
             return false;
         };
-        let at_rest = matches!(standing, Standing::Whole | Standing::KeyLost);
+        let at_rest = matches!(standing, CredentialState::Whole | CredentialState::KeyLost);
         at_rest && lease.may_appear_until(self.now()).is_none()
     }
 
@@ -218,12 +220,12 @@ impl Broker {
             }
             Some(true) => {}
         }
-        if self.withdraw_user(user, Urgency::Ordinary).await? == Withdrawn::NotFound {
+        if self.delete_user_in_aws(user, Priority::Ordinary).await? == DeleteOutcome::NotFound {
             return Ok(());
         }
         found.orphans_removed += 1;
         counter!("credbroker_orphans_removed_total").increment(1);
-        let audit = self.event(By::Broker, Event::OrphanRemoved);
+        let audit = self.event(Actor::Broker, Event::OrphanRemoved);
         let audit = match told_by_user_name(user) {
             Some((service, lease)) => audit.service(&service).about(&Subject::Lease(lease)),
             None => audit,
@@ -270,7 +272,7 @@ impl Broker {
             return Ok(());
         }
         tracing::warn!(lease = %id, reason, "what a live lease stands for is gone from AWS");
-        let audit: AuditEvent = self.event(By::Broker, Event::LeaseVanished);
+        let audit: AuditEvent = self.event(Actor::Broker, Event::LeaseVanished);
         self.store()
             .record(audit.lease(lease).failed(reason))
             .await?;

@@ -8,7 +8,7 @@ use crate::{
     broker::{
         Broker,
         issue::SOON,
-        ports::{AwsFailure, IssueFailure, Left},
+        ports::{AwsFailure, IssueFailure, Residue},
         trial::issued,
     },
     domain::{
@@ -45,7 +45,7 @@ impl Broker {
             if began.elapsed() > LET_LIMIT {
                 return Err(IssueFailure {
                     failure: still_denied(service, holder),
-                    left: Left::Nothing,
+                    left: Residue::Nothing,
                 });
             }
             sleep(wait.min(LOOK_EVERY)).await;
@@ -79,6 +79,6 @@ fn still_denied(service: &Name, holder: &Holder) -> AwsFailure {
     );
     AwsFailure {
         next: "ask again later; the broker's log shows an operator what AWS says".to_owned(),
-        ..AwsFailure::held_back("STILL_DENIED", message, SOON)
+        ..AwsFailure::deferred("STILL_DENIED", message, SOON)
     }
 }

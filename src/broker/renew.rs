@@ -39,7 +39,7 @@ impl Broker {
         request: RenewRequest,
     ) -> Result<RenewedLease, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move { broker.renew_saga(&caller, &request).await })
+        self.spawn_detached(async move { broker.renew_saga(&caller, &request).await })
             .await
     }
 
@@ -48,13 +48,13 @@ impl Broker {
         caller: &Caller,
         request: &RenewRequest,
     ) -> Result<RenewedLease, Error> {
-        let lease = self.known_lease(&request.lease_id).await?;
+        let lease = self.require_lease(&request.lease_id).await?;
         let grant = &lease.binding.grant;
         if own_service(caller) != Some(&grant.service) {
             return Err(no_lease(&request.lease_id));
         }
-        self.admit_pace(caller, grant).await?;
-        self.log_is_whole()?;
+        self.check_rate(caller, grant).await?;
+        self.check_log_integrity()?;
         self.certain_clock()?;
         let current = self.store().grant(grant).await?;
         if self.is_known(grant, request).await? {

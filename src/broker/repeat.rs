@@ -10,18 +10,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     broker::{
-        Broker, By, Error,
+        Actor, Broker, Error,
         issue::{IssuedLease, over},
         on_conflict,
-        ports::{AuditFilter, AwsFailure, IssueFailure, Left, Page, Peers},
+        ports::{AuditFilter, AwsFailure, IssueFailure, PageRequest, Peers, Residue},
     },
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
         credential::Credentials,
-        decide::{Authorized, Denial, Issue},
+        decide::{Authorized, Issue, IssueRefusal},
         lease::{Lease, LeaseState},
-        request::NamedRequest,
+        request::IdempotencyKey,
     },
 };
 
@@ -35,7 +35,7 @@ impl Broker {
         &self,
         caller: &Caller,
         issue: &Authorized<Issue>,
-        named: &NamedRequest,
+        named: &IdempotencyKey,
         lease: Lease,
     ) -> Result<IssuedLease, Error> {
         if lease.request.as_ref().map(|known| known.digest) != Some(named.digest) {
@@ -44,10 +44,10 @@ impl Broker {
         let grant = &issue.get().grant;
         if grant.version != lease.binding.grant_version {
             let lease_id = lease.binding.lease_id.clone();
-            let changed = Denial::GrantChanged { lease_id };
+            let changed = IssueRefusal::GrantChanged { lease_id };
             return self.refuse(caller, &grant.name, changed.into()).await;
         }
-        let lease = self.let_others_end(lease).await?;
+        let lease = self.wait_for_other_replica(lease).await?;
         match &lease.state {
             LeaseState::Pending { .. } => {
                 self.ready(caller, issue).await?;
@@ -65,30 +65,36 @@ impl Broker {
     }
 
     /// Waits while another live replica works on the same request.
-    async fn let_others_end(&self, mut lease: Lease) -> Result<Lease, Error> {
+    async fn wait_for_other_replica(&self, mut lease: Lease) -> Result<Lease, Error> {
         let Some(peers) = self.store().peers() else {
             return Ok(lease);
         };
         let began = Instant::now();
-        while lease.is_being_made(self.now()) && self.is_at(peers, &lease).await? {
+        while lease.is_being_made(self.now())
+            && self.is_in_progress_elsewhere(peers, &lease).await?
+        {
             if began.elapsed() > PATIENCE {
                 let busy = "another broker is at the same request".to_owned();
-                return Err(AwsFailure::held_back("ANOTHER_BROKER", busy, PATIENCE).into());
+                return Err(AwsFailure::deferred("ANOTHER_BROKER", busy, PATIENCE).into());
             }
             sleep(LOOK_EVERY).await;
-            lease = self.known_lease(&lease.binding.lease_id).await?;
+            lease = self.require_lease(&lease.binding.lease_id).await?;
         }
         Ok(lease)
     }
 
     /// Returns whether the last record of the lease shows that another replica began work on it,
     /// and that replica is alive.
-    async fn is_at(&self, peers: &dyn Peers, lease: &Lease) -> Result<bool, Error> {
+    async fn is_in_progress_elsewhere(
+        &self,
+        peers: &dyn Peers,
+        lease: &Lease,
+    ) -> Result<bool, Error> {
         let filter = AuditFilter {
             lease_id: Some(lease.binding.lease_id.to_string()),
             ..AuditFilter::default()
         };
-        let page = Page {
+        let page = PageRequest {
             after: None,
             limit: 1_000,
         };
@@ -117,7 +123,7 @@ impl Broker {
             .resume(self.now())
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self.caller_event(caller, Event::LeaseResumed);
-        let resumed = self.take(from, resumed, audit).await?;
+        let resumed = self.save_replacement(from, resumed, audit).await?;
         self.carry_out(caller, issue, resumed).await
     }
 
@@ -139,7 +145,7 @@ impl Broker {
             .begin_replacement(now)
             .map_err(|e| Error::Internal(e.to_string()))?;
         let audit = self.caller_event(caller, Event::LeaseReplacing);
-        let replacing = self.take(from, replacing, audit).await?;
+        let replacing = self.save_replacement(from, replacing, audit).await?;
         match self.replacement(issue, &replacing, left).await {
             Ok(credentials) => {
                 let event = Event::LeaseRedelivered;
@@ -168,7 +174,12 @@ impl Broker {
         self.in_time(lease, asked).await
     }
 
-    async fn take(&self, from: u64, lease: Lease, audit: AuditEvent) -> Result<Lease, Error> {
+    async fn save_replacement(
+        &self,
+        from: u64,
+        lease: Lease,
+        audit: AuditEvent,
+    ) -> Result<Lease, Error> {
         let audit = audit.lease(&lease);
         let written = self.store().update_lease(from, &lease, audit).await;
         let id = || Subject::Lease(lease.binding.lease_id.clone());
@@ -186,8 +197,8 @@ impl Broker {
         let audit = self.failed_event(caller, &lease, Event::LeaseUncertain, &failed.failure);
         self.store().record(audit).await?;
         let in_order = match failed.left {
-            Left::Nothing => self.keep(lease.clone(), key_lost).await,
-            _ => self.put_in_order(lease.clone()).await,
+            Residue::Nothing => self.keep(lease.clone(), key_lost).await,
+            _ => self.repair_replacement(lease.clone()).await,
         };
         if let Err(error) = in_order {
             tracing::warn!(lease = %lease.binding.lease_id, %error, "left to the background clean-up");
@@ -196,12 +207,14 @@ impl Broker {
     }
 
     /// Ends a replacement that its issuer did not complete; called by the clean-up.
-    pub(super) async fn end_replacement(&self, lease: Lease) -> Result<(), Error> {
-        let Err(error) = self.put_in_order(lease.clone()).await else {
+    pub(super) async fn finish_replacement_of(&self, lease: Lease) -> Result<(), Error> {
+        let Err(error) = self.repair_replacement(lease.clone()).await else {
             return Ok(());
         };
         let from = lease.revision;
-        let audit = self.event(By::Broker, Event::LeasePostponed).lease(&lease);
+        let audit = self
+            .event(Actor::Broker, Event::LeasePostponed)
+            .lease(&lease);
         if let Ok(later) = lease.begin_replacement(self.now()) {
             let audit = audit.failed(error.reason());
             self.store().update_lease(from, &later, audit).await?;
@@ -211,7 +224,7 @@ impl Broker {
 
     /// Repairs a lease after a replacement that failed, or whose outcome is unknown: deletes keys
     /// that the lease does not name, and keeps the lease as it was.
-    pub(super) async fn put_in_order(&self, lease: Lease) -> Result<(), Error> {
+    pub(super) async fn repair_replacement(&self, lease: Lease) -> Result<(), Error> {
         let key_lost = if lease.binding.kind.is_session() {
             false
         } else {
@@ -226,7 +239,7 @@ impl Broker {
         let Ok(kept) = lease.keep(key_lost) else {
             return Ok(());
         };
-        let audit = self.event(By::Broker, Event::LeaseKept).lease(&kept);
+        let audit = self.event(Actor::Broker, Event::LeaseKept).lease(&kept);
         let written = self.store().update_lease(from, &kept, audit).await;
         let id = || Subject::Lease(kept.binding.lease_id.clone());
         on_conflict(written, || Error::Conflict(id())).map(drop)
@@ -234,13 +247,13 @@ impl Broker {
 
     /// Deletes every key of a lease's user but the recorded one, unless the lease has changed
     /// meanwhile.
-    pub(super) async fn remove_unknown_keys(&self, lease: &Lease) -> Result<Keys, Error> {
+    pub(super) async fn remove_unknown_keys(&self, lease: &Lease) -> Result<ExtraKeys, Error> {
         let user = &lease.binding.aws_name;
         let recorded = lease.issued().map(|issued| issued.access_key_id.as_str());
         let keys = self.parts.inventory.keys(user).await?;
-        let now = self.known_lease(&lease.binding.lease_id).await?;
+        let now = self.require_lease(&lease.binding.lease_id).await?;
         if now.revision != lease.revision {
-            return Ok(Keys {
+            return Ok(ExtraKeys {
                 recorded_is_there: true,
                 removed: 0,
             });
@@ -251,11 +264,11 @@ impl Broker {
         for key in &unknown {
             self.parts.inventory.remove_key(user, key).await?;
             counter!("credbroker_unknown_keys_removed_total").increment(1);
-            let audit = self.event(By::Broker, Event::KeyRemoved).lease(lease);
+            let audit = self.event(Actor::Broker, Event::KeyRemoved).lease(lease);
             let audit = audit.detail(&format!("key {key} of user {user}: no lease knows it"));
             self.store().record(audit).await?;
         }
-        Ok(Keys {
+        Ok(ExtraKeys {
             recorded_is_there: !known.is_empty(),
             removed: unknown.len(),
         })
@@ -279,7 +292,7 @@ fn time_left(lease: &Lease, issue: &Authorized<Issue>, now: Timestamp) -> Option
 }
 
 /// State of the keys of a lease's user after a clean-up.
-pub(super) struct Keys {
+pub(super) struct ExtraKeys {
     pub(super) recorded_is_there: bool,
     pub(super) removed: usize,
 }

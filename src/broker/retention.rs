@@ -37,7 +37,7 @@ impl Broker {
         before: Timestamp,
         exported: &str,
     ) -> Result<u64, Error> {
-        self.log_is_whole()?;
+        self.check_log_integrity()?;
         self.certain_clock()?;
         let keep = self.parts.keep;
         if self
@@ -52,7 +52,11 @@ impl Broker {
             return Err(Error::Invalid(vec![Violation::new("before", kept)]));
         }
         let exported = self.own_checkpoint(exported).await?;
-        let mut count = self.store().log_older(before).await?.min(exported);
+        let mut count = self
+            .store()
+            .count_log_older_than(before)
+            .await?
+            .min(exported);
         let fed = self.fed().clone();
         for sink in &fed {
             count = count.min(self.store().sink_cursor(sink).await?);
@@ -80,7 +84,7 @@ impl Broker {
             Error::Conflict(Subject::AuditLog)
         })?;
         let broker = Arc::clone(self);
-        self.detached(async move { broker.delete_pruned().await })
+        self.spawn_detached(async move { broker.delete_pruned().await })
             .await?;
         Ok(count)
     }

@@ -16,12 +16,12 @@ use tokio::{
 
 use crate::{
     broker::{
-        Broker, By, Error, TakenAway,
-        denied::Denied,
+        Actor, Broker, Error, RemovalOutcome,
+        denied::DenialOutcome,
         deny::tell,
-        end::{Recording, still_honoured},
+        end::{RecordWith, usable_until_notice},
         in_time, on_conflict,
-        ports::{Receipt, StoreError, Target},
+        ports::{Receipt, RevokeTarget, StoreError},
     },
     domain::{
         access::Caller,
@@ -90,7 +90,7 @@ pub struct Revocation {
     /// Each lease that had not ended.
     pub leases: Vec<RevokedLease>,
     /// Denial of the sessions at each role and user concerned.
-    pub denials: Vec<Denied>,
+    pub denials: Vec<DenialOutcome>,
     /// Proof that the revocation is in the log; `None` while the store takes no records.
     pub receipt: Option<Receipt>,
     /// Number of leases that the store cannot read: their credentials are unknown.
@@ -134,7 +134,7 @@ pub enum Progress {
     /// The denial of sessions at a role or user is written.
     Written(Denial),
     /// AWS was seen to refuse the sessions at a role or user, or the reason why not.
-    Denied(Denied),
+    Denied(DenialOutcome),
     /// Outcome of one lease.
     Lease(RevokedLease),
 }
@@ -151,12 +151,12 @@ impl Broker {
     pub async fn revoke(
         self: &Arc<Self>,
         caller: Caller,
-        target: Target,
+        target: RevokeTarget,
         words: String,
         progress: Option<UnboundedSender<Progress>>,
     ) -> Result<Revocation, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move {
+        self.spawn_detached(async move {
             let work = broker.revoke_saga(&caller, &target, &words, progress.as_ref());
             Box::pin(work).await
         })
@@ -166,7 +166,7 @@ impl Broker {
     pub(super) async fn revoke_saga(
         self: &Arc<Self>,
         caller: &Caller,
-        target: &Target,
+        target: &RevokeTarget,
         words: &str,
         progress: Watcher<'_>,
     ) -> Result<Revocation, Error> {
@@ -175,10 +175,10 @@ impl Broker {
             reason: (!words.is_empty()).then(|| words.to_owned()),
         };
         let audit = match target {
-            Target::Service(name) => self
+            RevokeTarget::Service(name) => self
                 .caller_event(caller, Event::ServiceRevoked)
                 .service(name),
-            Target::Grant(name) => self
+            RevokeTarget::Grant(name) => self
                 .caller_event(caller, Event::GrantRevoked)
                 .grant_name(name),
         };
@@ -186,12 +186,12 @@ impl Broker {
         let revoking = self.store().revoke(target, &suspension, audit.clone());
         let written = in_time("the store", revoking).await;
         if let Err(StoreError::Unavailable(_) | StoreError::Inconsistent { .. }) = written {
-            let unrecorded = self.revoke_unrecorded(target, suspension, audit).await?;
-            tell_all(progress, &unrecorded);
+            let unrecorded = self.revoke_degraded(target, suspension, audit).await?;
+            send_progress(progress, &unrecorded);
             return Ok(unrecorded);
         }
         let (revoked, receipt) = on_conflict(written, || unknown(target))?;
-        self.tell_revoked(target);
+        self.notify_revoked(target);
         tell(progress, || Progress::Begun {
             suspension: revoked.suspension.clone(),
             leases: revoked.leases.len(),
@@ -206,7 +206,7 @@ impl Broker {
             }
             (leases, denials)
         };
-        let ending = self.end_all(others, Recording::Now, progress);
+        let ending = self.end_all(others, RecordWith::Now, progress);
         let ((leases, denials), others) = tokio::join!(denying, ending);
         Ok(Revocation {
             suspension: revoked.suspension,
@@ -214,7 +214,7 @@ impl Broker {
             denials,
             receipt: Some(receipt),
             unreadable: revoked.unreadable,
-            notice: (revoked.unreadable > 0).then(|| told_unreadable(revoked.unreadable)),
+            notice: (revoked.unreadable > 0).then(|| note_unreadable(revoked.unreadable)),
         })
     }
 
@@ -222,7 +222,7 @@ impl Broker {
     /// `progress` is read. Returns the current state.
     pub async fn wait_until_refused(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         mut revocation: Revocation,
         wait: Duration,
         progress: &UnboundedSender<Progress>,
@@ -240,7 +240,7 @@ impl Broker {
 
     async fn look_again_at(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         revocation: &mut Revocation,
         progress: &UnboundedSender<Progress>,
     ) -> Result<(), StoreError> {
@@ -299,10 +299,10 @@ impl Broker {
     pub async fn preview_revocation(
         &self,
         caller: &Caller,
-        target: &Target,
+        target: &RevokeTarget,
     ) -> Result<Preview, Error> {
-        self.known_service(target.service()).await?;
-        if let Target::Grant(name) = target
+        self.require_service(target.service()).await?;
+        if let RevokeTarget::Grant(name) = target
             && self.store().newest_grant_version(name).await? == 0
         {
             return Err(unknown(target));
@@ -311,8 +311,12 @@ impl Broker {
         let leases = self.store().live_leases(target.service(), target.grant());
         let (leases, denials) = (leases.await?, self.denials_for(target, now).await?);
         let audit = match target {
-            Target::Service(name) => self.caller_event(caller, Event::LeaseRead).service(name),
-            Target::Grant(name) => self.caller_event(caller, Event::LeaseRead).grant_name(name),
+            RevokeTarget::Service(name) => {
+                self.caller_event(caller, Event::LeaseRead).service(name)
+            }
+            RevokeTarget::Grant(name) => {
+                self.caller_event(caller, Event::LeaseRead).grant_name(name)
+            }
         };
         let audit = audit.detail("what a revocation would reach");
         self.store().record(audit).await?;
@@ -334,8 +338,8 @@ impl Broker {
         words: String,
     ) -> Result<(RevokedLease, Option<Receipt>), Error> {
         let broker = Arc::clone(self);
-        self.detached(async move {
-            let lease = broker.known_lease(&id).await?;
+        self.spawn_detached(async move {
+            let lease = broker.require_lease(&id).await?;
             let cause = Cause::Revoked(words.clone());
             let audit = broker
                 .caller_event(&caller, Event::LeaseRevoking)
@@ -345,13 +349,13 @@ impl Broker {
             let ended = if is_denied_session(&lease) {
                 Box::pin(broker.revoke_session(lease.clone(), cause, audit.clone())).await
             } else {
-                let (by, event) = (By::Caller(&caller), Event::LeaseRevoking);
+                let (by, event) = (Actor::Caller(&caller), Event::LeaseRevoking);
                 let ended = Box::pin(broker.end(by, lease.clone(), cause, event)).await;
                 ended.map(|(taken, receipt)| (broker.as_revoked_since(taken, asked), receipt))
             };
             match ended {
                 Err(Error::Store(_)) => {
-                    let revoked = broker.revoke_lease_unrecorded(lease, &words, audit).await;
+                    let revoked = broker.revoke_lease_degraded(lease, &words, audit).await;
                     Ok((revoked, None))
                 }
                 ended => ended.map(|(revoked, receipt)| (revoked, Some(receipt))),
@@ -368,12 +372,12 @@ impl Broker {
     ) -> Result<(RevokedLease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         let service = lease.binding.grant.service.clone();
-        let revoking = self.begun(lease, cause)?;
+        let revoking = self.is_removal_started(lease, cause)?;
         let writing = self.store().revoke_lease(from, &revoking, audit);
         let written = in_time("the store", writing).await;
         let conflict = || Error::Conflict(Subject::Lease(id.clone()));
         let (denials, receipt) = on_conflict(written, conflict)?;
-        self.tell_ended(&service, Scope::Lease(id));
+        self.notify_ended(&service, Scope::Lease(id));
         let denials = self.deny(denials, None).await;
         let mut revoked = as_denied(revoking, denials.first(), self.now());
         let broader = denials.into_iter().find_map(|denied| denied.notice);
@@ -385,9 +389,9 @@ impl Broker {
     pub(super) fn all_as_denied(
         &self,
         sessions: Vec<Lease>,
-        denials: &[Denied],
+        denials: &[DenialOutcome],
     ) -> Vec<RevokedLease> {
-        let by_holder: BTreeMap<_, &Denied> = denials
+        let by_holder: BTreeMap<_, &DenialOutcome> = denials
             .iter()
             .map(|denied| (&denied.denial.against.holder, denied))
             .collect();
@@ -404,7 +408,7 @@ impl Broker {
     pub(super) async fn end_all(
         self: &Arc<Self>,
         leases: Vec<Lease>,
-        recording: Recording,
+        recording: RecordWith,
         progress: Watcher<'_>,
     ) -> Vec<RevokedLease> {
         let permits = Arc::new(Semaphore::new(PARALLEL));
@@ -422,15 +426,15 @@ impl Broker {
         tasks.join_all().await
     }
 
-    async fn end_one(&self, lease: Lease, recording: Recording) -> RevokedLease {
+    async fn end_one(&self, lease: Lease, recording: RecordWith) -> RevokedLease {
         let before = lease.clone();
         let asked = lease
             .removal()
             .map_or(self.now(), |removal| removal.asked_at);
         let taken = match recording {
-            Recording::Now if lease.is_in_flight(self.now()) => self.in_flight_ended(lease).await,
-            Recording::Now => self.take_away(By::Broker, lease).await,
-            Recording::Later => Ok(self.take_away_unrecorded(lease).await),
+            RecordWith::Now if lease.is_in_flight(self.now()) => self.in_flight_ended(lease).await,
+            RecordWith::Now => self.remove_credentials(Actor::Broker, lease).await,
+            RecordWith::Later => Ok(self.remove_degraded(lease).await),
         };
         match taken {
             Ok(taken) => self.as_revoked_since(taken, asked),
@@ -444,7 +448,7 @@ impl Broker {
 
     /// Returns the outcome of a lease whose credentials are deleted or about to be; `asked` is the
     /// time of the request.
-    pub(super) fn as_revoked_since(&self, taken: TakenAway, asked: Timestamp) -> RevokedLease {
+    pub(super) fn as_revoked_since(&self, taken: RemovalOutcome, asked: Timestamp) -> RevokedLease {
         let seconds = self.now().duration_since(asked).as_secs_f64();
         RevokedLease {
             seen: taken.notice.is_none().then_some(SeenEnd::Gone(seconds)),
@@ -455,19 +459,19 @@ impl Broker {
 
     /// Waits for an issue in progress: its issuer deletes the credentials before they are handed
     /// out.
-    async fn in_flight_ended(&self, lease: Lease) -> Result<TakenAway, Error> {
+    async fn in_flight_ended(&self, lease: Lease) -> Result<RemovalOutcome, Error> {
         let (id, began) = (lease.binding.lease_id.clone(), Instant::now());
         loop {
-            let lease = self.known_lease(&id).await?;
+            let lease = self.require_lease(&id).await?;
             if lease.ended_at().is_some() {
-                return Ok(TakenAway {
+                return Ok(RemovalOutcome {
                     lease,
                     notice: None,
                 });
             }
             if began.elapsed() > IN_FLIGHT_LIMIT {
                 let notice = "its issue was in progress; it is removed before it is handed out";
-                return Ok(TakenAway {
+                return Ok(RemovalOutcome {
                     lease,
                     notice: Some(notice.to_owned()),
                 });
@@ -477,7 +481,7 @@ impl Broker {
     }
 }
 
-fn told_unreadable(count: u64) -> String {
+fn note_unreadable(count: u64) -> String {
     format!(
         "leases in the store that cannot be read: {count}; nothing is known of their credentials, so see in AWS what \
          the service's name is on, and restore the store from a good copy"
@@ -485,7 +489,7 @@ fn told_unreadable(count: u64) -> String {
 }
 
 /// Reports a revocation that was made while nothing could be recorded.
-fn tell_all(progress: Watcher<'_>, revocation: &Revocation) {
+fn send_progress(progress: Watcher<'_>, revocation: &Revocation) {
     tell(progress, || Progress::Begun {
         suspension: revocation.suspension.clone(),
         leases: revocation.leases.len(),
@@ -504,7 +508,11 @@ pub(super) fn is_denied_session(lease: &Lease) -> bool {
 }
 
 /// Returns the state of a session's lease after the denial.
-pub(super) fn as_denied(lease: Lease, denied: Option<&Denied>, now: Timestamp) -> RevokedLease {
+pub(super) fn as_denied(
+    lease: Lease,
+    denied: Option<&DenialOutcome>,
+    now: Timestamp,
+) -> RevokedLease {
     let seconds = denied.and_then(|denied| denied.refused_after_seconds);
     if seconds.is_some() {
         return RevokedLease {
@@ -515,7 +523,7 @@ pub(super) fn as_denied(lease: Lease, denied: Option<&Denied>, now: Timestamp) -
     }
     let notice = denied.and_then(|denied| denied.notice.clone());
     RevokedLease {
-        notice: notice.or_else(|| still_honoured(&lease, now)),
+        notice: notice.or_else(|| usable_until_notice(&lease, now)),
         seen: None,
         lease,
     }
@@ -526,9 +534,9 @@ pub(super) fn by_id(mut leases: Vec<RevokedLease>) -> Vec<RevokedLease> {
     leases
 }
 
-fn unknown(target: &Target) -> Error {
+fn unknown(target: &RevokeTarget) -> Error {
     Error::NotFound(match target {
-        Target::Service(name) => Subject::Service(name.clone()),
-        Target::Grant(name) => Subject::Grant(name.clone()),
+        RevokeTarget::Service(name) => Subject::Service(name.clone()),
+        RevokeTarget::Grant(name) => Subject::Grant(name.clone()),
     })
 }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     broker::{
         Broker, Error, on_conflict,
-        ports::{Page, StoreError},
+        ports::{PageRequest, StoreError},
     },
     domain::{
         access::Caller,
@@ -50,7 +50,7 @@ impl Broker {
             created_at: self.now(),
             suspension: None,
         };
-        self.is_told_apart(&service.name).await?;
+        self.check_name_is_distinct(&service.name).await?;
         let audit = self
             .caller_event(caller, Event::ServiceCreated)
             .service(&service.name);
@@ -65,7 +65,7 @@ impl Broker {
     }
 
     /// Refuses a name whose federated users AWS could not distinguish from another service's.
-    async fn is_told_apart(&self, name: &Name) -> Result<(), Error> {
+    async fn check_name_is_distinct(&self, name: &Name) -> Result<(), Error> {
         let Some(head) = federated_head(name) else {
             return Ok(());
         };
@@ -89,7 +89,7 @@ impl Broker {
     /// # Errors
     /// The service is unknown.
     pub async fn service(&self, caller: &Caller, name: &Name) -> Result<ServiceOverview, Error> {
-        let service = self.known_service(name).await?;
+        let service = self.require_service(name).await?;
         self.store()
             .record(self.caller_event(caller, Event::ServiceRead).service(name))
             .await?;
@@ -103,7 +103,7 @@ impl Broker {
     pub async fn services(
         &self,
         caller: &Caller,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<ServiceOverview>, Error> {
         let services = self.store().services(page).await?;
         self.store()
@@ -132,7 +132,7 @@ impl Broker {
             .detail(words);
         let written = self.store().suspend_service(name, &suspension, audit).await;
         if written.is_ok() {
-            self.tell_shut_out(name);
+            self.notify_suspended(name);
         }
         self.after_change(name, written, "ALREADY_SUSPENDED", "is suspended already")
             .await
@@ -152,7 +152,7 @@ impl Broker {
             .service(name);
         let written = self.store().reinstate_service(name, audit).await;
         if written.is_ok() {
-            self.write_anew(name);
+            self.rewrite_for_service(name);
         }
         self.after_change(name, written, "NOT_SUSPENDED", "is not suspended")
             .await
@@ -168,7 +168,7 @@ impl Broker {
             .service(name);
         let written = self.store().delete_service(name, audit).await;
         if written.is_err() {
-            let live = self.known_service(name).await?.live_leases;
+            let live = self.require_service(name).await?.live_leases;
             on_conflict(written, || Error::WrongState {
                 subject: Subject::Service(name.clone()),
                 reason: "LIVE_LEASES",
@@ -178,7 +178,7 @@ impl Broker {
                 ),
             })?;
         }
-        self.tell_shut_out(name);
+        self.notify_suspended(name);
         Ok(())
     }
 
@@ -200,7 +200,7 @@ impl Broker {
             .detail(&format!("token {}", new.stored.id));
         let written = self.store().create_token(service, &new.stored, audit).await;
         if written.is_err() {
-            self.known_service(service).await?;
+            self.require_service(service).await?;
             on_conflict(written, || Error::WrongState {
                 subject: Subject::Service(service.clone()),
                 reason: "TOO_MANY_TOKENS",
@@ -216,7 +216,7 @@ impl Broker {
     /// # Errors
     /// The service is unknown.
     pub async fn tokens(&self, caller: &Caller, service: &Name) -> Result<Vec<StoredToken>, Error> {
-        self.known_service(service).await?;
+        self.require_service(service).await?;
         let tokens = self.store().tokens(service).await?;
         self.store()
             .record(self.caller_event(caller, Event::TokenRead).service(service))
@@ -260,7 +260,7 @@ impl Broker {
         Ok(NewToken { token, stored })
     }
 
-    pub(super) async fn known_service(&self, name: &Name) -> Result<ServiceOverview, Error> {
+    pub(super) async fn require_service(&self, name: &Name) -> Result<ServiceOverview, Error> {
         self.store()
             .service(name)
             .await?
@@ -271,9 +271,9 @@ impl Broker {
     ///
     /// # Errors
     /// The service is suspended or unknown; the store's error.
-    pub async fn lets_in(&self, name: &Name) -> Result<(), Error> {
-        let known = self.known_service(name).await?;
-        if known.service.suspension.is_some() || self.is_shut_out(name) {
+    pub async fn check_admitted(&self, name: &Name) -> Result<(), Error> {
+        let known = self.require_service(name).await?;
+        if known.service.suspension.is_some() || self.is_suspended_in_journal(name) {
             return Err(Error::Suspended(name.clone()));
         }
         Ok(())
@@ -287,7 +287,7 @@ impl Broker {
         state: &str,
     ) -> Result<ServiceOverview, Error> {
         if let Err(StoreError::Conflict) = written {
-            self.known_service(name).await?;
+            self.require_service(name).await?;
             return Err(Error::WrongState {
                 subject: Subject::Service(name.clone()),
                 reason,
@@ -296,7 +296,7 @@ impl Broker {
             });
         }
         written?;
-        self.known_service(name).await
+        self.require_service(name).await
     }
 }
 

@@ -12,9 +12,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     broker::{
-        Broker, By,
-        ports::Verdict,
-        trial::{Trial, proves},
+        Actor, Broker,
+        ports::ProbeOutcome,
+        trial::{Canary, proves},
     },
     domain::{audit::Event, denial::Denial},
 };
@@ -28,16 +28,16 @@ const KEPT: usize = 256;
 
 /// Denials that AWS was seen to enforce and that are checked once more.
 #[derive(Default)]
-pub(super) struct Settling(Mutex<VecDeque<Look>>);
+pub(super) struct SecondChecks(Mutex<VecDeque<SecondCheck>>);
 
-struct Look {
+struct SecondCheck {
     seen: Instant,
     denial: Denial,
-    trial: Trial,
+    trial: Canary,
 }
 
 /// Outcome of a second check.
-enum Second {
+enum CheckOutcome {
     Refused,
     /// Description of the call that was not refused.
     Open(String),
@@ -47,19 +47,19 @@ enum Second {
     Over,
 }
 
-impl Settling {
-    fn looks(&self) -> MutexGuard<'_, VecDeque<Look>> {
+impl SecondChecks {
+    fn looks(&self) -> MutexGuard<'_, VecDeque<SecondCheck>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a denial that AWS was just seen to enforce, with its canary.
-    pub(super) fn keep(&self, denial: Denial, trial: Trial) {
+    pub(super) fn keep(&self, denial: Denial, trial: Canary) {
         let mut looks = self.looks();
         if looks.len() == KEPT {
             looks.pop_front();
         }
         let seen = Instant::now();
-        looks.push_back(Look {
+        looks.push_back(SecondCheck {
             seen,
             denial,
             trial,
@@ -67,7 +67,7 @@ impl Settling {
     }
 
     /// Removes and returns the checks whose refusals were seen by that time.
-    fn take(&self, by: Instant) -> Vec<Look> {
+    fn take(&self, by: Instant) -> Vec<SecondCheck> {
         let mut looks = self.looks();
         let due = looks.partition_point(|look| look.seen <= by);
         looks.drain(..due).collect()
@@ -76,42 +76,44 @@ impl Settling {
 
 impl Broker {
     /// Makes each second check when it is due, until the broker stops.
-    pub(super) async fn keep_settling(&self) {
+    pub(super) async fn run_second_checks(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             if let Some(by) = Instant::now().checked_sub(AFTER) {
-                self.second_looks(by).await;
+                self.make_second_checks(by).await;
             }
         }
     }
 
     /// Makes the second check of each denial that AWS was seen to enforce by that time, and records
     /// its outcome. If AWS did not refuse, another check follows.
-    pub async fn second_looks(&self, by: Instant) {
+    pub async fn make_second_checks(&self, by: Instant) {
         for look in self.denying.settling.take(by) {
             let (denial, trial) = (&look.denial, &look.trial);
             // The canary's expiry bounds the retries when AWS never answers.
-            if !trial.lives_at(self.now()) {
+            if !trial.is_valid_at(self.now()) {
                 continue;
             }
-            let audit = self.event(By::Broker, Event::DenialSettled).denial(denial);
+            let audit = self
+                .event(Actor::Broker, Event::DenialSettled)
+                .denial(denial);
             let after = self.now().duration_since(denial.asked_at);
-            let (audit, is_over) = match self.second_look(trial).await {
-                Second::Refused => {
-                    let told = self.told_calls(trial);
+            let (audit, is_over) = match self.check_again(trial).await {
+                CheckOutcome::Refused => {
+                    let told = self.describe_calls(trial);
                     (audit.refused_after(after).detail(&told), true)
                 }
-                Second::Open(told) => {
+                CheckOutcome::Open(told) => {
                     tracing::warn!(against = %denial.against, "{told}, after it was refused");
                     (audit.failed("NOT_REFUSED").detail(&told), false)
                 }
-                Second::Unknown => {
+                CheckOutcome::Unknown => {
                     self.denying.settling.keep(look.denial, look.trial);
                     continue;
                 }
-                Second::Over => continue,
+                CheckOutcome::Over => continue,
             };
             if let Err(error) = self.store().record(audit).await {
                 tracing::error!(%error, "a second look at a denial is not recorded");
@@ -122,18 +124,18 @@ impl Broker {
         }
     }
 
-    async fn second_look(&self, trial: &Trial) -> Second {
+    async fn check_again(&self, trial: &Canary) -> CheckOutcome {
         for call in &trial.calls {
             match self.try_call(trial, call).await {
-                Ok(Verdict::Refused { cause, .. }) if proves(cause, call) => {}
-                Ok(Verdict::Dead) => return Second::Over,
-                Ok(Verdict::Allowed) => {
-                    let call = self.told_call(call);
-                    return Second::Open(format!("AWS lets such a session call {call}"));
+                Ok(ProbeOutcome::Refused { cause, .. }) if proves(cause, call) => {}
+                Ok(ProbeOutcome::Dead) => return CheckOutcome::Over,
+                Ok(ProbeOutcome::Allowed) => {
+                    let call = self.describe_call(call);
+                    return CheckOutcome::Open(format!("AWS lets such a session call {call}"));
                 }
-                Ok(Verdict::Refused { .. }) | Err(_) => return Second::Unknown,
+                Ok(ProbeOutcome::Refused { .. }) | Err(_) => return CheckOutcome::Unknown,
             }
         }
-        Second::Refused
+        CheckOutcome::Refused
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 /// Cache key. Callers share a session only if service, grant, grant version, lifetime and proof are
 /// equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Sharers {
+struct CacheKey {
     grant: GrantName,
     version: u64,
     ttl: Duration,
@@ -36,7 +36,7 @@ struct Sharers {
 }
 
 /// A shared session.
-struct Session {
+struct CachedSession {
     lease: Lease,
     credentials: Credentials,
     issued_at: Timestamp,
@@ -47,20 +47,20 @@ struct Session {
 
 /// Cache entry: the session of one key.
 #[derive(Default)]
-struct Slot {
-    session: Mutex<Option<Arc<Session>>>,
+struct CacheEntry {
+    session: Mutex<Option<Arc<CachedSession>>>,
     /// Refresh lock: its owner issues the next session while other callers wait. Holds the time and
     /// error of the last failure, so that callers that waited do not retry at once.
     asking: tokio::sync::Mutex<Option<(Instant, Error)>>,
 }
 
-impl Slot {
-    fn session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+impl CacheEntry {
+    fn session(&self) -> MutexGuard<'_, Option<Arc<CachedSession>>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the session if it satisfies a request.
-    fn session_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
+    fn session_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<CachedSession>> {
         let session = self.session().clone()?;
         let left = session.expires_at.duration_since(now);
         let least = SignedDuration::try_from(request.least_left).unwrap_or(SignedDuration::MAX);
@@ -70,13 +70,13 @@ impl Slot {
     }
 
     /// Returns the session if it satisfies a request and is fresh: the next one is not needed yet.
-    fn fresh_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<Session>> {
+    fn fresh_for(&self, request: &IssueRequest, now: Timestamp) -> Option<Arc<CachedSession>> {
         let session = self.session_for(request, now)?;
         refresh::is_fresh(session.issued_at, session.expires_at, now).then_some(session)
     }
 
     /// Removes a session whose lease is no longer active, unless another session has replaced it.
-    fn drop_session(&self, gone: &Arc<Session>) {
+    fn drop_session(&self, gone: &Arc<CachedSession>) {
         let mut session = self.session();
         session.take_if(|session| Arc::ptr_eq(session, gone));
     }
@@ -91,25 +91,25 @@ impl Slot {
 
 /// All shared sessions.
 #[derive(Default)]
-pub(super) struct Shared(Mutex<HashMap<Sharers, Arc<Slot>>>);
+pub(super) struct SessionCache(Mutex<HashMap<CacheKey, Arc<CacheEntry>>>);
 
-impl Shared {
-    fn slots(&self) -> MutexGuard<'_, HashMap<Sharers, Arc<Slot>>> {
+impl SessionCache {
+    fn slots(&self) -> MutexGuard<'_, HashMap<CacheKey, Arc<CacheEntry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, sharers: &Sharers) -> Arc<Slot> {
+    fn slot(&self, sharers: &CacheKey) -> Arc<CacheEntry> {
         Arc::clone(self.slots().entry(sharers.clone()).or_default())
     }
 
     /// Removes all sessions of a service.
     pub(super) fn forget(&self, service: &Name) {
-        let of_service = |sharers: &Sharers| sharers.grant.service == *service;
+        let of_service = |sharers: &CacheKey| sharers.grant.service == *service;
         self.slots().retain(|sharers, _| !of_service(sharers));
     }
 
     /// Removes expired sessions whose entries are not in use.
-    pub(super) fn forget_old(&self, now: Timestamp) {
+    pub(super) fn evict_expired(&self, now: Timestamp) {
         self.slots().retain(|_, slot| {
             let in_use = Arc::strong_count(slot) > 1;
             in_use || !slot.is_old(now)
@@ -121,14 +121,14 @@ impl Broker {
     /// Returns a shared session, or issues a new one that is shared from then on. An existing
     /// session is returned in the caller's own task: a caller that disconnects leaves nothing half
     /// done.
-    pub(super) async fn issue_shared(
+    pub(super) async fn issue_cached(
         self: &Arc<Self>,
         caller: Caller,
         issue: Authorized<Issue>,
         request: IssueRequest,
     ) -> Result<IssuedLease, Error> {
         let Issue { grant, ttl } = issue.get();
-        let slot = self.shared.slot(&Sharers {
+        let slot = self.shared.slot(&CacheKey {
             grant: grant.name.clone(),
             version: grant.version,
             ttl: *ttl,
@@ -139,17 +139,21 @@ impl Broker {
             return Ok(issued);
         }
         let broker = Arc::clone(self);
-        self.detached(async move { broker.share_next(&caller, &issue, &request, &slot).await })
-            .await
+        self.spawn_detached(async move {
+            broker
+                .wait_for_refresh(&caller, &issue, &request, &slot)
+                .await
+        })
+        .await
     }
 
     /// Issues the next session, or waits for a concurrent caller that does.
-    async fn share_next(
+    async fn wait_for_refresh(
         self: &Arc<Self>,
         caller: &Caller,
         issue: &Authorized<Issue>,
         request: &IssueRequest,
-        slot: &Arc<Slot>,
+        slot: &Arc<CacheEntry>,
     ) -> Result<IssuedLease, Error> {
         let fresh = |now| slot.fresh_for(request, now);
         let since = Instant::now();
@@ -168,7 +172,7 @@ impl Broker {
         let failed = in_vain.as_ref().filter(|(at, _)| *at >= since);
         let error = match failed {
             Some((_, error)) => error.clone(),
-            None => match Box::pin(self.ask_for_next(caller, issue, slot)).await {
+            None => match Box::pin(self.refresh_session(caller, issue, slot)).await {
                 Ok(issued) => return Ok(issued),
                 Err(error) => {
                     // Callers that have waited since before this failure do not retry. A caller
@@ -184,18 +188,18 @@ impl Broker {
         left.await?.ok_or(error)
     }
 
-    async fn ask_for_next(
+    async fn refresh_session(
         &self,
         caller: &Caller,
         issue: &Authorized<Issue>,
-        slot: &Slot,
+        slot: &CacheEntry,
     ) -> Result<IssuedLease, Error> {
         let mut made = self.issue_decided(caller, issue, None, None).await?;
         if let Some(issued) = made.lease.issued() {
             let (issued_at, expires_at) = (issued.at, issued.expires_at);
             let renew_at = refresh::renewal(issued_at, expires_at, self.parts.random.as_ref());
             made.renew_at = Some(renew_at);
-            *slot.session() = Some(Arc::new(Session {
+            *slot.session() = Some(Arc::new(CachedSession {
                 lease: made.lease.clone(),
                 credentials: made.credentials.clone(),
                 issued_at,
@@ -211,21 +215,21 @@ impl Broker {
         self: &Arc<Self>,
         caller: &Caller,
         issue: &Authorized<Issue>,
-        slot: &Arc<Slot>,
-        find: impl Fn(Timestamp) -> Option<Arc<Session>>,
+        slot: &Arc<CacheEntry>,
+        find: impl Fn(Timestamp) -> Option<Arc<CachedSession>>,
     ) -> Result<Option<IssuedLease>, Error> {
         let now = self.now();
         let Some(session) = find(now) else {
             return Ok(None);
         };
-        self.log_is_whole()?;
+        self.check_log_integrity()?;
         let id = &session.lease.binding.lease_id;
         if !self.store().is_active(id).await? {
             slot.drop_session(&session);
             return Ok(None);
         }
         if session.renew_at <= now {
-            self.renew_ahead(caller, issue, slot);
+            self.refresh_ahead(caller, issue, slot);
         }
         let audit = self
             .caller_event(caller, Event::LeaseShared)
@@ -244,18 +248,23 @@ impl Broker {
 
     /// Refreshes the session in the background while the current one is handed out. One refresh at
     /// a time.
-    fn renew_ahead(self: &Arc<Self>, caller: &Caller, issue: &Authorized<Issue>, slot: &Arc<Slot>) {
+    fn refresh_ahead(
+        self: &Arc<Self>,
+        caller: &Caller,
+        issue: &Authorized<Issue>,
+        slot: &Arc<CacheEntry>,
+    ) {
         let (broker, slot) = (Arc::clone(self), Arc::clone(slot));
         let (caller, issue) = (caller.clone(), issue.clone());
         self.sagas.spawn(async move {
             let Ok(mut in_vain) = slot.asking.try_lock() else {
                 return;
             };
-            let is_due = |session: &Arc<Session>| session.renew_at <= broker.now();
+            let is_due = |session: &Arc<CachedSession>| session.renew_at <= broker.now();
             if !slot.session().as_ref().is_some_and(is_due) {
                 return;
             }
-            if let Err(error) = broker.ask_for_next(&caller, &issue, &slot).await {
+            if let Err(error) = broker.refresh_session(&caller, &issue, &slot).await {
                 let grant = &issue.get().grant.name;
                 tracing::warn!(%grant, %error, "the next session to be shared is asked for again");
                 *in_vain = Some((Instant::now(), error));

@@ -37,7 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// A sink and the last record that it has accepted.
-struct Feed {
+struct Delivery {
     broker: Arc<Broker>,
     sink: Arc<dyn Sink>,
     taken: AtomicU64,
@@ -48,12 +48,12 @@ impl Broker {
     pub async fn feed(self: Arc<Self>, sink: Arc<dyn Sink>, taken: u64) {
         let stop = self.parts.stop.clone();
         self.fed().push(sink.name().clone());
-        let feed = Feed {
+        let feed = Delivery {
             broker: self,
             sink,
             taken: AtomicU64::new(taken),
         };
-        let both = async { tokio::join!(feed.deliver_all(), feed.tell_lag()) };
+        let both = async { tokio::join!(feed.deliver_all(), feed.report_lag()) };
         stop.run_until_cancelled(both).await;
     }
 
@@ -63,7 +63,7 @@ impl Broker {
     }
 }
 
-impl Feed {
+impl Delivery {
     async fn deliver_all(&self) {
         let delivered = counter!("credbroker_audit_sink_delivered_total", self.label());
         let failed = counter!("credbroker_audit_sink_failures_total", self.label());
@@ -95,7 +95,7 @@ impl Feed {
     /// Delivers the next records. Returns their number.
     async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
         let (store, name) = (self.broker.store(), self.sink.name());
-        if !self.broker.is_ours(&format!("sink {name}")).await {
+        if !self.broker.is_owner(&format!("sink {name}")).await {
             let taken = store.sink_cursor(name).await?;
             self.taken.fetch_max(taken, Ordering::Relaxed);
             return Ok(0);
@@ -116,13 +116,13 @@ impl Feed {
         let count = leaves.len() as u64;
         let taken = taken + count;
         self.taken.store(taken, Ordering::Relaxed);
-        store.keep_sink_cursor(self.sink.name(), taken).await?;
+        store.save_sink_cursor(self.sink.name(), taken).await?;
         Ok(count)
     }
 
     /// Reports the lag, also while a delivery is in progress.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-    async fn tell_lag(&self) {
+    async fn report_lag(&self) {
         let lag = gauge!("credbroker_audit_sink_lag_records", self.label());
         let mut ticks = interval(TOLD_EVERY);
         loop {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::{
     broker::{
         Broker, Error,
-        ports::{AwsFailure, Counts},
+        ports::{AwsFailure, StoreCounts},
         reconcile::Reconciliation,
     },
     domain::{access::Caller, audit::Event, denial::Denial},
@@ -25,7 +25,7 @@ pub struct Status {
     /// Number of live replicas on the store.
     pub brokers: u64,
     /// Numbers of services, grants, leases, denials and audit records.
-    pub counts: Counts,
+    pub counts: StoreCounts,
     /// Denials that AWS has not been seen to enforce.
     pub open_denials: Vec<Denial>,
     /// Number of denials in the store that cannot be read.
@@ -50,7 +50,7 @@ impl Broker {
             return Err("the store does not answer");
         }
         let doubt = "the audit log is in doubt: nothing is issued, revocation works";
-        self.log_is_whole().map_err(|_| doubt)
+        self.check_log_integrity().map_err(|_| doubt)
     }
 
     /// Returns whether the broker can issue: it is ready, AWS answers, and the clock is certain.

@@ -14,10 +14,10 @@ use tokio::{
 
 use crate::{
     broker::{
-        AdminKeyStatus, Broker, By, Denied, Error,
+        Actor, AdminKeyStatus, Broker, DenialOutcome, Error,
         admin_key::CLAIM,
         on_conflict,
-        ports::{KeyReach, Target},
+        ports::{KeyReach, RevokeTarget},
         revoke::PARALLEL,
     },
     domain::{
@@ -45,7 +45,7 @@ pub enum StolenProgress {
     /// Another key is in use, and the stolen one is deactivated.
     Replaced(AdminKeyStatus),
     /// AWS was seen to refuse every earlier session at a role or user, or the reason why not.
-    Denied(Denied),
+    Denied(DenialOutcome),
     /// The sessions of a grant are revoked.
     Grant {
         /// Name of the grant.
@@ -85,8 +85,10 @@ impl Broker {
         progress: UnboundedSender<StolenProgress>,
     ) -> Result<StolenKeyReplaced, Error> {
         let broker = Arc::clone(self);
-        self.detached(async move { Box::pin(broker.replace_stolen(&caller, &progress)).await })
-            .await
+        self.spawn_detached(
+            async move { Box::pin(broker.replace_stolen(&caller, &progress)).await },
+        )
+        .await
     }
 
     async fn replace_stolen(
@@ -98,7 +100,7 @@ impl Broker {
         let tell = |what| drop(progress.send(what));
         let key = self.replace_at_once(caller).await?;
         let user = own_user(&key)?;
-        tell(StolenProgress::Replaced(self.told(Some(key)).await));
+        tell(StolenProgress::Replaced(self.status_of(Some(key)).await));
         let reach = self.store().reach_of_key().await?;
         let denials = self.cut_off(caller, &user, &reach).await?;
         let moments = denials.iter().map(|denial| denial.issued_before);
@@ -164,7 +166,7 @@ impl Broker {
         let key = self.steps_at_once(caller, key, |phase| *phase == Phase::Steady);
         let key = key.await?;
         self.delete_unknown_keys(caller, &key).await?;
-        let key = self.begin_rotation(By::Caller(caller), key).await?;
+        let key = self.begin_rotation(Actor::Caller(caller), key).await?;
         let until = |phase: &Phase| matches!(phase, Phase::Retiring { .. } | Phase::Steady);
         let key = self.steps_at_once(caller, key, until).await?;
         if key.phase == Phase::Steady {
@@ -208,7 +210,7 @@ impl Broker {
 
     async fn delete_unknown_keys(&self, caller: &Caller, key: &AdminKey) -> Result<(), Error> {
         let _no_step_meanwhile = self.rotating.lock().await;
-        let _by_others = self.claim(CLAIM).await?;
+        let _by_others = self.lock(CLAIM).await?;
         let known = self.parts.keyring.keys(&key.user).await?;
         for unknown in known.iter().filter(|id| *id != key.current.id.as_str()) {
             let audit = self.caller_event(caller, Event::AdminKeyStolen);
@@ -295,7 +297,7 @@ impl Broker {
             let caller = caller.clone();
             tasks.spawn(async move {
                 let _permit = permits.acquire_owned().await;
-                let target = Target::Grant(grant.clone());
+                let target = RevokeTarget::Grant(grant.clone());
                 let revoking = broker.revoke_saga(&caller, &target, REASON, None);
                 match Box::pin(revoking).await {
                     Ok(revoked) => (grant, revoked.leases.len(), revoked.confirmed()),

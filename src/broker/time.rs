@@ -34,7 +34,7 @@ impl Broker {
             next: "the broker asks AWS again; if this lasts, compare the clocks of the broker's host and of what \
                    stands between it and AWS"
                 .to_owned(),
-            ..AwsFailure::held_back("CLOCK_UNCERTAIN", message.to_owned(), REPEAT_AFTER)
+            ..AwsFailure::deferred("CLOCK_UNCERTAIN", message.to_owned(), REPEAT_AFTER)
         };
         Err(failure.into())
     }
@@ -42,7 +42,7 @@ impl Broker {
     /// Returns true if the broker may end something for good because it has expired: nothing
     /// contradicts the log or the clock.
     pub(super) fn may_end_by_time(&self) -> bool {
-        self.log_is_whole().is_ok() && self.clock_is_certain()
+        self.check_log_integrity().is_ok() && self.clock_is_certain()
     }
 
     /// Calls AWS until its answers agree on the time, `CALLS_AT_START` times at most.
@@ -56,7 +56,7 @@ impl Broker {
     }
 
     /// Calls AWS while its answers disagree on the time. To be aborted at the end.
-    pub async fn keep_clock_certain(&self) {
+    pub async fn run_clock_checks(&self) {
         let uncertain = gauge!("credbroker_clock_uncertain");
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

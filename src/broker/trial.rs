@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     broker::{
-        Broker, By, Error,
-        ports::{AwsFailure, Found, RefusalCause, StoreError, Verdict},
+        Actor, Broker, Error,
+        ports::{AwsFailure, PolicyState, ProbeOutcome, RefusalCause, StoreError},
     },
     domain::{
         audit::Event,
@@ -53,26 +53,26 @@ pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
 
 /// A canary: a session that shows whether AWS enforces a denial.
 #[derive(Clone)]
-pub(super) struct Trial {
+pub(super) struct Canary {
     credentials: Credentials,
     /// Calls of the canary: each probe of the grant in each of its regions.
-    pub(super) calls: Vec<Call>,
+    pub(super) calls: Vec<ProbeCall>,
     /// Time of issue, by AWS's clock.
     issued: Timestamp,
     /// Time of the request for the denial that the canary is for.
     asked_at: Timestamp,
 }
 
-impl Trial {
+impl Canary {
     /// Returns whether the session has not expired at that time.
-    pub(super) fn lives_at(&self, moment: Timestamp) -> bool {
+    pub(super) fn is_valid_at(&self, moment: Timestamp) -> bool {
         self.credentials.expires_at.is_some_and(|end| end > moment)
     }
 }
 
 /// A call of a canary.
 #[derive(Clone)]
-pub(super) struct Call {
+pub(super) struct ProbeCall {
     probe: Probe,
     /// `None`: the broker's own region.
     region: Option<String>,
@@ -81,17 +81,17 @@ pub(super) struct Call {
 }
 
 /// Refusals that were seen.
-pub(super) struct Seen {
+pub(super) struct ObservedRefusal {
     /// Calls that AWS refused, with their regions.
     pub(super) by: String,
     /// AWS's code and words, from the last of them.
     pub(super) said: String,
     /// The canary that was refused.
-    pub(super) trial: Trial,
+    pub(super) trial: Canary,
 }
 
 /// Reason why AWS was not seen to refuse a call.
-enum NotSeen {
+enum NotRefused {
     /// The canary is no longer valid, so it cannot show a refusal any more.
     Dead(String),
     /// The time is up; AWS's last words.
@@ -100,7 +100,7 @@ enum NotSeen {
 
 /// Reason why there is no canary.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Untried {
+pub(super) enum NoCanary {
     /// A denial with a cutoff matched this canary. One that is issued a moment later may be of use.
     #[error("it stood before a session to try it by was made")]
     Stood,
@@ -109,7 +109,7 @@ pub(super) enum Untried {
 }
 
 /// Existing denials of the broker's that may refuse a canary.
-enum Stands {
+enum StandingDenial {
     /// A denial of such sessions, whenever they are issued.
     Always,
     /// A denial of sessions that were issued before a cutoff.
@@ -120,26 +120,26 @@ enum Stands {
 impl Broker {
     /// Issues a canary that the denial will match, and makes its calls. Returns the denial, with a
     /// cutoff that covers the canary, and the canary or the reason why there is none.
-    pub(super) async fn prepare_trial(
+    pub(super) async fn prepare_canary(
         &self,
         denial: Denial,
-    ) -> Result<(Denial, Result<Trial, Untried>), Error> {
-        if let Some(trial) = self.kept_trial(&denial) {
+    ) -> Result<(Denial, Result<Canary, NoCanary>), Error> {
+        if let Some(trial) = self.take_cached_canary(&denial) {
             return Ok((denial, Ok(trial)));
         }
-        let Some(grant) = self.grant_to_try_by(&denial).await? else {
+        let Some(grant) = self.canary_grant(&denial).await? else {
             let why = format!("grant {} is not known any more", denial.grant);
-            return Ok((denial, Err(Untried::Because(why))));
+            return Ok((denial, Err(NoCanary::Because(why))));
         };
         let binding = self.canary_binding(&denial, &grant);
         let probes = grant.spec.probes();
-        self.wait_out_denials(&denial).await?;
+        self.wait_for_cutoffs(&denial).await?;
         if self.reach(&denial, self.now()).await?.is_none() {
             let too_late = too_late(&denial);
             return Ok((denial, Err(too_late)));
         }
         let audit = self
-            .event(By::Broker, Event::CanaryRequested)
+            .event(Actor::Broker, Event::CanaryRequested)
             .denial(&denial)
             .aws_name(&binding);
         self.store().record(audit).await?;
@@ -153,33 +153,33 @@ impl Broker {
             return Ok((denial, Err(too_late)));
         };
         let audit = self
-            .event(By::Broker, Event::CanaryIssued)
+            .event(Actor::Broker, Event::CanaryIssued)
             .denial(&denial)
             .access_key(&credentials.access_key_id)
             .aws_name(&binding)
             .aws_request(credentials.aws_request_id.as_deref())
-            .detail(&nothing_but(&probes));
+            .detail(&describe_permissions(&probes));
         self.change(&denial, std::slice::from_ref(&reaching), audit)
             .await?;
-        let trial = Trial {
+        let trial = Canary {
             credentials,
             calls: calls(&grant.spec),
             issued,
             asked_at: denial.asked_at,
         };
-        let told = self.told_calls(&trial);
+        let told = self.describe_calls(&trial);
         // The denial must not be delayed for long.
-        let trying = timeout(TRY_LIMIT, self.try_before(&denial, &grant, trial)).await;
+        let trying = timeout(TRY_LIMIT, self.check_before_denial(&denial, &grant, trial)).await;
         let tried = trying.unwrap_or_else(|_| {
             let why = format!("no answer within {} s: {told}", TRY_LIMIT.as_secs());
-            Err(Untried::Because(why))
+            Err(NoCanary::Because(why))
         });
         Ok((reaching, tried))
     }
 
     /// Returns the grant under which the canary is issued. Everyone's sessions need a canary that
     /// only everyone's denial matches. At a user there may be no grant for that.
-    async fn grant_to_try_by(&self, denial: &Denial) -> Result<Option<Grant>, StoreError> {
+    async fn canary_grant(&self, denial: &Denial) -> Result<Option<Grant>, StoreError> {
         let (name, version) = (&denial.grant, denial.grant_version);
         if denial.against.scope != Scope::Everyone {
             return self.store().grant_version(name, version).await;
@@ -214,7 +214,7 @@ impl Broker {
 
     /// Waits until no denial with a cutoff would match a canary issued now, which could show
     /// nothing.
-    async fn wait_out_denials(&self, denial: &Denial) -> Result<(), Error> {
+    async fn wait_for_cutoffs(&self, denial: &Denial) -> Result<(), Error> {
         let against = &denial.against;
         let place = self.parts.placements.of(&against.holder);
         let standing = self.store().denials_of(&against.service).await?;
@@ -230,14 +230,14 @@ impl Broker {
         Ok(())
     }
 
-    fn kept_trial(&self, denial: &Denial) -> Option<Trial> {
+    fn take_cached_canary(&self, denial: &Denial) -> Option<Canary> {
         let mut trials = self
             .denying
             .trials
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let trial = trials.remove(&denial.against)?;
-        let lives = trial.lives_at(self.now() + SignedDuration::from_secs(60));
+        let lives = trial.is_valid_at(self.now() + SignedDuration::from_secs(60));
         // A canary of an earlier revocation is refused because of that revocation.
         let meets = trial.issued < denial.issued_before && denial.was_asked_at(trial.asked_at);
         (lives && meets).then_some(trial)
@@ -278,7 +278,7 @@ impl Broker {
                 let message = format!(
                     "the sessions are federated by {user}, as whom the broker does not work any more"
                 );
-                return Err(AwsFailure::held_back("OTHER_USER", message, LONGEST_PAUSE));
+                return Err(AwsFailure::deferred("OTHER_USER", message, LONGEST_PAUSE));
             }
         }
         let made = timeout(TRY_LIMIT, self.parts.denier.canary(grant, binding, probes));
@@ -288,41 +288,44 @@ impl Broker {
 
     /// Makes each call before the denial is written. A call that another denial refuses already
     /// would prove nothing later.
-    async fn try_before(
+    async fn check_before_denial(
         &self,
         denial: &Denial,
         grant: &Grant,
-        mut trial: Trial,
-    ) -> Result<Trial, Untried> {
+        mut trial: Canary,
+    ) -> Result<Canary, NoCanary> {
         let mut controlled = None;
         for at in 0..trial.calls.len() {
             let call = &trial.calls[at];
             trial.calls[at].allowed = match self.first_answer(&trial, call).await? {
-                Verdict::Allowed => true,
-                Verdict::Refused {
+                ProbeOutcome::Allowed => true,
+                ProbeOutcome::Refused {
                     cause: RefusalCause::NotAllowed | RefusalCause::Untold,
                     ..
                 } => false,
-                Verdict::Refused {
+                ProbeOutcome::Refused {
                     cause: RefusalCause::IdentityDenial,
                     said,
                 } => {
-                    match self.what_stands(denial, &trial).await {
-                        Stands::Always if controlled == Some(call.probe) => {}
-                        Stands::Always => self.try_control(denial, grant, &trial, call).await?,
-                        Stands::Before => return Err(Untried::Stood),
-                        Stands::Nothing => return Err(denied_anyway(call.probe, &said)),
+                    match self.find_standing_denial(denial, &trial).await {
+                        StandingDenial::Always if controlled == Some(call.probe) => {}
+                        StandingDenial::Always => {
+                            self.check_control_session(denial, grant, &trial, call)
+                                .await?
+                        }
+                        StandingDenial::Before => return Err(NoCanary::Stood),
+                        StandingDenial::Nothing => return Err(denied_anyway(call.probe, &said)),
                     }
                     controlled = Some(call.probe);
                     false
                 }
-                Verdict::Refused { said, .. } => return Err(denied_anyway(call.probe, &said)),
-                Verdict::Dead => {
-                    let call = self.told_call(call);
+                ProbeOutcome::Refused { said, .. } => return Err(denied_anyway(call.probe, &said)),
+                ProbeOutcome::Dead => {
+                    let call = self.describe_call(call);
                     let why = format!(
                         "AWS does not accept the session by which the denial is tried ({call})"
                     );
-                    return Err(Untried::Because(why));
+                    return Err(NoCanary::Because(why));
                 }
             };
         }
@@ -330,16 +333,20 @@ impl Broker {
     }
 
     /// Returns AWS's first answer to a call. Retries while AWS does not know the session yet.
-    async fn first_answer(&self, trial: &Trial, call: &Call) -> Result<Verdict, Untried> {
+    async fn first_answer(
+        &self,
+        trial: &Canary,
+        call: &ProbeCall,
+    ) -> Result<ProbeOutcome, NoCanary> {
         let mut tries = 0;
         loop {
             tries += 1;
             match self.try_call(trial, call).await {
                 Err(failure) if tries == TRIES => {
-                    let why = format!("{} cannot be tried: {failure}", self.told_call(call));
-                    return Err(Untried::Because(why));
+                    let why = format!("{} cannot be tried: {failure}", self.describe_call(call));
+                    return Err(NoCanary::Because(why));
                 }
-                Ok(Verdict::Dead) if tries < TRIES => {}
+                Ok(ProbeOutcome::Dead) if tries < TRIES => {}
                 Err(_) => {}
                 Ok(verdict) => return Ok(verdict),
             }
@@ -348,75 +355,85 @@ impl Broker {
     }
 
     /// Makes the call with a control session, which has another name and no source identity.
-    async fn try_control(
+    async fn check_control_session(
         &self,
         denial: &Denial,
         grant: &Grant,
-        trial: &Trial,
-        call: &Call,
-    ) -> Result<(), Untried> {
-        let because = |error: &dyn std::fmt::Display| Untried::Because(error.to_string());
+        trial: &Canary,
+        call: &ProbeCall,
+    ) -> Result<(), NoCanary> {
+        let because = |error: &dyn std::fmt::Display| NoCanary::Because(error.to_string());
         let id = LeaseId::new(self.now(), self.parts.random.as_ref());
         let binding = Binding {
             aws_name: format!("{CONTROL}{id}"),
             ..self.canary_binding(denial, grant)
         };
-        let audit = self.event(By::Broker, Event::CanaryRequested);
+        let audit = self.event(Actor::Broker, Event::CanaryRequested);
         let audit = audit.denial(denial).aws_name(&binding);
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
         let grant = without_source_identity(grant);
         let made = self.canary(denial, &grant, &binding, &[call.probe]).await;
         let credentials = made.map_err(|failure| no_canary(&failure))?;
-        let audit = self.event(By::Broker, Event::CanaryIssued).denial(denial);
+        let audit = self
+            .event(Actor::Broker, Event::CanaryIssued)
+            .denial(denial);
         let audit = audit.access_key(&credentials.access_key_id);
         let audit = audit
             .aws_name(&binding)
             .aws_request(credentials.aws_request_id.as_deref())
-            .detail(&nothing_but(&[call.probe]));
+            .detail(&describe_permissions(&[call.probe]));
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
-        let control = Trial {
+        let control = Canary {
             credentials,
             ..trial.clone()
         };
         for tries in 1..=TRIES {
             match self.try_call(&control, call).await {
-                Ok(Verdict::Refused {
+                Ok(ProbeOutcome::Refused {
                     cause: RefusalCause::IdentityDenial | RefusalCause::OtherDenial,
                     said,
                 }) => return Err(denied_anyway(call.probe, &said)),
-                Ok(Verdict::Allowed | Verdict::Refused { .. }) => return Ok(()),
-                Ok(Verdict::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
+                Ok(ProbeOutcome::Allowed | ProbeOutcome::Refused { .. }) => return Ok(()),
+                Ok(ProbeOutcome::Dead) | Err(_) => sleep(FIRST_PAUSE * 2_u32.pow(tries)).await,
             }
         }
-        let why = format!("{} does not answer", self.told_call(call));
-        Err(Untried::Because(why))
+        let why = format!("{} does not answer", self.describe_call(call));
+        Err(NoCanary::Because(why))
     }
 
     /// Returns which denial of the broker's may refuse the canary already: one of an earlier
     /// attempt, or one that was written for another revocation.
-    async fn what_stands(&self, denial: &Denial, trial: &Trial) -> Stands {
+    async fn find_standing_denial(&self, denial: &Denial, trial: &Canary) -> StandingDenial {
         let place = self.parts.placements.of(&denial.against.holder);
         match self.parts.denier.read(&place, &BTreeSet::new()).await {
-            Ok(Found::Policy(policy)) if denies_all(&policy, denial) => Stands::Always,
-            Ok(Found::Policy(policy)) if may_meet(&policy, denial, trial.issued) => Stands::Before,
-            Ok(_) => Stands::Nothing,
+            Ok(PolicyState::Policy(policy)) if denies_all(&policy, denial) => {
+                StandingDenial::Always
+            }
+            Ok(PolicyState::Policy(policy)) if may_meet(&policy, denial, trial.issued) => {
+                StandingDenial::Before
+            }
+            Ok(_) => StandingDenial::Nothing,
             // The policy is unknown. `Nothing` would blame the probe.
-            Err(_) => Stands::Before,
+            Err(_) => StandingDenial::Before,
         }
     }
 
     /// Repeats each call until AWS refuses it because of the denial. Returns the refusals, or AWS's
     /// last words. If the time is up, the canary is cached for the next attempt.
-    pub(super) async fn see_refused(&self, denial: &Denial, trial: Trial) -> Result<Seen, String> {
+    pub(super) async fn wait_until_refused_by_aws(
+        &self,
+        denial: &Denial,
+        trial: Canary,
+    ) -> Result<ObservedRefusal, String> {
         let (began, mut said) = (Instant::now(), String::new());
         for call in &trial.calls {
-            match self.see_call_refused(call, &trial, began).await {
+            match self.wait_until_call_refused(call, &trial, began).await {
                 Ok(words) => said = words,
-                Err(NotSeen::Dead(why)) => return Err(why),
-                Err(NotSeen::Late(last)) => {
-                    let call = self.told_call(call);
+                Err(NotRefused::Dead(why)) => return Err(why),
+                Err(NotRefused::Late(last)) => {
+                    let call = self.describe_call(call);
                     let mut trials = self
                         .denying
                         .trials
@@ -429,21 +446,21 @@ impl Broker {
                 }
             }
         }
-        let by = self.told_calls(&trial);
-        Ok(Seen { by, said, trial })
+        let by = self.describe_calls(&trial);
+        Ok(ObservedRefusal { by, said, trial })
     }
 
     /// Repeats one call until AWS refuses it, or the time since `began` is up. Returns AWS's words.
-    async fn see_call_refused(
+    async fn wait_until_call_refused(
         &self,
-        call: &Call,
-        trial: &Trial,
+        call: &ProbeCall,
+        trial: &Canary,
         began: Instant,
-    ) -> Result<String, NotSeen> {
+    ) -> Result<String, NotRefused> {
         let (mut pause, mut refusals) = (FIRST_PAUSE, 0);
         loop {
             let last = match self.try_call(trial, call).await {
-                Ok(Verdict::Refused { cause, said }) if proves(cause, call) => {
+                Ok(ProbeOutcome::Refused { cause, said }) if proves(cause, call) => {
                     refusals += 1;
                     if refusals == PROOFS {
                         return Ok(said);
@@ -451,17 +468,17 @@ impl Broker {
                     sleep(BETWEEN).await;
                     continue;
                 }
-                Ok(Verdict::Dead) => {
+                Ok(ProbeOutcome::Dead) => {
                     let why = "the session by which the denial is tried is over";
-                    return Err(NotSeen::Dead(why.to_owned()));
+                    return Err(NotRefused::Dead(why.to_owned()));
                 }
-                Ok(Verdict::Allowed) => "AWS still lets such a session".to_owned(),
-                Ok(Verdict::Refused { said, .. }) => said,
+                Ok(ProbeOutcome::Allowed) => "AWS still lets such a session".to_owned(),
+                Ok(ProbeOutcome::Refused { said, .. }) => said,
                 Err(failure) => failure.to_string(),
             };
             refusals = 0;
             if began.elapsed() + pause > self.parts.proof_limit {
-                return Err(NotSeen::Late(last));
+                return Err(NotRefused::Late(last));
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -469,7 +486,7 @@ impl Broker {
     }
 
     /// Formats a call: its action and region.
-    pub(super) fn told_call(&self, call: &Call) -> String {
+    pub(super) fn describe_call(&self, call: &ProbeCall) -> String {
         let own = self.parts.denier.region();
         match call.region.as_ref().or(own.as_ref()) {
             Some(region) => format!("{} in {region}", call.probe),
@@ -478,17 +495,21 @@ impl Broker {
     }
 
     /// Formats all calls of a canary, each action once: "sqs:ListQueues in eu-west-1, us-east-1".
-    pub(super) fn told_calls(&self, trial: &Trial) -> String {
+    pub(super) fn describe_calls(&self, trial: &Canary) -> String {
         let of_one_probe = trial.calls.chunk_by(|one, next| one.probe == next.probe);
         let told = of_one_probe.map(|calls| {
-            let first = self.told_call(&calls[0]);
+            let first = self.describe_call(&calls[0]);
             let further = calls[1..].iter().filter_map(|call| call.region.as_ref());
             further.fold(first, |told, region| format!("{told}, {region}"))
         });
         told.collect::<Vec<_>>().join("; ")
     }
 
-    pub(super) async fn try_call(&self, trial: &Trial, call: &Call) -> Result<Verdict, AwsFailure> {
+    pub(super) async fn try_call(
+        &self,
+        trial: &Canary,
+        call: &ProbeCall,
+    ) -> Result<ProbeOutcome, AwsFailure> {
         let (denier, region) = (&self.parts.denier, call.region.as_deref());
         denier.probe(&trial.credentials, call.probe, region).await
     }
@@ -502,7 +523,7 @@ pub(super) fn issued(credentials: &Credentials, ttl: Duration) -> Timestamp {
 
 /// Returns the calls of a canary: each probe of the grant in the grant's own region, then in its
 /// further probe regions.
-fn calls(spec: &GrantSpec) -> Vec<Call> {
+fn calls(spec: &GrantSpec) -> Vec<ProbeCall> {
     let own = match &spec.kind {
         KindSpec::AssumeRole { region, .. } | KindSpec::FederationToken { region, .. } => {
             region.clone()
@@ -511,7 +532,7 @@ fn calls(spec: &GrantSpec) -> Vec<Call> {
     };
     let further = spec.probe_regions.iter().cloned().map(Some);
     let regions: Vec<_> = std::iter::once(own).chain(further).collect();
-    let untried = |probe, region: &Option<String>| Call {
+    let untried = |probe, region: &Option<String>| ProbeCall {
         probe,
         region: region.clone(),
         allowed: false,
@@ -520,13 +541,13 @@ fn calls(spec: &GrantSpec) -> Vec<Call> {
     spec.probes().into_iter().flat_map(of_probe).collect()
 }
 
-fn nothing_but(probes: &[Probe]) -> String {
+fn describe_permissions(probes: &[Probe]) -> String {
     let probes: Vec<_> = probes.iter().map(|probe| probe.as_str()).collect();
     format!("may do nothing but {}", probes.join(", "))
 }
 
 /// Returns whether the denial caused the refusal.
-pub(super) const fn proves(cause: RefusalCause, call: &Call) -> bool {
+pub(super) const fn proves(cause: RefusalCause, call: &ProbeCall) -> bool {
     match cause {
         RefusalCause::IdentityDenial => true,
         RefusalCause::Untold => call.allowed,
@@ -546,15 +567,15 @@ fn without_source_identity(grant: &Grant) -> Grant {
     grant
 }
 
-fn denied_anyway(probe: Probe, said: &str) -> Untried {
-    Untried::Because(format!(
+fn denied_anyway(probe: Probe, said: &str) -> NoCanary {
+    NoCanary::Because(format!(
         "{probe} is denied to such sessions anyway ({said}), so that it shows nothing: choose another --probe for \
          the grant"
     ))
 }
 
 /// Reason of a canary that would come too late: newer sessions would be denied with it.
-fn too_late(denial: &Denial) -> Untried {
+fn too_late(denial: &Denial) -> NoCanary {
     let why = if denial.against.scope == Scope::Everyone {
         format!(
             "the denial is written; a session to try it by could not be had before {:.0}, and one that is made now is \
@@ -564,11 +585,11 @@ fn too_late(denial: &Denial) -> Untried {
     } else {
         "the service has been given new sessions since, which a session to try the denial by would be one of".to_owned()
     };
-    Untried::Because(why)
+    NoCanary::Because(why)
 }
 
-fn no_canary(failure: &AwsFailure) -> Untried {
-    Untried::Because(format!(
+fn no_canary(failure: &AwsFailure) -> NoCanary {
+    NoCanary::Because(format!(
         "the denial is written; to see it hold takes another session of the kind, and that cannot be had: {failure}"
     ))
 }

@@ -16,28 +16,28 @@ use crate::{
     broker::{Error, IssuedLease},
     domain::{
         name::Name,
-        request::{NamedRequest, RequestId},
+        request::{IdempotencyKey, RequestId},
     },
 };
 
-type Outcome = Result<IssuedLease, Error>;
+type SharedOutcome = Result<IssuedLease, Error>;
 
 /// Issues in progress.
 #[derive(Default)]
-pub(super) struct UnderWay(Mutex<HashMap<(Name, RequestId), Issue>>);
+pub(super) struct SingleFlight(Mutex<HashMap<(Name, RequestId), InFlight>>);
 
-struct Issue {
+struct InFlight {
     digest: [u8; 32],
-    outcome: Arc<OnceCell<Outcome>>,
+    outcome: Arc<OnceCell<SharedOutcome>>,
 }
 
 /// An outcome, and whether the caller only waited for it.
 pub(super) struct Joined {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: SharedOutcome,
     pub(super) by_waiting: bool,
 }
 
-impl UnderWay {
+impl SingleFlight {
     /// Runs `work`. If the same request is in progress, waits for its outcome instead.
     ///
     /// # Errors
@@ -45,8 +45,8 @@ impl UnderWay {
     pub(super) async fn join(
         &self,
         service: &Name,
-        request: &NamedRequest,
-        work: Pin<Box<impl Future<Output = Outcome>>>,
+        request: &IdempotencyKey,
+        work: Pin<Box<impl Future<Output = SharedOutcome>>>,
     ) -> Result<Joined, Error> {
         let key = (service.clone(), request.id.clone());
         let cell = self.enter(&key, request)?;
@@ -66,10 +66,10 @@ impl UnderWay {
     fn enter(
         &self,
         key: &(Name, RequestId),
-        request: &NamedRequest,
-    ) -> Result<Arc<OnceCell<Outcome>>, Error> {
+        request: &IdempotencyKey,
+    ) -> Result<Arc<OnceCell<SharedOutcome>>, Error> {
         let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let issue = under_way.entry(key.clone()).or_insert_with(|| Issue {
+        let issue = under_way.entry(key.clone()).or_insert_with(|| InFlight {
             digest: request.digest,
             outcome: Arc::default(),
         });
@@ -80,7 +80,7 @@ impl UnderWay {
     }
 
     /// Removes the entry, unless another caller that shared its outcome has removed it already.
-    fn leave(&self, key: &(Name, RequestId), cell: &Arc<OnceCell<Outcome>>) {
+    fn leave(&self, key: &(Name, RequestId), cell: &Arc<OnceCell<SharedOutcome>>) {
         let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(entry) = under_way.entry(key.clone())
             && Arc::ptr_eq(&entry.get().outcome, cell)

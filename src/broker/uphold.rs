@@ -15,14 +15,14 @@ use tokio::{
 
 use crate::{
     broker::{
-        Broker, By, Error,
+        Actor, Broker, Error,
         deny::{LONGEST_PAUSE, WRITE_LIMIT, holders},
-        denying::AtPlace,
-        ports::{Found, NO_REVOKER, StoreError},
+        denying::LockedLocation,
+        ports::{NO_REVOKER, PolicyState, StoreError},
     },
     domain::{
         audit::{AuditEvent, Event},
-        denial::{Denial, Place},
+        denial::{Denial, PolicyLocation},
         name::Name,
         random::back_off,
     },
@@ -50,53 +50,53 @@ impl Broker {
     /// Carries out due denials, lifts expired ones and repairs changed policies, until the broker
     /// stops. While the log is in doubt, only writes denials: an older copy of the store may not
     /// know how long denials are to stand, nor what a replica has changed since.
-    pub(super) async fn keep_denials(self: &Arc<Self>) {
+    pub(super) async fn run_denial_maintenance(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
             tokio::join!(
-                self.carry_out_due_denials(),
-                self.keep_unrecorded_denials(),
-                self.write_unsure_places(),
-                self.look_at_denials(),
-                self.keep_settling()
+                self.run_due_denials(),
+                self.run_unpersisted_denials(),
+                self.rewrite_uncertain_locations(),
+                self.detect_drift(),
+                self.run_second_checks()
             );
         })
         .await;
     }
 
     /// Preserves denials in AWS that the store does not know: the store may be an older copy.
-    pub fn keep_unknown_denials(&self) {
+    pub fn preserve_unknown_denials(&self) {
         self.denying.keeps_unknown.store(true, Ordering::Relaxed);
     }
 
     /// Takes over the unfinished denials of dead replicas, and marks every policy to be rewritten.
-    async fn take_up_denials(self: &Arc<Self>) -> Result<(), Error> {
+    async fn resume_denials(self: &Arc<Self>) -> Result<(), Error> {
         let mut left = self.store().denials().await?.known;
         let dead = Instant::now();
-        for place in self.by_place(left.clone()).keys() {
+        for place in self.by_location(left.clone()).keys() {
             for late in LATE {
-                self.denying.is_unsure_until(place, dead + late);
+                self.denying.mark_uncertain_until(place, dead + late);
             }
         }
         let (now, lifts) = (self.now(), self.may_end_by_time());
         let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_over(now);
         left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));
-        self.begin_denials(left);
+        self.start_denials(left);
         Ok(())
     }
 
-    async fn carry_out_due_denials(self: &Arc<Self>) {
+    async fn run_due_denials(self: &Arc<Self>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if self.claims.take_left()
-                && let Err(error) = self.take_up_denials().await
+            if self.claims.take_orphaned_work()
+                && let Err(error) = self.resume_denials().await
             {
                 tracing::warn!(%error, "denials in progress are resumed later");
-                self.claims.are_left();
+                self.claims.mark_orphaned_work();
             }
-            if let Err(error) = self.begin_due_denials().await {
+            if let Err(error) = self.start_due_denials().await {
                 tracing::warn!(%error, "what is due of denials is tried again");
             }
         }
@@ -106,15 +106,15 @@ impl Broker {
     ///
     /// # Errors
     /// The store cannot list the due denials.
-    pub async fn denials_once(self: &Arc<Self>) -> Result<(), Error> {
-        for begun in self.begin_due_denials().await? {
+    pub async fn maintain_denials_once(self: &Arc<Self>) -> Result<(), Error> {
+        for begun in self.start_due_denials().await? {
             // The outcome is in the store.
             let _ = begun.await;
         }
         Ok(())
     }
 
-    async fn begin_due_denials(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Error> {
+    async fn start_due_denials(self: &Arc<Self>) -> Result<Vec<JoinHandle<()>>, Error> {
         let is_unanswered = self.denying.is_unanswered.load(Ordering::Relaxed);
         let now = if is_unanswered && self.store().peers().is_some() {
             self.now() - OTHERS_FIRST
@@ -128,35 +128,35 @@ impl Broker {
             all.retain(|denial| denial.due_at <= now && !denial.is_over(now));
             all
         };
-        Ok(self.begin_denials(due))
+        Ok(self.start_denials(due))
     }
 
     /// Starts a task for each open denial, and one for each policy with expired or moved denials,
     /// so that none waits for another.
-    fn begin_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
+    fn start_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
         let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
         let (moved, open): (Vec<_>, Vec<_>) = live.into_iter().partition(Denial::is_refused);
         let open = open.into_iter().map(|denial| {
             let broker = Arc::clone(self);
             self.sagas
-                .spawn(async move { broker.try_denial_again(denial).await })
+                .spawn(async move { broker.retry_denial(denial).await })
         });
-        let over = self.by_place(over).into_iter().map(|(place, over)| {
+        let over = self.by_location(over).into_iter().map(|(place, over)| {
             let broker = Arc::clone(self);
             self.sagas
-                .spawn(async move { broker.try_lifting(&place, &over).await })
+                .spawn(async move { broker.retry_lift(&place, &over).await })
         });
-        let moved = self.by_place(moved).into_iter().map(|(place, moved)| {
+        let moved = self.by_location(moved).into_iter().map(|(place, moved)| {
             let broker = Arc::clone(self);
             self.sagas
-                .spawn(async move { broker.try_writing_anew(&place, &moved).await })
+                .spawn(async move { broker.retry_rewrite(&place, &moved).await })
         });
         open.chain(over).chain(moved).collect()
     }
 
-    fn by_place(&self, denials: Vec<Denial>) -> BTreeMap<Place, Vec<Denial>> {
-        let mut by_place: BTreeMap<Place, Vec<Denial>> = BTreeMap::new();
+    fn by_location(&self, denials: Vec<Denial>) -> BTreeMap<PolicyLocation, Vec<Denial>> {
+        let mut by_place: BTreeMap<PolicyLocation, Vec<Denial>> = BTreeMap::new();
         for denial in denials {
             let place = self.parts.placements.of(&denial.against.holder);
             by_place.entry(place).or_default().push(denial);
@@ -166,24 +166,24 @@ impl Broker {
 
     /// Reserves these denials for a while, exclusively. A denial whose attempt fails is due again
     /// after that.
-    async fn claim_denials(&self, denials: &[Denial]) -> Result<Vec<Denial>, StoreError> {
+    async fn lock_denials(&self, denials: &[Denial]) -> Result<Vec<Denial>, StoreError> {
         let claimed: Vec<Denial> = denials.iter().map(|d| d.claim(self.now())).collect();
         let claim = self.store().change_denials(&claimed, &[], Vec::new());
         claim.await.map(|()| claimed)
     }
 
-    async fn try_denial_again(&self, denial: Denial) {
-        if self.denying.is_busy(&denial.against) {
+    async fn retry_denial(&self, denial: Denial) {
+        if self.denying.is_in_progress(&denial.against) {
             return;
         }
-        let claimed = self.claim_denials(&[denial]).await.unwrap_or_default();
+        let claimed = self.lock_denials(&[denial]).await.unwrap_or_default();
         for denial in claimed {
-            self.carry_out_denial(denial, None).await;
+            self.apply_denial(denial, None).await;
         }
     }
 
-    async fn try_lifting(&self, place: &Place, over: &[Denial]) {
-        if self.claim_denials(over).await.is_err() {
+    async fn retry_lift(&self, place: &PolicyLocation, over: &[Denial]) {
+        if self.lock_denials(over).await.is_err() {
             // Another task works on them, or the store takes no writes.
             return;
         }
@@ -194,13 +194,16 @@ impl Broker {
 
     /// Removes expired denials from a policy, then from the store. In this order, AWS holds nothing
     /// that no stored denial accounts for.
-    async fn lift(&self, place: &Place) -> Result<(), Error> {
-        let mut written = self.at_place(place).await?;
+    async fn lift(&self, place: &PolicyLocation) -> Result<(), Error> {
+        let mut written = self.lock_location(place).await?;
         let now = self.now();
         let all = self.store().denials().await?.known;
         let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
         over.retain(|denial| self.parts.placements.of(&denial.against.holder) == *place);
-        match self.write_place(place, &mut written, Instant::now()).await {
+        match self
+            .write_location(place, &mut written, Instant::now())
+            .await
+        {
             // The broker has no role in this account, and no denial there was seen to hold.
             Err(Error::Aws(failure))
                 if failure.reason == NO_REVOKER && over.iter().all(|d| !d.is_refused()) => {}
@@ -213,7 +216,9 @@ impl Broker {
             }
         }
         for denial in over {
-            let audit = self.event(By::Broker, Event::DenialLifted).denial(&denial);
+            let audit = self
+                .event(Actor::Broker, Event::DenialLifted)
+                .denial(&denial);
             let remove = std::slice::from_ref(&denial);
             let removed = self.store().change_denials(&[], remove, vec![audit]).await;
             match removed {
@@ -232,24 +237,24 @@ impl Broker {
     }
 
     /// Rewrites the policies of a reinstated service: its denials now have a cutoff.
-    pub(super) fn write_anew(self: &Arc<Self>, service: &Name) {
+    pub(super) fn rewrite_for_service(self: &Arc<Self>, service: &Name) {
         let (broker, service) = (Arc::clone(self), service.clone());
         self.sagas.spawn(async move {
             // Denials that cannot be read now are due anyway.
             let denials = broker.store().denials_of(&service).await;
             let moved = |denial: &Denial| denial.is_refused() && !denial.is_settled();
             let moved = denials.unwrap_or_default().into_iter().filter(moved);
-            broker.begin_denials(moved.collect());
+            broker.start_denials(moved.collect());
         });
     }
 
-    async fn try_writing_anew(&self, place: &Place, moved: &[Denial]) {
+    async fn retry_rewrite(&self, place: &PolicyLocation, moved: &[Denial]) {
         let since = Instant::now();
-        let Ok(moved) = self.claim_denials(moved).await else {
+        let Ok(moved) = self.lock_denials(moved).await else {
             // Another replica works on them, or the store takes no writes.
             return;
         };
-        if let Err(error) = self.write_moved(place, &moved, since).await {
+        if let Err(error) = self.write_moved_cutoffs(place, &moved, since).await {
             tracing::warn!(%place, %error, "the denials' new cutoffs are written there later");
             let again = self.now() + AGAIN;
             let again: Vec<Denial> = moved.iter().map(|d| d.give_up(again)).collect();
@@ -258,14 +263,14 @@ impl Broker {
         }
     }
 
-    async fn write_moved(
+    async fn write_moved_cutoffs(
         &self,
-        place: &Place,
+        place: &PolicyLocation,
         moved: &[Denial],
         since: Instant,
     ) -> Result<(), Error> {
-        let mut written = self.at_place(place).await?;
-        self.write_place(place, &mut written, since).await?;
+        let mut written = self.lock_location(place).await?;
+        self.write_location(place, &mut written, since).await?;
         for denial in moved {
             if let Some(failure) = written.put.missed.get(&denial.against.holder) {
                 return Err(failure.clone().into());
@@ -280,12 +285,12 @@ impl Broker {
         Ok(())
     }
 
-    async fn look_at_denials(&self) {
+    async fn detect_drift(&self) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if self.log_is_whole().is_ok()
+            if self.check_log_integrity().is_ok()
                 && let Err(error) = self.repair_denials().await
             {
                 tracing::warn!(%error, "denials in AWS are looked at again later");
@@ -301,7 +306,7 @@ impl Broker {
     pub async fn repair_denials(&self) -> Result<(), Error> {
         let mut denials = self.store().denials().await?.known;
         let mut unsure = BTreeSet::new();
-        for (place, _) in self.by_place(denials.clone()) {
+        for (place, _) in self.by_location(denials.clone()) {
             let stands = self.repair(&place).await;
             if let Err(error) = &stands {
                 tracing::warn!(%place, %error, "the denials there could not be looked at");
@@ -322,21 +327,21 @@ impl Broker {
     }
 
     /// Returns the policies into which an earlier configuration may have written these denials.
-    fn others(&self, denials: &[Denial]) -> BTreeSet<Place> {
+    fn others(&self, denials: &[Denial]) -> BTreeSet<PolicyLocation> {
         let other = |denial: &Denial| self.parts.placements.other(&denial.against.holder);
         denials.iter().map(other).collect()
     }
 
     /// Removes what an earlier configuration has left in a policy, once in a run.
-    async fn empty(&self, place: &Place) -> Result<(), Error> {
-        let mut written = self.at_place(place).await?;
+    async fn empty(&self, place: &PolicyLocation) -> Result<(), Error> {
+        let mut written = self.lock_location(place).await?;
         if written.emptied {
             return Ok(());
         }
         self.enter(place).await?;
         let nobody = BTreeSet::new();
-        if self.parts.denier.read(place, &nobody).await? != Found::Nothing {
-            self.write_place(place, &mut written, Instant::now())
+        if self.parts.denier.read(place, &nobody).await? != PolicyState::Nothing {
+            self.write_location(place, &mut written, Instant::now())
                 .await?;
             let audit = self.repaired(place, &written);
             let audit = audit.detail(&format!("{place}: the configuration names another place"));
@@ -347,12 +352,16 @@ impl Broker {
     }
 
     /// Repairs a policy that differs from the store. Returns whether the policy is in order.
-    async fn repair(&self, place: &Place) -> Result<bool, Error> {
-        let mut written = self.at_place(place).await?;
-        self.repair_there(place, &mut written).await
+    async fn repair(&self, place: &PolicyLocation) -> Result<bool, Error> {
+        let mut written = self.lock_location(place).await?;
+        self.repair_location(place, &mut written).await
     }
 
-    async fn repair_there(&self, place: &Place, written: &mut AtPlace) -> Result<bool, Error> {
+    async fn repair_location(
+        &self,
+        place: &PolicyLocation,
+        written: &mut LockedLocation,
+    ) -> Result<bool, Error> {
         // With several replicas, each may have written here, and AWS may show only the last write.
         let looks = self.store().peers().is_none() && self.denying.may_be_overtaken(place);
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) && !looks {
@@ -360,15 +369,15 @@ impl Broker {
         }
         let (denials, wanted, _) = self.fit(place, place.room()).await?;
         let settled = !denials.is_empty() && denials.iter().all(Denial::is_settled);
-        if !settled || self.is_over_at(place).await? {
+        if !settled || self.is_expired_at(place).await? {
             // The task that carries out, moves or lifts a denial writes the whole policy.
             return Ok(false);
         }
         self.enter(place).await?;
         let found = self.parts.denier.read(place, &holders(&denials)).await?;
         let is_there = match (&found, &wanted) {
-            (Found::Nothing, None) => true,
-            (Found::Policy(found), Some(wanted)) => found == wanted,
+            (PolicyState::Nothing, None) => true,
+            (PolicyState::Policy(found), Some(wanted)) => found == wanted,
             _ => false,
         };
         if is_there {
@@ -383,7 +392,7 @@ impl Broker {
             place.to_string()
         };
         written.attached.clear();
-        self.write_place(place, written, Instant::now()).await?;
+        self.write_location(place, written, Instant::now()).await?;
         if let Some(failure) = written.put.missed.values().next() {
             return Err(failure.clone().into());
         }
@@ -395,21 +404,22 @@ impl Broker {
 
     /// Rewrites policies with uncertain content: this replica and another may have overwritten each
     /// other, or AWS may have applied a dead replica's write late.
-    async fn write_unsure_places(&self) {
+    async fn rewrite_uncertain_locations(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failures: BTreeMap<Place, u32> = BTreeMap::new();
+        let mut failures: BTreeMap<PolicyLocation, u32> = BTreeMap::new();
         loop {
             let now = ticks.tick().await;
-            for place in self.denying.unsure_by(now) {
-                let written = self.write_once_more(&place).await;
-                self.denying.is_sure_since(&place, now);
+            for place in self.denying.uncertain_by(now) {
+                let written = self.rewrite_location(&place).await;
+                self.denying.clear_uncertain(&place, now);
                 if let Err(error) = written {
                     tracing::warn!(%place, %error, "the denials there are written once more later");
                     let failed = failures.entry(place.clone()).or_default();
                     let pause = back_off(*failed, LONGEST_PAUSE, self.parts.random.as_ref());
                     *failed += 1;
-                    self.denying.is_unsure_until(&place, Instant::now() + pause);
+                    self.denying
+                        .mark_uncertain_until(&place, Instant::now() + pause);
                 } else {
                     failures.remove(&place);
                 }
@@ -417,16 +427,16 @@ impl Broker {
         }
     }
 
-    async fn write_once_more(&self, place: &Place) -> Result<(), Error> {
-        let mut written = self.at_place(place).await?;
+    async fn rewrite_location(&self, place: &PolicyLocation) -> Result<(), Error> {
+        let mut written = self.lock_location(place).await?;
         let since = Instant::now();
         // A change from outside the broker is recorded before it is overwritten.
-        let looked = if self.log_is_whole().is_ok() {
-            self.repair_there(place, &mut written).await
+        let looked = if self.check_log_integrity().is_ok() {
+            self.repair_location(place, &mut written).await
         } else {
             Ok(false)
         };
-        match self.write_place(place, &mut written, since).await {
+        match self.write_location(place, &mut written, since).await {
             // The broker has no role in this account.
             Err(Error::Aws(failure)) if failure.reason == NO_REVOKER => return Ok(()),
             written => written?,
@@ -438,7 +448,7 @@ impl Broker {
     }
 
     /// Returns whether any denial of the policy has expired, and so is to be lifted.
-    async fn is_over_at(&self, place: &Place) -> Result<bool, Error> {
+    async fn is_expired_at(&self, place: &PolicyLocation) -> Result<bool, Error> {
         let (all, now) = (self.store().denials().await?.known, self.now());
         let is_over = |denial: &Denial| {
             denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
@@ -446,12 +456,12 @@ impl Broker {
         Ok(all.iter().any(is_over))
     }
 
-    fn repaired(&self, place: &Place, written: &AtPlace) -> AuditEvent {
-        let audit = self.event(By::Broker, Event::DenialRepaired);
+    fn repaired(&self, place: &PolicyLocation, written: &LockedLocation) -> AuditEvent {
+        let audit = self.event(Actor::Broker, Event::DenialRepaired);
         let audit = audit.aws_request(written.put.aws_request_id.as_deref());
         match place {
-            Place::Inline(holder) => audit.holder(holder),
-            Place::Managed(_) => audit,
+            PolicyLocation::Inline(holder) => audit.holder(holder),
+            PolicyLocation::Managed(_) => audit,
         }
     }
 }

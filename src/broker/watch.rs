@@ -3,7 +3,7 @@
 use tokio::sync::broadcast;
 
 use crate::{
-    broker::{Broker, Error, ports::Target},
+    broker::{Broker, Error, ports::RevokeTarget},
     domain::{
         access::Caller,
         audit::Event,
@@ -19,7 +19,7 @@ const WAITING: usize = 256;
 
 /// Notice of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct RevocationNotice {
     /// Service whose credentials are revoked.
     pub service: Name,
     /// Scope of the revocation within the service.
@@ -34,22 +34,22 @@ pub struct Watch {
     /// Leases among the given ones that are no longer valid, or never were the service's.
     pub over: Vec<LeaseId>,
     /// Notices from now on, of all services.
-    pub news: broadcast::Receiver<Ended>,
+    pub news: broadcast::Receiver<RevocationNotice>,
 }
 
 /// Channel to the subscribers of revocations.
-pub(super) struct Watchers(broadcast::Sender<Ended>);
+pub(super) struct Subscribers(broadcast::Sender<RevocationNotice>);
 
 /// Channel to the holders of connections.
-pub(super) struct ShutOuts(broadcast::Sender<Name>);
+pub(super) struct SuspensionChannel(broadcast::Sender<Name>);
 
-impl Default for ShutOuts {
+impl Default for SuspensionChannel {
     fn default() -> Self {
         Self(broadcast::Sender::new(WAITING))
     }
 }
 
-impl Default for Watchers {
+impl Default for Subscribers {
     fn default() -> Self {
         Self(broadcast::Sender::new(WAITING))
     }
@@ -58,11 +58,11 @@ impl Default for Watchers {
 impl Broker {
     /// Returns the channel of services that are suspended, revoked or deleted from now on.
     #[must_use]
-    pub fn shut_outs(&self) -> broadcast::Sender<Name> {
+    pub fn suspensions(&self) -> broadcast::Sender<Name> {
         self.shut_outs.0.clone()
     }
 
-    pub(super) fn tell_shut_out(&self, service: &Name) {
+    pub(super) fn notify_suspended(&self, service: &Name) {
         self.shared.forget(service);
         // Sending fails if there is no subscriber.
         let _ = self.shut_outs.0.send(service.clone());
@@ -101,21 +101,21 @@ impl Broker {
     }
 
     /// Notifies the subscribers of a revocation.
-    pub(super) fn tell_revoked(&self, target: &Target) {
-        if let Target::Service(service) = target {
-            self.tell_shut_out(service);
+    pub(super) fn notify_revoked(&self, target: &RevokeTarget) {
+        if let RevokeTarget::Service(service) = target {
+            self.notify_suspended(service);
         }
         let scope = match target {
-            Target::Service(_) => Scope::Service,
-            Target::Grant(grant) => Scope::Grant(grant.grant.clone()),
+            RevokeTarget::Service(_) => Scope::Service,
+            RevokeTarget::Grant(grant) => Scope::Grant(grant.grant.clone()),
         };
-        self.tell_ended(target.service(), scope);
+        self.notify_ended(target.service(), scope);
     }
 
-    pub(super) fn tell_ended(&self, service: &Name, scope: Scope) {
+    pub(super) fn notify_ended(&self, service: &Name, scope: Scope) {
         self.shared.forget(service);
         // Sending fails if there is no subscriber.
-        let _ = self.watchers.0.send(Ended {
+        let _ = self.watchers.0.send(RevocationNotice {
             service: service.clone(),
             scope,
         });

@@ -40,7 +40,7 @@ type Failure = Box<dyn StdError + Send + Sync>;
 
 impl Broker {
     /// Has the newest checkpoint cosigned, repeatedly as the log grows, until the broker stops.
-    pub async fn keep_witnessed(&self) {
+    pub async fn run_witness(&self) {
         if let Some(witness) = &self.parts.witness {
             let asking = self.ask_for_ever(witness.as_ref());
             self.parts.stop.run_until_cancelled(asking).await;
@@ -72,10 +72,10 @@ impl Broker {
 
     /// Returns whether there was a newer checkpoint to cosign.
     async fn ask_if_grown(&self, witness: &dyn Witness) -> Result<bool, Failure> {
-        if self.log_is_whole().is_err() || !self.is_ours("witness").await {
+        if self.check_log_integrity().is_err() || !self.is_owner("witness").await {
             return Ok(false);
         }
-        let _asked_by_nobody_else = self.claim(CLAIM).await?;
+        let _asked_by_nobody_else = self.lock(CLAIM).await?;
         let known = self.size_cosigned().await?;
         tell(known);
         match self.store().checkpoint().await? {
@@ -98,7 +98,7 @@ impl Broker {
             return Ok(());
         };
         let asking = async {
-            let _asked_by_nobody_else = self.claim(CLAIM).await?;
+            let _asked_by_nobody_else = self.lock(CLAIM).await?;
             let known = self.size_cosigned().await?;
             self.ask(witness.as_ref(), &newest.note, known).await
         };
@@ -121,7 +121,7 @@ impl Broker {
         let limit = LIMIT.length();
         let answered = timeout(limit, self.cosign(witness, note, known)).await;
         if let Some(doubt) = answered.unwrap_or_else(|_| Err(SinkError::late(limit).into()))? {
-            self.doubt_log(doubt);
+            self.record_log_doubt(doubt);
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Broker {
             WitnessAnswer::Cosigned(lines) => {
                 let note = key.cosigned(note, &lines).map_err(not_by(key))?;
                 let cosigned = CosignedCheckpoint { size, note };
-                self.store().keep_cosigned(&cosigned).await?;
+                self.store().save_cosigned(&cosigned).await?;
                 tell(size);
                 Ok(None)
             }

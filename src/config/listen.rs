@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{Lifetime, Reader};
-use crate::domain::edge::Bounds;
+use crate::domain::edge::ConnectionLimits;
 
 /// Smallest frame size limit that HTTP/2 allows, bytes: RFC 9113 section 4.2.
 const FRAME_LEAST: u32 = 16_384;
@@ -23,7 +23,7 @@ pub struct Listen {
     /// Private key of the certificate, PEM.
     pub tls_key_file: PathBuf,
     /// Limits of connections and calls.
-    pub bounds: Bounds,
+    pub bounds: ConnectionLimits,
 }
 
 pub(super) fn read(reader: &mut Reader) -> Option<Listen> {
@@ -41,8 +41,8 @@ pub(super) fn read(reader: &mut Reader) -> Option<Listen> {
     })
 }
 
-fn bounds(reader: &mut Reader) -> Bounds {
-    let mut bounds = Bounds::default();
+fn bounds(reader: &mut Reader) -> ConnectionLimits {
+    let mut bounds = ConnectionLimits::default();
     for (key, bound) in [
         ("connections", &mut bounds.connections),
         (

@@ -67,7 +67,7 @@ fn add(reader: &mut Reader, section: &str, account: Account, placements: &mut Pl
 mod tests {
     use crate::{
         config::Config,
-        domain::denial::{Holder, Place},
+        domain::denial::{Holder, PolicyLocation},
     };
 
     const EXAMPLE: &str = include_str!("../../deploy/credbroker.example.toml");
@@ -85,9 +85,9 @@ mod tests {
             role.parse().unwrap()
         };
         let there = holder("222233334444");
-        assert_eq!(placements.of(&there), Place::Inline(there.clone()));
+        assert_eq!(placements.of(&there), PolicyLocation::Inline(there.clone()));
         let here = holder("111122223333");
-        let managed = Place::Managed(here.account().clone());
+        let managed = PolicyLocation::Managed(here.account().clone());
         assert_eq!(placements.of(&here), managed);
         assert!(placements.revokers.contains_key(there.account()));
         assert!(!placements.revokers.contains_key(here.account()));

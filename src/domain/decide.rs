@@ -11,7 +11,7 @@ use crate::domain::{
     lease::{Lease, LeaseState},
     name::{GrantName, LeaseId, Name},
     principal::Identity,
-    request::{NamedRequest, RequestId},
+    request::{IdempotencyKey, RequestId},
 };
 
 /// A service's request for credentials.
@@ -22,7 +22,7 @@ pub struct IssueRequest {
     /// Requested lifetime; `None`: the grant's default.
     pub ttl: Option<Duration>,
     /// Id and digest that identify an idempotent repeat.
-    pub named: Option<NamedRequest>,
+    pub named: Option<IdempotencyKey>,
     /// Least remaining lifetime of a shared session that may answer the request.
     pub least_left: Duration,
     /// Lease that must not be handed out again, where sessions are shared: its holder asks for the
@@ -35,7 +35,7 @@ impl IssueRequest {
     #[must_use]
     pub fn new(grant: GrantName, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
         let asked = ["issue", &grant.to_string(), &seconds(ttl)];
-        let named = id.map(|id| NamedRequest::new(id, &asked));
+        let named = id.map(|id| IdempotencyKey::new(id, &asked));
         Self {
             grant,
             ttl,
@@ -54,7 +54,7 @@ pub struct RenewRequest {
     /// Requested lifetime from now on; `None`: the grant's default.
     pub ttl: Option<Duration>,
     /// Id and digest that identify an idempotent repeat.
-    pub named: Option<NamedRequest>,
+    pub named: Option<IdempotencyKey>,
 }
 
 impl RenewRequest {
@@ -62,7 +62,7 @@ impl RenewRequest {
     #[must_use]
     pub fn new(lease_id: LeaseId, ttl: Option<Duration>, id: Option<RequestId>) -> Self {
         let asked = ["renew", lease_id.as_str(), &seconds(ttl)];
-        let named = id.map(|id| NamedRequest::new(id, &asked));
+        let named = id.map(|id| IdempotencyKey::new(id, &asked));
         Self {
             lease_id,
             ttl,
@@ -133,7 +133,7 @@ pub enum Renewal {
 
 /// Reason why the broker issues or renews nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
+pub enum IssueRefusal {
     /// The grant is unknown to the caller, or does not exist. Both have the same text.
     #[error("there is no grant {0} for this service")]
     NoSuchGrant(GrantName),
@@ -187,7 +187,7 @@ pub enum Denial {
     },
 }
 
-impl Denial {
+impl IssueRefusal {
     /// Returns the reason code.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
@@ -219,16 +219,16 @@ pub fn decide(
     caller: &Caller,
     request: &IssueRequest,
     grant: Option<Arc<Grant>>,
-) -> Result<Authorized<Issue>, Denial> {
+) -> Result<Authorized<Issue>, IssueRefusal> {
     let own = own_service(caller) == Some(&request.grant.service);
     let Some(grant) = grant.filter(|grant| own && grant.name == request.grant) else {
-        return Err(Denial::NoSuchGrant(request.grant.clone()));
+        return Err(IssueRefusal::NoSuchGrant(request.grant.clone()));
     };
     let ttl = request.ttl.unwrap_or(grant.spec.default_ttl);
     let kind = grant.spec.kind();
     let (minimum, _) = kind.ttl_bounds();
     if ttl < minimum {
-        return Err(Denial::TtlBelowMinimum {
+        return Err(IssueRefusal::TtlBelowMinimum {
             kind: kind.as_str(),
             asked: ttl,
             minimum,
@@ -236,7 +236,7 @@ pub fn decide(
     }
     let maximum = grant.spec.max_ttl;
     if ttl > maximum {
-        return Err(Denial::TtlAboveMaximum {
+        return Err(IssueRefusal::TtlAboveMaximum {
             grant: grant.name.clone(),
             asked: ttl,
             maximum,
@@ -256,17 +256,17 @@ pub fn decide_renewal(
     lease: &Lease,
     grant: Option<Arc<Grant>>,
     now: Timestamp,
-) -> Result<Renewal, Denial> {
+) -> Result<Renewal, IssueRefusal> {
     let issue = decide(caller, &request.as_issue(&lease.binding.grant), grant)?;
     let lease_id = || lease.binding.lease_id.clone();
     let LeaseState::Active { issued, .. } = &lease.state else {
-        return Err(Denial::LeaseOver {
+        return Err(IssueRefusal::LeaseOver {
             lease_id: lease_id(),
             state: lease.state.as_str(),
         });
     };
     if issued.expires_at <= now {
-        return Err(Denial::LeaseOver {
+        return Err(IssueRefusal::LeaseOver {
             lease_id: lease_id(),
             state: "expired",
         });
@@ -276,7 +276,7 @@ pub fn decide_renewal(
     }
     let Issue { grant, ttl } = issue.get();
     if grant.version != lease.binding.grant_version {
-        return Err(Denial::GrantChanged {
+        return Err(IssueRefusal::GrantChanged {
             lease_id: lease_id(),
         });
     }
@@ -285,7 +285,7 @@ pub fn decide_renewal(
     let wanted = after(now, *ttl);
     let too_late = wanted > latest && (request.ttl.is_some() || latest <= issued.expires_at);
     if too_late {
-        return Err(Denial::RenewalAboveMaximum {
+        return Err(IssueRefusal::RenewalAboveMaximum {
             lease_id: lease_id(),
             latest,
             maximum,

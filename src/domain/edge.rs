@@ -7,7 +7,7 @@ use std::{
 
 /// Bounds that apply to every peer. The defaults suit a broker of some hundred services.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub struct ConnectionLimits {
     /// Connections in total.
     pub connections: usize,
     /// Connections from one address, or from one /64 of IPv6.
@@ -65,7 +65,7 @@ pub struct Bounds {
     pub drain_timeout: Duration,
 }
 
-impl Default for Bounds {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             connections: 4096,

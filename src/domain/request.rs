@@ -71,14 +71,14 @@ impl fmt::Display for RequestId {
 
 /// A request with an id, and a digest of its content. An idempotent repeat has the same two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedRequest {
+pub struct IdempotencyKey {
     /// Id that the caller chose.
     pub id: RequestId,
     /// SHA-256 of the requested content.
     pub digest: [u8; 32],
 }
 
-impl NamedRequest {
+impl IdempotencyKey {
     /// Creates a request for `parts`. The digest includes each part's length, so that the parts
     /// cannot run together.
     #[must_use]
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_request_is_known_by_all_that_it_asks_for() {
         let id = RequestId::random(&Counting);
-        let digest = |parts: &[&str]| NamedRequest::new(id.clone(), parts).digest;
+        let digest = |parts: &[&str]| IdempotencyKey::new(id.clone(), parts).digest;
         assert_eq!(digest(&["a", "b"]), digest(&["a", "b"]));
         assert_ne!(digest(&["a", "b"]), digest(&["ab", ""]));
         assert_ne!(digest(&["a", "b"]), digest(&["a"]));

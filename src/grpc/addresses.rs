@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::domain::{
     bucket::TokenBucket,
-    edge::{Bounds, site},
+    edge::{ConnectionLimits, site},
 };
 
 /// Divisor: one address gets an eighth of all concurrent handshakes.
@@ -41,7 +41,7 @@ pub struct Address {
 }
 
 impl Address {
-    fn new(bounds: &Bounds) -> Self {
+    fn new(bounds: &ConnectionLimits) -> Self {
         let now = Instant::now().into_std();
         Self {
             connections: Arc::new(Semaphore::new(bounds.connections_per_address)),
@@ -112,7 +112,7 @@ struct Known {
 
 impl Addresses {
     /// Takes a place for a connection; `None` if the address has all its places taken.
-    pub fn connect(&self, peer: IpAddr, bounds: &Bounds) -> Option<Place> {
+    pub fn connect(&self, peer: IpAddr, bounds: &ConnectionLimits) -> Option<Place> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.addresses.len() >= known.swept_at.max(SWEPT_FROM) {
             known
@@ -140,7 +140,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_is_forgotten_once_its_peers_have_left_and_its_requests_are_paid() {
-        let (addresses, bounds) = (Addresses::default(), Bounds::default());
+        let (addresses, bounds) = (Addresses::default(), ConnectionLimits::default());
         let connect = |number: u16| {
             let address = [10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]];
             addresses.connect(address.into(), &bounds).unwrap()

@@ -219,7 +219,7 @@ impl AdminService for Api {
                 let (progress, happening) = mpsc::unbounded_channel();
                 let work = broker.replace_stolen_admin_key(caller.clone(), progress);
                 let (replaced, ()) = tokio::join!(work, forward(happening, &sender));
-                let end = match broker.settle(&caller, replaced).await {
+                let end = match broker.record_result(&caller, replaced).await {
                     Ok(replaced) => Ok(to_progress(What::Done(Done {
                         denied_before: Some(to_time(replaced.denied_before)),
                         confirmed: replaced.confirmed,

@@ -18,7 +18,7 @@ use crate::{
     audit::tile::Tile,
     broker::{
         Broker, Error, Staying,
-        ports::{AuditFilter, Page},
+        ports::{AuditFilter, PageRequest},
     },
     domain::{audit::Subject, grant::check::Violation},
     proto::{
@@ -269,7 +269,7 @@ impl Tail {
     /// Sends a page of records. Returns the last sequence number sent, if any.
     async fn send_page(&mut self, after: u64, last: Option<u64>) -> Result<Option<u64>, Error> {
         self.broker.look(&mut self.staying).await?;
-        let page = Page {
+        let page = PageRequest {
             after: Some(after.to_string()),
             limit: 1000,
         };
@@ -293,7 +293,7 @@ impl Tail {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => Some(()),
             () = self.sender.closed() => None,
-            () = self.broker.stopped() => {
+            () = self.broker.record_cancelled() => {
                 let ending = Status::unavailable("the broker is ending");
                 self.sender.send(Err(ending)).await.err().and(None)
             }

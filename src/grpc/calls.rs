@@ -15,7 +15,7 @@ use crate::{
     broker::{Error, PROOF_LIMIT},
     domain::{
         access::{Caller, is_response},
-        edge::Bounds,
+        edge::ConnectionLimits,
         name::Name,
     },
 };
@@ -65,7 +65,7 @@ pub struct Calls {
 impl Calls {
     /// Creates the slots of a listener, all free.
     #[must_use]
-    pub fn new(bounds: &Bounds) -> Self {
+    pub fn new(bounds: &ConnectionLimits) -> Self {
         let slots = Slots {
             services: Semaphore::new(bounds.calls),
             by_service: Counts::new(bounds.calls_per_service),
@@ -77,11 +77,11 @@ impl Calls {
 
     /// Returns the calls of another connection, with the same shared slots.
     #[must_use]
-    pub fn of_another(&self, bounds: &Bounds) -> Self {
+    pub fn of_another(&self, bounds: &ConnectionLimits) -> Self {
         Self::by(Arc::clone(&self.slots), bounds)
     }
 
-    fn by(slots: Arc<Slots>, bounds: &Bounds) -> Self {
+    fn by(slots: Arc<Slots>, bounds: &ConnectionLimits) -> Self {
         let window = usize::try_from(bounds.connection_window_bytes).unwrap_or(usize::MAX);
         let room = window.max(bounds.message_bytes).min(Semaphore::MAX_PERMITS);
         Self {

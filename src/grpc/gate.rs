@@ -341,9 +341,9 @@ async fn count_connection(
         && services.add(name)?
     {
         // The connection is counted before this check, so that a later suspension ends it.
-        let still = broker.lets_in(name).await;
+        let still = broker.check_admitted(name).await;
         if let Err(Error::Suspended(_)) = still
-            && !broker.is_shut_out(name)
+            && !broker.is_suspended_in_journal(name)
         {
             let (origin, proof) = (principal.origin(), principal.proof());
             broker

@@ -115,7 +115,10 @@ pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
     };
     loop {
         tell(broker.readiness().await.is_ok(), broker.issues().await).await;
-        if timeout(HEALTH_EVERY, broker.stopped()).await.is_ok() {
+        if timeout(HEALTH_EVERY, broker.record_cancelled())
+            .await
+            .is_ok()
+        {
             return tell(false, false).await;
         }
     }
@@ -137,7 +140,7 @@ impl Api {
             status::status(&Error::Internal("a call came past the gate".to_owned()))
         })?;
         let result = work(Arc::clone(&self.broker), caller.clone(), message).await;
-        let settled = self.broker.settle(&caller, result).await;
+        let settled = self.broker.record_result(&caller, result).await;
         settled
             .map(Response::new)
             .map_err(|error| status::status(&error))

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use prost::{Message, length_delimiter_len};
 
 use super::convert::Fields;
-use crate::broker::{Error, ports::Page};
+use crate::broker::{Error, ports::PageRequest};
 
 /// Maximum number of entries in one page.
 const ENTRIES_MAX: u32 = 1000;
@@ -17,7 +17,7 @@ const BYTES_MAX: usize = 256 * 1024;
 const TOKEN_BYTES: usize = 256;
 
 /// Parses the request of a page. Its token is a key `K`, that of the previous page's last entry.
-pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, Error> {
+pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<PageRequest, Error> {
     let mut fields = Fields::default();
     let limit = match u32::try_from(size) {
         Ok(0) => ENTRIES_DEFAULT,
@@ -37,12 +37,12 @@ pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<Page, E
             "not a page token of this list: send `next_page_token` of the last answer unchanged",
         );
     }
-    fields.done(Some(Page { after, limit }))
+    fields.done(Some(PageRequest { after, limit }))
 }
 
 /// Returns the requested page of a short list that is in memory as a whole, sorted by key.
 pub(super) fn part_of<T, K: FromStr + Ord>(
-    page: &Page,
+    page: &PageRequest,
     mut whole: Vec<T>,
     key: impl Fn(&T) -> K,
 ) -> Vec<T> {
@@ -57,7 +57,7 @@ pub(super) fn part_of<T, K: FromStr + Ord>(
 /// follow. `found` has the requested entries; as many are used as fit beside the `other` bytes of
 /// the answer.
 pub(super) fn fill<T, M: Message, K: Display>(
-    page: &Page,
+    page: &PageRequest,
     found: &[T],
     other: usize,
     key: impl Fn(&T) -> K,
@@ -154,7 +154,7 @@ mod tests {
 
     /// Returns the answer over entries of these sizes, requested with `limit`.
     fn answer(sizes: &[usize], limit: u32) -> ListServicesResponse {
-        let page = Page { after: None, limit };
+        let page = PageRequest { after: None, limit };
         let (services, next_page_token) = fill(&page, sizes, 0, |size| *size, |size| named(*size));
         ListServicesResponse {
             services,

@@ -16,7 +16,9 @@ use super::{
     status::status,
 };
 use crate::{
-    broker::{self, Broker, Denied, Error, Progress, Revocation, SeenEnd, ports::Target},
+    broker::{
+        self, Broker, DenialOutcome, Error, Progress, Revocation, SeenEnd, ports::RevokeTarget,
+    },
     domain::{access::Caller, grant::check::Violation},
     proto::{
         RevocationProgress, RevokeGrantRequest, RevokeGrantResponse, RevokeServiceRequest,
@@ -44,7 +46,7 @@ impl RevocationService for Api {
         request: Request<RevokeServiceRequest>,
     ) -> Result<Response<RevokeServiceResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let target = Target::Service(parse("service", &message.service)?);
+            let target = RevokeTarget::Service(parse("service", &message.service)?);
             let reason = parse_reason(&message.reason)?;
             let revocation = broker.revoke(caller, target, reason, None).await?;
             let answer = RevokeServiceResponse {
@@ -72,7 +74,7 @@ impl RevocationService for Api {
         request: Request<RevokeGrantRequest>,
     ) -> Result<Response<RevokeGrantResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let target = Target::Grant(parse("grant", &message.grant)?);
+            let target = RevokeTarget::Grant(parse("grant", &message.grant)?);
             let reason = parse_reason(&message.reason)?;
             let revocation = broker.revoke(caller, target, reason, None).await?;
             let answer = RevokeGrantResponse {
@@ -121,7 +123,7 @@ impl RevocationService for Api {
                     Ok::<_, Error>(revocation)
                 };
                 let (revocation, ()) = tokio::join!(work, forward(happening, &sender));
-                let end = match broker.settle(&caller, revocation).await {
+                let end = match broker.record_result(&caller, revocation).await {
                     Ok(revocation) => Ok(to_progress(to_done(&revocation))),
                     Err(error) => Err(status(&error)),
                 };
@@ -156,7 +158,7 @@ async fn preview(
         ..Done::default()
     });
     let sessions = preview.denials.into_iter().map(|denial| {
-        What::Sessions(to_sessions(&Denied {
+        What::Sessions(to_sessions(&DenialOutcome {
             denial,
             refused_after_seconds: None,
             seen_by: None,
@@ -190,13 +192,13 @@ fn parse_wait(wait: Option<&ProtoDuration>) -> Result<Duration, Error> {
     })
 }
 
-fn parse_target(target: Option<stream_revocation_request::Target>) -> Result<Target, Error> {
+fn parse_target(target: Option<stream_revocation_request::Target>) -> Result<RevokeTarget, Error> {
     match target {
         Some(stream_revocation_request::Target::Service(name)) => {
-            parse("service", &name).map(Target::Service)
+            parse("service", &name).map(RevokeTarget::Service)
         }
         Some(stream_revocation_request::Target::Grant(name)) => {
-            parse("grant", &name).map(Target::Grant)
+            parse("grant", &name).map(RevokeTarget::Grant)
         }
         None => {
             let message = "name a service or a grant";
@@ -267,7 +269,7 @@ impl Told {
     }
 }
 
-pub(super) fn to_sessions(denied: &Denied) -> RevokedSessions {
+pub(super) fn to_sessions(denied: &DenialOutcome) -> RevokedSessions {
     RevokedSessions {
         holder: denied.denial.against.holder.to_string(),
         refused_after_seconds: denied.refused_after_seconds,

@@ -10,7 +10,7 @@ use crate::{
         Error,
         ports::{FailureClass, StoreError},
     },
-    domain::decide::Denial,
+    domain::decide::IssueRefusal,
 };
 
 /// Domain of every `ErrorInfo`.
@@ -39,25 +39,25 @@ pub fn status(error: &Error) -> Status {
 const fn code(error: &Error) -> Code {
     match error {
         Error::Invalid(_)
-        | Error::Denied(Denial::TtlAboveMaximum { .. } | Denial::TtlBelowMinimum { .. }) => {
-            Code::InvalidArgument
-        }
+        | Error::Denied(
+            IssueRefusal::TtlAboveMaximum { .. } | IssueRefusal::TtlBelowMinimum { .. },
+        ) => Code::InvalidArgument,
         Error::Unauthenticated => Code::Unauthenticated,
         Error::Suspended(_) | Error::NotPermitted(_) => Code::PermissionDenied,
         Error::Limited { .. } => Code::ResourceExhausted,
         Error::Late => Code::DeadlineExceeded,
-        Error::NotFound(_) | Error::Denied(Denial::NoSuchGrant(_)) => Code::NotFound,
+        Error::NotFound(_) | Error::Denied(IssueRefusal::NoSuchGrant(_)) => Code::NotFound,
         Error::AlreadyExists(_) => Code::AlreadyExists,
         Error::WrongState { .. }
         | Error::Denied(
-            Denial::GrantChanged { .. }
-            | Denial::LeaseOver { .. }
-            | Denial::RenewalAboveMaximum { .. },
+            IssueRefusal::GrantChanged { .. }
+            | IssueRefusal::LeaseOver { .. }
+            | IssueRefusal::RenewalAboveMaximum { .. },
         ) => Code::FailedPrecondition,
         Error::Conflict(_) => Code::Aborted,
         Error::Aws(failure) => match failure.class {
             FailureClass::Refused => Code::FailedPrecondition,
-            FailureClass::HeldBack => Code::ResourceExhausted,
+            FailureClass::Deferred => Code::ResourceExhausted,
             FailureClass::Throttled
             | FailureClass::Busy
             | FailureClass::Unavailable
@@ -83,7 +83,7 @@ fn details(error: &Error) -> ErrorDetails {
             }
         }
         Error::Denied(
-            denial @ (Denial::TtlAboveMaximum { .. } | Denial::TtlBelowMinimum { .. }),
+            denial @ (IssueRefusal::TtlAboveMaximum { .. } | IssueRefusal::TtlBelowMinimum { .. }),
         ) => {
             details.add_bad_request_violation("ttl", denial.to_string());
         }
@@ -153,9 +153,9 @@ mod tests {
                 }),
                 Code::PermissionDenied,
             ),
-            (denied(Denial::NoSuchGrant(grant())), Code::NotFound),
+            (denied(IssueRefusal::NoSuchGrant(grant())), Code::NotFound),
             (
-                denied(Denial::TtlAboveMaximum {
+                denied(IssueRefusal::TtlAboveMaximum {
                     grant: grant(),
                     asked: hour,
                     maximum: hour,
@@ -176,10 +176,10 @@ mod tests {
             (Error::Conflict(subject()), Code::Aborted),
             (aws(FailureClass::Refused), Code::FailedPrecondition),
             (aws(FailureClass::Throttled), Code::Unavailable),
-            (aws(FailureClass::HeldBack), Code::ResourceExhausted),
+            (aws(FailureClass::Deferred), Code::ResourceExhausted),
             (limited(), Code::ResourceExhausted),
             (
-                denied(Denial::LeaseOver {
+                denied(IssueRefusal::LeaseOver {
                     lease_id: "0123456789abcdefghijklmnop".parse().unwrap(),
                     state: "revoked",
                 }),

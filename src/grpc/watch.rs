@@ -13,7 +13,7 @@ use tonic::{
 
 use super::{convert::parse, credentials::to_issued, status::status};
 use crate::{
-    broker::{Broker, Error, Followed, Following, Staying, Watch},
+    broker::{Broker, CredentialUpdate, Error, Staying, Subscription, Watch},
     domain::{access::Caller, denial::Scope, grant::check::Violation, name::LeaseId},
     proto::{
         RevocationNotice, WatchCredentialsResponse, revocation_notice::What,
@@ -47,13 +47,13 @@ pub(super) fn notices(broker: Arc<Broker>, caller: Caller, watch: Watch) -> Told
 /// Returns the stream that sends a service its next credentials of a grant, and their revocation.
 pub(super) fn follow(
     broker: Arc<Broker>,
-    mut following: Following,
+    mut following: Subscription,
 ) -> Told<WatchCredentialsResponse> {
     told(async move |sender| {
         loop {
             let followed = tokio::select! {
                 () = sender.closed() => return Ok(()),
-                followed = broker.next_followed(&mut following) => followed?,
+                followed = broker.next_update(&mut following) => followed?,
             };
             let Some(followed) = followed else {
                 return Ok(());
@@ -102,7 +102,7 @@ async fn notify(
     loop {
         let ended = tokio::select! {
             () = sender.closed() => return Ok(()),
-            () = broker.stopped() => return Ok(()),
+            () = broker.record_cancelled() => return Ok(()),
             _ = looks.tick() => {
                 broker.look(&mut staying).await?;
                 continue;
@@ -128,11 +128,11 @@ const fn to_notice(what: What) -> RevocationNotice {
     RevocationNotice { what: Some(what) }
 }
 
-fn to_followed(followed: &Followed) -> WatchCredentialsResponse {
+fn to_followed(followed: &CredentialUpdate) -> WatchCredentialsResponse {
     use watch_credentials_response::What;
     let what = match followed {
-        Followed::Issued(issued) => What::Issued(to_issued(issued)),
-        Followed::Revoked => What::Revoked(true),
+        CredentialUpdate::Issued(issued) => What::Issued(to_issued(issued)),
+        CredentialUpdate::Revoked => What::Revoked(true),
     };
     WatchCredentialsResponse { what: Some(what) }
 }

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     domain::{
-        edge::Bounds,
+        edge::ConnectionLimits,
         name::Name,
         random::{Random, SystemRandom},
     },
@@ -65,7 +65,7 @@ pub(super) struct Serving {
     pub(super) router: Router,
     pub(super) by_service: Arc<Counts<Name>>,
     pub(super) calls: Calls,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: ConnectionLimits,
     /// Channel of services that are suspended, revoked or deleted from now on.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
@@ -201,7 +201,7 @@ impl Serving {
 
 /// Returns the bytes that may come with a request: its message, or what a stream's window lets the
 /// peer send unread if that is more, and some for headers and frames without effect.
-fn per_request(bounds: &Bounds) -> usize {
+fn per_request(bounds: &ConnectionLimits) -> usize {
     let window = usize::try_from(bounds.stream_window_bytes).unwrap_or(usize::MAX);
     let message = window.max(bounds.message_bytes);
     message.saturating_add(FRAMES_OF_NO_CONSEQUENCE)
@@ -218,7 +218,7 @@ fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
-fn builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
+fn builder(bounds: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let header_bytes = usize::try_from(bounds.header_bytes).unwrap_or(usize::MAX);
     builder

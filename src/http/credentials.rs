@@ -55,7 +55,7 @@ pub(super) async fn serve(
     call.authorization = call.authorization.map(bearer);
     let work = async |broker: Arc<Broker>, caller: Caller, ()| {
         let issued = issue(&broker, caller.clone(), &grant).await;
-        match broker.settle(&caller, issued).await {
+        match broker.record_result(&caller, issued).await {
             Ok(document) => document,
             Err(error) => refusal(&error),
         }

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::connection::Serving;
 use crate::{
     broker::wait::Wait,
-    domain::{edge::Bounds, name::Name},
+    domain::{edge::ConnectionLimits, name::Name},
     grpc::{
         addresses::Addresses,
         calls::Calls,
@@ -42,7 +42,7 @@ pub struct Listening {
     /// Current TLS configuration.
     pub tls: watch::Receiver<Arc<ServerConfig>>,
     /// Bounds on peers.
-    pub bounds: Bounds,
+    pub bounds: ConnectionLimits,
 }
 
 /// Serves `router` until `stop`, then waits until running calls end. Connections of a service that

@@ -11,7 +11,7 @@ use tokio::time::interval;
 use crate::{
     broker::{
         Broker,
-        ports::{Counts, StoreError},
+        ports::{StoreCounts, StoreError},
     },
     domain::admin_key::AdminKey,
 };
@@ -80,7 +80,7 @@ fn set_admin_key(key: &AdminKey, broker: &Broker) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-fn set(counts: &Counts) {
+fn set(counts: &StoreCounts) {
     let apart = counts.pending_leases + counts.revoking_leases + counts.quarantined_leases;
     for (state, leases) in [
         ("pending", counts.pending_leases),

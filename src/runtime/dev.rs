@@ -30,12 +30,12 @@ use super::{
 use crate::{
     authn::{Authenticator, token},
     aws::{AwsSettings, chain_region},
-    broker::Custody,
+    broker::AdminKeyPolicy,
     config::{Enrollment, StoreAt},
     domain::{
         arn::Partition,
         denial::Placements,
-        edge::Bounds,
+        edge::ConnectionLimits,
         principal::Origin,
         random::{Random, SystemRandom},
         seal::SealingKey,
@@ -107,7 +107,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         ..AwsSettings::default()
     });
     let aws = aws.await;
-    let custody = Custody {
+    let custody = AdminKeyPolicy {
         sealing: Some(own_sealing_key(&dir.join(SEALING_KEY))?),
         rotate_every: None,
     };
@@ -154,10 +154,10 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         listener,
         tls: watch::channel(tls).1,
         // All clients here are on one machine.
-        bounds: Bounds {
-            connections_per_address: Bounds::default().connections,
+        bounds: ConnectionLimits {
+            connections_per_address: ConnectionLimits::default().connections,
             shutdown_delay: Duration::ZERO,
-            ..Bounds::default()
+            ..ConnectionLimits::default()
         },
     };
     let at = Addresses {

@@ -34,9 +34,10 @@ use crate::{
     authn::Authenticator,
     aws::{AwsAccount, AwsSettings, Clients, SetupError},
     broker::{
-        self, Broker, Custody, PROOF_LIMIT, Parts,
+        self, AdminKeyPolicy, Broker, Dependencies, PROOF_LIMIT,
         ports::{
-            Anchor, AwsFailure, CertificateAuthority, FailureClass, Issuer, Sink, Store, Witness,
+            AwsFailure, CertificateAuthority, CheckpointFile, FailureClass, Issuer, Sink, Store,
+            Witness,
         },
     },
     config::StoreAt,
@@ -102,7 +103,7 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
 /// The broker's own key, CA and authentication.
 struct Own {
     /// Storage and rotation of the admin key.
-    custody: Custody,
+    custody: AdminKeyPolicy,
     /// True if some changes need a second operator.
     two_person: bool,
     /// The broker's own CA for client certificates.
@@ -136,7 +137,7 @@ async fn assemble(
     let issuer = AwsAccount::new(aws.clients, aws.partition, &deployment, revokers);
     let issuer = Arc::new(issuer);
     let stop = CancellationToken::new();
-    let broker = Broker::new(Parts {
+    let broker = Broker::new(Dependencies {
         authentication: own.authenticator,
         store: store.clone(),
         issuer: issuer.clone(),
@@ -154,16 +155,16 @@ async fn assemble(
         spool,
         anchor: log
             .anchor
-            .map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn Anchor>),
+            .map(|path| Arc::new(FileAnchor::new(path)) as Arc<dyn CheckpointFile>),
         keep: log.keep,
         proof_limit: PROOF_LIMIT,
         witness: log.witness,
         two_person: own.two_person,
         stop: stop.clone(),
     });
-    broker.appear().await;
+    broker.join_cluster().await;
     broker.check_log().await?;
-    broker.take_up_spool().await?;
+    broker.load_journal().await?;
     take_up_admin_key(&broker, &issuer).await?;
     match broker.account_is_ours().await {
         // AWS does not answer now: the account is verified later.
@@ -174,8 +175,8 @@ async fn assemble(
     let together = Arc::clone(&broker);
     let in_step = tokio::spawn(async move {
         tokio::join!(
-            Arc::clone(&together).keep_in_step(),
-            together.keep_clock_certain()
+            Arc::clone(&together).run_membership(),
+            together.run_clock_checks()
         );
     });
     let kept = store.admin_key().await.map_err(broker::Error::from)?;
@@ -193,7 +194,7 @@ async fn assemble(
 /// standard AWS chain has a working key: then an operator can recover from a lost sealing key by
 /// importing another admin key.
 async fn take_up_admin_key(broker: &Broker, issuer: &AwsAccount) -> Result<(), StartError> {
-    let Err(error) = broker.take_up_admin_key().await else {
+    let Err(error) = broker.load_admin_key().await else {
         return Ok(());
     };
     let closed = matches!(error, broker::Error::WrongState { .. });
@@ -277,13 +278,13 @@ async fn run(
     signals.map_err(file_error(Path::new("signal handlers")))?;
     let mut feeding = feed(&broker, sinks).await?;
     let witnessed = Arc::clone(&broker);
-    feeding.spawn(async move { witnessed.keep_witnessed().await });
+    feeding.spawn(async move { witnessed.run_witness().await });
     let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
     let signing = Arc::clone(&broker);
-    let signing = tokio::spawn(async move { signing.keep_signing().await });
+    let signing = tokio::spawn(async move { signing.run_signing().await });
     let told = Arc::clone(&broker);
     let telling = tokio::spawn(async move { grpc::keep_health(reporter, &told).await });
-    let aggregating = tokio::spawn(Arc::clone(&broker).keep_aggregating());
+    let aggregating = tokio::spawn(Arc::clone(&broker).run_aggregation());
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
@@ -291,7 +292,7 @@ async fn run(
         if let Some(listening) = listening {
             let (health, most) = (health.clone(), listening.bounds.message_bytes);
             let router = http::router(&broker, health, surface, most);
-            listener::serve(listening, router, broker.shut_outs(), stop.clone()).await;
+            listener::serve(listening, router, broker.suspensions(), stop.clone()).await;
         }
     };
     let surface = match at.operators {
@@ -324,14 +325,17 @@ async fn run(
 
 /// Records in the log that the broker has started.
 async fn begin(broker: &Broker) {
-    if let Err(error) = broker.lifecycle(Event::BrokerStarted).await {
+    if let Err(error) = broker.record_lifecycle(Event::BrokerStarted).await {
         // Operators must still be able to suspend and revoke: the broker serves all the same.
         tracing::error!(%error, "nothing can be recorded: nothing is issued, revocation works");
     }
 }
 
 async fn finish(broker: &Broker) {
-    if timeout(FINISH_LIMIT, broker.finish_sagas()).await.is_err() {
+    if timeout(FINISH_LIMIT, broker.wait_for_tasks())
+        .await
+        .is_err()
+    {
         tracing::warn!("some operations did not end in time; the next start cleans up after them");
     }
 }
@@ -343,14 +347,14 @@ async fn close(
     in_step: JoinHandle<()>,
 ) -> Result<(), StartError> {
     broker.record_counted().await;
-    broker.lifecycle(Event::BrokerStopped).await?;
+    broker.record_lifecycle(Event::BrokerStopped).await?;
     if let Err(error) = broker.sign_log().await {
         tracing::warn!(%error, "the last records are not signed yet; the next start does it");
     }
     in_step.abort();
     // The task was aborted: its result means nothing.
     let _ = in_step.await;
-    broker.disappear().await;
+    broker.leave_cluster().await;
     store.close().await;
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     aws::{self, AwsSettings},
-    broker::{self, Custody, ports::Target},
+    broker::{self, AdminKeyPolicy, ports::RevokeTarget},
     config::{Config, StoreAt},
     domain::{
         clock::wall_time,
@@ -70,7 +70,7 @@ impl Offline {
             }
             error => error,
         })?;
-        assembled.broker.keep_unknown_denials();
+        assembled.broker.preserve_unknown_denials();
         begin(&assembled.broker).await;
         Ok(Self(assembled))
     }
@@ -113,8 +113,8 @@ pub async fn script(
     let store = whose.store();
     stores::existing(&store)?;
     let target = match grant {
-        None => Target::Service(service),
-        Some(grant) => Target::Grant(GrantName { service, grant }),
+        None => RevokeTarget::Service(service),
+        Some(grant) => RevokeTarget::Grant(GrantName { service, grant }),
     };
     let now = wall_time();
     let held = stores::held(&store, &target, now).await?;
@@ -138,7 +138,7 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         .as_deref()
         .map(sealing_key)
         .transpose()?;
-    let custody = Custody {
+    let custody = AdminKeyPolicy {
         sealing,
         rotate_every: None,
     };

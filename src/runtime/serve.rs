@@ -18,8 +18,8 @@ use crate::{
     },
     aws::{AwsSettings, kms},
     broker::{
-        Custody, NewToken,
-        ports::{CertificateAuthority, KeysOf, Reviewer, Sink, Witness},
+        AdminKeyPolicy, NewToken,
+        ports::{CertificateAuthority, JwksSource, Sink, TokenReviewer, Witness},
     },
     config::{self, Config, Destination, KeysAt},
     domain::seal::{SealError, SealingKey},
@@ -204,7 +204,7 @@ fn sink(configured: &config::Sink) -> Result<Arc<dyn Sink>, SetupError> {
 fn issuers(configured: &[config::Issuer]) -> Result<Issuers, StartError> {
     let mut issuers = Vec::new();
     for issuer in configured {
-        let keys: Arc<dyn KeysOf> = match &issuer.keys {
+        let keys: Arc<dyn JwksSource> = match &issuer.keys {
             KeysAt::File(path) => Arc::new(KeyFile::new(path.clone())),
             KeysAt::Url { server: at, path } => {
                 let server = server(at).map_err(unasked(issuer))?;
@@ -223,7 +223,7 @@ fn issuers(configured: &[config::Issuer]) -> Result<Issuers, StartError> {
             name_prefix: issuer.operator_prefix.clone().unwrap_or_default(),
             name_claim: issuer.operator_name_claim.clone(),
         };
-        let reviewer: Option<Arc<dyn Reviewer>> = match &issuer.review {
+        let reviewer: Option<Arc<dyn TokenReviewer>> = match &issuer.review {
             Some(review) => {
                 let server = server(&review.server).map_err(unasked(issuer))?;
                 Some(Arc::new(TokenReview::new(
@@ -257,7 +257,7 @@ fn witness(configured: &config::Witness) -> Result<Arc<dyn Witness>, StartError>
     Ok(Arc::new(witness))
 }
 
-async fn custody(config: &Config) -> Result<Custody, StartError> {
+async fn custody(config: &Config) -> Result<AdminKeyPolicy, StartError> {
     let kept = &config.admin_key;
     let sealing = match (&kept.sealing_key_file, &kept.sealing_kms_region) {
         (None, _) => None,
@@ -271,7 +271,7 @@ async fn custody(config: &Config) -> Result<Custody, StartError> {
             Some(SealingKey::from_bytes(&bytes).map_err(not_sealing(path))?)
         }
     };
-    Ok(Custody {
+    Ok(AdminKeyPolicy {
         sealing,
         rotate_every: kept.rotate_every,
     })

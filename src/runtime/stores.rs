@@ -13,7 +13,7 @@ use super::{StartError, file_error};
 use crate::{
     broker::{
         Error,
-        ports::{Held, LogHead, Spool, Store, Target},
+        ports::{EmergencyJournal, LogHead, RevokeTarget, ServiceHoldings, Store},
     },
     config::StoreAt,
     domain::{
@@ -81,7 +81,9 @@ async fn whole(store: &dyn Store, head: LogHead) -> Result<(), StartError> {
     }
 }
 
-pub(super) async fn open(at: &StoreAt) -> Result<(Arc<dyn Store>, Arc<dyn Spool>), StartError> {
+pub(super) async fn open(
+    at: &StoreAt,
+) -> Result<(Arc<dyn Store>, Arc<dyn EmergencyJournal>), StartError> {
     let store: Arc<dyn Store> = match at {
         StoreAt::File(path) => Arc::new(SqliteStore::open(path).await?),
         StoreAt::Database { url, .. } => Arc::new(PostgresStore::open(url).await?),
@@ -105,9 +107,9 @@ fn emergency_file(at: &StoreAt) -> PathBuf {
 /// Returns the holdings of `target`. Only reads the store, so a broker may be using it.
 pub(super) async fn held(
     at: &StoreAt,
-    target: &Target,
+    target: &RevokeTarget,
     now: Timestamp,
-) -> Result<Option<Held>, StartError> {
+) -> Result<Option<ServiceHoldings>, StartError> {
     match at {
         StoreAt::File(path) => {
             let held = sqlite::held(path, target, now).await;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 
 use super::{Server, post::refused};
-use crate::broker::ports::KeysOf;
+use crate::broker::ports::JwksSource;
 
 /// A file of keys, which the operator keeps up to date.
 pub struct KeyFile(PathBuf);
@@ -19,7 +19,7 @@ impl KeyFile {
 }
 
 #[async_trait]
-impl KeysOf for KeyFile {
+impl JwksSource for KeyFile {
     async fn read(&self) -> Result<Vec<u8>, String> {
         let read = tokio::fs::read(&self.0).await;
         read.map_err(|error| format!("cannot read {}: {error}", self.0.display()))
@@ -49,7 +49,7 @@ impl HttpsKeys {
 }
 
 #[async_trait]
-impl KeysOf for HttpsKeys {
+impl JwksSource for HttpsKeys {
     async fn read(&self) -> Result<Vec<u8>, String> {
         let answer = self.server.get(&self.path).await;
         let answer = answer.map_err(|error| error.to_string())?;

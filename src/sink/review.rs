@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{Server, post::refused};
-use crate::broker::ports::Reviewer;
+use crate::broker::ports::TokenReviewer;
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 /// Longest time of a review, since a caller waits for it.
@@ -70,7 +70,7 @@ impl TokenReview {
 }
 
 #[async_trait]
-impl Reviewer for TokenReview {
+impl TokenReviewer for TokenReview {
     async fn stands_by(&self, token: &str, audiences: &[String]) -> Result<bool, String> {
         let asked = timeout(LIMIT, self.ask(token, audiences)).await;
         let status = asked.map_err(|_| "it does not answer".to_owned())??;

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
-use crate::broker::ports::{Anchor, StoreError};
+use crate::broker::ports::{CheckpointFile, StoreError};
 
 /// A file that holds the newest checkpoint and nothing else.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl FileAnchor {
 }
 
 #[async_trait]
-impl Anchor for FileAnchor {
+impl CheckpointFile for FileAnchor {
     async fn read(&self) -> Result<Option<String>, StoreError> {
         self.run(|path| match fs::read_to_string(path) {
             Ok(note) => Ok(Some(note)),

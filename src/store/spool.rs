@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::{anchor::replace_file, locked_file::LockedFile, private_file};
 use crate::{
-    broker::ports::{Spool, StoreError},
+    broker::ports::{EmergencyJournal, StoreError},
     domain::random::{Random, SystemRandom},
 };
 
@@ -129,7 +129,7 @@ impl Entries {
 }
 
 #[async_trait]
-impl Spool for FileSpool {
+impl EmergencyJournal for FileSpool {
     async fn id(&self) -> Result<String, StoreError> {
         let path = self.path.with_added_extension("id");
         let told = path.clone();

@@ -349,7 +349,7 @@ async fn a_key_past_its_rotation_age_is_rotated_automatically() {
     assert_eq!(rotates_at.duration_since(imported.now).as_hours(), 24);
     let tend = async |seconds| {
         world.wait(seconds);
-        world.broker.tend_admin_key_once().await.unwrap();
+        world.broker.maintain_admin_key_once().await.unwrap();
         let status = world.admin_key().await.kept.unwrap();
         (status.phase.as_str(), status.current.id.as_str().to_owned())
     };
@@ -380,7 +380,7 @@ async fn a_rotation_never_leaves_the_broker_without_a_working_key() {
     for _ in 0..3 {
         let _ = world.rotate().await;
         world.wait(301);
-        let _ = world.broker.tend_admin_key_once().await;
+        let _ = world.broker.maintain_admin_key_once().await;
         let kept = world.admin_key().await.kept.unwrap();
         assert_eq!(kept.phase.as_str(), "proving");
         assert_eq!(kept.current.id.as_str(), world.account.admin.id);
@@ -412,7 +412,7 @@ async fn a_key_that_aws_makes_late_is_deleted_by_the_end_of_the_rotation() {
     assert_eq!(world.account.keys_of(ADMIN_USER).await.len(), 2);
     for _ in 0..2 {
         world.wait(301);
-        world.broker.tend_admin_key_once().await.unwrap();
+        world.broker.maintain_admin_key_once().await.unwrap();
     }
     let kept = world.admin_key().await.kept.unwrap();
     assert_eq!(kept.phase.as_str(), "steady");
@@ -463,9 +463,9 @@ async fn a_scheduled_rotation_that_cannot_begin_records_the_reason() {
     let other = second_key(&world.account, ADMIN_USER).await;
     world.wait(86_400);
     for failed in 1..=2 {
-        world.broker.tend_admin_key_once().await.unwrap_err();
+        world.broker.maintain_admin_key_once().await.unwrap_err();
         // The next attempt does not come before its time.
-        world.broker.tend_admin_key_once().await.unwrap();
+        world.broker.maintain_admin_key_once().await.unwrap();
         let kept = world.admin_key().await.kept.unwrap();
         assert_eq!(kept.failure.as_deref(), Some("SECOND_ADMIN_KEY"));
         let told = world.records("admin_key.postponed").await;
@@ -475,7 +475,7 @@ async fn a_scheduled_rotation_that_cannot_begin_records_the_reason() {
     let iam = world.account.root.iam();
     let delete = iam.delete_access_key().user_name(ADMIN_USER);
     delete.access_key_id(other.id).send().await.unwrap();
-    world.broker.tend_admin_key_once().await.unwrap();
+    world.broker.maintain_admin_key_once().await.unwrap();
     let kept = world.admin_key().await.kept.unwrap();
     assert_eq!((kept.phase.as_str(), kept.failure), ("grace", None));
 }

@@ -30,10 +30,10 @@ async fn a_machine_whose_clock_is_an_hour_wrong_neither_kills_nor_prolongs_a_lea
         let brief = world.issue_of("user", Some(Duration::from_secs(2)), None);
         let brief = brief.await.unwrap();
         let session = world.issue("role").await.unwrap();
-        world.broker.reap_once().await.unwrap();
+        world.broker.clean_up_once().await.unwrap();
         let ends = brief.lease.issued().unwrap().expires_at;
         let ended = async || {
-            world.broker.reap_once().await.unwrap();
+            world.broker.clean_up_once().await.unwrap();
             let lease = world.lease(&brief.lease).await;
             lease.ended_at()
         };
@@ -74,7 +74,7 @@ async fn one_answer_with_a_wrong_date_ends_no_lease_and_a_revocation_reaches_all
         let wrong = Fault::Skew(SignedDuration::from_hours(days * 24));
         world.proxy.inject_in_turn("GetCallerIdentity", [wrong]);
         world.admin_key().await.identity.unwrap();
-        world.broker.reap_once().await.unwrap();
+        world.broker.clean_up_once().await.unwrap();
         for issued in &issued {
             let lease = world.lease(&issued.lease).await;
             assert_eq!(lease.state.as_str(), "active");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use credbroker::{
-    broker::{Error, Followed, Following},
+    broker::{CredentialUpdate, Error, Subscription},
     domain::lease::LeaseState,
     proto::{
         IssueCredentialsResponse, WatchCredentialsRequest, WatchCredentialsResponse,
@@ -155,8 +155,8 @@ async fn following_without_permission_is_refused_like_an_issue() {
     assert_eq!(end.code(), Code::PermissionDenied, "{end}");
 }
 
-async fn next(world: &Stepped, following: &mut Following) -> Result<Followed, Error> {
-    let next = timeout(LIMIT, world.broker.next_followed(following)).await;
+async fn next(world: &Stepped, following: &mut Subscription) -> Result<CredentialUpdate, Error> {
+    let next = timeout(LIMIT, world.broker.next_update(following)).await;
     next.expect("news in time").map(|told| told.unwrap())
 }
 
@@ -164,7 +164,7 @@ async fn next(world: &Stepped, following: &mut Following) -> Result<Followed, Er
 async fn a_failed_refresh_is_retried_while_the_old_credentials_live() {
     let world = Stepped::new().await;
     let mut following = world.follow("role").await.unwrap();
-    let Followed::Issued(first) = next(&world, &mut following).await.unwrap() else {
+    let CredentialUpdate::Issued(first) = next(&world, &mut following).await.unwrap() else {
         panic!("nothing issued")
     };
     world.proxy.inject(
@@ -176,14 +176,14 @@ async fn a_failed_refresh_is_retried_while_the_old_credentials_live() {
     world.wait(3600 - 20 * 60 + 60);
     let waiting = timeout(
         Duration::from_secs(3),
-        world.broker.next_followed(&mut following),
+        world.broker.next_update(&mut following),
     );
     assert!(waiting.await.is_err(), "AWS has no others");
     let asked = world.proxy.calls("AssumeRole").len();
     assert!(asked > 1);
     world.proxy.heal();
     world.wait(120);
-    let Followed::Issued(second) = next(&world, &mut following).await.unwrap() else {
+    let CredentialUpdate::Issued(second) = next(&world, &mut following).await.unwrap() else {
         panic!("nothing issued")
     };
     assert_ne!(second.lease.binding.lease_id, first.lease.binding.lease_id);

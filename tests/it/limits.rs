@@ -247,7 +247,7 @@ async fn revocation_goes_on_while_issuing_waits_for_its_turn() {
     };
     assert_eq!(
         (refused.class, refused.reason),
-        (FailureClass::HeldBack, "AWS_BUDGET")
+        (FailureClass::Deferred, "AWS_BUDGET")
     );
     assert!(refused.retry_after.is_some());
     // Work that has begun continues for some forty seconds; a third of the calls is reserved.

@@ -6,7 +6,7 @@ use aws_sdk_sts::types::{Credentials as Session, Tag};
 use aws_smithy_async::rt::sleep::SharedAsyncSleep;
 use credbroker::{
     aws::{AwsAccount, AwsSettings, Clients},
-    broker::ports::{AwsFailure, Denier, FailureClass, RefusalCause, Verdict},
+    broker::ports::{AwsFailure, DenyPolicyApi, FailureClass, ProbeOutcome, RefusalCause},
     domain::{
         arn::Partition,
         clock::{SteadyClock, wall_time},
@@ -50,7 +50,7 @@ async fn adapter(endpoint: &str, timer: Option<SharedAsyncSleep>) -> AwsAccount 
     AwsAccount::new(clients, Partition::Aws, "1", BTreeMap::new())
 }
 
-async fn probe(session: &Credentials, probe: Probe) -> Verdict {
+async fn probe(session: &Credentials, probe: Probe) -> ProbeOutcome {
     let adapter = adapter(&emulator().endpoint, None).await;
     adapter.probe(session, probe, None).await.unwrap()
 }
@@ -61,8 +61,8 @@ async fn failing(adapter: &AwsAccount, session: &Credentials, probe: Probe) -> A
 }
 
 #[track_caller]
-fn refused(verdict: Verdict, because_of_denial: bool) {
-    let Verdict::Refused { cause, said } = verdict else {
+fn refused(verdict: ProbeOutcome, because_of_denial: bool) {
+    let ProbeOutcome::Refused { cause, said } = verdict else {
         panic!("REFUSAL EXPECTED: {verdict:?}");
     };
     let is_denied = cause == RefusalCause::IdentityDenial;
@@ -131,7 +131,7 @@ async fn a_denial_on_the_role_is_told_for_one_and_met_by_every_probe() {
     let account = Account::new().await;
     let (_, session) = probed_role(&account).await;
     for harmless in Probe::ALL {
-        assert_eq!(probe(&session, harmless).await, Verdict::Allowed);
+        assert_eq!(probe(&session, harmless).await, ProbeOutcome::Allowed);
     }
     deny_role(&account).await;
     for harmless in Probe::ALL {
@@ -151,7 +151,7 @@ async fn a_denial_on_the_admin_user_meets_its_federation_sessions() {
         sessions.push((harmless, credentials(session)));
     }
     for (harmless, session) in &sessions {
-        assert_eq!(probe(session, *harmless).await, Verdict::Allowed);
+        assert_eq!(probe(session, *harmless).await, ProbeOutcome::Allowed);
         let other = Probe::ALL.into_iter().find(|other| other != harmless);
         refused(probe(session, other.unwrap()).await, false);
     }
@@ -174,9 +174,10 @@ async fn a_session_that_has_ended_or_was_never_made_is_dead() {
         ..living.clone()
     };
     for harmless in Probe::ALL {
-        assert_eq!(probe(&living, harmless).await, Verdict::Allowed);
+        assert_eq!(probe(&living, harmless).await, ProbeOutcome::Allowed);
         for session in [&short, &unknown] {
-            let ended = async || (probe(session, harmless).await == Verdict::Dead).then_some(());
+            let ended =
+                async || (probe(session, harmless).await == ProbeOutcome::Dead).then_some(());
             eventually("REFUSAL EXPECTED: it is dead", ended).await;
         }
     }
@@ -260,5 +261,5 @@ async fn an_answer_not_from_the_service_gives_no_verdict() {
     }
     proxy.heal();
     let probed = adapter.probe(&session, Probe::SqsListQueues, Some("eu-central-1"));
-    assert_eq!(probed.await, Ok(Verdict::Allowed));
+    assert_eq!(probed.await, Ok(ProbeOutcome::Allowed));
 }

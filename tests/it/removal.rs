@@ -268,7 +268,7 @@ async fn a_quarantined_lease_does_not_delay_other_removals() {
     // AWS does not answer one removal for a long time.
     world.proxy.strike(0, Fault::Hold, false);
     world.wait(2 * 3600);
-    let reaped = world.broker.reap_once();
+    let reaped = world.broker.clean_up_once();
     let healed = async {
         let rest = async || {
             let users = world.account.issued_users().await.len();

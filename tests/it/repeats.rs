@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use credbroker::domain::{
-    lease::{LeaseState, Standing},
+    lease::{CredentialState, LeaseState},
     random::SystemRandom,
     request::RequestId,
 };
@@ -284,7 +284,7 @@ async fn a_user_whose_key_was_lost_in_a_repetition_gets_another_in_the_next() {
     let LeaseState::Active { standing, .. } = lost.state else {
         panic!("{lost:?}");
     };
-    assert_eq!(standing, Standing::KeyLost);
+    assert_eq!(standing, CredentialState::KeyLost);
     // The broker knows that the key is gone, so it does not report it.
     world.step(600).await;
     assert!(world.reconcile().await.vanished.is_empty());

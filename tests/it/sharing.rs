@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use credbroker::{broker::Followed, domain::decide::IssueRequest};
+use credbroker::{broker::CredentialUpdate, domain::decide::IssueRequest};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
@@ -193,8 +193,8 @@ async fn followers_share_a_session_and_get_the_next_once_it_exists() {
     ];
     let mut leases = Vec::new();
     for following in &mut two {
-        let told = world.broker.next_followed(following).await.unwrap();
-        let Some(Followed::Issued(issued)) = told else {
+        let told = world.broker.next_update(following).await.unwrap();
+        let Some(CredentialUpdate::Issued(issued)) = told else {
             panic!("nothing issued")
         };
         leases.push(issued.lease.binding.lease_id.clone());
@@ -203,13 +203,13 @@ async fn followers_share_a_session_and_get_the_next_once_it_exists() {
     let late = Fault::Answer(503, "ServiceUnavailable", "later");
     world.proxy.inject("AssumeRole", late);
     world.wait(3600 - 20 * 60 - 1);
-    let waiting = world.broker.next_followed(&mut two[0]);
+    let waiting = world.broker.next_update(&mut two[0]);
     let waiting = tokio::time::timeout(Duration::from_secs(2), waiting);
     assert!(waiting.await.is_err(), "the same is not told twice");
     world.proxy.heal();
     world.wait(60);
-    let told = world.broker.next_followed(&mut two[1]).await.unwrap();
-    let Some(Followed::Issued(next)) = told else {
+    let told = world.broker.next_update(&mut two[1]).await.unwrap();
+    let Some(CredentialUpdate::Issued(next)) = told else {
         panic!("nothing issued")
     };
     assert_ne!(next.lease.binding.lease_id, leases[0]);

@@ -13,7 +13,7 @@ mod sqlite;
 use std::{fmt::Debug, time::Duration};
 
 use credbroker::{
-    broker::ports::{Begun, Page, Store, StoreError},
+    broker::ports::{BeginOutcome, PageRequest, Store, StoreError},
     domain::{
         audit::{AuditEvent, Event},
         grant::{Grant, GrantSpec, KindSpec},
@@ -153,8 +153,8 @@ fn audit(event: Event) -> AuditEvent {
     AuditEvent::by_broker(event, at(1))
 }
 
-fn page(after: Option<&str>, limit: u32) -> Page {
-    Page {
+fn page(after: Option<&str>, limit: u32) -> PageRequest {
+    PageRequest {
         after: after.map(ToOwned::to_owned),
         limit,
     }
@@ -244,11 +244,11 @@ fn requested(grant: &Grant, second: i64) -> Lease {
     Lease::request(Binding::new(id, grant, None, None), None, at(second))
 }
 
-async fn begin(store: &dyn Store, lease: &Lease) -> Result<Begun, StoreError> {
+async fn begin(store: &dyn Store, lease: &Lease) -> Result<BeginOutcome, StoreError> {
     begin_of(store, lease, u64::MAX).await
 }
 
-async fn begin_of(store: &dyn Store, lease: &Lease, most: u64) -> Result<Begun, StoreError> {
+async fn begin_of(store: &dyn Store, lease: &Lease, most: u64) -> Result<BeginOutcome, StoreError> {
     let event = audit(Event::LeaseRequested).lease(lease);
     store.begin_lease(lease, most, event).await
 }
@@ -262,7 +262,7 @@ async fn update(store: &dyn Store, from: &Lease, to: &Lease) -> Result<(), Store
 
 async fn pending(store: &dyn Store, grant: &Grant, second: i64) -> Lease {
     let lease = requested(grant, second);
-    assert_eq!(begin(store, &lease).await.unwrap(), Begun::Recorded);
+    assert_eq!(begin(store, &lease).await.unwrap(), BeginOutcome::Recorded);
     lease
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use self::{source::Keys, token::Token};
 use super::{Login, LoginError, of_service};
 use crate::{
-    broker::ports::{KeysOf, Reviewer, Store},
+    broker::ports::{JwksSource, Store, TokenReviewer},
     domain::{
         binding::KnownBy,
         name::Name,
@@ -65,15 +65,15 @@ pub struct TrustedIssuer {
     /// Requirements on the issuer's tokens.
     pub settings: IssuerSettings,
     /// Source of the issuer's keys.
-    pub keys: Arc<dyn KeysOf>,
+    pub keys: Arc<dyn JwksSource>,
     /// Reviewer that is asked about each valid token; `None`: no review.
-    pub reviewer: Option<Arc<dyn Reviewer>>,
+    pub reviewer: Option<Arc<dyn TokenReviewer>>,
 }
 
 struct Issuer {
     settings: IssuerSettings,
     keys: Keys,
-    reviewer: Option<Arc<dyn Reviewer>>,
+    reviewer: Option<Arc<dyn TokenReviewer>>,
 }
 
 impl fmt::Debug for Issuer {

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{keys::KeySet, token::Token};
-use crate::broker::ports::KeysOf;
+use crate::broker::ports::JwksSource;
 
 /// Longest time of a read.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const STALE_AFTER: Duration = Duration::from_hours(24);
 
 pub(super) struct Keys {
     issuer: String,
-    of: Arc<dyn KeysOf>,
+    of: Arc<dyn JwksSource>,
     known: Mutex<Known>,
     /// Held during a read; waiting callers use the keys that it brings.
     reading: tokio::sync::Mutex<()>,
@@ -41,7 +41,7 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    pub(super) fn new(issuer: String, of: Arc<dyn KeysOf>) -> Self {
+    pub(super) fn new(issuer: String, of: Arc<dyn JwksSource>) -> Self {
         Self {
             issuer,
             of,

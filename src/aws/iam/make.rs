@@ -15,7 +15,7 @@ use crate::{
         error::{EXISTS, incomplete, no_longer_there, not_ours, not_yet, on, wrong_kind},
         keyring,
     },
-    broker::ports::{AwsFailure, FailureClass, IssueFailure, Left},
+    broker::ports::{AwsFailure, FailureClass, IssueFailure, Residue},
     domain::{
         credential::{AccessKey, Credentials},
         decide::Issue,
@@ -91,14 +91,14 @@ pub(in crate::aws) async fn replace_key(
 const fn touched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        left: Left::Something,
+        left: Residue::Something,
     }
 }
 
 const fn untouched(failure: AwsFailure) -> IssueFailure {
     IssueFailure {
         failure,
-        left: Left::Nothing,
+        left: Residue::Nothing,
     }
 }
 
@@ -144,7 +144,7 @@ async fn claim(iam: &IamCalls, path: &str, user: &str) -> Result<(), IssueFailur
         Some(true) => Ok(()),
         Some(false) => Err(IssueFailure {
             failure: not_ours(user),
-            left: Left::NotOurs,
+            left: Residue::NotOurs,
         }),
         None => Err(touched(not_yet(
             "AWS_INCONSISTENT",

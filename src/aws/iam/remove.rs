@@ -8,17 +8,20 @@ use crate::{
         client::IamCalls,
         error::{not_yet, on},
     },
-    broker::ports::{AwsFailure, FailureClass, Withdrawn},
+    broker::ports::{AwsFailure, DeleteOutcome, FailureClass},
     domain::policy,
 };
 
 /// Denies everything (which also ends sessions made from the user's keys), deletes the keys, then
 /// other ways of access, then permissions with the denial last, then the user. Returns once AWS
 /// does not know the user.
-pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdrawn, AwsFailure> {
+pub(in crate::aws) async fn remove(
+    iam: &IamCalls,
+    user: &str,
+) -> Result<DeleteOutcome, AwsFailure> {
     let there = exists(iam, user).await;
     if there == Ok(false) {
-        return Ok(Withdrawn::NotFound);
+        return Ok(DeleteOutcome::NotFound);
     }
     end_access(iam, user).await?;
     there?;
@@ -27,13 +30,13 @@ pub(in crate::aws) async fn remove(iam: &IamCalls, user: &str) -> Result<Withdra
     remove_permissions(iam, user).await?;
     let call = iam.client.delete_user().user_name(user).send();
     let Some(_) = iam.look(&on("iam:DeleteUser", user), call).await? else {
-        return Ok(Withdrawn::NotFound);
+        return Ok(DeleteOutcome::NotFound);
     };
     if exists(iam, user).await? {
         let message = format!("AWS still shows user {user} after its deletion");
         return Err(not_yet("AWS_INCONSISTENT", message));
     }
-    Ok(Withdrawn::Removed)
+    Ok(DeleteOutcome::Removed)
 }
 
 /// Ends the user's access. A failed step does not prevent the others.

@@ -11,7 +11,7 @@ use crate::domain::{
     arn::{AccountId, RoleArn, UserArn},
     credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
-    denial::{Holder, Place},
+    denial::{Holder, PolicyLocation},
     grant::Grant,
     lease::Binding,
     policy::Document,
@@ -26,7 +26,7 @@ pub enum FailureClass {
     /// AWS received too many calls. A later attempt may work.
     Throttled,
     /// The broker itself did not make the call, for example to stay within AWS's rates.
-    HeldBack,
+    Deferred,
     /// AWS answered that it cannot do it now. Nothing has happened.
     Busy,
     /// AWS was unreachable. Nothing has happened there.
@@ -59,9 +59,9 @@ impl AwsFailure {
     /// Returns the failure of an operation that the broker did not do, or not completely. The
     /// broker tries again after `wait`.
     #[must_use]
-    pub const fn held_back(reason: &'static str, message: String, wait: Duration) -> Self {
+    pub const fn deferred(reason: &'static str, message: String, wait: Duration) -> Self {
         Self {
-            class: FailureClass::HeldBack,
+            class: FailureClass::Deferred,
             reason,
             message,
             next: String::new(),
@@ -79,7 +79,7 @@ impl AwsFailure {
         let message = format!("the calls to AWS that it takes were not done after {seconds} s");
         Self {
             next: "the broker goes on; if this lasts, raise aws.iam_calls_per_second".to_owned(),
-            ..Self::held_back("AWS_BUDGET", message, Duration::from_secs(5))
+            ..Self::deferred("AWS_BUDGET", message, Duration::from_secs(5))
         }
     }
 
@@ -107,12 +107,12 @@ pub struct IssueFailure {
     /// Failed call to AWS.
     pub failure: AwsFailure,
     /// Residue of this attempt in AWS.
-    pub left: Left,
+    pub left: Residue,
 }
 
 /// Residue of an attempt to issue in AWS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
+pub enum Residue {
     /// The attempt left nothing. An earlier attempt may have left something.
     Nothing,
     /// The attempt may have left objects of the lease.
@@ -133,7 +133,7 @@ pub struct AdminIdentity {
 
 /// Result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withdrawn {
+pub enum DeleteOutcome {
     /// The user existed and is deleted.
     Removed,
     /// AWS knows no such user: deleted earlier, not visible yet, or never created.
@@ -142,7 +142,7 @@ pub enum Withdrawn {
 
 /// Priority of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Urgency {
+pub enum Priority {
     /// The removal waits for its turn.
     Ordinary,
     /// An operator has revoked the lease: the removal does not wait behind other calls.
@@ -184,7 +184,7 @@ pub trait Issuer: Send + Sync {
     /// Deletes everything that `issue` created for an `iam_user` lease: access first, then the
     /// other parts of the user, the user last. Returns once AWS no longer knows the user. Safe to
     /// repeat, also when nothing was created.
-    async fn withdraw(&self, user: &str, urgency: Urgency) -> Result<Withdrawn, AwsFailure>;
+    async fn withdraw(&self, user: &str, urgency: Priority) -> Result<DeleteOutcome, AwsFailure>;
     /// Returns the owner of the admin key, as AWS reports it.
     async fn identity(&self) -> Result<AdminIdentity, AwsFailure>;
     /// Sets the number of replicas that call AWS, this one included. Each replica takes an equal
@@ -209,7 +209,7 @@ pub enum RefusalCause {
 
 /// AWS's answer to the probe of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ProbeOutcome {
     /// The session may make the call.
     Allowed,
     /// AWS knows the session and refuses the call.
@@ -244,7 +244,7 @@ pub const NO_REVOKER: &str = "NO_REVOKER";
 ///
 /// Every call has a time limit, and goes before all calls that create credentials.
 #[async_trait]
-pub trait Denier: Send + Sync {
+pub trait DenyPolicyApi: Send + Sync {
     /// Returns the region of a probe for which none is named.
     fn region(&self) -> Option<String>;
     /// Returns the user that federates sessions, the owner of the admin key; `None` when the owner
@@ -252,18 +252,25 @@ pub trait Denier: Send + Sync {
     async fn federates(&self) -> Result<Option<UserArn>, AwsFailure>;
     /// Prepares to change policies of an account. In another account than the broker's, assumes the
     /// role there. Returns the session of that role if it is new.
-    async fn enter(&self, account: &AccountId) -> Result<Option<Entered>, AwsFailure>;
+    async fn open_account(
+        &self,
+        account: &AccountId,
+    ) -> Result<Option<AssumedRevokerRole>, AwsFailure>;
     /// Replaces the policy at `place`. Attaches a managed policy to each of `holders`. `None`:
     /// removes the denials. Safe to repeat.
     async fn write(
         &self,
-        place: &Place,
+        place: &PolicyLocation,
         holders: &BTreeSet<Holder>,
         document: Option<&Document>,
-    ) -> Result<Put, AwsFailure>;
+    ) -> Result<PolicyWritten, AwsFailure>;
     /// Returns the policy at `place` as AWS has it. A policy that the broker never writes, or that
     /// is not attached to each of `holders`, is [`Found::Other`].
-    async fn read(&self, place: &Place, holders: &BTreeSet<Holder>) -> Result<Found, AwsFailure>;
+    async fn read(
+        &self,
+        place: &PolicyLocation,
+        holders: &BTreeSet<Holder>,
+    ) -> Result<PolicyState, AwsFailure>;
     /// Creates a canary: a session of a grant, named and tagged as `binding` says. The session may
     /// only make the probes, and lives for 15 minutes.
     async fn canary(
@@ -283,12 +290,12 @@ pub trait Denier: Send + Sync {
         credentials: &Credentials,
         probe: Probe,
         region: Option<&str>,
-    ) -> Result<Verdict, AwsFailure>;
+    ) -> Result<ProbeOutcome, AwsFailure>;
 }
 
 /// A session of the role that changes policies in another account.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entered {
+pub struct AssumedRevokerRole {
     /// Role that was assumed.
     pub role: RoleArn,
     /// Access key id of the session, `ASIA…`.
@@ -299,7 +306,7 @@ pub struct Entered {
 
 /// Result of writing the policy at a location.
 #[derive(Debug, Default)]
-pub struct Put {
+pub struct PolicyWritten {
     /// AWS's request id.
     pub aws_request_id: Option<String>,
     /// Roles and users to which AWS did not attach the policy, and why.
@@ -308,7 +315,7 @@ pub struct Put {
 
 /// Policy at a location, as AWS has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum PolicyState {
     /// Absence of a policy, or a policy that denies nothing.
     Nothing,
     /// The document of the policy.
@@ -319,7 +326,7 @@ pub enum Found {
 
 /// The broker's own key in AWS: the admin key.
 #[async_trait]
-pub trait Keyring: Send + Sync {
+pub trait AdminKeyApi: Send + Sync {
     /// Switches to this key. Operations in progress continue with the key they began with.
     fn adopt(&self, key: &AccessKey);
     /// Returns the id of the current key, without asking AWS; `None` when the standard AWS chain

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 /// A JWK set (RFC 7517) that another party maintains.
 #[async_trait]
-pub trait KeysOf: Send + Sync {
+pub trait JwksSource: Send + Sync {
     /// Returns the current set, in JSON. May be cancelled at any moment.
     ///
     /// # Errors
@@ -20,7 +20,7 @@ pub trait KeysOf: Send + Sync {
 
 /// A party that knows whether an issuer's signed token is still valid.
 #[async_trait]
-pub trait Reviewer: Send + Sync {
+pub trait TokenReviewer: Send + Sync {
     /// Returns whether the issuer still accepts this token, for one of these audiences. May be
     /// cancelled at any moment.
     ///

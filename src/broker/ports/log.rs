@@ -102,7 +102,7 @@ pub struct LogKey {
 
 /// The checkpoint file: the newest checkpoint, outside the store.
 #[async_trait]
-pub trait Anchor: Send + Sync {
+pub trait CheckpointFile: Send + Sync {
     /// Returns the note that was saved last; `None` for none yet.
     async fn read(&self) -> Result<Option<String>, StoreError>;
     /// Replaces the note, durably and atomically.
@@ -112,7 +112,7 @@ pub trait Anchor: Send + Sync {
 /// The journal, also called the emergency file: revocations that must not be lost while the store
 /// accepts no records.
 #[async_trait]
-pub trait Spool: Send + Sync {
+pub trait EmergencyJournal: Send + Sync {
     /// Returns an id that was drawn at random when the file was created. Two live brokers never
     /// have the same id.
     async fn id(&self) -> Result<String, StoreError>;

@@ -54,7 +54,7 @@ pub enum StoreError {
 
 /// A page of a long list: keys after `after`, at most `limit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct PageRequest {
     /// Last key of the previous page; `None` for the first page.
     pub after: Option<String>,
     /// Most entries of the page, 1 to 1,000.
@@ -72,7 +72,7 @@ pub struct LeaseFilter {
 
 /// Numbers of objects in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct StoreCounts {
     /// Registered services.
     pub services: u64,
     /// Current grants.
@@ -95,7 +95,7 @@ pub struct Counts {
 
 /// Outcome of beginning a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum BeginOutcome {
     /// The lease is recorded.
     Recorded,
     /// The service has as many live leases as its limit allows. Nothing was written.
@@ -109,14 +109,14 @@ pub enum Begun {
 
 /// Scope of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum RevokeTarget {
     /// All credentials of a service.
     Service(Name),
     /// All credentials that were issued under one grant.
     Grant(GrantName),
 }
 
-impl Target {
+impl RevokeTarget {
     /// Returns the service.
     #[must_use]
     pub const fn service(&self) -> &Name {
@@ -173,7 +173,7 @@ pub struct KeyReach {
 
 /// Holdings of a service or a grant, from a store that is only read.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct ServiceHoldings {
     /// AWS account of the broker's users; `None` until AWS has reported it.
     pub account: Option<AccountId>,
     /// Leases that have not ended.
@@ -184,7 +184,7 @@ pub struct Held {
 
 /// A change of a lease: its new revision, the revision that it replaces, and the audit event.
 #[derive(Clone, Debug)]
-pub struct LeaseChange {
+pub struct LeaseTransition {
     /// Revision that must be stored before the change.
     pub from: u64,
     /// New revision of the lease.
@@ -211,7 +211,7 @@ pub trait Store: Identities + Approvals {
     async fn audit(
         &self,
         filter: &AuditFilter,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<AuditRecord>, StoreError>;
     /// Returns the sequence number of the newest record; 0 for an empty log.
     async fn audit_size(&self) -> Result<u64, StoreError>;
@@ -226,7 +226,7 @@ pub trait Store: Identities + Approvals {
     /// Returns the number of pruned records, the oldest of the log: whole bundles of 256.
     async fn log_start(&self) -> Result<u64, StoreError>;
     /// Returns the number of the oldest records in full bundles that each end before `before`.
-    async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError>;
+    async fn count_log_older_than(&self, before: Timestamp) -> Result<u64, StoreError>;
     /// Marks the first `count` records as pruned; the proof of the other records stays. Conflict
     /// when as many are pruned already, or the log is shorter.
     async fn prune_log(&self, count: u64, audit: AuditEvent) -> Result<(), StoreError>;
@@ -254,18 +254,18 @@ pub trait Store: Identities + Approvals {
     /// Saves a checkpoint that the key `signer` has signed, without an audit record: the checkpoint
     /// itself covers records. A checkpoint older than the saved one changes nothing. Conflict when
     /// a newer key exists.
-    async fn keep_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError>;
+    async fn save_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError>;
     /// Returns the newest checkpoint that the witness has cosigned.
     async fn cosigned(&self) -> Result<Option<CosignedCheckpoint>, StoreError>;
     /// Replaces the newest cosigned checkpoint, without an audit record: the checkpoint itself
     /// covers records.
-    async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError>;
+    async fn save_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError>;
     /// Returns the sequence number of the last record that the sink `name` has accepted; 0 for
     /// none.
     async fn sink_cursor(&self, name: &Name) -> Result<u64, StoreError>;
     /// Saves the position of a sink, without an audit record: otherwise the log would grow for
     /// ever.
-    async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError>;
+    async fn save_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError>;
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
@@ -274,7 +274,7 @@ pub trait Store: Identities + Approvals {
     /// Returns a service, its number of live leases and the time of its last issue.
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError>;
     /// Returns services, by name.
-    async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError>;
+    async fn services(&self, page: &PageRequest) -> Result<Vec<ServiceOverview>, StoreError>;
     /// Suspends a service. Conflict when the service is unknown or already suspended.
     async fn suspend_service(
         &self,
@@ -293,7 +293,7 @@ pub trait Store: Identities + Approvals {
     /// earlier suspension stays in force. Conflict when the service or grant is unknown.
     async fn revoke(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(Revoked, Receipt), StoreError>;
@@ -341,7 +341,7 @@ pub trait Store: Identities + Approvals {
     async fn revoking_sessions(
         &self,
         service: &Name,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<Lease>, StoreError>;
 
     /// Adds a version of a grant. Conflict unless `grant.version` is one above the newest ever
@@ -358,7 +358,11 @@ pub trait Store: Identities + Approvals {
     /// Returns the newest version number of a grant, deleted or not; 0 for none.
     async fn newest_grant_version(&self, name: &GrantName) -> Result<u64, StoreError>;
     /// Returns the current versions of grants, by name, of one service or all.
-    async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError>;
+    async fn grants(
+        &self,
+        service: Option<&Name>,
+        page: &PageRequest,
+    ) -> Result<Vec<Grant>, StoreError>;
     /// Deletes a grant; its versions stay readable. Conflict when the grant is unknown.
     async fn delete_grant(
         &self,
@@ -376,7 +380,7 @@ pub trait Store: Identities + Approvals {
         lease: &Lease,
         most: u64,
         audit: AuditEvent,
-    ) -> Result<Begun, StoreError>;
+    ) -> Result<BeginOutcome, StoreError>;
     /// Replaces a lease by a later revision. Conflict when the stored revision is not `from`.
     /// Conflict also when the service is suspended and the new revision is active with other
     /// credentials or a longer life.
@@ -388,7 +392,7 @@ pub trait Store: Identities + Approvals {
     ) -> Result<Receipt, StoreError>;
     /// Replaces many leases under the conditions of [`Self::update_lease`], in one transaction.
     /// Returns the number of replaced leases. A lease in conflict stays unchanged.
-    async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError>;
+    async fn update_leases(&self, changes: &[LeaseTransition]) -> Result<usize, StoreError>;
     /// Returns whether a lease is issued and its removal has not begun.
     async fn is_active(&self, id: &LeaseId) -> Result<bool, StoreError>;
     /// Returns one lease.
@@ -402,7 +406,11 @@ pub trait Store: Identities + Approvals {
     /// Returns the lease that has this access key, or had it when the lease ended.
     async fn lease_of_key(&self, key: &KeyId) -> Result<Option<Lease>, StoreError>;
     /// Returns leases, newest first.
-    async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError>;
+    async fn leases(
+        &self,
+        filter: &LeaseFilter,
+        page: &PageRequest,
+    ) -> Result<Vec<Lease>, StoreError>;
     /// Returns at most `limit` leases of IAM users that are due at `now`: pending past their
     /// deadline, active past their expiry, or being removed with an attempt due. Revoked leases
     /// come first, then those due the longest. A lease that cannot be read is skipped.
@@ -431,5 +439,5 @@ pub trait Store: Identities + Approvals {
     /// Stores the account. Conflict when an account is stored already.
     async fn bind_account(&self, account: &AccountId, audit: AuditEvent) -> Result<(), StoreError>;
     /// Returns the numbers of objects in the store.
-    async fn counts(&self) -> Result<Counts, StoreError>;
+    async fn counts(&self) -> Result<StoreCounts, StoreError>;
 }

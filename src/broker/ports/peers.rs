@@ -12,7 +12,7 @@ pub const CLAIMED_FOR: Wait = Wait::seconds(60);
 
 /// Live replicas on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Living {
+pub struct Members {
     /// Number of live replicas, the calling one included.
     pub brokers: u64,
     /// Number of replicas newly declared dead. Each death is reported to exactly one replica.
@@ -35,7 +35,7 @@ pub struct News {
 pub trait Peers: Send + Sync {
     /// Records a heartbeat of `broker`, and that any other replica with the same emergency file
     /// ([`super::Spool::id`]) is dead.
-    async fn appear(&self, broker: &str, file: &str) -> Result<Living, StoreError>;
+    async fn appear(&self, broker: &str, file: &str) -> Result<Members, StoreError>;
     /// Records that `broker` has ended, which frees its locks.
     async fn leave(&self, broker: &str) -> Result<(), StoreError>;
     /// Returns whether `broker` has had a heartbeat within [`DEAD_AFTER`].

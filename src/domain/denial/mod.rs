@@ -27,7 +27,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use self::{
     concerned::{Concerned, Session},
     document::{Unknown, denies_all, document, may_meet, widen},
-    place::{Place, Placement, Placements},
+    place::{Placement, Placements, PolicyLocation},
 };
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},

@@ -44,34 +44,34 @@ pub struct Placements {
 impl Placements {
     /// Returns the policy that holds the denials of a role's or user's sessions.
     #[must_use]
-    pub fn of(&self, holder: &Holder) -> Place {
+    pub fn of(&self, holder: &Holder) -> PolicyLocation {
         let account = holder.account();
         match self.accounts.get(account).unwrap_or(&self.default) {
-            Placement::Inline => Place::Inline(holder.clone()),
-            Placement::Managed => Place::Managed(account.clone()),
+            Placement::Inline => PolicyLocation::Inline(holder.clone()),
+            Placement::Managed => PolicyLocation::Managed(account.clone()),
         }
     }
 
     /// Returns the other policy, which an earlier configuration may have used.
     #[must_use]
-    pub fn other(&self, holder: &Holder) -> Place {
+    pub fn other(&self, holder: &Holder) -> PolicyLocation {
         match self.of(holder) {
-            Place::Inline(_) => Place::Managed(holder.account().clone()),
-            Place::Managed(_) => Place::Inline(holder.clone()),
+            PolicyLocation::Inline(_) => PolicyLocation::Managed(holder.account().clone()),
+            PolicyLocation::Managed(_) => PolicyLocation::Inline(holder.clone()),
         }
     }
 }
 
 /// Location of denials: a policy in AWS.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
+pub enum PolicyLocation {
     /// The broker's inline policy of this role or user.
     Inline(Holder),
     /// The broker's managed policy of this account.
     Managed(AccountId),
 }
 
-impl Place {
+impl PolicyLocation {
     /// Returns the account of the policy.
     #[must_use]
     pub const fn account(&self) -> &AccountId {
@@ -92,7 +92,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PolicyLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inline(holder) => write!(f, "{holder}"),

@@ -207,7 +207,7 @@ fn services_that_are_shut_out_share_a_statement_whenever_each_was() {
     assert_eq!(names.len(), 300);
     assert_eq!(moment, None);
     let size = document(&all).unwrap().unwrap().size();
-    let room = Place::Inline(role()).room();
+    let room = PolicyLocation::Inline(role()).room();
     assert!(size <= room, "{size} of {room}");
 }
 

@@ -26,8 +26,8 @@ use jiff::Timestamp;
 pub use self::{
     cause::Cause,
     state::{
-        CLAIM, CONSISTENCY_WINDOW, InvalidTransition, Issued, LeaseState, PENDING_LIMIT, Removal,
-        Standing,
+        CLAIM, CONSISTENCY_WINDOW, CredentialState, InvalidTransition, Issued, LeaseState,
+        PENDING_LIMIT, Removal,
     },
 };
 use crate::domain::{
@@ -35,7 +35,7 @@ use crate::domain::{
     denial::Holder,
     grant::{Grant, GrantSpec, Kind, KindSpec, OWN_TAG_PREFIX, Tag},
     name::{GrantName, LeaseId, Name},
-    request::NamedRequest,
+    request::IdempotencyKey,
 };
 
 /// Fixed part of a lease; never changes.
@@ -171,7 +171,7 @@ pub struct Lease {
     pub binding: Binding,
     /// Request that the lease answers, if the caller named the request. A failed issue clears this
     /// field, so that the request can be repeated.
-    pub request: Option<NamedRequest>,
+    pub request: Option<IdempotencyKey>,
     /// Time of the request.
     pub requested_at: Timestamp,
     /// Current state.

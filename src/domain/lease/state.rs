@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Binding, Cause, Lease};
-use crate::domain::{name::LeaseId, request::NamedRequest};
+use crate::domain::{name::LeaseId, request::IdempotencyKey};
 
 /// Longest time for an issue; after that the lease counts as abandoned.
 pub const PENDING_LIMIT: SignedDuration = SignedDuration::from_secs(60);
@@ -35,7 +35,7 @@ pub struct Issued {
 
 /// State of the credentials that were handed out under an active lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum CredentialState {
     /// The credentials are in AWS as they were handed out.
     Whole,
     /// The key or session is being replaced.
@@ -83,7 +83,7 @@ pub enum LeaseState {
         /// Credentials that were handed out.
         issued: Issued,
         /// State of those credentials.
-        standing: Standing,
+        standing: CredentialState,
     },
     /// The credentials are being removed.
     Revoking(Removal),
@@ -137,7 +137,7 @@ pub struct InvalidTransition {
 impl Lease {
     /// Returns a lease that was requested at `now`.
     #[must_use]
-    pub fn request(binding: Binding, request: Option<NamedRequest>, now: Timestamp) -> Self {
+    pub fn request(binding: Binding, request: Option<IdempotencyKey>, now: Timestamp) -> Self {
         Self {
             binding,
             request,
@@ -168,7 +168,7 @@ impl Lease {
         matches!(
             self.state,
             LeaseState::Active {
-                standing: Standing::KeyLost,
+                standing: CredentialState::KeyLost,
                 ..
             }
         )
@@ -211,8 +211,8 @@ impl Lease {
         match &self.state {
             LeaseState::Pending { deadline } => Some(*deadline),
             LeaseState::Active { issued, standing } => match standing {
-                Standing::Replacing { until } => Some(issued.expires_at.min(*until)),
-                Standing::Whole | Standing::KeyLost => Some(issued.expires_at),
+                CredentialState::Replacing { until } => Some(issued.expires_at.min(*until)),
+                CredentialState::Whole | CredentialState::KeyLost => Some(issued.expires_at),
             },
             LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
                 Some(removal.next_attempt_at)
@@ -234,7 +234,7 @@ impl Lease {
         match &self.state {
             LeaseState::Pending { deadline } => *deadline > now,
             LeaseState::Active {
-                standing: Standing::Replacing { until },
+                standing: CredentialState::Replacing { until },
                 ..
             } => *until > now,
             _ => false,
@@ -308,11 +308,11 @@ impl Lease {
         match self.state {
             LeaseState::Pending { .. }
             | LeaseState::Active {
-                standing: Standing::Replacing { .. },
+                standing: CredentialState::Replacing { .. },
                 ..
             } => Ok(self.to(LeaseState::Active {
                 issued,
-                standing: Standing::Whole,
+                standing: CredentialState::Whole,
             })),
             _ => Err(self.refuse("become active")),
         }
@@ -329,7 +329,7 @@ impl Lease {
                 let until = now + PENDING_LIMIT;
                 Ok(self.to(LeaseState::Active {
                     issued,
-                    standing: Standing::Replacing { until },
+                    standing: CredentialState::Replacing { until },
                 }))
             }
             _ => Err(self.refuse("be replaced")),
@@ -345,13 +345,13 @@ impl Lease {
         match &self.state {
             LeaseState::Active {
                 issued,
-                standing: Standing::Replacing { .. },
+                standing: CredentialState::Replacing { .. },
             } => {
                 let issued = issued.clone();
                 let standing = if key_lost {
-                    Standing::KeyLost
+                    CredentialState::KeyLost
                 } else {
-                    Standing::Whole
+                    CredentialState::Whole
                 };
                 Ok(self.to(LeaseState::Active { issued, standing }))
             }
@@ -368,7 +368,7 @@ impl Lease {
         match &self.state {
             LeaseState::Active {
                 issued,
-                standing: standing @ (Standing::Whole | Standing::KeyLost),
+                standing: standing @ (CredentialState::Whole | CredentialState::KeyLost),
             } if !self.binding.kind.is_session() && issued.expires_at > now => {
                 let (issued, standing) = (issued.clone(), *standing);
                 Ok(self.to(LeaseState::Active {

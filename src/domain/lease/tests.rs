@@ -27,7 +27,7 @@ fn lease_of(kind: Kind) -> Lease {
             Kind::IamUser => None,
         },
     };
-    let request = NamedRequest::new(RequestId::random(&Counting), &[]);
+    let request = IdempotencyKey::new(RequestId::random(&Counting), &[]);
     Lease::request(binding, Some(request), at(1_000))
 }
 
@@ -207,13 +207,13 @@ fn a_lease_whose_key_is_lost_lives_on_and_gets_another() {
         LeaseState::Active { standing, .. } => Some(standing),
         _ => None,
     };
-    assert_eq!(standing(&lost), Some(Standing::KeyLost));
+    assert_eq!(standing(&lost), Some(CredentialState::KeyLost));
     assert_eq!(lost.due_at(), active().due_at());
     let renewed = lost.extend(at(9_000), at(1_200)).unwrap();
-    assert_eq!(standing(&renewed), Some(Standing::KeyLost));
+    assert_eq!(standing(&renewed), Some(CredentialState::KeyLost));
     let replaced = renewed.begin_replacement(at(1_300)).unwrap();
     let whole = replaced.activate(issued()).unwrap();
-    assert_eq!(standing(&whole), Some(Standing::Whole));
+    assert_eq!(standing(&whole), Some(CredentialState::Whole));
 }
 
 #[test]

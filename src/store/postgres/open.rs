@@ -11,7 +11,7 @@ use sqlx::{
 };
 
 use super::{super::migrations, PostgresStore, dialect::Guard, sql};
-use crate::broker::ports::{DEAD_AFTER, Held, StoreError, Target};
+use crate::broker::ports::{DEAD_AFTER, RevokeTarget, ServiceHoldings, StoreError};
 
 /// Number of connections that read.
 const READERS: u32 = 8;
@@ -153,9 +153,9 @@ pub(in super::super) async fn connect(url: &SecretString) -> Result<PgConnection
 /// The database cannot be reached, or is not a store of this version.
 pub async fn held(
     url: &SecretString,
-    target: &Target,
+    target: &RevokeTarget,
     now: Timestamp,
-) -> Result<Option<Held>, OpenError> {
+) -> Result<Option<ServiceHoldings>, OpenError> {
     let at = At::parse(url)?;
     at.check_version().await?;
     let options = at.options.clone();

@@ -6,7 +6,7 @@ use sqlx::{query, query_scalar};
 
 use super::{PostgresStore, sql};
 use crate::{
-    broker::ports::{CLAIMED_FOR, DEAD_AFTER, Living, News, Peers, StoreError},
+    broker::ports::{CLAIMED_FOR, DEAD_AFTER, Members, News, Peers, StoreError},
     domain::audit::Event,
 };
 
@@ -27,7 +27,7 @@ const TOLD: [Event; 8] = [
 
 #[async_trait]
 impl Peers for PostgresStore {
-    async fn appear(&self, broker: &str, file: &str) -> Result<Living, StoreError> {
+    async fn appear(&self, broker: &str, file: &str) -> Result<Members, StoreError> {
         let seen = query(
             "INSERT INTO brokers (id, emergency_file, seen) VALUES ($1, $2, clock_timestamp())
              ON CONFLICT (id) DO UPDATE SET seen = clock_timestamp()",
@@ -52,7 +52,7 @@ impl Peers for PostgresStore {
             .fetch_one(&self.writing)
             .await
             .map_err(sql::store_error)?;
-        Ok(Living {
+        Ok(Members {
             brokers: brokers.cast_unsigned(),
             buried,
         })

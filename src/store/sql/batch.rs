@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{dialect::Connection, known::Registry, leases, log::Log, sessions::AtMost, writer::Tx};
 use crate::{
-    broker::ports::{Begun, LeaseChange, LogHead, Receipt, StoreError},
+    broker::ports::{BeginOutcome, LeaseTransition, LogHead, Receipt, StoreError},
     domain::{audit::AuditEvent, lease::Lease},
 };
 
@@ -27,9 +27,9 @@ pub(super) enum Change {
     /// A record and nothing else.
     Record(Asked<Box<AuditEvent>, ()>),
     /// A lease that begins.
-    Begin(Asked<Box<Beginning>, Begun>),
+    Begin(Asked<Box<Beginning>, BeginOutcome>),
     /// Leases that change. The value is the number of leases that were changed.
-    Replace(Asked<Vec<LeaseChange>, usize>),
+    Replace(Asked<Vec<LeaseTransition>, usize>),
     /// Any other change.
     Other(Box<dyn Other>),
 }
@@ -81,7 +81,7 @@ impl Change {
     }
 
     /// Creates the change of a lease that begins once the live leases of its service were counted.
-    fn counting(asked: Asked<Box<Beginning>, Begun>, sessions: Arc<AtMost>) -> Self {
+    fn counting(asked: Asked<Box<Beginning>, BeginOutcome>, sessions: Arc<AtMost>) -> Self {
         let Asked { work, answer, .. } = asked;
         Self::other(
             move |tx| Box::pin(begin_counted(tx, work, sessions)),
@@ -94,7 +94,7 @@ async fn begin_counted(
     tx: &mut Connection,
     beginning: Box<Beginning>,
     sessions: Arc<AtMost>,
-) -> Outcome<Begun> {
+) -> Outcome<BeginOutcome> {
     let Beginning { lease, most, audit } = *beginning;
     if let Some(hindrance) = leases::hindrance(tx, &lease, most, &sessions).await? {
         return Ok((hindrance, Vec::new()));
@@ -102,7 +102,7 @@ async fn begin_counted(
     if leases::insert_all(tx, &[&lease]).await?.is_empty() {
         return Err(StoreError::Conflict);
     }
-    Ok((Begun::Recorded, vec![audit]))
+    Ok((BeginOutcome::Recorded, vec![audit]))
 }
 
 /// A change that has a savepoint of its own.
@@ -153,8 +153,8 @@ where
 #[derive(Default)]
 pub(super) struct Batch {
     records: Vec<Asked<Box<AuditEvent>, ()>>,
-    begins: Vec<Asked<Box<Beginning>, Begun>>,
-    replaces: Vec<Asked<Vec<LeaseChange>, usize>>,
+    begins: Vec<Asked<Box<Beginning>, BeginOutcome>>,
+    replaces: Vec<Asked<Vec<LeaseTransition>, usize>>,
     others: Vec<Box<dyn Other>>,
 }
 
@@ -222,7 +222,7 @@ impl Batch {
 async fn begin_all(
     tx: &mut Connection,
     log: &mut Log,
-    begins: &mut [Asked<Box<Beginning>, Begun>],
+    begins: &mut [Asked<Box<Beginning>, BeginOutcome>],
 ) -> Result<(), StoreError> {
     let all: Vec<&Lease> = begins.iter().map(|asked| &asked.work.lease).collect();
     let begun = leases::insert_all(tx, &all).await?;
@@ -230,7 +230,7 @@ async fn begin_all(
         let Beginning { lease, audit, .. } = asked.work.as_ref();
         let begins = if begun.contains(lease.binding.lease_id.as_str()) {
             log.append([audit.clone()])?;
-            Ok(Begun::Recorded)
+            Ok(BeginOutcome::Recorded)
         } else {
             match leases::known(tx, lease).await {
                 // The database may have rolled back the whole transaction.
@@ -246,7 +246,7 @@ async fn begin_all(
 async fn replace_all(
     tx: &mut Connection,
     log: &mut Log,
-    mut rest: &mut [Asked<Vec<LeaseChange>, usize>],
+    mut rest: &mut [Asked<Vec<LeaseTransition>, usize>],
 ) -> Result<(), StoreError> {
     while !rest.is_empty() {
         let (group, later) = rest.split_at_mut(unlike(rest));
@@ -273,7 +273,7 @@ async fn replace_all(
 
 /// Returns the number of leading changes that have no lease in common, at least 1: one statement
 /// changes a lease once.
-fn unlike(asked: &[Asked<Vec<LeaseChange>, usize>]) -> usize {
+fn unlike(asked: &[Asked<Vec<LeaseTransition>, usize>]) -> usize {
     let (mut seen, mut count) = (BTreeSet::new(), 0);
     for asked in asked {
         let mut leases = asked

@@ -13,7 +13,7 @@ use super::{
     services, tokens,
 };
 use crate::{
-    broker::ports::{Denials, KeyReach, Revoked, StoreError, Target},
+    broker::ports::{Denials, KeyReach, RevokeTarget, Revoked, StoreError},
     domain::{
         arn::RoleArn,
         denial::{Against, Attempts, Concerned, Denial, DenialState, Scope, Session},
@@ -29,17 +29,17 @@ const TABLE: &str = "denials";
 /// Begins to revoke all that a service holds, and suspends it; or all of one grant.
 pub(super) async fn revoke(
     tx: &mut Connection,
-    target: &Target,
+    target: &RevokeTarget,
     suspension: Suspension,
 ) -> Result<Revoked, StoreError> {
     let (standing, grant, scope) = match target {
-        Target::Service(service) => {
+        RevokeTarget::Service(service) => {
             let standing = services::ensure_suspended(tx, service, &suspension).await?;
             tokens::end_enrollments(tx, service).await?;
             bindings::end_enrolled(tx, service).await?;
             (standing, None, Scope::Service)
         }
-        Target::Grant(name) => {
+        RevokeTarget::Grant(name) => {
             grants::known(tx, name).await?;
             let grant = &name.grant;
             (suspension.clone(), Some(grant), Scope::Grant(grant.clone()))

@@ -5,7 +5,7 @@ use super::{
     row::{count, exactly_one, get as column, inconsistent, micros, parse, store_error, time},
 };
 use crate::{
-    broker::ports::{Page, StoreError},
+    broker::ports::{PageRequest, StoreError},
     domain::{
         audit::AuditEvent,
         grant::Grant,
@@ -105,7 +105,7 @@ pub(super) async fn newest_version(pool: &Pool, name: &GrantName) -> Result<u64,
 pub(super) async fn list(
     pool: &Pool,
     service: Option<&Name>,
-    page: &Page,
+    page: &PageRequest,
 ) -> Result<Vec<Grant>, StoreError> {
     let (after_service, after_grant) = page
         .after

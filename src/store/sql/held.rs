@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{denials, deployment, dialect::Pool, grants, leases, row::store_error, services};
 use crate::{
-    broker::ports::{Held, StoreError, Target},
+    broker::ports::{RevokeTarget, ServiceHoldings, StoreError},
     domain::denial::{Denial, Scope},
 };
 
@@ -13,17 +13,17 @@ use crate::{
 /// not know `target`. Writes nothing.
 pub(in super::super) async fn held(
     store: &Pool,
-    target: &Target,
+    target: &RevokeTarget,
     now: Timestamp,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<ServiceHoldings>, StoreError> {
     if services::get(store, target.service()).await?.is_none() {
         return Ok(None);
     }
     let account = deployment::account(store).await?;
     let mut reader = store.acquire().await.map_err(store_error)?;
     let (grant, scope) = match target {
-        Target::Service(_) => (None, Scope::Service),
-        Target::Grant(name) => {
+        RevokeTarget::Service(_) => (None, Scope::Service),
+        RevokeTarget::Grant(name) => {
             match grants::known(&mut reader, name).await {
                 Err(StoreError::Conflict) => return Ok(None),
                 known => known?,
@@ -35,7 +35,7 @@ pub(in super::super) async fn held(
     let last = leases::last_sessions(&mut reader, target.service(), grant).await?;
     let concerned = denials::concerned(&mut reader, &scope, &last.sessions, now).await?;
     let denial = |concerned| Denial::ask(concerned, None, now);
-    Ok(Some(Held {
+    Ok(Some(ServiceHoldings {
         account,
         denials: concerned.into_iter().map(denial).collect(),
         leases,

@@ -12,14 +12,14 @@ use super::{
     sessions::AtMost,
 };
 use crate::{
-    broker::ports::{Begun, LeaseFilter, Page, StoreError},
+    broker::ports::{BeginOutcome, LeaseFilter, PageRequest, StoreError},
     domain::{
         credential::KeyId,
         denial::{Holder, Session},
         grant::Kind,
-        lease::{Binding, Cause, Issued, Lease, LeaseState, Removal, Standing},
+        lease::{Binding, Cause, CredentialState, Issued, Lease, LeaseState, Removal},
         name::{GrantName, LeaseId, Name},
-        request::{NamedRequest, RequestId},
+        request::{IdempotencyKey, RequestId},
         service::Suspension,
     },
 };
@@ -146,9 +146,9 @@ fn push_state(row: &mut Separated<'_, Db, &'static str>, lease: &Lease) {
     let removal = lease.removal();
     let (replacing_until, key_lost) = match &lease.state {
         LeaseState::Active { standing, .. } => match standing {
-            Standing::Whole => (None, false),
-            Standing::Replacing { until } => (Some(*until), false),
-            Standing::KeyLost => (None, true),
+            CredentialState::Whole => (None, false),
+            CredentialState::Replacing { until } => (Some(*until), false),
+            CredentialState::KeyLost => (None, true),
         },
         _ => (None, false),
     };
@@ -186,7 +186,7 @@ pub(super) async fn hindrance(
     lease: &Lease,
     most: u64,
     sessions: &AtMost,
-) -> Result<Option<Begun>, StoreError> {
+) -> Result<Option<BeginOutcome>, StoreError> {
     let binding = &lease.binding;
     let service = &binding.grant.service;
     if let Some(known) = known(tx, lease).await? {
@@ -209,7 +209,7 @@ pub(super) async fn hindrance(
         time_optional(&row, TABLE, "next_end")?,
     );
     if live >= most {
-        return Ok(Some(Begun::TooMany { next_end }));
+        return Ok(Some(BeginOutcome::TooMany { next_end }));
     }
     if !is_user {
         sessions.counted(service, live);
@@ -218,12 +218,15 @@ pub(super) async fn hindrance(
 }
 
 /// Returns the lease that the request of `lease` has already.
-pub(super) async fn known(tx: &mut Connection, lease: &Lease) -> Result<Option<Begun>, StoreError> {
+pub(super) async fn known(
+    tx: &mut Connection,
+    lease: &Lease,
+) -> Result<Option<BeginOutcome>, StoreError> {
     let Some(request) = &lease.request else {
         return Ok(None);
     };
     let known = of_request(tx, &lease.binding.grant.service, &request.id).await?;
-    Ok(known.map(|known| Begun::Known(Box::new(known))))
+    Ok(known.map(|known| BeginOutcome::Known(Box::new(known))))
 }
 
 /// Returns the live leases of a service, or of one of its grants. An unreadable lease must not keep
@@ -413,7 +416,7 @@ pub(super) async fn live_users(pool: &Pool) -> Result<Vec<Lease>, StoreError> {
 pub(super) async fn revoking_sessions(
     pool: &Pool,
     service: &Name,
-    page: &Page,
+    page: &PageRequest,
 ) -> Result<Vec<Lease>, StoreError> {
     let rows = sqlx::query(
         "SELECT * FROM revoking_sessions WHERE service = $1 AND lease_id > $2 ORDER BY lease_id LIMIT $3",
@@ -430,7 +433,7 @@ pub(super) async fn revoking_sessions(
 pub(super) async fn list(
     pool: &Pool,
     filter: &LeaseFilter,
-    page: &Page,
+    page: &PageRequest,
 ) -> Result<Vec<Lease>, StoreError> {
     // Few leases are in these states: an index finds them without a scan of all ended leases.
     let from = match filter.state {
@@ -515,7 +518,7 @@ fn kind(row: &Row) -> Result<Kind, StoreError> {
     text.parse().map_err(|()| inconsistent(TABLE, "kind"))
 }
 
-fn request(row: &Row) -> Result<Option<NamedRequest>, StoreError> {
+fn request(row: &Row) -> Result<Option<IdempotencyKey>, StoreError> {
     let Some(id) = parse_optional(row, TABLE, "request_id")? else {
         return Ok(None);
     };
@@ -523,7 +526,7 @@ fn request(row: &Row) -> Result<Option<NamedRequest>, StoreError> {
     let digest = digest
         .try_into()
         .map_err(|_| inconsistent(TABLE, "request_digest"))?;
-    Ok(Some(NamedRequest { id, digest }))
+    Ok(Some(IdempotencyKey { id, digest }))
 }
 
 fn state(row: &Row) -> Result<LeaseState, StoreError> {
@@ -553,12 +556,12 @@ fn state(row: &Row) -> Result<LeaseState, StoreError> {
     }
 }
 
-fn standing(row: &Row) -> Result<Standing, StoreError> {
+fn standing(row: &Row) -> Result<CredentialState, StoreError> {
     let key_lost: bool = column(row, "key_lost")?;
     Ok(match time_optional(row, TABLE, "replacing_until")? {
-        Some(until) => Standing::Replacing { until },
-        None if key_lost => Standing::KeyLost,
-        None => Standing::Whole,
+        Some(until) => CredentialState::Replacing { until },
+        None if key_lost => CredentialState::KeyLost,
+        None => CredentialState::Whole,
     })
 }
 

@@ -39,9 +39,9 @@ use crate::{
         tree::Edge,
     },
     broker::ports::{
-        AuditFilter, Begun, CosignedCheckpoint, Counts, Denials, KeptCheckpoint, KeyReach,
-        LeaseChange, LeaseFilter, LogCheck, LogHead, LogKey, Page, Peers, Receipt, Revoked, Store,
-        StoreError, Target,
+        AuditFilter, BeginOutcome, CosignedCheckpoint, Denials, KeptCheckpoint, KeyReach,
+        LeaseFilter, LeaseTransition, LogCheck, LogHead, LogKey, PageRequest, Peers, Receipt,
+        RevokeTarget, Revoked, Store, StoreCounts, StoreError,
     },
     domain::{
         admin_key::AdminKey,
@@ -137,7 +137,7 @@ impl Store for SqlStore {
     async fn audit(
         &self,
         filter: &AuditFilter,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<AuditRecord>, StoreError> {
         search::list(&self.readers, filter, page).await
     }
@@ -162,7 +162,7 @@ impl Store for SqlStore {
         log::pruned(&self.readers).await
     }
 
-    async fn log_older(&self, before: Timestamp) -> Result<u64, StoreError> {
+    async fn count_log_older_than(&self, before: Timestamp) -> Result<u64, StoreError> {
         search::older(&self.readers, before).await
     }
 
@@ -216,7 +216,7 @@ impl Store for SqlStore {
         log::checkpoint(&self.readers).await
     }
 
-    async fn keep_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError> {
+    async fn save_checkpoint(&self, kept: &KeptCheckpoint, signer: &str) -> Result<(), StoreError> {
         let (kept, signer) = (kept.clone(), signer.to_owned());
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
@@ -231,7 +231,7 @@ impl Store for SqlStore {
         witness::cosigned(&self.readers).await
     }
 
-    async fn keep_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError> {
+    async fn save_cosigned(&self, cosigned: &CosignedCheckpoint) -> Result<(), StoreError> {
         let cosigned = cosigned.clone();
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
@@ -246,7 +246,7 @@ impl Store for SqlStore {
         sinks::cursor(&self.readers, name).await
     }
 
-    async fn keep_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError> {
+    async fn save_sink_cursor(&self, name: &Name, seq: u64) -> Result<(), StoreError> {
         let name = name.clone();
         let keeping = self.writer.write(move |tx| {
             Box::pin(async move {
@@ -276,7 +276,7 @@ impl Store for SqlStore {
         services::get(&self.readers, name).await
     }
 
-    async fn services(&self, page: &Page) -> Result<Vec<ServiceOverview>, StoreError> {
+    async fn services(&self, page: &PageRequest) -> Result<Vec<ServiceOverview>, StoreError> {
         services::list(&self.readers, page).await
     }
 
@@ -318,7 +318,7 @@ impl Store for SqlStore {
 
     async fn revoke(
         &self,
-        target: &Target,
+        target: &RevokeTarget,
         suspension: &Suspension,
         audit: AuditEvent,
     ) -> Result<(Revoked, Receipt), StoreError> {
@@ -404,7 +404,7 @@ impl Store for SqlStore {
     async fn revoking_sessions(
         &self,
         service: &Name,
-        page: &Page,
+        page: &PageRequest,
     ) -> Result<Vec<Lease>, StoreError> {
         leases::revoking_sessions(&self.readers, service, page).await
     }
@@ -435,7 +435,11 @@ impl Store for SqlStore {
         grants::newest_version(&self.readers, name).await
     }
 
-    async fn grants(&self, service: Option<&Name>, page: &Page) -> Result<Vec<Grant>, StoreError> {
+    async fn grants(
+        &self,
+        service: Option<&Name>,
+        page: &PageRequest,
+    ) -> Result<Vec<Grant>, StoreError> {
         grants::list(&self.readers, service, page).await
     }
 
@@ -458,7 +462,7 @@ impl Store for SqlStore {
         lease: &Lease,
         most: u64,
         audit: AuditEvent,
-    ) -> Result<Begun, StoreError> {
+    ) -> Result<BeginOutcome, StoreError> {
         let lease = lease.clone();
         self.writer.begin(Beginning { lease, most, audit }).await
     }
@@ -472,14 +476,14 @@ impl Store for SqlStore {
         let lease = lease.clone();
         let replacing = self
             .writer
-            .replace(vec![LeaseChange { from, lease, audit }]);
+            .replace(vec![LeaseTransition { from, lease, audit }]);
         match replacing.await? {
             (1, receipt) => Ok(receipt),
             _ => Err(StoreError::Conflict),
         }
     }
 
-    async fn update_leases(&self, changes: &[LeaseChange]) -> Result<usize, StoreError> {
+    async fn update_leases(&self, changes: &[LeaseTransition]) -> Result<usize, StoreError> {
         let replacing = self.writer.replace(changes.to_vec());
         replacing.await.map(|(replaced, _)| replaced)
     }
@@ -507,7 +511,11 @@ impl Store for SqlStore {
         leases::of_key(&self.readers, key).await
     }
 
-    async fn leases(&self, filter: &LeaseFilter, page: &Page) -> Result<Vec<Lease>, StoreError> {
+    async fn leases(
+        &self,
+        filter: &LeaseFilter,
+        page: &PageRequest,
+    ) -> Result<Vec<Lease>, StoreError> {
         leases::list(&self.readers, filter, page).await
     }
 
@@ -556,7 +564,7 @@ impl Store for SqlStore {
         .await
     }
 
-    async fn counts(&self) -> Result<Counts, StoreError> {
+    async fn counts(&self) -> Result<StoreCounts, StoreError> {
         row::counts(&self.readers).await
     }
 }

@@ -8,7 +8,7 @@ use sqlx::{ColumnIndex, Decode, Row as _, Type};
 use super::dialect::{self, Db, Pool, QueryResult, Row};
 use crate::{
     audit::leaf,
-    broker::ports::{Counts, StoreError},
+    broker::ports::{StoreCounts, StoreError},
     domain::{audit::AuditRecord, token::TokenId},
 };
 
@@ -109,7 +109,7 @@ pub(in super::super) fn record(row: &Row) -> Result<AuditRecord, StoreError> {
     leaf::decode(&leaf).map_err(|error| inconsistent("audit", error))
 }
 
-pub(super) async fn counts(pool: &Pool) -> Result<Counts, StoreError> {
+pub(super) async fn counts(pool: &Pool) -> Result<StoreCounts, StoreError> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM services) AS services,
                 (SELECT count(*) FROM grants) AS grants,
@@ -124,7 +124,7 @@ pub(super) async fn counts(pool: &Pool) -> Result<Counts, StoreError> {
     .fetch_one(pool)
     .await
     .map_err(store_error)?;
-    Ok(Counts {
+    Ok(StoreCounts {
         services: count(&row, "services")?,
         grants: count(&row, "grants")?,
         live_leases: count(&row, "live_leases")?,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     audit::tile::WIDTH,
-    broker::ports::{AuditFilter, Page, StoreError},
+    broker::ports::{AuditFilter, PageRequest, StoreError},
     domain::audit::{AuditRecord, Outcome},
 };
 
@@ -35,7 +35,7 @@ pub(super) async fn keep_span(tx: &mut Connection, bundle: u64) -> Result<(), St
 pub(super) async fn list(
     pool: &Pool,
     filter: &AuditFilter,
-    page: &Page,
+    page: &PageRequest,
 ) -> Result<Vec<AuditRecord>, StoreError> {
     let after = page.after.as_deref().and_then(|text| text.parse().ok());
     let (start, end) = numbers(pool, filter).await?;

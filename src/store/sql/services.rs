@@ -3,7 +3,7 @@ use super::{
     row::{count, exactly_one, get as column, micros, parse, store_error, time, time_optional},
 };
 use crate::{
-    broker::ports::{Page, StoreError},
+    broker::ports::{PageRequest, StoreError},
     domain::{
         name::Name,
         service::{Service, ServiceOverview, Suspension},
@@ -45,7 +45,10 @@ pub(super) async fn get(pool: &Pool, name: &Name) -> Result<Option<ServiceOvervi
     row.as_ref().map(overview).transpose()
 }
 
-pub(super) async fn list(pool: &Pool, page: &Page) -> Result<Vec<ServiceOverview>, StoreError> {
+pub(super) async fn list(
+    pool: &Pool,
+    page: &PageRequest,
+) -> Result<Vec<ServiceOverview>, StoreError> {
     let rows =
         sqlx::query("SELECT * FROM service_overviews WHERE name > $1 ORDER BY name LIMIT $2")
             .bind(page.after.as_deref().unwrap_or_default())

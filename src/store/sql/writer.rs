@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     audit::tree::Edge,
-    broker::ports::{Begun, LeaseChange, LogHead, Receipt, StoreError},
+    broker::ports::{BeginOutcome, LeaseTransition, LogHead, Receipt, StoreError},
     domain::audit::AuditEvent,
 };
 
@@ -88,13 +88,13 @@ impl Writer {
     }
 
     /// Begins a lease, or returns what prevents it.
-    pub(super) async fn begin(&self, beginning: Beginning) -> Result<Begun, StoreError> {
+    pub(super) async fn begin(&self, beginning: Beginning) -> Result<BeginOutcome, StoreError> {
         let begin = |answer| Change::Begin(Asked::new(Box::new(beginning), answer));
         self.ask(begin).await.map(|(begun, _)| begun)
     }
 
     /// Replaces the leases that are still of the expected revision; returns how many.
-    pub(super) async fn replace(&self, changes: Vec<LeaseChange>) -> Answer<usize> {
+    pub(super) async fn replace(&self, changes: Vec<LeaseTransition>) -> Answer<usize> {
         self.ask(|answer| Change::Replace(Asked::new(changes, answer)))
             .await
     }

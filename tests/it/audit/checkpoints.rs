@@ -8,7 +8,7 @@ use credbroker::{
         note::{self, Verifier},
         tree::{Edge, leaf_hash},
     },
-    broker::ports::{AuditFilter, Page, Store},
+    broker::ports::{AuditFilter, PageRequest, Store},
     domain::audit::Event,
     store::sqlite::SqliteStore,
 };
@@ -255,9 +255,9 @@ async fn without_aws(home: &TempDir) -> (Arc<SqliteStore>, Arc<credbroker::broke
 async fn the_first_checkpoint_is_of_a_log_that_announces_its_key() {
     let home = TempDir::new().unwrap();
     let (store, broker) = without_aws(&home).await;
-    broker.lifecycle(Event::BrokerStarted).await.unwrap();
+    broker.record_lifecycle(Event::BrokerStarted).await.unwrap();
     broker.sign_log().await.unwrap();
-    let first = Page {
+    let first = PageRequest {
         after: None,
         limit: 10,
     };
@@ -279,12 +279,12 @@ async fn an_idle_log_gets_a_record_each_minute() {
             tokio::task::yield_now().await;
         }
     });
-    let signing = tokio::spawn(async move { broker.keep_signing().await });
+    let signing = tokio::spawn(async move { broker.run_signing().await });
     let filter = AuditFilter {
         event: Some("log.heartbeat".to_owned()),
         ..AuditFilter::default()
     };
-    let page = Page {
+    let page = PageRequest {
         after: None,
         limit: 10,
     };

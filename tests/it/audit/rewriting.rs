@@ -13,8 +13,8 @@ use credbroker::{
     authn::Authenticator,
     aws::{AwsAccount, AwsSettings, Clients},
     broker::{
-        Broker, Custody, PROOF_LIMIT, Parts,
-        ports::{Anchor, Store},
+        AdminKeyPolicy, Broker, Dependencies, PROOF_LIMIT,
+        ports::{CheckpointFile, Store},
     },
     domain::{
         arn::Partition,
@@ -51,8 +51,8 @@ pub(super) fn broker(
     issuer: &Arc<AwsAccount>,
 ) -> Arc<Broker> {
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
-    let anchor: Arc<dyn Anchor> = Arc::new(FileAnchor::new(home.join("checkpoint")));
-    Broker::new(Parts {
+    let anchor: Arc<dyn CheckpointFile> = Arc::new(FileAnchor::new(home.join("checkpoint")));
+    Broker::new(Dependencies {
         authentication: Arc::new(Authenticator::default()),
         store: store.clone(),
         issuer: issuer.clone(),
@@ -65,7 +65,7 @@ pub(super) fn broker(
         partition: Partition::Aws,
         region: String::new(),
         limits: Limits::default(),
-        custody: Custody {
+        custody: AdminKeyPolicy {
             sealing: Some(sealing),
             rotate_every: None,
         },
@@ -96,8 +96,8 @@ async fn grow(home: &Path, issuer: &Arc<AwsAccount>, records: i64, words: &str) 
     let store = Arc::new(SqliteStore::open(&database(home)).await.unwrap());
     let broker = broker(home, &store, issuer);
     broker.check_log().await.unwrap();
-    broker.log_is_whole().unwrap();
-    broker.lifecycle(Event::BrokerStarted).await.unwrap();
+    broker.check_log_integrity().unwrap();
+    broker.record_lifecycle(Event::BrokerStarted).await.unwrap();
     broker.sign_log().await.unwrap();
     while store.audit_size().await.unwrap() < records.cast_unsigned() {
         let event = AuditEvent::by_broker(Event::LeaseRead, Timestamp::UNIX_EPOCH);
@@ -121,7 +121,10 @@ async fn doubt(home: &Path, issuer: &Arc<AwsAccount>) -> Option<String> {
     if let Err(error) = checked {
         return Some(error.to_string());
     }
-    broker.log_is_whole().err().map(|error| error.to_string())
+    broker
+        .check_log_integrity()
+        .err()
+        .map(|error| error.to_string())
 }
 
 async fn raw(home: &Path) -> SqliteConnection {

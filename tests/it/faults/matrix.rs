@@ -214,7 +214,7 @@ impl Story {
                 let _ = world.stepped.rotate().await;
                 for _ in 0..2 {
                     world.stepped.wait(301);
-                    let _ = world.stepped.broker.tend_admin_key_once().await;
+                    let _ = world.stepped.broker.maintain_admin_key_once().await;
                 }
             }
             Self::Reconcile => {

@@ -12,9 +12,9 @@ use credbroker::{
     authn::{Authenticator, Shown},
     aws::{AwsAccount, AwsSettings, Clients, Patience},
     broker::{
-        AdminKeyStatus, Broker, Custody, Error, Following, IssuedLease, PROOF_LIMIT, Parts,
-        Reconciliation, RenewedLease, Revocation, RevokedLease, TakenAway,
-        ports::{AuditFilter, LeaseFilter, Page, Target},
+        AdminKeyPolicy, AdminKeyStatus, Broker, Dependencies, Error, IssuedLease, PROOF_LIMIT,
+        Reconciliation, RemovalOutcome, RenewedLease, Revocation, RevokedLease, Subscription,
+        ports::{AuditFilter, LeaseFilter, PageRequest, RevokeTarget},
     },
     domain::{
         access::{Caller, Surface},
@@ -274,7 +274,7 @@ impl Stepped {
         self.broker.issue(caller, request).await
     }
 
-    pub async fn follow(&self, grant: &str) -> Result<Following, Error> {
+    pub async fn follow(&self, grant: &str) -> Result<Subscription, Error> {
         let caller = self.service("WatchCredentials").await;
         self.broker.follow(caller, name(grant), None, None).await
     }
@@ -290,7 +290,7 @@ impl Stepped {
         self.broker.renew(caller, request).await
     }
 
-    pub async fn release(&self, lease: &Lease) -> Result<TakenAway, Error> {
+    pub async fn release(&self, lease: &Lease) -> Result<RemovalOutcome, Error> {
         let caller = self.service("ReleaseLease").await;
         let id = lease.binding.lease_id.clone();
         let (taken, _) = self.broker.release(caller, id).await?;
@@ -308,15 +308,15 @@ impl Stepped {
     /// Revokes the service.
     pub async fn shut_out(&self) -> Result<Revocation, Error> {
         let service = "payments-api".parse().unwrap();
-        self.revoke_all(Target::Service(service)).await
+        self.revoke_all(RevokeTarget::Service(service)).await
     }
 
     /// Revokes everything that was issued under a grant.
     pub async fn revoke_grant(&self, grant: &str) -> Result<Revocation, Error> {
-        self.revoke_all(Target::Grant(name(grant))).await
+        self.revoke_all(RevokeTarget::Grant(name(grant))).await
     }
 
-    async fn revoke_all(&self, target: Target) -> Result<Revocation, Error> {
+    async fn revoke_all(&self, target: RevokeTarget) -> Result<Revocation, Error> {
         let method = "RevocationService/StreamRevocation";
         let caller = self.operator(method).await;
         let words = "leaked".to_owned();
@@ -350,8 +350,8 @@ impl Stepped {
     /// Moves the clock, cleans up once, and runs the denials that are due.
     pub async fn step(&self, seconds: i64) {
         self.wait(seconds);
-        self.broker.reap_once().await.unwrap();
-        self.broker.denials_once().await.unwrap();
+        self.broker.clean_up_once().await.unwrap();
+        self.broker.maintain_denials_once().await.unwrap();
     }
 
     /// Passes a quarter of an hour without faults: deadlines and the consistency window pass, and
@@ -362,7 +362,7 @@ impl Stepped {
         self.broker.settle_clock().await;
         for _ in 0..15 {
             self.step(61).await;
-            match self.broker.tend_admin_key_once().await {
+            match self.broker.maintain_admin_key_once().await {
                 // The step is due again in the next minute.
                 Err(Error::Aws(_)) => {}
                 tended => tended.unwrap(),
@@ -392,7 +392,7 @@ impl Stepped {
             event: Some(event.to_owned()),
             ..AuditFilter::default()
         };
-        let page = Page {
+        let page = PageRequest {
             after: None,
             limit: 1000,
         };
@@ -402,7 +402,7 @@ impl Stepped {
 
     /// Returns the newest lease; of several with the same request time, any.
     pub async fn newest(&self) -> Lease {
-        let page = Page {
+        let page = PageRequest {
             after: None,
             limit: 1,
         };
@@ -472,7 +472,7 @@ async fn broker(
         BTreeMap::new(),
     ));
     let sealing = SealingKey::from_bytes(&SecretSlice::from(vec![7; 32])).unwrap();
-    Broker::new(Parts {
+    Broker::new(Dependencies {
         authentication: Arc::new(Authenticator::default()),
         store,
         issuer: issuer.clone(),
@@ -485,7 +485,7 @@ async fn broker(
         partition: Partition::Aws,
         region: REGION.to_owned(),
         limits: ways.limits,
-        custody: Custody {
+        custody: AdminKeyPolicy {
             sealing: Some(sealing),
             rotate_every: ways.rotate_every,
         },

@@ -317,18 +317,18 @@ async fn a_denial_that_cannot_be_lifted_is_retried_and_blocks_no_other() {
     let denied = Fault::Answer(403, "AccessDenied", "the boundary is gone");
     world.proxy.inject("DeleteRolePolicy", denied);
     world.wait(ALL_OVER);
-    world.broker.denials_once().await.unwrap();
+    world.broker.maintain_denials_once().await.unwrap();
     let account = &world.account;
     let name = account.unique("credbroker-any");
     assert_eq!(denials_of_user(account).await, None);
     assert!(denials_of_role(account, &name).await.is_some());
 
     // The removal waits for a while before the next attempt.
-    world.broker.denials_once().await.unwrap();
+    world.broker.maintain_denials_once().await.unwrap();
     assert_eq!(world.proxy.calls("DeleteRolePolicy").len(), 1);
     world.proxy.heal();
     world.wait(120);
-    world.broker.denials_once().await.unwrap();
+    world.broker.maintain_denials_once().await.unwrap();
     assert_eq!(denials_of_role(account, &name).await, None);
     assert_eq!(world.records("denial.lifted").await.len(), 2);
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use credbroker::{
-    broker::{Revocation, ports::Target},
+    broker::{Revocation, ports::RevokeTarget},
     domain::{audit::Outcome, probe::Probe},
 };
 use serde_json::Value;
@@ -209,7 +209,7 @@ async fn a_second_look_is_recorded_and_repeated_until_aws_refuses_again() {
     assert!(world.shut_out().await.unwrap().confirmed());
     world.proxy.inject_in_turn("ListQueues", [served()]);
     for _ in 0..3 {
-        world.broker.second_looks(Instant::now()).await;
+        world.broker.make_second_checks(Instant::now()).await;
     }
     let records = world.records("denial.settled").await;
     let [open, settled] = &records[..] else {
@@ -233,12 +233,12 @@ async fn second_looks_end_with_the_session_where_no_service_answers() {
     assert!(world.shut_out().await.unwrap().confirmed());
     world.proxy.inject("ListQueues", Fault::Cut);
     let before = world.proxy.calls("ListQueues").len();
-    world.broker.second_looks(Instant::now()).await;
+    world.broker.make_second_checks(Instant::now()).await;
     let tried = world.proxy.calls("ListQueues").len();
     assert!(tried > before);
     // The canary lives for a quarter of an hour.
     world.step(3600).await;
-    world.broker.second_looks(Instant::now()).await;
+    world.broker.make_second_checks(Instant::now()).await;
     assert_eq!(world.proxy.calls("ListQueues").len(), tried);
     assert!(world.records("denial.settled").await.is_empty());
 }
@@ -251,7 +251,7 @@ async fn an_expired_canary_is_not_taken_for_refused() {
     let revoked = world.shut_out().await.unwrap();
     world.step(2 * 3600).await;
     assert_eq!(world.lease(&lease).await.state.as_str(), "revoked");
-    let target = Target::Service("payments-api".parse().unwrap());
+    let target = RevokeTarget::Service("payments-api".parse().unwrap());
     let (progress, _read) = mpsc::unbounded_channel();
     let limit = Duration::from_secs(2);
     let waiting = world

@@ -204,7 +204,7 @@ async fn a_denial_without_room_is_reported_and_written_once_there_is_room() {
 
     world.proxy.heal();
     world.wait(120);
-    world.broker.denials_once().await.unwrap();
+    world.broker.maintain_denials_once().await.unwrap();
     let done = async || is_revoked(&world, &second).await.then_some(());
     eventually("it is denied", done).await;
     assert_ne!(standing(&world).await.unwrap(), before);

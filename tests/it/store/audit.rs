@@ -1,7 +1,7 @@
 //! Audit log.
 
 use credbroker::{
-    broker::ports::{AuditFilter, Counts, Store},
+    broker::ports::{AuditFilter, Store, StoreCounts},
     domain::{
         audit::{Actor, AuditEvent, AuditRecord, Event, Outcome},
         lease::Cause,
@@ -207,7 +207,7 @@ pub(super) async fn a_change_that_is_refused_leaves_no_record(store: &dyn Store)
 }
 
 pub(super) async fn counts_include_every_kind_of_object(store: &dyn Store) {
-    assert_eq!(store.counts().await.unwrap(), Counts::default());
+    assert_eq!(store.counts().await.unwrap(), StoreCounts::default());
     let grant = granted(store, "payments-api/work").await;
     register(store, "billing").await;
     active(store, &grant, 10).await;
@@ -246,7 +246,7 @@ pub(super) async fn counts_include_every_kind_of_object(store: &dyn Store) {
         stuck = later;
     }
     super::pending(store, &grant, 50).await;
-    let expected = Counts {
+    let expected = StoreCounts {
         services: 2,
         grants: 1,
         live_leases: 4,

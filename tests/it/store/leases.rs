@@ -1,7 +1,7 @@
 //! Leases: begun, replaced revision by revision, found again when due.
 
 use credbroker::{
-    broker::ports::{Begun, LeaseFilter, Store, StoreError, Target},
+    broker::ports::{BeginOutcome, LeaseFilter, RevokeTarget, Store, StoreError},
     domain::{
         audit::Event,
         credential::KeyId,
@@ -10,7 +10,7 @@ use credbroker::{
         lease::{Binding, Cause, InvalidTransition, Issued, Lease, LeaseState},
         name::LeaseId,
         random::SystemRandom,
-        request::{NamedRequest, RequestId},
+        request::{IdempotencyKey, RequestId},
         service::Suspension,
     },
 };
@@ -33,7 +33,7 @@ async fn suspend(store: &dyn Store, service: &str) {
 async fn revoke(store: &dyn Store, service: &str, second: i64) -> (Suspension, Vec<Lease>) {
     let event = audit(Event::ServiceRevoked);
     let (service, standing) = (name(service), suspension(second, "leaked"));
-    let target = Target::Service(service);
+    let target = RevokeTarget::Service(service);
     let (revoked, _) = store.revoke(&target, &standing, event).await.unwrap();
     (revoked.suspension, revoked.leases)
 }
@@ -126,7 +126,7 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
 /// Lease of a request whose id ends with this number.
 fn named(grant: &Grant, second: i64, number: u8) -> Lease {
     let id = format!("00000000-0000-4000-8000-0000000000{number:02x}");
-    let request = NamedRequest::new(id.parse().unwrap(), &["issue"]);
+    let request = IdempotencyKey::new(id.parse().unwrap(), &["issue"]);
     let id = LeaseId::new(at(second), &SystemRandom);
     Lease::request(
         Binding::new(id, grant, None, None),
@@ -145,12 +145,12 @@ pub(super) async fn a_request_id_keeps_its_lease_until_the_issue_fails(store: &d
         granted(store, "billing/work").await,
     );
     let first = named(&ours, 10, 1);
-    assert_eq!(begin(store, &first).await.unwrap(), Begun::Recorded);
+    assert_eq!(begin(store, &first).await.unwrap(), BeginOutcome::Recorded);
     let size = store.audit_size().await.unwrap();
     let again = named(&ours, 11, 1);
     assert_eq!(
         begin(store, &again).await.unwrap(),
-        Begun::Known(Box::new(first.clone()))
+        BeginOutcome::Known(Box::new(first.clone()))
     );
     assert_eq!(store.audit_size().await.unwrap(), size);
     // Each service has its own request ids.
@@ -168,7 +168,7 @@ pub(super) async fn a_request_id_keeps_its_lease_until_the_issue_fails(store: &d
     let nothing = first.clone().abandon("AWS_THROTTLED".to_owned(), at(14));
     update(store, &first, &nothing.unwrap()).await.unwrap();
     assert_eq!(found("payments-api", &first).await, None);
-    assert_eq!(begin(store, &again).await.unwrap(), Begun::Recorded);
+    assert_eq!(begin(store, &again).await.unwrap(), BeginOutcome::Recorded);
     // A lease that was handed out keeps its request, even after its end.
     let held = again.clone().activate(issued(15)).unwrap();
     update(store, &again, &held).await.unwrap();
@@ -180,7 +180,7 @@ pub(super) async fn a_request_id_keeps_its_lease_until_the_issue_fails(store: &d
     let over = going.clone().finish(at(17)).unwrap();
     update(store, &going, &over).await.unwrap();
     let third = begin(store, &named(&ours, 18, 1)).await.unwrap();
-    assert_eq!(third, Begun::Known(Box::new(over)));
+    assert_eq!(third, BeginOutcome::Known(Box::new(over)));
 }
 
 pub(super) async fn concurrent_repeats_of_one_request_begin_one_lease(store: &dyn Store) {
@@ -188,7 +188,10 @@ pub(super) async fn concurrent_repeats_of_one_request_begin_one_lease(store: &dy
     let (one, other) = (named(&grant, 10, 1), named(&grant, 10, 1));
     let (first, second) = join!(begin(store, &one), begin(store, &other));
     let (first, second) = (first.unwrap(), second.unwrap());
-    assert_ne!(first == Begun::Recorded, second == Begun::Recorded);
+    assert_ne!(
+        first == BeginOutcome::Recorded,
+        second == BeginOutcome::Recorded
+    );
 }
 
 pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alone(
@@ -228,13 +231,15 @@ pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alo
         store.record(audit(Event::LeaseDenied)),
     );
     let of_request = [one_begun.unwrap(), alike_begun.unwrap()];
-    let begun = of_request.iter().filter(|begun| **begun == Begun::Recorded);
+    let begun = of_request
+        .iter()
+        .filter(|begun| **begun == BeginOutcome::Recorded);
     assert_eq!(begun.count(), 1, "{of_request:?}");
     assert_ne!(release.is_ok(), expiry.is_ok(), "{release:?} {expiry:?}");
-    assert_eq!(another_begun.unwrap(), Begun::Recorded);
+    assert_eq!(another_begun.unwrap(), BeginOutcome::Recorded);
     assert!(matches!(outdated_begun, Err(StoreError::Conflict)));
     assert!(matches!(finished, Err(StoreError::Conflict)));
-    assert_eq!(plain_begun.unwrap(), Begun::Recorded);
+    assert_eq!(plain_begun.unwrap(), BeginOutcome::Recorded);
     recorded.unwrap();
     // One of the request, one of the revision, two that began, and the record alone.
     assert_eq!(store.audit_size().await.unwrap(), size + 5);
@@ -250,23 +255,26 @@ pub(super) async fn live_users_and_sessions_beyond_the_limits_are_refused(store:
         store.audit_size().await.unwrap()
     });
     let begun = async |lease: Lease| begin_of(store, &lease, 2).await.unwrap();
-    assert_eq!(begun(requested(&users, 10)).await, Begun::Recorded);
+    assert_eq!(begun(requested(&users, 10)).await, BeginOutcome::Recorded);
     let first = active(store, &users, 20).await;
     let before = size().await;
     let next_end = Some(at(620));
     assert_eq!(
         begun(requested(&users, 30)).await,
-        Begun::TooMany { next_end }
+        BeginOutcome::TooMany { next_end }
     );
     assert_eq!(size().await, before);
-    assert_eq!(begun(requested(&theirs, 30)).await, Begun::Recorded);
+    assert_eq!(begun(requested(&theirs, 30)).await, BeginOutcome::Recorded);
     for _ in 0..2 {
-        assert_eq!(begun(requested(&sessions, 30)).await, Begun::Recorded);
+        assert_eq!(
+            begun(requested(&sessions, 30)).await,
+            BeginOutcome::Recorded
+        );
     }
     let next_end = None;
     assert_eq!(
         begun(requested(&sessions, 30)).await,
-        Begun::TooMany { next_end }
+        BeginOutcome::TooMany { next_end }
     );
 
     let going = first
@@ -274,11 +282,11 @@ pub(super) async fn live_users_and_sessions_beyond_the_limits_are_refused(store:
         .begin_revocation(Cause::Released, at(31))
         .unwrap();
     update(store, &first, &going).await.unwrap();
-    assert_ne!(begun(requested(&users, 32)).await, Begun::Recorded);
+    assert_ne!(begun(requested(&users, 32)).await, BeginOutcome::Recorded);
     update(store, &going, &going.clone().finish(at(33)).unwrap())
         .await
         .unwrap();
-    assert_eq!(begun(requested(&users, 34)).await, Begun::Recorded);
+    assert_eq!(begun(requested(&users, 34)).await, BeginOutcome::Recorded);
 }
 
 /// `SERVICE/GRANT` of kind `federation_token`, of an existing service.
@@ -538,7 +546,7 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
     let nobody = name("nobody");
     refuses(
         store,
-        store.revoke(&Target::Service(nobody), &standing, unknown),
+        store.revoke(&RevokeTarget::Service(nobody), &standing, unknown),
     )
     .await;
 }
@@ -694,7 +702,7 @@ pub(super) async fn sessions_that_have_ended_are_denied_while_access_made_from_t
     }
     let now = 14 * hour;
     let event = audit(Event::ServiceRevoked);
-    let target = Target::Service(name("payments-api"));
+    let target = RevokeTarget::Service(name("payments-api"));
     let leaked = suspension(now, "leaked");
     let (revoked, _) = store.revoke(&target, &leaked, event).await.unwrap();
     assert_eq!(revoked.leases.len(), 1);

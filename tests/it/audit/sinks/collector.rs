@@ -9,7 +9,7 @@ use axum::{
     routing::post,
 };
 use credbroker::{
-    domain::edge::Bounds,
+    domain::edge::ConnectionLimits,
     http::{
         listener::{Listening, serve},
         tls,
@@ -61,7 +61,7 @@ impl Collector {
         let listening = Listening {
             listener,
             tls: watch::channel(tls).1,
-            bounds: Bounds::default(),
+            bounds: ConnectionLimits::default(),
         };
         tokio::spawn(serve(
             listening,

@@ -23,7 +23,7 @@ use credbroker::{
         note::{self, Verifier},
         tree::{EMPTY, Hash, extends},
     },
-    domain::edge::Bounds,
+    domain::edge::ConnectionLimits,
     http::{
         listener::{Listening, serve},
         tls,
@@ -135,7 +135,7 @@ impl Witness {
         let listening = Listening {
             listener,
             tls: watch::channel(tls).1,
-            bounds: Bounds::default(),
+            bounds: ConnectionLimits::default(),
         };
         let task = tokio::spawn(serve(listening, router, Sender::new(1), stop.clone()));
         Running { stop, task }

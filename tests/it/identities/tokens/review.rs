@@ -12,7 +12,7 @@ use axum::{
     routing::post,
 };
 use credbroker::{
-    domain::edge::Bounds,
+    domain::edge::ConnectionLimits,
     http::{
         listener::{Listening, serve},
         tls::{self, ClientCertificates},
@@ -54,7 +54,7 @@ impl Cluster {
         let listening = Listening {
             listener,
             tls: watch::channel(tls).1,
-            bounds: Bounds::default(),
+            bounds: ConnectionLimits::default(),
         };
         let (nobody, never) = (Sender::new(1), CancellationToken::new());
         tokio::spawn(serve(listening, router, nobody, never));
