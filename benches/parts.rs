@@ -12,7 +12,7 @@ use std::{hint::black_box, sync::Arc};
 use credbroker::{
     audit::{
         leaf,
-        tree::{Edge, inclusion_proof, leaf_hash},
+        tree::{Frontier, inclusion_proof, leaf_hash},
     },
     authn::token::authenticate,
     broker::ports::{Identities, Store},
@@ -137,7 +137,7 @@ fn recording(c: &mut Criterion) {
     c.bench_function("log: encode a record", |b| {
         b.iter(|| leaf::encode(black_box(&record)).unwrap());
     });
-    let mut edge = Edge::default();
+    let mut edge = Frontier::default();
     (0..SIZE).for_each(|_| drop(edge.push(leaf_hash(b"leaf"))));
     c.bench_function("log: append a record to ten million", |b| {
         b.iter_batched_ref(

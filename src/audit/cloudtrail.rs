@@ -40,7 +40,7 @@ const NEVER_MADE: [(&str, &str); 24] = [
 
 /// Calls that create credentials or access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub enum TrailOperation {
     /// `iam:CreateUser`.
     CreateUser,
     /// `iam:CreateAccessKey`.
@@ -53,7 +53,7 @@ pub enum Operation {
     NeverMade(&'static str),
 }
 
-impl Operation {
+impl TrailOperation {
     /// Returns the operation's name in CloudTrail.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -102,13 +102,13 @@ impl Operation {
 
 /// A call that created credentials, a user or access.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct TrailCall {
     /// CloudTrail's id of the event.
     pub event_id: String,
     /// Time of the call, to the second.
     pub time: Timestamp,
     /// Operation that was called.
-    pub operation: Operation,
+    pub operation: TrailOperation,
     /// ARN of the caller; absent where AWS does not show it to another account.
     pub caller: Option<String>,
     /// Id of the access key that signed the call.
@@ -132,7 +132,7 @@ pub struct Trail {
     /// Times of the earliest and the latest event of any kind; `None` without events.
     pub span: Option<(Timestamp, Timestamp)>,
     /// Successful calls, each once: CloudTrail may deliver an event several times.
-    pub calls: Vec<Call>,
+    pub calls: Vec<TrailCall>,
     known: HashSet<String>,
 }
 
@@ -195,14 +195,14 @@ impl Trail {
 }
 
 /// Returns the call that the record describes, if the call is of interest and succeeded.
-fn call(record: Record) -> Option<Call> {
-    let operation = Operation::of(&record.event_source, &record.event_name)?;
+fn call(record: Record) -> Option<TrailCall> {
+    let operation = TrailOperation::of(&record.event_source, &record.event_name)?;
     if record.error_code.is_some() {
         return None;
     }
     let answer = &record.response_elements;
     let name = text(&record.request_parameters, operation.name());
-    Some(Call {
+    Some(TrailCall {
         event_id: record.event_id,
         time: record.event_time,
         operation,

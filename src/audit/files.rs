@@ -3,7 +3,7 @@
 
 use super::{
     tile::{HEIGHT, Tile, Tiles},
-    tree::{Edge, Hash, Node, leaf_hash},
+    tree::{Frontier, Hash, Node, leaf_hash},
 };
 
 /// File of the signed checkpoint.
@@ -50,7 +50,7 @@ fn entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 #[derive(Default)]
 pub struct Growing {
     /// Right edge of the tree.
-    pub edge: Edge,
+    pub edge: Frontier,
     /// All tiles of the tree.
     pub tiles: Tiles,
 }

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::cloudtrail::{Call, Operation, Trail};
+use super::cloudtrail::{Trail, TrailCall, TrailOperation};
 use crate::domain::{
     audit::{AuditRecord, Event, Outcome},
     lease::CONSISTENCY_WINDOW,
@@ -23,7 +23,7 @@ pub const SLACK: SignedDuration = SignedDuration::from_mins(15);
 
 /// A principal in AWS: an IAM user, or a role in any of its sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Principal(String);
+pub struct CallPrincipal(String);
 
 /// Error of a text that is no [`Principal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,7 @@ pub struct Principal(String);
 )]
 pub struct PrincipalError;
 
-impl FromStr for Principal {
+impl FromStr for CallPrincipal {
     type Err = PrincipalError;
 
     /// Parses the ARN of a user, a role, or a session of a role.
@@ -63,7 +63,7 @@ impl FromStr for Principal {
     }
 }
 
-impl fmt::Display for Principal {
+impl fmt::Display for CallPrincipal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -164,7 +164,7 @@ impl From<AuditRecord> for Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// A call by the broker's principal that no record mentions.
-    UnrecordedCall(Call),
+    UnrecordedCall(TrailCall),
     /// A record of created credentials that CloudTrail does not show.
     UnseenRecord(Entry),
 }
@@ -183,7 +183,7 @@ pub struct Reconciled {
 /// Error: neither the caller nor the log identifies the broker's principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no principal of the broker is known: neither the log nor the command line names one")]
-pub struct NobodyKnown;
+pub struct UnknownPrincipal;
 
 /// Compares a trail with the records of its time span, extended by [`SLACK`]. The broker's
 /// principals are the given ones, those that sign with an admin key in the records, and those that
@@ -194,13 +194,13 @@ pub struct NobodyKnown;
 pub fn reconcile(
     trail: &Trail,
     entries: &[Entry],
-    given: &[Principal],
-) -> Result<Reconciled, NobodyKnown> {
-    let known = Known::new(entries);
-    let own = Own::new(trail, &known, entries, given)?;
-    let calls: Vec<&Call> = trail.calls.iter().filter(|call| own.made(call)).collect();
+    given: &[CallPrincipal],
+) -> Result<Reconciled, UnknownPrincipal> {
+    let known = RecordIndex::new(entries);
+    let own = OwnPrincipals::new(trail, &known, entries, given)?;
+    let calls: Vec<&TrailCall> = trail.calls.iter().filter(|call| own.made(call)).collect();
     let sought = sought(trail, entries);
-    let seen = Seen::new(trail);
+    let seen = SeenCall::new(trail);
     let unrecorded = calls.iter().filter(|call| !known.tells_of(call));
     let unseen = sought.iter().filter(|entry| !seen.shows(entry));
     let mut findings: Vec<Finding> = unrecorded
@@ -230,14 +230,14 @@ fn sought<'a>(trail: &Trail, entries: &'a [Entry]) -> Vec<&'a Entry> {
 }
 
 /// Calls to AWS that the log knows.
-struct Known<'a> {
+struct RecordIndex<'a> {
     keys: HashSet<&'a str>,
     requests: HashSet<&'a str>,
     /// Times at which the broker was about to create something, by its name in AWS.
     asked: HashMap<&'a str, Vec<Timestamp>>,
 }
 
-impl<'a> Known<'a> {
+impl<'a> RecordIndex<'a> {
     fn new(entries: &'a [Entry]) -> Self {
         let mut asked: HashMap<&str, Vec<Timestamp>> = HashMap::new();
         for entry in entries.iter().filter(|entry| entry.asks()) {
@@ -253,11 +253,11 @@ impl<'a> Known<'a> {
         }
     }
 
-    fn tells_of(&self, call: &Call) -> bool {
+    fn tells_of(&self, call: &TrailCall) -> bool {
         let is_in = |set: &HashSet<&str>, id: &Option<String>| {
             id.as_deref().is_some_and(|id| set.contains(id))
         };
-        let is_the_brokers = !matches!(call.operation, Operation::NeverMade(_));
+        let is_the_brokers = !matches!(call.operation, TrailOperation::NeverMade(_));
         is_the_brokers
             && (is_in(&self.keys, &call.made_key)
                 || is_in(&self.requests, &call.request_id)
@@ -266,7 +266,7 @@ impl<'a> Known<'a> {
 
     /// Returns whether this may be a call of the broker whose answer was lost. The log then has
     /// only the name, so the call must be close to the time at which the broker was asking.
-    fn may_be_lost(&self, call: &Call) -> bool {
+    fn may_be_lost(&self, call: &TrailCall) -> bool {
         let name = call.name.as_deref();
         let asked = name.and_then(|name| self.asked.get(name));
         asked.is_some_and(|times| {
@@ -277,12 +277,12 @@ impl<'a> Known<'a> {
 }
 
 /// Keys and request ids of all calls in CloudTrail, by any principal.
-struct Seen<'a> {
+struct SeenCall<'a> {
     keys: HashSet<&'a str>,
     requests: HashSet<&'a str>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> SeenCall<'a> {
     fn new(trail: &'a Trail) -> Self {
         let calls = || trail.calls.iter();
         Self {
@@ -300,45 +300,45 @@ impl<'a> Seen<'a> {
 }
 
 /// Identity of the broker in CloudTrail.
-struct Own<'a> {
-    principals: HashSet<Principal>,
+struct OwnPrincipals<'a> {
+    principals: HashSet<CallPrincipal>,
     keys: HashSet<&'a str>,
 }
 
-impl<'a> Own<'a> {
+impl<'a> OwnPrincipals<'a> {
     fn new(
         trail: &Trail,
-        known: &Known<'_>,
+        known: &RecordIndex<'_>,
         entries: &'a [Entry],
-        given: &[Principal],
-    ) -> Result<Self, NobodyKnown> {
+        given: &[CallPrincipal],
+    ) -> Result<Self, UnknownPrincipal> {
         let admin = entries.iter().filter(|entry| entry.is_of_admin_key());
         let mut own = Self {
             principals: given.iter().cloned().collect(),
             keys: admin.filter_map(|e| e.access_key_id.as_deref()).collect(),
         };
-        let made = |call: &&Call| {
+        let made = |call: &&TrailCall| {
             let made = call.made_key.as_deref();
             own.signed(call) || made.is_some_and(|id| known.keys.contains(id))
         };
         let makers = trail.calls.iter().filter(made).filter_map(principal);
-        let makers: Vec<Principal> = makers.collect();
+        let makers: Vec<CallPrincipal> = makers.collect();
         own.principals.extend(makers);
         let nobody = own.principals.is_empty() && own.keys.is_empty();
-        (!nobody).then_some(own).ok_or(NobodyKnown)
+        (!nobody).then_some(own).ok_or(UnknownPrincipal)
     }
 
-    fn signed(&self, call: &Call) -> bool {
+    fn signed(&self, call: &TrailCall) -> bool {
         let signer = call.caller_key.as_deref();
         signer.is_some_and(|id| self.keys.contains(id))
     }
 
-    fn made(&self, call: &Call) -> bool {
+    fn made(&self, call: &TrailCall) -> bool {
         self.signed(call) || principal(call).is_some_and(|who| self.principals.contains(&who))
     }
 }
 
-fn principal(call: &Call) -> Option<Principal> {
+fn principal(call: &TrailCall) -> Option<CallPrincipal> {
     call.caller.as_ref()?.parse().ok()
 }
 
@@ -352,8 +352,8 @@ mod tests {
         Timestamp::UNIX_EPOCH + SignedDuration::from_mins(minutes)
     }
 
-    fn call(operation: Operation, name: &str, key: &str, minutes: i64) -> Call {
-        Call {
+    fn call(operation: TrailOperation, name: &str, key: &str, minutes: i64) -> TrailCall {
+        TrailCall {
             event_id: format!("{name}/{key}"),
             time: at(minutes),
             operation,
@@ -379,18 +379,18 @@ mod tests {
     }
 
     /// Returns a trail from minute 0 to minute 120.
-    fn trail(calls: Vec<Call>) -> Trail {
+    fn trail(calls: Vec<TrailCall>) -> Trail {
         let mut trail = Trail::default();
         trail.calls = calls;
         trail.span = Some((at(0), at(120)));
         trail
     }
 
-    fn given() -> [Principal; 1] {
+    fn given() -> [CallPrincipal; 1] {
         [ADMIN.parse().unwrap()]
     }
 
-    fn found(calls: Vec<Call>, entries: &[Entry]) -> Vec<String> {
+    fn found(calls: Vec<TrailCall>, entries: &[Entry]) -> Vec<String> {
         let reconciled = reconcile(&trail(calls), entries, &given()).unwrap();
         let told = |finding: &Finding| match finding {
             Finding::UnrecordedCall(call) => format!("call {}", call.event_id),
@@ -402,8 +402,8 @@ mod tests {
     #[test]
     fn an_issued_user_matches_its_two_calls_in_both_directions() {
         let calls = vec![
-            call(Operation::CreateUser, "pay.1", "", 60),
-            call(Operation::CreateAccessKey, "pay.1", "AKIA1", 60),
+            call(TrailOperation::CreateUser, "pay.1", "", 60),
+            call(TrailOperation::CreateAccessKey, "pay.1", "AKIA1", 60),
         ];
         let entries = [
             entry(Event::LeaseRequested, "pay.1", "", 60),
@@ -430,9 +430,9 @@ mod tests {
             entry(Event::LeaseRequested, "pay.1", "", 60),
             entry(Event::LeaseIssued, "pay.1", "ASIA1", 60),
         ];
-        let issued = call(Operation::AssumeRole, "pay.1", "ASIA1", 60);
-        let lost = call(Operation::AssumeRole, "pay.1", "ASIA2", 62);
-        let beside = call(Operation::AssumeRole, "pay.1", "ASIA3", 70);
+        let issued = call(TrailOperation::AssumeRole, "pay.1", "ASIA1", 60);
+        let lost = call(TrailOperation::AssumeRole, "pay.1", "ASIA2", 62);
+        let beside = call(TrailOperation::AssumeRole, "pay.1", "ASIA3", 70);
         assert_eq!(
             found(vec![issued, lost, beside], &entries),
             ["call pay.1/ASIA3"]
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_request_id_vouches_for_a_call() {
-        let mut asked = call(Operation::GetFederationToken, "other", "ASIA1", 60);
+        let mut asked = call(TrailOperation::GetFederationToken, "other", "ASIA1", 60);
         asked.request_id = Some("r-1".to_owned());
         let mut uncertain = entry(Event::LeaseUncertain, "pay.1", "", 60);
         uncertain.aws_request_id = Some("r-1".to_owned());
@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn nothing_vouches_for_a_call_that_the_broker_never_makes() {
         let mut stolen = call(
-            Operation::NeverMade("GetSessionToken"),
+            TrailOperation::NeverMade("GetSessionToken"),
             "pay.1",
             "ASIA1",
             60,
@@ -472,8 +472,8 @@ mod tests {
     fn the_admin_keys_own_rotation_matches_by_the_key_that_it_made() {
         let mut created = entry(Event::AdminKeyCreated, "", "AKIAADMIN", 60);
         created.detail = Some("proving; other key: AKIANEW".to_owned());
-        let rotated = call(Operation::CreateAccessKey, "admin", "AKIANEW", 60);
-        let beside = call(Operation::CreateAccessKey, "admin", "AKIATHIRD", 61);
+        let rotated = call(TrailOperation::CreateAccessKey, "admin", "AKIANEW", 60);
+        let beside = call(TrailOperation::CreateAccessKey, "admin", "AKIATHIRD", 61);
         // Records of a key's import or removal do not prove who created the key.
         let imported = entry(Event::AdminKeyImported, "", "AKIATHIRD", 62);
         let mut removed = entry(Event::KeyRemoved, "pay.1", "AKIA1", 62);
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn others_calls_are_not_the_brokers() {
-        let mut foreign = call(Operation::AssumeRole, "ci", "ASIA9", 60);
+        let mut foreign = call(TrailOperation::AssumeRole, "ci", "ASIA9", 60);
         foreign.caller = Some("arn:aws:iam::111122223333:user/ci".to_owned());
         foreign.caller_key = Some("AKIACI".to_owned());
         let mut unnamed = foreign.clone();
@@ -512,8 +512,8 @@ mod tests {
 
     #[test]
     fn who_the_broker_is_follows_from_what_the_log_says_was_made() {
-        let issued = call(Operation::AssumeRole, "pay.1", "ASIA1", 60);
-        let mut beside = call(Operation::CreateUser, "mallory", "", 61);
+        let issued = call(TrailOperation::AssumeRole, "pay.1", "ASIA1", 60);
+        let mut beside = call(TrailOperation::CreateUser, "mallory", "", 61);
         beside.caller_key = Some("AKIASECOND".to_owned());
         let entries = [entry(Event::LeaseIssued, "pay.1", "ASIA1", 60)];
         let both = trail(vec![issued.clone(), beside.clone()]);
@@ -529,7 +529,7 @@ mod tests {
             reconciled.findings,
             [Finding::UnrecordedCall(beside.clone())]
         );
-        assert_eq!(reconcile(&both, &[], &[]), Err(NobodyKnown));
+        assert_eq!(reconcile(&both, &[], &[]), Err(UnknownPrincipal));
     }
 
     #[test]
@@ -540,16 +540,16 @@ mod tests {
             "arn:aws:sts::111122223333:assumed-role/broker/i-0abc",
             "arn:aws:iam::111122223333:role/path/broker",
         ] {
-            assert_eq!(arn.parse::<Principal>().unwrap().to_string(), role);
+            assert_eq!(arn.parse::<CallPrincipal>().unwrap().to_string(), role);
         }
-        assert_eq!(ADMIN.parse::<Principal>().unwrap().to_string(), ADMIN);
+        assert_eq!(ADMIN.parse::<CallPrincipal>().unwrap().to_string(), ADMIN);
         for arn in [
             "",
             "admin",
             "arn:aws:s3:::bucket",
             "arn:aws:iam::1:group/admins",
         ] {
-            assert_eq!(arn.parse::<Principal>(), Err(PrincipalError), "{arn}");
+            assert_eq!(arn.parse::<CallPrincipal>(), Err(PrincipalError), "{arn}");
         }
     }
 }

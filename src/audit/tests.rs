@@ -10,8 +10,8 @@ use super::{
     note::{self, NoteError, Signer, Verifier, VerifierError, WitnessKey, WitnessKeyError},
     tile::{self, Tile, Tiles, WIDTH},
     tree::{
-        EMPTY, Edge, Hash, Range, consistency_proof, extends, includes, inclusion_proof, leaf_hash,
-        node_hash, sha256,
+        EMPTY, Frontier, Hash, Range, consistency_proof, extends, includes, inclusion_proof,
+        leaf_hash, node_hash, sha256,
     },
 };
 
@@ -33,8 +33,8 @@ fn leaves(count: u64) -> Vec<Hash> {
 }
 
 /// Returns the edge and all tiles of a tree, filled as in a log: as subtrees become perfect.
-fn grown(leaves: &[Hash]) -> (Edge, Tiles) {
-    let (mut edge, mut tiles) = (Edge::default(), Tiles::new());
+fn grown(leaves: &[Hash]) -> (Frontier, Tiles) {
+    let (mut edge, mut tiles) = (Frontier::default(), Tiles::new());
     for leaf in leaves {
         for (node, hash) in edge.push(*leaf) {
             if let Some(tile) = Tile::holding(node) {
@@ -71,7 +71,7 @@ fn roots_are_those_of_certificate_transparency() {
         "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
         "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
     ];
-    let mut edge = Edge::default();
+    let mut edge = Frontier::default();
     assert_eq!(edge.root(), EMPTY);
     for (input, root) in inputs.iter().zip(roots) {
         edge.push(leaf_hash(&HEXLOWER.decode(input.as_bytes()).unwrap()));
@@ -109,12 +109,12 @@ fn every_proof_of_every_small_tree_holds_and_no_other() {
 fn the_edge_alone_makes_a_tree_grow() {
     let (whole, _) = grown(&leaves(1000));
     let (part, _) = grown(&leaves(777));
-    let mut edge = Edge::new(part.size(), part.subtrees().to_vec()).unwrap();
+    let mut edge = Frontier::new(part.size(), part.subtrees().to_vec()).unwrap();
     for leaf in &leaves(1000)[777..] {
         edge.push(*leaf);
     }
     assert_eq!(edge, whole);
-    assert_eq!(Edge::new(5, vec![EMPTY]), None);
+    assert_eq!(Frontier::new(5, vec![EMPTY]), None);
 }
 
 #[test]

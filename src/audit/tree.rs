@@ -71,12 +71,12 @@ pub struct Node {
 /// Right edge of a tree, which is all that growth needs: the hashes of the perfect subtrees that
 /// the tree consists of, the largest first, one for each 1 bit in the tree's size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Edge {
+pub struct Frontier {
     size: u64,
     subtrees: Vec<Hash>,
 }
 
-impl Edge {
+impl Frontier {
     /// Returns the edge of a tree of this size; `None` unless there is one hash for each 1 bit in
     /// it.
     #[must_use]

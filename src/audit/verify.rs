@@ -18,7 +18,7 @@ use crate::domain::audit::{AuditRecord, Event};
 
 /// Requirements on a copy beyond its own consistency.
 #[derive(Clone, Debug, Default)]
-pub struct Demands {
+pub struct Requirements {
     /// Key that must have signed the copy, by itself or by a key that it leads to. Default: the
     /// newest key that the copy names.
     pub key: Option<Verifier>,
@@ -101,7 +101,7 @@ pub enum Fault {
 ///
 /// # Errors
 /// The first fault found in the copy.
-pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
+pub fn verify(directory: &Path, demands: &Requirements) -> Result<Verified, Fault> {
     let files = Files(directory);
     let keys = files.keys()?;
     let mut known = files.handovers(&keys)?;
@@ -109,9 +109,9 @@ pub fn verify(directory: &Path, demands: &Demands) -> Result<Verified, Fault> {
     let checkpoint = opened(&files.text(CHECKPOINT)?, trusted)?;
     if let Some(note) = &demands.since {
         let earlier = opened(note, trusted)?;
-        known.push(Known::elsewhere(&earlier, "the earlier checkpoint"));
+        known.push(KnownKeys::elsewhere(&earlier, "the earlier checkpoint"));
     }
-    known.extend(demands.receipts.iter().map(Known::of_receipt));
+    known.extend(demands.receipts.iter().map(KnownKeys::of_receipt));
     let copy = files.read_all(&checkpoint, &known)?;
     if copy.tree.edge.root() != checkpoint.root {
         return Err(copy.suspect.map_or(Fault::ChangedSomewhere, Fault::Changed));
@@ -155,7 +155,7 @@ fn handover(note: &str, before: &Verifier, next: &Verifier) -> Option<Checkpoint
 /// keys that it leads to.
 fn trusted<'k>(
     keys: &'k [Verifier],
-    handovers: &[Known],
+    handovers: &[KnownKeys],
     key: Option<&Verifier>,
 ) -> Result<&'k [Verifier], Fault> {
     let newest = keys.len() - 1;
@@ -210,7 +210,7 @@ impl Files<'_> {
     }
 
     /// Returns the handovers: checkpoints that one key has signed to announce the next key.
-    fn handovers(&self, keys: &[Verifier]) -> Result<Vec<Known>, Fault> {
+    fn handovers(&self, keys: &[Verifier]) -> Result<Vec<KnownKeys>, Fault> {
         let mut known = Vec::new();
         for (at, before) in keys.iter().enumerate().take(keys.len() - 1) {
             let name = handover_path(at + 2);
@@ -222,20 +222,20 @@ impl Files<'_> {
             let checkpoint = handover(&note, before, &keys[at + 1]);
             let checkpoint = checkpoint.ok_or(Fault::ChangedFile(name))?;
             let what = format!("the checkpoint that announces key {}", at + 2);
-            known.push(Known {
+            known.push(KnownKeys {
                 announces: Some(at + 1),
-                ..Known::elsewhere(&checkpoint, &what)
+                ..KnownKeys::elsewhere(&checkpoint, &what)
             });
         }
         Ok(known)
     }
 
     /// Returns the copy's tree, made from all its records, each checked.
-    fn read_all(&self, head: &Checkpoint, known: &[Known]) -> Result<Copy, Fault> {
+    fn read_all(&self, head: &Checkpoint, known: &[KnownKeys]) -> Result<LogCopy, Fault> {
         if let Some(later) = known.iter().find(|known| known.size > head.size) {
             return Err(Fault::Truncated(later.what.clone()));
         }
-        let mut copy = Copy::default();
+        let mut copy = LogCopy::default();
         let first = self.first_bundle(head.size);
         self.skip_pruned(first, head.size, known, &mut copy)?;
         for index in first..head.size.div_ceil(WIDTH) {
@@ -245,7 +245,8 @@ impl Files<'_> {
             return Err(Fault::Missing(1));
         }
         let mut before = known.iter().filter(|known| known.size < copy.start);
-        let told = |known: &Known| known.announces.is_some() || known.size.is_multiple_of(WIDTH);
+        let told =
+            |known: &KnownKeys| known.announces.is_some() || known.size.is_multiple_of(WIDTH);
         match before.find(|known| !told(known)) {
             None => Ok(copy),
             Some(untold) => Err(Fault::Pruned {
@@ -266,8 +267,8 @@ impl Files<'_> {
         &self,
         first: u64,
         size: u64,
-        known: &[Known],
-        copy: &mut Copy,
+        known: &[KnownKeys],
+        copy: &mut LogCopy,
     ) -> Result<(), Fault> {
         for index in 0..first.div_ceil(WIDTH) {
             let tile = Tile { level: 1, index };
@@ -290,8 +291,8 @@ impl Files<'_> {
         &self,
         index: u64,
         size: u64,
-        known: &[Known],
-        copy: &mut Copy,
+        known: &[KnownKeys],
+        copy: &mut LogCopy,
     ) -> Result<(), Fault> {
         let absent = |number: u64| {
             if index + 1 == size.div_ceil(WIDTH) {
@@ -394,7 +395,7 @@ impl Files<'_> {
 }
 
 /// Knowledge from elsewhere: the first `size` records have this root.
-struct Known {
+struct KnownKeys {
     size: u64,
     root: Hash,
     what: String,
@@ -402,7 +403,7 @@ struct Known {
     announces: Option<usize>,
 }
 
-impl Known {
+impl KnownKeys {
     fn elsewhere(checkpoint: &Checkpoint, what: &str) -> Self {
         Self {
             size: checkpoint.size,
@@ -424,7 +425,7 @@ impl Known {
 
 /// Parts of a copy read so far.
 #[derive(Default)]
-struct Copy {
+struct LogCopy {
     tree: Growing,
     /// First record whose hash differs from the hash in its tile.
     suspect: Option<u64>,
@@ -436,9 +437,9 @@ struct Copy {
     pruned: u64,
 }
 
-impl Copy {
+impl LogCopy {
     /// Checks that a record announces each key, within the records that its handover signs.
-    fn must_announce(&self, keys: &[Verifier], known: &[Known]) -> Result<(), Fault> {
+    fn must_announce(&self, keys: &[Verifier], known: &[KnownKeys]) -> Result<(), Fault> {
         if self.start > 0 {
             // The records may have been pruned. Each handover names its key by itself.
             return Ok(());
@@ -456,7 +457,12 @@ impl Copy {
     }
 
     /// Adds the next record.
-    fn take(&mut self, record: AuditRecord, entry: &[u8], known: &[Known]) -> Result<(), Fault> {
+    fn take(
+        &mut self,
+        record: AuditRecord,
+        entry: &[u8],
+        known: &[KnownKeys],
+    ) -> Result<(), Fault> {
         self.pruned = self.pruned.max(record.event.pruned_until().unwrap_or(0));
         if record.event.event == Event::LogKeyMade {
             let key = record.event.detail.unwrap_or_default();
@@ -467,7 +473,7 @@ impl Copy {
     }
 
     /// Compares the tree with everything known of the log at this size.
-    fn must_agree(&self, known: &[Known]) -> Result<(), Fault> {
+    fn must_agree(&self, known: &[KnownKeys]) -> Result<(), Fault> {
         let size = self.tree.edge.size();
         let mut same_size = known.iter().filter(|known| known.size == size);
         let root = || self.tree.edge.root();

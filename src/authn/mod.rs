@@ -21,7 +21,7 @@ use crate::{
 };
 pub use crate::{
     broker::ports::{Authentication, LoginError},
-    domain::principal::Shown,
+    domain::principal::PresentedCredentials,
 };
 
 /// Result of authentication.
@@ -55,7 +55,7 @@ impl Authentication for Authenticator {
         store: &dyn Store,
         now: Timestamp,
         origin: Origin,
-        shown: &Arc<Shown>,
+        shown: &Arc<PresentedCredentials>,
     ) -> Login {
         let authorization = shown
             .authorization

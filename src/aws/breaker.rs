@@ -19,7 +19,7 @@ const TRIAL: Duration = Duration::from_secs(15);
 
 /// The breaker of one API family.
 #[derive(Debug)]
-pub(super) struct Breaker(Mutex<State>);
+pub(super) struct CircuitBreaker(Mutex<State>);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -42,7 +42,7 @@ impl State {
     }
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Creates a closed breaker.
     pub(super) const fn new() -> Self {
         Self(Mutex::new(State::Closed { failures: 0 }))
@@ -110,8 +110,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn opened() -> Breaker {
-        let breaker = Breaker::new();
+    fn opened() -> CircuitBreaker {
+        let breaker = CircuitBreaker::new();
         let opened: Vec<bool> = (0..6).map(|_| breaker.failed()).collect();
         assert_eq!(opened, [false, false, false, false, true, false]);
         breaker
@@ -119,7 +119,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn five_calls_in_a_row_without_an_answer_open_it() {
-        let breaker = Breaker::new();
+        let breaker = CircuitBreaker::new();
         for _ in 0..4 {
             breaker.failed();
         }

@@ -50,11 +50,11 @@ const SLOWEST: f64 = 1.0 / 32.0;
 
 /// Number of replicas that share the budgets.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sharers(Arc<AtomicU32>);
+pub(super) struct ReplicaCount(Arc<AtomicU32>);
 
-impl Sharers {
+impl ReplicaCount {
     /// Sets the number of replicas.
-    pub(super) fn are(&self, brokers: u32) {
+    pub(super) fn set(&self, brokers: u32) {
         self.0.store(brokers, Ordering::Relaxed);
     }
 
@@ -65,15 +65,15 @@ impl Sharers {
 
 /// The budget of one API family.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct RateBudget {
     /// Calls per second, of all replicas together.
     rate: f64,
-    sharers: Sharers,
-    state: Mutex<State>,
+    sharers: ReplicaCount,
+    state: Mutex<BudgetState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BudgetState {
     /// Bucket for every purpose.
     common: TokenBucket,
     /// Bucket for revocation alone.
@@ -82,12 +82,12 @@ struct State {
     share: f64,
 }
 
-impl Budget {
+impl RateBudget {
     /// Creates a budget of `per_second` calls, and three times as many at once. Each replica that
     /// shares the budget gets an equal part of both.
-    pub(super) fn new(per_second: u32, sharers: Sharers) -> Self {
+    pub(super) fn new(per_second: u32, sharers: ReplicaCount) -> Self {
         let (rate, now) = (f64::from(per_second.max(1)), Instant::now().into_std());
-        let state = State {
+        let state = BudgetState {
             common: TokenBucket::full(BURST * rate * (1.0 - KEPT), now),
             kept: TokenBucket::full(BURST * rate * KEPT, now),
             share: 1.0,
@@ -114,8 +114,8 @@ impl Budget {
     /// # Errors
     /// Too many calls are waiting: nothing is booked, and the error is the time after which to try
     /// again.
-    pub(super) fn book(&self, purpose: Purpose) -> Result<Duration, Duration> {
-        let mut state = self.filled();
+    pub(super) fn reserve(&self, purpose: Purpose) -> Result<Duration, Duration> {
+        let mut state = self.refilled();
         let (wait, bucket) = self.turn(&mut state, purpose);
         if wait > purpose.patience() {
             return Err(wait);
@@ -129,7 +129,7 @@ impl Budget {
     /// # Errors
     /// The same as those of [`Self::book`].
     pub(super) fn check(&self, purpose: Purpose) -> Result<(), Duration> {
-        let (wait, _) = self.turn(&mut self.filled(), purpose);
+        let (wait, _) = self.turn(&mut self.refilled(), purpose);
         if wait > purpose.patience() {
             Err(wait)
         } else {
@@ -139,19 +139,23 @@ impl Budget {
 
     /// Pays for a call that was not booked: the SDK repeats some calls by itself.
     pub(super) fn spend(&self) {
-        self.filled().common.take();
+        self.refilled().common.take();
     }
 
     /// Halves the rate, since AWS has throttled a call.
     pub(super) fn throttled(&self) {
-        let mut state = self.filled();
+        let mut state = self.refilled();
         state.common.halve();
         state.kept.halve();
         state.share = (state.share / 2.0).max(SLOWEST);
     }
 
     /// Returns the time until a call's turn, and the bucket that pays for the call.
-    fn turn<'a>(&self, state: &'a mut State, purpose: Purpose) -> (Duration, &'a mut TokenBucket) {
+    fn turn<'a>(
+        &self,
+        state: &'a mut BudgetState,
+        purpose: Purpose,
+    ) -> (Duration, &'a mut TokenBucket) {
         let rate = self.rate() * state.share;
         let common = state.common.wait(rate * (1.0 - KEPT));
         let kept = state.kept.wait(rate * KEPT);
@@ -162,15 +166,15 @@ impl Budget {
         }
     }
 
-    fn filled(&self) -> MutexGuard<'_, State> {
+    fn refilled(&self) -> MutexGuard<'_, BudgetState> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, whole) = (Instant::now().into_std(), self.rate());
         // At least one whole call, however many replicas share the budget.
         state.common.bound((BURST * whole * (1.0 - KEPT)).max(1.0));
         state.kept.bound((BURST * whole * KEPT).max(1.0));
         let rate = whole * state.share;
-        state.kept.fill(now, rate * KEPT);
-        let passed = state.common.fill(now, rate * (1.0 - KEPT));
+        state.kept.refill(now, rate * KEPT);
+        let passed = state.common.refill(now, rate * (1.0 - KEPT));
         state.share = (state.share + passed / RECOVERY).min(1.0);
         state
     }
@@ -182,28 +186,28 @@ mod tests {
 
     use super::*;
 
-    fn budget(per_second: u32) -> Budget {
-        Budget::new(per_second, Sharers::default())
+    fn budget(per_second: u32) -> RateBudget {
+        RateBudget::new(per_second, ReplicaCount::default())
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_several_brokers_share_is_no_more_than_what_one_has() {
-        let sharers = Sharers::default();
-        let budget = Budget::new(30, sharers.clone());
-        sharers.are(3);
+        let sharers = ReplicaCount::default();
+        let budget = RateBudget::new(30, sharers.clone());
+        sharers.set(3);
         assert_eq!(at_once(&budget, Purpose::Revoke), 30);
         advance(Duration::from_secs(10)).await;
         assert_eq!(at_once(&budget, Purpose::Begin), 20);
         assert!((budget.common_rate() - 20.0 / 3.0).abs() < 1e-9);
-        sharers.are(1);
+        sharers.set(1);
         advance(Duration::from_secs(10)).await;
         assert_eq!(at_once(&budget, Purpose::Revoke), 90);
     }
 
     /// Books until a call would have to wait; returns the number of calls before that.
-    fn at_once(budget: &Budget, purpose: Purpose) -> usize {
+    fn at_once(budget: &RateBudget, purpose: Purpose) -> usize {
         (0..1_000)
-            .take_while(|_| budget.book(purpose) == Ok(Duration::ZERO))
+            .take_while(|_| budget.reserve(purpose) == Ok(Duration::ZERO))
             .count()
     }
 
@@ -220,10 +224,10 @@ mod tests {
     async fn issuing_leaves_a_third_that_revocation_finds_untouched() {
         let budget = budget(30);
         assert_eq!(at_once(&budget, Purpose::Begin), 60);
-        let waiting = (0..100).filter(|_| budget.book(Purpose::Begin).is_ok());
+        let waiting = (0..100).filter(|_| budget.reserve(Purpose::Begin).is_ok());
         // As many as flow in during the second that an issue waits.
         assert_eq!(waiting.count() + 1, 20);
-        let hint = budget.book(Purpose::Begin).unwrap_err();
+        let hint = budget.reserve(Purpose::Begin).unwrap_err();
         assert!(hint > Duration::from_secs(1), "{hint:?}");
         assert_eq!(at_once(&budget, Purpose::Revoke), 30);
     }
@@ -231,27 +235,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_begun_is_brought_to_its_end_and_keeps_others_from_beginning() {
         let budget = budget(30);
-        while budget.book(Purpose::Begin).is_ok() {}
+        while budget.reserve(Purpose::Begin).is_ok() {}
         for _ in 0..100 {
-            assert!(budget.book(Purpose::Complete).is_ok());
+            assert!(budget.reserve(Purpose::Complete).is_ok());
         }
-        let hint = budget.book(Purpose::Begin).unwrap_err();
+        let hint = budget.reserve(Purpose::Begin).unwrap_err();
         assert!(hint > Duration::from_secs(6), "{hint:?}");
-        assert_eq!(budget.book(Purpose::Revoke), Ok(Duration::ZERO));
+        assert_eq!(budget.reserve(Purpose::Revoke), Ok(Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_books_nothing_and_its_hint_is_honest() {
         let budget = budget(10);
-        while budget.book(Purpose::Begin).is_ok() {}
-        let hint = budget.book(Purpose::Begin).unwrap_err();
+        while budget.reserve(Purpose::Begin).is_ok() {}
+        let hint = budget.reserve(Purpose::Begin).unwrap_err();
         for _ in 0..100 {
-            assert_eq!(budget.book(Purpose::Begin), Err(hint));
+            assert_eq!(budget.reserve(Purpose::Begin), Err(hint));
             assert_eq!(budget.check(Purpose::Begin), Err(hint));
         }
         advance(hint).await;
         assert_eq!(budget.check(Purpose::Begin), Ok(()));
-        let wait = budget.book(Purpose::Begin).unwrap();
+        let wait = budget.reserve(Purpose::Begin).unwrap();
         assert!(wait < Duration::from_millis(2), "{wait:?}");
     }
 
@@ -261,7 +265,7 @@ mod tests {
         for _ in 0..10 {
             budget.throttled();
         }
-        while budget.book(Purpose::Revoke) == Ok(Duration::ZERO) {}
+        while budget.reserve(Purpose::Revoke) == Ok(Duration::ZERO) {}
         // One thirty-second of the rate, and a little of what comes back.
         advance(Duration::from_secs(4)).await;
         let calls = at_once(&budget, Purpose::Revoke);
@@ -278,7 +282,7 @@ mod tests {
         for _ in 0..8 {
             budget.spend();
         }
-        let wait = budget.book(Purpose::Complete).unwrap();
+        let wait = budget.reserve(Purpose::Complete).unwrap();
         assert!(wait > Duration::from_millis(1400), "{wait:?}");
     }
 }

@@ -30,9 +30,9 @@ use metrics::{counter, histogram};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    breaker::Breaker,
-    budget::{Budget, Purpose, Sharers},
-    error::{Operation, circuit_open, failure, held_back, refuses_time},
+    breaker::CircuitBreaker,
+    budget::{Purpose, RateBudget, ReplicaCount},
+    error::{Operation, budget_exhausted, circuit_open, failure, refuses_time},
     timestamp,
 };
 use crate::{
@@ -63,25 +63,25 @@ where
 
 /// One API family in one region, with its budget and its circuit breaker.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct ApiChannel {
     /// `iam` or `sts:REGION`.
     name: String,
-    budget: Budget,
-    breaker: Breaker,
+    budget: RateBudget,
+    breaker: CircuitBreaker,
     clock: Arc<SteadyClock>,
 }
 
-impl Line {
+impl ApiChannel {
     pub(super) fn new(
         name: String,
         per_second: u32,
-        sharers: Sharers,
+        sharers: ReplicaCount,
         clock: Arc<SteadyClock>,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
-            budget: Budget::new(per_second, sharers),
-            breaker: Breaker::new(),
+            budget: RateBudget::new(per_second, sharers),
+            breaker: CircuitBreaker::new(),
             clock,
         })
     }
@@ -98,14 +98,14 @@ impl Line {
 
     /// Checks whether an operation that needs calls for issue may begin.
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
-        let held_back = |wait| held_back(&self.name, wait);
+        let held_back = |wait| budget_exhausted(&self.name, wait);
         self.budget.check(Purpose::Begin).map_err(held_back)?;
         let open = |wait| circuit_open(&self.name, wait);
         self.breaker.check().map_err(open)
     }
 
     /// Returns whether AWS answers, as far as recent calls show.
-    pub(super) fn answers(&self) -> bool {
+    pub(super) fn is_answering(&self) -> bool {
         self.breaker.check().is_ok()
     }
 
@@ -116,8 +116,8 @@ impl Line {
         operation: &Operation<'_>,
         call: Pin<Box<C>>,
     ) -> Result<C::Answer, AwsFailure> {
-        let wait = self.budget.book(purpose);
-        let wait = wait.map_err(|wait| held_back(&self.name, wait))?;
+        let wait = self.budget.reserve(purpose);
+        let wait = wait.map_err(|wait| budget_exhausted(&self.name, wait))?;
         // The timer counts in milliseconds: even a sleep of zero takes one.
         if !wait.is_zero() {
             sleep(wait).await;
@@ -128,12 +128,12 @@ impl Line {
         }
         let began = Instant::now();
         let result = call.await.map_err(|error| failure(operation, &error));
-        self.learn(result.as_ref().err().map(|failure| failure.class));
+        self.observe_clock(result.as_ref().err().map(|failure| failure.class));
         count(operation, result.as_ref().err(), began.elapsed());
         result
     }
 
-    fn learn(&self, failed: Option<FailureClass>) {
+    fn observe_clock(&self, failed: Option<FailureClass>) {
         match failed {
             None | Some(FailureClass::Refused | FailureClass::Deferred | FailureClass::Busy) => {
                 self.breaker.answered();
@@ -163,17 +163,17 @@ pub(super) fn count(operation: &Operation<'_>, failed: Option<&AwsFailure>, took
 /// Observer of every attempt of the SDK: repeated attempts are paid for, and each answer shows
 /// AWS's time.
 #[derive(Debug)]
-pub(super) struct Watch(pub(super) Arc<Line>);
+pub(super) struct TimingInterceptor(pub(super) Arc<ApiChannel>);
 
 /// Time at which an attempt was sent.
 #[derive(Debug)]
-struct Sent(Instant);
+struct SentAt(Instant);
 
-impl Storable for Sent {
+impl Storable for SentAt {
     type Storer = StoreReplace<Self>;
 }
 
-impl Intercept for Watch {
+impl Intercept for TimingInterceptor {
     fn name(&self) -> &'static str {
         "credbroker"
     }
@@ -190,7 +190,7 @@ impl Intercept for Watch {
         {
             self.0.budget.spend();
         }
-        config.interceptor_state().store_put(Sent(Instant::now()));
+        config.interceptor_state().store_put(SentAt(Instant::now()));
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl Intercept for Watch {
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let prompt = config
-            .load::<Sent>()
+            .load::<SentAt>()
             .is_some_and(|sent| sent.0.elapsed() <= ROUND_TRIP);
         let connection = config
             .load::<CaptureSmithyConnection>()
@@ -228,7 +228,7 @@ fn aws_time(answer: &HttpResponse) -> Option<Timestamp> {
     timestamp(&date)
 }
 
-impl Line {
+impl ApiChannel {
     /// Reports AWS's time to the clock. While the time is uncertain, the next call uses another
     /// connection.
     fn observe(&self, time: Timestamp, connection: &ConnectionMetadata) {
@@ -255,9 +255,9 @@ impl Line {
 
 /// The broker's clock, by which the SDK signs.
 #[derive(Debug)]
-pub(super) struct BrokerTime(pub(super) Arc<SteadyClock>);
+pub(super) struct BrokerClock(pub(super) Arc<SteadyClock>);
 
-impl TimeSource for BrokerTime {
+impl TimeSource for BrokerClock {
     fn now(&self) -> std::time::SystemTime {
         let since =
             std::time::Duration::try_from(self.0.now().duration_since(Timestamp::UNIX_EPOCH));

@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
 use super::{
-    budget::{Purpose, Sharers},
-    call::{BrokerTime, Line, SdkCall, Watch},
+    budget::{Purpose, ReplicaCount},
+    call::{ApiChannel, BrokerClock, SdkCall, TimingInterceptor},
     error::{MISSING, Operation, UNKNOWN_CALL},
     probe::{self, Wire},
 };
@@ -43,7 +43,7 @@ pub struct AwsSettings {
     /// Calls per second that STS accepts from the account in one region.
     pub sts_calls_per_second: u32,
     /// Times that the broker waits for AWS.
-    pub patience: Patience,
+    pub patience: Timeouts,
     /// Timer of the SDK's time-outs and pauses; `None`: the runtime's timer. A test that lets a
     /// call hang ends the wait at once with it.
     pub timer: Option<SharedAsyncSleep>,
@@ -51,14 +51,14 @@ pub struct AwsSettings {
 
 /// Times that the broker waits for AWS.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// Pause before a repeatable call is repeated, once; the SDK adds jitter.
     pub repetition: Duration,
     /// Longest time until AWS accepts a new key.
     pub acceptance: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             repetition: Duration::from_millis(200),
@@ -80,7 +80,7 @@ impl Default for AwsSettings {
             endpoint_url: None,
             iam_calls_per_second: 40,
             sts_calls_per_second: 400,
-            patience: Patience::default(),
+            patience: Timeouts::default(),
             timer: None,
         }
     }
@@ -98,7 +98,7 @@ pub struct Clients {
     config: SdkConfig,
     iam: Api<aws_sdk_iam::Client>,
     sts: Mutex<HashMap<String, Api<aws_sdk_sts::Client>>>,
-    sts_lines: Arc<StsLines>,
+    sts_lines: Arc<StsChannels>,
     probes: Mutex<HashMap<(Probe, String), Wire>>,
     /// Longest time that AWS may take to accept a new key.
     pub(super) acceptance: Duration,
@@ -108,12 +108,12 @@ pub struct Clients {
 #[derive(Clone, Debug)]
 struct Api<A> {
     client: A,
-    line: Arc<Line>,
+    line: Arc<ApiChannel>,
 }
 
 impl<A: Clone> Api<A> {
-    fn calls(&self, purpose: Purpose) -> Calls<A> {
-        Calls {
+    fn calls(&self, purpose: Purpose) -> ApiCaller<A> {
+        ApiCaller {
             client: self.client.clone(),
             line: Arc::clone(&self.line),
             purpose,
@@ -122,11 +122,11 @@ impl<A: Clone> Api<A> {
 }
 
 #[derive(Debug)]
-struct StsLines {
+struct StsChannels {
     per_second: u32,
-    sharers: Sharers,
+    sharers: ReplicaCount,
     clock: Arc<SteadyClock>,
-    lines: Mutex<HashMap<String, Arc<Line>>>,
+    lines: Mutex<HashMap<String, Arc<ApiChannel>>>,
 }
 
 impl Clients {
@@ -140,7 +140,7 @@ impl Clients {
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(answers)
-            .time_source(BrokerTime(Arc::clone(clock)))
+            .time_source(BrokerClock(Arc::clone(clock)))
             // The SDK's correction would take the signing time from any one answer.
             .disable_clock_skew_correction(true)
             .retry_config(
@@ -158,14 +158,14 @@ impl Clients {
             loader = loader.sleep_impl(timer.clone());
         }
         let config = loader.load().await;
-        let sharers = Sharers::default();
-        let iam_line = Line::new(
+        let sharers = ReplicaCount::default();
+        let iam_line = ApiChannel::new(
             "iam".to_owned(),
             settings.iam_calls_per_second,
             sharers.clone(),
             Arc::clone(clock),
         );
-        let sts_lines = Arc::new(StsLines {
+        let sts_lines = Arc::new(StsChannels {
             per_second: settings.sts_calls_per_second,
             sharers,
             clock: Arc::clone(clock),
@@ -176,12 +176,12 @@ impl Clients {
 
     fn of(
         config: SdkConfig,
-        iam_line: Arc<Line>,
-        sts_lines: Arc<StsLines>,
+        iam_line: Arc<ApiChannel>,
+        sts_lines: Arc<StsChannels>,
         acceptance: Duration,
     ) -> Self {
         let iam = aws_sdk_iam::config::Builder::from(&config)
-            .interceptor(Watch(Arc::clone(&iam_line)))
+            .interceptor(TimingInterceptor(Arc::clone(&iam_line)))
             .build();
         Self {
             config,
@@ -258,8 +258,8 @@ impl Clients {
     }
 
     /// Returns the clock by which requests are signed.
-    pub(super) fn time(&self) -> BrokerTime {
-        BrokerTime(Arc::clone(&self.sts_lines.clock))
+    pub(super) fn time(&self) -> BrokerClock {
+        BrokerClock(Arc::clone(&self.sts_lines.clock))
     }
 
     /// Returns STS of the broker's region, called with a key that was just created.
@@ -282,7 +282,7 @@ impl Clients {
         let iam = aws_sdk_iam::config::Builder::from(&self.config)
             .identity_cache(IdentityCache::no_cache())
             .credentials_provider(SharedCredentialsProvider::new(credentials))
-            .interceptor(Watch(Arc::clone(&self.iam.line)))
+            .interceptor(TimingInterceptor(Arc::clone(&self.iam.line)))
             .build();
         let api = Api {
             client: aws_sdk_iam::Client::from_conf(iam),
@@ -294,7 +294,7 @@ impl Clients {
     /// Sets the number of replicas that share the budgets.
     pub(super) fn share_with(&self, brokers: u64) {
         let brokers = u32::try_from(brokers).unwrap_or(u32::MAX);
-        self.sts_lines.sharers.are(brokers);
+        self.sts_lines.sharers.set(brokers);
     }
 
     /// Returns how many removals may go on in parallel: each takes some twenty calls.
@@ -308,23 +308,23 @@ impl Clients {
     }
 }
 
-impl StsLines {
+impl StsChannels {
     fn connect(&self, config: &SdkConfig, region: &str) -> Api<aws_sdk_sts::Client> {
         let line = self.of(region);
         let config = aws_sdk_sts::config::Builder::from(config)
             .region(Region::new(region.to_owned()))
-            .interceptor(Watch(Arc::clone(&line)));
+            .interceptor(TimingInterceptor(Arc::clone(&line)));
         Api {
             client: aws_sdk_sts::Client::from_conf(config.build()),
             line,
         }
     }
 
-    fn of(&self, region: &str) -> Arc<Line> {
+    fn of(&self, region: &str) -> Arc<ApiChannel> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let line = lines.entry(region.to_owned()).or_insert_with(|| {
             let name = format!("sts:{region}");
-            Line::new(
+            ApiChannel::new(
                 name,
                 self.per_second,
                 self.sharers.clone(),
@@ -336,21 +336,21 @@ impl StsLines {
 }
 
 /// Calls to one API of AWS, for one purpose.
-pub(super) struct Calls<A> {
+pub(super) struct ApiCaller<A> {
     pub(super) client: A,
-    line: Arc<Line>,
+    line: Arc<ApiChannel>,
     purpose: Purpose,
 }
 
 /// Most removals in parallel, however many calls AWS accepts.
 const REMOVALS_MAX: usize = 32;
 
-pub(super) type IamCalls = Calls<aws_sdk_iam::Client>;
-pub(super) type StsCalls = Calls<aws_sdk_sts::Client>;
+pub(super) type IamCalls = ApiCaller<aws_sdk_iam::Client>;
+pub(super) type StsCalls = ApiCaller<aws_sdk_sts::Client>;
 
-impl<A: Sync> Calls<A> {
+impl<A: Sync> ApiCaller<A> {
     pub(super) fn answers(&self) -> bool {
-        self.line.answers()
+        self.line.is_answering()
     }
 
     pub(super) fn ready(&self) -> Result<(), AwsFailure> {
@@ -366,7 +366,7 @@ impl<A: Sync> Calls<A> {
     }
 
     /// Makes a call; `None`: AWS knows no such object, which is what a removal wants.
-    pub(super) fn look<C: SdkCall>(
+    pub(super) fn call_if_exists<C: SdkCall>(
         &self,
         operation: &Operation<'_>,
         call: C,
@@ -382,7 +382,7 @@ impl<A: Sync> Calls<A> {
         operation: &Operation<'_>,
         call: C,
     ) -> impl Future<Output = Result<Option<C::Answer>, AwsFailure>> + Send {
-        let looked = self.look(operation, call);
+        let looked = self.call_if_exists(operation, call);
         async { none_if(UNKNOWN_CALL, looked.await) }
     }
 }

@@ -27,9 +27,9 @@ use crate::{
     domain::{
         arn::{AccountId, UserArn},
         credential::Credentials,
-        denial::{Holder, PolicyLocation},
+        denial::{PolicyLocation, PolicyOwner},
         grant::{Grant, KindSpec},
-        lease::Binding,
+        lease::Issuance,
         policy::{self, Document},
         probe::Probe,
     },
@@ -52,7 +52,9 @@ impl AwsAccount {
         if session.admin().await?.account == *account {
             return Ok(session.clients.iam(Purpose::Revoke));
         }
-        let credentials = self.entered(account).ok_or_else(|| no_revoker(account))?;
+        let credentials = self
+            .entered(account)
+            .ok_or_else(|| no_revoker_role(account))?;
         Ok(session.clients.iam_with(&credentials, Purpose::Revoke))
     }
 
@@ -67,12 +69,12 @@ impl AwsAccount {
     async fn put_inline(
         &self,
         iam: &IamCalls,
-        holder: &Holder,
+        holder: &PolicyOwner,
         document: &str,
     ) -> Result<Option<String>, AwsFailure> {
         let name = &self.denials;
         match holder {
-            Holder::Role(role) => {
+            PolicyOwner::Role(role) => {
                 let call = iam.client.put_role_policy().role_name(role.name());
                 let call = call.policy_name(name).policy_document(document).send();
                 let answer = iam
@@ -80,7 +82,7 @@ impl AwsAccount {
                     .await?;
                 Ok(answer.request_id().map(ToOwned::to_owned))
             }
-            Holder::User(user) => {
+            PolicyOwner::User(user) => {
                 let call = iam.client.put_user_policy().user_name(user.name());
                 let call = call.policy_name(name).policy_document(document).send();
                 let answer = iam
@@ -94,23 +96,23 @@ impl AwsAccount {
     async fn remove_inline(
         &self,
         iam: &IamCalls,
-        holder: &Holder,
+        holder: &PolicyOwner,
     ) -> Result<Option<String>, AwsFailure> {
         let name = &self.denials;
         match holder {
-            Holder::Role(role) => {
+            PolicyOwner::Role(role) => {
                 let call = iam.client.delete_role_policy().role_name(role.name());
                 let call = call.policy_name(name).send();
                 let answer = iam
-                    .look(&on("iam:DeleteRolePolicy", role.as_str()), call)
+                    .call_if_exists(&on("iam:DeleteRolePolicy", role.as_str()), call)
                     .await?;
                 Ok(answer.and_then(|answer| answer.request_id().map(ToOwned::to_owned)))
             }
-            Holder::User(user) => {
+            PolicyOwner::User(user) => {
                 let call = iam.client.delete_user_policy().user_name(user.name());
                 let call = call.policy_name(name).send();
                 let answer = iam
-                    .look(&on("iam:DeleteUserPolicy", user.as_str()), call)
+                    .call_if_exists(&on("iam:DeleteUserPolicy", user.as_str()), call)
                     .await?;
                 Ok(answer.and_then(|answer| answer.request_id().map(ToOwned::to_owned)))
             }
@@ -120,23 +122,23 @@ impl AwsAccount {
     async fn read_inline(
         &self,
         iam: &IamCalls,
-        holder: &Holder,
+        holder: &PolicyOwner,
     ) -> Result<Option<String>, AwsFailure> {
         let name = &self.denials;
         match holder {
-            Holder::Role(role) => {
+            PolicyOwner::Role(role) => {
                 let call = iam.client.get_role_policy().role_name(role.name());
                 let call = call.policy_name(name).send();
                 let answer = iam
-                    .look(&on("iam:GetRolePolicy", role.as_str()), call)
+                    .call_if_exists(&on("iam:GetRolePolicy", role.as_str()), call)
                     .await?;
                 Ok(answer.map(|answer| answer.policy_document))
             }
-            Holder::User(user) => {
+            PolicyOwner::User(user) => {
                 let call = iam.client.get_user_policy().user_name(user.name());
                 let call = call.policy_name(name).send();
                 let answer = iam
-                    .look(&on("iam:GetUserPolicy", user.as_str()), call)
+                    .call_if_exists(&on("iam:GetUserPolicy", user.as_str()), call)
                     .await?;
                 Ok(answer.map(|answer| answer.policy_document))
             }
@@ -152,7 +154,7 @@ impl AwsAccount {
         &self,
         iam: &IamCalls,
         account: &AccountId,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
         document: &str,
     ) -> Result<PolicyWritten, AwsFailure> {
         let arn = self.managed_arn(account);
@@ -188,13 +190,15 @@ impl AwsAccount {
     ) -> Result<Option<String>, AwsFailure> {
         let arn = self.managed_arn(account);
         let call = iam.client.get_policy().policy_arn(&arn).send();
-        let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
+        let Some(found) = iam.call_if_exists(&on("iam:GetPolicy", &arn), call).await? else {
             return Ok(None);
         };
         let version = found.policy.and_then(|policy| policy.default_version_id);
         let call = iam.client.get_policy_version().policy_arn(&arn);
         let call = call.set_version_id(version).send();
-        let found = iam.look(&on("iam:GetPolicyVersion", &arn), call).await?;
+        let found = iam
+            .call_if_exists(&on("iam:GetPolicyVersion", &arn), call)
+            .await?;
         Ok(found
             .and_then(|found| found.policy_version)
             .and_then(|version| version.document))
@@ -202,12 +206,12 @@ impl AwsAccount {
 }
 
 /// Returns whether the policy is attached to this role or user.
-async fn is_attached(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<bool, AwsFailure> {
+async fn is_attached(iam: &IamCalls, holder: &PolicyOwner, arn: &str) -> Result<bool, AwsFailure> {
     let attached = match holder {
-        Holder::Role(role) => every!(iam, on("iam:ListAttachedRolePolicies", role.as_str()),
+        PolicyOwner::Role(role) => every!(iam, on("iam:ListAttachedRolePolicies", role.as_str()),
             iam.client.list_attached_role_policies().role_name(role.name()),
             page => page.attached_policies.unwrap_or_default()),
-        Holder::User(user) => every!(iam, on("iam:ListAttachedUserPolicies", user.as_str()),
+        PolicyOwner::User(user) => every!(iam, on("iam:ListAttachedUserPolicies", user.as_str()),
             iam.client.list_attached_user_policies().user_name(user.name()),
             page => page.attached_policies.unwrap_or_default()),
     };
@@ -215,7 +219,7 @@ async fn is_attached(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<bool,
     Ok(attached.iter().any(is_it))
 }
 
-fn no_revoker(account: &AccountId) -> AwsFailure {
+fn no_revoker_role(account: &AccountId) -> AwsFailure {
     let message =
         format!("no role is configured by which the policies of account {account} can be changed");
     AwsFailure {
@@ -243,7 +247,8 @@ async fn new_version(
     {
         let call = iam.client.delete_policy_version().policy_arn(arn);
         let call = call.set_version_id(oldest.version_id).send();
-        iam.look(&on("iam:DeletePolicyVersion", arn), call).await?;
+        iam.call_if_exists(&on("iam:DeletePolicyVersion", arn), call)
+            .await?;
     }
     let call = iam
         .client
@@ -258,15 +263,15 @@ async fn new_version(
 }
 
 /// Attaches a policy. Safe to repeat: AWS accepts what is attached already.
-async fn attach(iam: &IamCalls, holder: &Holder, arn: &str) -> Result<(), AwsFailure> {
+async fn attach(iam: &IamCalls, holder: &PolicyOwner, arn: &str) -> Result<(), AwsFailure> {
     match holder {
-        Holder::Role(role) => {
+        PolicyOwner::Role(role) => {
             let call = iam.client.attach_role_policy().role_name(role.name());
             let call = call.policy_arn(arn).send();
             iam.ask(&on("iam:AttachRolePolicy", role.as_str()), call)
                 .await?;
         }
-        Holder::User(user) => {
+        PolicyOwner::User(user) => {
             let call = iam.client.attach_user_policy().user_name(user.name());
             let call = call.policy_arn(arn).send();
             iam.ask(&on("iam:AttachUserPolicy", user.as_str()), call)
@@ -313,7 +318,7 @@ impl DenyPolicyApi for AwsAccount {
         let role = self
             .revokers
             .get(account)
-            .ok_or_else(|| no_revoker(account))?;
+            .ok_or_else(|| no_revoker_role(account))?;
         let credentials = sts::act_as(&session.clients, role).await?;
         let entered = AssumedRevokerRole {
             role: role.clone(),
@@ -328,7 +333,7 @@ impl DenyPolicyApi for AwsAccount {
     async fn write(
         &self,
         place: &PolicyLocation,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
         document: Option<&Document>,
     ) -> Result<PolicyWritten, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
@@ -357,7 +362,7 @@ impl DenyPolicyApi for AwsAccount {
     async fn read(
         &self,
         place: &PolicyLocation,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
     ) -> Result<PolicyState, AwsFailure> {
         let iam = self.iam_of(place.account()).await?;
         let account = match place {
@@ -382,12 +387,12 @@ impl DenyPolicyApi for AwsAccount {
     async fn canary(
         &self,
         grant: &Grant,
-        binding: &Binding,
+        binding: &Issuance,
         probes: &[Probe],
     ) -> Result<Credentials, AwsFailure> {
         let session = self.session();
         let policy = policy::canary(probes);
-        let asked = sts::Session {
+        let asked = sts::SessionRequest {
             spec: &grant.spec,
             binding,
             policy: Some(policy.to_json()),

@@ -72,14 +72,14 @@ pub(super) const DEAD: [&str; 7] = [
     "UnrecognizedClientException",
 ];
 
-struct Meaning {
+struct ErrorMeaning {
     class: FailureClass,
     reason: &'static str,
     message: String,
     next: String,
 }
 
-impl Meaning {
+impl ErrorMeaning {
     fn refused(reason: &'static str, message: impl Into<String>, next: impl Into<String>) -> Self {
         Self {
             class: FailureClass::Refused,
@@ -117,7 +117,7 @@ where
                 let words = service.err().message().unwrap_or("");
                 let status = service.raw().status().as_u16();
                 (
-                    answered(operation, status, code, words),
+                    classify(operation, status, code, words),
                     format!("{code}: {words}"),
                 )
             }
@@ -166,7 +166,7 @@ fn ours(class: FailureClass, reason: &'static str, message: String, next: &str) 
 }
 
 /// Returns the failure of a call while too many others are waiting.
-pub(super) fn held_back(line: &str, wait: Duration) -> AwsFailure {
+pub(super) fn budget_exhausted(line: &str, wait: Duration) -> AwsFailure {
     let failure = ours(
         FailureClass::Deferred,
         "AWS_BUDGET",
@@ -261,12 +261,12 @@ fn chain(error: Option<&dyn StdError>) -> String {
     text
 }
 
-fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
+fn not_sent(operation: &Operation<'_>, chain: &str) -> ErrorMeaning {
     // These are texts of aws_credential_types::provider::error::CredentialsError.
     if chain.contains("credential provider was not enabled")
         || chain.contains("not properly configured")
     {
-        return Meaning::refused(
+        return ErrorMeaning::refused(
             "ADMIN_KEY_MISSING",
             "the broker has no AWS admin key",
             "give the broker its key by the standard AWS chain (AWS_ACCESS_KEY_ID and \
@@ -274,7 +274,7 @@ fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
         );
     }
     if chain.contains("credentials") {
-        return Meaning::later(
+        return ErrorMeaning::later(
             FailureClass::Unavailable,
             "ADMIN_KEY_UNAVAILABLE",
             "the broker's admin key cannot be fetched at the moment",
@@ -285,7 +285,7 @@ fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
         || chain.contains("dns error")
         || chain.contains("Connection refused")
     {
-        return Meaning::later(
+        return ErrorMeaning::later(
             FailureClass::Unavailable,
             "AWS_UNREACHABLE",
             format!("the broker cannot reach AWS for {}", operation.name),
@@ -294,8 +294,8 @@ fn not_sent(operation: &Operation<'_>, chain: &str) -> Meaning {
     no_answer(operation)
 }
 
-fn no_answer(operation: &Operation<'_>) -> Meaning {
-    Meaning::later(
+fn no_answer(operation: &Operation<'_>) -> ErrorMeaning {
+    ErrorMeaning::later(
         FailureClass::Uncertain,
         "AWS_NO_ANSWER",
         format!("AWS gave no answer to {}", operation.name),
@@ -331,23 +331,23 @@ pub(super) fn refuses_time(said: &str) -> bool {
     words.iter().any(|words| said.contains(words))
 }
 
-fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> Meaning {
+fn classify(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> ErrorMeaning {
     if THROTTLED.contains(&code) || words.contains("Rate exceeded") || status == 429 {
-        return Meaning::later(
+        return ErrorMeaning::later(
             FailureClass::Throttled,
             "AWS_THROTTLED",
             "AWS is throttling the broker's account",
         );
     }
     if refuses_time(words) || refuses_time(code) {
-        return Meaning::later(
+        return ErrorMeaning::later(
             FailureClass::Busy,
             CLOCK_SKEWED,
             "AWS's clock and the broker's differ; the broker's is set as soon as several answers agree",
         );
     }
     if status >= 500 {
-        return Meaning::later(
+        return ErrorMeaning::later(
             FailureClass::Uncertain,
             "AWS_FAULT",
             format!("AWS failed on {} (HTTP {status})", operation.name),
@@ -361,48 +361,48 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
         | "ExpiredTokenException"
         | "InvalidAccessKeyId"
         | "IncompleteSignature"
-        | "MissingAuthenticationToken" => Meaning::refused(
+        | "MissingAuthenticationToken" => ErrorMeaning::refused(
             "ADMIN_KEY_REFUSED",
             format!("AWS does not accept the broker's admin key ({code})"),
             "the broker's operator must give it a valid key and restart it",
         ),
         "AccessDenied" | "AccessDeniedException" => access_denied(operation, words),
-        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => Meaning::refused(
+        "PackedPolicyTooLarge" | "PackedPolicyTooLargeException" => ErrorMeaning::refused(
             "POLICY_TOO_LARGE",
             "the session policy and tags are too large for AWS once packed",
             "shorten the grant's policy, use managed policies, or drop tags",
         ),
-        "MalformedPolicyDocument" | "MalformedPolicyDocumentException" => Meaning::refused(
+        "MalformedPolicyDocument" | "MalformedPolicyDocumentException" => ErrorMeaning::refused(
             "POLICY_MALFORMED",
             "AWS does not accept the grant's policy document",
             "correct the policy; AWS's own words are in the audit log",
         ),
-        "RegionDisabledException" | "RegionDisabled" => Meaning::refused(
+        "RegionDisabledException" | "RegionDisabled" => ErrorMeaning::refused(
             "REGION_DISABLED",
             "STS is switched off in this region for the account",
             "switch the region on in the account's settings, or set another region on the grant",
         ),
-        "LimitExceeded" | "LimitExceededException" => Meaning::refused(
+        "LimitExceeded" | "LimitExceededException" => ErrorMeaning::refused(
             "AWS_QUOTA",
             format!("a quota of the AWS account is used up ({operation})"),
             "end leases that are no longer needed, or have the quota raised",
         ),
-        "NoSuchEntity" => Meaning::refused(
+        "NoSuchEntity" => ErrorMeaning::refused(
             MISSING,
             format!("AWS does not know something that the grant names ({operation})"),
             "see that the role, group, managed policy or boundary exists in the account",
         ),
-        "EntityAlreadyExists" => Meaning::refused(
+        "EntityAlreadyExists" => ErrorMeaning::refused(
             EXISTS,
             format!("AWS has something of this name already ({operation})"),
             "AWS's own words are in the audit log of this lease",
         ),
-        "InvalidAction" => Meaning::refused(
+        "InvalidAction" => ErrorMeaning::refused(
             UNKNOWN_CALL,
             format!("the endpoint does not know {}", operation.name),
             "point the broker at AWS itself",
         ),
-        "ValidationError" if words.contains("MaxSessionDuration") => Meaning::refused(
+        "ValidationError" if words.contains("MaxSessionDuration") => ErrorMeaning::refused(
             "TTL_ABOVE_ROLE_MAXIMUM",
             format!(
                 "the lifetime is above the MaxSessionDuration of {}",
@@ -410,12 +410,12 @@ fn answered(operation: &Operation<'_>, status: u16, code: &str, words: &str) -> 
             ),
             "raise the role's MaxSessionDuration, or lower the grant's --max-ttl",
         ),
-        "ConcurrentModification" | "EntityTemporarilyUnmodifiable" => Meaning::later(
+        "ConcurrentModification" | "EntityTemporarilyUnmodifiable" => ErrorMeaning::later(
             FailureClass::Busy,
             "AWS_BUSY",
             format!("AWS is busy with another change ({operation})"),
         ),
-        _ => Meaning::refused(
+        _ => ErrorMeaning::refused(
             "AWS_REFUSED",
             format!("AWS refused {operation} ({code})"),
             "AWS's own words are in the audit log of this lease",
@@ -430,10 +430,10 @@ const PUT_ON_ROLE: [&str; 3] = [
     "iam:AttachRolePolicy",
 ];
 
-fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
+fn access_denied(operation: &Operation<'_>, words: &str) -> ErrorMeaning {
     let Operation { on, admin, .. } = operation;
     if PUT_ON_ROLE.contains(&operation.name) {
-        return Meaning::refused(
+        return ErrorMeaning::refused(
             "ROLE_LACKS_BOUNDARY",
             format!("AWS does not let the broker put a denial on role {on}"),
             "see that the role is under the path /credbroker/ and carries the boundary credbroker-boundary, and \
@@ -442,14 +442,14 @@ fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
         );
     }
     if operation.name != "sts:AssumeRole" {
-        return Meaning::refused(
+        return ErrorMeaning::refused(
             "ADMIN_NOT_ALLOWED",
             format!("the broker's admin user may not call {operation}"),
             "compare its policy with deploy/aws/admin-policy.json",
         );
     }
     if words.contains("sts:TagSession") {
-        return Meaning::refused(
+        return ErrorMeaning::refused(
             "ROLE_LACKS_TAG_SESSION",
             format!("role {on} does not let the broker tag its sessions"),
             format!(
@@ -458,7 +458,7 @@ fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
         );
     }
     if words.contains("sts:SetSourceIdentity") {
-        return Meaning::refused(
+        return ErrorMeaning::refused(
             "ROLE_LACKS_SOURCE_IDENTITY",
             format!("role {on} does not let the broker set a source identity"),
             format!(
@@ -466,7 +466,7 @@ fn access_denied(operation: &Operation<'_>, words: &str) -> Meaning {
             ),
         );
     }
-    Meaning::refused(
+    ErrorMeaning::refused(
         "ROLE_DOES_NOT_TRUST_BROKER",
         format!("role {on} does not let the broker assume it"),
         format!(

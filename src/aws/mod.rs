@@ -26,7 +26,7 @@ use tokio::sync::OnceCell;
 
 use self::budget::Purpose;
 pub use self::{
-    client::{ANSWER_LIMIT, AwsSettings, Clients, Patience, chain_region},
+    client::{ANSWER_LIMIT, AwsSettings, Clients, Timeouts, chain_region},
     error::Operation,
     setup::{BOUNDARY_NAME, SetupError},
 };
@@ -40,7 +40,7 @@ use crate::{
         credential::Credentials,
         decide::{Authorized, Issue},
         grant::KindSpec,
-        lease::Binding,
+        lease::Issuance,
     },
 };
 
@@ -54,7 +54,7 @@ const DENIALS: &str = "credbroker-denials-";
 /// Creates and deletes credentials with the admin key.
 #[derive(Debug)]
 pub struct AwsAccount {
-    session: RwLock<Arc<Session>>,
+    session: RwLock<Arc<AwsSession>>,
     partition: Partition,
     /// Path of this deployment's users, apart from other brokers' users in the same account.
     users_path: String,
@@ -70,12 +70,12 @@ pub struct AwsAccount {
 
 /// One admin key in use.
 #[derive(Debug)]
-struct Session {
+struct AwsSession {
     clients: Clients,
     admin: OnceCell<AdminIdentity>,
 }
 
-impl Session {
+impl AwsSession {
     fn new(clients: Clients) -> Arc<Self> {
         Arc::new(Self {
             clients,
@@ -103,7 +103,7 @@ impl AwsAccount {
             denials: format!("{DENIALS}{deployment}"),
             revokers,
             entered: Mutex::default(),
-            session: RwLock::new(Session::new(clients)),
+            session: RwLock::new(AwsSession::new(clients)),
             partition,
             users_path: format!("{PATH}{deployment}/"),
             bounded: OnceCell::new(),
@@ -111,14 +111,14 @@ impl AwsAccount {
     }
 
     /// Returns the admin key in use. An operation goes on with the key that it has begun with.
-    fn session(&self) -> Arc<Session> {
+    fn session(&self) -> Arc<AwsSession> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&session)
     }
 
     fn work_with(&self, clients: Clients) {
         let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
-        *session = Session::new(clients);
+        *session = AwsSession::new(clients);
     }
 
     /// Returns the ARN of the broker's own permissions boundary.
@@ -172,7 +172,7 @@ impl Issuer for AwsAccount {
     async fn issue(
         &self,
         issue: &Authorized<Issue>,
-        lease: &Binding,
+        lease: &Issuance,
     ) -> Result<Credentials, IssueFailure> {
         let (session, issue) = (self.session(), issue.get());
         let clients = &session.clients;
@@ -180,12 +180,12 @@ impl Issuer for AwsAccount {
             KindSpec::AssumeRole { .. } => {
                 let admin = session.admin.get();
                 let admin = admin.map_or("the broker's IAM user", |admin| &admin.arn);
-                let asked = sts::Session::of(issue, lease, clients.now());
+                let asked = sts::SessionRequest::of(issue, lease, clients.now());
                 let made = sts::assume_role(clients, &asked, admin).await;
                 made.map_err(untouched)
             }
             KindSpec::FederationToken { .. } => {
-                let asked = sts::Session::of(issue, lease, clients.now());
+                let asked = sts::SessionRequest::of(issue, lease, clients.now());
                 let made = sts::get_federation_token(clients, &asked).await;
                 made.map_err(untouched)
             }
@@ -198,7 +198,7 @@ impl Issuer for AwsAccount {
 
     async fn replace_key(
         &self,
-        lease: &Binding,
+        lease: &Issuance,
         recorded: &str,
         settled: bool,
     ) -> Result<Credentials, IssueFailure> {

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use super::{
     Clients,
-    call::{Line, Watch, count},
+    call::{ApiChannel, TimingInterceptor, count},
     error::{DEAD, DENIED, Operation, failure, on},
 };
 use crate::{
@@ -48,7 +48,7 @@ use crate::{
 const SAID_MAX: usize = 512;
 
 /// Client of one probe in one region, with its connections.
-pub(super) type Wire = SdkOperation<Attempt, (), ErrorMetadata>;
+pub(super) type Wire = SdkOperation<SignedProbe, (), ErrorMetadata>;
 
 /// Makes the call of `probe` once, signed by `credentials`.
 pub(super) async fn probe(
@@ -58,7 +58,7 @@ pub(super) async fn probe(
     region: Option<&str>,
 ) -> Result<ProbeOutcome, AwsFailure> {
     let operation = on(probe.as_str(), "");
-    let attempt = Attempt {
+    let attempt = SignedProbe {
         identity: identity(credentials),
         time: clients.time().now(),
     };
@@ -72,8 +72,13 @@ pub(super) async fn probe(
 
 /// Builds the client of a probe. `line` learns AWS's time from the answers; its budget is not
 /// charged.
-pub(super) fn connect(config: &SdkConfig, line: &Arc<Line>, probe: Probe, region: &str) -> Wire {
-    let call = Call::of(probe);
+pub(super) fn connect(
+    config: &SdkConfig,
+    line: &Arc<ApiChannel>,
+    probe: Probe,
+    region: &str,
+) -> Wire {
+    let call = ProbeRequest::of(probe);
     let url = endpoint(config.endpoint_url(), call.service, region);
     let times = config.timeout_config().cloned();
     let builder = SdkOperation::builder()
@@ -84,11 +89,13 @@ pub(super) fn connect(config: &SdkConfig, line: &Arc<Line>, probe: Probe, region
         .no_auth()
         .no_retry()
         .with_connection_poisoning()
-        .interceptor(Watch(Arc::clone(line)));
+        .interceptor(TimingInterceptor(Arc::clone(line)));
     let region = region.to_owned();
     builder
-        .serializer(move |attempt: Attempt| attempt.request(&Call::of(probe), &url, &region))
-        .deserializer(move |response| read(&Call::of(probe), response))
+        .serializer(move |attempt: SignedProbe| {
+            attempt.request(&ProbeRequest::of(probe), &url, &region)
+        })
+        .deserializer(move |response| read(&ProbeRequest::of(probe), response))
         .build()
 }
 
@@ -102,7 +109,7 @@ fn endpoint(url: Option<&str>, service: &str, region: &str) -> String {
 }
 
 /// Request of a probe, which asks its service for the shortest answer.
-struct Call {
+struct ProbeRequest {
     /// Prefix of the service's host, and the service's name in a signature.
     service: &'static str,
     method: &'static str,
@@ -116,7 +123,7 @@ const JSON_10: (&str, &str) = ("content-type", "application/x-amz-json-1.0");
 const JSON_11: (&str, &str) = ("content-type", "application/x-amz-json-1.1");
 const TARGET: &str = "x-amz-target";
 
-impl Call {
+impl ProbeRequest {
     /// Returns the request of a probe, by the API reference of each service. The smallest size of a
     /// page is 1.
     const fn of(probe: Probe) -> Self {
@@ -182,7 +189,7 @@ impl Call {
 
 /// Identity and time by which a call is signed. Debug hides the secrets, as the SDK's types do.
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub(super) struct SignedProbe {
     identity: Identity,
     time: SystemTime,
 }
@@ -199,9 +206,14 @@ fn identity(credentials: &Credentials) -> Identity {
     .into()
 }
 
-impl Attempt {
+impl SignedProbe {
     /// Returns the signed request, with a path relative to `url`.
-    fn request(&self, call: &Call, url: &str, region: &str) -> Result<HttpRequest, BoxError> {
+    fn request(
+        &self,
+        call: &ProbeRequest,
+        url: &str,
+        region: &str,
+    ) -> Result<HttpRequest, BoxError> {
         let mut request = HttpRequest::new(SdkBody::from(call.body));
         request.set_method(call.method)?;
         request.set_uri(call.path)?;
@@ -223,7 +235,11 @@ impl Attempt {
         Ok(request)
     }
 
-    fn signing<'a>(&'a self, call: &Call, region: &'a str) -> Result<SigningParams<'a>, BoxError> {
+    fn signing<'a>(
+        &'a self,
+        call: &ProbeRequest,
+        region: &'a str,
+    ) -> Result<SigningParams<'a>, BoxError> {
         let mut settings = SigningSettings::default();
         // S3 requires the header; the other services accept it.
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
@@ -239,7 +255,10 @@ impl Attempt {
 
 /// Reads an answer. A success counts only if it reads as AWS's: a proxy in between may answer 200
 /// as well.
-fn read(call: &Call, response: &HttpResponse) -> Result<(), OrchestratorError<ErrorMetadata>> {
+fn read(
+    call: &ProbeRequest,
+    response: &HttpResponse,
+) -> Result<(), OrchestratorError<ErrorMetadata>> {
     let body = response.body().bytes().unwrap_or_default();
     if !response.status().is_success() {
         let told = |name| response.headers().get(name);
@@ -358,7 +377,8 @@ mod tests {
     #[test]
     fn each_service_is_asked_at_its_endpoint_of_the_region_and_partition() {
         let hosts = |region| {
-            Probe::ALL.map(|probe| endpoint(None, Call::of(probe).service, region).split_off(8))
+            Probe::ALL
+                .map(|probe| endpoint(None, ProbeRequest::of(probe).service, region).split_off(8))
         };
         let services = ["sqs", "dynamodb", "s3", "kms", "secretsmanager", "ssm"];
         for (region, suffix) in [
@@ -380,7 +400,7 @@ mod tests {
     fn a_probe_asks_the_service_that_its_action_names() {
         for probe in Probe::ALL {
             let (service, _) = probe.as_str().split_once(':').unwrap();
-            assert_eq!(Call::of(probe).service, service);
+            assert_eq!(ProbeRequest::of(probe).service, service);
         }
     }
 
@@ -510,11 +530,11 @@ mod tests {
             usable_after: None,
             aws_request_id: None,
         };
-        let attempt = Attempt {
+        let attempt = SignedProbe {
             identity: identity(&credentials),
             time: std::time::UNIX_EPOCH,
         };
-        let call = Call::of(Probe::KmsListKeys);
+        let call = ProbeRequest::of(Probe::KmsListKeys);
         let request = attempt.request(
             &call,
             "https://kms.eu-central-1.amazonaws.com",

@@ -13,7 +13,7 @@ use crate::{
     broker::ports::{RevokeTarget, ServiceHoldings},
     domain::{
         arn::AccountId,
-        denial::{Denial, Holder, document},
+        denial::{Denial, PolicyOwner, document},
         grant::Kind,
         policy,
     },
@@ -205,10 +205,10 @@ fn write_afterwards(
     Ok(())
 }
 
-fn holder(holder: &Holder) -> (&'static str, &str) {
+fn holder(holder: &PolicyOwner) -> (&'static str, &str) {
     match holder {
-        Holder::Role(role) => ("role", role.name()),
-        Holder::User(user) => ("user", user.name()),
+        PolicyOwner::Role(role) => ("role", role.name()),
+        PolicyOwner::User(user) => ("user", user.name()),
     }
 }
 

@@ -65,7 +65,7 @@ impl AwsAccount {
         let session = self.session();
         let iam = session.clients.iam(Purpose::Complete);
         let call = iam.client.get_policy().policy_arn(&arn).send();
-        let Some(found) = iam.look(&on("iam:GetPolicy", &arn), call).await? else {
+        let Some(found) = iam.call_if_exists(&on("iam:GetPolicy", &arn), call).await? else {
             return Err(SetupError::NoBoundary(arn));
         };
         let version = found.policy.and_then(|policy| policy.default_version_id);

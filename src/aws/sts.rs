@@ -21,7 +21,7 @@ use crate::{
         credential::Credentials,
         decide::Issue,
         grant::{GrantSpec, KindSpec, Tag},
-        lease::Binding,
+        lease::Issuance,
     },
 };
 
@@ -30,9 +30,9 @@ use crate::{
 const ON_THE_WAY: Duration = Duration::from_secs(60);
 
 /// Request for a session.
-pub(super) struct Session<'a> {
+pub(super) struct SessionRequest<'a> {
     pub(super) spec: &'a GrantSpec,
-    pub(super) binding: &'a Binding,
+    pub(super) binding: &'a Issuance,
     /// The inline session policy, JSON.
     pub(super) policy: Option<String>,
     /// Managed session policies.
@@ -41,9 +41,9 @@ pub(super) struct Session<'a> {
     pub(super) purpose: Purpose,
 }
 
-impl<'a> Session<'a> {
+impl<'a> SessionRequest<'a> {
     /// Returns the request for the session of a lease, at `now`.
-    pub(super) fn of(issue: &'a Issue, binding: &'a Binding, now: Timestamp) -> Self {
+    pub(super) fn of(issue: &'a Issue, binding: &'a Issuance, now: Timestamp) -> Self {
         let spec = &issue.grant.spec;
         let ends = now
             .checked_add(issue.ttl + ON_THE_WAY)
@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
 /// Calls AssumeRole: <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>
 pub(super) async fn assume_role(
     clients: &Clients,
-    session: &Session<'_>,
+    session: &SessionRequest<'_>,
     admin: &str,
 ) -> Result<Credentials, AwsFailure> {
     let KindSpec::AssumeRole {
@@ -121,7 +121,7 @@ pub(super) async fn assume_role(
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetFederationToken.html>
 pub(super) async fn get_federation_token(
     clients: &Clients,
-    session: &Session<'_>,
+    session: &SessionRequest<'_>,
 ) -> Result<Credentials, AwsFailure> {
     let KindSpec::FederationToken { region, .. } = &session.spec.kind else {
         return Err(wrong_kind());

@@ -16,7 +16,7 @@ use crate::{
     domain::{
         access::Caller,
         admin_key::{AccessKeyId, AdminKey, InvalidStep, KeptKey, Phase, place},
-        approval::Change,
+        approval::ApprovedChange,
         audit::{AuditEvent, Event, Subject},
         credential::AccessKey,
         random::back_off,
@@ -131,7 +131,7 @@ impl Broker {
         let _by_others = self.lock(CLAIM).await?;
         let before = self.store().admin_key().await?;
         may_take_over(&admin.arn, before.as_ref())?;
-        let change = Change::ImportAdminKey {
+        let change = ApprovedChange::ImportAdminKey {
             access_key_id: id.as_str().to_owned(),
         };
         self.approved(caller, change).await?;
@@ -267,12 +267,13 @@ impl Broker {
                 return Err(error);
             }
             Failed::Refused(error) if key.phase == Phase::Steady => {
-                (key.not_begun(error.reason(), now, pause)?, error)
+                (key.record_failed_start(error.reason(), now, pause)?, error)
             }
             Failed::Refused(error) => (key.postpone(error.reason(), now, pause)?, error),
-            Failed::NothingMade(failure) => {
-                (key.not_begun(failure.reason, now, pause)?, failure.into())
-            }
+            Failed::NothingMade(failure) => (
+                key.record_failed_start(failure.reason, now, pause)?,
+                failure.into(),
+            ),
         };
         let audit = self.event(Actor::Broker, Event::AdminKeyPostponed);
         let audit = audit.failed(error.reason());
@@ -306,7 +307,7 @@ impl Broker {
                     if known.contains(&new.id) || !settled {
                         return Err(failure.into());
                     }
-                    let again = key.lost(now)?;
+                    let again = key.restart(now)?;
                     let audit = self.event(Actor::Broker, Event::AdminKeyRotating);
                     let audit = audit.failed("NEW_KEY_VANISHED");
                     self.replace_admin_key(Some(from), &again, audit).await?;

@@ -43,7 +43,7 @@ pub(super) enum Source {
 
 /// Kind of records. `source` is `None` for the records that are counted without their source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Kind {
+struct AggregatedKind {
     source: Option<Source>,
     event: Event,
     reason: Option<String>,
@@ -51,7 +51,7 @@ struct Kind {
 
 /// Records of a kind since the last minute without any.
 #[derive(Debug)]
-struct Seen {
+struct SeenKind {
     written: u32,
     /// True after a record; reset once a minute.
     is_active: bool,
@@ -61,17 +61,17 @@ struct Seen {
 }
 
 #[derive(Debug, Default)]
-struct Kinds(Mutex<HashMap<Kind, Seen>>);
+struct Kinds(Mutex<HashMap<AggregatedKind, SeenKind>>);
 
 impl Kinds {
-    fn seen(&self) -> MutexGuard<'_, HashMap<Kind, Seen>> {
+    fn seen(&self) -> MutexGuard<'_, HashMap<AggregatedKind, SeenKind>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether a record is to be written now, and counts the record otherwise.
     fn is_written(&self, source: Source, most: usize, audit: &AuditEvent) -> bool {
         let mut seen = self.seen();
-        let mut kind = Kind {
+        let mut kind = AggregatedKind {
             source: Some(source),
             event: audit.event,
             reason: audit.reason.clone(),
@@ -79,7 +79,7 @@ impl Kinds {
         if seen.len() >= most && !seen.contains_key(&kind) {
             kind.source = None;
         }
-        let seen = seen.entry(kind).or_insert_with(|| Seen {
+        let seen = seen.entry(kind).or_insert_with(|| SeenKind {
             written: 0,
             is_active: true,
             counted: 0,
@@ -101,7 +101,7 @@ impl Kinds {
 
     /// Returns a record and the count for each kind that has counted records. Forgets the kinds
     /// that had no record since the last call.
-    fn due(&self, now: Timestamp) -> Vec<(Kind, u64, AuditEvent)> {
+    fn due(&self, now: Timestamp) -> Vec<(AggregatedKind, u64, AuditEvent)> {
         let mut due = Vec::new();
         self.seen().retain(|kind, seen| {
             if seen.counted > 0 {
@@ -114,7 +114,7 @@ impl Kinds {
     }
 
     /// Subtracts the number of records that a written record accounts for.
-    fn told(&self, kind: &Kind, count: u64) {
+    fn told(&self, kind: &AggregatedKind, count: u64) {
         if let Some(seen) = self.seen().get_mut(kind) {
             seen.counted = seen.counted.saturating_sub(count);
         }

@@ -9,7 +9,7 @@ use crate::{
     broker::{Broker, Error, on_conflict},
     domain::{
         access::Caller,
-        approval::{Approval, ApprovalId, Change, LIFETIME, OPEN_MAX, Person},
+        approval::{Approval, ApprovalId, ApprovedChange, LIFETIME, OPEN_MAX, Person},
         audit::{AuditEvent, Event, Subject},
         name::Name,
         principal::Identity,
@@ -22,7 +22,11 @@ impl Broker {
     ///
     /// # Errors
     /// The change needs an approval, which is requested now if it was not before.
-    pub(super) async fn approved(&self, caller: &Caller, wanted: Change) -> Result<Change, Error> {
+    pub(super) async fn approved(
+        &self,
+        caller: &Caller,
+        wanted: ApprovedChange,
+    ) -> Result<ApprovedChange, Error> {
         if !self.parts.two_person {
             return Ok(wanted);
         }
@@ -52,7 +56,7 @@ impl Broker {
         &self,
         caller: &Caller,
         by: Person,
-        change: Change,
+        change: ApprovedChange,
     ) -> Result<Approval, Error> {
         let now = self.now();
         let asked = Approval {

@@ -1,6 +1,6 @@
 //! Outcome of a denial, and the search for the denial that covers it.
 
-use crate::domain::denial::{Against, Denial, DenialState, Scope};
+use crate::domain::denial::{Denial, DenialState, DenialSubject, Scope};
 
 /// A denial after the attempt to enforce it.
 #[derive(Clone, Debug)]
@@ -40,11 +40,11 @@ impl DenialOutcome {
 /// requested again or another canary tests it.
 pub(super) fn stands_in<'a>(denials: &'a [Denial], denial: &Denial) -> Option<&'a Denial> {
     let as_it_says = |denial: &Denial| denial.denied_before == Some(denial.issued_before);
-    let stands = |against: &Against| {
+    let stands = |against: &DenialSubject| {
         let mut denials = denials.iter();
         denials.find(|denial| denial.against == *against && as_it_says(denial))
     };
-    let whole = Against {
+    let whole = DenialSubject {
         scope: Scope::Service,
         ..denial.against.clone()
     };

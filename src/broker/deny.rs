@@ -30,7 +30,7 @@ use crate::{
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        denial::{Denial, Holder, PolicyLocation, Scope, Unknown, document, widen},
+        denial::{Denial, PolicyLocation, PolicyOwner, Scope, UnknownStatements, document, widen},
         lease::Lease,
         policy::Document,
         random::back_off,
@@ -217,7 +217,8 @@ impl Broker {
                 self.lock_in_cluster(place, written).await?;
                 continue;
             }
-            let new: BTreeSet<Holder> = holders.difference(&written.attached).cloned().collect();
+            let new: BTreeSet<PolicyOwner> =
+                holders.difference(&written.attached).cloned().collect();
             match self.write_policy(place, &new, document.as_ref()).await {
                 // Other policies of the role use up the same space.
                 Err(failure) if is_over_size_limit(place, &failure) && document.is_some() => {
@@ -261,7 +262,7 @@ impl Broker {
     async fn write_policy(
         &self,
         place: &PolicyLocation,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
         document: Option<&Document>,
     ) -> Result<PolicyWritten, AwsFailure> {
         self.enter(place).await?;
@@ -286,7 +287,7 @@ impl Broker {
         };
         let audit = self
             .event(Actor::Broker, Event::AccountEntered)
-            .holder(&Holder::Role(entered.role))
+            .holder(&PolicyOwner::Role(entered.role))
             .access_key(&entered.access_key_id)
             .aws_request(entered.aws_request_id.as_deref());
         if let Err(error) = self.store().record(audit).await {
@@ -339,7 +340,7 @@ impl Broker {
 
     /// Returns the statements in AWS at this location that the store may not know: the store may be
     /// an older copy, or hold rows that cannot be read.
-    async fn unknown_at(&self, place: &PolicyLocation) -> Result<Option<Unknown>, Error> {
+    async fn unknown_at(&self, place: &PolicyLocation) -> Result<Option<UnknownStatements>, Error> {
         let keeps = self.denying.keeps_unknown.load(Ordering::Relaxed)
             || self.store().denials().await?.unreadable > 0;
         if !keeps {
@@ -348,7 +349,7 @@ impl Broker {
         self.enter(place).await?;
         let found = self.parts.denier.read(place, &BTreeSet::new()).await?;
         Ok(match found {
-            PolicyState::Policy(policy) => Some(Unknown::of(&policy, self.now())),
+            PolicyState::Policy(policy) => Some(UnknownStatements::of(&policy, self.now())),
             PolicyState::Nothing | PolicyState::Other => None,
         })
     }
@@ -370,7 +371,7 @@ impl Broker {
         denials.extend(unrecorded.iter().map(|kept| kept.denial.clone()));
         drop(unrecorded);
         let stands = |denial: &Denial| {
-            let is_written = denial.denied_before.is_some() && !denial.is_over(now);
+            let is_written = denial.denied_before.is_some() && !denial.is_expired(now);
             is_written && self.parts.placements.of(&denial.against.holder) == *place
         };
         denials.retain(stands);
@@ -529,7 +530,7 @@ pub(super) fn tell(progress: Option<&UnboundedSender<Progress>>, what: impl FnOn
     }
 }
 
-pub(super) fn holders(denials: &[Denial]) -> BTreeSet<Holder> {
+pub(super) fn holders(denials: &[Denial]) -> BTreeSet<PolicyOwner> {
     let holder = |denial: &Denial| denial.against.holder.clone();
     denials.iter().map(holder).collect()
 }

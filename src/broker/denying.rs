@@ -13,7 +13,7 @@ use crate::{
         Broker, Error, claims::LockGuard, ports::PolicyWritten, settle::SecondChecks, trial::Canary,
     },
     domain::{
-        denial::{Against, Denial, Holder, PolicyLocation},
+        denial::{Denial, DenialSubject, PolicyLocation, PolicyOwner},
         policy::Document,
     },
 };
@@ -24,7 +24,7 @@ pub(super) struct PolicyWriter {
     /// Last write at each location; locked while the location is written.
     places: Mutex<HashMap<PolicyLocation, Arc<tokio::sync::Mutex<LastWritten>>>>,
     /// Canary sessions of the denials that AWS did not enforce in time.
-    pub(super) trials: Mutex<HashMap<Against, Canary>>,
+    pub(super) trials: Mutex<HashMap<DenialSubject, Canary>>,
     /// Denials that AWS was seen to enforce, before the second look.
     pub(super) settling: SecondChecks,
     /// Locations whose current content is unknown: another write may have replaced the last write
@@ -38,7 +38,7 @@ pub(super) struct PolicyWriter {
     /// stay.
     pub(super) keeps_unknown: AtomicBool,
     /// Denials in progress, and the number of tasks for each.
-    busy: Mutex<HashMap<Against, usize>>,
+    busy: Mutex<HashMap<DenialSubject, usize>>,
 }
 
 /// A denial that the store could not record.
@@ -58,7 +58,7 @@ pub(super) struct UnpersistedDenial {
 /// Mark that a denial is in progress; removed when dropped.
 pub(super) struct InProgressMark<'a> {
     denying: &'a PolicyWriter,
-    against: Against,
+    against: DenialSubject,
 }
 
 impl Drop for InProgressMark<'_> {
@@ -146,7 +146,7 @@ impl DerefMut for LockedLocation {
 pub(super) struct LastWritten {
     pub(super) at: Option<Instant>,
     /// Roles and users that the policy was attached to in this process, if it is a managed one.
-    pub(super) attached: BTreeSet<Holder>,
+    pub(super) attached: BTreeSet<PolicyOwner>,
     pub(super) document: Option<Document>,
     pub(super) put: PolicyWritten,
     /// True once the location is known to hold nothing of an earlier configuration.
@@ -194,11 +194,11 @@ impl PolicyWriter {
         self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mark_in_progress(&self) -> MutexGuard<'_, HashMap<Against, usize>> {
+    fn mark_in_progress(&self) -> MutexGuard<'_, HashMap<DenialSubject, usize>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn mark(&self, against: &Against) -> InProgressMark<'_> {
+    pub(super) fn mark(&self, against: &DenialSubject) -> InProgressMark<'_> {
         *self.mark_in_progress().entry(against.clone()).or_default() += 1;
         InProgressMark {
             denying: self,
@@ -207,7 +207,7 @@ impl PolicyWriter {
     }
 
     /// Returns whether a task of this process is enforcing a denial.
-    pub(super) fn is_in_progress(&self, against: &Against) -> bool {
+    pub(super) fn is_in_progress(&self, against: &DenialSubject) -> bool {
         self.mark_in_progress().contains_key(against)
     }
 

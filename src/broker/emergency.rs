@@ -24,8 +24,8 @@ use crate::{
     },
     domain::{
         audit::{AuditEvent, AuditRecord, Event},
-        denial::{Concerned, Denial, Scope, Session},
-        lease::{Cause, Lease},
+        denial::{AffectedSessions, Denial, DenialSession, Scope},
+        lease::{EndReason, Lease},
         name::{LeaseId, Name},
         seal::Sealed,
         service::Suspension,
@@ -122,7 +122,7 @@ impl Broker {
         let now = self.now();
         let lease = as_revoked(lease, Some(words), now);
         let mut revoked = if is_denied_session(&lease) {
-            let denials = asked(&scope, Session::of(&lease).as_slice(), now);
+            let denials = asked(&scope, DenialSession::of(&lease).as_slice(), now);
             let denials = self.deny_degraded(denials).await;
             as_denied(lease, denials.first(), now)
         } else {
@@ -304,7 +304,7 @@ impl Broker {
                     .await
             }
             (Event::LeaseRevoking, .., Some(id)) => {
-                let session = Session::of(&self.require_lease(id).await?);
+                let session = DenialSession::of(&self.require_lease(id).await?);
                 Ok(asked(&Scope::Lease(id.clone()), session.as_slice(), now))
             }
             _ => Ok(Vec::new()),
@@ -449,7 +449,7 @@ impl Broker {
 
     /// Makes denials due at once, because no task is enforcing them.
     async fn hand_denials_to_maintenance(&self, denials: &[Denial]) {
-        let due: Vec<Denial> = denials.iter().map(|d| d.give_up(self.now())).collect();
+        let due: Vec<Denial> = denials.iter().map(|d| d.make_due(self.now())).collect();
         let left = self.store().change_denials(&due, &[], Vec::new()).await;
         if let Err(error) = left {
             tracing::warn!(%error, "denials that were asked for late are tried in a while");
@@ -463,7 +463,7 @@ impl Broker {
         event: &AuditEvent,
     ) -> Result<(), StoreError> {
         let words = event.detail.as_deref().unwrap_or_default();
-        let cause = Cause::from_str(words).unwrap_or(Cause::Revoked(String::new()));
+        let cause = EndReason::from_str(words).unwrap_or(EndReason::Revoked(String::new()));
         loop {
             let lease = self.store().lease(id).await?.ok_or(StoreError::Conflict)?;
             let from = lease.revision;
@@ -486,16 +486,16 @@ impl Broker {
 
 /// Returns a lease in its state once the revocation is recorded.
 fn as_revoked(lease: Lease, words: Option<&str>, now: Timestamp) -> Lease {
-    let cause = Cause::Revoked(words.unwrap_or_default().to_owned());
+    let cause = EndReason::Revoked(words.unwrap_or_default().to_owned());
     let revoking = lease.clone().begin_revocation(cause, now);
     revoking.unwrap_or(lease)
 }
 
 /// Returns denials of these sessions, one for each role and user.
-fn asked(scope: &Scope, sessions: &[Session], now: Timestamp) -> Vec<Denial> {
-    let concerned = Concerned::of(scope, sessions, now).into_values();
+fn asked(scope: &Scope, sessions: &[DenialSession], now: Timestamp) -> Vec<Denial> {
+    let concerned = AffectedSessions::of(scope, sessions, now).into_values();
     concerned
-        .map(|concerned| Denial::ask(concerned, None, now))
+        .map(|concerned| Denial::request(concerned, None, now))
         .collect()
 }
 

@@ -16,7 +16,7 @@ use crate::{
         decide::own_service,
         denial::Scope,
         grant::Kind,
-        lease::{Cause, InvalidTransition, Lease, LeaseState},
+        lease::{EndReason, InvalidTransition, Lease, LeaseState},
         name::LeaseId,
         random::back_off,
     },
@@ -80,7 +80,7 @@ impl Broker {
                 .end(
                     Actor::Caller(&caller),
                     lease,
-                    Cause::Released,
+                    EndReason::Released,
                     Event::LeaseReleased,
                 )
                 .await
@@ -133,14 +133,14 @@ impl Broker {
         &self,
         by: Actor<'_>,
         lease: Lease,
-        cause: Cause,
+        cause: EndReason,
         event: Event,
     ) -> Result<(RemovalOutcome, Receipt), Error> {
         let audit = self
             .event(by, event)
             .lease(&lease)
             .detail(&cause.to_string());
-        let revoked = matches!(cause, Cause::Revoked(_));
+        let revoked = matches!(cause, EndReason::Revoked(_));
         let (revoking, receipt) = self.begin_revocation(lease, cause, audit).await?;
         if revoked {
             let binding = &revoking.binding;
@@ -157,7 +157,7 @@ impl Broker {
         &self,
         by: Actor<'_>,
         lease: Lease,
-        cause: Cause,
+        cause: EndReason,
         audit: AuditEvent,
     ) -> Result<RemovalOutcome, Error> {
         let (revoking, _) = self.begin_revocation(lease, cause, audit).await?;
@@ -167,7 +167,7 @@ impl Broker {
     async fn begin_revocation(
         &self,
         lease: Lease,
-        cause: Cause,
+        cause: EndReason,
         audit: AuditEvent,
     ) -> Result<(Lease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
@@ -182,7 +182,11 @@ impl Broker {
     }
 
     /// Returns the lease in its state once its removal has begun.
-    pub(super) fn is_removal_started(&self, lease: Lease, cause: Cause) -> Result<Lease, Error> {
+    pub(super) fn is_removal_started(
+        &self,
+        lease: Lease,
+        cause: EndReason,
+    ) -> Result<Lease, Error> {
         let id = lease.binding.lease_id.clone();
         let revoking = lease.begin_revocation(cause, self.now());
         revoking.map_err(|refused| Error::WrongState {
@@ -238,7 +242,7 @@ impl Broker {
     /// Removes what a lease has left in AWS. A session leaves nothing that could be removed.
     pub(super) async fn delete_in_aws(&self, lease: &Lease) -> Result<DeleteOutcome, AwsFailure> {
         let urgency = match lease.cause() {
-            Some(Cause::Revoked(_)) => Priority::Revocation,
+            Some(EndReason::Revoked(_)) => Priority::Revocation,
             _ => Priority::Ordinary,
         };
         match lease.binding.kind {
@@ -275,7 +279,7 @@ impl Broker {
                 .lease(&ended)
                 .detail(&cause);
             let audit = match (ended.cause(), asked) {
-                (Some(Cause::Revoked(_)), Some(asked)) => {
+                (Some(EndReason::Revoked(_)), Some(asked)) => {
                     audit.gone_after(now.duration_since(asked))
                 }
                 _ => audit,

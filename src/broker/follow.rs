@@ -15,7 +15,7 @@ use crate::{
         access::Caller,
         decide::IssueRequest,
         denial::Scope,
-        lease::{Cause, Lease, LeaseState},
+        lease::{EndReason, Lease, LeaseState},
         name::{GrantName, LeaseId},
         refresh,
     },
@@ -191,7 +191,10 @@ impl Subscription {
 
 /// Returns whether the lease was revoked or never issued. Expiry and release do not count.
 const fn was_taken_away(lease: &Lease) -> bool {
-    matches!(lease.cause(), Some(Cause::Revoked(_) | Cause::NotIssued(_)))
+    matches!(
+        lease.cause(),
+        Some(EndReason::Revoked(_) | EndReason::NotIssued(_))
+    )
 }
 
 /// Returns whether the error is transient, so that the current credentials stay valid.

@@ -6,7 +6,7 @@ use crate::{
     broker::{Broker, Error, approvals::operator, on_conflict, ports::PageRequest},
     domain::{
         access::Caller,
-        approval::Change,
+        approval::ApprovedChange,
         audit::{AuditEvent, Event, Subject},
         grant::{
             Grant, GrantSpec, KindSpec,
@@ -45,7 +45,7 @@ impl Broker {
             return Ok((Grant::clone(current), false));
         }
         if spec.may_widen(before.as_ref().map(|grant| &grant.spec)) {
-            let change = Change::PutGrant {
+            let change = ApprovedChange::PutGrant {
                 grant: name.to_string(),
                 version,
                 spec: Box::new(spec.clone()),

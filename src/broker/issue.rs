@@ -23,7 +23,7 @@ use crate::{
         decide::{Authorized, Issue, IssueRefusal, IssueRequest, decide, own_service},
         duration::humanize,
         grant::Kind,
-        lease::{Binding, Cause, Issued, Lease, LeaseState, PENDING_LIMIT},
+        lease::{EndReason, Issuance, IssuedTo, Lease, LeaseState, PENDING_LIMIT},
         name::{GrantName, LeaseId, Name},
         request::IdempotencyKey,
     },
@@ -174,7 +174,7 @@ impl Broker {
                 .lease_of_request(&grant.name.service, &named.id)
                 .await?
         {
-            return Box::pin(self.repeat(caller, issue, named, lease)).await;
+            return Box::pin(self.replay(caller, issue, named, lease)).await;
         }
         self.ready(caller, issue).await?;
         let now = self.now();
@@ -183,7 +183,7 @@ impl Broker {
             Kind::FederationToken => self.federates(caller, &grant.name).await?,
             Kind::AssumeRole | Kind::IamUser => None,
         };
-        let binding = Binding::new(lease_id, grant, federated_by, renews);
+        let binding = Issuance::new(lease_id, grant, federated_by, renews);
         let lease = Lease::request(binding, named.cloned(), now);
         let audit = self
             .caller_event(caller, Event::LeaseRequested)
@@ -197,7 +197,7 @@ impl Broker {
             BeginOutcome::Recorded => self.carry_out(caller, issue, lease).await,
             // Another replica received the same request a moment before.
             BeginOutcome::Known(lease) => match named {
-                Some(named) => Box::pin(self.repeat(caller, issue, named, *lease)).await,
+                Some(named) => Box::pin(self.replay(caller, issue, named, *lease)).await,
                 None => Err(Error::Conflict(Subject::Grant(grant.name.clone()))),
             },
             BeginOutcome::TooMany { next_end } => {
@@ -263,7 +263,7 @@ impl Broker {
     pub(super) async fn ask_for_session_or_user(
         &self,
         issue: &Authorized<Issue>,
-        binding: &Binding,
+        binding: &Issuance,
     ) -> Result<Credentials, IssueFailure> {
         if let Some(holder) = &binding.holder {
             self.wait_for_reinstatement(&binding.grant.service, holder)
@@ -308,7 +308,7 @@ impl Broker {
     ) -> Result<IssuedLease, Error> {
         let at = self.now();
         let before = lease.issued().map(|before| before.expires_at);
-        let issued = Issued {
+        let issued = IssuedTo {
             access_key_id: credentials.access_key_id.clone(),
             at,
             // An earlier session of this lease may expire later.
@@ -387,7 +387,7 @@ impl Broker {
     /// issuer, and a suspension alone does not change the lease.
     async fn clean_up_after_conflict(&self, lease: &Lease) -> Result<(), Error> {
         let now = self.require_lease(&lease.binding.lease_id).await?;
-        if now.revision != lease.revision && now.is_being_made(self.now()) {
+        if now.revision != lease.revision && now.is_in_progress(self.now()) {
             // Another replica took this one for dead and continues the issue.
             return Ok(());
         }
@@ -400,7 +400,7 @@ impl Broker {
             }
             LeaseState::Active { .. } => self.repair_replacement(now).await?,
             LeaseState::Pending { .. } => {
-                let cause = Cause::NotIssued("the service was suspended meanwhile".to_owned());
+                let cause = EndReason::NotIssued("the service was suspended meanwhile".to_owned());
                 let audit = self.event(Actor::Broker, Event::LeaseRevoking).lease(&now);
                 self.abandon(Actor::Broker, now, cause, audit).await?;
             }
@@ -418,7 +418,7 @@ impl Broker {
         failed: IssueFailure,
     ) -> Result<IssuedLease, Error> {
         let IssueFailure { failure, left } = failed;
-        let (class, taken_over) = (failure.class, lease.is_taken_over());
+        let (class, taken_over) = (failure.class, lease.is_resumed_attempt());
         let uncertain =
             class == FailureClass::Uncertain || taken_over && class != FailureClass::Refused;
         let left_something = match left {
@@ -439,7 +439,7 @@ impl Broker {
         let ended = if left_something {
             let (by, cause) = (
                 Actor::Caller(caller),
-                Cause::NotIssued(failure.reason.to_owned()),
+                EndReason::NotIssued(failure.reason.to_owned()),
             );
             self.abandon(by, lease.clone(), cause, audit.clone())
                 .await

@@ -16,7 +16,7 @@ use crate::{
         audit::{AuditEvent, Event},
         decide::own_service,
         name::Name,
-        principal::{Evidence, Identity, Origin, Principal, Shown},
+        principal::{Evidence, Identity, Origin, PresentedCredentials, Principal},
     },
 };
 
@@ -54,7 +54,11 @@ impl Broker {
     ///
     /// # Errors
     /// The evidence is invalid, or of a suspended service; the store's error.
-    pub async fn login(&self, origin: Origin, shown: &Arc<Shown>) -> Result<Principal, Error> {
+    pub async fn login(
+        &self,
+        origin: Origin,
+        shown: &Arc<PresentedCredentials>,
+    ) -> Result<Principal, Error> {
         let authentication = &self.parts.authentication;
         let login = authentication.login(self.store(), self.now(), origin.clone(), shown);
         let principal = match login.await {

@@ -12,7 +12,7 @@ use crate::{
         admin_key::{AdminKey, Phase},
         audit::{AuditEvent, Event, Outcome},
         credential::KeyId,
-        lease::{Cause, Lease},
+        lease::{EndReason, Lease},
         token::{StoredToken, TokenId},
     },
 };
@@ -158,7 +158,7 @@ impl Broker {
     /// that has ended without a revocation.
     fn outliving(&self, lease: &Lease) -> Option<Timestamp> {
         lease.ended_at()?;
-        if matches!(lease.cause(), Some(Cause::Revoked(_))) {
+        if matches!(lease.cause(), Some(EndReason::Revoked(_))) {
             return None;
         }
         lease.access_may_live_until(self.now())

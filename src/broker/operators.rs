@@ -4,7 +4,7 @@ use crate::{
     broker::{Actor, Broker, Error, NewToken, on_conflict},
     domain::{
         access::Caller,
-        approval::Change,
+        approval::ApprovedChange,
         audit::{Event, Subject},
         name::Name,
         operator::{Operator, Role},
@@ -59,7 +59,7 @@ impl Broker {
         if known.iter().any(|operator| operator.name == name) {
             return Err(Error::AlreadyExists(Subject::Operator(name)));
         }
-        let change = Change::CreateOperator {
+        let change = ApprovedChange::CreateOperator {
             operator: name.to_string(),
             role: role.to_string(),
         };

@@ -61,7 +61,7 @@ impl RateLimiter {
         let bucket = paces
             .entry(service.clone())
             .or_insert_with(|| TokenBucket::full(pace.at_once, now));
-        bucket.fill(now, pace.per_second);
+        bucket.refill(now, pace.per_second);
         let wait = bucket.wait(pace.per_second);
         if wait > Duration::ZERO {
             return Err(wait);

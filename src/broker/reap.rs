@@ -17,7 +17,7 @@ use crate::{
     broker::{Actor, Broker, Error, end::end_event, ports::LeaseTransition},
     domain::{
         audit::Event,
-        lease::{Cause, InvalidTransition, Lease, LeaseState},
+        lease::{EndReason, InvalidTransition, Lease, LeaseState},
         name::LeaseId,
     },
 };
@@ -166,7 +166,9 @@ impl Broker {
                 lease.abandon(ABANDONED.to_owned(), now)?,
                 Event::LeaseRevoked,
             ),
-            (LeaseState::Active { .. }, Some(_)) => (lease.keep(false)?, Event::LeaseKept),
+            (LeaseState::Active { .. }, Some(_)) => {
+                (lease.cancel_replacement(false)?, Event::LeaseKept)
+            }
             (LeaseState::Active { .. }, None) => (lease.expire(now)?, Event::LeaseExpired),
             (_, Some(ends)) => (lease.wait(ends)?, Event::LeasePostponed),
             (_, None) => {
@@ -214,8 +216,8 @@ impl Broker {
             LeaseState::Active { issued, .. } if issued.expires_at > self.now() => {
                 return self.finish_replacement_of(lease).await;
             }
-            LeaseState::Active { .. } => Cause::Expired,
-            _ => Cause::NotIssued(ABANDONED.to_owned()),
+            LeaseState::Active { .. } => EndReason::Expired,
+            _ => EndReason::NotIssued(ABANDONED.to_owned()),
         };
         self.end(Actor::Broker, lease, cause, Event::LeaseRevoking)
             .await?;

@@ -19,7 +19,7 @@ use crate::{
     },
     domain::{
         audit::{AuditEvent, Event, Subject},
-        lease::{CredentialState, Lease, LeaseState, told_by_user_name},
+        lease::{CredentialState, Lease, LeaseState, parse_user_name},
         name::LeaseId,
         random::back_off,
     },
@@ -226,7 +226,7 @@ impl Broker {
         found.orphans_removed += 1;
         counter!("credbroker_orphans_removed_total").increment(1);
         let audit = self.event(Actor::Broker, Event::OrphanRemoved);
-        let audit = match told_by_user_name(user) {
+        let audit = match parse_user_name(user) {
             Some((service, lease)) => audit.service(&service).about(&Subject::Lease(lease)),
             None => audit,
         };

@@ -14,8 +14,8 @@ use crate::{
     domain::{
         credential::Credentials,
         decide::Issue,
-        denial::{Holder, free_from, newer_hit_until},
-        lease::Binding,
+        denial::{PolicyOwner, newer_hit_until, uncontested_from},
+        lease::Issuance,
         name::Name,
     },
 };
@@ -30,7 +30,7 @@ impl Broker {
     pub(super) async fn wait_for_reinstatement(
         &self,
         service: &Name,
-        holder: &Holder,
+        holder: &PolicyOwner,
     ) -> Result<(), IssueFailure> {
         let began = Instant::now();
         loop {
@@ -57,14 +57,14 @@ impl Broker {
     pub(super) async fn too_early(
         &self,
         issue: &Issue,
-        binding: &Binding,
+        binding: &Issuance,
         credentials: &Credentials,
     ) -> Option<Duration> {
         binding.holder.as_ref()?;
         let grant = &binding.grant;
         // A store that cannot be read cannot record the lease, either.
         let denials = self.store().denials_of(&grant.service).await.ok()?;
-        let free = free_from(&denials, &grant.grant)?;
+        let free = uncontested_from(&denials, &grant.grant)?;
         let early = free.duration_since(issued(credentials, issue.ttl));
         Duration::try_from(early)
             .ok()
@@ -72,7 +72,7 @@ impl Broker {
     }
 }
 
-fn still_denied(service: &Name, holder: &Holder) -> AwsFailure {
+fn still_denied(service: &Name, holder: &PolicyOwner) -> AwsFailure {
     let message = format!(
         "AWS denies every session of service {service} at {holder} since it was revoked, and the \
          broker has not been able to change that since it was reinstated"

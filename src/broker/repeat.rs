@@ -31,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 impl Broker {
     /// Answers a request that has a lease already.
-    pub(super) async fn repeat(
+    pub(super) async fn replay(
         &self,
         caller: &Caller,
         issue: &Authorized<Issue>,
@@ -70,7 +70,7 @@ impl Broker {
             return Ok(lease);
         };
         let began = Instant::now();
-        while lease.is_being_made(self.now())
+        while lease.is_in_progress(self.now())
             && self.is_in_progress_elsewhere(peers, &lease).await?
         {
             if began.elapsed() > PATIENCE {
@@ -236,7 +236,7 @@ impl Broker {
 
     async fn keep(&self, lease: Lease, key_lost: bool) -> Result<(), Error> {
         let from = lease.revision;
-        let Ok(kept) = lease.keep(key_lost) else {
+        let Ok(kept) = lease.cancel_replacement(key_lost) else {
             return Ok(());
         };
         let audit = self.event(Actor::Broker, Event::LeaseKept).lease(&kept);

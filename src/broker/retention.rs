@@ -13,7 +13,7 @@ use crate::{
     broker::{Broker, Error, on_conflict},
     domain::{
         access::Caller,
-        approval::Change,
+        approval::ApprovedChange,
         audit::{Event, Subject},
         duration::humanize,
         grant::check::Violation,
@@ -57,7 +57,7 @@ impl Broker {
             .count_log_older_than(before)
             .await?
             .min(exported);
-        let fed = self.fed().clone();
+        let fed = self.delivering().clone();
         for sink in &fed {
             count = count.min(self.store().sink_cursor(sink).await?);
         }
@@ -74,8 +74,8 @@ impl Broker {
                 .await?;
             return Ok(pruned);
         }
-        let change = Change::PruneLog { records: count };
-        if let Change::PruneLog { records } = self.approved(caller, change).await? {
+        let change = ApprovedChange::PruneLog { records: count };
+        if let ApprovedChange::PruneLog { records } = self.approved(caller, change).await? {
             count = records;
         }
         let audit = self.caller_event(caller, Event::LogPruned);

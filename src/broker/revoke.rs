@@ -26,8 +26,8 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, Event, Subject},
-        denial::{Denial, Holder, Scope},
-        lease::{Cause, Lease},
+        denial::{Denial, PolicyOwner, Scope},
+        lease::{EndReason, Lease},
         name::LeaseId,
         service::Suspension,
     },
@@ -255,7 +255,8 @@ impl Broker {
         }
         let denials = revocation.denials.iter().map(|denied| &denied.denial);
         let refused = denials.filter(|denial| denial.is_refused());
-        let refused: BTreeSet<&Holder> = refused.map(|denial| &denial.against.holder).collect();
+        let refused: BTreeSet<&PolicyOwner> =
+            refused.map(|denial| &denial.against.holder).collect();
         let live = self.store().live_leases(service, target.grant()).await?;
         let live: BTreeSet<&LeaseId> = live.iter().map(|lease| &lease.binding.lease_id).collect();
         let open = revocation.leases.iter_mut();
@@ -340,7 +341,7 @@ impl Broker {
         let broker = Arc::clone(self);
         self.spawn_detached(async move {
             let lease = broker.require_lease(&id).await?;
-            let cause = Cause::Revoked(words.clone());
+            let cause = EndReason::Revoked(words.clone());
             let audit = broker
                 .caller_event(&caller, Event::LeaseRevoking)
                 .lease(&lease)
@@ -367,7 +368,7 @@ impl Broker {
     async fn revoke_session(
         self: &Arc<Self>,
         lease: Lease,
-        cause: Cause,
+        cause: EndReason,
         audit: AuditEvent,
     ) -> Result<(RevokedLease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);

@@ -47,7 +47,7 @@ impl Broker {
     /// Streams the audit log to `sink`, from the record after `taken`, until the broker stops.
     pub async fn feed(self: Arc<Self>, sink: Arc<dyn Sink>, taken: u64) {
         let stop = self.parts.stop.clone();
-        self.fed().push(sink.name().clone());
+        self.delivering().push(sink.name().clone());
         let feed = Delivery {
             broker: self,
             sink,
@@ -58,7 +58,7 @@ impl Broker {
     }
 
     /// Returns the names of the sinks that receive the log.
-    pub(super) fn fed(&self) -> MutexGuard<'_, Vec<Name>> {
+    pub(super) fn delivering(&self) -> MutexGuard<'_, Vec<Name>> {
         self.fed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

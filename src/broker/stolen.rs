@@ -25,7 +25,7 @@ use crate::{
         admin_key::{AdminKey, Phase},
         arn::RoleArn,
         audit::{Event, Subject},
-        denial::{Concerned, Denial, Holder, Scope},
+        denial::{AffectedSessions, Denial, PolicyOwner, Scope},
         name::GrantName,
     },
 };
@@ -202,7 +202,7 @@ impl Broker {
             return self.take_step(key).await;
         }
         let (from, now) = (key.revision, self.now());
-        let hurried = key.hurry(now)?;
+        let hurried = key.make_due(now)?;
         let audit = self.caller_event(caller, Event::AdminKeyStolen);
         self.replace_admin_key(Some(from), &hurried, audit).await?;
         Ok(hurried)
@@ -227,7 +227,7 @@ impl Broker {
     async fn cut_off(
         &self,
         caller: &Caller,
-        user: &Holder,
+        user: &PolicyOwner,
         reach: &KeyReach,
     ) -> Result<Vec<Denial>, Error> {
         let mut tries = 0;
@@ -243,7 +243,7 @@ impl Broker {
     async fn try_to_cut_off(
         &self,
         caller: &Caller,
-        user: Holder,
+        user: PolicyOwner,
         reach: &KeyReach,
     ) -> Result<Vec<Denial>, Error> {
         let now = self.now();
@@ -252,14 +252,14 @@ impl Broker {
         let everyones: Vec<&Denial> = standing.iter().filter(everyones).collect();
         let (mut denials, mut overtaken) = (Vec::new(), Vec::new());
         for (holder, (grant, version)) in places(user, reach)? {
-            let concerned = Concerned::everyone(holder, grant, version, now);
+            let concerned = AffectedSessions::everyone(holder, grant, version, now);
             let at_holder = everyones
                 .iter()
                 .filter(|denial| denial.against.holder == concerned.against.holder);
             let (same, others): (Vec<&Denial>, Vec<&Denial>) =
                 at_holder.partition(|denial| denial.against == concerned.against);
             overtaken.extend(others.into_iter().cloned());
-            denials.push(Denial::ask(concerned, same.first().copied(), now));
+            denials.push(Denial::request(concerned, same.first().copied(), now));
         }
         let audit = self.caller_event(caller, Event::AdminKeyStolen);
         let audit = audit.detail(&format!(
@@ -333,10 +333,10 @@ impl Broker {
 
 /// Returns each role and user, with the grant under which a canary there is issued: that of the
 /// session that expires last, if there is one.
-fn places(user: Holder, reach: &KeyReach) -> Result<BTreeMap<Holder, TriedBy>, Error> {
+fn places(user: PolicyOwner, reach: &KeyReach) -> Result<BTreeMap<PolicyOwner, TriedBy>, Error> {
     let mut places = BTreeMap::new();
     for (role, grant, version) in &reach.roles {
-        places.insert(Holder::Role(role.clone()), (grant.clone(), *version));
+        places.insert(PolicyOwner::Role(role.clone()), (grant.clone(), *version));
     }
     let mut sessions: Vec<_> = reach.sessions.iter().collect();
     sessions.sort_by_key(|session| session.expires_at);
@@ -364,7 +364,7 @@ fn may_be_the_thiefs_doing(error: &Error) -> bool {
     )
 }
 
-fn own_user(key: &AdminKey) -> Result<Holder, Error> {
+fn own_user(key: &AdminKey) -> Result<PolicyOwner, Error> {
     let user = key.user.parse();
     user.map_err(|error| Error::Internal(format!("the admin key's user: {error}")))
 }

@@ -20,9 +20,9 @@ use crate::{
     domain::{
         audit::Event,
         credential::Credentials,
-        denial::{Denial, Holder, Newer, Scope, denies_all, may_meet},
+        denial::{Denial, NewSessions, PolicyOwner, Scope, denies_all, may_meet},
         grant::{Grant, GrantSpec, Kind, KindSpec},
-        lease::{Binding, Lease},
+        lease::{Issuance, Lease},
         name::LeaseId,
         probe::Probe,
     },
@@ -184,7 +184,7 @@ impl Broker {
         if denial.against.scope != Scope::Everyone {
             return self.store().grant_version(name, version).await;
         }
-        if let Holder::User(_) = &denial.against.holder {
+        if let PolicyOwner::User(_) = &denial.against.holder {
             return Ok(Some(Grant {
                 name: name.clone(),
                 version,
@@ -200,7 +200,7 @@ impl Broker {
     /// Returns the denial with a cutoff that covers a session issued at that time; `None` if the
     /// denial would then cover a session that may still be in use.
     async fn reach(&self, denial: &Denial, issued: Timestamp) -> Result<Option<Denial>, Error> {
-        if let Some(reaching) = denial.reach(issued, Newer::Spared) {
+        if let Some(reaching) = denial.reach(issued, NewSessions::Spared) {
             return Ok(Some(reaching));
         }
         let service = &denial.against.service;
@@ -209,7 +209,7 @@ impl Broker {
         if live.iter().any(is_newer) {
             return Ok(None);
         }
-        Ok(denial.reach(issued, Newer::None))
+        Ok(denial.reach(issued, NewSessions::None))
     }
 
     /// Waits until no denial with a cutoff would match a canary issued now, which could show
@@ -221,7 +221,7 @@ impl Broker {
         let meeting = standing.iter().filter(|standing| {
             standing.spares_newer
                 && self.parts.placements.of(&standing.against.holder) == place
-                && standing.meets_trial_of(denial)
+                && standing.conflicts_with_canary(denial)
         });
         let until = meeting.filter_map(|standing| standing.denied_before).max();
         let wait = until.map(|until| until.duration_since(self.now()));
@@ -243,7 +243,7 @@ impl Broker {
         (lives && meets).then_some(trial)
     }
 
-    fn canary_binding(&self, denial: &Denial, grant: &Grant) -> Binding {
+    fn canary_binding(&self, denial: &Denial, grant: &Grant) -> Issuance {
         let id = match &denial.against.scope {
             Scope::Lease(id) => id.clone(),
             Scope::Everyone | Scope::Service | Scope::Grant(_) => {
@@ -251,13 +251,13 @@ impl Broker {
             }
         };
         let user = match &denial.against.holder {
-            Holder::User(user) => Some(user.clone()),
-            Holder::Role(_) => None,
+            PolicyOwner::User(user) => Some(user.clone()),
+            PolicyOwner::Role(_) => None,
         };
         let control = (denial.against.scope == Scope::Everyone).then(|| format!("{CONTROL}{id}"));
-        let binding = Binding::new(id, grant, user, None);
+        let binding = Issuance::new(id, grant, user, None);
         match control {
-            Some(aws_name) => Binding {
+            Some(aws_name) => Issuance {
                 aws_name,
                 ..binding
             },
@@ -269,10 +269,10 @@ impl Broker {
         &self,
         denial: &Denial,
         grant: &Grant,
-        binding: &Binding,
+        binding: &Issuance,
         probes: &[Probe],
     ) -> Result<Credentials, AwsFailure> {
-        if let Holder::User(user) = &denial.against.holder {
+        if let PolicyOwner::User(user) = &denial.against.holder {
             let federates = self.parts.denier.federates().await?;
             if federates.as_ref() != Some(user) {
                 let message = format!(
@@ -364,7 +364,7 @@ impl Broker {
     ) -> Result<(), NoCanary> {
         let because = |error: &dyn std::fmt::Display| NoCanary::Because(error.to_string());
         let id = LeaseId::new(self.now(), self.parts.random.as_ref());
-        let binding = Binding {
+        let binding = Issuance {
             aws_name: format!("{CONTROL}{id}"),
             ..self.canary_binding(denial, grant)
         };

@@ -79,8 +79,8 @@ impl Broker {
             }
         }
         let (now, lifts) = (self.now(), self.may_end_by_time());
-        let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_over(now);
-        left.retain(|denial| is_left(denial) || lifts && denial.is_over(now));
+        let is_left = |denial: &Denial| !denial.is_settled() && !denial.is_expired(now);
+        left.retain(|denial| is_left(denial) || lifts && denial.is_expired(now));
         self.start_denials(left);
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Broker {
             self.store().denials_due(now, AT_ONCE).await?
         } else {
             let mut all = self.store().denials().await?.known;
-            all.retain(|denial| denial.due_at <= now && !denial.is_over(now));
+            all.retain(|denial| denial.due_at <= now && !denial.is_expired(now));
             all
         };
         Ok(self.start_denials(due))
@@ -135,7 +135,7 @@ impl Broker {
     /// so that none waits for another.
     fn start_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
-        let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_over(now));
+        let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_expired(now));
         let (moved, open): (Vec<_>, Vec<_>) = live.into_iter().partition(Denial::is_refused);
         let open = open.into_iter().map(|denial| {
             let broker = Arc::clone(self);
@@ -167,7 +167,7 @@ impl Broker {
     /// Reserves these denials for a while, exclusively. A denial whose attempt fails is due again
     /// after that.
     async fn lock_denials(&self, denials: &[Denial]) -> Result<Vec<Denial>, StoreError> {
-        let claimed: Vec<Denial> = denials.iter().map(|d| d.claim(self.now())).collect();
+        let claimed: Vec<Denial> = denials.iter().map(|d| d.reserve(self.now())).collect();
         let claim = self.store().change_denials(&claimed, &[], Vec::new());
         claim.await.map(|()| claimed)
     }
@@ -198,7 +198,7 @@ impl Broker {
         let mut written = self.lock_location(place).await?;
         let now = self.now();
         let all = self.store().denials().await?.known;
-        let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_over(now));
+        let (mut over, live): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| d.is_expired(now));
         over.retain(|denial| self.parts.placements.of(&denial.against.holder) == *place);
         match self
             .write_location(place, &mut written, Instant::now())
@@ -257,7 +257,7 @@ impl Broker {
         if let Err(error) = self.write_moved_cutoffs(place, &moved, since).await {
             tracing::warn!(%place, %error, "the denials' new cutoffs are written there later");
             let again = self.now() + AGAIN;
-            let again: Vec<Denial> = moved.iter().map(|d| d.give_up(again)).collect();
+            let again: Vec<Denial> = moved.iter().map(|d| d.make_due(again)).collect();
             // If this write fails, they are due when their reservation ends.
             let _ = self.store().change_denials(&again, &[], Vec::new()).await;
         }
@@ -451,7 +451,7 @@ impl Broker {
     async fn is_expired_at(&self, place: &PolicyLocation) -> Result<bool, Error> {
         let (all, now) = (self.store().denials().await?.known, self.now());
         let is_over = |denial: &Denial| {
-            denial.is_over(now) && self.parts.placements.of(&denial.against.holder) == *place
+            denial.is_expired(now) && self.parts.placements.of(&denial.against.holder) == *place
         };
         Ok(all.iter().any(is_over))
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tonic::Streaming;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     view::{RevokedSessions, time},
 };
@@ -46,7 +46,7 @@ pub(super) struct Rotate {
 }
 
 impl AdminKey {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut admin = client.admin();
         let told = match self {
             Self::Import => {
@@ -61,7 +61,7 @@ impl AdminKey {
             }
             Self::Rotate(_) => admin.rotate_admin_key(RotateAdminKeyRequest {}).await?,
         };
-        Ok(out.show(&Told::from(told.into_inner()))?)
+        Ok(out.show(&KeyStatus::from(told.into_inner()))?)
     }
 }
 
@@ -69,7 +69,7 @@ impl AdminKey {
 async fn follow(
     mut stream: Streaming<StolenAdminKeyProgress>,
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let mut told = Stolen::default();
     while let Some(progress) = stream.message().await? {
         let Some(what) = progress.what else { continue };
@@ -81,7 +81,7 @@ async fn follow(
             out.line(&line)?;
         }
     }
-    Err(Failure::unavailable(
+    Err(CliError::unavailable(
         "the broker has ended before it was done: repeat `credbroker admin-key rotate --stolen`",
     ))
 }
@@ -89,7 +89,7 @@ async fn follow(
 /// Output of `rotate --stolen -o json`.
 #[derive(Default, Serialize)]
 struct Stolen {
-    key: Option<Told>,
+    key: Option<KeyStatus>,
     sessions: Vec<RevokedSessions>,
     grants: Vec<RevokedGrant>,
     /// Time before which every issued session is denied.
@@ -111,7 +111,7 @@ impl Stolen {
     fn add(&mut self, what: What) -> String {
         match what {
             What::Replaced(key) => {
-                let key = Told::from(key);
+                let key = KeyStatus::from(key);
                 let id = key.access_key_id.clone().unwrap_or_default();
                 self.key = Some(key);
                 format!("the admin key is {id}; the stolen one is switched off")
@@ -152,7 +152,7 @@ impl Stolen {
         }
     }
 
-    fn end(mut self, done: &Done, out: &mut Output) -> Result<(), Failure> {
+    fn end(mut self, done: &Done, out: &mut Output) -> Result<(), CliError> {
         self.denied_before = time(done.denied_before.as_ref());
         self.confirmed = done.confirmed;
         self.notice = (!done.notice.is_empty()).then(|| done.notice.clone());
@@ -170,7 +170,7 @@ impl Stolen {
             );
             let next = "`credbroker status` lists what is open under open_denials; then see the runbook: services that \
                         do not follow their grants must be restarted";
-            return Err(Failure::unavailable(what).next(next));
+            return Err(CliError::unavailable(what).next(next));
         }
         if out.format() != Format::Json {
             out.line(&format!(
@@ -182,7 +182,7 @@ impl Stolen {
     }
 }
 
-fn from_stdin() -> Result<SecretString, Failure> {
+fn from_stdin() -> Result<SecretString, CliError> {
     let mut text = String::new();
     io::stdin().take(INPUT_MAX).read_to_string(&mut text)?;
     Ok(SecretString::from(text))
@@ -190,7 +190,7 @@ fn from_stdin() -> Result<SecretString, Failure> {
 
 /// Finds id and secret in any of the forms in which AWS hands out keys. The error contains none of
 /// the input.
-fn read_key(text: &SecretString) -> Result<ImportAdminKeyRequest, Failure> {
+fn read_key(text: &SecretString) -> Result<ImportAdminKeyRequest, CliError> {
     let text = text.expose_secret();
     let found = if text.trim_start().starts_with('{') {
         from_json(text)
@@ -198,7 +198,7 @@ fn read_key(text: &SecretString) -> Result<ImportAdminKeyRequest, Failure> {
         from_lines(text)
     };
     let (access_key_id, secret_access_key) = found.ok_or_else(|| {
-        Failure::usage("standard input holds no access key id and secret").next(
+        CliError::usage("standard input holds no access key id and secret").next(
             "give what `aws iam create-access-key` prints, or a credentials file with \
              aws_access_key_id and aws_secret_access_key",
         )
@@ -230,7 +230,7 @@ fn from_lines(text: &str) -> Option<(String, String)> {
 
 /// Output of `-o json` for each subcommand.
 #[derive(Serialize)]
-struct Told {
+struct KeyStatus {
     source: &'static str,
     phase: Option<&'static str>,
     access_key_id: Option<String>,
@@ -246,7 +246,7 @@ struct Told {
     rotates_at: Option<String>,
 }
 
-impl From<proto::AdminKey> for Told {
+impl From<proto::AdminKey> for KeyStatus {
     fn from(key: proto::AdminKey) -> Self {
         let phase = match key.phase() {
             AdminKeyPhase::Unspecified => None,

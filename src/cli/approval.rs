@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{failure::Failure, output::Output, pages, view};
+use super::{failure::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, ApproveChangeRequest, ListApprovalsRequest, RejectChangeRequest},
@@ -57,7 +57,7 @@ impl From<proto::Approval> for Shown {
 }
 
 impl Approval {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut admin = client.admin();
         match self {
             Self::List => {
@@ -73,7 +73,7 @@ impl Approval {
             }
             Self::Show { id } => {
                 let found = listed(client).await?.find(|shown| shown.approval_id == id);
-                let none = || Failure::not_found(format!("there is no approval {id}"));
+                let none = || CliError::not_found(format!("there is no approval {id}"));
                 out.show(&found.ok_or_else(none)?)?;
             }
             Self::Approve { id } => {
@@ -93,7 +93,7 @@ impl Approval {
     }
 }
 
-async fn listed(client: &Client) -> Result<impl Iterator<Item = Shown>, Failure> {
+async fn listed(client: &Client) -> Result<impl Iterator<Item = Shown>, CliError> {
     let approvals = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListApprovalsRequest {
             page_size,

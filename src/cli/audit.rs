@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{
     convert::proto_time,
     export::Export,
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     pages,
     proof::Prove,
@@ -95,7 +95,7 @@ pub(super) struct Query {
 }
 
 impl Audit {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         match self {
             Self::Tail { lines, follow } => {
                 tail(client, TailAuditRecordsRequest { lines, follow }, out).await
@@ -134,7 +134,7 @@ async fn tail(
     client: &Client,
     request: TailAuditRecordsRequest,
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let mut records = client
         .audit()
         .tail_audit_records(request)
@@ -146,13 +146,13 @@ async fn tail(
     Ok(())
 }
 
-fn entry(record: AuditRecord, out: &mut Output) -> Result<(), Failure> {
+fn entry(record: AuditRecord, out: &mut Output) -> Result<(), CliError> {
     let record = view::AuditRecord::from(record);
     Ok(out.entry(&record, &record.line())?)
 }
 
 impl Query {
-    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let (limit, request) = (self.limit, self.request());
         let records = pages::all(limit, async |page_size, page_token| {
             let request = ListAuditRecordsRequest {

@@ -39,8 +39,8 @@ impl BreakGlass {
 }
 
 #[cfg(not(feature = "server"))]
-pub(super) fn refused() -> super::Failure {
-    super::Failure::usage("this program is the client alone, and this takes the broker's own code")
+pub(super) fn refused() -> super::CliError {
+    super::CliError::usage("this program is the client alone, and this takes the broker's own code")
         .next("use the `credbroker` that the broker is run with")
 }
 
@@ -51,7 +51,7 @@ mod with_store {
     use super::BreakGlass;
     use crate::{
         cli::{
-            Connection, broker::log_to_stderr, failure::Failure, output::Output, revoke::Revoke,
+            Connection, broker::log_to_stderr, failure::CliError, output::Output, revoke::Revoke,
         },
         config::{Config, StoreAt},
         domain::name::Name,
@@ -65,7 +65,7 @@ mod with_store {
     const LATER: &str = "the broker goes on once it runs again";
 
     impl BreakGlass {
-        fn whose(&self) -> Result<Whose, Failure> {
+        fn whose(&self) -> Result<Whose, CliError> {
             match (&self.config, &self.state) {
                 (Some(path), state) => {
                     let mut config = Config::load(path).map_err(StartError::from)?;
@@ -81,8 +81,10 @@ mod with_store {
                     store: store.clone(),
                     aws_endpoint_url: self.aws_endpoint_url.clone(),
                 }),
-                (None, None) => Err(Failure::usage("it is not said where the broker's store is")
-                    .next("give --state FILE, or --config FILE of `serve`")),
+                (None, None) => Err(
+                    CliError::usage("it is not said where the broker's store is")
+                        .next("give --state FILE, or --config FILE of `serve`"),
+                ),
             }
         }
     }
@@ -92,7 +94,7 @@ mod with_store {
             self,
             connection: &Connection,
             out: &mut Output,
-        ) -> Result<(), Failure> {
+        ) -> Result<(), CliError> {
             log_to_stderr("warn", false)?;
             let whose = self.break_glass.whose()?;
             if self.break_glass.print_aws_commands {
@@ -111,14 +113,14 @@ mod with_store {
         }
     }
 
-    async fn print_script(target: &str, whose: &Whose, out: &mut Output) -> Result<(), Failure> {
+    async fn print_script(target: &str, whose: &Whose, out: &mut Output) -> Result<(), CliError> {
         let (service, grant) = match target.split_once('/') {
             Some((service, grant)) => (service, Some(grant)),
             None => (target, None),
         };
-        let name = |text: &str| -> Result<Name, Failure> {
+        let name = |text: &str| -> Result<Name, CliError> {
             let parsed = text.parse();
-            parsed.map_err(|error| Failure::usage(format!("{text:?} is no name: {error}")))
+            parsed.map_err(|error| CliError::usage(format!("{text:?} is no name: {error}")))
         };
         let (service, grant) = (name(service)?, grant.map(name).transpose()?);
         let script = script(whose, service, grant).await?.ok_or_else(|| {
@@ -127,7 +129,7 @@ mod with_store {
             } else {
                 "service"
             };
-            Failure::not_found(format!("there is no {what} {target} in the store"))
+            CliError::not_found(format!("there is no {what} {target} in the store"))
         })?;
         Ok(out.entry(&json!({ "script": script }), script.trim_end())?)
     }

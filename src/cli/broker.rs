@@ -12,7 +12,7 @@ use serde_json::json;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::{convert::http_url, failure::Failure, output::Output};
+use super::{convert::http_url, failure::CliError, output::Output};
 use crate::{
     config::{Config, is_database},
     runtime::{
@@ -60,7 +60,7 @@ pub(super) struct Migrate {
 }
 
 impl Migrate {
-    pub(super) async fn run(self, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, out: &mut Output) -> Result<(), CliError> {
         let config = Config::load(&self.config).map_err(StartError::from)?;
         log_to_stderr(&config.log.level, config.log.json)?;
         let version = migrate(&config.store).await?;
@@ -80,10 +80,10 @@ pub(super) struct Serve {
 }
 
 impl Dev {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self) -> Result<(), CliError> {
         log_to_stderr("info", false)?;
         let state_dir = self.state_dir.or_else(default_state_dir).ok_or_else(|| {
-            Failure::usage("there is no home directory to keep the state in: give --state-dir")
+            CliError::usage("there is no home directory to keep the state in: give --state-dir")
         })?;
         Ok(dev(DevOptions {
             state_dir,
@@ -95,7 +95,7 @@ impl Dev {
 }
 
 impl Serve {
-    pub(super) async fn run(self, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, out: &mut Output) -> Result<(), CliError> {
         let config = Config::load(&self.config).map_err(StartError::from)?;
         log_to_stderr(&config.log.level, config.log.json)?;
         if self.check {
@@ -123,13 +123,13 @@ fn default_state_dir() -> Option<PathBuf> {
 
 /// Logs to standard error. A plain level applies to the broker alone; its libraries log from `warn`
 /// on.
-pub(super) fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
+pub(super) fn log_to_stderr(level: &str, json: bool) -> Result<(), CliError> {
     let directives = match level.parse::<Level>() {
         Ok(level) => format!("warn,credbroker={level}"),
         Err(_) => level.to_owned(),
     };
     let filter = EnvFilter::try_new(directives)
-        .map_err(|error| Failure::usage(format!("log.level: {level:?} is no filter: {error}")))?;
+        .map_err(|error| CliError::usage(format!("log.level: {level:?} is no filter: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
@@ -142,7 +142,7 @@ pub(super) fn log_to_stderr(level: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-impl From<StartError> for Failure {
+impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
         let text = error.to_string();
         let failure = match error.problem() {

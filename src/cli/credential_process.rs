@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use super::{
     Connection,
     credential_cache::{Cache, Kept},
-    failure::Failure,
+    failure::CliError,
     issue::issue,
     output::Output,
 };
 use crate::{
-    client::Evidence,
+    client::Proof,
     domain::{clock::wall_time, duration},
 };
 
@@ -38,19 +38,20 @@ impl CredentialProcess {
         self,
         connection: &Connection,
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let evidence = connection.evidence()?;
         let cache = Cache::of(&self.asked(connection, &evidence)?);
-        let late = |_| Failure::unavailable(format!("no credentials within {} s", LIMIT.as_secs()));
+        let late =
+            |_| CliError::unavailable(format!("no credentials within {} s", LIMIT.as_secs()));
         let kept = timeout(LIMIT, self.get(connection, cache.as_ref())).await;
         let kept = kept.map_err(late)??;
         Ok(out.line(&kept.document.to_string())?)
     }
 
     /// Returns all inputs that determine the answer: a call with other inputs uses another cache.
-    fn asked(&self, connection: &Connection, evidence: &Evidence) -> Result<[String; 4], Failure> {
+    fn asked(&self, connection: &Connection, evidence: &Proof) -> Result<[String; 4], CliError> {
         let shown = match evidence {
-            Evidence::Certificate {
+            Proof::Certificate {
                 cert_file,
                 key_file,
             } => format!("{} {}", cert_file.display(), key_file.display()),
@@ -69,7 +70,7 @@ impl CredentialProcess {
 
     /// Returns fresh credentials. If several processes need them, one calls the broker, and the
     /// others read its result from the cache.
-    async fn get(&self, connection: &Connection, cache: Option<&Cache>) -> Result<Kept, Failure> {
+    async fn get(&self, connection: &Connection, cache: Option<&Cache>) -> Result<Kept, CliError> {
         let fresh = |cache: &Cache| cache.read().filter(|kept| kept.is_fresh(wall_time()));
         let Some(cache) = cache else {
             return self.issue(connection).await;
@@ -100,11 +101,11 @@ impl CredentialProcess {
         }
     }
 
-    async fn issue(&self, connection: &Connection) -> Result<Kept, Failure> {
+    async fn issue(&self, connection: &Connection) -> Result<Kept, CliError> {
         let client = connection.connect().await?;
         let credentials = issue(&client, self.grant.clone(), self.ttl, None).await?;
         let expires = credentials.expiration.as_deref().unwrap_or_default();
-        let no_end = |_| Failure::unexpected("the broker did not send the end of the credentials");
+        let no_end = |_| CliError::unexpected("the broker did not send the end of the credentials");
         Ok(Kept {
             document: credentials.for_process(),
             issued_at: wall_time(),

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use x509_parser::pem::parse_x509_pem;
 
-use super::{Connection, failure::Failure, output::Output, view};
+use super::{Connection, failure::CliError, output::Output, view};
 use crate::{
     client::read_secret,
     domain::clock::wall_time,
@@ -53,7 +53,7 @@ impl Enroll {
         self,
         connection: &Connection,
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let files = Files::of(connection)?;
         let made = if self.renew {
             if let Some(until) = files.renewed_until()? {
@@ -82,9 +82,9 @@ impl Enroll {
 }
 
 impl Files {
-    fn of(connection: &Connection) -> Result<Self, Failure> {
+    fn of(connection: &Connection) -> Result<Self, CliError> {
         let named = |path: &Option<PathBuf>, variable, flag| {
-            path.clone().ok_or_else(|| Failure::unset(variable, flag))
+            path.clone().ok_or_else(|| CliError::unset(variable, flag))
         };
         Ok(Self {
             cert: named(
@@ -110,11 +110,11 @@ impl Files {
     }
 
     /// Returns the existing key, or else a new one. An enrolment that failed can thus be repeated.
-    fn key(&self) -> Result<KeyPair, Failure> {
+    fn key(&self) -> Result<KeyPair, CliError> {
         if self.key.exists() {
             return self.known_key();
         }
-        let key = KeyPair::generate().map_err(|error| Failure::unexpected(error.to_string()))?;
+        let key = KeyPair::generate().map_err(|error| CliError::unexpected(error.to_string()))?;
         let pem = SecretString::from(key.serialize_pem());
         let mut file = OpenOptions::new()
             .write(true)
@@ -128,19 +128,19 @@ impl Files {
         Ok(key)
     }
 
-    fn known_key(&self) -> Result<KeyPair, Failure> {
+    fn known_key(&self) -> Result<KeyPair, CliError> {
         let pem = read_secret(&self.key)?;
         KeyPair::from_pem(pem.expose_secret()).map_err(|error| unusable(&self.key, &error))
     }
 
-    fn request(&self, key: &KeyPair) -> Result<Vec<u8>, Failure> {
+    fn request(&self, key: &KeyPair) -> Result<Vec<u8>, CliError> {
         let request = CertificateParams::default().serialize_request(key);
         let request = request.map_err(|error| unusable(&self.key, &error))?;
         Ok(request.der().to_vec())
     }
 
     /// Returns the end of the certificate, if less than half of its life is over.
-    fn renewed_until(&self) -> Result<Option<Timestamp>, Failure> {
+    fn renewed_until(&self) -> Result<Option<Timestamp>, CliError> {
         let wrong = |error: &dyn std::fmt::Display| unusable(&self.cert, error);
         let pem = fs::read(&self.cert).map_err(|error| wrong(&error))?;
         let (_, pem) = parse_x509_pem(&pem).map_err(|error| wrong(&error))?;
@@ -157,7 +157,7 @@ impl Files {
 }
 
 /// Replaces the file atomically: a reader sees the old one or the new one, complete.
-fn replace(path: &Path, pem: &str) -> Result<(), Failure> {
+fn replace(path: &Path, pem: &str) -> Result<(), CliError> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
@@ -167,6 +167,6 @@ fn replace(path: &Path, pem: &str) -> Result<(), Failure> {
         .map_err(|error| unusable(path, &error))
 }
 
-fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::usage(format!("cannot use {}: {error}", path.display()))
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> CliError {
+    CliError::usage(format!("cannot use {}: {error}", path.display()))
 }

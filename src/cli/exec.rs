@@ -13,7 +13,7 @@ use clap::Args;
 use secrecy::ExposeSecret;
 use tokio::task::spawn_blocking;
 
-use super::{Connection, failure::Failure, issue::issue};
+use super::{Connection, failure::CliError, issue::issue};
 use crate::domain::duration;
 
 /// Variables removed from the command's environment: those through which AWS SDKs could find other
@@ -76,11 +76,11 @@ pub(super) struct Exec {
 }
 
 impl Exec {
-    pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+    pub(super) async fn run(self, connection: &Connection) -> Result<(), CliError> {
         let (program, args) = self
             .command
             .split_first()
-            .ok_or_else(|| Failure::usage("there is no command to run"))?;
+            .ok_or_else(|| CliError::usage("there is no command to run"))?;
         let mut command = Command::new(program);
         command.args(args);
         for variable in CLEARED {
@@ -106,12 +106,12 @@ impl Exec {
         }
         let error = command.exec();
         let program = program.display();
-        Err(Failure::usage(format!("cannot run {program}: {error}")))
+        Err(CliError::usage(format!("cannot run {program}: {error}")))
     }
 
     /// Starts an endpoint in another process, and returns its URL. The endpoint ends when this
     /// process ends, even after the command has replaced this program.
-    async fn endpoint(&self, connection: &Connection) -> Result<String, Failure> {
+    async fn endpoint(&self, connection: &Connection) -> Result<String, CliError> {
         let mut agent = Command::new(env::current_exe()?);
         agent
             .args(["agent", "--grant", &self.grant])
@@ -137,7 +137,7 @@ impl Exec {
         });
         let told = told
             .await
-            .map_err(|error| Failure::unexpected(error.to_string()))?;
+            .map_err(|error| CliError::unexpected(error.to_string()))?;
         match told? {
             (url, _) if !url.is_empty() => Ok(url),
             // The agent has printed the reason.

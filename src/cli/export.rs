@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     fetch::{Bundle, Head, unusable},
     lines::{self, Line},
     output::{Format, Output},
@@ -48,7 +48,7 @@ enum Form {
 const AS_IT_IS: Line = |entry, _| Ok(entry.to_vec());
 
 impl Export {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let head = Head::ask(client).await?;
         match self.format {
             Form::Tiles => self.tiles(client, &head, out).await,
@@ -57,10 +57,10 @@ impl Export {
         }
     }
 
-    async fn tiles(self, client: &Client, head: &Head, out: &mut Output) -> Result<(), Failure> {
+    async fn tiles(self, client: &Client, head: &Head, out: &mut Output) -> Result<(), CliError> {
         if self.to.as_os_str() == lines::STANDARD_OUTPUT {
             let what = "tiles are files in a directory, and cannot go to standard output";
-            return Err(Failure::usage(what).next("give a directory, or --format jsonl"));
+            return Err(CliError::usage(what).next("give a directory, or --format jsonl"));
         }
         let size = head.checkpoint.size;
         let mut tree = Growing::default();
@@ -79,7 +79,7 @@ impl Export {
             };
             let index = tree.edge.size() / WIDTH;
             let bytes = files::bundle(entries)
-                .ok_or_else(|| Failure::unexpected("the broker sent a record that is too long"))?;
+                .ok_or_else(|| CliError::unexpected("the broker sent a record that is too long"))?;
             for entry in entries {
                 tree.push(entry);
             }
@@ -114,7 +114,7 @@ impl Export {
 
     /// Refuses to continue an earlier export that has some, but not all, of the records that the
     /// broker has pruned: the missing ones would be a hole.
-    fn must_not_tear(&self, taken_up: u64, start: u64) -> Result<(), Failure> {
+    fn must_not_tear(&self, taken_up: u64, start: u64) -> Result<(), CliError> {
         let holds = |index| self.to.join(tile::bundle_path(index, start)).exists();
         if taken_up >= start || !(0..start / WIDTH).any(holds) {
             return Ok(());
@@ -123,11 +123,11 @@ impl Export {
             "{} holds records that the broker has given up since, and not all of them",
             self.to.display()
         );
-        Err(Failure::usage(what).next("keep it, and export into an empty directory"))
+        Err(CliError::usage(what).next("keep it, and export into an empty directory"))
     }
 
     /// Loads the full bundles of an earlier export.
-    fn take_up(&self, tree: &mut Growing, size: u64) -> Result<(), Failure> {
+    fn take_up(&self, tree: &mut Growing, size: u64) -> Result<(), CliError> {
         for index in 0..size / WIDTH {
             let path = self.to.join(tile::bundle_path(index, size));
             let Some(bytes) = read(&path)? else {
@@ -144,7 +144,7 @@ impl Export {
         Ok(())
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CliError> {
         let path = self.to.join(name);
         let written = path
             .parent()

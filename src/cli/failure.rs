@@ -25,7 +25,7 @@ pub(super) enum Exit {
 
 /// Failure of a command: what happened and why, and what to do next.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     exit: Exit,
     what: String,
     details: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) struct Failure {
     next: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     pub(super) fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self {
             exit,
@@ -109,7 +109,7 @@ impl Failure {
     }
 
     /// Returns what happened and why, on one line, and what to do next.
-    pub(super) fn told(self) -> (String, Option<String>) {
+    pub(super) fn message(self) -> (String, Option<String>) {
         let mut what = self.what;
         for detail in &self.details {
             what = format!("{what}; {detail}");
@@ -158,7 +158,7 @@ const fn exit(code: Code) -> Exit {
     }
 }
 
-impl From<Status> for Failure {
+impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         if let Some(source) = status.source()
             && source.is::<transport::Error>()
@@ -195,7 +195,7 @@ impl From<Status> for Failure {
     }
 }
 
-impl From<ConnectError> for Failure {
+impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::Unreachable { .. } => Self::new(Exit::Unavailable, error.to_string())
@@ -205,7 +205,7 @@ impl From<ConnectError> for Failure {
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         let exit = match error.kind() {
             io::ErrorKind::BrokenPipe => Exit::NobodyReads,

@@ -4,13 +4,13 @@ use std::{io, path::Path};
 
 use indicatif::ProgressBar;
 
-use super::failure::Failure;
+use super::failure::CliError;
 use crate::{
     audit::{
         checkpoint::Checkpoint,
         note::Verifier,
         tile::WIDTH,
-        tree::{Edge, Hash},
+        tree::{Frontier, Hash},
         verify::opened,
     },
     client::Client,
@@ -31,14 +31,14 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) async fn ask(client: &Client) -> Result<Self, Failure> {
+    pub(super) async fn ask(client: &Client) -> Result<Self, CliError> {
         let signed = client
             .audit()
             .get_checkpoint(GetCheckpointRequest {})
             .await?;
         let signed = signed.into_inner();
         let key: Verifier = signed.verifier_key.parse().map_err(|error| {
-            Failure::unexpected(format!("the broker's key of the log: {error}"))
+            CliError::unexpected(format!("the broker's key of the log: {error}"))
         })?;
         let checkpoint = opened(&signed.note, std::slice::from_ref(&key))?;
         Ok(Self { checkpoint, signed })
@@ -50,8 +50,8 @@ impl Head {
         client: &Client,
         start: u64,
         bar: &ProgressBar,
-        mut take: impl FnMut(Bundle<'_>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        mut take: impl FnMut(Bundle<'_>) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
         let end = self.checkpoint.size;
         bar.set_length(end);
         bar.set_position(start);
@@ -61,7 +61,7 @@ impl Head {
             for root in bundle.pruned_roots {
                 let root = root
                     .try_into()
-                    .map_err(|_| Failure::unexpected("the broker sent a root that is none"))?;
+                    .map_err(|_| CliError::unexpected("the broker sent a root that is none"))?;
                 take(Bundle::Pruned(root))?;
                 bar.inc(WIDTH);
             }
@@ -74,17 +74,17 @@ impl Head {
     }
 
     /// Checks that the fetched records match the checkpoint.
-    pub(super) fn confirm(&self, taken: &Edge, next: &str) -> Result<(), Failure> {
+    pub(super) fn confirm(&self, taken: &Frontier, next: &str) -> Result<(), CliError> {
         let Checkpoint { size, root, .. } = self.checkpoint;
         if (taken.size(), taken.root()) == (size, root) {
             return Ok(());
         }
         let what = "what was exported is not what the broker's checkpoint stands for";
         let next = format!("{next}; if that fails too, the log was changed");
-        Err(Failure::verification(what).next(next))
+        Err(CliError::verification(what).next(next))
     }
 }
 
-pub(super) fn unusable(path: &Path, error: &io::Error) -> Failure {
-    Failure::unexpected(format!("{}: {error}", path.display()))
+pub(super) fn unusable(path: &Path, error: &io::Error) -> CliError {
+    CliError::unexpected(format!("{}: {error}", path.display()))
 }

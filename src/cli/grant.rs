@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
-use super::{convert::proto_duration, failure::Failure, output::Output, pages, view};
+use super::{convert::proto_duration, failure::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::{duration, grant::Reuse, probe::Probe},
@@ -137,18 +137,18 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 /// Returns the parameters by name. Each may be given once.
-pub(super) fn parameters(pairs: &[(String, String)]) -> Result<HashMap<String, String>, Failure> {
+pub(super) fn parameters(pairs: &[(String, String)]) -> Result<HashMap<String, String>, CliError> {
     let mut parameters = HashMap::new();
     for (name, value) in pairs {
         if parameters.insert(name.clone(), value.clone()).is_some() {
-            return Err(Failure::usage(format!("--param {name} is given twice")));
+            return Err(CliError::usage(format!("--param {name} is given twice")));
         }
     }
     Ok(parameters)
 }
 
 /// Reads a policy document from a file, or from standard input if the path is `-`.
-fn read_text(path: &Path) -> Result<String, Failure> {
+fn read_text(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     let read = if path.as_os_str() == "-" {
         io::stdin().take(POLICY_MAX).read_to_string(&mut text)
@@ -156,12 +156,12 @@ fn read_text(path: &Path) -> Result<String, Failure> {
         File::open(path).and_then(|file| file.take(POLICY_MAX).read_to_string(&mut text))
     };
     match read {
-        Ok(size) if size as u64 == POLICY_MAX => Err(Failure::usage(format!(
+        Ok(size) if size as u64 == POLICY_MAX => Err(CliError::usage(format!(
             "{} is too large for a policy document",
             path.display()
         ))),
         Ok(_) => Ok(text),
-        Err(error) => Err(Failure::usage(format!(
+        Err(error) => Err(CliError::usage(format!(
             "cannot read {}: {error}",
             path.display()
         ))),
@@ -169,7 +169,7 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 }
 
 impl Grant {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut grants = client.grants();
         match self {
             Self::Put(put) => {
@@ -219,7 +219,7 @@ fn is_unnarrowed(grant: &proto::Grant) -> bool {
         && !grant.allow_broad
 }
 
-async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), Failure> {
+async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), CliError> {
     let all = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListGrantsRequest {
             service: service.clone(),
@@ -246,12 +246,12 @@ async fn list(client: &Client, service: String, out: &mut Output) -> Result<(), 
 }
 
 impl Put {
-    fn grant(self) -> Result<proto::Grant, Failure> {
+    fn grant(self) -> Result<proto::Grant, CliError> {
         let kind = self
             .kind
             .or_else(|| self.role_arn.as_ref().map(|_| Kind::AssumeRole));
         let kind =
-            kind.ok_or_else(|| Failure::usage("say --kind, or --role-arn for a role's session"))?;
+            kind.ok_or_else(|| CliError::usage("say --kind, or --role-arn for a role's session"))?;
         self.refuse_strangers(kind)?;
         let mut probes = self.probe.clone().into_iter();
         Ok(proto::Grant {
@@ -272,7 +272,7 @@ impl Put {
     }
 
     /// Refuses a flag of another kind of grant: ignoring it would hide a mistake.
-    fn refuse_strangers(&self, kind: Kind) -> Result<(), Failure> {
+    fn refuse_strangers(&self, kind: Kind) -> Result<(), CliError> {
         let (role, federation, user) = (
             kind == Kind::AssumeRole,
             kind == Kind::FederationToken,
@@ -301,16 +301,16 @@ impl Put {
             ),
         ];
         match given.iter().find(|(_, given, fits)| *given && !fits) {
-            Some((flag, ..)) => Err(Failure::usage(format!(
+            Some((flag, ..)) => Err(CliError::usage(format!(
                 "{flag} does not go with this kind of grant"
             ))),
             None => Ok(()),
         }
     }
 
-    fn inline_policy(&self) -> Result<Option<InlinePolicy>, Failure> {
+    fn inline_policy(&self) -> Result<Option<InlinePolicy>, CliError> {
         if self.policy.is_none() && !self.param.is_empty() {
-            return Err(Failure::usage("--param goes with --policy NAME"));
+            return Err(CliError::usage("--param goes with --policy NAME"));
         }
         let source = match (&self.policy_file, &self.policy) {
             (Some(path), _) => Source::Document(read_text(path)?),
@@ -325,7 +325,7 @@ impl Put {
         }))
     }
 
-    fn of_kind(&self, kind: Kind) -> Result<proto::grant::Kind, Failure> {
+    fn of_kind(&self, kind: Kind) -> Result<proto::grant::Kind, CliError> {
         let tag = |transitive| {
             move |(key, value): &(String, String)| Tag {
                 key: key.clone(),
@@ -344,7 +344,7 @@ impl Put {
                 role_arn: self
                     .role_arn
                     .clone()
-                    .ok_or_else(|| Failure::usage("assume_role needs --role-arn"))?,
+                    .ok_or_else(|| CliError::usage("assume_role needs --role-arn"))?,
                 external_id: self.external_id.clone(),
                 source_identity: self.source_identity,
                 region: self.region.clone(),

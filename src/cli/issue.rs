@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     convert::proto_duration,
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     view::{self, Credentials, Exports},
 };
@@ -36,7 +36,7 @@ pub(super) struct Release {
 }
 
 impl Issue {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let credentials = issue(client, self.grant, self.ttl, self.request_id).await?;
         match out.format() {
             Format::Text | Format::Json => out.show(&credentials)?,
@@ -53,7 +53,7 @@ pub(super) async fn issue(
     grant: String,
     ttl: Option<Duration>,
     id: Option<RequestId>,
-) -> Result<Credentials, Failure> {
+) -> Result<Credentials, CliError> {
     let id = id.unwrap_or_else(|| RequestId::random(&SystemRandom));
     let request = IssueCredentialsRequest {
         grant,
@@ -61,12 +61,12 @@ pub(super) async fn issue(
         request_id: id.to_string(),
     };
     let issued = client.credentials().issue_credentials(request).await;
-    let issued = issued.map_err(|status| Failure::from(status).of_request(&id))?;
+    let issued = issued.map_err(|status| CliError::from(status).of_request(&id))?;
     Ok(Credentials::from(issued.into_inner()))
 }
 
 impl Release {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let request = ReleaseLeaseRequest {
             lease_id: self.lease_id,
         };

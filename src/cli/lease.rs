@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 
 use super::{
     convert::proto_duration,
-    failure::Failure,
+    failure::CliError,
     issue,
     output::{Format, Output},
     pages, view,
@@ -76,7 +76,7 @@ pub(super) enum State {
 }
 
 impl Lease {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut leases = client.leases();
         match self {
             Self::List {
@@ -104,7 +104,7 @@ impl Lease {
                 };
                 let renewed = client.credentials().renew_lease(request).await;
                 let renewed = renewed
-                    .map_err(|status| Failure::from(status).of_request(&id))?
+                    .map_err(|status| CliError::from(status).of_request(&id))?
                     .into_inner();
                 let renewal = view::Renewal::from(renewed);
                 match out.format() {
@@ -130,7 +130,7 @@ async fn list(
     state: Option<State>,
     limit: u32,
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let state = state
         .map_or(proto::LeaseState::Unspecified, to_proto)
         .into();

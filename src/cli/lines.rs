@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     fetch::{Bundle, Head, unusable},
     output::{Format, Output},
     verify::records,
@@ -19,7 +19,7 @@ use crate::{
     audit::{
         ocsf,
         tile::HEIGHT,
-        tree::{Edge, leaf_hash},
+        tree::{Frontier, leaf_hash},
     },
     client::Client,
 };
@@ -28,12 +28,12 @@ use crate::{
 pub(super) const STANDARD_OUTPUT: &str = "-";
 
 /// Function that makes a record's line from its bytes and the name of its log.
-pub(super) type Line = fn(&[u8], &str) -> Result<Vec<u8>, Failure>;
+pub(super) type Line = fn(&[u8], &str) -> Result<Vec<u8>, CliError>;
 
 /// Returns the record as an event of OCSF.
-pub(super) fn ocsf(entry: &[u8], log: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn ocsf(entry: &[u8], log: &str) -> Result<Vec<u8>, CliError> {
     let event = ocsf::event(entry, log).map_err(|error| {
-        Failure::unexpected(format!("the broker sent a record that is none: {error}"))
+        CliError::unexpected(format!("the broker sent a record that is none: {error}"))
             .next("see that this program is not older than the broker")
     })?;
     Ok(event.to_string().into_bytes())
@@ -47,7 +47,7 @@ pub(super) async fn write(
     to: &Path,
     line: Line,
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     if to.as_os_str() == STANDARD_OUTPUT {
         // A progress bar would come between the lines.
         let bar = if io::stdout().is_terminal() {
@@ -55,11 +55,11 @@ pub(super) async fn write(
         } else {
             ProgressBar::no_length()
         };
-        return pour(client, head, line, &bar, io::stdout(), Failure::from).await;
+        return pour(client, head, line, &bar, io::stdout(), CliError::from).await;
     }
     if to.is_dir() {
         let what = format!("{} is a directory", to.display());
-        return Err(Failure::usage(what).next("give a file, or - for standard output"));
+        return Err(CliError::usage(what).next("give a file, or - for standard output"));
     }
     let failed = |error| unusable(to, &error);
     let mut partial = to.as_os_str().to_owned();
@@ -86,9 +86,9 @@ async fn pour(
     line: Line,
     bar: &ProgressBar,
     sink: impl Write,
-    failed: impl Fn(io::Error) -> Failure,
-) -> Result<(), Failure> {
-    let (mut sink, mut taken) = (BufWriter::new(sink), Edge::default());
+    failed: impl Fn(io::Error) -> CliError,
+) -> Result<(), CliError> {
+    let (mut sink, mut taken) = (BufWriter::new(sink), Frontier::default());
     let log = &head.checkpoint.origin;
     head.fetch(client, 0, bar, |bundle| {
         let entries = match bundle {

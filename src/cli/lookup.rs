@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     view::{Found, KeyOwner, TokenOwner},
 };
@@ -40,25 +40,25 @@ pub(super) struct Lookup {
 
 /// Keys and tokens to look up, each once.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct LookupRequest {
     keys: Vec<KeyId>,
     tokens: Vec<TokenId>,
 }
 
 impl Lookup {
     /// Returns the keys and tokens of the arguments, or those in standard input.
-    pub(super) fn asked(&self) -> Result<Asked, Failure> {
+    pub(super) fn asked(&self) -> Result<LookupRequest, CliError> {
         let given: Vec<&str> = self.found.iter().map(String::as_str).collect();
         if matches!(given[..], [] | ["-"]) {
             return from_stdin();
         }
-        let mut asked = Asked::default();
+        let mut asked = LookupRequest::default();
         for text in given {
             match (visible_parts(text).next(), text.parse()) {
                 (Some(token), _) => asked.tokens.push(token),
                 (None, Ok(key)) => asked.keys.push(key),
                 (None, Err(error)) => {
-                    return Err(Failure::usage(format!(
+                    return Err(CliError::usage(format!(
                         "an argument is neither a token of the broker nor an access key id: {error}"
                     ))
                     .next("give ids alone, or - alone to look for them in standard input"));
@@ -69,7 +69,7 @@ impl Lookup {
     }
 }
 
-impl Asked {
+impl LookupRequest {
     fn distinct(self) -> Self {
         Self {
             keys: distinct(self.keys),
@@ -79,7 +79,11 @@ impl Asked {
 }
 
 /// Looks up the owners, and prints them. Succeeds if at least one key or token is known.
-pub(super) async fn run(asked: Asked, client: &Client, out: &mut Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    asked: LookupRequest,
+    client: &Client,
+    out: &mut Output,
+) -> Result<(), CliError> {
     let mut found = Vec::with_capacity(asked.keys.len() + asked.tokens.len());
     for batch in asked.keys.chunks(BATCH) {
         let request = LookupAccessKeysRequest {
@@ -113,17 +117,17 @@ pub(super) async fn run(asked: Asked, client: &Client, out: &mut Output) -> Resu
     }
     if asked.keys.is_empty() {
         let what = "this broker knows none of these tokens";
-        return Err(Failure::not_found(what)
+        return Err(CliError::not_found(what)
             .next("they were deleted or used up, or are another deployment's"));
     }
     Err(
-        Failure::not_found("this broker knows none of these access keys").next(
+        CliError::not_found("this broker knows none of these access keys").next(
             "`aws sts get-access-key-info --access-key-id ID` prints the AWS account of a key",
         ),
     )
 }
 
-fn from_stdin() -> Result<Asked, Failure> {
+fn from_stdin() -> Result<LookupRequest, CliError> {
     let mut input = io::stdin();
     if input.is_terminal() {
         eprintln!("looking for access key ids and tokens in standard input; end it with Ctrl-D");
@@ -132,16 +136,16 @@ fn from_stdin() -> Result<Asked, Failure> {
     input.by_ref().take(INPUT_MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > INPUT_MAX {
         let what = "standard input is longer than 16 MiB";
-        return Err(Failure::usage(what).next("give it in parts"));
+        return Err(CliError::usage(what).next("give it in parts"));
     }
-    let asked = Asked {
+    let asked = LookupRequest {
         keys: keys_in(&text),
         tokens: distinct(visible_parts(&String::from_utf8_lossy(&text))),
     };
     if asked.keys.is_empty() && asked.tokens.is_empty() {
         let what = "standard input holds no access key id, AKIA… or ASIA…, and no token, cbs_…";
         return Err(
-            Failure::usage(what).next("give the ids as arguments, or a text with them in it")
+            CliError::usage(what).next("give the ids as arguments, or a text with them in it")
         );
     }
     Ok(asked)

@@ -49,10 +49,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use secrecy::SecretString;
 
 use self::{
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
 };
-use crate::client::{Client, Evidence, Settings};
+use crate::client::{Client, Proof, Settings};
 
 /// Give each service its own narrow, short-lived AWS credentials, from one broker. Only the broker
 /// holds the admin key.
@@ -197,7 +197,7 @@ pub fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::unexpected(error.to_string()).report(),
+        Err(error) => return CliError::unexpected(error.to_string()).report(),
     };
     let done = runtime.block_on(run(cli));
     // A file system that does not answer must not delay the exit.
@@ -223,10 +223,10 @@ impl Command {
     }
 }
 
-async fn run(cli: Cli) -> Result<(), Failure> {
+async fn run(cli: Cli) -> Result<(), CliError> {
     let mut out = Output::new(cli.output, Box::new(io::stdout()));
     if !cli.command.prints(cli.output) {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "-o env is for `credbroker issue` and `credbroker lease renew`, -o credential-process for `issue`",
         ));
     }
@@ -284,43 +284,43 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 impl Connection {
-    async fn connect(&self) -> Result<Client, Failure> {
+    async fn connect(&self) -> Result<Client, CliError> {
         self.connect_with(self.evidence()?).await
     }
 
     /// Connects with the client certificate, even if there is a token.
-    async fn connect_by_certificate(&self) -> Result<Client, Failure> {
+    async fn connect_by_certificate(&self) -> Result<Client, CliError> {
         let certificate = self.certificate();
-        let unset = || Failure::unset("CREDBROKER_CLIENT_CERT_FILE", "--client-cert-file");
+        let unset = || CliError::unset("CREDBROKER_CLIENT_CERT_FILE", "--client-cert-file");
         self.connect_with(certificate.ok_or_else(unset)?).await
     }
 
-    async fn connect_with(&self, evidence: Evidence) -> Result<Client, Failure> {
+    async fn connect_with(&self, evidence: Proof) -> Result<Client, CliError> {
         Ok(Client::connect(&self.settings_with(evidence)?).await?)
     }
 
-    fn settings(&self) -> Result<Settings, Failure> {
+    fn settings(&self) -> Result<Settings, CliError> {
         self.settings_with(self.evidence()?)
     }
 
     /// Returns the settings with this token, if there is one.
-    fn settings_or(&self, token: Option<SecretString>) -> Result<Settings, Failure> {
+    fn settings_or(&self, token: Option<SecretString>) -> Result<Settings, CliError> {
         match token {
-            Some(token) => self.settings_with(Evidence::Token(token)),
+            Some(token) => self.settings_with(Proof::Token(token)),
             None => self.settings(),
         }
     }
 
-    fn settings_with(&self, evidence: Evidence) -> Result<Settings, Failure> {
+    fn settings_with(&self, evidence: Proof) -> Result<Settings, CliError> {
         Ok(Settings {
             address: self
                 .addr
                 .clone()
-                .ok_or_else(|| Failure::unset("CREDBROKER_ADDR", "--addr"))?,
+                .ok_or_else(|| CliError::unset("CREDBROKER_ADDR", "--addr"))?,
             ca_file: self
                 .ca_file
                 .clone()
-                .ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
+                .ok_or_else(|| CliError::unset("CREDBROKER_CA_FILE", "--ca-file"))?,
             evidence,
         })
     }
@@ -330,7 +330,7 @@ impl Connection {
     fn hand_on(
         &self,
         command: &mut std::process::Command,
-    ) -> Result<Option<SecretString>, Failure> {
+    ) -> Result<Option<SecretString>, CliError> {
         let files = [
             ("CREDBROKER_CA_FILE", &self.ca_file),
             ("CREDBROKER_TOKEN_FILE", &self.token_file),
@@ -342,12 +342,12 @@ impl Connection {
         command.envs(self.addr.as_ref().map(|addr| ("CREDBROKER_ADDR", addr)));
         command.env_remove("CREDBROKER_TOKEN");
         Ok(match self.evidence()? {
-            Evidence::Token(token) => Some(token),
-            Evidence::TokenFile(_) | Evidence::Certificate { .. } => None,
+            Proof::Token(token) => Some(token),
+            Proof::TokenFile(_) | Proof::Certificate { .. } => None,
         })
     }
 
-    fn evidence(&self) -> Result<Evidence, Failure> {
+    fn evidence(&self) -> Result<Proof, CliError> {
         let has_token = self.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
         match self.certificate() {
             Some(certificate) if !has_token => Ok(certificate),
@@ -355,20 +355,20 @@ impl Connection {
         }
     }
 
-    fn certificate(&self) -> Option<Evidence> {
-        Some(Evidence::Certificate {
+    fn certificate(&self) -> Option<Proof> {
+        Some(Proof::Certificate {
             cert_file: self.client_cert_file.clone()?,
             key_file: self.client_key_file.clone()?,
         })
     }
 
-    fn token(&self) -> Result<Evidence, Failure> {
+    fn token(&self) -> Result<Proof, CliError> {
         if let Some(path) = &self.token_file {
-            return Ok(Evidence::TokenFile(path.clone()));
+            return Ok(Proof::TokenFile(path.clone()));
         }
         match std::env::var("CREDBROKER_TOKEN") {
-            Ok(token) => Ok(Evidence::Token(SecretString::from(token))),
-            Err(_) => Err(Failure::unset(
+            Ok(token) => Ok(Proof::Token(SecretString::from(token))),
+            Err(_) => Err(CliError::unset(
                 "CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE",
                 "--token-file",
             )),

@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::Failure, output::Output, pages, view};
+use super::{failure::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, CreateOperatorRequest, DeleteOperatorRequest, ListOperatorsRequest},
@@ -42,7 +42,7 @@ pub(super) enum Role {
 }
 
 impl Operator {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut admin = client.admin();
         match self {
             Self::Create { name, role } => {

@@ -1,6 +1,6 @@
 //! Paged lists (AIP-158), collected into one.
 
-use super::failure::Failure;
+use super::failure::CliError;
 
 /// Most entries in one page.
 const PAGE: u32 = 1000;
@@ -9,8 +9,8 @@ const PAGE: u32 = 1000;
 /// returns its entries and the next token.
 pub(super) async fn all<T>(
     limit: u32,
-    mut page: impl AsyncFnMut(i32, String) -> Result<(Vec<T>, String), Failure>,
-) -> Result<Vec<T>, Failure> {
+    mut page: impl AsyncFnMut(i32, String) -> Result<(Vec<T>, String), CliError>,
+) -> Result<Vec<T>, CliError> {
     let (mut entries, mut token, mut left) = (Vec::new(), String::new(), limit);
     loop {
         let size = i32::try_from(left.min(PAGE)).unwrap_or(1);

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     grant::parameters,
     output::{Format, Output},
 };
@@ -63,14 +63,14 @@ impl From<PolicyTemplate> for Template {
 }
 
 impl Policy {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         match self {
             Self::List => Ok(out.list(&templates(client).await?, &["name", "summary"])?),
             Self::Show { name, param } if param.is_empty() => {
                 let known = templates(client).await?;
                 let template = known.into_iter().find(|template| template.name == name);
                 let template = template
-                    .ok_or_else(|| Failure::not_found(format!("there is no policy {name}")))?;
+                    .ok_or_else(|| CliError::not_found(format!("there is no policy {name}")))?;
                 show(&template, out)
             }
             Self::Show { name, param } => {
@@ -96,7 +96,7 @@ impl Policy {
     }
 }
 
-async fn templates(client: &Client) -> Result<Vec<Template>, Failure> {
+async fn templates(client: &Client) -> Result<Vec<Template>, CliError> {
     let answer = client
         .grants()
         .list_policy_templates(ListPolicyTemplatesRequest {})
@@ -109,7 +109,7 @@ async fn templates(client: &Client) -> Result<Vec<Template>, Failure> {
         .collect())
 }
 
-fn show(template: &Template, out: &mut Output) -> Result<(), Failure> {
+fn show(template: &Template, out: &mut Output) -> Result<(), CliError> {
     if out.format() == Format::Json {
         return Ok(out.show(template)?);
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     fetch::unusable,
     output::{Format, Output},
 };
@@ -26,7 +26,7 @@ pub(super) struct Prove {
 }
 
 impl Prove {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         fs::create_dir_all(&self.dir).map_err(|error| unusable(&self.dir, &error))?;
         let mut page_token = String::new();
         loop {
@@ -43,7 +43,7 @@ impl Prove {
         client: &Client,
         page_token: String,
         out: &mut Output,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, CliError> {
         let request = ProveLeaseRequest {
             lease_id: self.lease_id.clone(),
             page_size: 0,
@@ -52,12 +52,12 @@ impl Prove {
         let proven = client.audit().prove_lease(request).await?.into_inner();
         let signed = proven.checkpoint.unwrap_or_default();
         let key: Verifier = signed.verifier_key.parse().map_err(|error| {
-            Failure::unexpected(format!("the broker's key of the log: {error}"))
+            CliError::unexpected(format!("the broker's key of the log: {error}"))
         })?;
         for proof in proven.proofs {
             let proof = taken(proof, &signed.note)?;
             let checked = proof.verify(std::slice::from_ref(&key));
-            checked.map_err(|error| Failure::verification(error.to_string()))?;
+            checked.map_err(|error| CliError::verification(error.to_string()))?;
             let name = format!("{}.{}.tlog-proof", self.lease_id, proof.index + 1);
             let path = self.dir.join(name);
             fs::write(&path, proof.text()).map_err(|error| unusable(&path, &error))?;
@@ -67,20 +67,20 @@ impl Prove {
     }
 }
 
-fn taken(proof: proto::InclusionProof, note: &str) -> Result<InclusionProof, Failure> {
+fn taken(proof: proto::InclusionProof, note: &str) -> Result<InclusionProof, CliError> {
     let hashes = proof.hashes.into_iter().map(TryInto::try_into);
     let hashes: Result<Vec<_>, _> = hashes.collect();
     Ok(InclusionProof {
         leaf: proof.leaf,
         index: proof.index,
-        hashes: hashes.map_err(|_| Failure::unexpected("the broker sent a proof that is none"))?,
+        hashes: hashes.map_err(|_| CliError::unexpected("the broker sent a proof that is none"))?,
         checkpoint: note.to_owned(),
     })
 }
 
 /// Checks a proof and shows its record.
-pub(super) fn verify(text: &str, key: &Verifier, out: &mut Output) -> Result<(), Failure> {
-    let failed = |what: String| Failure::verification(what);
+pub(super) fn verify(text: &str, key: &Verifier, out: &mut Output) -> Result<(), CliError> {
+    let failed = |what: String| CliError::verification(what);
     let proof = InclusionProof::parse(text).map_err(|error| failed(error.to_string()))?;
     let checkpoint = proof
         .verify(std::slice::from_ref(key))
@@ -90,7 +90,7 @@ pub(super) fn verify(text: &str, key: &Verifier, out: &mut Output) -> Result<(),
         return Err(failed("the proof is of another log".to_owned()));
     }
     let record: Value = serde_json::from_slice(&proof.leaf)
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
+        .map_err(|error| CliError::unexpected(error.to_string()))?;
     if out.format() == Format::Json {
         let size = checkpoint.size;
         return Ok(out.show(&json!({ "record": record, "size": size, "log": key.name() }))?);

@@ -8,14 +8,14 @@ use serde_json::json;
 
 use super::{
     convert::proto_time,
-    failure::Failure,
+    failure::CliError,
     fetch::{Head, unusable},
     output::{Format, Output},
 };
 use crate::{
     audit::{
         files::CHECKPOINT,
-        verify::{Demands, verify},
+        verify::{Requirements, verify},
     },
     client::Client,
     domain::{clock::wall_time, duration},
@@ -32,12 +32,12 @@ pub(super) struct Prune {
 }
 
 impl Prune {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let head = Head::ask(client).await?;
-        let copy = verify(&self.dir, &Demands::default())?;
+        let copy = verify(&self.dir, &Requirements::default())?;
         let key = copy.key.to_string();
         if head.signed.keys.iter().all(|ours| ours.verifier_key != key) {
-            return Err(Failure::verification(
+            return Err(CliError::verification(
                 "the export is of another broker's log",
             ));
         }
@@ -45,7 +45,7 @@ impl Prune {
             let first = copy.start + 1;
             let what =
                 format!("the export begins with record {first}, and the broker has older ones");
-            return Err(Failure::usage(what).next("export into an empty directory first"));
+            return Err(CliError::usage(what).next("export into an empty directory first"));
         }
         let path = self.dir.join(CHECKPOINT);
         let checkpoint = fs::read_to_string(&path).map_err(|error| unusable(&path, &error))?;

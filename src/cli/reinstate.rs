@@ -7,7 +7,7 @@ use clap::Args;
 use tonic::Response;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     service::{bindings, tokens},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) struct Reinstate {
 }
 
 impl Reinstate {
-    pub(super) async fn run(self, client: &Client) -> Result<Response<Service>, Failure> {
+    pub(super) async fn run(self, client: &Client) -> Result<Response<Service>, CliError> {
         let Self { name, yes } = self;
         let asks = !yes && io::stdin().is_terminal();
         if asks && is_suspended(client, &name).await? {
@@ -47,7 +47,7 @@ impl Reinstate {
     }
 }
 
-async fn is_suspended(client: &Client, service: &str) -> Result<bool, Failure> {
+async fn is_suspended(client: &Client, service: &str) -> Result<bool, CliError> {
     let name = service.to_owned();
     let mut services = client.services();
     let shown = services.get_service(GetServiceRequest { name }).await?;
@@ -55,7 +55,7 @@ async fn is_suspended(client: &Client, service: &str) -> Result<bool, Failure> {
 }
 
 /// Returns kind and id of each token and binding of a service.
-async fn proofs(client: &Client, service: &str) -> Result<Vec<(&'static str, String)>, Failure> {
+async fn proofs(client: &Client, service: &str) -> Result<Vec<(&'static str, String)>, CliError> {
     let tokens = tokens(client, service).await?.into_iter();
     let bindings = bindings(client, service).await?.into_iter();
     let tokens = tokens.map(|token| ("token", token.token_id));
@@ -72,7 +72,7 @@ fn warn(service: &str, proofs: &[(&str, String)]) {
 }
 
 /// Asks for the name of the service, and refuses any other answer.
-fn ask(service: &str) -> Result<(), Failure> {
+fn ask(service: &str) -> Result<(), CliError> {
     eprint!("to reinstate the service with all of them, type its name: ");
     io::stderr().flush()?;
     let mut answer = String::new();
@@ -81,5 +81,5 @@ fn ask(service: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let what = format!("the answer is not {service}: it stays suspended");
-    Err(Failure::usage(what).next("delete what may have leaked, then repeat the command"))
+    Err(CliError::usage(what).next("delete what may have leaked, then repeat the command"))
 }

@@ -12,7 +12,7 @@ use super::{
     Connection,
     break_glass::BreakGlass,
     convert::proto_duration,
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     view::{Revocation, RevokedSessions},
 };
@@ -55,8 +55,8 @@ impl Revoke {
         self,
         connection: &Connection,
         out: &mut Output,
-    ) -> Result<(), Failure> {
-        let told = |failure: Failure| self.with_ways_without_the_broker(failure);
+    ) -> Result<(), CliError> {
+        let told = |failure: CliError| self.with_ways_without_the_broker(failure);
         let client = connection.connect().await.map_err(told)?;
         let stream = client.revocation().stream_revocation(self.request()).await;
         let stream = stream.map_err(|status| told(status.into()))?;
@@ -65,7 +65,7 @@ impl Revoke {
     }
 
     /// Adds the ways to revoke without a broker, if no broker answers.
-    fn with_ways_without_the_broker(&self, failure: Failure) -> Failure {
+    fn with_ways_without_the_broker(&self, failure: CliError) -> CliError {
         if !failure.is_unavailable() || failure.reason().is_some() {
             return failure;
         }
@@ -101,7 +101,7 @@ impl Revoke {
         mut stream: impl Stream<Item = Result<RevocationProgress, Status>> + Unpin,
         later: &str,
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let target = &self.target;
         let mut revocation = Revocation::of(target);
         while let Some(progress) = stream.next().await {
@@ -120,14 +120,14 @@ impl Revoke {
                 return end(target, &revocation, later, out);
             }
         }
-        Err(Failure::unavailable(format!(
+        Err(CliError::unavailable(format!(
             "the broker ended before it was done, and continues when it is back: repeat `credbroker revoke {target}` to see the result"
         )))
     }
 }
 
 /// Prints what would be revoked.
-fn preview(target: &str, revocation: &Revocation, out: &mut Output) -> Result<(), Failure> {
+fn preview(target: &str, revocation: &Revocation, out: &mut Output) -> Result<(), CliError> {
     let reach = revocation.reach();
     if out.format() == Format::Json {
         return Ok(out.show(&reach)?);
@@ -159,7 +159,7 @@ fn end(
     revocation: &Revocation,
     later: &str,
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     if out.format() == Format::Json {
         out.show(revocation)?;
     } else {
@@ -209,7 +209,7 @@ fn done(target: &str, revocation: &Revocation) -> String {
 }
 
 /// Returns the verdict if something was not seen to have ended.
-fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure {
+fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> CliError {
     let open: usize = revocation.open.iter().map(|open| open.leases).sum();
     let all = revocation.leases.len();
     let until = revocation
@@ -220,7 +220,7 @@ fn not_confirmed(target: &str, revocation: &Revocation, later: &str) -> Failure 
     let until = until.map_or_else(String::new, |until| {
         format!(", until {until} at the latest")
     });
-    Failure::unavailable(format!(
+    CliError::unavailable(format!(
         "{target} gets nothing any more, but AWS was not seen to refuse all that it held; leases that may still work: \
          {open} of {all}{until}; {later}"
     ))

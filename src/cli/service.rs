@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{
-    convert::proto_duration, failure::Failure, output::Output, pages, reinstate::Reinstate, view,
+    convert::proto_duration, failure::CliError, output::Output, pages, reinstate::Reinstate, view,
 };
 use crate::{
     client::Client,
@@ -157,7 +157,7 @@ pub(super) enum Token {
 }
 
 impl Service {
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut services = client.services();
         let service = match self {
             Self::Create { name } => {
@@ -211,7 +211,7 @@ impl Service {
 pub(super) async fn bindings(
     client: &Client,
     service: &str,
-) -> Result<Vec<view::Binding>, Failure> {
+) -> Result<Vec<view::Binding>, CliError> {
     pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListServiceBindingsRequest {
             service: service.to_owned(),
@@ -226,7 +226,7 @@ pub(super) async fn bindings(
     .await
 }
 
-pub(super) async fn tokens(client: &Client, service: &str) -> Result<Vec<view::Token>, Failure> {
+pub(super) async fn tokens(client: &Client, service: &str) -> Result<Vec<view::Token>, CliError> {
     let request = ListServiceTokensRequest {
         service: service.to_owned(),
     };
@@ -235,7 +235,7 @@ pub(super) async fn tokens(client: &Client, service: &str) -> Result<Vec<view::T
     Ok(tokens.map(view::Token::from).collect())
 }
 
-async fn list(client: &Client, out: &mut Output) -> Result<(), Failure> {
+async fn list(client: &Client, out: &mut Output) -> Result<(), CliError> {
     let all = pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListServicesRequest {
             page_size,
@@ -269,7 +269,7 @@ impl KnownBy {
 }
 
 impl Binding {
-    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut services = client.services();
         match self {
             Self::List { name } => {
@@ -299,7 +299,7 @@ impl Binding {
 }
 
 impl Token {
-    async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let mut services = client.services();
         match self {
             Self::Create { name, ttl } => {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{failure::Failure, output::Output, view::time};
+use super::{failure::CliError, output::Output, view::time};
 use crate::{
     client::Client,
     proto::{self, GetStatusRequest},
@@ -54,7 +54,7 @@ impl From<proto::OpenDenial> for OpenDenial {
     }
 }
 
-pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), CliError> {
     let status = client
         .admin()
         .get_status(GetStatusRequest {})

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     broker::{database, log_to_stderr},
-    failure::Failure,
+    failure::CliError,
     output::Output,
 };
 use crate::runtime::copy;
@@ -30,7 +30,7 @@ pub(super) enum StoreCommand {
 }
 
 impl StoreCommand {
-    pub(super) async fn run(self, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, out: &mut Output) -> Result<(), CliError> {
         log_to_stderr("warn", false)?;
         let Self::Copy { from, to } = self;
         let moved = copy(&from, &to).await?;

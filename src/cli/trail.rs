@@ -13,19 +13,19 @@ use serde::Serialize;
 
 use super::{
     convert::{self, proto_time},
-    failure::Failure,
+    failure::CliError,
     fetch::{Head, unusable},
     output::{Format, Output},
     pages,
 };
 use crate::{
     audit::{
-        cloudtrail::{Call, Trail},
+        cloudtrail::{Trail, TrailCall},
         files, leaf,
         note::Verifier,
-        reconcile::{Entry, Finding, Principal, Reconciled, SLACK, reconcile},
+        reconcile::{CallPrincipal, Entry, Finding, Reconciled, SLACK, reconcile},
         tile::{self, WIDTH},
-        verify::{Demands, Fault, read, verify},
+        verify::{Fault, Requirements, read, verify},
     },
     client::Client,
     domain::audit::{AuditRecord as Record, Event},
@@ -47,7 +47,7 @@ pub(super) struct Reconcile {
     /// ARN of a user or role that the broker works as, besides the one that the broker reports and
     /// those found through the log. May be repeated.
     #[arg(long, value_name = "ARN")]
-    principal: Vec<Principal>,
+    principal: Vec<CallPrincipal>,
 }
 
 /// Events that name a key of the broker's own, read from the whole log.
@@ -58,7 +58,7 @@ impl Reconcile {
         self.log.is_some()
     }
 
-    pub(super) fn run_offline(self, out: &mut Output) -> Result<(), Failure> {
+    pub(super) fn run_offline(self, out: &mut Output) -> Result<(), CliError> {
         let (mut trail, (_, last)) = read_trail(&self.cloudtrail)?;
         let (mut entries, mut end) = (Vec::new(), Timestamp::MIN);
         let mut begin = None;
@@ -78,7 +78,7 @@ impl Reconcile {
         compare(&trail, &entries, &self.principal, out)
     }
 
-    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), Failure> {
+    pub(super) async fn run(self, client: &Client, out: &mut Output) -> Result<(), CliError> {
         let (mut trail, (first, last)) = read_trail(&self.cloudtrail)?;
         if Head::ask(client).await?.signed.start > 0 {
             leave_out(&mut trail, first_record(client).await?);
@@ -110,10 +110,10 @@ fn read_log(
     dir: &Path,
     key: Option<Verifier>,
     mut each: impl FnMut(Record),
-) -> Result<u64, Failure> {
-    let demands = Demands {
+) -> Result<u64, CliError> {
+    let demands = Requirements {
         key,
-        ..Demands::default()
+        ..Requirements::default()
     };
     let verified = verify(dir, &demands)?;
     let (size, start) = (verified.checkpoint.size, verified.start);
@@ -137,7 +137,7 @@ fn leave_out(trail: &mut Trail, begin: Option<Timestamp>) {
 }
 
 /// Returns the time of the first record that the broker still has.
-async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
+async fn first_record(client: &Client) -> Result<Option<Timestamp>, CliError> {
     let request = ListAuditRecordsRequest {
         page_size: 1,
         ..ListAuditRecordsRequest::default()
@@ -152,7 +152,7 @@ async fn first_record(client: &Client) -> Result<Option<Timestamp>, Failure> {
 }
 
 /// Returns the requested records that the comparison looks at.
-async fn entries(client: &Client, asked: ListAuditRecordsRequest) -> Result<Vec<Entry>, Failure> {
+async fn entries(client: &Client, asked: ListAuditRecordsRequest) -> Result<Vec<Entry>, CliError> {
     pages::all(u32::MAX, async |page_size, page_token| {
         let request = ListAuditRecordsRequest {
             page_size,
@@ -186,11 +186,11 @@ fn entry(record: AuditRecord) -> Option<Entry> {
 }
 
 /// Reads CloudTrail's log files. Returns their calls, and the time of the first and of the last.
-fn read_trail(dir: &Path) -> Result<(Trail, (Timestamp, Timestamp)), Failure> {
+fn read_trail(dir: &Path) -> Result<(Trail, (Timestamp, Timestamp)), CliError> {
     let mut trail = Trail::default();
     read_dir(dir, &mut trail)?;
     let span = trail.span.ok_or_else(|| {
-        Failure::usage(format!(
+        CliError::usage(format!(
             "{}: no event of CloudTrail's is there",
             dir.display()
         ))
@@ -199,7 +199,7 @@ fn read_trail(dir: &Path) -> Result<(Trail, (Timestamp, Timestamp)), Failure> {
     Ok((trail, span))
 }
 
-fn read_dir(dir: &Path, trail: &mut Trail) -> Result<(), Failure> {
+fn read_dir(dir: &Path, trail: &mut Trail) -> Result<(), CliError> {
     let failed = |error: io::Error| unusable(dir, &error);
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -217,7 +217,7 @@ fn read_dir(dir: &Path, trail: &mut Trail) -> Result<(), Failure> {
 }
 
 /// Returns the content of a log file, unpacked.
-fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_file(path: &Path) -> Result<Vec<u8>, CliError> {
     let failed = |error: io::Error| unusable(path, &error);
     let name = path.to_string_lossy();
     if name.ends_with(".json") {
@@ -235,8 +235,8 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(file)
 }
 
-fn foreign(path: &Path, why: &str) -> Failure {
-    Failure::usage(format!("{}: {why}", path.display())).next(
+fn foreign(path: &Path, why: &str) -> CliError {
+    CliError::usage(format!("{}: {why}", path.display())).next(
         "leave nothing in the directory but CloudTrail's log files, whole: digests (CloudTrail-Digest) are none",
     )
 }
@@ -244,17 +244,17 @@ fn foreign(path: &Path, why: &str) -> Failure {
 fn compare(
     trail: &Trail,
     entries: &[Entry],
-    principals: &[Principal],
+    principals: &[CallPrincipal],
     out: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let reconciled = reconcile(trail, entries, principals).map_err(|error| {
-        Failure::usage(error.to_string())
+        CliError::usage(error.to_string())
             .next("give the ARN of the broker's user or role: --principal")
     })?;
     show(&reconciled, out)?;
     match reconciled.findings.len() {
         0 => Ok(()),
-        count => Err(Failure::verification(format!(
+        count => Err(CliError::verification(format!(
             "CloudTrail and the log differ in {count}: an admin key is used beside the broker, or \
              somebody has changed the log or the trail"
         ))
@@ -265,11 +265,11 @@ fn compare(
     }
 }
 
-fn show(reconciled: &Reconciled, out: &mut Output) -> Result<(), Failure> {
-    let findings = reconciled.findings.iter().map(Told::from);
+fn show(reconciled: &Reconciled, out: &mut Output) -> Result<(), CliError> {
+    let findings = reconciled.findings.iter().map(ReportedFinding::from);
     let (checked_events, checked_records) = (reconciled.checked_calls, reconciled.checked_records);
     if out.format() == Format::Json {
-        let told = Document {
+        let told = ReportDocument {
             checked_events,
             checked_records,
             findings: findings.collect(),
@@ -287,15 +287,15 @@ fn show(reconciled: &Reconciled, out: &mut Output) -> Result<(), Failure> {
 
 /// Output of `-o json`.
 #[derive(Serialize)]
-struct Document<'a> {
+struct ReportDocument<'a> {
     checked_events: usize,
     checked_records: usize,
-    findings: Vec<Told<'a>>,
+    findings: Vec<ReportedFinding<'a>>,
 }
 
 /// Mismatch, as it is shown.
 #[derive(Serialize)]
-struct Told<'a> {
+struct ReportedFinding<'a> {
     kind: &'static str,
     time: String,
     /// Name of the call, or of the record's event.
@@ -313,7 +313,7 @@ struct Told<'a> {
     caller_access_key_id: Option<&'a str>,
 }
 
-impl<'a> From<&'a Finding> for Told<'a> {
+impl<'a> From<&'a Finding> for ReportedFinding<'a> {
     fn from(finding: &'a Finding) -> Self {
         match finding {
             Finding::UnrecordedCall(call) => Self::of_call(call),
@@ -322,8 +322,8 @@ impl<'a> From<&'a Finding> for Told<'a> {
     }
 }
 
-impl<'a> Told<'a> {
-    fn of_call(call: &'a Call) -> Self {
+impl<'a> ReportedFinding<'a> {
+    fn of_call(call: &'a TrailCall) -> Self {
         Self {
             kind: "unrecorded_call",
             time: call.time.to_string(),

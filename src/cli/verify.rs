@@ -6,14 +6,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    failure::CliError,
     output::{Format, Output},
     proof,
 };
 use crate::audit::{
     checkpoint::Receipt,
     note::Verifier,
-    verify::{Demands, Fault, verify},
+    verify::{Fault, Requirements, verify},
 };
 
 #[derive(Args, Debug)]
@@ -38,14 +38,14 @@ pub(super) struct Verify {
 }
 
 impl Verify {
-    pub(super) fn run(self, out: &mut Output) -> Result<(), Failure> {
+    pub(super) fn run(self, out: &mut Output) -> Result<(), CliError> {
         if self.path.is_file() {
             let key = self.key.as_ref().ok_or_else(|| {
-                Failure::usage("a proof is checked with the log's key: give --key")
+                CliError::usage("a proof is checked with the log's key: give --key")
             })?;
             return proof::verify(&text(&self.path)?, key, out);
         }
-        let demands = Demands {
+        let demands = Requirements {
             since: self.since.as_ref().map(text).transpose()?,
             receipts: self.receipt,
             key: self.key,
@@ -72,7 +72,7 @@ pub(super) fn records(size: u64, start: u64) -> String {
     }
 }
 
-impl From<Fault> for Failure {
+impl From<Fault> for CliError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Unreadable { .. } => Self::unexpected(fault.to_string()),
@@ -81,7 +81,7 @@ impl From<Fault> for Failure {
     }
 }
 
-fn text(path: &PathBuf) -> Result<String, Failure> {
+fn text(path: &PathBuf) -> Result<String, CliError> {
     fs::read_to_string(path)
-        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))
+        .map_err(|error| CliError::usage(format!("cannot read {}: {error}", path.display())))
 }

@@ -33,7 +33,7 @@ use tokio::{
 
 use super::{Credentials, Missing};
 use crate::domain::{
-    container::{Refusal, document},
+    container::{RefusalKind, document},
     random::{Random, SystemRandom},
 };
 
@@ -61,11 +61,11 @@ const STRANGERS: [&str; 6] = [
 pub struct Endpoint {
     listener: TcpListener,
     address: SocketAddr,
-    door: Door,
+    door: AccessToken,
 }
 
 /// Admission: the secret part of the path, and the grants that are served.
-struct Door {
+struct AccessToken {
     secret: SecretString,
     /// Values of the `Host` header that name this endpoint.
     hosts: [String; 2],
@@ -100,7 +100,7 @@ impl Endpoint {
         Ok(Self {
             listener,
             address,
-            door: Door {
+            door: AccessToken {
                 secret,
                 hosts,
                 grants,
@@ -137,7 +137,7 @@ impl Endpoint {
     }
 }
 
-async fn serve(door: &Door, stream: TcpStream) {
+async fn serve(door: &AccessToken, stream: TcpStream) {
     let service = service_fn(async |request: Request<Incoming>| {
         let (head, _) = request.into_parts();
         Ok::<_, Infallible>(door.answer(&head.method, &head.uri, &head.headers).await)
@@ -151,7 +151,7 @@ async fn serve(door: &Door, stream: TcpStream) {
     let _ = timeout(LIMIT, serving).await;
 }
 
-impl Door {
+impl AccessToken {
     async fn answer(
         &self,
         method: &Method,
@@ -170,13 +170,13 @@ impl Door {
                     answer(StatusCode::OK, &document)
                 }
                 None => missing(
-                    Refusal::Denied,
+                    RefusalKind::Denied,
                     "credentials of an IAM user have no session token, so that SDKs do not take them here; \
                      use `credbroker credential-process`",
                 ),
             },
-            Err(Missing::Refused { why, .. }) => missing(Refusal::Denied, &why),
-            Err(Missing::Unavailable(why)) => missing(Refusal::Unavailable, &why),
+            Err(Missing::Refused { why, .. }) => missing(RefusalKind::Denied, &why),
+            Err(Missing::Unavailable(why)) => missing(RefusalKind::Unavailable, &why),
         }
     }
 
@@ -224,7 +224,7 @@ fn is_strange(headers: &HeaderMap) -> bool {
 }
 
 fn refused(code: StatusCode, why: &str) -> Response<Full<Bytes>> {
-    let mut refused = answer(code, &Refusal::Denied.document(why));
+    let mut refused = answer(code, &RefusalKind::Denied.document(why));
     if code == StatusCode::METHOD_NOT_ALLOWED {
         let allowed = HeaderValue::from_static("GET");
         refused.headers_mut().insert(ALLOW, allowed);
@@ -232,10 +232,10 @@ fn refused(code: StatusCode, why: &str) -> Response<Full<Bytes>> {
     refused
 }
 
-fn missing(refusal: Refusal, why: &str) -> Response<Full<Bytes>> {
+fn missing(refusal: RefusalKind, why: &str) -> Response<Full<Bytes>> {
     let code = StatusCode::from_u16(refusal.status()).unwrap_or_default();
     let mut missing = answer(code, &refusal.document(why));
-    if refusal == Refusal::Unavailable {
+    if refusal == RefusalKind::Unavailable {
         missing.headers_mut().insert(RETRY_AFTER, 1.into());
     }
     missing

@@ -26,18 +26,18 @@ const BEGIN_LIMIT: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Reasons why a stream was not opened or ended.
-enum Failed {
+enum StreamError {
     Connect(ConnectError),
     Told(Status),
 }
 
-impl From<ConnectError> for Failed {
+impl From<ConnectError> for StreamError {
     fn from(error: ConnectError) -> Self {
         Self::Connect(error)
     }
 }
 
-impl From<Status> for Failed {
+impl From<Status> for StreamError {
     fn from(status: Status) -> Self {
         Self::Told(status)
     }
@@ -75,7 +75,7 @@ pub(super) async fn follow(
 
 impl Follower {
     /// Opens a stream and follows it until it ends.
-    async fn follow_once(&mut self) -> Result<(), Failed> {
+    async fn follow_once(&mut self) -> Result<(), StreamError> {
         let client = Client::connect(&self.settings).await?;
         let request = WatchCredentialsRequest {
             grant: self.grant.clone(),
@@ -98,7 +98,7 @@ impl Follower {
                     self.state.send_replace(State::Held(issued.into()));
                 }
                 Some(What::Revoked(_)) => {
-                    self.lose(Missing::Unavailable("they are revoked".to_owned()));
+                    self.drop_credentials(Missing::Unavailable("they are revoked".to_owned()));
                 }
                 // The message is of a later version of the protocol.
                 None => {}
@@ -114,25 +114,25 @@ impl Follower {
         }
     }
 
-    fn lose(&self, missing: Missing) {
+    fn drop_credentials(&self, missing: Missing) {
         self.state.send_replace(State::Without(missing));
     }
 
     /// Publishes the result of an attempt, and returns the pause before the next one.
-    fn pause_after(&mut self, ended: Result<(), Failed>) -> Duration {
+    fn pause_after(&mut self, ended: Result<(), StreamError>) -> Duration {
         let Err(failed) = ended else {
             return up_to(SPREAD, &SystemRandom);
         };
         let was_good = self.failures == 0;
         self.failures = self.failures.saturating_add(1);
-        let passing = failed.is_passing();
+        let passing = failed.is_transient();
         let holds = matches!(&*self.state.borrow(), State::Held(issued) if issued.is_alive());
         // Current credentials stay valid after a local error, e.g. while a file is being replaced.
-        let is_refused = !passing && matches!(failed, Failed::Told(_));
+        let is_refused = !passing && matches!(failed, StreamError::Told(_));
         match passing {
             _ if holds && !is_refused => {}
-            true => self.lose(Missing::Unavailable(failed.told())),
-            false => self.lose(Missing::Refused {
+            true => self.drop_credentials(Missing::Unavailable(failed.told())),
+            false => self.drop_credentials(Missing::Refused {
                 code: failed.code(),
                 why: failed.told(),
             }),
@@ -145,9 +145,9 @@ impl Follower {
     }
 }
 
-impl Failed {
+impl StreamError {
     /// Returns whether the error may pass by itself, without a decision of an operator.
-    fn is_passing(&self) -> bool {
+    fn is_transient(&self) -> bool {
         match self {
             Self::Connect(error) => matches!(error, ConnectError::Unreachable { .. }),
             Self::Told(status) => !matches!(
@@ -198,7 +198,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
-    use crate::{client::Evidence, domain::clock::wall_time};
+    use crate::{client::Proof, domain::clock::wall_time};
 
     fn follower(lives: Option<SignedDuration>) -> Follower {
         let held = lives.map(|lives| {
@@ -215,7 +215,7 @@ mod tests {
             settings: Settings {
                 address: "https://localhost:1".to_owned(),
                 ca_file: "none".into(),
-                evidence: Evidence::Token("token".into()),
+                evidence: Proof::Token("token".into()),
             },
             grant: "uploads".to_owned(),
             ttl: None,
@@ -224,13 +224,13 @@ mod tests {
         }
     }
 
-    fn told(code: Code, hint: Option<Duration>) -> Result<(), Failed> {
+    fn told(code: Code, hint: Option<Duration>) -> Result<(), StreamError> {
         let mut details = ErrorDetails::new();
         if let Some(hint) = hint {
             details.set_retry_info(Some(hint));
         }
         let status = Status::with_error_details(code, "why", details);
-        Err(Failed::Told(status))
+        Err(StreamError::Told(status))
     }
 
     #[test]

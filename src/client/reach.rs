@@ -80,14 +80,14 @@ pub enum ReachError {
 
 /// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct BrokerAddress {
     /// Name or IP address, without brackets.
     pub host: String,
     /// TCP port; 443 if the URL has none.
     pub port: u16,
 }
 
-impl Place {
+impl BrokerAddress {
     /// Parses an https URL. URLs with a user name or password are refused.
     ///
     /// # Errors
@@ -244,9 +244,12 @@ mod tests {
 
     #[test]
     fn a_place_is_read_from_an_https_url_alone() {
-        assert_eq!(Place::of("https://b/?x").unwrap().url(), "https://b:443");
         assert_eq!(
-            Place::of("https://[::1]:1").unwrap().url(),
+            BrokerAddress::of("https://b/?x").unwrap().url(),
+            "https://b:443"
+        );
+        assert_eq!(
+            BrokerAddress::of("https://[::1]:1").unwrap().url(),
             "https://[::1]:1"
         );
         for (url, host, port) in [
@@ -258,7 +261,7 @@ mod tests {
             ),
             ("https://[::1]:1", "::1", 1),
         ] {
-            let place = Place::of(url).unwrap();
+            let place = BrokerAddress::of(url).unwrap();
             assert_eq!((place.host.as_str(), place.port), (host, port), "{url}");
         }
         for url in [
@@ -267,7 +270,7 @@ mod tests {
             "https://u:p@broker",
             "",
         ] {
-            assert!(Place::of(url).is_err(), "{url}");
+            assert!(BrokerAddress::of(url).is_err(), "{url}");
         }
     }
 }

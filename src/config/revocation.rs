@@ -67,7 +67,7 @@ fn add(reader: &mut Reader, section: &str, account: Account, placements: &mut Pl
 mod tests {
     use crate::{
         config::Config,
-        domain::denial::{Holder, PolicyLocation},
+        domain::denial::{PolicyLocation, PolicyOwner},
     };
 
     const EXAMPLE: &str = include_str!("../../deploy/credbroker.example.toml");
@@ -80,7 +80,7 @@ mod tests {
              role_arn = \"arn:aws:iam::222233334444:role/credbroker/credbroker-revoker\"\n"
         );
         let placements = Config::parse(&text).unwrap().revocation;
-        let holder = |account: &str| -> Holder {
+        let holder = |account: &str| -> PolicyOwner {
             let role = format!("arn:aws:iam::{account}:role/credbroker/any");
             role.parse().unwrap()
         };

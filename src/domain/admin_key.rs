@@ -210,7 +210,7 @@ impl AdminKey {
     ///
     /// # Errors
     /// A second key may exist already.
-    pub fn not_begun(
+    pub fn record_failed_start(
         self,
         reason: &str,
         now: Timestamp,
@@ -237,7 +237,7 @@ impl AdminKey {
     ///
     /// # Errors
     /// The phase is not [`Phase::Proving`].
-    pub fn lost(self, now: Timestamp) -> Result<Self, InvalidStep> {
+    pub fn restart(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Proving { .. } => Ok(self.to(Phase::Creating, now, now)),
             _ => Err(self.refuse("lose its second key")),
@@ -276,7 +276,7 @@ impl AdminKey {
     ///
     /// # Errors
     /// The phase is neither [`Phase::Grace`] nor [`Phase::Retiring`].
-    pub fn hurry(self, now: Timestamp) -> Result<Self, InvalidStep> {
+    pub fn make_due(self, now: Timestamp) -> Result<Self, InvalidStep> {
         match self.phase {
             Phase::Grace { .. } | Phase::Retiring { .. } => Ok(Self {
                 due_at: Some(now),
@@ -412,7 +412,7 @@ mod tests {
         let delay = SignedDuration::from_secs(4);
         let rotating = steady().begin_rotation(at(10)).unwrap();
         let failed = rotating
-            .not_begun("ADMIN_NOT_ALLOWED", at(11), delay)
+            .record_failed_start("ADMIN_NOT_ALLOWED", at(11), delay)
             .unwrap();
         assert_eq!((&failed.phase, failed.attempts), (&Phase::Steady, 1));
         assert!(!failed.is_due(at(1_000)));
@@ -421,9 +421,13 @@ mod tests {
         assert_eq!(again.failure.as_deref(), Some("ADMIN_NOT_ALLOWED"));
         let made = again.created(key(TWO, 16)).unwrap();
         assert_eq!((made.attempts, made.failure.as_deref()), (0, None));
-        assert!(made.clone().not_begun("X", at(17), delay).is_err());
+        assert!(
+            made.clone()
+                .record_failed_start("X", at(17), delay)
+                .is_err()
+        );
         // A second key that disappears from AWS before its use is requested again.
-        let lost = made.lost(at(400)).unwrap();
+        let lost = made.restart(at(400)).unwrap();
         assert_eq!(
             (lost.phase, lost.current.id.as_str()),
             (Phase::Creating, ONE)

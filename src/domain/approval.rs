@@ -18,7 +18,7 @@ pub type ApprovalId = Id<Approval>;
 /// A change that needs a second operator. That operator sees the change as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "change")]
-pub enum Change {
+pub enum ApprovedChange {
     /// A grant that is new, or may permit more than before.
     PutGrant {
         /// `SERVICE/NAME`.
@@ -48,7 +48,7 @@ pub enum Change {
     },
 }
 
-impl Change {
+impl ApprovedChange {
     /// Returns whether an approval of this change allows `wanted`: the same change, or a pruning of
     /// more records, of which only the approved ones are then deleted.
     #[must_use]
@@ -83,7 +83,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for ApprovedChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PutGrant { grant, .. } => write!(f, "put grant {grant}"),
@@ -138,7 +138,7 @@ pub struct Approval {
     /// Id of the approval.
     pub id: ApprovalId,
     /// Change that is asked for.
-    pub change: Change,
+    pub change: ApprovedChange,
     /// Operator who asks, and the only one who may make the change.
     pub requested_by: Person,
     /// Time of the request.
@@ -155,11 +155,11 @@ mod tests {
 
     #[test]
     fn an_approval_covers_the_same_and_of_a_pruning_less() {
-        let prune = |records| Change::PruneLog { records };
+        let prune = |records| ApprovedChange::PruneLog { records };
         assert!(prune(512).covers(&prune(512)));
         assert!(prune(512).covers(&prune(768)));
         assert!(!prune(512).covers(&prune(256)));
-        let create = |role: &str| Change::CreateOperator {
+        let create = |role: &str| ApprovedChange::CreateOperator {
             operator: "ann".to_owned(),
             role: role.to_owned(),
         };
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn only_who_could_make_a_change_may_approve_it() {
-        let prune = Change::PruneLog { records: 256 };
+        let prune = ApprovedChange::PruneLog { records: 256 };
         let may = |role: &Role| prune.may_be_approved_by(*role);
         let those: Vec<_> = Role::ALL.into_iter().filter(may).collect();
         assert_eq!(those, [Role::Admin]);

@@ -161,7 +161,7 @@ impl KnownBy {
     #[must_use]
     pub fn may_meet(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Oidc(one), Self::Oidc(other)) => one.may_meet(other),
+            (Self::Oidc(one), Self::Oidc(other)) => one.overlaps(other),
             _ => self == other,
         }
     }

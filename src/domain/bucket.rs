@@ -29,7 +29,7 @@ impl TokenBucket {
 
     /// Adds the tokens that `per_second` has produced up to `now`. Returns the seconds since the
     /// last call.
-    pub fn fill(&mut self, now: Instant, per_second: f64) -> f64 {
+    pub fn refill(&mut self, now: Instant, per_second: f64) -> f64 {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + passed * per_second).min(self.capacity);
         self.at = now;
@@ -77,9 +77,9 @@ mod tests {
             bucket.take();
         }
         assert_eq!(bucket.wait(10.0), Duration::from_millis(100));
-        bucket.fill(start + Duration::from_secs(1), 1.0);
+        bucket.refill(start + Duration::from_secs(1), 1.0);
         assert_eq!(bucket.wait(1.0), Duration::ZERO);
-        bucket.fill(start + Duration::from_secs(100), 1.0);
+        bucket.refill(start + Duration::from_secs(100), 1.0);
         bucket.halve();
         bucket.take();
         assert_eq!(bucket.wait(1.0), Duration::from_secs(1));

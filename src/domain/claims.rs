@@ -153,7 +153,7 @@ impl OidcIdentity {
 
     /// Returns whether one token may match both rules.
     #[must_use]
-    pub fn may_meet(&self, other: &Self) -> bool {
+    pub fn overlaps(&self, other: &Self) -> bool {
         let apart = |(name, pattern): (&String, &Pattern)| {
             let theirs = other.claims.get(name);
             theirs.is_some_and(|theirs| !pattern.intersects(theirs))
@@ -303,15 +303,15 @@ mod tests {
     #[test]
     fn rules_are_apart_by_subject_or_by_a_claim_that_both_name() {
         let one = identity("repo:acme/*", &[("repository_id", "1")]);
-        assert!(one.may_meet(&identity("repo:*", &[])));
-        assert!(one.may_meet(&identity("repo:acme/pay", &[("environment", "prod")])));
-        assert!(!one.may_meet(&identity("repo:acme/pay", &[("repository_id", "2")])));
-        assert!(!one.may_meet(&identity("repo:other/*", &[])));
+        assert!(one.overlaps(&identity("repo:*", &[])));
+        assert!(one.overlaps(&identity("repo:acme/pay", &[("environment", "prod")])));
+        assert!(!one.overlaps(&identity("repo:acme/pay", &[("repository_id", "2")])));
+        assert!(!one.overlaps(&identity("repo:other/*", &[])));
         let elsewhere = OidcIdentity {
             issuer: "https://other.example".to_owned(),
             ..one.clone()
         };
-        assert!(!one.may_meet(&elsewhere));
+        assert!(!one.overlaps(&elsewhere));
         assert!(identity("a", &[("iss", "x")]).check().is_err());
         assert!(one.check().is_ok());
     }

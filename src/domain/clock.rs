@@ -46,21 +46,21 @@ pub const AGREEING: usize = 3;
 /// A single answer does not move the clock: a front end or a proxy may have a wrong clock. An
 /// answer that contradicts the clock makes it uncertain until several other answers decide.
 #[derive(Debug)]
-pub struct SteadyClock(Mutex<State>);
+pub struct SteadyClock(Mutex<ClockState>);
 
 #[derive(Debug)]
-struct State {
-    anchor: Anchor,
+struct ClockState {
+    anchor: ClockAnchor,
     doubt: Option<Doubt>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Anchor {
+struct ClockAnchor {
     time: Timestamp,
     at: Instant,
 }
 
-impl Anchor {
+impl ClockAnchor {
     fn at_this_moment(time: Timestamp) -> Self {
         let at = Instant::now();
         Self { time, at }
@@ -79,7 +79,7 @@ impl Anchor {
 /// A time that contradicts the clock, and the connections whose answers support either of the two.
 #[derive(Debug)]
 struct Doubt {
-    told: Anchor,
+    told: ClockAnchor,
     telling: HashSet<SocketAddr>,
     denying: HashSet<SocketAddr>,
 }
@@ -101,8 +101,8 @@ impl SteadyClock {
     /// Creates a clock that shows `time` now.
     #[must_use]
     pub fn starting_at(time: Timestamp) -> Self {
-        Self(Mutex::new(State {
-            anchor: Anchor::at_this_moment(time),
+        Self(Mutex::new(ClockState {
+            anchor: ClockAnchor::at_this_moment(time),
             doubt: None,
         }))
     }
@@ -113,12 +113,12 @@ impl SteadyClock {
         self.state().observe(aws, connection)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClockState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ClockState {
     fn observe(&mut self, aws: Timestamp, connection: SocketAddr) -> Observation {
         if self.anchor.agrees_with(aws) {
             return match &mut self.doubt {
@@ -135,7 +135,7 @@ impl State {
         let mut doubt = doubt
             .filter(|doubt| doubt.told.agrees_with(aws))
             .unwrap_or_else(|| Doubt {
-                told: Anchor::at_this_moment(aws),
+                told: ClockAnchor::at_this_moment(aws),
                 telling: HashSet::new(),
                 denying: HashSet::new(),
             });

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 /// Kind of refusal, when credentials cannot be returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RefusalKind {
     /// SDKs do not retry by themselves.
     Denied,
     /// SDKs retry by themselves.
     Unavailable,
 }
 
-impl Refusal {
+impl RefusalKind {
     /// Returns the HTTP status by which SDKs distinguish the two.
     #[must_use]
     pub const fn status(self) -> u16 {

@@ -308,7 +308,7 @@ mod tests {
     use crate::domain::{
         access::{Surface, admit},
         grant::{GrantSpec, KindSpec},
-        lease::{Binding, Cause, Issued},
+        lease::{EndReason, Issuance, IssuedTo},
         name::tests::Counting,
         principal::{Origin, Principal, tests::by_token},
     };
@@ -404,8 +404,8 @@ mod tests {
     /// Returns a lease that was requested at 1,000 and issued until 4,600.
     fn lease(grant: &Grant) -> Lease {
         let id = LeaseId::new(second(1_000), &Counting);
-        let lease = Lease::request(Binding::new(id, grant, None, None), None, second(1_000));
-        let issued = Issued {
+        let lease = Lease::request(Issuance::new(id, grant, None, None), None, second(1_000));
+        let issued = IssuedTo {
             access_key_id: "AKIA1".to_owned(),
             at: second(1_000),
             expires_at: second(4_600),
@@ -453,7 +453,7 @@ mod tests {
             ..user_grant()
         };
         assert_eq!(renew(&held, changed, None, 2_000), Err("GRANT_CHANGED"));
-        let over = held.begin_revocation(Cause::Released, second(1_500));
+        let over = held.begin_revocation(EndReason::Released, second(1_500));
         assert_eq!(
             renew(&over.unwrap(), user_grant(), None, 2_000),
             Err("LEASE_ENDED")

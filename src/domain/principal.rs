@@ -23,7 +23,7 @@ pub struct Origin {
 
 /// Evidence as the caller sent it. It is kept during the call, so that it can be checked again.
 #[derive(Clone, Default)]
-pub struct Shown {
+pub struct PresentedCredentials {
     /// Header `authorization`.
     pub authorization: Option<SecretString>,
     /// Client certificates of the connection in DER, the caller's own first.
@@ -31,7 +31,7 @@ pub struct Shown {
 }
 
 /// Shows no secret.
-impl fmt::Debug for Shown {
+impl fmt::Debug for PresentedCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shown")
             .field("certificates", &self.certificates.len())
@@ -140,7 +140,7 @@ pub struct Principal {
     identity: Identity,
     proof: Proof,
     origin: Origin,
-    shown: Arc<Shown>,
+    shown: Arc<PresentedCredentials>,
 }
 
 impl Principal {
@@ -157,7 +157,7 @@ impl Principal {
 
     /// Adds the evidence as the caller sent it.
     #[cfg(feature = "server")]
-    pub(crate) fn showing(self, shown: Arc<Shown>) -> Self {
+    pub(crate) fn showing(self, shown: Arc<PresentedCredentials>) -> Self {
         Self { shown, ..self }
     }
 
@@ -190,7 +190,7 @@ impl Principal {
 
     /// Returns the evidence as the caller sent it.
     #[must_use]
-    pub const fn shown(&self) -> &Arc<Shown> {
+    pub const fn shown(&self) -> &Arc<PresentedCredentials> {
         &self.shown
     }
 }

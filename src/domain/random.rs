@@ -50,9 +50,9 @@ pub fn back_off(failures: u32, longest: Duration, random: &dyn Random) -> Durati
 mod tests {
     use super::*;
 
-    struct Always(u8);
+    struct FixedRandom(u8);
 
-    impl Random for Always {
+    impl Random for FixedRandom {
         fn fill(&self, bytes: &mut [u8]) {
             bytes.fill(self.0);
         }
@@ -61,9 +61,9 @@ mod tests {
     #[test]
     fn jitter_reaches_from_nothing_to_the_most() {
         let most = Duration::from_secs(8);
-        assert_eq!(up_to(most, &Always(0)), Duration::ZERO);
-        assert_eq!(up_to(most, &Always(0xff)), most);
-        let half = up_to(most, &Always(0x80)).as_secs_f64();
+        assert_eq!(up_to(most, &FixedRandom(0)), Duration::ZERO);
+        assert_eq!(up_to(most, &FixedRandom(0xff)), most);
+        let half = up_to(most, &FixedRandom(0x80)).as_secs_f64();
         assert!((4.0..4.1).contains(&half), "{half}");
     }
 }

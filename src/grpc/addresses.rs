@@ -32,7 +32,7 @@ const SWEPT_FROM: usize = 1024;
 
 /// Peers of one address; for IPv6, of one /64.
 #[derive(Debug)]
-pub struct Address {
+pub struct ClientAddress {
     connections: Arc<Semaphore>,
     handshakes: Semaphore,
     logins: Semaphore,
@@ -40,7 +40,7 @@ pub struct Address {
     unproven: Mutex<TokenBucket>,
 }
 
-impl Address {
+impl ClientAddress {
     fn new(bounds: &ConnectionLimits) -> Self {
         let now = Instant::now().into_std();
         Self {
@@ -69,7 +69,7 @@ impl Address {
     }
 
     /// Counts a request without a proven caller. Returns true if the address exceeds its rate.
-    pub fn is_one_too_many(&self) -> bool {
+    pub fn count_connection(&self) -> bool {
         let mut bucket = self.unproven();
         if bucket.wait(UNPROVEN_PER_SECOND).is_zero() {
             bucket.take();
@@ -81,7 +81,7 @@ impl Address {
     /// Locks the token bucket and fills it up to now.
     fn unproven(&self) -> std::sync::MutexGuard<'_, TokenBucket> {
         let mut bucket = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.fill(Instant::now().into_std(), UNPROVEN_PER_SECOND);
+        bucket.refill(Instant::now().into_std(), UNPROVEN_PER_SECOND);
         bucket
     }
 
@@ -93,26 +93,26 @@ impl Address {
 
 /// A connection's place among those of its address, until dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct AddressSlot {
     /// Address of the connection.
-    pub address: Arc<Address>,
+    pub address: Arc<ClientAddress>,
     _connection: OwnedSemaphorePermit,
 }
 
 /// Addresses that peers connect from.
 #[derive(Debug, Default)]
-pub struct Addresses(Mutex<Known>);
+pub struct ConnectionsByAddress(Mutex<KnownAddresses>);
 
 #[derive(Debug, Default)]
-struct Known {
-    addresses: HashMap<IpAddr, Arc<Address>>,
+struct KnownAddresses {
+    addresses: HashMap<IpAddr, Arc<ClientAddress>>,
     /// Number of addresses at which idle ones are removed next.
     swept_at: usize,
 }
 
-impl Addresses {
+impl ConnectionsByAddress {
     /// Takes a place for a connection; `None` if the address has all its places taken.
-    pub fn connect(&self, peer: IpAddr, bounds: &ConnectionLimits) -> Option<Place> {
+    pub fn connect(&self, peer: IpAddr, bounds: &ConnectionLimits) -> Option<AddressSlot> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.addresses.len() >= known.swept_at.max(SWEPT_FROM) {
             known
@@ -121,9 +121,9 @@ impl Addresses {
             known.swept_at = 2 * known.addresses.len();
         }
         let address = known.addresses.entry(site(peer));
-        let address = address.or_insert_with(|| Arc::new(Address::new(bounds)));
+        let address = address.or_insert_with(|| Arc::new(ClientAddress::new(bounds)));
         let connections = Arc::clone(&address.connections);
-        Some(Place {
+        Some(AddressSlot {
             address: Arc::clone(address),
             _connection: connections.try_acquire_owned().ok()?,
         })
@@ -140,7 +140,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_is_forgotten_once_its_peers_have_left_and_its_requests_are_paid() {
-        let (addresses, bounds) = (Addresses::default(), ConnectionLimits::default());
+        let (addresses, bounds) = (ConnectionsByAddress::default(), ConnectionLimits::default());
         let connect = |number: u16| {
             let address = [10, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]];
             addresses.connect(address.into(), &bounds).unwrap()
@@ -148,9 +148,9 @@ mod tests {
         let known = || addresses.0.lock().unwrap().addresses.len();
         let stays = connect(0);
         for _ in 0..200 {
-            assert!(!connect(1).address.is_one_too_many());
+            assert!(!connect(1).address.count_connection());
         }
-        assert!(connect(1).address.is_one_too_many());
+        assert!(connect(1).address.count_connection());
         for number in 2..1025 {
             connect(number);
         }

@@ -10,7 +10,7 @@ use tonic::{
 use super::{
     Api,
     convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
-    pages::{Since, fill, parse_page, part_of},
+    pages::{CreatedCursor, build_page, parse_page, part_of},
     revocation::to_sessions,
     status::status,
 };
@@ -107,7 +107,7 @@ impl AdminService for Api {
             let page = parse_page::<Name>(message.page_size, message.page_token)?;
             let key = |operator: &Operator| operator.name.clone();
             let operators = part_of(&page, broker.operators(&caller).await?, key);
-            let (operators, next_page_token) = fill(&page, &operators, 0, key, to_operator);
+            let (operators, next_page_token) = build_page(&page, &operators, 0, key, to_operator);
             Ok(ListOperatorsResponse {
                 operators,
                 next_page_token,
@@ -148,7 +148,7 @@ impl AdminService for Api {
             let mut fields = Fields::default();
             let id = fields.parse("access_key_id", &message.access_key_id);
             if !is_secret(secret.expose_secret()) {
-                fields.wrong("secret_access_key", "a secret access key has 40 characters");
+                fields.add("secret_access_key", "a secret access key has 40 characters");
             }
             let id = fields.done(id)?;
             let imported = broker.import_admin_key(caller, id, secret).await?;
@@ -162,10 +162,10 @@ impl AdminService for Api {
         request: Request<ListApprovalsRequest>,
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
-            let page = parse_page::<Since>(message.page_size, message.page_token)?;
-            let key = |asked: &Approval| Since::new(asked.requested_at, &asked.id);
+            let page = parse_page::<CreatedCursor>(message.page_size, message.page_token)?;
+            let key = |asked: &Approval| CreatedCursor::new(asked.requested_at, &asked.id);
             let approvals = part_of(&page, broker.approvals(&caller).await?, key);
-            let (approvals, next_page_token) = fill(&page, &approvals, 0, key, to_approval);
+            let (approvals, next_page_token) = build_page(&page, &approvals, 0, key, to_approval);
             Ok(ListApprovalsResponse {
                 approvals,
                 next_page_token,

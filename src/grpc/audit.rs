@@ -10,7 +10,7 @@ use tonic::{
 use super::{
     Api,
     convert::{parse, parse_time},
-    pages::{fill, parse_page},
+    pages::{build_page, parse_page},
     records::{parse_audit_filter, to_checkpoint, to_proof, to_record},
     status::status,
 };
@@ -49,7 +49,7 @@ impl AuditService for Api {
             let page = parse_page::<u64>(message.page_size, message.page_token)?;
             let records = broker.audit(&caller, &filter, &page).await?;
             let (records, next_page_token) =
-                fill(&page, &records, 0, |record| record.seq, to_record);
+                build_page(&page, &records, 0, |record| record.seq, to_record);
             Ok(ListAuditRecordsResponse {
                 records,
                 next_page_token,
@@ -106,7 +106,7 @@ impl AuditService for Api {
             let checkpoint = to_checkpoint(signed);
             let other = checkpoint.encoded_len();
             let (proofs, next_page_token) =
-                fill(&page, &proofs, other, |proof| proof.index + 1, to_proof);
+                build_page(&page, &proofs, other, |proof| proof.index + 1, to_proof);
             Ok(ProveLeaseResponse {
                 checkpoint: Some(checkpoint),
                 proofs,

@@ -53,7 +53,7 @@ pub(super) struct Message<'a> {
 
 /// Calls over one connection, with the slots that all connections share.
 #[derive(Clone, Debug)]
-pub struct Calls {
+pub struct CallLimits {
     slots: Arc<Slots>,
     own: Arc<Semaphore>,
     /// Bytes of messages that this connection may have in memory.
@@ -62,7 +62,7 @@ pub struct Calls {
     limit: Duration,
 }
 
-impl Calls {
+impl CallLimits {
     /// Creates the slots of a listener, all free.
     #[must_use]
     pub fn new(bounds: &ConnectionLimits) -> Self {
@@ -161,7 +161,7 @@ impl Calls {
         method: &str,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let answer = timeout(limit_of(method, self.limit), call).await;
+        let answer = timeout(deadline(method, self.limit), call).await;
         answer.unwrap_or_else(|_| {
             tracing::warn!(
                 method,
@@ -177,7 +177,7 @@ impl Calls {
 const PREFIX: usize = 5;
 
 /// Methods that wait until AWS has proven the change; they get a longer time limit.
-const PROVEN: [&str; 5] = [
+const PROOF_METHODS: [&str; 5] = [
     "credbroker.v1.AdminService/ImportAdminKey",
     "credbroker.v1.AdminService/RotateAdminKey",
     "credbroker.v1.LeaseService/RevokeLease",
@@ -185,8 +185,8 @@ const PROVEN: [&str; 5] = [
     "credbroker.v1.RevocationService/RevokeService",
 ];
 
-fn limit_of(method: &str, limit: Duration) -> Duration {
-    if PROVEN.contains(&method) {
+fn deadline(method: &str, limit: Duration) -> Duration {
+    if PROOF_METHODS.contains(&method) {
         limit + PROOF_LIMIT
     } else {
         limit
@@ -225,12 +225,12 @@ mod tests {
     #[test]
     fn what_waits_for_aws_is_a_method_and_has_longer() {
         let limit = Duration::from_secs(20);
-        for method in PROVEN {
+        for method in PROOF_METHODS {
             assert!(TABLE.iter().any(|(name, _)| *name == method), "{method}");
-            assert_eq!(limit_of(method, limit), limit + PROOF_LIMIT);
+            assert_eq!(deadline(method, limit), limit + PROOF_LIMIT);
         }
         assert_eq!(
-            limit_of("credbroker.v1.IdentityService/WhoAmI", limit),
+            deadline("credbroker.v1.IdentityService/WhoAmI", limit),
             limit
         );
     }

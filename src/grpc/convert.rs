@@ -35,7 +35,7 @@ const REASON_MAX: usize = 256;
 pub(super) struct Fields(Vec<Violation>);
 
 impl Fields {
-    pub(super) fn wrong(&mut self, field: &str, message: impl Into<String>) {
+    pub(super) fn add(&mut self, field: &str, message: impl Into<String>) {
         self.0.push(Violation::new(field, message));
     }
 
@@ -45,14 +45,14 @@ impl Fields {
         T: FromStr,
         T::Err: ToString,
     {
-        self.keep(
+        self.collect(
             field,
             text.parse().map_err(|error: T::Err| error.to_string()),
         )
     }
 
-    fn keep<T>(&mut self, field: &str, result: Result<T, String>) -> Option<T> {
-        result.map_err(|message| self.wrong(field, message)).ok()
+    fn collect<T>(&mut self, field: &str, result: Result<T, String>) -> Option<T> {
+        result.map_err(|message| self.add(field, message)).ok()
     }
 
     /// Returns the value built from all fields, if no field was invalid.
@@ -160,7 +160,7 @@ fn parse_ttls(
         if let Ok(ttl) = parse_ttl(field, ttl.as_ref()) {
             ttl
         } else {
-            fields.wrong(field, "a lifetime is a whole number of seconds above 0");
+            fields.add(field, "a lifetime is a whole number of seconds above 0");
             None
         }
     };
@@ -181,7 +181,7 @@ fn parse_policy(
     partition: Partition,
 ) -> Option<InlinePolicy> {
     let Some(source) = policy?.source else {
-        fields.wrong(
+        fields.add(
             "grant.policy",
             "a policy is a document or a template of the catalogue",
         );
@@ -196,7 +196,7 @@ fn parse_policy(
             })
         }
         proto::inline_policy::Source::Template(template) => {
-            let document = fields.keep("grant.policy.template", render(&template, partition))?;
+            let document = fields.collect("grant.policy.template", render(&template, partition))?;
             let parameters = template.parameters.into_iter().collect();
             Some(InlinePolicy {
                 document,
@@ -248,7 +248,7 @@ fn parse_kind(fields: &mut Fields, kind: Option<proto::grant::Kind>) -> Option<K
             })
         }
         None => {
-            fields.wrong(
+            fields.add(
                 "grant.kind",
                 "a grant is of kind assume_role, federation_token or iam_user",
             );

@@ -5,7 +5,7 @@ use super::{
     Api,
     convert::{Fields, parse, parse_optional, parse_ttl, to_duration, to_lease, to_time},
     records::to_receipt,
-    watch::{Told, follow, notices, parse_leases},
+    watch::{NoticeStream, follow, notices, parse_leases},
 };
 use crate::{
     broker::{Error, IssuedLease},
@@ -83,7 +83,7 @@ impl CredentialService for Api {
         .await
     }
 
-    type WatchCredentialsStream = Told<WatchCredentialsResponse>;
+    type WatchCredentialsStream = NoticeStream<WatchCredentialsResponse>;
 
     async fn watch_credentials(
         &self,
@@ -99,7 +99,7 @@ impl CredentialService for Api {
         .await
     }
 
-    type WatchRevocationsStream = Told<RevocationNotice>;
+    type WatchRevocationsStream = NoticeStream<RevocationNotice>;
 
     async fn watch_revocations(
         &self,
@@ -120,7 +120,7 @@ fn parse_grant(caller: &Caller, grant: &str) -> Result<GrantName, Error> {
     let mut fields = Fields::default();
     let grant = GrantName::within(service, grant);
     let grant = grant
-        .map_err(|error| fields.wrong("grant", error.to_string()))
+        .map_err(|error| fields.add("grant", error.to_string()))
         .ok();
     fields.done(grant)
 }

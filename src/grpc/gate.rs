@@ -25,8 +25,8 @@ use tokio::sync::SetOnce;
 use tower::Service;
 
 use super::{
-    addresses::Address,
-    calls::Calls,
+    addresses::ClientAddress,
+    calls::CallLimits,
     counts::{Counted, Counts},
     status::status,
 };
@@ -35,7 +35,7 @@ use crate::{
     domain::{
         access::{Caller, Surface},
         name::Name,
-        principal::{Identity, Origin, Principal, Shown},
+        principal::{Identity, Origin, PresentedCredentials, Principal},
     },
 };
 
@@ -46,18 +46,18 @@ const STREAMED: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo
 
 /// Peer of a connection; the listener adds it to every request.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct PeerConnection {
     /// Socket address of the peer.
     pub address: SocketAddr,
     /// Limits shared by all peers of the same address.
-    pub limits: Arc<Address>,
+    pub limits: Arc<ClientAddress>,
     /// Client certificates, DER, the peer's own first. The peer has proven that it has the key; the
     /// certificates are not verified yet.
     pub certificates: Arc<[Vec<u8>]>,
     /// Services that have called over the connection.
-    pub services: Services,
+    pub services: ConnectionServices,
     /// Calls in progress over the connection.
-    pub calls: Calls,
+    pub calls: CallLimits,
     /// Reason to end the connection, once there is one.
     pub offence: Arc<SetOnce<Offence>>,
 }
@@ -79,15 +79,15 @@ pub struct Proven;
 
 /// Services that have called over a connection, each counted until the connection ends.
 #[derive(Clone, Debug)]
-pub struct Services {
+pub struct ConnectionServices {
     called: Arc<Mutex<BTreeMap<Name, Counted<Name>>>>,
     all: Arc<Counts<Name>>,
 }
 
-impl Services {
+impl ConnectionServices {
     /// Creates an empty set for a new connection.
     #[must_use]
-    pub fn none(all: &Arc<Counts<Name>>) -> Self {
+    pub fn empty(all: &Arc<Counts<Name>>) -> Self {
         Self {
             called: Arc::default(),
             all: Arc::clone(all),
@@ -128,12 +128,12 @@ pub type Refusal = fn(&Error) -> Response;
 
 /// Admission of callers by [`crate::domain::access::TABLE`].
 #[derive(Clone)]
-pub struct Door {
+pub struct Authorizer {
     broker: Arc<Broker>,
     surface: Surface,
 }
 
-impl Door {
+impl Authorizer {
     /// Creates the door of a surface.
     pub const fn new(broker: Arc<Broker>, surface: Surface) -> Self {
         Self { broker, surface }
@@ -141,9 +141,9 @@ impl Door {
 
     /// Runs a call within the limits of its peer: takes a slot of the connection, waits for the
     /// message, authenticates the caller, takes one of the caller's slots, and does `work`.
-    pub async fn enter<M, F: Future<Output = Response>>(
+    pub async fn authorize<M, F: Future<Output = Response>>(
         &self,
-        call: &Call,
+        call: &IncomingCall,
         message: impl Future<Output = Result<M, Error>>,
         work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
     ) -> Response {
@@ -161,7 +161,7 @@ impl Door {
 
     async fn answered<M, F: Future<Output = Response>>(
         &self,
-        call: &Call,
+        call: &IncomingCall,
         message: impl Future<Output = Result<M, Error>>,
         work: impl FnOnce(Arc<Broker>, Caller, M) -> F,
         is_proven: &AtomicBool,
@@ -192,11 +192,11 @@ impl Door {
         in_time.await
     }
 
-    async fn login(&self, call: &Call) -> Result<Principal, Error> {
+    async fn login(&self, call: &IncomingCall) -> Result<Principal, Error> {
         let peer = &call.peer;
         let closed = || Error::Internal("the logins of an address are closed".to_owned());
         let _turn = peer.limits.logins().acquire().await.map_err(|_| closed())?;
-        let shown = Shown {
+        let shown = PresentedCredentials {
             authorization: call.authorization.clone(),
             certificates: Arc::clone(&peer.certificates),
         };
@@ -207,7 +207,7 @@ impl Door {
         self.broker.login(origin, &Arc::new(shown)).await
     }
 
-    async fn admitted(&self, call: &Call, principal: &Principal) -> Result<Caller, Error> {
+    async fn admitted(&self, call: &IncomingCall, principal: &Principal) -> Result<Caller, Error> {
         if let Err(error) = self.broker.admit_call(principal).await {
             if let Some(service) = principal.service() {
                 self.count_refusal(call, service);
@@ -220,7 +220,7 @@ impl Door {
     }
 
     /// Counts a refusal against a service. Too many refusals end the connection.
-    fn count_refusal(&self, call: &Call, service: &Name) {
+    fn count_refusal(&self, call: &IncomingCall, service: &Name) {
         if self.broker.is_refused_too_often(service) {
             // The offence may be set already.
             let _ = call.peer.offence.set(Offence::OfService);
@@ -229,9 +229,9 @@ impl Door {
 }
 
 /// A request that is to be admitted or refused.
-pub struct Call {
+pub struct IncomingCall {
     /// Peer of the request.
-    pub peer: Peer,
+    pub peer: PeerConnection,
     /// Value of the header `authorization`.
     pub authorization: Option<SecretString>,
     /// `credbroker.v1.Service/Method`.
@@ -240,7 +240,7 @@ pub struct Call {
     pub refusal: Refusal,
 }
 
-impl Call {
+impl IncomingCall {
     /// Creates the call of a method from the headers of its request.
     ///
     /// # Errors
@@ -250,10 +250,14 @@ impl Call {
         method: String,
         refusal: Refusal,
     ) -> Result<Self, Box<Response>> {
-        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(|| {
-            let message = "a call came past the listener".to_owned();
-            Box::new(refusal(&Error::Internal(message)))
-        })?;
+        let peer = request
+            .extensions()
+            .get::<PeerConnection>()
+            .cloned()
+            .ok_or_else(|| {
+                let message = "a call came past the listener".to_owned();
+                Box::new(refusal(&Error::Internal(message)))
+            })?;
         let header = request.headers().get("authorization");
         let authorization = header.and_then(|header| header.to_str().ok());
         Ok(Self {
@@ -267,19 +271,19 @@ impl Call {
 
 /// The door in front of every RPC, as a tower service.
 #[derive(Clone)]
-pub struct Gate<S> {
+pub struct AuthLayer<S> {
     inner: S,
-    door: Door,
+    door: Authorizer,
 }
 
-impl<S> Gate<S> {
+impl<S> AuthLayer<S> {
     /// Creates a gate in front of `inner`.
-    pub const fn new(inner: S, door: Door) -> Self {
+    pub const fn new(inner: S, door: Authorizer) -> Self {
         Self { inner, door }
     }
 }
 
-impl<S> Service<Request<Body>> for Gate<S>
+impl<S> Service<Request<Body>> for AuthLayer<S>
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -301,7 +305,7 @@ where
             return Box::pin(async { Ok(StatusCode::NOT_FOUND.into_response()) });
         }
         let method = method(&request);
-        let call = match Call::new(&request, method, |error| status(error).into_http()) {
+        let call = match IncomingCall::new(&request, method, |error| status(error).into_http()) {
             Ok(call) => call,
             Err(answer) => return Box::pin(async { Ok(*answer) }),
         };
@@ -320,7 +324,7 @@ where
                 let Ok(answer) = inner.call(request).await;
                 answer
             };
-            Ok(door.enter(&call, message, work).await)
+            Ok(door.authorize(&call, message, work).await)
         })
     }
 }
@@ -334,7 +338,7 @@ fn method(request: &Request<Body>) -> String {
 async fn count_connection(
     broker: &Broker,
     caller: &Caller,
-    services: &Services,
+    services: &ConnectionServices,
 ) -> Result<(), Error> {
     let principal = caller.principal();
     if let Identity::Service(name) = principal.identity()

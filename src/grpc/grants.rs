@@ -3,7 +3,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{parse, parse_grant, parse_optional, render, to_grant},
-    pages::{fill, parse_page},
+    pages::{build_page, parse_page},
 };
 use crate::{
     broker::Error,
@@ -59,7 +59,7 @@ impl GrantService for Api {
             let page = parse_page::<GrantName>(message.page_size, message.page_token)?;
             let grants = broker.grants(&caller, service.as_ref(), &page).await?;
             let (grants, next_page_token) =
-                fill(&page, &grants, 0, |grant| grant.name.clone(), to_grant);
+                build_page(&page, &grants, 0, |grant| grant.name.clone(), to_grant);
             Ok(ListGrantsResponse {
                 grants,
                 next_page_token,

@@ -3,7 +3,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{Fields, parse, parse_optional, parse_reason, parse_state, to_lease, to_time},
-    pages::{fill, parse_page},
+    pages::{build_page, parse_page},
     records::to_receipt,
 };
 use crate::{
@@ -49,7 +49,7 @@ impl LeaseService for Api {
             let page = parse_page::<LeaseId>(message.page_size, message.page_token)?;
             let leases = broker.leases(&caller, &filter, &page).await?;
             let key = |lease: &domain::lease::Lease| lease.binding.lease_id.clone();
-            let (leases, next_page_token) = fill(&page, &leases, 0, key, to_lease);
+            let (leases, next_page_token) = build_page(&page, &leases, 0, key, to_lease);
             Ok(ListLeasesResponse {
                 leases,
                 next_page_token,
@@ -97,7 +97,7 @@ impl LeaseService for Api {
 fn parse_keys(ids: &[String]) -> Result<Vec<KeyId>, Error> {
     let mut fields = Fields::default();
     if !(1..=KEYS_MAX).contains(&ids.len()) {
-        fields.wrong("access_key_ids", "ask for 1 to 1,000 access keys");
+        fields.add("access_key_ids", "ask for 1 to 1,000 access keys");
         return fields.done(None);
     }
     let mut keys = Vec::with_capacity(ids.len());
@@ -105,7 +105,7 @@ fn parse_keys(ids: &[String]) -> Result<Vec<KeyId>, Error> {
         match id.parse::<KeyId>() {
             Ok(key) => keys.push(key),
             Err(error) if at - keys.len() < WRONG_KEYS_MAX => {
-                fields.wrong(&format!("access_key_ids[{at}]"), error.to_string());
+                fields.add(&format!("access_key_ids[{at}]"), error.to_string());
             }
             Err(_) => {}
         }

@@ -101,7 +101,7 @@ pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
 /// Reports whether the broker is ready and, under the name of `CredentialService`, whether it can
 /// issue. Runs until the broker ends, and then reports that it does not serve. Without AWS the
 /// broker is still ready: it can revoke, and callers that are routed by readiness must reach it.
-pub async fn keep_health(reporter: HealthReporter, broker: &Broker) {
+pub async fn run_health(reporter: HealthReporter, broker: &Broker) {
     let issuing = credential_service_server::SERVICE_NAME;
     let tell = async |ready: bool, issues: bool| {
         for (service, serves) in [("", ready), (issuing, issues)] {

@@ -23,7 +23,7 @@ pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<PageReq
         Ok(0) => ENTRIES_DEFAULT,
         Ok(size) => size.min(ENTRIES_MAX),
         Err(_) => {
-            fields.wrong("page_size", "a page has 1 to 1,000 entries");
+            fields.add("page_size", "a page has 1 to 1,000 entries");
             0
         }
     };
@@ -32,7 +32,7 @@ pub(super) fn parse_page<K: FromStr>(size: i32, token: String) -> Result<PageReq
         .as_deref()
         .is_some_and(|key| key.parse::<K>().is_err())
     {
-        fields.wrong(
+        fields.add(
             "page_token",
             "not a page token of this list: send `next_page_token` of the last answer unchanged",
         );
@@ -56,18 +56,18 @@ pub(super) fn part_of<T, K: FromStr + Ord>(
 /// Returns the entries of an answer and the token of the next page, which is empty if no entry may
 /// follow. `found` has the requested entries; as many are used as fit beside the `other` bytes of
 /// the answer.
-pub(super) fn fill<T, M: Message, K: Display>(
+pub(super) fn build_page<T, M: Message, K: Display>(
     page: &PageRequest,
     found: &[T],
     other: usize,
     key: impl Fn(&T) -> K,
     to_message: impl Fn(&T) -> M,
 ) -> (Vec<M>, String) {
-    let mut room = Room::beside(other + TOKEN_BYTES);
+    let mut room = SizeBudget::beside(other + TOKEN_BYTES);
     let entries: Vec<M> = found
         .iter()
         .map(to_message)
-        .take_while(|entry| room.takes(entry))
+        .take_while(|entry| room.try_reserve(entry))
         .collect();
     let cut = entries.len() < found.len();
     let full = u32::try_from(found.len()).is_ok_and(|count| count == page.limit);
@@ -79,12 +79,12 @@ pub(super) fn fill<T, M: Message, K: Display>(
 }
 
 /// Bytes of an answer that are still free.
-pub(super) struct Room {
+pub(super) struct SizeBudget {
     bytes: usize,
     empty: bool,
 }
 
-impl Room {
+impl SizeBudget {
     /// Returns the room that `other` bytes of the answer leave.
     pub(super) const fn beside(other: usize) -> Self {
         Self {
@@ -95,7 +95,7 @@ impl Room {
 
     /// Takes room for an entry of a repeated field with a tag of one byte. Returns whether the
     /// entry fits; the first entry always does.
-    pub(super) fn takes(&mut self, entry: &impl Message) -> bool {
+    pub(super) fn try_reserve(&mut self, entry: &impl Message) -> bool {
         let length = entry.encoded_len();
         let bytes = 1 + length_delimiter_len(length) + length;
         let fits = self.empty || bytes <= self.bytes;
@@ -107,13 +107,13 @@ impl Room {
 
 /// Key of a list that is sorted oldest first.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Since {
+pub(super) struct CreatedCursor {
     /// Time in microseconds, the store's precision.
     at: i64,
     id: String,
 }
 
-impl Since {
+impl CreatedCursor {
     pub(super) fn new(at: Timestamp, id: &impl Display) -> Self {
         Self {
             at: at.as_microsecond(),
@@ -122,13 +122,13 @@ impl Since {
     }
 }
 
-impl Display for Since {
+impl Display for CreatedCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.at, self.id)
     }
 }
 
-impl FromStr for Since {
+impl FromStr for CreatedCursor {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -155,7 +155,8 @@ mod tests {
     /// Returns the answer over entries of these sizes, requested with `limit`.
     fn answer(sizes: &[usize], limit: u32) -> ListServicesResponse {
         let page = PageRequest { after: None, limit };
-        let (services, next_page_token) = fill(&page, sizes, 0, |size| *size, |size| named(*size));
+        let (services, next_page_token) =
+            build_page(&page, sizes, 0, |size| *size, |size| named(*size));
         ListServicesResponse {
             services,
             next_page_token,
@@ -189,15 +190,15 @@ mod tests {
     #[test]
     fn parts_of_a_list_at_hand_make_up_the_whole() {
         let whole: Vec<(i64, &str)> = vec![(9, "b"), (10, "a"), (10, "b"), (11, "a")];
-        let key = |entry: &(i64, &str)| Since {
+        let key = |entry: &(i64, &str)| CreatedCursor {
             at: entry.0,
             id: entry.1.to_owned(),
         };
         let (mut found, mut after) = (Vec::new(), String::new());
         loop {
-            let page = parse_page::<Since>(1, after).unwrap();
+            let page = parse_page::<CreatedCursor>(1, after).unwrap();
             let part = part_of(&page, whole.clone(), key);
-            let (_, next) = fill(&page, &part, 0, key, |_| named(1));
+            let (_, next) = build_page(&page, &part, 0, key, |_| named(1));
             found.extend(part);
             if next.is_empty() {
                 break;
@@ -205,6 +206,6 @@ mod tests {
             after = next;
         }
         assert_eq!(found, whole);
-        assert!(parse_page::<Since>(1, "a.b".to_owned()).is_err());
+        assert!(parse_page::<CreatedCursor>(1, "a.b".to_owned()).is_err());
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn parse_audit_filter(
         like: &str,
     ) -> Option<String> {
         if !text.is_empty() && text.parse::<T>().is_err() {
-            fields.wrong(field, format!("no record has this: write it like {like}"));
+            fields.add(field, format!("no record has this: write it like {like}"));
         }
         (!text.is_empty()).then(|| text.to_owned())
     }
@@ -64,7 +64,7 @@ pub(super) fn parse_audit_filter(
         .zip(filter.until)
         .is_some_and(|(since, until)| since >= until)
     {
-        fields.wrong("until", "it is not after since");
+        fields.add("until", "it is not after since");
     }
     fields.done(Some(filter))
 }

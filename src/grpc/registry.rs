@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{Fields, parse, parse_reason, parse_ttl, to_binding, to_service, to_time, to_token},
-    pages::{Since, fill, parse_page, part_of},
+    pages::{CreatedCursor, build_page, parse_page, part_of},
 };
 use crate::{
     broker::{Error, ports::TokenOwner},
@@ -73,7 +73,7 @@ impl ServiceRegistry for Api {
             let page = parse_page::<Name>(message.page_size, message.page_token)?;
             let services = broker.services(&caller, &page).await?;
             let key = |overview: &ServiceOverview| overview.service.name.clone();
-            let (services, next_page_token) = fill(&page, &services, 0, key, to_service);
+            let (services, next_page_token) = build_page(&page, &services, 0, key, to_service);
             Ok(ListServicesResponse {
                 services,
                 next_page_token,
@@ -229,11 +229,13 @@ impl ServiceRegistry for Api {
     ) -> Result<Response<ListServiceBindingsResponse>, Status> {
         self.call(request, async |broker, caller, message| {
             let service: Name = parse("service", &message.service)?;
-            let page = parse_page::<Since>(message.page_size, message.page_token)?;
-            let key =
-                |bound: &domain::binding::ServiceBinding| Since::new(bound.created_at, &bound.id);
+            let page = parse_page::<CreatedCursor>(message.page_size, message.page_token)?;
+            let key = |bound: &domain::binding::ServiceBinding| {
+                CreatedCursor::new(bound.created_at, &bound.id)
+            };
             let bindings = part_of(&page, broker.bindings(&caller, &service).await?, key);
-            let (service_bindings, next_page_token) = fill(&page, &bindings, 0, key, to_binding);
+            let (service_bindings, next_page_token) =
+                build_page(&page, &bindings, 0, key, to_binding);
             Ok(ListServiceBindingsResponse {
                 service_bindings,
                 next_page_token,
@@ -266,7 +268,7 @@ fn parse_known_by(
         Some(Asked::DnsName(name)) => fields.parse("dns_name", name).map(KnownBy::DnsName),
         Some(Asked::Oidc(rule)) => parse_rule(&mut fields, rule).map(KnownBy::Oidc),
         None => {
-            fields.wrong(
+            fields.add(
                 "known_by",
                 "one of `spiffe_id`, `dns_name` or `oidc` is required",
             );
@@ -278,7 +280,7 @@ fn parse_known_by(
 
 fn parse_rule(fields: &mut Fields, asked: &proto::OidcIdentity) -> Option<OidcIdentity> {
     if !asked.issuer.starts_with("https://") {
-        fields.wrong("oidc.issuer", "write it as the tokens have it: https://…");
+        fields.add("oidc.issuer", "write it as the tokens have it: https://…");
     }
     let subject = fields.parse("oidc.subject", &asked.subject);
     let mut claims = BTreeMap::new();
@@ -295,7 +297,7 @@ fn parse_rule(fields: &mut Fields, asked: &proto::OidcIdentity) -> Option<OidcId
     match rule.check() {
         Ok(()) => Some(rule),
         Err(wrong) => {
-            fields.wrong("oidc.claims", wrong);
+            fields.add("oidc.claims", wrong);
             None
         }
     }

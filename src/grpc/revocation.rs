@@ -11,7 +11,7 @@ use tonic::{
 use super::{
     Api,
     convert::{parse, parse_reason, to_kind, to_state, to_time},
-    pages::Room,
+    pages::SizeBudget,
     records::to_receipt,
     status::status,
 };
@@ -57,7 +57,7 @@ impl RevocationService for Api {
                 notice: revocation.notice.clone().unwrap_or_default(),
                 ..RevokeServiceResponse::default()
             };
-            let told = Told::beside(&answer, &revocation);
+            let told = ReportedRevocation::beside(&answer, &revocation);
             Ok(RevokeServiceResponse {
                 leases: told.leases,
                 sessions: told.sessions,
@@ -85,7 +85,7 @@ impl RevocationService for Api {
                 notice: revocation.notice.clone().unwrap_or_default(),
                 ..RevokeGrantResponse::default()
             };
-            let told = Told::beside(&answer, &revocation);
+            let told = ReportedRevocation::beside(&answer, &revocation);
             Ok(RevokeGrantResponse {
                 leases: told.leases,
                 sessions: told.sessions,
@@ -242,24 +242,24 @@ fn to_done(revocation: &Revocation) -> What {
 }
 
 /// Details of a revocation, as many as fit in one answer.
-struct Told {
+struct ReportedRevocation {
     leases: Vec<RevokedLease>,
     sessions: Vec<RevokedSessions>,
     omitted_leases: u64,
     omitted_sessions: u64,
 }
 
-impl Told {
+impl ReportedRevocation {
     /// Selects the details that fit beside the rest of an answer. Leases without proof that AWS
     /// refuses them come first.
     fn beside(answer: &impl Message, revocation: &Revocation) -> Self {
-        let mut room = Room::beside(answer.encoded_len() + COUNTS_BYTES);
+        let mut room = SizeBudget::beside(answer.encoded_len() + COUNTS_BYTES);
         let all = revocation.denials.iter().map(to_sessions);
-        let sessions: Vec<_> = all.take_while(|one| room.takes(one)).collect();
+        let sessions: Vec<_> = all.take_while(|one| room.try_reserve(one)).collect();
         let all = &revocation.leases;
         let (refused, open): (Vec<_>, Vec<_>) = all.iter().partition(|lease| lease.seen.is_some());
         let leases = open.into_iter().chain(refused).map(to_revoked);
-        let leases: Vec<_> = leases.take_while(|one| room.takes(one)).collect();
+        let leases: Vec<_> = leases.take_while(|one| room.try_reserve(one)).collect();
         Self {
             omitted_leases: (all.len() - leases.len()) as u64,
             omitted_sessions: (revocation.denials.len() - sessions.len()) as u64,

@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const BUFFER: usize = 64;
 
 /// A stream of messages.
-pub(super) type Told<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+pub(super) type NoticeStream<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 pub(super) fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
     if ids.len() > HELD_MAX {
@@ -40,16 +40,20 @@ pub(super) fn parse_leases(ids: &[String]) -> Result<Vec<LeaseId>, Error> {
 }
 
 /// Returns the stream that notifies a service of its revocations.
-pub(super) fn notices(broker: Arc<Broker>, caller: Caller, watch: Watch) -> Told<RevocationNotice> {
-    told(async move |sender| notify(&broker, Staying::new(caller), watch, &sender).await)
+pub(super) fn notices(
+    broker: Arc<Broker>,
+    caller: Caller,
+    watch: Watch,
+) -> NoticeStream<RevocationNotice> {
+    stream_of(async move |sender| notify(&broker, Staying::new(caller), watch, &sender).await)
 }
 
 /// Returns the stream that sends a service its next credentials of a grant, and their revocation.
 pub(super) fn follow(
     broker: Arc<Broker>,
     mut following: Subscription,
-) -> Told<WatchCredentialsResponse> {
-    told(async move |sender| {
+) -> NoticeStream<WatchCredentialsResponse> {
+    stream_of(async move |sender| {
         loop {
             let followed = tokio::select! {
                 () = sender.closed() => return Ok(()),
@@ -66,7 +70,7 @@ pub(super) fn follow(
 }
 
 /// Returns the stream of the messages that `tell` sends, and of the error that it ends with.
-fn told<M, F>(tell: impl FnOnce(Sender<Result<M, Status>>) -> F) -> Told<M>
+fn stream_of<M, F>(tell: impl FnOnce(Sender<Result<M, Status>>) -> F) -> NoticeStream<M>
 where
     M: Send + 'static,
     F: Future<Output = Result<(), Error>> + Send + 'static,

@@ -11,18 +11,18 @@ use crate::{
     broker::Broker,
     domain::{
         access::Surface,
-        principal::{Origin, Shown},
+        principal::{Origin, PresentedCredentials},
     },
     proto::{StreamRevocationRequest, revocation_service_server::RevocationService},
 };
 
 /// A broker in this process, called with a bearer token.
-pub struct Within {
+pub struct InProcess {
     api: Api,
     token: SecretString,
 }
 
-impl Within {
+impl InProcess {
     /// Creates the caller, without a call yet.
     #[must_use]
     pub fn new(broker: &Arc<Broker>, token: SecretString) -> Self {
@@ -45,9 +45,9 @@ impl Within {
             method: "credbroker.v1.RevocationService/StreamRevocation".to_owned(),
         };
         let header = SecretString::from(format!("Bearer {}", self.token.expose_secret()));
-        let shown = Shown {
+        let shown = PresentedCredentials {
             authorization: Some(header),
-            ..Shown::default()
+            ..PresentedCredentials::default()
         };
         let broker = &self.api.broker;
         let caller = async {

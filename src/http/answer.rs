@@ -21,16 +21,16 @@ use tokio::{
 /// Answers over one connection that have data to send while the peer grants no window or does not
 /// read.
 #[derive(Clone, Default)]
-pub(super) struct Waiting(Arc<Shared>);
+pub(super) struct StalledResponses(Arc<SharedState>);
 
 #[derive(Default)]
-struct Shared {
+struct SharedState {
     since: Mutex<HashMap<u64, Instant>>,
     answers: AtomicU64,
     begun: Notify,
 }
 
-impl Waiting {
+impl StalledResponses {
     fn since(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
         self.0.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,14 +60,14 @@ impl Waiting {
 }
 
 /// Body of an answer.
-pub(super) struct Answer {
+pub(super) struct TimedResponse {
     body: Body,
-    waiting: Waiting,
+    waiting: StalledResponses,
     number: u64,
 }
 
-impl Answer {
-    pub(super) fn new(body: Body, waiting: Waiting) -> Self {
+impl TimedResponse {
+    pub(super) fn new(body: Body, waiting: StalledResponses) -> Self {
         let number = waiting.0.answers.fetch_add(1, Ordering::Relaxed);
         waiting.begin(number);
         Self {
@@ -78,13 +78,13 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for TimedResponse {
     fn drop(&mut self) {
         self.waiting.end(self.number);
     }
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for TimedResponse {
     type Data = Bytes;
     type Error = axum::Error;
 

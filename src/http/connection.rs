@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{
-    answer::{Answer, Waiting},
-    metered::{Allowance, Metered, TOO_MUCH},
+    answer::{StalledResponses, TimedResponse},
+    metered::{BUDGET_EXCEEDED, BudgetedStream, ByteBudget},
 };
 use crate::{
     domain::{
@@ -40,10 +40,10 @@ use crate::{
         random::{Random, SystemRandom},
     },
     grpc::{
-        addresses::Address,
-        calls::Calls,
+        addresses::ClientAddress,
+        calls::CallLimits,
         counts::Counts,
-        gate::{Offence, Peer, Proven, Services},
+        gate::{ConnectionServices, Offence, PeerConnection, Proven},
     },
 };
 
@@ -59,27 +59,27 @@ const SHUT_OUT_GRACE: Duration = Duration::from_secs(8);
 const SILENT_GRACE: Duration = Duration::from_secs(2);
 
 /// State that all connections share.
-pub(super) struct Serving {
+pub(super) struct ConnectionContext {
     pub(super) tls: watch::Receiver<Arc<ServerConfig>>,
     pub(super) handshakes: Semaphore,
     pub(super) router: Router,
     pub(super) by_service: Arc<Counts<Name>>,
-    pub(super) calls: Calls,
+    pub(super) calls: CallLimits,
     pub(super) bounds: ConnectionLimits,
     /// Channel of services that are suspended, revoked or deleted from now on.
     pub(super) shut_outs: broadcast::Sender<Name>,
     pub(super) stop: CancellationToken,
 }
 
-impl Serving {
+impl ConnectionContext {
     /// Serves a connection until it ends. Returns the peer's offence if the connection ended for
     /// one.
     pub(super) async fn serve(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        limits: Arc<Address>,
-        services: Services,
+        limits: Arc<ClientAddress>,
+        services: ConnectionServices,
     ) -> Option<Offence> {
         // `TCP_NODELAY`: small answers must not wait for more data.
         let _ = stream.set_nodelay(true);
@@ -91,7 +91,7 @@ impl Serving {
         let shut_outs = self.shut_outs.subscribe();
         let offence = Arc::new(SetOnce::new());
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let shown = Peer {
+        let shown = PeerConnection {
             address: peer,
             limits: Arc::clone(&limits),
             certificates: chain.iter().map(|der| der.to_vec()).collect(),
@@ -100,9 +100,9 @@ impl Serving {
             offence: Arc::clone(&offence),
         };
         let offends = Arc::clone(&offence);
-        let allowance = Arc::new(Allowance::new(per_request(&self.bounds)));
+        let allowance = Arc::new(ByteBudget::new(per_request(&self.bounds)));
         let asked = Arc::clone(&allowance);
-        let (waiting, body_limit) = (Waiting::default(), self.bounds.body_timeout);
+        let (waiting, body_limit) = (StalledResponses::default(), self.bounds.body_timeout);
         let answered = waiting.clone();
         let service = self
             .router
@@ -110,17 +110,17 @@ impl Serving {
             .map_request(move |mut request: Request<Incoming>| {
                 asked.request();
                 request.extensions_mut().insert(shown.clone());
-                request.map(|body| Body::new(Timed::new(body, body_limit)))
+                request.map(|body| Body::new(TimedBody::new(body, body_limit)))
             })
             .map_response(move |response: Response<Body>| {
-                if response.extensions().get::<Proven>().is_none() && limits.is_one_too_many() {
+                if response.extensions().get::<Proven>().is_none() && limits.count_connection() {
                     // The offence may be set already.
                     let _ = offends.set(Offence::OfAddress);
                 }
-                response.map(|body| Body::new(Answer::new(body, answered.clone())))
+                response.map(|body| Body::new(TimedResponse::new(body, answered.clone())))
             });
         let builder = builder(&self.bounds);
-        let io = TokioIo::new(Metered::new(stream, Arc::clone(&allowance)));
+        let io = TokioIo::new(BudgetedStream::new(stream, Arc::clone(&allowance)));
         let serving = builder.serve_connection(io, TowerToHyperService::new(service));
         tokio::pin!(serving);
         let ended = tokio::select! {
@@ -142,12 +142,16 @@ impl Serving {
             }
         };
         let error = ended.err()?;
-        let is_offence = is_offence(error.as_ref());
+        let is_offence = is_protocol_violation(error.as_ref());
         tracing::debug!(%peer, %error, is_offence, "a connection ended with an error");
         is_offence.then_some(Offence::OfAddress)
     }
 
-    async fn handshake(&self, stream: TcpStream, limits: &Address) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        limits: &ClientAddress,
+    ) -> Option<TlsStream<TcpStream>> {
         // A peer that sends nothing must not use a handshake slot.
         stream.peek(&mut [0]).await.ok()?;
         let _of_address = limits.handshakes().acquire().await.ok()?;
@@ -160,10 +164,10 @@ impl Serving {
     /// `None` if the connection ends at once.
     async fn ending(
         &self,
-        allowance: &Allowance,
-        services: &Services,
+        allowance: &ByteBudget,
+        services: &ConnectionServices,
         mut shut_outs: broadcast::Receiver<Name>,
-        waiting: &Waiting,
+        waiting: &StalledResponses,
     ) -> Option<Duration> {
         let silent = async {
             sleep(self.bounds.first_request_timeout).await;
@@ -209,12 +213,12 @@ fn per_request(bounds: &ConnectionLimits) -> usize {
 
 /// Returns whether a connection ended because its peer broke the protocol or exceeded its bounds,
 /// and not because the peer left.
-fn is_offence(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_protocol_violation(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.any(|cause| {
         let broken = cause.downcast_ref().map(io::Error::kind);
         let broke = cause.downcast_ref().is_some_and(h2::Error::is_library);
-        broke || broken == Some(TOO_MUCH)
+        broke || broken == Some(BUDGET_EXCEEDED)
     })
 }
 
@@ -242,7 +246,7 @@ fn builder(bounds: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
 }
 
 /// A request body with a time limit for its end. Every call has one message only.
-struct Timed {
+struct TimedBody {
     body: Incoming,
     limit: Pin<Box<Sleep>>,
 }
@@ -250,16 +254,16 @@ struct Timed {
 /// Error: the body of a request did not arrive in time.
 #[derive(Debug, thiserror::Error)]
 #[error("the request did not arrive in time")]
-struct Late;
+struct BodyTimeout;
 
-impl Timed {
+impl TimedBody {
     fn new(body: Incoming, limit: Duration) -> Self {
         let limit = Box::pin(sleep(limit));
         Self { body, limit }
     }
 }
 
-impl hyper::body::Body for Timed {
+impl hyper::body::Body for TimedBody {
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -273,7 +277,7 @@ impl hyper::body::Body for Timed {
                 .limit
                 .as_mut()
                 .poll(context)
-                .map(|()| Some(Err(Late.into()))),
+                .map(|()| Some(Err(BodyTimeout.into()))),
         }
     }
 

@@ -20,14 +20,14 @@ use crate::{
     domain::{
         access::Caller,
         audit::Subject,
-        container::{Refusal, document},
+        container::{RefusalKind, document},
         credential::Credentials,
         decide::{IssueRequest, own_service},
         grant::{Grant, check::Violation},
         name::GrantName,
     },
     grpc::{
-        gate::{Call, Door},
+        gate::{Authorizer, IncomingCall},
         status::status,
     },
 };
@@ -40,7 +40,7 @@ const LEAST: Duration = Duration::from_mins(20);
 
 /// Serves a session of one of the caller's own grants.
 pub(super) async fn serve(
-    door: &Door,
+    door: &Authorizer,
     Path(grant): Path<String>,
     request: Request<Body>,
 ) -> Response {
@@ -48,7 +48,7 @@ pub(super) async fn serve(
         // A HEAD request would issue credentials that no caller receives.
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    let mut call = match Call::new(&request, METHOD.to_owned(), refusal) {
+    let mut call = match IncomingCall::new(&request, METHOD.to_owned(), refusal) {
         Ok(call) => call,
         Err(answer) => return *answer,
     };
@@ -60,7 +60,7 @@ pub(super) async fn serve(
             Err(error) => refusal(&error),
         }
     };
-    door.enter(&call, async { Ok(()) }, work).await
+    door.authorize(&call, async { Ok(()) }, work).await
 }
 
 /// Adds the scheme to a bare token: SDKs send the content of their token file and nothing else.
@@ -138,8 +138,8 @@ fn refusal(error: &Error) -> Response {
         | Code::ResourceExhausted
         | Code::DeadlineExceeded
         | Code::Aborted
-        | Code::Internal => Refusal::Unavailable,
-        _ => Refusal::Denied,
+        | Code::Internal => RefusalKind::Unavailable,
+        _ => RefusalKind::Denied,
     };
     let next = error.next();
     let message = if next.is_empty() {
@@ -149,7 +149,7 @@ fn refusal(error: &Error) -> Response {
     };
     let code = StatusCode::from_u16(refusal.status()).unwrap_or_default();
     let mut refused = answer(code, &refusal.document(&message));
-    if refusal == Refusal::Unavailable {
+    if refusal == RefusalKind::Unavailable {
         refused.headers_mut().insert(RETRY_AFTER, 1.into());
     }
     refused

@@ -13,15 +13,15 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::connection::Serving;
+use super::connection::ConnectionContext;
 use crate::{
     broker::wait::Wait,
     domain::{edge::ConnectionLimits, name::Name},
     grpc::{
-        addresses::Addresses,
-        calls::Calls,
+        addresses::ConnectionsByAddress,
+        calls::CallLimits,
         counts::Counts,
-        gate::{Offence, Services},
+        gate::{ConnectionServices, Offence},
     },
 };
 
@@ -36,7 +36,7 @@ const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 const REFUSED: usize = 256;
 
 /// A listener and its settings.
-pub struct Listening {
+pub struct ListenerConfig {
     /// Listening socket, already bound.
     pub listener: TcpListener,
     /// Current TLS configuration.
@@ -48,25 +48,25 @@ pub struct Listening {
 /// Serves `router` until `stop`, then waits until running calls end. Connections of a service that
 /// `shut_outs` reports end too, after a short grace in which the service is notified.
 pub async fn serve(
-    listening: Listening,
+    listening: ListenerConfig,
     router: Router,
     shut_outs: broadcast::Sender<Name>,
     stop: CancellationToken,
 ) {
-    let Listening {
+    let ListenerConfig {
         listener,
         tls,
         bounds,
     } = listening;
     let permits = Arc::new(Semaphore::new(bounds.connections));
     let refused = Arc::new(Semaphore::new(REFUSED));
-    let addresses = Addresses::default();
-    let serving = Arc::new(Serving {
+    let addresses = ConnectionsByAddress::default();
+    let serving = Arc::new(ConnectionContext {
         tls,
         handshakes: Semaphore::new(bounds.handshakes),
         router,
         by_service: Counts::new(bounds.connections_per_service),
-        calls: Calls::new(&bounds),
+        calls: CallLimits::new(&bounds),
         bounds: bounds.clone(),
         shut_outs,
         stop: stop.clone(),
@@ -90,7 +90,7 @@ pub async fn serve(
         };
         let serving = Arc::clone(&serving);
         tracker.spawn(async move {
-            let services = Services::none(&serving.by_service);
+            let services = ConnectionServices::empty(&serving.by_service);
             let address = Arc::clone(&place.address);
             let offence = serving.serve(stream, peer, address, services.clone()).await;
             drop(permit);

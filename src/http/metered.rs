@@ -13,27 +13,27 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Error kind for an exhausted budget. HTTP/2 preserves the kind, and no socket returns it.
-pub(super) const TOO_MUCH: io::ErrorKind = io::ErrorKind::QuotaExceeded;
+pub(super) const BUDGET_EXCEEDED: io::ErrorKind = io::ErrorKind::QuotaExceeded;
 
 /// Bytes that may be sent to a peer before its first request: HTTP/2 settings, and the replies to
 /// the peer's first frames.
-const SAID_UNASKED: usize = 2 * 1024;
+const UNSOLICITED_BYTES: usize = 2 * 1024;
 /// Bytes read from one connection before other connections get their turn.
-const TURN: usize = 4 * 1024;
+const FAIRNESS_QUANTUM: usize = 4 * 1024;
 
 /// Response bytes per byte that the reader may send. It covers `WINDOW_UPDATE` frames, at most
 /// about 50 bytes for each 16,000.
-const READING: usize = 16;
+const ACK_RATIO: usize = 16;
 
 /// Budget of a peer, bytes: an amount for the first request and everything before it, the same
 /// amount for every further request, and a part of the bytes of each answer.
-pub(super) struct Allowance {
+pub(super) struct ByteBudget {
     per_request: usize,
     left: AtomicUsize,
     asked: AtomicBool,
 }
 
-impl Allowance {
+impl ByteBudget {
     pub(super) const fn new(per_request: usize) -> Self {
         Self {
             per_request,
@@ -56,30 +56,30 @@ impl Allowance {
 
     /// Adds the part of the budget that these bytes of an answer allow.
     fn answered(&self, bytes: usize) {
-        self.left.fetch_add(bytes / READING, Ordering::Relaxed);
+        self.left.fetch_add(bytes / ACK_RATIO, Ordering::Relaxed);
     }
 
-    fn take(&self, bytes: usize) -> io::Result<()> {
+    fn charge_read(&self, bytes: usize) -> io::Result<()> {
         let less = |left: usize| left.checked_sub(bytes);
         self.left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .map_err(|_| io::Error::new(TOO_MUCH, "too much between two requests"))?;
+            .map_err(|_| io::Error::new(BUDGET_EXCEEDED, "too much between two requests"))?;
         Ok(())
     }
 }
 
 /// A stream that fails if a peer exceeds its budget, or causes too many replies before its first
 /// request: HTTP/2 frames may cost the sender less than the receiver.
-pub(super) struct Metered<S> {
+pub(super) struct BudgetedStream<S> {
     stream: S,
-    allowance: Arc<Allowance>,
+    allowance: Arc<ByteBudget>,
     said_unasked: usize,
     /// Bytes read in the current turn of this connection.
     taken: usize,
 }
 
-impl<S> Metered<S> {
-    pub(super) const fn new(stream: S, allowance: Arc<Allowance>) -> Self {
+impl<S> BudgetedStream<S> {
+    pub(super) const fn new(stream: S, allowance: Arc<ByteBudget>) -> Self {
         Self {
             stream,
             allowance,
@@ -89,13 +89,13 @@ impl<S> Metered<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BudgetedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.taken >= TURN {
+        if self.taken >= FAIRNESS_QUANTUM {
             self.taken = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
@@ -108,12 +108,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         ready!(read);
         let read = buffer.filled().len() - before;
         self.taken += read;
-        Poll::Ready(self.allowance.take(read))
+        Poll::Ready(self.allowance.charge_read(read))
     }
 }
 
-impl<S: AsyncWrite + Unpin> Metered<S> {
-    fn said(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+impl<S: AsyncWrite + Unpin> BudgetedStream<S> {
+    fn charge_write(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let Poll::Ready(Ok(bytes)) = written else {
             return written;
         };
@@ -122,21 +122,21 @@ impl<S: AsyncWrite + Unpin> Metered<S> {
             return written;
         }
         self.said_unasked += bytes;
-        if self.said_unasked > SAID_UNASKED {
-            return Poll::Ready(Err(io::Error::new(TOO_MUCH, "too much to answer")));
+        if self.said_unasked > UNSOLICITED_BYTES {
+            return Poll::Ready(Err(io::Error::new(BUDGET_EXCEEDED, "too much to answer")));
         }
         written
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BudgetedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.said(written)
+        self.charge_write(written)
     }
 
     fn poll_write_vectored(
@@ -145,7 +145,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.said(written)
+        self.charge_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -169,17 +169,17 @@ mod tests {
 
     const PER_REQUEST: usize = 1000;
 
-    fn metered() -> (DuplexStream, Metered<DuplexStream>, Arc<Allowance>) {
+    fn metered() -> (DuplexStream, BudgetedStream<DuplexStream>, Arc<ByteBudget>) {
         let (peer, stream) = duplex(1 << 20);
-        let allowance = Arc::new(Allowance::new(PER_REQUEST));
-        let metered = Metered::new(stream, Arc::clone(&allowance));
+        let allowance = Arc::new(ByteBudget::new(PER_REQUEST));
+        let metered = BudgetedStream::new(stream, Arc::clone(&allowance));
         (peer, metered, allowance)
     }
 
     /// Sends bytes from the peer and reads them all.
     async fn sends(
         peer: &mut DuplexStream,
-        metered: &mut Metered<DuplexStream>,
+        metered: &mut BudgetedStream<DuplexStream>,
         bytes: usize,
     ) -> io::Result<()> {
         peer.write_all(&vec![0; bytes]).await?;
@@ -197,7 +197,7 @@ mod tests {
         let two = 2 * PER_REQUEST;
         sends(&mut peer, &mut metered, two).await.unwrap();
         let refused = sends(&mut peer, &mut metered, 1).await.unwrap_err();
-        assert_eq!(refused.kind(), TOO_MUCH);
+        assert_eq!(refused.kind(), BUDGET_EXCEEDED);
     }
 
     #[tokio::test]
@@ -222,18 +222,18 @@ mod tests {
     #[tokio::test]
     async fn little_is_said_to_who_has_asked_nothing() {
         let (_peer, mut metered, allowance) = metered();
-        metered.write_all(&[0; SAID_UNASKED]).await.unwrap();
+        metered.write_all(&[0; UNSOLICITED_BYTES]).await.unwrap();
         let refused = metered.write_all(&[0]).await.unwrap_err();
-        assert_eq!(refused.kind(), TOO_MUCH);
+        assert_eq!(refused.kind(), BUDGET_EXCEEDED);
         allowance.request();
-        metered.write_all(&[0; SAID_UNASKED]).await.unwrap();
+        metered.write_all(&[0; UNSOLICITED_BYTES]).await.unwrap();
     }
 
     #[tokio::test]
     async fn after_its_turn_a_connection_waits_once() {
         let (mut peer, mut metered, _) = metered();
         peer.write_all(&[0; PER_REQUEST]).await.unwrap();
-        metered.taken = TURN;
+        metered.taken = FAIRNESS_QUANTUM;
         let mut buffer = [0; PER_REQUEST];
         let mut read = ReadBuf::new(&mut buffer);
         let mut polled = polled_once(&mut metered, &mut read).await;
@@ -245,7 +245,7 @@ mod tests {
 
     /// Polls exactly once.
     async fn polled_once(
-        metered: &mut Metered<DuplexStream>,
+        metered: &mut BudgetedStream<DuplexStream>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<()> {
         std::future::poll_fn(|context| {

@@ -51,7 +51,7 @@ pub(super) async fn render() -> Result<String, StatusCode> {
 }
 
 /// Updates the gauges of the store and keeps the recorder's memory bounded, until cancelled.
-pub async fn keep(broker: &Broker) {
+pub async fn run_store_metrics(broker: &Broker) {
     let mut ticks = interval(EVERY);
     loop {
         ticks.tick().await;

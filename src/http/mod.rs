@@ -11,7 +11,7 @@ pub mod tls;
 
 use std::sync::Arc;
 
-pub use self::metrics::{install as install_metrics, keep as keep_metrics};
+pub use self::metrics::{install as install_metrics, run_store_metrics as keep_metrics};
 use axum::{
     Router,
     body::Body,
@@ -30,7 +30,7 @@ use crate::{
     domain::access::Surface,
     grpc::{
         self,
-        gate::{Door, Gate, Peer},
+        gate::{AuthLayer, Authorizer, PeerConnection},
     },
 };
 
@@ -43,12 +43,12 @@ pub fn router(
     surface: Surface,
     message_bytes: usize,
 ) -> Router {
-    let door = Door::new(Arc::clone(broker), surface);
+    let door = Authorizer::new(Arc::clone(broker), surface);
     let gated = door.clone();
     let grpc = grpc::routes(broker, message_bytes)
         .prepare()
         .into_axum_router()
-        .layer(layer_fn(move |inner| Gate::new(inner, gated.clone())));
+        .layer(layer_fn(move |inner| AuthLayer::new(inner, gated.clone())));
     let credentials =
         get(async move |grant, request| credentials::serve(&door, grant, request).await);
     let ready = Arc::clone(broker);
@@ -69,7 +69,7 @@ pub fn router(
 
 /// Answers a health check, which needs no login, if its address has a free slot.
 async fn bounded(request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>();
+    let peer = request.extensions().get::<PeerConnection>();
     let Some(room) = peer.and_then(|peer| peer.limits.health_stream()) else {
         return StatusCode::TOO_MANY_REQUESTS.into_response();
     };

@@ -60,7 +60,7 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// Publishes the content of these PEM files whenever they change, forever. An unusable certificate
 /// or key is logged, and the last usable one stays.
-pub async fn keep(
+pub async fn run_reload(
     cert: &Path,
     key: &Path,
     clients: ClientCertificates,
@@ -139,7 +139,7 @@ pub fn server_config(
         ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13])?;
     let builder = match clients {
         ClientCertificates::Asked => {
-            builder.with_client_cert_verifier(Arc::new(Possession(algorithms)))
+            builder.with_client_cert_verifier(Arc::new(PossessionVerifier(algorithms)))
         }
         ClientCertificates::NotAsked => builder.with_no_client_auth(),
     };
@@ -154,9 +154,9 @@ pub fn server_config(
 /// Verifier that accepts any certificate whose key the client has. `authn` verifies identity and
 /// issuer at each call, since it can record the exact fault.
 #[derive(Debug)]
-struct Possession(WebPkiSupportedAlgorithms);
+struct PossessionVerifier(WebPkiSupportedAlgorithms);
 
-impl ClientCertVerifier for Possession {
+impl ClientCertVerifier for PossessionVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

@@ -24,8 +24,8 @@ use tokio_rustls::rustls::{
 };
 
 use super::{
-    Addresses, Assembled, Aws, LogKeeping, Own, StartError, assemble, aws, bind, file_error, run,
-    sealing_key, stores, tolerate_silence, trust,
+    Addresses, Assembled, Aws, BrokerSettings, LogKeeping, StartError, assemble, aws, bind,
+    file_error, run, sealing_key, stores, tolerate_silence, trust,
 };
 use crate::{
     authn::{Authenticator, token},
@@ -43,7 +43,7 @@ use crate::{
     },
     http::{
         install_metrics,
-        listener::Listening,
+        listener::ListenerConfig,
         tls::{self, ClientCertificates},
     },
     memory,
@@ -130,7 +130,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     let (ca, authority) = trust::own(&enrollment(dir)?)?;
     let authenticator = Arc::new(Authenticator::default());
     authenticator.trust.replace(vec![authority]);
-    let own = Own {
+    let own = BrokerSettings {
         custody,
         two_person: false,
         authority: Some(Arc::new(ca)),
@@ -150,7 +150,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
     Env { address, token }
         .write(&env_file, &ca_file)
         .map_err(file_error(&env_file))?;
-    let listening = Listening {
+    let listening = ListenerConfig {
         listener,
         tls: watch::channel(tls).1,
         // All clients here are on one machine.

@@ -54,7 +54,7 @@ use crate::{
     grpc,
     http::{
         self,
-        listener::{self, Listening},
+        listener::{self, ListenerConfig},
     },
     store::anchor::FileAnchor,
 };
@@ -101,7 +101,7 @@ async fn aws(settings: &AwsSettings, partition: Partition) -> Aws {
 }
 
 /// The broker's own key, CA and authentication.
-struct Own {
+struct BrokerSettings {
     /// Storage and rotation of the admin key.
     custody: AdminKeyPolicy,
     /// True if some changes need a second operator.
@@ -126,7 +126,7 @@ async fn assemble(
     store: &StoreAt,
     aws: Aws,
     limits: Limits,
-    own: Own,
+    own: BrokerSettings,
     placements: Placements,
     log: LogKeeping,
 ) -> Result<Assembled, StartError> {
@@ -251,9 +251,9 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 /// Addresses that the broker listens on.
 struct Addresses {
     /// Address for all callers, or for services only if `operators` is set.
-    all: Listening,
+    all: ListenerConfig,
     /// Address for operators, who are then served only there.
-    operators: Option<Listening>,
+    operators: Option<ListenerConfig>,
 }
 
 /// Serves until a signal in `ends`; a second one ends the process at once.
@@ -283,12 +283,12 @@ async fn run(
     let signing = Arc::clone(&broker);
     let signing = tokio::spawn(async move { signing.run_signing().await });
     let told = Arc::clone(&broker);
-    let telling = tokio::spawn(async move { grpc::keep_health(reporter, &told).await });
+    let telling = tokio::spawn(async move { grpc::run_health(reporter, &told).await });
     let aggregating = tokio::spawn(Arc::clone(&broker).run_aggregation());
     let counted = Arc::clone(&broker);
     let counting = tokio::spawn(async move { http::keep_metrics(&counted).await });
     ready();
-    let serve = async |listening: Option<Listening>, surface| {
+    let serve = async |listening: Option<ListenerConfig>, surface| {
         if let Some(listening) = listening {
             let (health, most) = (health.clone(), listening.bounds.message_bytes);
             let router = http::router(&broker, health, surface, most);

@@ -6,7 +6,7 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    Assembled, LogKeeping, Own, StartError, assemble, begin, close,
+    Assembled, BrokerSettings, LogKeeping, StartError, assemble, begin, close,
     dev::{CHECKPOINT, SEALING_KEY, aws_of_chain},
     finish, sealing_key, serve, stores,
 };
@@ -20,7 +20,7 @@ use crate::{
         name::{GrantName, Name},
         service::Limits,
     },
-    grpc::within::Within,
+    grpc::within::InProcess,
     memory,
     store::sqlite,
 };
@@ -77,8 +77,8 @@ impl Offline {
 
     /// Returns the broker, as the holder of `token` may call it.
     #[must_use]
-    pub fn called_by(&self, token: SecretString) -> Within {
-        Within::new(&self.0.broker, token)
+    pub fn called_by(&self, token: SecretString) -> InProcess {
+        InProcess::new(&self.0.broker, token)
     }
 
     /// Ends the broker in order.
@@ -156,7 +156,7 @@ async fn stored(store: PathBuf, endpoint_url: Option<String>) -> Result<Assemble
         Limits::default(),
         Placements::default(),
     );
-    let own = Own {
+    let own = BrokerSettings {
         two_person: false,
         custody,
         authority: None,

@@ -8,7 +8,7 @@ use tokio::{signal::unix::SignalKind, sync::watch};
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{
-    Addresses, Assembled, LogKeeping, Own, StartError, assemble, aws, bind, file_error,
+    Addresses, Assembled, BrokerSettings, LogKeeping, StartError, assemble, aws, bind, file_error,
     not_sealing, reload::Reloading, run, sealing_key, tolerate_silence, trust,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     domain::seal::{SealError, SealingKey},
     http::{
         install_metrics,
-        listener::Listening,
+        listener::ListenerConfig,
         tls::{self, ClientCertificates},
     },
     memory,
@@ -41,7 +41,7 @@ struct Prepared {
     tls: Arc<ServerConfig>,
     clients: ClientCertificates,
     authenticator: Arc<Authenticator>,
-    trusted: trust::Files,
+    trusted: trust::CaFiles,
     sinks: Vec<Arc<dyn Sink>>,
 }
 
@@ -58,7 +58,7 @@ fn prepare(config: &Config) -> Result<Prepared, StartError> {
     Ok(Prepared {
         tls,
         clients,
-        trusted: trust::Files::taken(configured, enrollment, &authenticator)?,
+        trusted: trust::CaFiles::taken(configured, enrollment, &authenticator)?,
         authenticator,
         sinks: sinks(&config.audit.sinks)?,
     })
@@ -106,7 +106,7 @@ pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
         None => None,
     };
     let address = listener.local_addr().unwrap_or(config.listen.address);
-    let trusting = tokio::spawn(trusted.keep(Arc::clone(&authenticator)));
+    let trusting = tokio::spawn(trusted.run_reload(Arc::clone(&authenticator)));
     let reloading = reloading.keep(Arc::clone(&assembled.broker), Arc::clone(&authenticator));
     let reloading = tokio::spawn(reloading);
     let issuing = tokio::spawn(async move { authenticator.issuers.keep().await });
@@ -116,9 +116,9 @@ pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
         config.listen.tls_cert_file.clone(),
         config.listen.tls_key_file.clone(),
     );
-    let showing = tokio::spawn(async move { tls::keep(&cert, &key, clients, shown).await });
+    let showing = tokio::spawn(async move { tls::run_reload(&cert, &key, clients, shown).await });
     let bounds = &config.listen.bounds;
-    let listening = |listener| Listening {
+    let listening = |listener| ListenerConfig {
         listener,
         tls: tls.clone(),
         bounds: bounds.clone(),
@@ -158,7 +158,7 @@ pub(super) async fn assembled(
     let custody = custody(config).await?;
     let aws = aws(&settings(&config.aws), config.aws.partition).await;
     let (limits, placements) = (config.limits, config.revocation.clone());
-    let own = Own {
+    let own = BrokerSettings {
         custody,
         two_person: config.operators.two_person,
         authority,

@@ -71,9 +71,9 @@ pub enum TrustError {
 }
 
 /// The broker's own CA, as last loaded.
-struct Own(RwLock<Arc<OwnCa>>);
+struct ReloadedCa(RwLock<Arc<OwnCa>>);
 
-impl CertificateAuthority for Own {
+impl CertificateAuthority for ReloadedCa {
     fn sign(
         &self,
         request: &[u8],
@@ -86,16 +86,16 @@ impl CertificateAuthority for Own {
 }
 
 /// Files of the CAs, with their content when they were last loaded.
-pub(super) struct Files {
+pub(super) struct CaFiles {
     configured: Vec<ClientAuthority>,
     enrollment: Option<Enrollment>,
     /// The broker's own CA, once its files were loaded.
-    own: Option<Arc<Own>>,
+    own: Option<Arc<ReloadedCa>>,
     /// Content of the files; `None` before the first load.
     contents: Option<Vec<Vec<u8>>>,
 }
 
-impl Files {
+impl CaFiles {
     /// Reads the files and makes the authenticator trust their CAs.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl Files {
     /// Returns the broker's own CA, which follows its files.
     pub(super) fn own(&self) -> Option<Arc<dyn CertificateAuthority>> {
         let own = self.own.as_ref()?;
-        Some(Arc::<Own>::clone(own))
+        Some(Arc::<ReloadedCa>::clone(own))
     }
 
     /// Loads the files if any has changed. Files that cannot be used change nothing.
@@ -157,7 +157,7 @@ impl Files {
         if let Some(ca) = signing {
             match &self.own {
                 Some(own) => *own.0.write().unwrap_or_else(PoisonError::into_inner) = ca,
-                None => self.own = Some(Arc::new(Own(RwLock::new(ca)))),
+                None => self.own = Some(Arc::new(ReloadedCa(RwLock::new(ca)))),
             }
         }
         self.contents = Some(contents);
@@ -165,7 +165,7 @@ impl Files {
     }
 
     /// Loads the files whenever they change, for ever.
-    pub(super) async fn keep(mut self, authenticator: Arc<Authenticator>) {
+    pub(super) async fn run_reload(mut self, authenticator: Arc<Authenticator>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = None;

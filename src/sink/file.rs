@@ -25,10 +25,10 @@ pub struct FileSink {
     name: Name,
     path: PathBuf,
     /// Held during each write, even after the caller has gone.
-    files: Arc<Mutex<Files>>,
+    files: Arc<Mutex<RotatedFiles>>,
 }
 
-struct Files {
+struct RotatedFiles {
     path: PathBuf,
     rotate_at: u64,
     keep: u32,
@@ -39,7 +39,7 @@ impl FileSink {
     /// older files are beside it: `PATH.1`, the newest of them, to `PATH.KEEP`.
     #[must_use]
     pub fn new(name: Name, path: PathBuf, rotate_at: u64, keep: u32) -> Self {
-        let files = Files {
+        let files = RotatedFiles {
             path: path.clone(),
             rotate_at,
             keep,
@@ -67,7 +67,7 @@ impl Sink for FileSink {
     }
 }
 
-impl Files {
+impl RotatedFiles {
     /// Appends the lines durably.
     fn append(&self, leaves: &[Vec<u8>]) -> io::Result<()> {
         let (mut file, mut size) = self.open()?;
@@ -158,20 +158,20 @@ fn end_of_lines(file: &File, length: u64) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    fn files(directory: &Path, keep: u32) -> Files {
-        Files {
+    fn files(directory: &Path, keep: u32) -> RotatedFiles {
+        RotatedFiles {
             path: directory.join("log"),
             rotate_at: 10,
             keep,
         }
     }
 
-    fn append(files: &Files, lines: &[&str]) {
+    fn append(files: &RotatedFiles, lines: &[&str]) {
         let leaves: Vec<Vec<u8>> = lines.iter().map(|line| line.as_bytes().to_vec()).collect();
         files.append(&leaves).unwrap();
     }
 
-    fn text(files: &Files, number: u32) -> Option<String> {
+    fn text(files: &RotatedFiles, number: u32) -> Option<String> {
         fs::read_to_string(files.numbered(number)).ok()
     }
 
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn what_a_crash_has_left_of_a_line_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
-        let files = Files {
+        let files = RotatedFiles {
             rotate_at: u64::MAX,
             ..files(directory.path(), 1)
         };
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn only_a_regular_file_is_written_to() {
-        let files = Files {
+        let files = RotatedFiles {
             path: "/dev/null".into(),
             rotate_at: 10,
             keep: 1,

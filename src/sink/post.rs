@@ -19,7 +19,7 @@ use crate::broker::ports::SinkError;
 const ANSWER_MAX: usize = 100 * 1024;
 
 /// An answer, as far as it has arrived.
-pub(super) struct Answer {
+pub(super) struct HttpResponse {
     response: Response<Incoming>,
     /// Closed when the answer is dropped.
     _connection: JoinSet<hyper::Result<()>>,
@@ -32,7 +32,7 @@ impl Server {
         path: &str,
         headers: &[(HeaderName, HeaderValue)],
         body: String,
-    ) -> Result<Answer, SinkError> {
+    ) -> Result<HttpResponse, SinkError> {
         let mut request = Request::post(path);
         for (name, value) in headers {
             request = request.header(name, value);
@@ -41,11 +41,11 @@ impl Server {
     }
 
     /// Gets this path. The future may be dropped at any time.
-    pub(super) async fn get(&self, path: &str) -> Result<Answer, SinkError> {
+    pub(super) async fn get(&self, path: &str) -> Result<HttpResponse, SinkError> {
         self.send(Request::get(path), String::new()).await
     }
 
-    async fn send(&self, request: Builder, body: String) -> Result<Answer, SinkError> {
+    async fn send(&self, request: Builder, body: String) -> Result<HttpResponse, SinkError> {
         let request = request.header(HOST, self.authority());
         let request = request.header(CONNECTION, "close").body(body);
         let request = request.map_err(unsent)?;
@@ -53,14 +53,14 @@ impl Server {
         let (mut sender, connection) = http1::handshake(stream).await.map_err(unsent)?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        Ok(Answer {
+        Ok(HttpResponse {
             response: sender.send_request(request).await.map_err(unsent)?,
             _connection: driver,
         })
     }
 }
 
-impl Answer {
+impl HttpResponse {
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }

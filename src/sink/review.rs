@@ -24,7 +24,7 @@ pub struct TokenReview {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct ReviewResponse {
     status: Status,
 }
 
@@ -64,7 +64,8 @@ impl TokenReview {
             return Err(refused(answer.status()).to_string());
         }
         let text = answer.text().await.map_err(|error| error.to_string())?;
-        let answer: Answer = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let answer: ReviewResponse =
+            serde_json::from_str(&text).map_err(|error| error.to_string())?;
         Ok(answer.status)
     }
 }

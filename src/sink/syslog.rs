@@ -35,12 +35,12 @@ const NOTICE: u8 = 5;
 pub struct SyslogSink {
     name: Name,
     server: Server,
-    line: Mutex<Line>,
+    line: Mutex<SyslogFrame>,
 }
 
 /// Connection to the server, and the last batch.
 #[derive(Default)]
-struct Line {
+struct SyslogFrame {
     /// `None` also while a message may be half written.
     stream: Option<TlsStream<TcpStream>>,
     /// The batch that was sent last.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use hyper::{StatusCode, header::CONTENT_TYPE};
 
-use super::{Server, post::Answer};
+use super::{Server, post::HttpResponse};
 use crate::{
     audit::note::WitnessKey,
     broker::ports::{SinkError, Witness, WitnessAnswer},
@@ -44,7 +44,7 @@ impl Witness for HttpsWitness {
 
 /// Returns the size in an answer, if the answer is valid: one number in its canonical form, and a
 /// line feed.
-async fn size(answer: Answer) -> Result<Option<u64>, SinkError> {
+async fn size(answer: HttpResponse) -> Result<Option<u64>, SinkError> {
     let kind = answer.headers().get(CONTENT_TYPE);
     if kind.is_none_or(|kind| kind.as_bytes() != b"text/x.tlog.size") {
         return Ok(None);

@@ -56,11 +56,11 @@ pub enum CopyError {
 /// A column, and its type in PostgreSQL.
 struct Column {
     name: String,
-    kind: Kind,
+    kind: EngineKind,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum EngineKind {
     Number,
     Flag,
     Text,
@@ -116,7 +116,7 @@ async fn copy_table(
             for key in &keys {
                 let name = key.name.as_str();
                 match key.kind {
-                    Kind::Number => values.push_bind(last.try_get::<i64, _>(name)?),
+                    EngineKind::Number => values.push_bind(last.try_get::<i64, _>(name)?),
                     _ => values.push_bind(last.try_get::<String, _>(name)?),
                 };
             }
@@ -148,13 +148,13 @@ fn push(
     values: &mut Separated<'_, Postgres, &'static str>,
     row: &SqliteRow,
     index: usize,
-    kind: Kind,
+    kind: EngineKind,
 ) -> Result<(), sqlx::Error> {
     match kind {
-        Kind::Number => values.push_bind(row.try_get::<Option<i64>, _>(index)?),
-        Kind::Flag => values.push_bind(row.try_get::<Option<bool>, _>(index)?),
-        Kind::Text => values.push_bind(row.try_get::<Option<String>, _>(index)?),
-        Kind::Bytes => values.push_bind(row.try_get::<Option<Vec<u8>>, _>(index)?),
+        EngineKind::Number => values.push_bind(row.try_get::<Option<i64>, _>(index)?),
+        EngineKind::Flag => values.push_bind(row.try_get::<Option<bool>, _>(index)?),
+        EngineKind::Text => values.push_bind(row.try_get::<Option<String>, _>(index)?),
+        EngineKind::Bytes => values.push_bind(row.try_get::<Option<Vec<u8>>, _>(index)?),
     };
     Ok(())
 }
@@ -169,10 +169,10 @@ async fn columns(target: &mut PgConnection, table: &str) -> Result<Vec<Column>, 
     .await?;
     let column = |(name, kind): (String, String)| Column {
         kind: match kind.as_str() {
-            "bigint" => Kind::Number,
-            "boolean" => Kind::Flag,
-            "bytea" => Kind::Bytes,
-            _ => Kind::Text,
+            "bigint" => EngineKind::Number,
+            "boolean" => EngineKind::Flag,
+            "bytea" => EngineKind::Bytes,
+            _ => EngineKind::Text,
         },
         name,
     };

@@ -17,7 +17,7 @@ use credbroker::{
     domain::{
         audit::{AuditEvent, Event},
         grant::{Grant, GrantSpec, KindSpec},
-        lease::{Binding, Issued, Lease},
+        lease::{Issuance, IssuedTo, Lease},
         name::{LeaseId, Name},
         random::SystemRandom,
         service::{Service, Suspension},
@@ -206,8 +206,8 @@ fn grant(grant: &str, version: u64) -> Grant {
     }
 }
 
-fn issued(second: i64) -> Issued {
-    Issued {
+fn issued(second: i64) -> IssuedTo {
+    IssuedTo {
         access_key_id: format!("AKIA{second}"),
         at: at(second),
         expires_at: at(second + 600),
@@ -241,7 +241,7 @@ async fn granted(store: &dyn Store, full_name: &str) -> Grant {
 
 fn requested(grant: &Grant, second: i64) -> Lease {
     let id = LeaseId::new(at(second), &SystemRandom);
-    Lease::request(Binding::new(id, grant, None, None), None, at(second))
+    Lease::request(Issuance::new(id, grant, None, None), None, at(second))
 }
 
 async fn begin(store: &dyn Store, lease: &Lease) -> Result<BeginOutcome, StoreError> {

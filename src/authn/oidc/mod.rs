@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
-use self::{source::Keys, token::Token};
+use self::{source::JwksCache, token::Token};
 use super::{Login, LoginError, of_service};
 use crate::{
     broker::ports::{JwksSource, Store, TokenReviewer},
@@ -72,7 +72,7 @@ pub struct TrustedIssuer {
 
 struct Issuer {
     settings: IssuerSettings,
-    keys: Keys,
+    keys: JwksCache,
     reviewer: Option<Arc<dyn TokenReviewer>>,
 }
 
@@ -88,7 +88,7 @@ pub struct Issuers(Vec<Arc<Issuer>>);
 
 /// Claims of a valid token.
 #[derive(Debug)]
-struct Claims<'a> {
+struct TokenClaims<'a> {
     subject: String,
     audiences: Vec<String>,
     expires_at: Timestamp,
@@ -100,7 +100,7 @@ impl Issuers {
     #[must_use]
     pub fn new(issuers: Vec<TrustedIssuer>) -> Self {
         let issuer = |trusted: TrustedIssuer| {
-            let keys = Keys::new(trusted.settings.issuer.clone(), trusted.keys);
+            let keys = JwksCache::new(trusted.settings.issuer.clone(), trusted.keys);
             Arc::new(Issuer {
                 settings: trusted.settings,
                 keys,
@@ -195,7 +195,7 @@ impl Issuer {
         &self,
         token: &'a Token<'_>,
         now: Timestamp,
-    ) -> Result<Claims<'a>, &'static str> {
+    ) -> Result<TokenClaims<'a>, &'static str> {
         let set = self.keys.for_token(token).await?;
         let key = set.find(token).ok_or("JWT_KEY_UNKNOWN")?;
         if !key.verifies(token) {
@@ -229,7 +229,7 @@ fn claims<'a>(
     all: &'a Map<String, Value>,
     ours: &[String],
     now: Timestamp,
-) -> Result<Claims<'a>, &'static str> {
+) -> Result<TokenClaims<'a>, &'static str> {
     let expiry = number(all, "exp", "JWT_EXPIRY_INVALID")?.ok_or("JWT_EXPIRY_MISSING")?;
     let issued = number(all, "iat", "JWT_ISSUED_AT_INVALID")?.ok_or("JWT_ISSUED_AT_MISSING")?;
     let not_before = number(all, "nbf", "JWT_NOT_BEFORE_INVALID")?;
@@ -252,7 +252,7 @@ fn claims<'a>(
     let subject = subject.filter(|sub| (1..=SUBJECT_MAX).contains(&sub.len()));
     #[expect(clippy::cast_possible_truncation, reason = "a day from now at most")]
     let expires_at = Timestamp::from_second(expiry as i64).map_err(|_| "JWT_EXPIRY_INVALID")?;
-    Ok(Claims {
+    Ok(TokenClaims {
         subject: subject.ok_or("JWT_SUBJECT_INVALID")?.to_owned(),
         audiences,
         expires_at,
@@ -285,7 +285,7 @@ fn audiences(all: &Map<String, Value>) -> Result<Vec<String>, &'static str> {
 
 impl IssuerSettings {
     /// Returns the operator that a token makes of its bearer, if any.
-    fn operator(&self, claims: &Claims<'_>) -> Result<Option<(Name, Role)>, &'static str> {
+    fn operator(&self, claims: &TokenClaims<'_>) -> Result<Option<(Name, Role)>, &'static str> {
         let has = |rule: &&OperatorRule| match claims.all.get(&rule.claim) {
             Some(Value::Array(several)) => several.iter().any(|one| *one == rule.value.as_str()),
             Some(one) => *one == rule.value.as_str(),

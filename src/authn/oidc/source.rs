@@ -17,22 +17,22 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Age up to which keys stay valid while they cannot be read again.
 const STALE_AFTER: Duration = Duration::from_hours(24);
 
-pub(super) struct Keys {
+pub(super) struct JwksCache {
     issuer: String,
     of: Arc<dyn JwksSource>,
-    known: Mutex<Known>,
+    known: Mutex<CachedKeys>,
     /// Held during a read; waiting callers use the keys that it brings.
     reading: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-struct Known {
+struct CachedKeys {
     set: Option<Arc<KeySet>>,
     read_at: Option<Instant>,
     tried_at: Option<Instant>,
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for JwksCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys")
             .field("issuer", &self.issuer)
@@ -40,7 +40,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-impl Keys {
+impl JwksCache {
     pub(super) fn new(issuer: String, of: Arc<dyn JwksSource>) -> Self {
         Self {
             issuer,

@@ -4,7 +4,7 @@ use super::every;
 use crate::{
     aws::{client::IamCalls, error::on},
     broker::ports::AwsFailure,
-    domain::{grant::OWN_TAG_PREFIX, lease::told_by_user_name},
+    domain::{grant::OWN_TAG_PREFIX, lease::parse_user_name},
 };
 
 /// Returns the names of all users under `path`.
@@ -23,10 +23,10 @@ pub(in crate::aws) async fn is_ours(
     user: &str,
 ) -> Result<Option<bool>, AwsFailure> {
     let call = iam.client.get_user().user_name(user).send();
-    let Some(found) = iam.look(&on("iam:GetUser", user), call).await? else {
+    let Some(found) = iam.call_if_exists(&on("iam:GetUser", user), call).await? else {
         return Ok(None);
     };
-    let Some((found, (service, lease))) = found.user.zip(told_by_user_name(user)) else {
+    let Some((found, (service, lease))) = found.user.zip(parse_user_name(user)) else {
         return Ok(Some(false));
     };
     let tags = found.tags.unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::{
         credential::{AccessKey, Credentials},
         decide::Issue,
         grant::{GrantSpec, KindSpec},
-        lease::Binding,
+        lease::Issuance,
     },
 };
 
@@ -29,7 +29,7 @@ use crate::{
 pub(in crate::aws) async fn create(
     clients: &Clients,
     issue: &Issue,
-    lease: &Binding,
+    lease: &Issuance,
     path: &str,
     boundary: String,
 ) -> Result<Credentials, IssueFailure> {
@@ -104,7 +104,7 @@ const fn untouched(failure: AwsFailure) -> IssueFailure {
 
 async fn create_user(
     iam: &IamCalls,
-    lease: &Binding,
+    lease: &Issuance,
     spec: &GrantSpec,
     path: &str,
     boundary: String,

@@ -45,7 +45,10 @@ pub(super) const REVOKED_POLICY: &str = "credbroker-revoked";
 /// with a denial, since the user has no path that a policy could match.
 async fn exists(iam: &IamCalls, user: &str) -> Result<bool, AwsFailure> {
     let call = iam.client.get_user().user_name(user).send();
-    Ok(iam.look(&on("iam:GetUser", user), call).await?.is_some())
+    Ok(iam
+        .call_if_exists(&on("iam:GetUser", user), call)
+        .await?
+        .is_some())
 }
 
 async fn put_policy(
@@ -88,7 +91,7 @@ pub(super) async fn deactivate_key(iam: &IamCalls, user: &str, id: &str) -> Resu
         .user_name(user)
         .access_key_id(id)
         .status(StatusType::Inactive);
-    iam.look(&on("iam:UpdateAccessKey", user), off.send())
+    iam.call_if_exists(&on("iam:UpdateAccessKey", user), off.send())
         .await?;
     Ok(())
 }
@@ -99,7 +102,7 @@ pub(super) async fn delete_key(iam: &IamCalls, user: &str, id: &str) -> Result<(
         .delete_access_key()
         .user_name(user)
         .access_key_id(id);
-    iam.look(&on("iam:DeleteAccessKey", user), delete.send())
+    iam.call_if_exists(&on("iam:DeleteAccessKey", user), delete.send())
         .await?;
     Ok(())
 }

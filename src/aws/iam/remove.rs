@@ -29,7 +29,10 @@ pub(in crate::aws) async fn remove(
     remove_other_credentials(iam, user).await?;
     remove_permissions(iam, user).await?;
     let call = iam.client.delete_user().user_name(user).send();
-    let Some(_) = iam.look(&on("iam:DeleteUser", user), call).await? else {
+    let Some(_) = iam
+        .call_if_exists(&on("iam:DeleteUser", user), call)
+        .await?
+    else {
         return Ok(DeleteOutcome::NotFound);
     };
     if exists(iam, user).await? {
@@ -61,7 +64,8 @@ async fn end_access(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
 /// administrator of the account may have.
 async fn remove_login(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
     let call = iam.client.delete_login_profile().user_name(user).send();
-    iam.look(&on("iam:DeleteLoginProfile", user), call).await?;
+    iam.call_if_exists(&on("iam:DeleteLoginProfile", user), call)
+        .await?;
     let devices = every!(iam, on("iam:ListMFADevices", user),
         iam.client.list_mfa_devices().user_name(user),
         page => page.mfa_devices);
@@ -71,7 +75,7 @@ async fn remove_login(iam: &IamCalls, user: &str) -> Result<(), AwsFailure> {
             .deactivate_mfa_device()
             .user_name(user)
             .serial_number(device.serial_number);
-        iam.look(&on("iam:DeactivateMFADevice", user), call.send())
+        iam.call_if_exists(&on("iam:DeactivateMFADevice", user), call.send())
             .await?;
     }
     Ok(())
@@ -89,7 +93,7 @@ async fn remove_other_credentials(iam: &IamCalls, user: &str) -> Result<(), AwsF
             .delete_signing_certificate()
             .user_name(user)
             .certificate_id(certificate.certificate_id);
-        iam.look(&on("iam:DeleteSigningCertificate", user), call.send())
+        iam.call_if_exists(&on("iam:DeleteSigningCertificate", user), call.send())
             .await?;
     }
     let ssh_keys = every!(iam, on("iam:ListSSHPublicKeys", user),
@@ -101,7 +105,7 @@ async fn remove_other_credentials(iam: &IamCalls, user: &str) -> Result<(), AwsF
             .delete_ssh_public_key()
             .user_name(user)
             .ssh_public_key_id(key.ssh_public_key_id);
-        iam.look(&on("iam:DeleteSSHPublicKey", user), call.send())
+        iam.call_if_exists(&on("iam:DeleteSSHPublicKey", user), call.send())
             .await?;
     }
     let passwords = every!(iam, on("iam:ListServiceSpecificCredentials", user),
@@ -113,7 +117,7 @@ async fn remove_other_credentials(iam: &IamCalls, user: &str) -> Result<(), AwsF
             .delete_service_specific_credential()
             .user_name(user)
             .service_specific_credential_id(password.service_specific_credential_id);
-        iam.look(
+        iam.call_if_exists(
             &on("iam:DeleteServiceSpecificCredential", user),
             call.send(),
         )
@@ -132,7 +136,7 @@ async fn remove_permissions(iam: &IamCalls, user: &str) -> Result<(), AwsFailure
             .detach_user_policy()
             .user_name(user)
             .set_policy_arn(policy.policy_arn);
-        iam.look(&on("iam:DetachUserPolicy", user), call.send())
+        iam.call_if_exists(&on("iam:DetachUserPolicy", user), call.send())
             .await?;
     }
     let groups = every!(iam, on("iam:ListGroupsForUser", user),
@@ -144,7 +148,7 @@ async fn remove_permissions(iam: &IamCalls, user: &str) -> Result<(), AwsFailure
             .remove_user_from_group()
             .user_name(user)
             .group_name(group.group_name);
-        iam.look(&on("iam:RemoveUserFromGroup", user), call.send())
+        iam.call_if_exists(&on("iam:RemoveUserFromGroup", user), call.send())
             .await?;
     }
     let mut policies = every!(iam, on("iam:ListUserPolicies", user),
@@ -158,7 +162,7 @@ async fn remove_permissions(iam: &IamCalls, user: &str) -> Result<(), AwsFailure
             .delete_user_policy()
             .user_name(user)
             .policy_name(name);
-        iam.look(&on("iam:DeleteUserPolicy", user), call.send())
+        iam.call_if_exists(&on("iam:DeleteUserPolicy", user), call.send())
             .await?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{Store, StoreError};
 use crate::domain::{
     name::Name,
-    principal::{Evidence, Origin, Principal, Shown},
+    principal::{Evidence, Origin, PresentedCredentials, Principal},
 };
 
 /// Refusal of a login.
@@ -45,6 +45,6 @@ pub trait Authentication: Send + Sync {
         store: &dyn Store,
         now: Timestamp,
         origin: Origin,
-        shown: &Arc<Shown>,
+        shown: &Arc<PresentedCredentials>,
     ) -> Result<Principal, LoginError>;
 }

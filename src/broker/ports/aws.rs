@@ -11,9 +11,9 @@ use crate::domain::{
     arn::{AccountId, RoleArn, UserArn},
     credential::{AccessKey, Credentials},
     decide::{Authorized, Issue},
-    denial::{Holder, PolicyLocation},
+    denial::{PolicyLocation, PolicyOwner},
     grant::Grant,
-    lease::Binding,
+    lease::Issuance,
     policy::Document,
     probe::Probe,
 };
@@ -171,13 +171,13 @@ pub trait Issuer: Send + Sync {
     async fn issue(
         &self,
         issue: &Authorized<Issue>,
-        lease: &Binding,
+        lease: &Issuance,
     ) -> Result<Credentials, IssueFailure>;
     /// Deletes every key of an `iam_user` lease's user, `recorded` included, and creates another.
     /// `settled`: AWS must know the user by now, so a user that AWS does not show is gone.
     async fn replace_key(
         &self,
-        lease: &Binding,
+        lease: &Issuance,
         recorded: &str,
         settled: bool,
     ) -> Result<Credentials, IssueFailure>;
@@ -261,7 +261,7 @@ pub trait DenyPolicyApi: Send + Sync {
     async fn write(
         &self,
         place: &PolicyLocation,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
         document: Option<&Document>,
     ) -> Result<PolicyWritten, AwsFailure>;
     /// Returns the policy at `place` as AWS has it. A policy that the broker never writes, or that
@@ -269,14 +269,14 @@ pub trait DenyPolicyApi: Send + Sync {
     async fn read(
         &self,
         place: &PolicyLocation,
-        holders: &BTreeSet<Holder>,
+        holders: &BTreeSet<PolicyOwner>,
     ) -> Result<PolicyState, AwsFailure>;
     /// Creates a canary: a session of a grant, named and tagged as `binding` says. The session may
     /// only make the probes, and lives for 15 minutes.
     async fn canary(
         &self,
         grant: &Grant,
-        binding: &Binding,
+        binding: &Issuance,
         probes: &[Probe],
     ) -> Result<Credentials, AwsFailure>;
     /// Makes the probe once, with `credentials` and nothing of the broker's own, in `region` or
@@ -310,7 +310,7 @@ pub struct PolicyWritten {
     /// AWS's request id.
     pub aws_request_id: Option<String>,
     /// Roles and users to which AWS did not attach the policy, and why.
-    pub missed: BTreeMap<Holder, AwsFailure>,
+    pub missed: BTreeMap<PolicyOwner, AwsFailure>,
 }
 
 /// Policy at a location, as AWS has it.

@@ -10,7 +10,7 @@ pub use crate::audit::checkpoint::Receipt;
 use crate::{
     audit::{
         note::WitnessKey,
-        tree::{Edge, Hash},
+        tree::{Frontier, Hash},
     },
     domain::{name::Name, seal::Sealed},
 };
@@ -50,7 +50,7 @@ pub struct LogHead {
 impl LogHead {
     /// Returns the head of a log with this edge.
     #[must_use]
-    pub fn of(edge: &Edge) -> Self {
+    pub fn of(edge: &Frontier) -> Self {
         Self {
             size: edge.size(),
             root: edge.root(),

@@ -24,7 +24,7 @@ use crate::domain::{
     arn::{AccountId, RoleArn},
     audit::{AuditEvent, AuditRecord},
     credential::KeyId,
-    denial::{Denial, Session},
+    denial::{Denial, DenialSession},
     grant::Grant,
     lease::Lease,
     name::{GrantName, LeaseId, Name},
@@ -163,7 +163,7 @@ pub struct Denials {
 pub struct KeyReach {
     /// Latest session, by expiry, of each version of every grant at each role and user. The session
     /// may have expired.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<DenialSession>,
     /// Role that a version of a grant names, with the grant and the version number. Deleted
     /// versions are included.
     pub roles: Vec<(RoleArn, GrantName, u64)>,
@@ -334,7 +334,7 @@ pub trait Store: Identities + Approvals {
         &self,
         service: &Name,
         grant: Option<&Name>,
-    ) -> Result<Vec<Session>, StoreError>;
+    ) -> Result<Vec<DenialSession>, StoreError>;
     /// Returns the sessions and roles that the admin key may have been used for.
     async fn reach_of_key(&self) -> Result<KeyReach, StoreError>;
     /// Returns a service's leases of sessions in state `revoking` or `quarantined`, by id.

@@ -11,7 +11,7 @@ use data_encoding::BASE64URL_NOPAD;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    cli::{failure::Failure, private},
+    cli::{failure::CliError, private},
     client::{endpoint::secret, read_secret},
 };
 
@@ -23,11 +23,11 @@ pub(super) struct Home {
 }
 
 impl Home {
-    pub(super) fn of(directory: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) fn of(directory: Option<&Path>) -> Result<Self, CliError> {
         let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let runtime = runtime.filter(|directory| directory.is_absolute());
         let unset =
-            || Failure::usage("XDG_RUNTIME_DIR names no directory").next("set it, or give --dir");
+            || CliError::usage("XDG_RUNTIME_DIR names no directory").next("set it, or give --dir");
         let directory = match directory {
             Some(given) => given.to_owned(),
             None => runtime.ok_or_else(unset)?.join("credbroker"),
@@ -41,7 +41,7 @@ impl Home {
             Err(TryLockError::WouldBlock) => {
                 let directory = directory.display();
                 Err(
-                    Failure::conflict(format!("another agent has its files in {directory}"))
+                    CliError::conflict(format!("another agent has its files in {directory}"))
                         .next("end it, or give each a --dir of its own"),
                 )
             }
@@ -51,7 +51,7 @@ impl Home {
 
     /// Returns the secret part of the URLs' paths. `stays`: the address stays the same, so the
     /// secret of the previous agent is used again, and the URLs that it handed out stay valid.
-    pub(super) fn secret(&self, stays: bool) -> Result<SecretString, Failure> {
+    pub(super) fn secret(&self, stays: bool) -> Result<SecretString, CliError> {
         let path = self.directory.join("secret");
         let earlier = stays.then(|| read_secret(&path).ok()).flatten();
         if let Some(earlier) = earlier.filter(is_whole) {
@@ -63,7 +63,7 @@ impl Home {
     }
 
     /// Writes the environment file of a grant, and returns its path.
-    pub(super) fn tell(&self, grant: &str, url: &SecretString) -> Result<PathBuf, Failure> {
+    pub(super) fn tell(&self, grant: &str, url: &SecretString) -> Result<PathBuf, CliError> {
         let path = self.directory.join(format!("{grant}.env"));
         let url = url.expose_secret();
         let line = format!("AWS_CONTAINER_CREDENTIALS_FULL_URI={url}\n");
@@ -83,10 +83,10 @@ fn is_whole(secret: &SecretString) -> bool {
     bytes.is_ok_and(|bytes| bytes.len() == 32)
 }
 
-fn write(path: &Path, text: &SecretString) -> Result<(), Failure> {
+fn write(path: &Path, text: &SecretString) -> Result<(), CliError> {
     private::replace(path, text).map_err(|error| unusable(path, &error))
 }
 
-fn unusable(path: &Path, error: &io::Error) -> Failure {
-    Failure::usage(format!("cannot use {}: {error}", path.display()))
+fn unusable(path: &Path, error: &io::Error) -> CliError {
+    CliError::usage(format!("cannot use {}: {error}", path.display()))
 }

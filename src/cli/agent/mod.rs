@@ -22,7 +22,7 @@ use self::{
     process::{detach, end_of, told_to_end},
     profile::Profile,
 };
-use super::{Connection, failure::Failure, output::Output};
+use super::{Connection, failure::CliError, output::Output};
 use crate::{
     client::{
         Credentials, Missing, Settings,
@@ -93,7 +93,7 @@ impl Agent {
         self,
         connection: &Connection,
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         memory::seal()?;
         match self.for_process {
             Some(pid) if self.detached => self.serve_process(connection, pid, out).await,
@@ -103,7 +103,7 @@ impl Agent {
     }
 
     /// Serves until a signal ends the agent.
-    async fn serve(self, connection: &Connection, out: &mut Output) -> Result<(), Failure> {
+    async fn serve(self, connection: &Connection, out: &mut Output) -> Result<(), CliError> {
         let grants = self.grants(&connection.settings()?)?;
         let home = Home::of(self.dir.as_deref())?;
         let profile = self.profile(&grants).await?;
@@ -132,14 +132,15 @@ impl Agent {
         Ok(())
     }
 
-    fn grants(&self, settings: &Settings) -> Result<BTreeMap<String, Credentials>, Failure> {
+    fn grants(&self, settings: &Settings) -> Result<BTreeMap<String, Credentials>, CliError> {
         let mut grants = BTreeMap::new();
         for grant in &self.grant {
             let name: Result<Name, _> = grant.rsplit('/').next().unwrap_or(grant).parse();
-            let name = name.map_err(|error| Failure::usage(format!("grant {grant:?}: {error}")))?;
+            let name =
+                name.map_err(|error| CliError::usage(format!("grant {grant:?}: {error}")))?;
             let credentials = Credentials::living(settings.clone(), grant, self.ttl);
             if grants.insert(name.to_string(), credentials).is_some() {
-                return Err(Failure::usage(format!("grant {name} is given twice")));
+                return Err(CliError::usage(format!("grant {name} is given twice")));
             }
         }
         Ok(grants)
@@ -148,7 +149,7 @@ impl Agent {
     async fn profile(
         &self,
         grants: &BTreeMap<String, Credentials>,
-    ) -> Result<Option<(Profile, Credentials)>, Failure> {
+    ) -> Result<Option<(Profile, Credentials)>, CliError> {
         let Some(name) = &self.write_profile else {
             return Ok(None);
         };
@@ -158,13 +159,13 @@ impl Agent {
                 let profile = Profile::named(name).await?;
                 Ok(Some((profile, credentials.clone())))
             }
-            _ => Err(Failure::usage("--write-profile goes with one --grant")
+            _ => Err(CliError::usage("--write-profile goes with one --grant")
                 .next("start an agent for each profile")),
         }
     }
 
-    fn cannot_listen(&self, error: &io::Error) -> Failure {
-        Failure::usage(format!("cannot listen on {}: {error}", self.listen))
+    fn cannot_listen(&self, error: &io::Error) -> CliError {
+        CliError::usage(format!("cannot listen on {}: {error}", self.listen))
     }
 
     /// Prints the URL of each grant once it has credentials, and serves until that process ends.
@@ -173,8 +174,8 @@ impl Agent {
         connection: &Connection,
         pid: i32,
         out: &mut Output,
-    ) -> Result<(), Failure> {
-        let no_process = || Failure::usage(format!("there is no process {pid}"));
+    ) -> Result<(), CliError> {
+        let no_process = || CliError::usage(format!("there is no process {pid}"));
         let process = Pid::from_raw(pid).ok_or_else(no_process)?;
         let mut token = String::new();
         io::stdin().take(TOKEN_MAX).read_to_string(&mut token)?;
@@ -187,14 +188,14 @@ impl Agent {
         for (grant, credentials) in &grants {
             let first = credentials.current(FIRST_LIMIT).await;
             let first = first.map_err(|missing| match missing {
-                Missing::Refused { code, why } => Failure::refused(code, why),
-                Missing::Unavailable(why) => Failure::unavailable(why),
+                Missing::Refused { code, why } => CliError::refused(code, why),
+                Missing::Unavailable(why) => CliError::unavailable(why),
             })?;
             if first.session_token.is_none() {
                 let why = format!(
                     "grant {grant} is of kind iam_user, whose keys SDKs take from no endpoint"
                 );
-                return Err(Failure::conflict(why).next("run it without --refresh"));
+                return Err(CliError::conflict(why).next("run it without --refresh"));
             }
             out.line(endpoint.url(grant).expose_secret())?;
         }

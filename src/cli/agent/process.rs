@@ -17,14 +17,14 @@ use tokio::{
     time::interval,
 };
 
-use crate::cli::failure::Failure;
+use crate::cli::failure::CliError;
 
 /// Interval between checks that another process still exists.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts this program again with `--detached`, waits until it has printed its URL, and leaves it
 /// running. The new process is no child of the process that started this one.
-pub(super) async fn detach() -> Result<(), Failure> {
+pub(super) async fn detach() -> Result<(), CliError> {
     let mut agent = Command::new(env::current_exe()?);
     agent.args(env::args_os().skip(1)).arg("--detached");
     agent.stdout(Stdio::piped());
@@ -41,7 +41,7 @@ pub(super) async fn detach() -> Result<(), Failure> {
     });
     let ended = ended
         .await
-        .map_err(|error| Failure::unexpected(error.to_string()))?;
+        .map_err(|error| CliError::unexpected(error.to_string()))?;
     match ended? {
         Some(0) => Ok(()),
         // The agent has printed the reason.
@@ -50,7 +50,7 @@ pub(super) async fn detach() -> Result<(), Failure> {
 }
 
 /// Waits for a signal that ends the process: SIGHUP, SIGINT, SIGQUIT or SIGTERM.
-pub(super) async fn told_to_end() -> Result<(), Failure> {
+pub(super) async fn told_to_end() -> Result<(), CliError> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    cli::{failure::Failure, private},
+    cli::{failure::CliError, private},
     client::Issued,
 };
 
@@ -37,17 +37,17 @@ pub(super) struct Profile {
 impl Profile {
     /// Returns the profile of this name in the file that SDKs read. Deletes an earlier section that
     /// an agent left; fails if the section is not an agent's.
-    pub(super) async fn named(name: &str) -> Result<Self, Failure> {
+    pub(super) async fn named(name: &str) -> Result<Self, CliError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@+".contains(c);
         if name.is_empty() || !name.chars().all(plain) {
             let why = format!("{name:?} is no name of a profile: letters, digits and -_.@+");
-            return Err(Failure::usage(why));
+            return Err(CliError::usage(why));
         }
         let home = || env::home_dir().map(|home| home.join(".aws/credentials"));
         let named = env::var_os("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
         let file = named.filter(|file| file.is_absolute()).or_else(home);
         let unset =
-            || Failure::usage("HOME is not set").next("set it, or AWS_SHARED_CREDENTIALS_FILE");
+            || CliError::usage("HOME is not set").next("set it, or AWS_SHARED_CREDENTIALS_FILE");
         let profile = Self {
             name: name.to_owned(),
             file: file.ok_or_else(unset)?,
@@ -57,7 +57,7 @@ impl Profile {
         Ok(profile)
     }
 
-    pub(super) async fn write(&self, issued: &Issued) -> Result<(), Failure> {
+    pub(super) async fn write(&self, issued: &Issued) -> Result<(), CliError> {
         let token = issued.session_token.as_ref().map(|token| {
             let token = token.expose_secret();
             format!("aws_session_token = {token}\n")
@@ -71,18 +71,18 @@ impl Profile {
         self.change(Some(SecretString::from(body))).await
     }
 
-    pub(super) async fn remove(&self) -> Result<(), Failure> {
+    pub(super) async fn remove(&self) -> Result<(), CliError> {
         self.change(None).await
     }
 
-    async fn change(&self, body: Option<SecretString>) -> Result<(), Failure> {
+    async fn change(&self, body: Option<SecretString>) -> Result<(), CliError> {
         let profile = self.clone();
         let changed = spawn_blocking(move || profile.change_file(body.as_ref())).await;
-        let changed = changed.map_err(|error| Failure::unexpected(error.to_string()))?;
+        let changed = changed.map_err(|error| CliError::unexpected(error.to_string()))?;
         let name = &self.name;
         let wrong = |error: &str| {
             let file = self.file.display();
-            Failure::usage(format!("cannot keep profile {name} in {file}: {error}"))
+            CliError::usage(format!("cannot keep profile {name} in {file}: {error}"))
         };
         match changed {
             Ok(true) => Ok(()),

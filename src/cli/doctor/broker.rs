@@ -8,15 +8,15 @@ use tokio::time::timeout;
 use tonic::{Code, Response, Status, metadata::MetadataMap};
 
 use super::{
-    endpoint::Asked,
+    endpoint::EndpointAnswer,
     host::Host,
     report::{Report, Step, Verdict, doubtful, fine, wrong},
 };
 use crate::{
-    cli::{Connection, failure::Failure},
+    cli::{Connection, failure::CliError},
     client::{
-        Client, Evidence, Settings,
-        reach::{Place, ReachError, dial, readable},
+        Client, Proof, Settings,
+        reach::{BrokerAddress, ReachError, dial, readable},
     },
     domain::clock::wall_time,
     proto::{WhoAmIRequest, WhoAmIResponse},
@@ -32,11 +32,11 @@ const REFUSED: SignedDuration = SignedDuration::from_mins(5);
 /// Address of the broker, and this host's proof of identity.
 #[derive(Clone)]
 struct Met {
-    place: Place,
+    place: BrokerAddress,
     ca_file: PathBuf,
     /// Evidence of the caller. The token of SDKs may be invalid; checks of the connection need
     /// none.
-    evidence: Step<Evidence>,
+    evidence: Step<Proof>,
 }
 
 impl Met {
@@ -60,7 +60,7 @@ pub(super) struct Callers {
 pub(super) async fn judge(
     connection: &Connection,
     host: &Host,
-    asked: &Asked,
+    asked: &EndpointAnswer,
     report: &mut Report,
 ) -> Callers {
     let met = met(connection, host, asked, report);
@@ -125,7 +125,12 @@ async fn reach(met: &Step<Met>, report: &mut Report) -> Step<Met> {
         .await
 }
 
-fn met(connection: &Connection, host: &Host, asked: &Asked, report: &mut Report) -> Step<Met> {
+fn met(
+    connection: &Connection,
+    host: &Host,
+    asked: &EndpointAnswer,
+    report: &mut Report,
+) -> Step<Met> {
     let check = "broker_settings";
     match (&connection.addr, &asked.endpoint) {
         (None, Err(why)) if asked.is_set => report.skip(check, why),
@@ -133,12 +138,12 @@ fn met(connection: &Connection, host: &Host, asked: &Asked, report: &mut Report)
     }
 }
 
-fn settings(connection: &Connection, host: &Host, asked: &Asked) -> Verdict<Met> {
+fn settings(connection: &Connection, host: &Host, asked: &EndpointAnswer) -> Verdict<Met> {
     let endpoint = asked.endpoint.as_ref().ok();
     let of_endpoint = || endpoint.map(|endpoint| endpoint.place.url());
     let address = connection.addr.clone().or_else(of_endpoint);
-    let address = address.ok_or_else(|| Failure::unset("CREDBROKER_ADDR", "--addr"))?;
-    let Ok(place) = Place::of(&address) else {
+    let address = address.ok_or_else(|| CliError::unset("CREDBROKER_ADDR", "--addr"))?;
+    let Ok(place) = BrokerAddress::of(&address) else {
         return wrong(
             "CREDBROKER_ADDR is not the address of a broker",
             "write it like https://broker.example:8443",
@@ -147,7 +152,7 @@ fn settings(connection: &Connection, host: &Host, asked: &Asked) -> Verdict<Met>
     // SDKs that call the endpoint trust the certificates of the machine.
     let of_machine = || host.bundle.clone().filter(|_| connection.addr.is_none());
     let ca_file = connection.ca_file.clone().or_else(of_machine);
-    let ca_file = ca_file.ok_or_else(|| Failure::unset("CREDBROKER_CA_FILE", "--ca-file"))?;
+    let ca_file = ca_file.ok_or_else(|| CliError::unset("CREDBROKER_CA_FILE", "--ca-file"))?;
     readable(&ca_file).map_err(|error| unreached(&error))?;
     let evidence = evidence(connection, asked)?;
     let (url, shown) = (place.url(), ca_file.display());
@@ -169,22 +174,22 @@ fn settings(connection: &Connection, host: &Host, asked: &Asked) -> Verdict<Met>
 }
 
 /// Returns the program's own evidence, or else that of SDKs.
-fn evidence(connection: &Connection, asked: &Asked) -> Result<Step<Evidence>, Failure> {
+fn evidence(connection: &Connection, asked: &EndpointAnswer) -> Result<Step<Proof>, CliError> {
     let (cert, key) = (&connection.client_cert_file, &connection.client_key_file);
     let has_token =
         connection.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
     match (cert, key) {
         (Some(_), None) if !has_token => {
             let key = "CREDBROKER_CLIENT_KEY_FILE";
-            return Err(Failure::unset(key, "--client-key-file"));
+            return Err(CliError::unset(key, "--client-key-file"));
         }
         (None, Some(_)) if !has_token => {
             let cert = "CREDBROKER_CLIENT_CERT_FILE";
-            return Err(Failure::unset(cert, "--client-cert-file"));
+            return Err(CliError::unset(cert, "--client-cert-file"));
         }
         (None, None) if !has_token && asked.is_set => {
             let token = asked.token.as_ref().map_err(Clone::clone);
-            return Ok(token.map(|token| Evidence::Token(bare(token))));
+            return Ok(token.map(|token| Proof::Token(bare(token))));
         }
         _ => {}
     }
@@ -192,7 +197,7 @@ fn evidence(connection: &Connection, asked: &Asked) -> Result<Step<Evidence>, Fa
     match evidence.token()? {
         Some(token) if token.expose_secret().is_empty() => {
             let what = "the token in CREDBROKER_TOKEN or its file is empty";
-            Err(Failure::usage(what).next("write the service's token there"))
+            Err(CliError::usage(what).next("write the service's token there"))
         }
         _ => Ok(Ok(evidence)),
     }
@@ -206,17 +211,17 @@ fn bare(token: &SecretString) -> SecretString {
 }
 
 /// Returns the connection settings of an SDK that calls the endpoint.
-fn sdks(met: &Step<Met>, served: &Step<()>, asked: &Asked) -> Step<Settings> {
+fn sdks(met: &Step<Met>, served: &Step<()>, asked: &EndpointAnswer) -> Step<Settings> {
     served.clone()?;
     Ok(Settings {
         address: asked.endpoint.clone()?.place.url(),
-        evidence: Evidence::Token(bare(&asked.token.clone()?)),
+        evidence: Proof::Token(bare(&asked.token.clone()?)),
         ca_file: met.clone()?.ca_file,
     })
 }
 
 /// Checks that SDKs that use the machine's certificates trust the endpoint.
-async fn machine_trusts(place: &Place, host: &Host) -> Verdict {
+async fn machine_trusts(place: &BrokerAddress, host: &Host) -> Verdict {
     let found = place.resolve().await.map_err(|error| unreached(&error))?;
     let stream = dial(&found).await.map_err(|error| unreached(&error))?;
     let cure = "add the broker's CA to the certificates of this machine, and to the list of an SDK that brings its own (Python, Java, JavaScript)";
@@ -245,18 +250,18 @@ async fn recognized(settings: &Settings, times: &mut Option<Times>) -> Verdict<C
             "the broker takes this host for {}, not for a service",
             known.actor
         );
-        return Err(Failure::refused(Code::PermissionDenied, what)
+        return Err(CliError::refused(Code::PermissionDenied, what)
             .next("give it a token of its service: credbroker service token create SERVICE"));
     }
     let told = fine(format!("the broker takes this host for {}", known.actor))?;
     Ok(told.with(client))
 }
 
-async fn who(client: &Client, times: &mut Option<Times>) -> Result<WhoAmIResponse, Failure> {
+async fn who(client: &Client, times: &mut Option<Times>) -> Result<WhoAmIResponse, CliError> {
     let began = wall_time();
     let mut identity = client.identity();
     let asking = timeout(CALL_LIMIT, identity.who_am_i(WhoAmIRequest {}));
-    let late = |_| Failure::unavailable("the broker takes connections, but does not answer");
+    let late = |_| CliError::unavailable("the broker takes connections, but does not answer");
     let answer = asking.await.map_err(late)?;
     let head = match &answer {
         Ok(answer) => answer.metadata(),
@@ -274,16 +279,16 @@ async fn who(client: &Client, times: &mut Option<Times>) -> Result<WhoAmIRespons
     answer.map(Response::into_inner).map_err(refused)
 }
 
-fn refused(status: Status) -> Failure {
+fn refused(status: Status) -> CliError {
     let unknown = status.code() == Code::Unauthenticated;
-    let failure = Failure::from(status);
+    let failure = CliError::from(status);
     if unknown && !failure.has_next() {
         return failure.next("give this host a token that is its service's and has not been deleted: credbroker service token create SERVICE");
     }
     failure
 }
 
-fn unreached(error: &ReachError) -> Failure {
+fn unreached(error: &ReachError) -> CliError {
     let cure = match error {
         ReachError::Address => "write the address like https://broker.example:8443",
         ReachError::Name { .. } => {
@@ -310,8 +315,8 @@ fn unreached(error: &ReachError) -> Failure {
     };
     let what = error.to_string();
     match error {
-        ReachError::Address | ReachError::Roots(_) => Failure::usage(what),
-        _ => Failure::unavailable(what),
+        ReachError::Address | ReachError::Roots(_) => CliError::usage(what),
+        _ => CliError::unavailable(what),
     }
     .next(cure)
 }

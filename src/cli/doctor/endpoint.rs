@@ -12,7 +12,7 @@ use super::{
     profiles::Process,
     report::{Report, Step, Verdict, doubtful, fine, wrong},
 };
-use crate::{client::reach::Place, domain::name::Name};
+use crate::{client::reach::BrokerAddress, domain::name::Name};
 
 const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
@@ -25,24 +25,24 @@ const METADATA: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2::23"];
 /// Broker endpoint that SDKs call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    pub(super) place: Place,
+    pub(super) place: BrokerAddress,
     pub(super) grant: Name,
 }
 
 /// Settings of SDKs for the endpoint.
-pub(super) struct Asked {
+pub(super) struct EndpointAnswer {
     /// True if the URL is set, valid or not.
     pub(super) is_set: bool,
     pub(super) endpoint: Step<Endpoint>,
     pub(super) token: Step<SecretString>,
 }
 
-pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report) -> Asked {
+pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report) -> EndpointAnswer {
     // No other check depends on this finding.
     let _ = report.add("way_to_broker", way(host, process));
     let Some(written) = host.env.get(FULL_URI) else {
         let why = format!("{FULL_URI} is not set");
-        return Asked {
+        return EndpointAnswer {
             is_set: false,
             endpoint: report.skip("endpoint_url", &why),
             token: report.skip("endpoint_token", &why),
@@ -62,7 +62,7 @@ pub(super) fn judge(host: &Host, process: Option<&Process>, report: &mut Report)
     } else {
         report.add("endpoint_token", token(host))
     };
-    Asked {
+    EndpointAnswer {
         is_set: true,
         endpoint,
         token,
@@ -121,7 +121,7 @@ fn url(written: &str) -> Verdict<Option<Endpoint>> {
 }
 
 fn broker(written: &str, uri: &Uri) -> Verdict<Option<Endpoint>> {
-    let Ok(place) = Place::of(written) else {
+    let Ok(place) = BrokerAddress::of(written) else {
         return wrong(format!("{FULL_URI} names no host"), WRITTEN);
     };
     if uri.query().is_some() || written.contains('#') {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_found(host: &Host, check: &str, state: State, words: &str) -> Asked {
+    fn assert_found(host: &Host, check: &str, state: State, words: &str) -> EndpointAnswer {
         let mut report = Report::default();
         let asked = judge(host, None, &mut report);
         let found = report.findings.iter().find(|found| found.check == check);

@@ -14,7 +14,7 @@ use self::{
     host::{Host, Program},
     report::Report,
 };
-use super::{Connection, failure::Failure, output::Output};
+use super::{Connection, failure::CliError, output::Output};
 use crate::domain::clock::wall_time;
 
 /// Find out why the AWS SDK on this host gets no credentials, and what cures that.
@@ -34,13 +34,13 @@ impl Doctor {
         self,
         connection: &Connection,
         out: &mut Output,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         let (host, mut report) = (Host::look(), Report::default());
         shadows::judge(&host, wall_time(), &mut report);
         let process = profiles::judge(&host, Program::look, &mut report);
         let asked = endpoint::judge(&host, process.as_ref(), &mut report);
         let callers = broker::judge(connection, &host, &asked, &mut report).await;
-        let trial = trial::Trial::of(self.grant, &asked, process);
+        let trial = trial::GrantCheck::of(self.grant, &asked, process);
         trial::judge(trial, &callers, &mut report).await;
         report.write(out)?;
         report.outcome()

@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::cli::{
-    failure::{Exit, Failure},
+    failure::{CliError, Exit},
     output::{Format, Output},
 };
 
@@ -44,7 +44,7 @@ pub(super) struct Finding {
 
 /// Result of a check that found no problem: its text, and its value for later checks.
 #[derive(Debug)]
-pub(super) struct Told<T> {
+pub(super) struct Detail<T> {
     what: String,
     /// Present if the result is a warning.
     cure: Option<String>,
@@ -52,11 +52,11 @@ pub(super) struct Told<T> {
 }
 
 /// Outcome of a check. A problem is a [`Failure`]: the text, the cure, the exit status.
-pub(super) type Verdict<T = ()> = Result<Told<T>, Failure>;
+pub(super) type Verdict<T = ()> = Result<Detail<T>, CliError>;
 
-impl<T> Told<T> {
-    pub(super) fn with<U>(self, value: U) -> Told<U> {
-        Told {
+impl<T> Detail<T> {
+    pub(super) fn with<U>(self, value: U) -> Detail<U> {
+        Detail {
             what: self.what,
             cure: self.cure,
             value,
@@ -66,7 +66,7 @@ impl<T> Told<T> {
 
 #[expect(clippy::unnecessary_wraps, reason = "a verdict")]
 pub(super) fn fine(what: impl Into<String>) -> Verdict {
-    Ok(Told {
+    Ok(Detail {
         what: what.into(),
         cure: None,
         value: (),
@@ -75,7 +75,7 @@ pub(super) fn fine(what: impl Into<String>) -> Verdict {
 
 #[expect(clippy::unnecessary_wraps, reason = "a verdict")]
 pub(super) fn doubtful(what: impl Into<String>, cure: impl Into<String>) -> Verdict {
-    Ok(Told {
+    Ok(Detail {
         what: what.into(),
         cure: Some(cure.into()),
         value: (),
@@ -84,7 +84,7 @@ pub(super) fn doubtful(what: impl Into<String>, cure: impl Into<String>) -> Verd
 
 /// Returns a problem of this host's configuration.
 pub(super) fn wrong<T>(what: impl Into<String>, cure: impl Into<String>) -> Verdict<T> {
-    Err(Failure::usage(what).next(cure))
+    Err(CliError::usage(what).next(cure))
 }
 
 /// Value of a check for later checks, or the reason why there is none.
@@ -114,7 +114,7 @@ impl Report {
             }
             Err(failure) => {
                 let exit = Some(failure.exit());
-                let (what, cure) = failure.told();
+                let (what, cure) = failure.message();
                 let finding = Finding {
                     check,
                     state: State::Problem,
@@ -173,14 +173,14 @@ impl Report {
     }
 
     /// Returns an error if there are problems. The first problem decides the exit status.
-    pub(super) fn outcome(&self) -> Result<(), Failure> {
+    pub(super) fn outcome(&self) -> Result<(), CliError> {
         let problems = || self.findings.iter().filter(|found| found.exit.is_some());
         let Some(exit) = problems().find_map(|found| found.exit) else {
             return Ok(());
         };
         let names: Vec<_> = problems().map(|found| found.check).collect();
         let what = format!("there is a problem with {}", names.join(", "));
-        Err(Failure::new(exit, what).next("cure the first, then look again"))
+        Err(CliError::new(exit, what).next("cure the first, then look again"))
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
         let first = report.add("first", fine("it is there"));
         let second: Step<()> = report
             .after(&first, "second", async |()| {
-                Err(Failure::unavailable("no process listens"))
+                Err(CliError::unavailable("no process listens"))
             })
             .await;
         let third = report
@@ -208,7 +208,7 @@ mod tests {
         assert!(report.findings[1].cure.is_some());
         let failure = report.outcome().unwrap_err();
         assert_eq!(failure.exit(), Exit::Unavailable);
-        assert!(failure.told().0.contains("second, fourth"));
+        assert!(failure.message().0.contains("second, fourth"));
     }
 
     #[test]

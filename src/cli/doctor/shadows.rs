@@ -8,7 +8,7 @@ use super::{
     host::{Environment, Host},
     report::{Report, Verdict, doubtful, fine, wrong},
 };
-use crate::cli::failure::Failure;
+use crate::cli::failure::CliError;
 
 const UNSET_KEYS: &str = "unset AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN where the service is started";
 
@@ -153,7 +153,7 @@ fn container_token(host: &Host) -> Verdict {
             cure,
         )
     } else {
-        Err(Failure::usage(
+        Err(CliError::usage(
             "AWS_CONTAINER_AUTHORIZATION_TOKEN stands beside its file, with another token: Java takes the variable, others the file",
         )
         .next(cure))

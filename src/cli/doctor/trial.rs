@@ -6,12 +6,12 @@ use tokio::time::timeout;
 
 use super::{
     broker::Callers,
-    endpoint::Asked,
+    endpoint::EndpointAnswer,
     profiles::Process,
     report::{Report, Verdict, doubtful, fine},
 };
 use crate::{
-    cli::{failure::Failure, issue::issue},
+    cli::{failure::CliError, issue::issue},
     client::Client,
     proto::ReleaseLeaseRequest,
 };
@@ -23,17 +23,17 @@ const LEAST: Duration = Duration::from_mins(20);
 
 /// Grant to try.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Trial {
+pub(super) struct GrantCheck {
     grant: String,
     /// True: the session is requested as the endpoint does, with the token that SDKs send there.
     by_endpoint: bool,
 }
 
-impl Trial {
+impl GrantCheck {
     /// Returns the given grant, or else the one that SDKs are configured for.
     pub(super) fn of(
         given: Option<String>,
-        asked: &Asked,
+        asked: &EndpointAnswer,
         process: Option<Process>,
     ) -> Option<Self> {
         let at_endpoint = asked.endpoint.as_ref().ok();
@@ -50,7 +50,7 @@ impl Trial {
     }
 }
 
-pub(super) async fn judge(trial: Option<Trial>, callers: &Callers, report: &mut Report) {
+pub(super) async fn judge(trial: Option<GrantCheck>, callers: &Callers, report: &mut Report) {
     let Some(trial) = trial else {
         // No other check depends on this finding.
         let _ = report.skip::<()>("grant", "no grant is named: give one to have it tried");
@@ -63,15 +63,16 @@ pub(super) async fn judge(trial: Option<Trial>, callers: &Callers, report: &mut 
     };
     let tried = async |client: &Client| match timeout(LIMIT, trial.run(client)).await {
         Ok(verdict) => verdict,
-        Err(_) => Err(
-            Failure::unavailable(format!("no credentials within {} s", LIMIT.as_secs()))
-                .next("look at `credbroker status` as an operator, then try again"),
-        ),
+        Err(_) => Err(CliError::unavailable(format!(
+            "no credentials within {} s",
+            LIMIT.as_secs()
+        ))
+        .next("look at `credbroker status` as an operator, then try again")),
     };
     let _ = report.after(client, "grant", tried).await;
 }
 
-impl Trial {
+impl GrantCheck {
     async fn run(&self, client: &Client) -> Verdict {
         let ttl = self.by_endpoint.then_some(LEAST);
         let issued = issue(client, self.grant.clone(), ttl, None).await;
@@ -83,7 +84,7 @@ impl Trial {
             let what = format!(
                 "grant {grant} is of kind iam_user, which has no session token: the endpoint refuses it"
             );
-            return Err(Failure::conflict(what)
+            return Err(CliError::conflict(what)
                 .next("use credential_process, or have an operator put a grant of another kind"));
         }
         match released {
@@ -95,7 +96,7 @@ impl Trial {
                 format!(
                     "{} was issued under {grant}, but not handed back: {}",
                     issued.access_key_id,
-                    failure.told().0
+                    failure.message().0
                 ),
                 format!(
                     "credbroker release {}, or leave it to its end",
@@ -105,19 +106,19 @@ impl Trial {
         }
     }
 
-    fn refused(&self, failure: Failure) -> Failure {
+    fn refused(&self, failure: CliError) -> CliError {
         if self.by_endpoint && failure.reason() == Some("TTL_ABOVE_MAXIMUM") {
             let what = format!(
                 "grant {} allows less than the 20 minutes that SDKs need of the endpoint",
                 self.grant
             );
-            return Failure::conflict(what).next("have an operator raise its --max-ttl");
+            return CliError::conflict(what).next("have an operator raise its --max-ttl");
         }
         failure
     }
 }
 
-async fn release(client: &Client, lease: &str) -> Result<(), Failure> {
+async fn release(client: &Client, lease: &str) -> Result<(), CliError> {
     let request = ReleaseLeaseRequest {
         lease_id: lease.to_owned(),
     };
@@ -128,15 +129,15 @@ async fn release(client: &Client, lease: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::doctor::endpoint::Endpoint, client::reach::Place};
+    use crate::{cli::doctor::endpoint::Endpoint, client::reach::BrokerAddress};
 
     #[test]
     fn the_grant_is_the_one_given_or_the_one_that_sdks_are_led_to() {
-        let asked = |led: bool| Asked {
+        let asked = |led: bool| EndpointAnswer {
             is_set: led,
             endpoint: led
                 .then(|| Endpoint {
-                    place: Place::of("https://b").unwrap(),
+                    place: BrokerAddress::of("https://b").unwrap(),
                     grant: "uploads".parse().unwrap(),
                 })
                 .ok_or_else(String::new),
@@ -156,10 +157,10 @@ mod tests {
             (Some("other"), true, process(), "other", false),
             (Some("uploads"), false, None, "uploads", false),
         ] {
-            let trial = Trial::of(given.map(ToOwned::to_owned), &asked(led), process);
+            let trial = GrantCheck::of(given.map(ToOwned::to_owned), &asked(led), process);
             let grant = grant.to_owned();
-            assert_eq!(trial, Some(Trial { grant, by_endpoint }));
+            assert_eq!(trial, Some(GrantCheck { grant, by_endpoint }));
         }
-        assert_eq!(Trial::of(None, &asked(false), None), None);
+        assert_eq!(GrantCheck::of(None, &asked(false), None), None);
     }
 }

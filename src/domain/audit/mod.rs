@@ -12,9 +12,9 @@ pub use self::{event::Event, permissions::Permissions};
 use crate::domain::{
     approval::ApprovalId,
     binding::BindingId,
-    denial::{Denial, Holder, Scope},
+    denial::{Denial, PolicyOwner, Scope},
     grant::{Grant, Kind},
-    lease::{Binding, Lease},
+    lease::{Issuance, Lease},
     name::{GrantName, LeaseId, Name},
     principal::{Evidence, Identity, Origin, Principal},
     request::RequestId,
@@ -185,7 +185,7 @@ pub struct AuditEvent {
     /// True if the store could not record the event at its time and the record was written later.
     pub late: bool,
     /// The role or user whose policies are concerned.
-    pub holder: Option<Holder>,
+    pub holder: Option<PolicyOwner>,
     /// Time from the revocation request until AWS was seen to enforce it, in whole milliseconds.
     pub refused_after: Option<Duration>,
     /// Time from the revocation request until AWS showed the user gone, in whole milliseconds.
@@ -430,7 +430,7 @@ impl AuditEvent {
 
     /// Sets the role or user whose policies are concerned.
     #[must_use]
-    pub fn holder(self, holder: &Holder) -> Self {
+    pub fn holder(self, holder: &PolicyOwner) -> Self {
         Self {
             holder: Some(holder.clone()),
             ..self
@@ -466,7 +466,7 @@ impl AuditEvent {
 
     /// Sets the name of the session or user, and its kind.
     #[must_use]
-    pub fn aws_name(self, binding: &Binding) -> Self {
+    pub fn aws_name(self, binding: &Issuance) -> Self {
         Self {
             aws_name: Some(binding.aws_name.clone()),
             kind: Some(binding.kind),

@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Against, Holder, Scope};
+use super::{DenialSubject, PolicyOwner, Scope};
 use crate::domain::{grant::Kind, lease::Lease, name::GrantName};
 
 /// An issued session that may still be usable, itself or through access made from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
+pub struct DenialSession {
     /// Grant of the session.
     pub grant: GrantName,
     /// Version of that grant.
     pub grant_version: u64,
     /// Role or user whose policies AWS evaluates when the session makes a call.
-    pub holder: Holder,
+    pub holder: PolicyOwner,
     /// Time of expiry, also in the past.
     pub expires_at: Timestamp,
 }
 
-impl Session {
+impl DenialSession {
     /// Returns the session of a lease, if the lease has one that can be denied.
     #[must_use]
     pub fn of(lease: &Lease) -> Option<Self> {
@@ -49,9 +49,9 @@ impl Session {
 
 /// Sessions that are to be denied at one role or user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Concerned {
+pub struct AffectedSessions {
     /// Subject of the denial: role or user, service and scope.
-    pub against: Against,
+    pub against: DenialSubject,
     /// Grant of some of the sessions. The canary is made under this grant.
     pub grant: GrantName,
     /// Version of that grant.
@@ -62,17 +62,22 @@ pub struct Concerned {
     pub access_ends: Timestamp,
 }
 
-impl Concerned {
+impl AffectedSessions {
     /// Returns all sessions that were issued until `now` at a role or user, by the broker or by
     /// others. The canary is made under this grant.
     #[must_use]
-    pub fn everyone(holder: Holder, grant: GrantName, grant_version: u64, now: Timestamp) -> Self {
+    pub fn everyone(
+        holder: PolicyOwner,
+        grant: GrantName,
+        grant_version: u64,
+        now: Timestamp,
+    ) -> Self {
         let longest = Kind::FederationToken;
         let outlived_by = longest.outlived_by().unwrap_or_default();
         let ends = now.checked_add(longest.ttl_bounds().1);
         let ends = ends.and_then(|ends| ends.checked_add(outlived_by));
         Self {
-            against: Against {
+            against: DenialSubject {
                 holder,
                 service: grant.service.clone(),
                 scope: Scope::Everyone,
@@ -90,15 +95,15 @@ impl Concerned {
     #[must_use]
     pub fn of<'a>(
         scope: &Scope,
-        sessions: impl IntoIterator<Item = &'a Session>,
+        sessions: impl IntoIterator<Item = &'a DenialSession>,
         now: Timestamp,
-    ) -> BTreeMap<Holder, Self> {
-        let mut found: BTreeMap<Holder, Self> = BTreeMap::new();
+    ) -> BTreeMap<PolicyOwner, Self> {
+        let mut found: BTreeMap<PolicyOwner, Self> = BTreeMap::new();
         let useful = sessions.into_iter().filter(|s| s.may_be_of_use(now));
         for session in useful {
             let holder = &session.holder;
             let concerned = found.entry(holder.clone()).or_insert_with(|| Self {
-                against: Against {
+                against: DenialSubject {
                     holder: holder.clone(),
                     service: session.grant.service.clone(),
                     scope: scope.clone(),

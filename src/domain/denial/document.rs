@@ -69,9 +69,9 @@ pub fn document<'a>(
 
 /// Clauses of a policy in AWS that the store's denials may lack.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unknown(Vec<(Family, String, Before)>);
+pub struct UnknownStatements(Vec<(Family, String, Before)>);
 
-impl Unknown {
+impl UnknownStatements {
     /// Reads the clauses of a policy that concern sessions that may still be usable at `now`.
     /// Statements in another form than the broker's are ignored.
     #[must_use]

@@ -25,8 +25,8 @@ use std::{fmt, str::FromStr};
 use jiff::{SignedDuration, Timestamp};
 
 pub use self::{
-    concerned::{Concerned, Session},
-    document::{Unknown, denies_all, document, may_meet, widen},
+    concerned::{AffectedSessions, DenialSession},
+    document::{UnknownStatements, denies_all, document, may_meet, widen},
     place::{Placement, Placements, PolicyLocation},
 };
 use crate::domain::{
@@ -55,14 +55,14 @@ pub const CLAIM: SignedDuration = SignedDuration::from_secs(90);
 
 /// Role or user whose policies AWS evaluates when a session makes a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Holder {
+pub enum PolicyOwner {
     /// Role that was assumed.
     Role(RoleArn),
     /// User that federated the session.
     User(UserArn),
 }
 
-impl Holder {
+impl PolicyOwner {
     /// Returns the ARN.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -91,13 +91,13 @@ impl Holder {
     }
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for PolicyOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl FromStr for Holder {
+impl FromStr for PolicyOwner {
     type Err = ArnError;
 
     fn from_str(text: &str) -> Result<Self, ArnError> {
@@ -148,16 +148,16 @@ impl FromStr for Scope {
 
 /// Subject of a denial. Each subject has one denial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Against {
+pub struct DenialSubject {
     /// Role or user of the sessions.
-    pub holder: Holder,
+    pub holder: PolicyOwner,
     /// Service of the sessions. For [`Scope::Everyone`]: service of the canary's grant.
     pub service: Name,
     /// Scope of the denial.
     pub scope: Scope,
 }
 
-impl fmt::Display for Against {
+impl fmt::Display for DenialSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.scope {
             Scope::Everyone => f.write_str("everyone"),
@@ -170,7 +170,7 @@ impl fmt::Display for Against {
 
 /// Attempts for a denial that AWS has not been seen to enforce yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attempts {
+pub struct FailedAttempts {
     /// Number of failed attempts.
     pub count: u32,
     /// Reason of the last failure.
@@ -179,7 +179,7 @@ pub struct Attempts {
 
 /// Sessions that were issued after those that a denial is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Newer {
+pub enum NewSessions {
     /// Newer sessions may exist, and must not be denied.
     Spared,
     /// Newer sessions do not exist, and none is being issued.
@@ -190,7 +190,7 @@ pub enum Newer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DenialState {
     /// The denial is not written yet, or not seen to be enforced yet.
-    Open(Attempts),
+    Open(FailedAttempts),
     /// AWS refuses the sessions.
     Refused {
         /// Time since which the refusal is known.
@@ -202,7 +202,7 @@ pub enum DenialState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// Subject of the denial.
-    pub against: Against,
+    pub against: DenialSubject,
     /// Grant of some of the denied sessions. The canary is made under this grant.
     pub grant: GrantName,
     /// Version of the grant.
@@ -235,7 +235,7 @@ pub struct Denial {
 impl Denial {
     /// Creates the denial of the sessions that exist at `now`, in the place of a standing denial.
     #[must_use]
-    pub fn ask(concerned: Concerned, standing: Option<&Self>, now: Timestamp) -> Self {
+    pub fn request(concerned: AffectedSessions, standing: Option<&Self>, now: Timestamp) -> Self {
         let is_everyone = concerned.against.scope == Scope::Everyone;
         let spares_newer = is_everyone || matches!(concerned.against.scope, Scope::Grant(_));
         let skew = if is_everyone { SKEW_OF_EVERYONE } else { SKEW };
@@ -255,7 +255,7 @@ impl Denial {
             lasts_until: standing.map_or(lasts_until, |standing| {
                 standing.lasts_until.max(lasts_until)
             }),
-            state: DenialState::Open(Attempts::default()),
+            state: DenialState::Open(FailedAttempts::default()),
             due_at: now + CLAIM,
             revision: standing.map_or(0, |standing| standing.revision + 1),
         }
@@ -293,7 +293,7 @@ impl Denial {
     /// Returns whether the denial has ended at `now`: no session that it concerns, and no
     /// access made from one, still works.
     #[must_use]
-    pub fn is_over(&self, now: Timestamp) -> bool {
+    pub fn is_expired(&self, now: Timestamp) -> bool {
         self.lasts_until <= now
     }
 
@@ -326,7 +326,7 @@ impl Denial {
     /// clock. At the first attempt for a grant the cutoff is no later than that session needs, so
     /// that hardly any later session is denied. `None` if the cutoff would deny newer sessions.
     #[must_use]
-    pub fn reach(&self, issued: Timestamp, newer: Newer) -> Option<Self> {
+    pub fn reach(&self, issued: Timestamp, newer: NewSessions) -> Option<Self> {
         let issued_before = whole_second(issued) + PRECISION;
         if self.against.scope == Scope::Everyone {
             // The cutoff stays: a later one would deny new sessions of every service.
@@ -338,7 +338,7 @@ impl Denial {
         } else {
             issued_before.max(self.issued_before)
         };
-        if newer == Newer::Spared && self.spares_newer && self.issued_before < moved {
+        if newer == NewSessions::Spared && self.spares_newer && self.issued_before < moved {
             return None;
         }
         Some(Self {
@@ -358,7 +358,7 @@ impl Denial {
 
     /// Returns the denial due at `now`: the replica that had it exclusively does not apply it.
     #[must_use]
-    pub fn give_up(&self, now: Timestamp) -> Self {
+    pub fn make_due(&self, now: Timestamp) -> Self {
         Self {
             due_at: now,
             ..self.next()
@@ -369,7 +369,7 @@ impl Denial {
     /// then, and access made from them, stay denied; newer sessions are not denied. The policy is
     /// to be rewritten.
     #[must_use]
-    pub fn spare_newer(&self, now: Timestamp) -> Self {
+    pub fn exclude_new_sessions(&self, now: Timestamp) -> Self {
         let issued_before = self.issued_before.max(whole_second(now));
         Self {
             spares_newer: true,
@@ -422,7 +422,7 @@ impl Denial {
     #[must_use]
     pub fn postpone(&self, at: Timestamp, failure: String) -> Self {
         Self {
-            state: DenialState::Open(Attempts {
+            state: DenialState::Open(FailedAttempts {
                 count: self.failures().saturating_add(1),
                 failure: Some(failure),
             }),
@@ -434,7 +434,7 @@ impl Denial {
     /// Returns whether this denial denies a canary that is made now for another denial of the
     /// service.
     #[must_use]
-    pub fn meets_trial_of(&self, other: &Self) -> bool {
+    pub fn conflicts_with_canary(&self, other: &Self) -> bool {
         match &self.against.scope {
             Scope::Everyone | Scope::Service => true,
             Scope::Grant(grant) => *grant == other.grant.grant,
@@ -444,7 +444,7 @@ impl Denial {
 
     /// Returns the denial taken by one replica at `now`, exclusively for the time of [`CLAIM`].
     #[must_use]
-    pub fn claim(&self, now: Timestamp) -> Self {
+    pub fn reserve(&self, now: Timestamp) -> Self {
         Self {
             due_at: now + CLAIM,
             ..self.next()
@@ -479,7 +479,7 @@ impl Denial {
 /// Returns the earliest time of issue at which no denial of the service denies a new session of a
 /// grant; `None` if none of them concerns the grant.
 #[must_use]
-pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
+pub fn uncontested_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
     let hits = |denial: &&Denial| match &denial.against.scope {
         Scope::Everyone | Scope::Service => true,
         Scope::Grant(denied) => denied == grant,
@@ -491,7 +491,7 @@ pub fn free_from(denials: &[Denial], grant: &Name) -> Option<Timestamp> {
 /// Returns the time until which AWS may deny new sessions of a reinstated service at a role or
 /// user; [`NOT_WRITTEN`] until the denial there has been rewritten.
 #[must_use]
-pub fn newer_hit_until(denials: &[Denial], holder: &Holder) -> Option<Timestamp> {
+pub fn newer_hit_until(denials: &[Denial], holder: &PolicyOwner) -> Option<Timestamp> {
     let of_service = denials
         .iter()
         .filter(|denial| denial.against.scope == Scope::Service && denial.spares_newer)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use super::Holder;
+use super::PolicyOwner;
 use crate::domain::{
     arn::{AccountId, RoleArn},
     policy::{MANAGED_POLICY_MAX, ROLE_INLINE_MAX, USER_INLINE_MAX},
@@ -44,7 +44,7 @@ pub struct Placements {
 impl Placements {
     /// Returns the policy that holds the denials of a role's or user's sessions.
     #[must_use]
-    pub fn of(&self, holder: &Holder) -> PolicyLocation {
+    pub fn of(&self, holder: &PolicyOwner) -> PolicyLocation {
         let account = holder.account();
         match self.accounts.get(account).unwrap_or(&self.default) {
             Placement::Inline => PolicyLocation::Inline(holder.clone()),
@@ -54,7 +54,7 @@ impl Placements {
 
     /// Returns the other policy, which an earlier configuration may have used.
     #[must_use]
-    pub fn other(&self, holder: &Holder) -> PolicyLocation {
+    pub fn other(&self, holder: &PolicyOwner) -> PolicyLocation {
         match self.of(holder) {
             PolicyLocation::Inline(_) => PolicyLocation::Managed(holder.account().clone()),
             PolicyLocation::Managed(_) => PolicyLocation::Inline(holder.clone()),
@@ -66,7 +66,7 @@ impl Placements {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PolicyLocation {
     /// The broker's inline policy of this role or user.
-    Inline(Holder),
+    Inline(PolicyOwner),
     /// The broker's managed policy of this account.
     Managed(AccountId),
 }
@@ -85,8 +85,8 @@ impl PolicyLocation {
     #[must_use]
     pub const fn room(&self) -> usize {
         match self {
-            Self::Inline(Holder::Role(_)) => ROLE_INLINE_MAX,
-            Self::Inline(Holder::User(_)) => USER_INLINE_MAX,
+            Self::Inline(PolicyOwner::Role(_)) => ROLE_INLINE_MAX,
+            Self::Inline(PolicyOwner::User(_)) => USER_INLINE_MAX,
             Self::Managed(_) => MANAGED_POLICY_MAX,
         }
     }

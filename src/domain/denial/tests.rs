@@ -13,13 +13,13 @@ fn text(second: i64) -> String {
     at(second).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn role() -> Holder {
+fn role() -> PolicyOwner {
     "arn:aws:iam::111122223333:role/credbroker/shared"
         .parse()
         .unwrap()
 }
 
-fn user() -> Holder {
+fn user() -> PolicyOwner {
     "arn:aws:iam::111122223333:user/credbroker-admin"
         .parse()
         .unwrap()
@@ -29,9 +29,9 @@ fn name(name: &str) -> Name {
     name.parse().unwrap()
 }
 
-fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
-    let concerned = Concerned {
-        against: Against {
+fn asked(holder: PolicyOwner, service: &str, scope: Scope, second: i64) -> Denial {
+    let concerned = AffectedSessions {
+        against: DenialSubject {
             holder,
             service: name(service),
             scope,
@@ -44,13 +44,13 @@ fn asked(holder: Holder, service: &str, scope: Scope, second: i64) -> Denial {
         source_identity: false,
         access_ends: at(second + 3600),
     };
-    Denial::ask(concerned, None, at(second)).ready()
+    Denial::request(concerned, None, at(second)).ready()
 }
 
 /// Returns a denial of a service at the role, seen to be enforced.
 fn denied(service: &str, second: i64) -> Denial {
     asked(role(), service, Scope::Service, second)
-        .reach(at(second), Newer::Spared)
+        .reach(at(second), NewSessions::Spared)
         .unwrap()
         .ready()
         .confirm(at(second + 1))
@@ -75,7 +75,7 @@ fn said(policy: &Document) -> Vec<Value> {
 
 /// Returns the denial of a service that was reinstated a minute later.
 fn back(service: &str, second: i64) -> Denial {
-    denied(service, second).spare_newer(at(second + 60))
+    denied(service, second).exclude_new_sessions(at(second + 60))
 }
 
 /// Returns the names and the cutoff of a statement.
@@ -111,8 +111,8 @@ fn a_denial_names_the_sessions_of_one_service_whenever_they_are_issued_until_it_
     );
 }
 
-fn session(holder: Holder, expires_at: i64) -> Session {
-    Session {
+fn session(holder: PolicyOwner, expires_at: i64) -> DenialSession {
+    DenialSession {
         grant: GrantName {
             service: name("pay"),
             grant: name("work"),
@@ -126,11 +126,11 @@ fn session(holder: Holder, expires_at: i64) -> Session {
 #[test]
 fn sessions_are_denied_until_all_that_was_made_from_them_is_over() {
     let hour = 3600;
-    let lasts = |holder: Holder, now: i64| {
+    let lasts = |holder: PolicyOwner, now: i64| {
         let sessions = [session(holder, 0)];
-        let concerned = Concerned::of(&Scope::Service, &sessions, at(now));
+        let concerned = AffectedSessions::of(&Scope::Service, &sessions, at(now));
         let denials = concerned.into_values();
-        let mut lasts = denials.map(|c| Denial::ask(c, None, at(now)).lasts_until);
+        let mut lasts = denials.map(|c| Denial::request(c, None, at(now)).lasts_until);
         lasts.next()
     };
     // The session signs in to the console in its last second. The sign-in token is valid for 15
@@ -150,7 +150,7 @@ fn it_is_tried_by_the_newest_version_of_a_grant_and_lasts_for_all() {
     let (first, mut newest) = (session(role(), 20), session(role(), 10));
     newest.grant_version = 2;
     for sessions in [[&first, &newest], [&newest, &first]] {
-        let concerned = Concerned::of(&Scope::Service, sessions, at(0));
+        let concerned = AffectedSessions::of(&Scope::Service, sessions, at(0));
         assert_eq!(concerned[&role()].grant_version, 2);
         assert_eq!(concerned[&role()].access_ends, first.access_ends());
     }
@@ -230,7 +230,7 @@ fn a_reinstated_service_is_let_once_its_denial_has_been_written_anew() {
     let out = denied("pay", 0);
     let until = |denial: &Denial| newer_hit_until(std::slice::from_ref(denial), &role());
     assert_eq!(until(&out), None, "it is given nothing");
-    let back = out.spare_newer(at(60));
+    let back = out.exclude_new_sessions(at(60));
     assert_eq!(until(&back), Some(NOT_WRITTEN));
     let written = back.settle(at(62));
     assert_eq!(until(&written), Some(at(67)), "AWS takes a while");
@@ -299,55 +299,55 @@ fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
 
 #[test]
 fn a_new_session_waits_until_every_denial_misses_it() {
-    let back = denied("pay", 0).spare_newer(at(30));
-    let free = free_from(std::slice::from_ref(&back), &name("work"));
+    let back = denied("pay", 0).exclude_new_sessions(at(30));
+    let free = uncontested_from(std::slice::from_ref(&back), &name("work"));
     assert_eq!(free, Some(at(30)));
     let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 100);
     let denials = [back, grant];
-    assert_eq!(free_from(&denials, &name("work")), Some(at(30)));
-    assert_eq!(free_from(&denials, &name("uploads")), Some(at(105)));
+    assert_eq!(uncontested_from(&denials, &name("work")), Some(at(30)));
+    assert_eq!(uncontested_from(&denials, &name("uploads")), Some(at(105)));
     let lease = asked(role(), "pay", Scope::Lease(lease('a')), 200);
-    assert_eq!(free_from(&[lease], &name("work")), None);
-    assert_eq!(free_from(&[], &name("work")), None);
+    assert_eq!(uncontested_from(&[lease], &name("work")), None);
+    assert_eq!(uncontested_from(&[], &name("work")), None);
 }
 
 #[test]
 fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let open = asked(role(), "pay", Scope::Service, 0);
     assert_eq!(open.issued_before, at(5));
-    let reaching = open.reach(at(4), Newer::Spared).unwrap();
+    let reaching = open.reach(at(4), NewSessions::Spared).unwrap();
     assert_eq!(reaching.issued_before, at(6));
     // Tried again an hour later: the cutoff moves along while the service is suspended.
     let failed = reaching.postpone(at(60), "not yet".to_owned());
-    let later = failed.reach(at(3600), Newer::Spared).unwrap();
+    let later = failed.reach(at(3600), NewSessions::Spared).unwrap();
     assert_eq!(later.issued_before, at(3602));
-    let back = failed.spare_newer(at(1800));
-    assert_eq!(back.reach(at(3600), Newer::Spared), None);
-    let alone = back.reach(at(3600), Newer::None).unwrap();
+    let back = failed.exclude_new_sessions(at(1800));
+    assert_eq!(back.reach(at(3600), NewSessions::Spared), None);
+    let alone = back.reach(at(3600), NewSessions::None).unwrap();
     assert_eq!(alone.issued_before, at(3602));
     // Sessions issued under a revoked grant afterwards work.
     let grant = asked(role(), "pay", Scope::Grant(name("work")), 0);
-    let reaching = grant.reach(at(1), Newer::Spared).unwrap();
+    let reaching = grant.reach(at(1), NewSessions::Spared).unwrap();
     assert_eq!(reaching.issued_before, at(3));
     // The replica that moved the cutoff may have died since.
-    assert_eq!(reaching.reach(at(60), Newer::Spared), None);
+    assert_eq!(reaching.reach(at(60), NewSessions::Spared), None);
     let failed = reaching.postpone(at(60), "not yet".to_owned());
-    assert_eq!(failed.reach(at(3600), Newer::Spared), None);
-    let alone = failed.reach(at(3600), Newer::None).unwrap();
+    assert_eq!(failed.reach(at(3600), NewSessions::Spared), None);
+    let alone = failed.reach(at(3600), NewSessions::None).unwrap();
     assert_eq!(alone.issued_before, at(3602));
 }
 
 #[test]
 fn one_that_is_asked_for_again_is_open_again_and_lasts_longer() {
     let first = denied("pay", 0);
-    let concerned = Concerned {
+    let concerned = AffectedSessions {
         against: first.against.clone(),
         grant: first.grant.clone(),
         grant_version: 2,
         source_identity: false,
         access_ends: at(100),
     };
-    let again = Denial::ask(concerned, Some(&first), at(50));
+    let again = Denial::request(concerned, Some(&first), at(50));
     assert!(!again.is_refused());
     assert_eq!(again.lasts_until, first.lasts_until);
     assert_eq!(again.issued_before, at(55));
@@ -379,14 +379,16 @@ fn what_a_policy_denies_and_the_store_does_not_know_stays_beside_what_it_knows()
         asked(role(), "log", Scope::Lease(lease('c')), 100),
     ];
     let written = document(&lost).unwrap().unwrap();
-    let unknown = Unknown::of(&written, at(200));
+    let unknown = UnknownStatements::of(&written, at(200));
     assert_eq!(unknown.beside([]).unwrap(), Some(written));
     // A clause that the store also has appears once, with the store's cutoff. But a clause with a
     // cutoff does not replace one without.
     let known = [back("pay", 300), back("billing", 300), back("out", 300)];
     let said_now = |known: &[Denial]| -> BTreeSet<_> {
         let policy = unknown.beside(known).unwrap().unwrap();
-        let again = Unknown::of(&policy, at(400)).beside(known).unwrap();
+        let again = UnknownStatements::of(&policy, at(400))
+            .beside(known)
+            .unwrap();
         assert_eq!(again.as_ref(), Some(&policy));
         let sessions = said(&policy).into_iter().filter(is_of_sessions);
         sessions.map(|statement| named(&statement)).collect()
@@ -439,11 +441,15 @@ fn what_is_over_or_is_not_the_brokers_own_is_not_kept() {
     let hours = 3600;
     // A session of 36 hours, and the access made from it in its last second.
     assert_ne!(
-        Unknown::of(&written, at(72 * hours)).beside([]).unwrap(),
+        UnknownStatements::of(&written, at(72 * hours))
+            .beside([])
+            .unwrap(),
         None
     );
     assert_eq!(
-        Unknown::of(&written, at(73 * hours)).beside([]).unwrap(),
+        UnknownStatements::of(&written, at(73 * hours))
+            .beside([])
+            .unwrap(),
         None
     );
     let foreign = [
@@ -461,7 +467,7 @@ fn what_is_over_or_is_not_the_brokers_own_is_not_kept() {
         assert!(json.contains(ours), "{ours} in {json}");
         let policy = Document::parse(&json.replace(ours, theirs)).unwrap();
         assert_eq!(
-            Unknown::of(&policy, at(0)).beside([]).unwrap(),
+            UnknownStatements::of(&policy, at(0)).beside([]).unwrap(),
             None,
             "{theirs}"
         );
@@ -479,7 +485,11 @@ fn scopes_and_holders_read_back_as_they_were_written() {
     }
     assert!("grant".parse::<Scope>().is_err());
     for holder in [role(), user()] {
-        assert_eq!(holder.to_string().parse::<Holder>().unwrap(), holder);
+        assert_eq!(holder.to_string().parse::<PolicyOwner>().unwrap(), holder);
     }
-    assert!("arn:aws:iam::111122223333:root".parse::<Holder>().is_err());
+    assert!(
+        "arn:aws:iam::111122223333:root"
+            .parse::<PolicyOwner>()
+            .is_err()
+    );
 }

@@ -43,7 +43,7 @@ impl Violation {
 /// Returns every reason why `spec` cannot be a grant of a broker in `partition`.
 #[must_use]
 pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
-    let mut found = Found(Vec::new());
+    let mut found = Violations(Vec::new());
     found.lifetimes(spec);
     found.policies(spec, partition);
     found.tags(spec.tags(), spec.kind());
@@ -54,9 +54,9 @@ pub fn violations(spec: &GrantSpec, partition: Partition) -> Vec<Violation> {
     found.0
 }
 
-struct Found(Vec<Violation>);
+struct Violations(Vec<Violation>);
 
-impl Found {
+impl Violations {
     fn add(&mut self, field: &str, message: impl Into<String>) {
         self.0
             .push(Violation::new(format!("grant.{field}"), message));

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 /// Cause of the end of a lease, at its expiry or earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum EndReason {
     /// The lease expired.
     Expired,
     /// The service released the lease.
@@ -15,7 +15,7 @@ pub enum Cause {
     NotIssued(String),
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Expired => f.write_str("expired"),
@@ -27,7 +27,7 @@ impl fmt::Display for Cause {
     }
 }
 
-impl FromStr for Cause {
+impl FromStr for EndReason {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {

@@ -24,15 +24,15 @@ use data_encoding::BASE32_NOPAD;
 use jiff::Timestamp;
 
 pub use self::{
-    cause::Cause,
+    cause::EndReason,
     state::{
-        CLAIM, CONSISTENCY_WINDOW, CredentialState, InvalidTransition, Issued, LeaseState,
+        CLAIM, CONSISTENCY_WINDOW, CredentialState, InvalidTransition, IssuedTo, LeaseState,
         PENDING_LIMIT, Removal,
     },
 };
 use crate::domain::{
     arn::UserArn,
-    denial::Holder,
+    denial::PolicyOwner,
     grant::{Grant, GrantSpec, Kind, KindSpec, OWN_TAG_PREFIX, Tag},
     name::{GrantName, LeaseId, Name},
     request::IdempotencyKey,
@@ -40,7 +40,7 @@ use crate::domain::{
 
 /// Fixed part of a lease; never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Binding {
+pub struct Issuance {
     /// Lease id.
     pub lease_id: LeaseId,
     /// Grant that the lease was issued under.
@@ -56,10 +56,10 @@ pub struct Binding {
     pub renews: Option<LeaseId>,
     /// Role or user whose policies AWS checks when a session acts; `None` for an IAM user, and for
     /// a session that no user federated.
-    pub holder: Option<Holder>,
+    pub holder: Option<PolicyOwner>,
 }
 
-impl Binding {
+impl Issuance {
     /// Returns the fixed part of a new lease of `grant`; `federated_by` is the user that federates
     /// the sessions of the lease.
     #[must_use]
@@ -72,8 +72,8 @@ impl Binding {
         let kind = grant.spec.kind();
         Self {
             holder: match &grant.spec.kind {
-                KindSpec::AssumeRole { role_arn, .. } => Some(Holder::Role(role_arn.clone())),
-                KindSpec::FederationToken { .. } => federated_by.map(Holder::User),
+                KindSpec::AssumeRole { role_arn, .. } => Some(PolicyOwner::Role(role_arn.clone())),
+                KindSpec::FederationToken { .. } => federated_by.map(PolicyOwner::User),
                 KindSpec::IamUser { .. } => None,
             },
             aws_name: aws_name(kind, &grant.name.service, &lease_id),
@@ -159,7 +159,7 @@ pub fn federated_alike(one: &Name, other: &Name) -> bool {
 
 /// Returns the service and the lease in the name of an IAM user, if the name has the broker's form.
 #[must_use]
-pub fn told_by_user_name(user: &str) -> Option<(Name, LeaseId)> {
+pub fn parse_user_name(user: &str) -> Option<(Name, LeaseId)> {
     let (service, lease) = user.split_once('.')?;
     Some((service.parse().ok()?, lease.parse().ok()?))
 }
@@ -168,7 +168,7 @@ pub fn told_by_user_name(user: &str) -> Option<(Name, LeaseId)> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Fixed part of the lease.
-    pub binding: Binding,
+    pub binding: Issuance,
     /// Request that the lease answers, if the caller named the request. A failed issue clears this
     /// field, so that the request can be repeated.
     pub request: Option<IdempotencyKey>,

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Binding, Cause, Lease};
+use super::{EndReason, Issuance, Lease};
 use crate::domain::{name::LeaseId, request::IdempotencyKey};
 
 /// Longest time for an issue; after that the lease counts as abandoned.
@@ -24,7 +24,7 @@ const QUARANTINE_AFTER: SignedDuration = SignedDuration::from_mins(30);
 
 /// Public part of the credentials, once AWS has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issued {
+pub struct IssuedTo {
     /// Access key id, `AKIA…` or `ASIA…`.
     pub access_key_id: String,
     /// Time of AWS's answer.
@@ -52,9 +52,9 @@ pub enum CredentialState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
     /// Credentials that had been handed out, if any.
-    pub issued: Option<Issued>,
+    pub issued: Option<IssuedTo>,
     /// Cause of the removal.
-    pub cause: Cause,
+    pub cause: EndReason,
     /// Time of the request to remove.
     pub asked_at: Timestamp,
     /// Latest time at which anything of the lease may have been made in AWS.
@@ -81,7 +81,7 @@ pub enum LeaseState {
     /// The credentials were handed out.
     Active {
         /// Credentials that were handed out.
-        issued: Issued,
+        issued: IssuedTo,
         /// State of those credentials.
         standing: CredentialState,
     },
@@ -92,16 +92,16 @@ pub enum LeaseState {
     /// The credentials are gone before their expiry, or were never handed out.
     Revoked {
         /// Credentials that had been handed out, if any.
-        issued: Option<Issued>,
+        issued: Option<IssuedTo>,
         /// Cause of the end.
-        cause: Cause,
+        cause: EndReason,
         /// Time of the end.
         at: Timestamp,
     },
     /// The credentials are gone because they expired.
     Expired {
         /// Credentials that had been handed out.
-        issued: Issued,
+        issued: IssuedTo,
         /// Time when the broker saw that the credentials were gone.
         at: Timestamp,
     },
@@ -137,7 +137,7 @@ pub struct InvalidTransition {
 impl Lease {
     /// Returns a lease that was requested at `now`.
     #[must_use]
-    pub fn request(binding: Binding, request: Option<IdempotencyKey>, now: Timestamp) -> Self {
+    pub fn request(binding: Issuance, request: Option<IdempotencyKey>, now: Timestamp) -> Self {
         Self {
             binding,
             request,
@@ -151,7 +151,7 @@ impl Lease {
 
     /// Returns the credentials that were handed out, if any.
     #[must_use]
-    pub const fn issued(&self) -> Option<&Issued> {
+    pub const fn issued(&self) -> Option<&IssuedTo> {
         match &self.state {
             LeaseState::Pending { .. } => None,
             LeaseState::Active { issued, .. } | LeaseState::Expired { issued, .. } => Some(issued),
@@ -176,14 +176,14 @@ impl Lease {
 
     /// Returns the cause of the end, while or after the lease ends.
     #[must_use]
-    pub const fn cause(&self) -> Option<&Cause> {
+    pub const fn cause(&self) -> Option<&EndReason> {
         match &self.state {
             LeaseState::Pending { .. } | LeaseState::Active { .. } => None,
             LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
                 Some(&removal.cause)
             }
             LeaseState::Revoked { cause, .. } => Some(cause),
-            LeaseState::Expired { .. } => Some(&Cause::Expired),
+            LeaseState::Expired { .. } => Some(&EndReason::Expired),
         }
     }
 
@@ -224,13 +224,13 @@ impl Lease {
     /// Returns whether an earlier attempt at the issue was not completed: AWS may have something of
     /// it already.
     #[must_use]
-    pub const fn is_taken_over(&self) -> bool {
+    pub const fn is_resumed_attempt(&self) -> bool {
         matches!(self.state, LeaseState::Pending { .. }) && self.revision > 0
     }
 
     /// Returns whether the credentials may be being issued or replaced at `now`.
     #[must_use]
-    pub fn is_being_made(&self, now: Timestamp) -> bool {
+    pub fn is_in_progress(&self, now: Timestamp) -> bool {
         match &self.state {
             LeaseState::Pending { deadline } => *deadline > now,
             LeaseState::Active {
@@ -271,10 +271,10 @@ impl Lease {
     /// The lease is not pending.
     pub fn resume(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         match self.state {
-            LeaseState::Pending { .. } => Ok(self.to(LeaseState::Pending {
+            LeaseState::Pending { .. } => Ok(self.transition_to(LeaseState::Pending {
                 deadline: now + PENDING_LIMIT,
             })),
-            _ => Err(self.refuse("be issued")),
+            _ => Err(self.invalid_transition("be issued")),
         }
     }
 
@@ -287,16 +287,16 @@ impl Lease {
             LeaseState::Pending { .. } => {
                 let nothing = LeaseState::Revoked {
                     issued: None,
-                    cause: Cause::NotIssued(words),
+                    cause: EndReason::NotIssued(words),
                     at: now,
                 };
                 Ok(Self {
                     request: None,
                     ..self
                 }
-                .to(nothing))
+                .transition_to(nothing))
             }
-            _ => Err(self.refuse("come to nothing")),
+            _ => Err(self.invalid_transition("come to nothing")),
         }
     }
 
@@ -304,17 +304,17 @@ impl Lease {
     ///
     /// # Errors
     /// The lease is neither pending nor being replaced.
-    pub fn activate(self, issued: Issued) -> Result<Self, InvalidTransition> {
+    pub fn activate(self, issued: IssuedTo) -> Result<Self, InvalidTransition> {
         match self.state {
             LeaseState::Pending { .. }
             | LeaseState::Active {
                 standing: CredentialState::Replacing { .. },
                 ..
-            } => Ok(self.to(LeaseState::Active {
+            } => Ok(self.transition_to(LeaseState::Active {
                 issued,
                 standing: CredentialState::Whole,
             })),
-            _ => Err(self.refuse("become active")),
+            _ => Err(self.invalid_transition("become active")),
         }
     }
 
@@ -327,12 +327,12 @@ impl Lease {
             LeaseState::Active { issued, .. } if issued.expires_at > now => {
                 let issued = issued.clone();
                 let until = now + PENDING_LIMIT;
-                Ok(self.to(LeaseState::Active {
+                Ok(self.transition_to(LeaseState::Active {
                     issued,
                     standing: CredentialState::Replacing { until },
                 }))
             }
-            _ => Err(self.refuse("be replaced")),
+            _ => Err(self.invalid_transition("be replaced")),
         }
     }
 
@@ -341,7 +341,7 @@ impl Lease {
     ///
     /// # Errors
     /// The lease is not being replaced.
-    pub fn keep(self, key_lost: bool) -> Result<Self, InvalidTransition> {
+    pub fn cancel_replacement(self, key_lost: bool) -> Result<Self, InvalidTransition> {
         match &self.state {
             LeaseState::Active {
                 issued,
@@ -353,9 +353,9 @@ impl Lease {
                 } else {
                     CredentialState::Whole
                 };
-                Ok(self.to(LeaseState::Active { issued, standing }))
+                Ok(self.transition_to(LeaseState::Active { issued, standing }))
             }
-            _ => Err(self.refuse("stay as it was")),
+            _ => Err(self.invalid_transition("stay as it was")),
         }
     }
 
@@ -371,15 +371,15 @@ impl Lease {
                 standing: standing @ (CredentialState::Whole | CredentialState::KeyLost),
             } if !self.binding.kind.is_session() && issued.expires_at > now => {
                 let (issued, standing) = (issued.clone(), *standing);
-                Ok(self.to(LeaseState::Active {
-                    issued: Issued {
+                Ok(self.transition_to(LeaseState::Active {
+                    issued: IssuedTo {
                         expires_at,
                         ..issued
                     },
                     standing,
                 }))
             }
-            _ => Err(self.refuse("be renewed")),
+            _ => Err(self.invalid_transition("be renewed")),
         }
     }
 
@@ -393,13 +393,17 @@ impl Lease {
     ///
     /// # Errors
     /// The lease has ended, and nothing of it can be left to revoke.
-    pub fn begin_revocation(self, cause: Cause, now: Timestamp) -> Result<Self, InvalidTransition> {
+    pub fn begin_revocation(
+        self,
+        cause: EndReason,
+        now: Timestamp,
+    ) -> Result<Self, InvalidTransition> {
         let session = self.binding.kind.is_session();
-        let due = |issued: Option<&Issued>, otherwise| {
+        let due = |issued: Option<&IssuedTo>, otherwise| {
             let ends = issued.filter(|_| session).map(|issued| issued.expires_at);
             ends.map_or(otherwise, |ends| ends.max(now))
         };
-        let begun = |issued: Option<Issued>, cause, made_by| Removal {
+        let begun = |issued: Option<IssuedTo>, cause, made_by| Removal {
             next_attempt_at: due(issued.as_ref(), now + CLAIM),
             issued,
             cause,
@@ -411,18 +415,18 @@ impl Lease {
         };
         match &self.state {
             LeaseState::Pending { deadline } => {
-                let came_to_nothing = matches!(cause, Cause::NotIssued(_));
+                let came_to_nothing = matches!(cause, EndReason::NotIssued(_));
                 let removal = Removal {
                     left_to_issuer: true,
                     next_attempt_at: now.max(*deadline),
                     ..begun(None, cause, *deadline)
                 };
                 let request = self.request.clone().filter(|_| !came_to_nothing);
-                Ok(Self { request, ..self }.to(LeaseState::Revoking(removal)))
+                Ok(Self { request, ..self }.transition_to(LeaseState::Revoking(removal)))
             }
             LeaseState::Active { issued, .. } => {
                 let removal = begun(Some(issued.clone()), cause, issued.at);
-                Ok(self.to(LeaseState::Revoking(removal)))
+                Ok(self.transition_to(LeaseState::Revoking(removal)))
             }
             LeaseState::Revoking(removal) | LeaseState::Quarantined(removal) => {
                 let held = self.is_in_flight(now);
@@ -432,7 +436,7 @@ impl Lease {
                     due(removal.issued.as_ref(), now + CLAIM)
                 };
                 let (cause, asked_at) = match (&removal.cause, cause) {
-                    (Cause::Expired | Cause::Released, revoked @ Cause::Revoked(_)) => {
+                    (EndReason::Expired | EndReason::Released, revoked @ EndReason::Revoked(_)) => {
                         (revoked, now)
                     }
                     (first, _) => (first.clone(), removal.asked_at),
@@ -443,25 +447,25 @@ impl Lease {
                     next_attempt_at,
                     ..removal.clone()
                 };
-                Ok(self.goes_on(again))
+                Ok(self.needs_more_work(again))
             }
             LeaseState::Expired { issued, .. }
             | LeaseState::Revoked {
                 issued: Some(issued),
-                cause: Cause::Expired | Cause::Released,
+                cause: EndReason::Expired | EndReason::Released,
                 ..
-            } if matches!(cause, Cause::Revoked(_)) => match self.access_may_live_until(now) {
+            } if matches!(cause, EndReason::Revoked(_)) => match self.access_may_live_until(now) {
                 Some(until) => {
                     let removal = Removal {
                         next_attempt_at: until,
                         ..begun(Some(issued.clone()), cause, issued.at)
                     };
-                    Ok(self.to(LeaseState::Revoking(removal)))
+                    Ok(self.transition_to(LeaseState::Revoking(removal)))
                 }
-                None => Err(self.refuse("be ended again")),
+                None => Err(self.invalid_transition("be ended again")),
             },
             LeaseState::Revoked { .. } | LeaseState::Expired { .. } => {
-                Err(self.refuse("be ended again"))
+                Err(self.invalid_transition("be ended again"))
             }
         }
     }
@@ -485,9 +489,9 @@ impl Lease {
                 if self.binding.kind.is_session() && issued.expires_at <= now =>
             {
                 let issued = issued.clone();
-                Ok(self.to(LeaseState::Expired { issued, at: now }))
+                Ok(self.transition_to(LeaseState::Expired { issued, at: now }))
             }
-            _ => Err(self.refuse("expire")),
+            _ => Err(self.invalid_transition("expire")),
         }
     }
 
@@ -497,12 +501,12 @@ impl Lease {
     /// The lease is not being removed.
     pub fn wait(self, until: Timestamp) -> Result<Self, InvalidTransition> {
         match self.removal().cloned() {
-            Some(removal) => Ok(self.goes_on(Removal {
+            Some(removal) => Ok(self.needs_more_work(Removal {
                 left_to_issuer: false,
                 next_attempt_at: until,
                 ..removal
             })),
-            None => Err(self.refuse("wait")),
+            None => Err(self.invalid_transition("wait")),
         }
     }
 
@@ -517,7 +521,7 @@ impl Lease {
         delay: SignedDuration,
     ) -> Result<Self, InvalidTransition> {
         let Some(removal) = self.removal().cloned() else {
-            return Err(self.refuse("be postponed"));
+            return Err(self.invalid_transition("be postponed"));
         };
         let failing_since = removal.failing_since.unwrap_or(now);
         let failed = Removal {
@@ -530,9 +534,9 @@ impl Lease {
         let hopeless = failed.attempts >= QUARANTINE_ATTEMPTS
             || now.duration_since(failing_since) >= QUARANTINE_AFTER;
         if hopeless {
-            Ok(self.to(LeaseState::Quarantined(failed)))
+            Ok(self.transition_to(LeaseState::Quarantined(failed)))
         } else {
-            Ok(self.goes_on(failed))
+            Ok(self.needs_more_work(failed))
         }
     }
 
@@ -542,12 +546,12 @@ impl Lease {
     /// The lease is not being removed.
     pub fn finish(self, now: Timestamp) -> Result<Self, InvalidTransition> {
         let Some(removal) = self.removal().cloned() else {
-            return Err(self.refuse("finish"));
+            return Err(self.invalid_transition("finish"));
         };
         let next = match removal {
             Removal {
                 issued: Some(issued),
-                cause: Cause::Expired,
+                cause: EndReason::Expired,
                 ..
             } => LeaseState::Expired { issued, at: now },
             Removal { issued, cause, .. } => LeaseState::Revoked {
@@ -556,19 +560,19 @@ impl Lease {
                 at: now,
             },
         };
-        Ok(self.to(next))
+        Ok(self.transition_to(next))
     }
 
     /// Returns the lease with the changed removal, still revoking or still quarantined.
-    fn goes_on(self, removal: Removal) -> Self {
+    fn needs_more_work(self, removal: Removal) -> Self {
         let state = match self.state {
             LeaseState::Quarantined(_) => LeaseState::Quarantined(removal),
             _ => LeaseState::Revoking(removal),
         };
-        self.to(state)
+        self.transition_to(state)
     }
 
-    fn to(self, state: LeaseState) -> Self {
+    fn transition_to(self, state: LeaseState) -> Self {
         Self {
             state,
             revision: self.revision + 1,
@@ -576,7 +580,7 @@ impl Lease {
         }
     }
 
-    fn refuse(&self, attempted: &'static str) -> InvalidTransition {
+    fn invalid_transition(&self, attempted: &'static str) -> InvalidTransition {
         InvalidTransition {
             lease_id: self.binding.lease_id.clone(),
             state: self.state.as_str(),

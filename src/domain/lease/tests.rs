@@ -14,7 +14,7 @@ fn lease_of(kind: Kind) -> Lease {
     let lease_id = LeaseId::new(at(1_000), &Counting);
     let grant: GrantName = "payments/uploads".parse().unwrap();
     let aws_name = aws_name(kind, &grant.service, &lease_id);
-    let binding = Binding {
+    let binding = Issuance {
         lease_id,
         grant,
         grant_version: 1,
@@ -35,8 +35,8 @@ fn lease() -> Lease {
     lease_of(Kind::IamUser)
 }
 
-fn issued() -> Issued {
-    Issued {
+fn issued() -> IssuedTo {
+    IssuedTo {
         access_key_id: "AKIAEXAMPLE".to_owned(),
         at: at(1_001),
         expires_at: at(4_600),
@@ -47,14 +47,14 @@ fn active() -> Lease {
     lease().activate(issued()).unwrap()
 }
 
-fn leaked() -> Cause {
-    Cause::Revoked("leaked".to_owned())
+fn leaked() -> EndReason {
+    EndReason::Revoked("leaked".to_owned())
 }
 
 #[test]
 fn a_lease_lives_from_pending_to_expired() {
     let lease = active()
-        .begin_revocation(Cause::Expired, at(4_600))
+        .begin_revocation(EndReason::Expired, at(4_600))
         .unwrap();
     let lease = lease.finish(at(4_601)).unwrap();
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_session_expires_by_itself_and_not_before_its_time() {
 fn a_lease_that_was_never_handed_out_ends_revoked_and_gives_its_request_back() {
     let nothing = || "x".to_owned();
     let taken_away = lease()
-        .begin_revocation(Cause::NotIssued(nothing()), at(1_010))
+        .begin_revocation(EndReason::NotIssued(nothing()), at(1_010))
         .and_then(|lease| lease.finish(at(1_011)));
     let never_made = lease().abandon(nothing(), at(1_010));
     for lease in [taken_away.unwrap(), never_made.unwrap()] {
@@ -96,7 +96,9 @@ fn a_lease_revoked_while_it_is_issued_is_left_to_its_issuer_until_the_deadline()
     let lease = lease().begin_revocation(leaked(), at(1_010)).unwrap();
     assert!(lease.is_in_flight(at(1_059)));
     assert!(!lease.is_in_flight(at(1_060)));
-    let again = lease.begin_revocation(Cause::Expired, at(1_020)).unwrap();
+    let again = lease
+        .begin_revocation(EndReason::Expired, at(1_020))
+        .unwrap();
     assert!(again.is_in_flight(at(1_059)));
     assert_eq!(again.due_at(), Some(at(1_060)));
     let failed = again.postpone(at(1_021), SECOND).unwrap();
@@ -110,7 +112,9 @@ fn a_second_revocation_keeps_the_first_cause_and_is_its_callers_for_a_minute() {
     let lease = lease
         .postpone(at(2_001), SignedDuration::from_mins(5))
         .unwrap();
-    let lease = lease.begin_revocation(Cause::Expired, at(2_002)).unwrap();
+    let lease = lease
+        .begin_revocation(EndReason::Expired, at(2_002))
+        .unwrap();
     assert_eq!(
         (lease.cause(), lease.due_at()),
         (Some(&leaked()), Some(at(2_062)))
@@ -119,7 +123,7 @@ fn a_second_revocation_keeps_the_first_cause_and_is_its_callers_for_a_minute() {
 
 #[test]
 fn what_merely_ends_is_revoked_when_somebody_revokes_it() {
-    for ends in [Cause::Expired, Cause::Released] {
+    for ends in [EndReason::Expired, EndReason::Released] {
         let ending = active().begin_revocation(ends, at(2_000)).unwrap();
         let revoked = ending.begin_revocation(leaked(), at(2_001)).unwrap();
         assert_eq!(revoked.cause(), Some(&leaked()));
@@ -136,7 +140,9 @@ fn ten_failures_or_half_an_hour_of_them_quarantine_a_lease_until_it_is_gone() {
         lease = lease.postpone(at(2_000 + attempt), SECOND).unwrap();
     }
     assert_eq!(lease.state.as_str(), "quarantined");
-    let again = lease.begin_revocation(Cause::Released, at(2_020)).unwrap();
+    let again = lease
+        .begin_revocation(EndReason::Released, at(2_020))
+        .unwrap();
     assert_eq!(
         (again.state.as_str(), again.due_at()),
         ("quarantined", Some(at(2_080)))
@@ -171,7 +177,7 @@ fn what_aws_does_not_show_may_appear_for_five_minutes_after_it_may_have_been_mad
     let pending = lease();
     assert_eq!(pending.may_appear_until(at(1_359)), Some(at(1_360)));
     let abandoned = pending
-        .begin_revocation(Cause::NotIssued(String::new()), at(1_060))
+        .begin_revocation(EndReason::NotIssued(String::new()), at(1_060))
         .unwrap();
     assert_eq!(abandoned.may_appear_until(at(1_359)), Some(at(1_360)));
     assert_eq!(abandoned.may_appear_until(at(1_360)), None);
@@ -184,10 +190,10 @@ fn a_replacement_keeps_the_lease_and_its_request() {
     let replacing = active().begin_replacement(at(1_100)).unwrap();
     assert_eq!(replacing.due_at(), Some(at(1_160)));
     assert_eq!(replacing.issued(), Some(&issued()));
-    let kept = replacing.clone().keep(false).unwrap();
+    let kept = replacing.clone().cancel_replacement(false).unwrap();
     assert_eq!(kept.state, active().state);
     assert!(replacing.clone().extend(at(9_000), at(1_101)).is_err());
-    let other = Issued {
+    let other = IssuedTo {
         access_key_id: "AKIAOTHER".to_owned(),
         ..issued()
     };
@@ -195,14 +201,14 @@ fn a_replacement_keeps_the_lease_and_its_request() {
     assert_eq!(replaced.issued(), Some(&other));
     assert_eq!(replaced.request, active().request);
     assert!(replaced.clone().activate(issued()).is_err());
-    assert!(replaced.keep(false).is_err());
+    assert!(replaced.cancel_replacement(false).is_err());
     assert!(active().begin_replacement(at(4_600)).is_err());
 }
 
 #[test]
 fn a_lease_whose_key_is_lost_lives_on_and_gets_another() {
     let replacing = active().begin_replacement(at(1_100)).unwrap();
-    let lost = replacing.keep(true).unwrap();
+    let lost = replacing.cancel_replacement(true).unwrap();
     let standing = |lease: &Lease| match lease.state {
         LeaseState::Active { standing, .. } => Some(standing),
         _ => None,
@@ -234,13 +240,13 @@ fn an_ended_session_is_revoked_while_access_made_from_it_may_live() {
         let session = lease_of(kind).activate(issued()).unwrap();
         let expired = session.clone().expire(at(4_600)).unwrap();
         let released = session
-            .begin_revocation(Cause::Released, at(2_000))
+            .begin_revocation(EndReason::Released, at(2_000))
             .and_then(|lease| lease.finish(at(4_600)))
             .unwrap();
         for ended in [expired, released] {
             let late = ended.clone().begin_revocation(leaked(), at(until));
             assert!(late.is_err(), "{kind}");
-            for not_revoked in [Cause::Released, Cause::Expired] {
+            for not_revoked in [EndReason::Released, EndReason::Expired] {
                 let again = ended.clone().begin_revocation(not_revoked, at(5_000));
                 assert!(again.is_err(), "{kind}");
             }
@@ -251,7 +257,7 @@ fn an_ended_session_is_revoked_while_access_made_from_it_may_live() {
             assert!(revoked.begin_revocation(leaked(), at(until - 1)).is_err());
         }
     }
-    let user = active().begin_revocation(Cause::Expired, at(4_600));
+    let user = active().begin_revocation(EndReason::Expired, at(4_600));
     let gone = user.and_then(|lease| lease.finish(at(4_601))).unwrap();
     assert!(gone.begin_revocation(leaked(), at(4_602)).is_err());
 }
@@ -268,11 +274,11 @@ fn only_a_living_user_is_renewed() {
 #[test]
 fn causes_read_back_as_they_were_written() {
     for cause in [
-        Cause::Expired,
-        Cause::Released,
-        Cause::Revoked(String::new()),
-        Cause::Revoked("key: found on the internet".to_owned()),
-        Cause::NotIssued("AccessDenied".to_owned()),
+        EndReason::Expired,
+        EndReason::Released,
+        EndReason::Revoked(String::new()),
+        EndReason::Revoked("key: found on the internet".to_owned()),
+        EndReason::NotIssued("AccessDenied".to_owned()),
     ] {
         assert_eq!(cause.to_string().parse(), Ok(cause));
     }
@@ -290,7 +296,7 @@ fn names_in_aws_fit_their_bounds_and_name_the_service() {
         let user = aws_name(Kind::IamUser, service, &lease);
         assert!(user.len() <= 64);
         assert_eq!(
-            told_by_user_name(&user),
+            parse_user_name(&user),
             Some((service.clone(), lease.clone()))
         );
         assert!(aws_name(Kind::FederationToken, service, &lease).len() <= 32);
@@ -298,7 +304,7 @@ fn names_in_aws_fit_their_bounds_and_name_the_service() {
     assert!(aws_name(Kind::FederationToken, &brief, &lease).starts_with("api."));
     assert!(aws_name(Kind::FederationToken, &long, &lease).starts_with("a-very-lo+"));
     for strange in ["alice", "api.x", "API.0123456789abcdefghijklmnop"] {
-        assert_eq!(told_by_user_name(strange), None, "{strange}");
+        assert_eq!(parse_user_name(strange), None, "{strange}");
     }
 }
 
@@ -445,7 +451,7 @@ impl Model {
 }
 
 fn take(lease: Lease, step: Step, now: i64) -> Result<Lease, InvalidTransition> {
-    let issued = Issued {
+    let issued = IssuedTo {
         access_key_id: format!("AKIA{now}"),
         at: at(now),
         expires_at: at(now + 3_600),
@@ -454,12 +460,12 @@ fn take(lease: Lease, step: Step, now: i64) -> Result<Lease, InvalidTransition> 
         Step::Resume => lease.resume(at(now)),
         Step::Activate => lease.activate(issued),
         Step::BeginReplacement => lease.begin_replacement(at(now)),
-        Step::Keep => lease.keep(false),
-        Step::LoseKey => lease.keep(true),
+        Step::Keep => lease.cancel_replacement(false),
+        Step::LoseKey => lease.cancel_replacement(true),
         Step::Extend => lease.extend(at(now + 7_200), at(now)),
         Step::Abandon => lease.abandon("AWS_THROTTLED".to_owned(), at(now)),
         Step::Revoke => lease.begin_revocation(leaked(), at(now)),
-        Step::RunOut => lease.begin_revocation(Cause::Expired, at(now)),
+        Step::RunOut => lease.begin_revocation(EndReason::Expired, at(now)),
         Step::Expire => lease.expire(at(now)),
         Step::Wait => lease.wait(at(now + 30)),
         Step::Fail => lease.postpone(at(now), SECOND),

@@ -20,7 +20,7 @@ pub struct Breadth {
     /// Index of the statement, from 0.
     pub statement: usize,
     /// Reason why the statement is broad.
-    pub what: Excess,
+    pub what: OverbroadReason,
 }
 
 impl fmt::Display for Breadth {
@@ -34,7 +34,7 @@ impl fmt::Display for Breadth {
 /// An action or resource in it is shortened to 40 characters and escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Excess {
+pub enum OverbroadReason {
     /// The policy allows every action on every resource.
     Everything {
         /// Action pattern that covers every action.
@@ -73,7 +73,7 @@ pub enum Excess {
     },
 }
 
-impl fmt::Display for Excess {
+impl fmt::Display for OverbroadReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Everything { action } => {
@@ -107,19 +107,19 @@ impl fmt::Display for Excess {
 /// that is not listed here.
 /// <https://docs.aws.amazon.com/aws-managed-policy/latest/reference/policy-list.html>
 #[must_use]
-pub fn breadth_of_managed(policy: &PolicyArn) -> Option<Excess> {
+pub fn breadth_of_managed(policy: &PolicyArn) -> Option<OverbroadReason> {
     if !policy.is_aws_managed() {
         return None;
     }
     let name = policy.path_and_name();
     match name {
-        "AdministratorAccess" => Some(Excess::Everything {
+        "AdministratorAccess" => Some(OverbroadReason::Everything {
             action: "*".to_owned(),
         }),
-        "PowerUserAccess" => Some(Excess::NotActionEverywhere),
+        "PowerUserAccess" => Some(OverbroadReason::NotActionEverywhere),
         _ => {
             let (_, action) = REACH_IAM.iter().find(|(listed, _)| *listed == name)?;
-            Some(Excess::Iam {
+            Some(OverbroadReason::Iam {
                 action: (*action).to_owned(),
             })
         }
@@ -172,7 +172,7 @@ pub(super) fn of(statements: &[Statement]) -> Vec<Breadth> {
     found.collect()
 }
 
-fn excesses(statement: &Statement) -> Vec<Excess> {
+fn excesses(statement: &Statement) -> Vec<OverbroadReason> {
     match (statement.effect, &statement.actions) {
         (Effect::Deny, _) => Vec::new(),
         (Effect::Allow, Actions::Only(actions)) => by_action(actions, &statement.resources),
@@ -180,18 +180,20 @@ fn excesses(statement: &Statement) -> Vec<Excess> {
     }
 }
 
-fn by_action(actions: &Texts, resources: &Resources) -> Vec<Excess> {
+fn by_action(actions: &Texts, resources: &Resources) -> Vec<OverbroadReason> {
     let every = first(actions, |action| halves_hold(action, EVERY_ACTION, covers));
     let everywhere = every.and_then(|action| match resources {
-        Resources::Only(texts) if is_everywhere(texts) => Some(Excess::Everything { action }),
+        Resources::Only(texts) if is_everywhere(texts) => {
+            Some(OverbroadReason::Everything { action })
+        }
         Resources::Only(_) => None,
-        Resources::AllBut(_) => Some(Excess::NotResource { action }),
+        Resources::AllBut(_) => Some(OverbroadReason::NotResource { action }),
     });
     let iam = first(actions, |action| halves_hold(action, "iam:*", intersects))
-        .map(|action| Excess::Iam { action });
+        .map(|action| OverbroadReason::Iam { action });
     let minting = sts().find_map(|mints| {
         let action = first(actions, |action| halves_hold(action, mints, intersects))?;
-        Some(Excess::Minting { action, mints })
+        Some(OverbroadReason::Minting { action, mints })
     });
     let outliving = minting.is_none().then(|| outliving(actions)).flatten();
     [everywhere, iam, minting, outliving]
@@ -202,7 +204,7 @@ fn by_action(actions: &Texts, resources: &Resources) -> Vec<Excess> {
 
 /// Returns the first action that one of [`OUTLIVING_ACTIONS`] covers, except `iam:*`. A wildcard
 /// that reaches further, such as `s3:*`, is meant for other actions, and the guard denies the few.
-fn outliving(actions: &Texts) -> Option<Excess> {
+fn outliving(actions: &Texts) -> Option<OverbroadReason> {
     let beyond_iam = |pattern: &&&str| **pattern != "iam:*";
     let meant = |action: &str| {
         OUTLIVING_ACTIONS
@@ -210,10 +212,10 @@ fn outliving(actions: &Texts) -> Option<Excess> {
             .filter(beyond_iam)
             .any(|pattern| halves_hold(pattern, action, covers))
     };
-    first(actions, meant).map(|action| Excess::Outliving { action })
+    first(actions, meant).map(|action| OverbroadReason::Outliving { action })
 }
 
-fn by_not_action(named: &Texts, resources: &Resources) -> Vec<Excess> {
+fn by_not_action(named: &Texts, resources: &Resources) -> Vec<OverbroadReason> {
     let excludes = |part: &str| first(named, |whole| halves_hold(whole, part, covers)).is_some();
     if excludes(EVERY_ACTION) {
         return Vec::new();
@@ -221,10 +223,12 @@ fn by_not_action(named: &Texts, resources: &Resources) -> Vec<Excess> {
     let kept = MINTING_ACTIONS
         .into_iter()
         .find(|minting| !excludes(minting));
-    let kept = kept.map(|kept| Excess::NotActionKeeps { kept });
+    let kept = kept.map(|kept| OverbroadReason::NotActionKeeps { kept });
     let everywhere = match resources {
-        Resources::Only(texts) => is_everywhere(texts).then_some(Excess::NotActionEverywhere),
-        Resources::AllBut(_) => Some(Excess::NotResource {
+        Resources::Only(texts) => {
+            is_everywhere(texts).then_some(OverbroadReason::NotActionEverywhere)
+        }
+        Resources::AllBut(_) => Some(OverbroadReason::NotResource {
             action: "NotAction".to_owned(),
         }),
     };
@@ -275,7 +279,7 @@ mod tests {
 
     /// Returns what is broad in a narrow statement with `changes`: keys replaced, or removed if
     /// null.
-    fn found(changes: &Value) -> Vec<Excess> {
+    fn found(changes: &Value) -> Vec<OverbroadReason> {
         let mut statement =
             json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::b/*"});
         for (key, value) in changes.as_object().unwrap() {
@@ -302,12 +306,15 @@ mod tests {
             );
             assert_eq!(
                 excesses[0],
-                Excess::Everything {
+                OverbroadReason::Everything {
                     action: everything.to_owned()
                 }
             );
             assert!(
-                matches!(excesses[1..], [Excess::Iam { .. }, Excess::Minting { .. }]),
+                matches!(
+                    excesses[1..],
+                    [OverbroadReason::Iam { .. }, OverbroadReason::Minting { .. }]
+                ),
                 "{excesses:?}"
             );
         }
@@ -326,7 +333,7 @@ mod tests {
                 found(&json!({"Action": action, "Resource": "arn:aws:iam::123456789012:user/x"}));
             assert_eq!(
                 excesses,
-                [Excess::Iam {
+                [OverbroadReason::Iam {
                     action: action.to_owned()
                 }]
             );
@@ -349,7 +356,7 @@ mod tests {
         ] {
             let excesses = found(&json!({"Action": action}));
             assert!(
-                matches!(excesses[..], [Excess::Minting { .. }]),
+                matches!(excesses[..], [OverbroadReason::Minting { .. }]),
                 "{action}: {excesses:?}"
             );
         }
@@ -369,7 +376,7 @@ mod tests {
             "lakeformation:GetTemporaryGlue*",
             "organizations:CreateAccount",
         ] {
-            let told = Excess::Outliving {
+            let told = OverbroadReason::Outliving {
                 action: action.to_owned(),
             };
             assert_eq!(found(&json!({"Action": ["s3:GetObject", action]})), [told]);
@@ -392,16 +399,19 @@ mod tests {
         let named = json!({"Action": null, "NotAction": MINTING_ACTIONS.map(str::to_uppercase)});
         assert_eq!(found(&named), []);
         let everywhere = json!({"Action": null, "NotAction": ["iam:*", "sts:*"], "Resource": "*"});
-        assert_eq!(found(&everywhere), [Excess::NotActionEverywhere]);
+        assert_eq!(found(&everywhere), [OverbroadReason::NotActionEverywhere]);
         let keeps = json!({"Action": null, "NotAction": ["iam:*", "sts:Assume*", "sts:GetFederationToken"]});
         assert_eq!(
             found(&keeps),
-            [Excess::NotActionKeeps {
+            [OverbroadReason::NotActionKeeps {
                 kept: "sts:GetSessionToken"
             }]
         );
         let partly = json!({"Action": null, "NotAction": ["iam:Create*", "sts:*"]});
-        assert_eq!(found(&partly), [Excess::NotActionKeeps { kept: "iam:*" }]);
+        assert_eq!(
+            found(&partly),
+            [OverbroadReason::NotActionKeeps { kept: "iam:*" }]
+        );
         assert_eq!(
             found(&json!({"Action": null, "NotAction": "*", "Resource": "*"})),
             []
@@ -414,14 +424,14 @@ mod tests {
             found(&json!({"Action": "*", "Resource": null, "NotResource": "arn:aws:s3:::b/*"}));
         assert_eq!(
             excesses[0],
-            Excess::NotResource {
+            OverbroadReason::NotResource {
                 action: "*".to_owned()
             }
         );
         let both = json!({"Action": null, "NotAction": ["iam:*", "sts:*"], "Resource": null, "NotResource": "arn:aws:s3:::b"});
         assert_eq!(
             found(&both),
-            [Excess::NotResource {
+            [OverbroadReason::NotResource {
                 action: "NotAction".to_owned()
             }]
         );
@@ -457,17 +467,17 @@ mod tests {
         let of = |arn: &str| breadth_of_managed(&arn.parse().unwrap());
         assert_eq!(
             of("arn:aws-cn:iam::aws:policy/AdministratorAccess"),
-            Some(Excess::Everything {
+            Some(OverbroadReason::Everything {
                 action: "*".to_owned()
             })
         );
         assert_eq!(
             of("arn:aws:iam::aws:policy/PowerUserAccess"),
-            Some(Excess::NotActionEverywhere)
+            Some(OverbroadReason::NotActionEverywhere)
         );
         assert_eq!(
             of("arn:aws:iam::aws:policy/IAMFullAccess"),
-            Some(Excess::Iam {
+            Some(OverbroadReason::Iam {
                 action: "iam:*".to_owned()
             })
         );

@@ -23,7 +23,7 @@ mod pattern;
 mod tests;
 mod tree;
 
-pub use breadth::{Breadth, Excess, breadth_of_managed};
+pub use breadth::{Breadth, OverbroadReason, breadth_of_managed};
 pub use error::{PolicyError, Problem};
 pub use guard::{OUTLIVING_ACTIONS, Strength, boundary, guard_alone, strength};
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     broker::ports::{Approvals, StoreError},
     domain::{
-        approval::{Approval, ApprovalId, Change, OPEN_MAX, Person},
+        approval::{Approval, ApprovalId, ApprovedChange, OPEN_MAX, Person},
         audit::AuditEvent,
     },
 };
@@ -132,7 +132,7 @@ fn approval(row: &Row) -> Result<Approval, StoreError> {
     let approver_proof: Option<String> = get(row, "approver_proof")?;
     Ok(Approval {
         id: parse(row, TABLE, "approval_id")?,
-        change: Change::from_json(&change).map_err(|error| inconsistent(TABLE, error))?,
+        change: ApprovedChange::from_json(&change).map_err(|error| inconsistent(TABLE, error))?,
         requested_by: Person {
             name: parse(row, TABLE, "requested_by")?,
             proof: get(row, "requester_proof")?,

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     audit::{
         tile::{HEIGHT, Tile, WIDTH},
-        tree::{EMPTY, Edge, Hash, Node, leaf_hash},
+        tree::{EMPTY, Frontier, Hash, Node, leaf_hash},
     },
     broker::ports::{LogCheck, StoreError},
     domain::audit::AuditRecord,
@@ -22,7 +22,11 @@ const AT_ONCE: i64 = 4096;
 
 /// Reads the whole log, checks it against itself, and returns its roots at each of `sizes`. Pruned
 /// records are represented by the stored roots of their bundles.
-pub(super) async fn check(pool: &Pool, sizes: &[u64], seen: &Edge) -> Result<LogCheck, StoreError> {
+pub(super) async fn check(
+    pool: &Pool,
+    sizes: &[u64],
+    seen: &Frontier,
+) -> Result<LogCheck, StoreError> {
     // A snapshot: records may be written meanwhile.
     let snapshot = pool.begin_with(dialect::BEGIN_SNAPSHOT);
     let mut tx = snapshot.await.map_err(store_error)?;
@@ -94,7 +98,7 @@ fn damaged(number: u64, what: &str) -> LogCheck {
 /// Records read so far, as the values computed from them.
 struct Reading<'s> {
     sizes: &'s [u64],
-    tree: Edge,
+    tree: Frontier,
     tiles: Vec<(u8, u64, Vec<u8>)>,
     roots: BTreeMap<u64, Hash>,
     spans: Vec<(i64, i64)>,
@@ -108,7 +112,7 @@ impl<'s> Reading<'s> {
     fn over(bundles: &[Hash], sizes: &'s [u64]) -> Self {
         let mut reading = Self {
             sizes,
-            tree: Edge::default(),
+            tree: Frontier::default(),
             tiles: Vec::new(),
             roots: BTreeMap::from([(0, EMPTY)]),
             spans: Vec::new(),

@@ -16,7 +16,10 @@ use crate::{
     broker::ports::{Denials, KeyReach, RevokeTarget, Revoked, StoreError},
     domain::{
         arn::RoleArn,
-        denial::{Against, Attempts, Concerned, Denial, DenialState, Scope, Session},
+        denial::{
+            AffectedSessions, Denial, DenialSession, DenialState, DenialSubject, FailedAttempts,
+            Scope,
+        },
         grant::{Grant, KindSpec},
         lease::Lease,
         name::{GrantName, Name},
@@ -66,7 +69,7 @@ pub(super) async fn ask_for_lease(
         return Ok(Vec::new());
     };
     let scope = Scope::Lease(lease.binding.lease_id.clone());
-    let session = Session::of(&lease);
+    let session = DenialSession::of(&lease);
     ask(tx, &scope, session.as_slice(), asked_at).await
 }
 
@@ -74,13 +77,13 @@ pub(super) async fn ask_for_lease(
 async fn ask(
     tx: &mut Connection,
     scope: &Scope,
-    sessions: &[Session],
+    sessions: &[DenialSession],
     now: Timestamp,
 ) -> Result<Vec<Denial>, StoreError> {
     let mut asked = Vec::new();
     for concerned in concerned(tx, scope, sessions, now).await? {
         let standing = find(tx, &concerned.against).await?;
-        let denial = Denial::ask(concerned, standing.as_ref(), now);
+        let denial = Denial::request(concerned, standing.as_ref(), now);
         put(tx, &denial).await?;
         asked.push(denial);
     }
@@ -91,11 +94,11 @@ async fn ask(
 pub(super) async fn concerned(
     connection: &mut Connection,
     scope: &Scope,
-    sessions: &[Session],
+    sessions: &[DenialSession],
     now: Timestamp,
-) -> Result<Vec<Concerned>, StoreError> {
+) -> Result<Vec<AffectedSessions>, StoreError> {
     let mut found = Vec::new();
-    for (holder, mut concerned) in Concerned::of(scope, sessions, now) {
+    for (holder, mut concerned) in AffectedSessions::of(scope, sessions, now) {
         let useful = sessions.iter().filter(|s| s.may_be_of_use(now));
         let grants = useful
             .filter(|session| session.holder == holder)
@@ -131,7 +134,7 @@ async fn bear_source_identity(
     Ok(false)
 }
 
-async fn find(tx: &mut Connection, against: &Against) -> Result<Option<Denial>, StoreError> {
+async fn find(tx: &mut Connection, against: &DenialSubject) -> Result<Option<Denial>, StoreError> {
     let row =
         sqlx::query("SELECT * FROM denials WHERE service = $1 AND holder = $2 AND scope = $3")
             .bind(against.service.as_str())
@@ -147,7 +150,7 @@ async fn find(tx: &mut Connection, against: &Against) -> Result<Option<Denial>, 
 async fn put(tx: &mut Connection, denial: &Denial) -> Result<(), StoreError> {
     let against = &denial.against;
     let (refused_at, attempts) = match &denial.state {
-        DenialState::Refused { at } => (Some(*at), Attempts::default()),
+        DenialState::Refused { at } => (Some(*at), FailedAttempts::default()),
         DenialState::Open(attempts) => (None, attempts.clone()),
     };
     let done = sqlx::query(
@@ -224,7 +227,7 @@ pub(super) async fn spare_new_sessions(
 ) -> Result<(), StoreError> {
     for denial in of_service(&mut *tx, service).await? {
         if denial.against.scope == Scope::Service && !denial.spares_newer {
-            put(tx, &denial.spare_newer(now)).await?;
+            put(tx, &denial.exclude_new_sessions(now)).await?;
         }
     }
     Ok(())
@@ -329,7 +332,7 @@ fn denial(row: &Row) -> Result<Denial, StoreError> {
             service: service.clone(),
             grant: parse(row, TABLE, "grant_name")?,
         },
-        against: Against {
+        against: DenialSubject {
             holder: parse(row, TABLE, "holder")?,
             service,
             scope: parse(row, TABLE, "scope")?,
@@ -344,7 +347,7 @@ fn denial(row: &Row) -> Result<Denial, StoreError> {
         lasts_until: time(row, TABLE, "lasts_until")?,
         state: match time_optional(row, TABLE, "refused_at")? {
             Some(at) => DenialState::Refused { at },
-            None => DenialState::Open(Attempts {
+            None => DenialState::Open(FailedAttempts {
                 count: u32::try_from(count(row, "attempts")?).unwrap_or(u32::MAX),
                 failure: parse_optional(row, TABLE, "failure")?,
             }),

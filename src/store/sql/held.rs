@@ -34,7 +34,7 @@ pub(in super::super) async fn held(
     let leases = leases::live(&mut reader, target.service(), grant).await?;
     let last = leases::last_sessions(&mut reader, target.service(), grant).await?;
     let concerned = denials::concerned(&mut reader, &scope, &last.sessions, now).await?;
-    let denial = |concerned| Denial::ask(concerned, None, now);
+    let denial = |concerned| Denial::request(concerned, None, now);
     Ok(Some(ServiceHoldings {
         account,
         denials: concerned.into_iter().map(denial).collect(),

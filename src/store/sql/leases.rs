@@ -15,9 +15,9 @@ use crate::{
     broker::ports::{BeginOutcome, LeaseFilter, PageRequest, StoreError},
     domain::{
         credential::KeyId,
-        denial::{Holder, Session},
+        denial::{DenialSession, PolicyOwner},
         grant::Kind,
-        lease::{Binding, Cause, CredentialState, Issued, Lease, LeaseState, Removal},
+        lease::{CredentialState, EndReason, Issuance, IssuedTo, Lease, LeaseState, Removal},
         name::{GrantName, LeaseId, Name},
         request::{IdempotencyKey, RequestId},
         service::Suspension,
@@ -54,7 +54,7 @@ pub(super) async fn insert_all(
                 .push_bind(binding.renews.as_ref().map(LeaseId::as_str))
                 .push_bind(micros(lease.requested_at))
                 .push_bind(lease.request.as_ref().map(|request| &request.digest[..]))
-                .push_bind(binding.holder.as_ref().map(Holder::as_str));
+                .push_bind(binding.holder.as_ref().map(PolicyOwner::as_str));
         });
         query.push(
             ") AS new
@@ -269,7 +269,7 @@ pub(super) async fn count_live(
 /// Newest sessions of a service.
 pub(super) struct LastSessions {
     /// Session that expires last, for each grant version at each role and user.
-    pub(super) sessions: Vec<Session>,
+    pub(super) sessions: Vec<DenialSession>,
     /// Number of unreadable sessions whose leases have ended.
     pub(super) unreadable_ended: u64,
 }
@@ -325,8 +325,8 @@ pub(super) async fn last_sessions(
     }
 }
 
-pub(super) fn session(row: &Row) -> Result<Session, StoreError> {
-    Ok(Session {
+pub(super) fn session(row: &Row) -> Result<DenialSession, StoreError> {
+    Ok(DenialSession {
         grant: GrantName {
             service: parse(row, TABLE, "service")?,
             grant: parse(row, TABLE, "grant_name")?,
@@ -348,7 +348,7 @@ pub(super) async fn begin_revoking_all(
     let mut revoking = Vec::with_capacity(live.len());
     for before in live {
         let from = before.revision;
-        let cause = Cause::Revoked(suspension.reason.clone().unwrap_or_default());
+        let cause = EndReason::Revoked(suspension.reason.clone().unwrap_or_default());
         let after = before
             .begin_revocation(cause, suspension.at)
             .map_err(|refused| inconsistent(TABLE, refused))?;
@@ -494,7 +494,7 @@ fn readable(row: &Row) -> Option<Lease> {
 
 fn lease(row: &Row) -> Result<Lease, StoreError> {
     Ok(Lease {
-        binding: Binding {
+        binding: Issuance {
             lease_id: parse(row, TABLE, "lease_id")?,
             grant: GrantName {
                 service: parse(row, TABLE, "service")?,
@@ -532,7 +532,7 @@ fn request(row: &Row) -> Result<Option<IdempotencyKey>, StoreError> {
 fn state(row: &Row) -> Result<LeaseState, StoreError> {
     let name: String = column(row, "state")?;
     let issued = issued(row)?;
-    let must = |issued: Option<Issued>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
+    let must = |issued: Option<IssuedTo>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
     match name.as_str() {
         "pending" => Ok(LeaseState::Pending {
             deadline: time(row, TABLE, "due_at")?,
@@ -565,7 +565,7 @@ fn standing(row: &Row) -> Result<CredentialState, StoreError> {
     })
 }
 
-fn removal(row: &Row, issued: Option<Issued>) -> Result<Removal, StoreError> {
+fn removal(row: &Row, issued: Option<IssuedTo>) -> Result<Removal, StoreError> {
     Ok(Removal {
         issued,
         cause: cause(row)?,
@@ -578,15 +578,15 @@ fn removal(row: &Row, issued: Option<Issued>) -> Result<Removal, StoreError> {
     })
 }
 
-fn cause(row: &Row) -> Result<Cause, StoreError> {
+fn cause(row: &Row) -> Result<EndReason, StoreError> {
     parse_optional(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
 }
 
-fn issued(row: &Row) -> Result<Option<Issued>, StoreError> {
+fn issued(row: &Row) -> Result<Option<IssuedTo>, StoreError> {
     let access_key_id: Option<String> = column(row, "access_key_id")?;
     access_key_id
         .map(|access_key_id| {
-            Ok(Issued {
+            Ok(IssuedTo {
                 access_key_id,
                 at: time(row, TABLE, "issued_at")?,
                 expires_at: time(row, TABLE, "expires_at")?,

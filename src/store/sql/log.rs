@@ -13,7 +13,7 @@ use crate::{
     audit::{
         leaf,
         tile::{Tile, Tiles, WIDTH},
-        tree::{Edge, HASH_LENGTH, Hash, Node, leaf_hash},
+        tree::{Frontier, HASH_LENGTH, Hash, Node, leaf_hash},
     },
     broker::ports::{KeptCheckpoint, LogKey, StoreError},
     domain::{
@@ -29,7 +29,7 @@ const TABLE: &str = "audit";
 pub(super) struct Log {
     /// Size of the log before the transaction.
     from: u64,
-    pub(super) edge: Edge,
+    pub(super) edge: Frontier,
     /// Records to write, with their leaves.
     rows: Vec<(AuditRecord, Vec<u8>)>,
     /// Roots of the tiles that these records fill.
@@ -39,12 +39,15 @@ pub(super) struct Log {
 const EDGE: &str = "SELECT size, subtrees FROM audit_edge";
 
 /// Reads the stored edge.
-pub(super) async fn stored_edge(connection: &mut Connection) -> Result<Edge, StoreError> {
+pub(super) async fn stored_edge(connection: &mut Connection) -> Result<Frontier, StoreError> {
     edge_by(connection, EDGE).await
 }
 
 /// Returns the current edge, for a reader. `seen` was committed or read by this broker.
-pub(super) async fn head(connection: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
+pub(super) async fn head(
+    connection: &mut Connection,
+    seen: &Frontier,
+) -> Result<Frontier, StoreError> {
     match dialect::LOCK_EDGE {
         None => Ok(seen.clone()),
         Some(_) => following(stored_edge(connection).await?, seen),
@@ -53,7 +56,7 @@ pub(super) async fn head(connection: &mut Connection, seen: &Edge) -> Result<Edg
 
 /// Returns the current edge, for a writer, and locks it against other writers until the transaction
 /// ends.
-pub(super) async fn lock(tx: &mut Connection, seen: &Edge) -> Result<Edge, StoreError> {
+pub(super) async fn lock(tx: &mut Connection, seen: &Frontier) -> Result<Frontier, StoreError> {
     match dialect::LOCK_EDGE {
         None => Ok(seen.clone()),
         Some(locking) => following(edge_by(tx, locking).await?, seen),
@@ -61,7 +64,7 @@ pub(super) async fn lock(tx: &mut Connection, seen: &Edge) -> Result<Edge, Store
 }
 
 /// Checks that no committed record was lost or changed: `edge` must follow `seen`.
-fn following(edge: Edge, seen: &Edge) -> Result<Edge, StoreError> {
+fn following(edge: Frontier, seen: &Frontier) -> Result<Frontier, StoreError> {
     if edge.size() < seen.size() || edge.size() == seen.size() && edge != *seen {
         let (now, then) = (edge.size(), seen.size());
         let lost = format!("it ends at record {now}, and had {then} that were durable");
@@ -70,7 +73,7 @@ fn following(edge: Edge, seen: &Edge) -> Result<Edge, StoreError> {
     Ok(edge)
 }
 
-async fn edge_by(connection: &mut Connection, query: &'static str) -> Result<Edge, StoreError> {
+async fn edge_by(connection: &mut Connection, query: &'static str) -> Result<Frontier, StoreError> {
     let row = sqlx::query(query)
         .fetch_one(connection)
         .await
@@ -78,12 +81,12 @@ async fn edge_by(connection: &mut Connection, query: &'static str) -> Result<Edg
     let (size, bytes): (i64, Vec<u8>) = (get(&row, "size")?, get(&row, "subtrees")?);
     let (subtrees, rest) = bytes.as_chunks::<HASH_LENGTH>();
     let size = u64::try_from(size).ok().filter(|_| rest.is_empty());
-    let edge = size.and_then(|size| Edge::new(size, subtrees.to_vec()));
+    let edge = size.and_then(|size| Frontier::new(size, subtrees.to_vec()));
     edge.ok_or_else(|| inconsistent("audit_edge", "its size and hashes differ"))
 }
 
 impl Log {
-    pub(super) const fn new(edge: Edge) -> Self {
+    pub(super) const fn new(edge: Frontier) -> Self {
         Self {
             from: edge.size(),
             edge,
@@ -138,7 +141,7 @@ impl Log {
         let Some((record, leaf)) = self.rows.last() else {
             return Ok(false);
         };
-        lock(tx, &Edge::default()).await?;
+        lock(tx, &Frontier::default()).await?;
         let stored: Option<Vec<u8>> = sqlx::query_scalar("SELECT leaf FROM audit WHERE seq = $1")
             .bind(record.seq.cast_signed())
             .fetch_optional(tx)

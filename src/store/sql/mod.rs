@@ -36,7 +36,7 @@ use super::dialect::{self, Connection, Guard, Pool};
 use crate::{
     audit::{
         tile::{Tile, Tiles},
-        tree::Edge,
+        tree::Frontier,
     },
     broker::ports::{
         AuditFilter, BeginOutcome, CosignedCheckpoint, Denials, KeptCheckpoint, KeyReach,
@@ -48,7 +48,7 @@ use crate::{
         arn::AccountId,
         audit::{AuditEvent, AuditRecord},
         credential::KeyId,
-        denial::{Denial, Session},
+        denial::{Denial, DenialSession},
         grant::Grant,
         lease::Lease,
         name::{GrantName, LeaseId, Name},
@@ -87,7 +87,7 @@ impl SqlStore {
     }
 
     /// Returns the current edge of the log.
-    async fn head(&self) -> Result<Edge, StoreError> {
+    async fn head(&self) -> Result<Frontier, StoreError> {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         log::head(&mut reader, &self.writer.seen()).await
     }
@@ -391,7 +391,7 @@ impl Store for SqlStore {
         &self,
         service: &Name,
         grant: Option<&Name>,
-    ) -> Result<Vec<Session>, StoreError> {
+    ) -> Result<Vec<DenialSession>, StoreError> {
         let mut reader = self.readers.acquire().await.map_err(row::store_error)?;
         let last = leases::last_sessions(&mut reader, service, grant).await?;
         Ok(last.sessions)

@@ -24,7 +24,7 @@ use super::{
     sessions::AtMost,
 };
 use crate::{
-    audit::tree::Edge,
+    audit::tree::Frontier,
     broker::ports::{BeginOutcome, LeaseTransition, LogHead, Receipt, StoreError},
     domain::audit::AuditEvent,
 };
@@ -48,11 +48,11 @@ pub(super) struct Writer {
 }
 
 /// The edge of the log as it was last committed.
-type Head = Arc<RwLock<Edge>>;
+type Head = Arc<RwLock<Frontier>>;
 
 impl Writer {
     /// Starts a writer that removes from `registry` what its changes affect.
-    pub(super) fn start(pool: Pool, edge: Edge, registry: Arc<Registry>) -> Self {
+    pub(super) fn start(pool: Pool, edge: Frontier, registry: Arc<Registry>) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
         let writing = Writing {
             pool,
@@ -65,7 +65,7 @@ impl Writer {
     }
 
     /// Returns the edge of the log as this broker last committed or read it.
-    pub(super) fn seen(&self) -> Edge {
+    pub(super) fn seen(&self) -> Frontier {
         let head = self.head.read().unwrap_or_else(PoisonError::into_inner);
         head.clone()
     }

@@ -6,7 +6,7 @@ use credbroker::{
     audit::{
         checkpoint::Checkpoint,
         note::{self, Verifier},
-        tree::{Edge, leaf_hash},
+        tree::{Frontier, leaf_hash},
     },
     broker::ports::{AuditFilter, PageRequest, Store},
     domain::audit::Event,
@@ -25,7 +25,7 @@ async fn leaves(broker: &Broker) -> Vec<Vec<u8>> {
 }
 
 fn root(leaves: &[Vec<u8>]) -> [u8; 32] {
-    let mut tree = Edge::default();
+    let mut tree = Frontier::default();
     for leaf in leaves {
         tree.push(leaf_hash(leaf));
     }

@@ -10,7 +10,7 @@ use credbroker::{
         leaf,
         note::Signer,
         tile::bundle_path,
-        verify::{Demands, Fault, verify},
+        verify::{Fault, Requirements, verify},
     },
     domain::audit::{AuditEvent, AuditRecord, Event},
 };
@@ -328,7 +328,7 @@ fn tamper(seed: u64, count: u32) -> BTreeMap<&'static str, u32> {
     let dir = home.path();
     write(&whole, dir, &Files::new());
     let Checkpoint { size, root, .. } = head(&records[..200]);
-    let demands = Demands {
+    let demands = Requirements {
         key: Some(signer(1).verifier().clone()),
         since: Some(signed(&records, &signer(2))),
         whole: true,
@@ -400,15 +400,15 @@ fn a_copy_that_begins_between_key_record_and_handover_is_verified() {
     }
     write(&files, home.path(), &Files::new());
     for key in [&first, &second] {
-        let demands = Demands {
+        let demands = Requirements {
             key: Some(key.verifier().clone()),
-            ..Demands::default()
+            ..Requirements::default()
         };
         assert_eq!(verify(home.path(), &demands).unwrap().start, 256);
     }
-    let stranger = Demands {
+    let stranger = Requirements {
         key: Some(signer(3).verifier().clone()),
-        ..Demands::default()
+        ..Requirements::default()
     };
     let fault = verify(home.path(), &stranger).unwrap_err();
     assert_eq!(word(&fault), "wrong key");

@@ -8,7 +8,7 @@ use std::{
 use aho_corasick::AhoCorasick;
 use credbroker::audit::{
     leaf,
-    tree::{Edge, leaf_hash},
+    tree::{Frontier, leaf_hash},
 };
 use jiff::Timestamp;
 use serde_json::Value;
@@ -450,7 +450,7 @@ async fn snapshot(store: &mut AnyConnection) -> Transaction<'_, Any> {
 async fn the_log_is_its_tree(store: &mut AnyConnection, wrong: &mut Vec<String>) {
     let mut store = snapshot(store).await;
     let rows = sqlx::query("SELECT seq, leaf FROM audit ORDER BY seq").fetch_all(&mut *store);
-    let mut tree = Edge::default();
+    let mut tree = Frontier::default();
     for row in rows.await.unwrap() {
         let (seq, bytes): (i64, Vec<u8>) = (row.get("seq"), row.get("leaf"));
         tree.push(leaf_hash(&bytes));

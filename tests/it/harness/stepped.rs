@@ -9,8 +9,8 @@ use std::{
 };
 
 use credbroker::{
-    authn::{Authenticator, Shown},
-    aws::{AwsAccount, AwsSettings, Clients, Patience},
+    authn::{Authenticator, PresentedCredentials},
+    aws::{AwsAccount, AwsSettings, Clients, Timeouts},
     broker::{
         AdminKeyPolicy, AdminKeyStatus, Broker, Dependencies, Error, IssuedLease, PROOF_LIMIT,
         Reconciliation, RemovalOutcome, RenewedLease, Revocation, RevokedLease, Subscription,
@@ -74,7 +74,7 @@ impl Clock for Hands {
 /// Differences of a world from the usual one.
 #[derive(Clone)]
 pub struct Ways {
-    pub patience: Patience,
+    pub patience: Timeouts,
     /// True if the broker takes AWS for silent as soon as the proxy holds a call or its answer.
     pub gives_up_what_is_held: bool,
     /// Calls per second, of either kind.
@@ -90,7 +90,7 @@ pub struct Ways {
 impl Default for Ways {
     fn default() -> Self {
         Self {
-            patience: Patience::default(),
+            patience: Timeouts::default(),
             gives_up_what_is_held: false,
             calls_per_second: 1_000_000,
             limits: Limits {
@@ -109,7 +109,7 @@ impl Ways {
     /// a denial.
     pub fn quick() -> Self {
         Self {
-            patience: Patience {
+            patience: Timeouts {
                 repetition: Duration::from_millis(5),
                 acceptance: Duration::from_millis(400),
             },
@@ -233,9 +233,9 @@ impl Stepped {
 
     async fn caller(&self, token: &SecretString, method: &str) -> Caller {
         let header = format!("Bearer {}", token.expose_secret());
-        let shown = Shown {
+        let shown = PresentedCredentials {
             authorization: Some(header.into()),
-            ..Shown::default()
+            ..PresentedCredentials::default()
         };
         let origin = Origin {
             peer: None,

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use credbroker::domain::{
     catalogue,
-    denial::{self, Against, Concerned, Denial, Scope},
+    denial::{self, AffectedSessions, Denial, DenialSubject, Scope},
     policy,
 };
 use jiff::Timestamp;
@@ -71,8 +71,8 @@ fn denials() -> Value {
             ("log", Scope::Grant("work".parse().unwrap())),
             ("reports", Scope::Lease(lease.parse().unwrap())),
         ] {
-            let concerned = Concerned {
-                against: Against {
+            let concerned = AffectedSessions {
+                against: DenialSubject {
                     holder: holder.parse().unwrap(),
                     service: service.parse().unwrap(),
                     scope,
@@ -82,7 +82,7 @@ fn denials() -> Value {
                 source_identity: true,
                 access_ends: at,
             };
-            denials.push(Denial::ask(concerned, None, at).ready());
+            denials.push(Denial::request(concerned, None, at).ready());
         }
     }
     let document = denial::document(&denials).unwrap().unwrap();

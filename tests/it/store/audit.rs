@@ -4,7 +4,7 @@ use credbroker::{
     broker::ports::{AuditFilter, Store, StoreCounts},
     domain::{
         audit::{Actor, AuditEvent, AuditRecord, Event, Outcome},
-        lease::Cause,
+        lease::EndReason,
         token::TokenKind,
     },
 };
@@ -214,13 +214,13 @@ pub(super) async fn counts_include_every_kind_of_object(store: &dyn Store) {
     let lease = active(store, &grant, 20).await;
     let revoking = lease
         .clone()
-        .begin_revocation(Cause::Released, at(21))
+        .begin_revocation(EndReason::Released, at(21))
         .unwrap();
     super::update(store, &lease, &revoking).await.unwrap();
     let lease = active(store, &grant, 30).await;
     let going = lease
         .clone()
-        .begin_revocation(Cause::Released, at(31))
+        .begin_revocation(EndReason::Released, at(31))
         .unwrap();
     super::update(store, &lease, &going).await.unwrap();
     super::update(store, &going, &going.clone().finish(at(32)).unwrap())
@@ -229,7 +229,7 @@ pub(super) async fn counts_include_every_kind_of_object(store: &dyn Store) {
     let mut stuck = active(store, &grant, 40).await;
     let ending = stuck
         .clone()
-        .begin_revocation(Cause::Released, at(41))
+        .begin_revocation(EndReason::Released, at(41))
         .unwrap();
     super::update(store, &stuck, &ending).await.unwrap();
     stuck = ending;

@@ -5,9 +5,9 @@ use credbroker::{
     domain::{
         audit::Event,
         credential::KeyId,
-        denial::{Holder, Session},
+        denial::{DenialSession, PolicyOwner},
         grant::{Grant, GrantSpec, Kind, KindSpec},
-        lease::{Binding, Cause, InvalidTransition, Issued, Lease, LeaseState},
+        lease::{EndReason, InvalidTransition, Issuance, IssuedTo, Lease, LeaseState},
         name::LeaseId,
         random::SystemRandom,
         request::{IdempotencyKey, RequestId},
@@ -72,7 +72,7 @@ pub(super) async fn a_lease_begins_only_under_the_current_grant_of_an_open_servi
 
 pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Store) {
     let grant = granted(store, "payments-api/work").await;
-    let told = || Cause::Revoked("found on the internet: twice".to_owned());
+    let told = || EndReason::Revoked("found on the internet: twice".to_owned());
     let mut lease = named(&grant, 10, 1);
     lease.binding.renews = Some(requested(&grant, 9).binding.lease_id);
     begin(store, &lease).await.unwrap();
@@ -83,9 +83,9 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
         &|lease| lease.begin_replacement(at(12)),
         &|lease| lease.activate(issued(13)),
         &|lease| lease.begin_replacement(at(14)),
-        &|lease| lease.keep(true),
+        &|lease| lease.cancel_replacement(true),
         &|lease| lease.begin_replacement(at(14)),
-        &|lease| lease.keep(false),
+        &|lease| lease.cancel_replacement(false),
         &|lease| lease.extend(at(9_000), at(15)),
         &|lease| lease.begin_revocation(told(), at(16)),
         &|lease| lease.wait(at(17)),
@@ -106,7 +106,7 @@ pub(super) async fn a_lease_reads_back_as_written_in_every_state(store: &dyn Sto
     let lease = super::active(store, &grant, 20).await;
     let ending = lease
         .clone()
-        .begin_revocation(Cause::Expired, at(21))
+        .begin_revocation(EndReason::Expired, at(21))
         .unwrap();
     let expired = ending.clone().finish(at(22)).unwrap();
     update(store, &lease, &ending).await.unwrap();
@@ -129,7 +129,7 @@ fn named(grant: &Grant, second: i64, number: u8) -> Lease {
     let request = IdempotencyKey::new(id.parse().unwrap(), &["issue"]);
     let id = LeaseId::new(at(second), &SystemRandom);
     Lease::request(
-        Binding::new(id, grant, None, None),
+        Issuance::new(id, grant, None, None),
         Some(request),
         at(second),
     )
@@ -174,7 +174,7 @@ pub(super) async fn a_request_id_keeps_its_lease_until_the_issue_fails(store: &d
     update(store, &again, &held).await.unwrap();
     let going = held
         .clone()
-        .begin_revocation(Cause::Released, at(16))
+        .begin_revocation(EndReason::Released, at(16))
         .unwrap();
     update(store, &held, &going).await.unwrap();
     let over = going.clone().finish(at(17)).unwrap();
@@ -214,7 +214,7 @@ pub(super) async fn what_is_asked_at_the_same_moment_is_done_or_refused_each_alo
     );
     let (outdated, plain) = (requested(&older, 10), requested(&grant, 10));
     let going = |cause| standing.clone().begin_revocation(cause, at(11)).unwrap();
-    let (released, expired) = (going(Cause::Released), going(Cause::Expired));
+    let (released, expired) = (going(EndReason::Released), going(EndReason::Expired));
     let over = released.clone().finish(at(12)).unwrap();
     let (one_begun, release, alike_begun, expiry, another_begun) = join!(
         begin(store, &one),
@@ -279,7 +279,7 @@ pub(super) async fn live_users_and_sessions_beyond_the_limits_are_refused(store:
 
     let going = first
         .clone()
-        .begin_revocation(Cause::Released, at(31))
+        .begin_revocation(EndReason::Released, at(31))
         .unwrap();
     update(store, &first, &going).await.unwrap();
     assert_ne!(begun(requested(&users, 32)).await, BeginOutcome::Recorded);
@@ -310,7 +310,7 @@ pub(super) async fn live_users_are_those_that_have_not_ended(store: &dyn Store) 
     let gone = active(store, &users, 13).await;
     let going = gone
         .clone()
-        .begin_revocation(Cause::Released, at(14))
+        .begin_revocation(EndReason::Released, at(14))
         .unwrap();
     update(store, &gone, &going).await.unwrap();
     let mut expected = vec![asked, held, going.clone()];
@@ -332,14 +332,14 @@ pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_long
     refuses(store, update(store, &held, &longer)).await;
     let replacing = held.clone().begin_replacement(at(11)).unwrap();
     update(store, &held, &replacing).await.unwrap();
-    let other = Issued {
+    let other = IssuedTo {
         access_key_id: "AKIAOTHER".to_owned(),
         ..issued(10)
     };
     let replaced = replacing.clone().activate(other).unwrap();
     refuses(store, update(store, &replacing, &replaced)).await;
     // A repair of the lease still succeeds.
-    let kept = replacing.clone().keep(false).unwrap();
+    let kept = replacing.clone().cancel_replacement(false).unwrap();
     update(store, &replacing, &kept).await.unwrap();
 }
 
@@ -350,7 +350,7 @@ pub(super) async fn a_key_leads_to_the_lease_that_has_it_or_had_it_last(store: &
         let found = store.lease_of_key(&key(digit)).await.unwrap();
         found.map(|lease| lease.binding.lease_id)
     };
-    let issued = |digit: char| Issued {
+    let issued = |digit: char| IssuedTo {
         access_key_id: key(digit).to_string(),
         ..issued(10)
     };
@@ -368,7 +368,7 @@ pub(super) async fn a_key_leads_to_the_lease_that_has_it_or_had_it_last(store: &
     update(store, &replacing, &second).await.unwrap();
     assert_eq!((of('1').await, of('2').await), (None, id.clone()));
 
-    let going = second.clone().begin_revocation(Cause::Released, at(12));
+    let going = second.clone().begin_revocation(EndReason::Released, at(12));
     let going = going.unwrap();
     update(store, &second, &going).await.unwrap();
     let over = going.clone().finish(at(13)).unwrap();
@@ -383,7 +383,7 @@ pub(super) async fn a_lease_is_replaced_only_from_the_revision_it_has(store: &dy
     update(store, &pending, &active).await.unwrap();
     let stale = pending
         .clone()
-        .begin_revocation(Cause::Released, at(11))
+        .begin_revocation(EndReason::Released, at(11))
         .unwrap();
     refuses(store, update(store, &pending, &stale)).await;
     assert_eq!(stored(store, &active).await, active);
@@ -392,7 +392,7 @@ pub(super) async fn a_lease_is_replaced_only_from_the_revision_it_has(store: &dy
     refuses(store, update(store, &unknown, &never)).await;
     let revoking = active
         .clone()
-        .begin_revocation(Cause::Released, at(11))
+        .begin_revocation(EndReason::Released, at(11))
         .unwrap();
     update(store, &active, &revoking).await.unwrap();
 }
@@ -406,7 +406,7 @@ pub(super) async fn a_lease_of_a_suspended_service_does_not_become_active(store:
     // A removal of the lease still succeeds.
     let revoking = pending
         .clone()
-        .begin_revocation(Cause::Released, at(11))
+        .begin_revocation(EndReason::Released, at(11))
         .unwrap();
     update(store, &pending, &revoking).await.unwrap();
 }
@@ -455,7 +455,7 @@ pub(super) async fn due_leases_are_returned_oldest_first(store: &dyn Store) {
     let taken = active(store, &grant, 1_000).await;
     let revoking = taken
         .clone()
-        .begin_revocation(Cause::Released, at(1_000))
+        .begin_revocation(EndReason::Released, at(1_000))
         .unwrap();
     update(store, &taken, &revoking).await.unwrap();
     let later = revoking
@@ -466,7 +466,7 @@ pub(super) async fn due_leases_are_returned_oldest_first(store: &dyn Store) {
     let over = active(store, &grant, 1_000).await;
     let ending = over
         .clone()
-        .begin_revocation(Cause::Released, at(1_000))
+        .begin_revocation(EndReason::Released, at(1_000))
         .unwrap();
     update(store, &over, &ending).await.unwrap();
     update(store, &ending, &ending.clone().finish(at(1_001)).unwrap())
@@ -509,13 +509,13 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
     let taken = active(store, &ours, 12).await;
     let revoking = taken
         .clone()
-        .begin_revocation(Cause::Released, at(13))
+        .begin_revocation(EndReason::Released, at(13))
         .unwrap();
     update(store, &taken, &revoking).await.unwrap();
     let over = active(store, &ours, 14).await;
     let ending = over
         .clone()
-        .begin_revocation(Cause::Released, at(15))
+        .begin_revocation(EndReason::Released, at(15))
         .unwrap();
     update(store, &over, &ending).await.unwrap();
     update(store, &ending, &ending.clone().finish(at(16)).unwrap())
@@ -535,11 +535,11 @@ pub(super) async fn revoking_a_service_begins_every_lease_that_has_not_ended(sto
         assert_eq!(stored(store, lease).await, *lease);
     }
     // A lease that was merely released is revoked now.
-    let revoked = Cause::Revoked("leaked".to_owned());
+    let revoked = EndReason::Revoked("leaked".to_owned());
     assert_eq!(leases[2].cause(), Some(&revoked));
     assert_eq!(
         leases[1].cause(),
-        Some(&Cause::Revoked("leaked".to_owned()))
+        Some(&EndReason::Revoked("leaked".to_owned()))
     );
     assert_eq!(stored(store, &neighbour).await, neighbour);
     let unknown = audit(Event::ServiceRevoked);
@@ -596,7 +596,7 @@ pub(super) async fn concurrent_activation_and_revocation_succeed_once(store: &dy
     let active = pending.clone().activate(issued(10)).unwrap();
     let revoking = pending
         .clone()
-        .begin_revocation(Cause::Released, at(11))
+        .begin_revocation(EndReason::Released, at(11))
         .unwrap();
     let (one, other) = join!(
         update(store, &pending, &active),
@@ -607,7 +607,7 @@ pub(super) async fn concurrent_activation_and_revocation_succeed_once(store: &dy
     assert_eq!(stored(store, &winner).await, winner);
 }
 
-fn role(name: &str) -> Holder {
+fn role(name: &str) -> PolicyOwner {
     format!("arn:aws:iam::111122223333:role/{name}")
         .parse()
         .unwrap()
@@ -617,14 +617,14 @@ fn role(name: &str) -> Holder {
 async fn session(
     store: &dyn Store,
     grant: &Grant,
-    holder: &Holder,
+    holder: &PolicyOwner,
     (from, to): (i64, i64),
 ) -> Lease {
     let mut lease = requested(grant, from);
     lease.binding.kind = Kind::AssumeRole;
     lease.binding.holder = Some(holder.clone());
     begin(store, &lease).await.unwrap();
-    let issued = Issued {
+    let issued = IssuedTo {
         expires_at: at(to),
         ..issued(from)
     };
@@ -660,7 +660,7 @@ pub(super) async fn the_session_that_expires_last_is_known_of_each_version_of_a_
 
     let service = name("payments-api");
     let all = store.last_sessions(&service, None).await.unwrap();
-    let listed = |sessions: Vec<Session>| -> Vec<_> {
+    let listed = |sessions: Vec<DenialSession>| -> Vec<_> {
         let told = sessions.into_iter().map(|session| {
             let grant = session.grant.grant.to_string();
             let end = session.expires_at.as_second();

@@ -4,7 +4,7 @@ use credbroker::{
     broker::ports::{Store, StoreError, TokenOwner},
     domain::{
         audit::Event,
-        lease::Cause,
+        lease::EndReason,
         operator::Role,
         service::{Service, ServiceOverview, TOKENS_MAX},
         token::{StoredToken, TokenId, TokenKind},
@@ -115,7 +115,7 @@ pub(super) async fn a_service_with_live_leases_cannot_be_deleted(store: &dyn Sto
     refuses(store, delete_service(store, "payments-api")).await;
     let revoking = lease
         .clone()
-        .begin_revocation(Cause::Released, at(11))
+        .begin_revocation(EndReason::Released, at(11))
         .unwrap();
     update(store, &lease, &revoking).await.unwrap();
     refuses(store, delete_service(store, "payments-api")).await;

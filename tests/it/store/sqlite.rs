@@ -3,7 +3,7 @@
 use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use credbroker::{
-    audit::tree::{Edge, leaf_hash},
+    audit::tree::{Frontier, leaf_hash},
     broker::ports::{AuditFilter, Store},
     domain::{audit::Event, service::Service},
     store::sqlite::{OpenError, SqliteStore},
@@ -211,7 +211,7 @@ async fn the_log_grows_as_a_merkle_tree_across_restarts() {
         .fetch_all(&mut reader)
         .await
         .unwrap();
-    let (mut tree, mut tiles) = (Edge::default(), Vec::new());
+    let (mut tree, mut tiles) = (Frontier::default(), Vec::new());
     for leaf in &leaves {
         for (node, hash) in tree.push(leaf_hash(leaf)) {
             if node.level == 8 {

@@ -11,7 +11,7 @@ use axum::{
 use credbroker::{
     domain::edge::ConnectionLimits,
     http::{
-        listener::{Listening, serve},
+        listener::{ListenerConfig, serve},
         tls,
     },
 };
@@ -58,7 +58,7 @@ impl Collector {
         let router = Router::new()
             .route("/audit", post(take))
             .with_state(collector.clone());
-        let listening = Listening {
+        let listening = ListenerConfig {
             listener,
             tls: watch::channel(tls).1,
             bounds: ConnectionLimits::default(),

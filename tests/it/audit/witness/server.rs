@@ -25,7 +25,7 @@ use credbroker::{
     },
     domain::edge::ConnectionLimits,
     http::{
-        listener::{Listening, serve},
+        listener::{ListenerConfig, serve},
         tls,
     },
 };
@@ -132,7 +132,7 @@ impl Witness {
             .route("/submit/add-checkpoint", post(add_checkpoint))
             .with_state(self.clone());
         let stop = CancellationToken::new();
-        let listening = Listening {
+        let listening = ListenerConfig {
             listener,
             tls: watch::channel(tls).1,
             bounds: ConnectionLimits::default(),

@@ -14,7 +14,7 @@ use axum::{
 use credbroker::{
     domain::edge::ConnectionLimits,
     http::{
-        listener::{Listening, serve},
+        listener::{ListenerConfig, serve},
         tls::{self, ClientCertificates},
     },
 };
@@ -51,7 +51,7 @@ impl Cluster {
         let router = Router::new()
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .with_state(cluster.clone());
-        let listening = Listening {
+        let listening = ListenerConfig {
             listener,
             tls: watch::channel(tls).1,
             bounds: ConnectionLimits::default(),
