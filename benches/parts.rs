@@ -21,7 +21,7 @@ use credbroker::{
         arn::Partition,
         audit::{AuditEvent, AuditRecord, Event},
         decide::{IssueRequest, decide},
-        grant::{Grant, GrantSpec, check::violations},
+        grant::{Grant, GrantSpec, validate::violations},
         policy::Document,
         principal::Origin,
         random::SystemRandom,

@@ -7,7 +7,7 @@
 
 pub mod audit;
 pub mod domain;
-pub mod memory;
+pub mod process_hardening;
 pub mod proto;
 
 #[cfg(feature = "client")]

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use credbroker::authn::{Authenticator, LoginError, Shown};
+use credbroker::authn::{Authenticator, LoginError, PresentedCredentials};
 use credbroker_fuzz::{Doors, parts};
 use libfuzzer_sys::fuzz_target;
 
@@ -15,9 +15,9 @@ static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
 
 fuzz_target!(|chain: &[u8]| {
     let (doors, authenticator) = &*DOORS;
-    let shown = Shown {
+    let shown = PresentedCredentials {
         certificates: parts(chain).into_iter().map(<[u8]>::to_vec).collect(),
-        ..Shown::default()
+        ..PresentedCredentials::default()
     };
     // The store is empty.
     match doors.login(authenticator, shown) {

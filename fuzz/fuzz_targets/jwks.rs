@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use credbroker::authn::{LoginError, Shown};
+use credbroker::authn::{LoginError, PresentedCredentials};
 use credbroker_fuzz::Doors;
 use libfuzzer_sys::fuzz_target;
 
@@ -11,9 +11,9 @@ static DOORS: LazyLock<Doors> = LazyLock::new(Doors::new);
 const TOKEN: &str = include_str!("../seeds/login/jwt");
 
 fuzz_target!(|keys: &[u8]| {
-    let shown = Shown {
+    let shown = PresentedCredentials {
         authorization: Some(TOKEN.into()),
-        ..Shown::default()
+        ..PresentedCredentials::default()
     };
     match DOORS.login(&DOORS.authenticator(Some(keys)), shown) {
         Ok(_) | Err(LoginError::Refused { .. }) => {}

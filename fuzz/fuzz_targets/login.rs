@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use credbroker::authn::{Authenticator, LoginError, Shown};
+use credbroker::authn::{Authenticator, LoginError, PresentedCredentials};
 use credbroker_fuzz::Doors;
 use libfuzzer_sys::fuzz_target;
 
@@ -15,9 +15,9 @@ static DOORS: LazyLock<(Doors, Authenticator)> = LazyLock::new(|| {
 
 fuzz_target!(|header: &str| {
     let (doors, authenticator) = &*DOORS;
-    let shown = Shown {
+    let shown = PresentedCredentials {
         authorization: Some(header.into()),
-        ..Shown::default()
+        ..PresentedCredentials::default()
     };
     // The only known caller is an operator whose token is signed.
     match doors.login(authenticator, shown) {

@@ -5,11 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use credbroker::{
     authn::{
-        Authentication, Authenticator, Login, Shown,
+        Authentication, Authenticator, Login, PresentedCredentials,
         certificate::{Authority, VouchesFor},
         oidc::{IssuerSettings, Issuers, OperatorRule, TrustedIssuer},
     },
-    broker::ports::KeysOf,
+    broker::ports::JwksSource,
     domain::{operator::Role, principal::Origin},
     store::sqlite::SqliteStore,
 };
@@ -30,10 +30,10 @@ pub struct Doors {
     _directory: TempDir,
 }
 
-struct Known(Vec<u8>);
+struct FixedKeys(Vec<u8>);
 
 #[async_trait]
-impl KeysOf for Known {
+impl JwksSource for FixedKeys {
     async fn read(&self) -> Result<Vec<u8>, String> {
         Ok(self.0.clone())
     }
@@ -76,7 +76,7 @@ impl Doors {
             name_prefix: "acme-".to_owned(),
             name_claim: "sub".to_owned(),
         };
-        let keys: Arc<dyn KeysOf> = Arc::new(Known(keys.unwrap_or(KEYS).to_vec()));
+        let keys: Arc<dyn JwksSource> = Arc::new(FixedKeys(keys.unwrap_or(KEYS).to_vec()));
         let authenticator = Authenticator {
             issuers: Issuers::new(vec![TrustedIssuer {
                 settings: issuer,
@@ -96,7 +96,7 @@ impl Doors {
     }
 
     /// Authenticates a caller that shows this.
-    pub fn login(&self, authenticator: &Authenticator, shown: Shown) -> Login {
+    pub fn login(&self, authenticator: &Authenticator, shown: PresentedCredentials) -> Login {
         let shown = Arc::new(shown);
         let origin = Origin {
             peer: Some(SocketAddr::from(([127, 0, 0, 1], 1))),

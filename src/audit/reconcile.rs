@@ -25,7 +25,7 @@ pub const SLACK: SignedDuration = SignedDuration::from_mins(15);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CallPrincipal(String);
 
-/// Error of a text that is no [`Principal`].
+/// Error of a text that is no [`CallPrincipal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it is no ARN of an IAM user or role, like arn:aws:iam::111122223333:user/credbroker-admin"

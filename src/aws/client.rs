@@ -17,10 +17,10 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
 use super::{
-    budget::{Purpose, ReplicaCount},
-    call::{ApiChannel, BrokerClock, SdkCall, TimingInterceptor},
+    channel::{ApiChannel, BrokerClock, SdkCall, TimingInterceptor},
     error::{MISSING, Operation, UNKNOWN_CALL},
     probe::{self, Wire},
+    rate_budget::{Purpose, ReplicaCount},
 };
 use crate::{
     broker::ports::AwsFailure,

@@ -1,17 +1,17 @@
 //! AWS by its own SDK: sessions, users, and the meaning of refusals.
 
-mod breaker;
-mod budget;
-mod call;
+mod admin_key;
+mod bootstrap_check;
+mod channel;
+mod circuit_breaker;
 mod client;
-mod denial;
+mod deny_policy;
 mod error;
 mod iam;
-mod keyring;
 pub mod kms;
 mod probe;
-pub mod script;
-mod setup;
+mod rate_budget;
+pub mod revoke_script;
 mod sts;
 
 use std::{
@@ -24,11 +24,11 @@ use aws_smithy_types::DateTime;
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
-use self::budget::Purpose;
+use self::rate_budget::Purpose;
 pub use self::{
+    bootstrap_check::{BOUNDARY_NAME, SetupError},
     client::{ANSWER_LIMIT, AwsSettings, Clients, Timeouts, chain_region},
     error::Operation,
-    setup::{BOUNDARY_NAME, SetupError},
 };
 use crate::{
     broker::ports::{

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 
 use super::{
     Clients,
-    call::{ApiChannel, TimingInterceptor, count},
+    channel::{ApiChannel, TimingInterceptor, count},
     error::{DEAD, DENIED, Operation, failure, on},
 };
 use crate::{

@@ -9,8 +9,8 @@ use secrecy::SecretString;
 
 use super::{
     Clients,
-    budget::Purpose,
     error::{CLOCK_SKEWED, Operation, incomplete, on, wrong_kind},
+    rate_budget::Purpose,
     timestamp,
 };
 use crate::{

@@ -20,7 +20,7 @@ use crate::{
         audit::{AuditEvent, Event, Subject},
         credential::AccessKey,
         random::back_off,
-        seal::{SealError, Sealed, SealingKey},
+        sealing::{SealError, Sealed, SealingKey},
     },
 };
 

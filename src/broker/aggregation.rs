@@ -16,7 +16,7 @@ use crate::{
     broker::{Broker, Error, wait::Wait},
     domain::{
         audit::{AuditEvent, Event},
-        edge::site,
+        connection_limits::site,
         name::Name,
         principal::Principal,
     },

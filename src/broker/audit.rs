@@ -8,7 +8,7 @@ use crate::{
     domain::{
         access::Caller,
         audit::{AuditEvent, AuditRecord, Event},
-        grant::check::Violation,
+        grant::validate::Violation,
         lease::Lease,
         name::LeaseId,
     },

@@ -17,16 +17,16 @@ use tokio::{
 use crate::{
     broker::{
         Actor, Broker, Error,
-        denied::{DenialOutcome, stands_in},
-        denying::LockedLocation,
-        end::end_event,
+        canary::{NoCanary, ObservedRefusal, UNMET_AFTER},
+        denial_outcome::{DenialOutcome, stands_in},
         on_conflict,
+        policy_writer::LockedLocation,
         ports::{
             AwsFailure, FailureClass, LeaseTransition, PageRequest, PolicyState, PolicyWritten,
             StoreError,
         },
+        removal::end_event,
         revoke::Progress,
-        trial::{NoCanary, ObservedRefusal, UNMET_AFTER},
     },
     domain::{
         audit::{AuditEvent, Event, Subject},

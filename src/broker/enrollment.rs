@@ -14,7 +14,7 @@ use crate::{
         access::Caller,
         audit::{Event, Subject},
         binding::{BindingId, ENROLLED_MAX, KnownBy, ServiceBinding},
-        grant::check::Violation,
+        grant::validate::Violation,
         name::Name,
         principal::{Evidence, Identity},
         token::{StoredToken, Token, TokenKind},

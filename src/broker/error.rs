@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     broker::ports::{AwsFailure, StoreError},
     domain::{
-        access::AccessError, audit::Subject, decide::IssueRefusal, grant::check::Violation,
+        access::AccessError, audit::Subject, decide::IssueRefusal, grant::validate::Violation,
         name::Name,
     },
 };

@@ -10,7 +10,7 @@ use crate::{
         audit::{AuditEvent, Event, Subject},
         grant::{
             Grant, GrantSpec, KindSpec,
-            check::{Violation, violations},
+            validate::{Violation, violations},
         },
         name::{GrantName, Name},
     },

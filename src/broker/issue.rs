@@ -10,10 +10,10 @@ use tokio::time::sleep;
 use crate::{
     broker::{
         Actor, Broker, Error, on_conflict,
-        paces::Rate,
         ports::{
             AwsFailure, BeginOutcome, FailureClass, IssueFailure, Receipt, Residue, StoreError,
         },
+        rate_limit::Rate,
     },
     domain::{
         access::Caller,
@@ -223,7 +223,7 @@ impl Broker {
         };
         match ready.await {
             Ok(()) => Ok(()),
-            // `Broker::settle` records it, like every other refusal for a wrong state.
+            // `Broker::record_result` records it, like every other refusal for a wrong state.
             Err(error @ Error::WrongState { .. }) => Err(error),
             Err(error) => self.refuse(caller, &issue.get().grant.name, error).await,
         }

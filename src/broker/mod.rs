@@ -9,42 +9,43 @@ mod admin_key;
 mod aggregation;
 mod approvals;
 mod audit;
+mod background;
 mod bindings;
-mod checkpoints;
-mod claims;
-mod denied;
+mod canary;
+mod cleanup;
+mod credential_stream;
+mod delivery;
+mod denial_maintenance;
+mod denial_outcome;
 mod deny;
-mod denying;
-mod emergency;
-mod end;
 mod enrollment;
-mod follow;
 mod grants;
+mod iam_reconcile;
+mod idempotency;
 mod issue;
-mod log_key;
+mod journal;
+mod locks;
 mod login;
 mod lookup;
+mod membership;
+mod notifications;
 mod operators;
-mod paces;
-mod peers;
-mod reap;
-mod reconcile;
+mod policy_writer;
+mod prune;
+mod rate_limit;
 mod reinstatement;
+mod removal;
 mod renew;
-mod repeat;
-mod retention;
 mod revoke;
+mod second_checks;
 mod services;
-mod settle;
-mod share;
-mod sinks;
+mod session_cache;
+mod signing;
+mod signing_key;
+mod single_flight;
 mod status;
 mod stolen;
 mod time;
-mod trial;
-mod under_way;
-mod uphold;
-mod watch;
 mod witness;
 
 use std::{
@@ -59,40 +60,40 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     admin_key::{AdminKeyPolicy, AdminKeyStatus},
-    checkpoints::SignedCheckpoint,
-    denied::DenialOutcome,
-    end::RemovalOutcome,
+    canary::PROOF_LIMIT,
+    credential_stream::{CredentialUpdate, Subscription},
+    denial_outcome::DenialOutcome,
     error::Error,
-    follow::{CredentialUpdate, Subscription},
+    iam_reconcile::Reconciliation,
     issue::IssuedLease,
     login::Staying,
     lookup::KeyOwner,
+    notifications::{RevocationNotice, Watch},
     operators::NewOperator,
-    reconcile::Reconciliation,
+    removal::RemovalOutcome,
     renew::RenewedLease,
     revoke::{Preview, Progress, Revocation, RevokedLease, SeenEnd},
     services::NewToken,
+    signing::SignedCheckpoint,
     status::Status,
     stolen::{StolenKeyReplaced, StolenProgress},
-    trial::PROOF_LIMIT,
-    watch::{RevocationNotice, Watch},
 };
 use crate::{
     broker::{
         aggregation::Aggregation,
-        claims::ClusterLocks,
-        denying::PolicyWriter,
-        emergency::PendingRevocations,
-        log_key::LogSigner,
-        paces::RateLimiter,
+        cleanup::InProgressIds,
+        journal::PendingRevocations,
+        locks::ClusterLocks,
+        notifications::{Subscribers, SuspensionChannel},
+        policy_writer::PolicyWriter,
         ports::{
             AdminKeyApi, Authentication, CertificateAuthority, CheckpointFile, DenyPolicyApi,
             EmergencyJournal, Inventory, Issuer, Store, StoreError, Witness,
         },
-        reap::InProgressIds,
-        share::SessionCache,
-        under_way::SingleFlight,
-        watch::{Subscribers, SuspensionChannel},
+        rate_limit::RateLimiter,
+        session_cache::SessionCache,
+        signing_key::LogSigner,
+        single_flight::SingleFlight,
     },
     domain::{
         access::Caller,

@@ -7,9 +7,9 @@ use tokio::time::{Instant, sleep};
 use crate::{
     broker::{
         Broker,
+        canary::issued,
         issue::SOON,
         ports::{AwsFailure, IssueFailure, Residue},
-        trial::issued,
     },
     domain::{
         credential::Credentials,

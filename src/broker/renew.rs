@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use crate::{
-    broker::{Broker, Error, end::no_lease, issue::revoked_meanwhile, on_conflict, ports::Receipt},
+    broker::{
+        Broker, Error, issue::revoked_meanwhile, on_conflict, ports::Receipt, removal::no_lease,
+    },
     domain::{
         access::Caller,
         audit::{Event, Subject},

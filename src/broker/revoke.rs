@@ -17,11 +17,11 @@ use tokio::{
 use crate::{
     broker::{
         Actor, Broker, Error, RemovalOutcome,
-        denied::DenialOutcome,
+        denial_outcome::DenialOutcome,
         deny::tell,
-        end::{RecordWith, usable_until_notice},
         in_time, on_conflict,
         ports::{Receipt, RevokeTarget, StoreError},
+        removal::{RecordWith, usable_until_notice},
     },
     domain::{
         access::Caller,

@@ -13,7 +13,7 @@ use crate::{
         access::Caller,
         audit::{Event, Subject},
         duration::humanize,
-        grant::check::Violation,
+        grant::validate::Violation,
         lease::{federated_alike, federated_head},
         name::Name,
         service::{Service, ServiceOverview, Suspension, TOKENS_MAX},

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use crate::{
     broker::{
         Broker, Error,
+        iam_reconcile::Reconciliation,
         ports::{AwsFailure, StoreCounts},
-        reconcile::Reconciliation,
     },
     domain::{access::Caller, audit::Event, denial::Denial},
 };

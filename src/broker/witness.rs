@@ -17,8 +17,8 @@ use crate::{
     },
     broker::{
         Broker, Error,
-        checkpoints::contradicted,
         ports::{CosignedCheckpoint, SinkError, StoreError, Witness, WitnessAnswer},
+        signing::contradicted,
         wait::Wait,
     },
     domain::random::back_off,

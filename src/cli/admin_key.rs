@@ -9,7 +9,7 @@ use serde_json::Value;
 use tonic::Streaming;
 
 use super::{
-    failure::CliError,
+    error::CliError,
     output::{Format, Output},
     view::{RevokedSessions, time},
 };

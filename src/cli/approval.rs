@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{failure::CliError, output::Output, pages, view};
+use super::{error::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, ApproveChangeRequest, ListApprovalsRequest, RejectChangeRequest},

@@ -5,13 +5,13 @@ use jiff::Timestamp;
 
 use super::{
     convert::proto_time,
+    error::CliError,
     export::Export,
-    failure::CliError,
     output::{Format, Output},
     pages,
     proof::Prove,
     prune::Prune,
-    trail::Reconcile,
+    reconcile::Reconcile,
     verify::Verify,
     view,
 };

@@ -12,7 +12,7 @@ use serde_json::json;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use super::{convert::http_url, failure::CliError, output::Output};
+use super::{convert::http_url, error::CliError, output::Output};
 use crate::{
     config::{Config, is_database},
     runtime::{

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
-use super::private;
+use super::file_permissions;
 use crate::domain::refresh;
 
 /// Cached credentials, with the times of their issue and end.
@@ -54,7 +54,7 @@ impl Cache {
         }
         let name = HEXLOWER.encode(sum.finish().as_ref());
         let directory = directory()?;
-        if let Err(error) = private::directory(&directory) {
+        if let Err(error) = file_permissions::directory(&directory) {
             eprintln!(
                 "warning: nothing is kept in {}: {error}",
                 directory.display()
@@ -78,7 +78,7 @@ impl Cache {
     pub(super) async fn lock(&self) -> Option<File> {
         let path = self.lock.clone();
         let locked = spawn_blocking(move || {
-            let file = private::lock_file(&path)?;
+            let file = file_permissions::lock_file(&path)?;
             file.lock().map(|()| file)
         });
         match locked.await.ok()? {
@@ -93,7 +93,7 @@ impl Cache {
     /// Replaces the file atomically: a reader sees the old content or the new, complete.
     pub(super) fn write(&self, kept: &Kept) {
         let text = serde_json::to_string(kept).map_err(io::Error::from);
-        let written = text.and_then(|text| private::replace(&self.file, &text.into()));
+        let written = text.and_then(|text| file_permissions::replace(&self.file, &text.into()));
         if let Err(error) = written {
             eprintln!("warning: cannot keep {}: {error}", self.file.display());
         }

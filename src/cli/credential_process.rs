@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::{
     Connection,
     credential_cache::{Cache, Kept},
-    failure::CliError,
+    error::CliError,
     issue::issue,
     output::Output,
 };

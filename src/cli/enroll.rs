@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use x509_parser::pem::parse_x509_pem;
 
-use super::{Connection, failure::CliError, output::Output, view};
+use super::{Connection, error::CliError, output::Output, view};
 use crate::{
     client::read_secret,
     domain::clock::wall_time,

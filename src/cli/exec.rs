@@ -13,7 +13,7 @@ use clap::Args;
 use secrecy::ExposeSecret;
 use tokio::task::spawn_blocking;
 
-use super::{Connection, failure::CliError, issue::issue};
+use super::{Connection, error::CliError, issue::issue};
 use crate::domain::duration;
 
 /// Variables removed from the command's environment: those through which AWS SDKs could find other

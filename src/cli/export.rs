@@ -1,5 +1,5 @@
 //! `credbroker audit export`: the log as plain files in the layout of C2SP tlog-tiles. Exports as
-//! lines are in `lines`.
+//! lines are in `jsonl`.
 
 use std::{fs, path::PathBuf};
 
@@ -8,9 +8,9 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{
-    failure::CliError,
-    fetch::{Bundle, Head, unusable},
-    lines::{self, Line},
+    checkpoint::{Bundle, Head, unusable},
+    error::CliError,
+    jsonl::{self, Line},
     output::{Format, Output},
     verify::records,
 };
@@ -52,13 +52,13 @@ impl Export {
         let head = Head::ask(client).await?;
         match self.format {
             Form::Tiles => self.tiles(client, &head, out).await,
-            Form::Jsonl => lines::write(client, &head, &self.to, AS_IT_IS, out).await,
-            Form::Ocsf => lines::write(client, &head, &self.to, lines::ocsf, out).await,
+            Form::Jsonl => jsonl::write(client, &head, &self.to, AS_IT_IS, out).await,
+            Form::Ocsf => jsonl::write(client, &head, &self.to, jsonl::ocsf, out).await,
         }
     }
 
     async fn tiles(self, client: &Client, head: &Head, out: &mut Output) -> Result<(), CliError> {
-        if self.to.as_os_str() == lines::STANDARD_OUTPUT {
+        if self.to.as_os_str() == jsonl::STANDARD_OUTPUT {
             let what = "tiles are files in a directory, and cannot go to standard output";
             return Err(CliError::usage(what).next("give a directory, or --format jsonl"));
         }

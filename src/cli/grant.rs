@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
 
-use super::{convert::proto_duration, failure::CliError, output::Output, pages, view};
+use super::{convert::proto_duration, error::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     domain::{duration, grant::Reuse, probe::Probe},

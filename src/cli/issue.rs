@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     convert::proto_duration,
-    failure::CliError,
+    error::CliError,
     output::{Format, Output},
     view::{self, Credentials, Exports},
 };

@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 
 use super::{
     convert::proto_duration,
-    failure::CliError,
+    error::CliError,
     issue,
     output::{Format, Output},
     pages, view,

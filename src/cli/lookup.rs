@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    failure::CliError,
+    error::CliError,
     output::{Format, Output},
     view::{Found, KeyOwner, TokenOwner},
 };

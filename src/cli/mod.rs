@@ -4,37 +4,37 @@ mod admin_key;
 mod agent;
 mod approval;
 mod audit;
-mod break_glass;
 #[cfg(feature = "server")]
 mod broker;
+mod checkpoint;
 mod convert;
 mod credential_cache;
 mod credential_process;
 mod doctor;
+mod emergency_revoke;
 mod enroll;
+mod error;
 mod exec;
 mod export;
-mod failure;
-mod fetch;
+mod file_permissions;
 mod grant;
 mod issue;
+mod jsonl;
 mod lease;
-mod lines;
 mod lookup;
 mod operator;
 mod output;
 mod pages;
 mod policy;
-mod private;
 mod proof;
 mod prune;
+mod reconcile;
 mod reinstate;
 mod revoke;
 mod service;
 mod status;
 #[cfg(feature = "server")]
 mod store;
-mod trail;
 mod verify;
 mod view;
 mod whoami;
@@ -49,7 +49,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use secrecy::SecretString;
 
 use self::{
-    failure::CliError,
+    error::CliError,
     output::{Format, Output},
 };
 use crate::client::{Client, Proof, Settings};
@@ -255,7 +255,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Lease(command) => command.run(&connection.connect().await?, &mut out).await,
         #[cfg(not(feature = "server"))]
         Command::Revoke(command) if command.break_glass.is_asked_for() => {
-            Err(break_glass::refused())
+            Err(emergency_revoke::refused())
         }
         #[cfg(feature = "server")]
         Command::Revoke(command) if command.break_glass.is_asked_for() => {

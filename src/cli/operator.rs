@@ -2,7 +2,7 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::{failure::CliError, output::Output, pages, view};
+use super::{error::CliError, output::Output, pages, view};
 use crate::{
     client::Client,
     proto::{self, CreateOperatorRequest, DeleteOperatorRequest, ListOperatorsRequest},

@@ -1,6 +1,6 @@
 //! Paged lists (AIP-158), collected into one.
 
-use super::failure::CliError;
+use super::error::CliError;
 
 /// Most entries in one page.
 const PAGE: u32 = 1000;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    failure::CliError,
+    error::CliError,
     grant::parameters,
     output::{Format, Output},
 };

@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    failure::CliError,
-    fetch::unusable,
+    checkpoint::unusable,
+    error::CliError,
     output::{Format, Output},
 };
 use crate::{

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::{
+    checkpoint::{Head, unusable},
     convert::proto_time,
-    failure::CliError,
-    fetch::{Head, unusable},
+    error::CliError,
     output::{Format, Output},
 };
 use crate::{

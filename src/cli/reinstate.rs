@@ -7,7 +7,7 @@ use clap::Args;
 use tonic::Response;
 
 use super::{
-    failure::CliError,
+    error::CliError,
     service::{bindings, tokens},
 };
 use crate::{

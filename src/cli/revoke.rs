@@ -10,9 +10,9 @@ use tonic::{
 
 use super::{
     Connection,
-    break_glass::BreakGlass,
     convert::proto_duration,
-    failure::CliError,
+    emergency_revoke::BreakGlass,
+    error::CliError,
     output::{Format, Output},
     view::{Revocation, RevokedSessions},
 };

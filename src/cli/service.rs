@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{
-    convert::proto_duration, failure::CliError, output::Output, pages, reinstate::Reinstate, view,
+    convert::proto_duration, error::CliError, output::Output, pages, reinstate::Reinstate, view,
 };
 use crate::{
     client::Client,

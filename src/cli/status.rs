@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{failure::CliError, output::Output, view::time};
+use super::{error::CliError, output::Output, view::time};
 use crate::{
     client::Client,
     proto::{self, GetStatusRequest},

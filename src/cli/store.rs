@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     broker::{database, log_to_stderr},
-    failure::CliError,
+    error::CliError,
     output::Output,
 };
 use crate::runtime::copy;

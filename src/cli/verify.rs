@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    failure::CliError,
+    error::CliError,
     output::{Format, Output},
     proof,
 };

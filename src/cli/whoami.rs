@@ -1,6 +1,6 @@
 //! `credbroker whoami`.
 
-use super::{failure::CliError, output::Output, view};
+use super::{error::CliError, output::Output, view};
 use crate::{client::Client, proto::WhoAmIRequest};
 
 pub(super) async fn run(client: &Client, out: &mut Output) -> Result<(), CliError> {

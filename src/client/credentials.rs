@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Settings,
-    follow::follow,
+    credential_stream::follow,
     issued::{Issued, Missing, State},
 };
 use crate::domain::clock::wall_time;

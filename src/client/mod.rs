@@ -2,11 +2,11 @@
 //! [`Credentials`] are a provider for AWS SDKs, refreshed over the connection. The generated
 //! clients alone are in [`crate::proto`].
 
+mod credential_stream;
 mod credentials;
+pub mod diagnose;
 pub mod endpoint;
-mod follow;
 mod issued;
-pub mod reach;
 
 use std::{
     fs,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{Lifetime, Reader};
-use crate::domain::edge::ConnectionLimits;
+use crate::domain::connection_limits::ConnectionLimits;
 
 /// Smallest frame size limit that HTTP/2 allows, bytes: RFC 9113 section 4.2.
 const FRAME_LEAST: u32 = 16_384;

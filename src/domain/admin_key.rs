@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::domain::{credential::is_key_id, seal::Sealed};
+use crate::domain::{credential::is_key_id, sealing::Sealed};
 
 /// Time for which the old key still works beside the new one, so that calls that began with the old
 /// key can end with it.

@@ -7,9 +7,9 @@ use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 
 use crate::domain::{
-    claims::OidcIdentity,
     id::Id,
     name::Name,
+    oidc_rule::OidcIdentity,
     spiffe::{SpiffeId, TrustDomain},
 };
 

@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use crate::domain::{
-    bucket::TokenBucket,
-    edge::{ConnectionLimits, site},
+    connection_limits::{ConnectionLimits, site},
+    token_bucket::TokenBucket,
 };
 
 /// Divisor: one address gets an eighth of all concurrent handshakes.

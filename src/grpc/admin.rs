@@ -10,7 +10,7 @@ use tonic::{
 use super::{
     Api,
     convert::{Fields, parse, parse_role, to_duration, to_operator, to_time},
-    pages::{CreatedCursor, build_page, parse_page, part_of},
+    pagination::{CreatedCursor, build_page, parse_page, part_of},
     revocation::to_sessions,
     status::status,
 };

@@ -9,9 +9,9 @@ use tonic::{
 
 use super::{
     Api,
+    audit_convert::{parse_audit_filter, to_checkpoint, to_proof, to_record},
     convert::{parse, parse_time},
-    pages::{build_page, parse_page},
-    records::{parse_audit_filter, to_checkpoint, to_proof, to_record},
+    pagination::{build_page, parse_page},
     status::status,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         Broker, Error, Staying,
         ports::{AuditFilter, PageRequest},
     },
-    domain::{audit::Subject, grant::check::Violation},
+    domain::{audit::Subject, grant::validate::Violation},
     proto::{
         AuditRecord, Checkpoint, EntryBundle, ExportEntriesRequest, GetCheckpointRequest,
         ListAuditRecordsRequest, ListAuditRecordsResponse, ProveLeaseRequest, ProveLeaseResponse,

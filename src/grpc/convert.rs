@@ -11,10 +11,9 @@ use crate::{
     domain::{
         arn::Partition,
         binding::{KnownBy, ServiceBinding},
-        catalogue,
         duration::HOUR,
         grant::{
-            Grant, GrantSpec, InlinePolicy, Kind, KindSpec, Tag, TemplateUse, check::Violation,
+            Grant, GrantSpec, InlinePolicy, Kind, KindSpec, Tag, TemplateUse, validate::Violation,
         },
         lease::{Lease, LeaseState},
         name::GrantName,
@@ -22,6 +21,7 @@ use crate::{
         policy::Document,
         probe::Probe,
         service::ServiceOverview,
+        templates,
         token::StoredToken,
     },
     proto::{self, service_binding},
@@ -214,7 +214,7 @@ pub(super) fn render(
     template: &proto::TemplateUse,
     partition: Partition,
 ) -> Result<Document, String> {
-    let known = catalogue::find(&template.name).ok_or_else(|| {
+    let known = templates::find(&template.name).ok_or_else(|| {
         let shown: String = template.name.chars().take(40).collect();
         format!("{shown:?} is not in the catalogue: `credbroker policy list` shows it")
     })?;

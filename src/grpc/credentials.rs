@@ -3,8 +3,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
+    audit_convert::to_receipt,
     convert::{Fields, parse, parse_optional, parse_ttl, to_duration, to_lease, to_time},
-    records::to_receipt,
     watch::{NoticeStream, follow, notices, parse_leases},
 };
 use crate::{

@@ -3,14 +3,14 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{parse, parse_grant, parse_optional, render, to_grant},
-    pages::{build_page, parse_page},
+    pagination::{build_page, parse_page},
 };
 use crate::{
     broker::Error,
     domain::{
-        catalogue::{self, Template},
-        grant::check::Violation,
+        grant::validate::Violation,
         name::{GrantName, Name},
+        templates::{self, Template},
     },
     proto::{
         DeleteGrantRequest, DeleteGrantResponse, GetGrantRequest, Grant, ListGrantsRequest,
@@ -87,7 +87,7 @@ impl GrantService for Api {
     ) -> Result<Response<ListPolicyTemplatesResponse>, Status> {
         self.call(request, async |broker, caller, _| {
             broker.catalogue_read(&caller, "").await?;
-            let policy_templates = catalogue::templates().iter().map(to_template).collect();
+            let policy_templates = templates::templates().iter().map(to_template).collect();
             Ok(ListPolicyTemplatesResponse { policy_templates })
         })
         .await
@@ -112,7 +112,7 @@ impl GrantService for Api {
 }
 
 fn to_template(template: &Template) -> PolicyTemplate {
-    let to_parameter = |parameter: &catalogue::Parameter| PolicyParameter {
+    let to_parameter = |parameter: &templates::Parameter| PolicyParameter {
         name: parameter.name.to_owned(),
         r#type: parameter.kind.to_string(),
         required: parameter.required,

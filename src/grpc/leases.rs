@@ -2,9 +2,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
+    audit_convert::to_receipt,
     convert::{Fields, parse, parse_optional, parse_reason, parse_state, to_lease, to_time},
-    pages::{build_page, parse_page},
-    records::to_receipt,
+    pagination::{build_page, parse_page},
 };
 use crate::{
     broker::{Error, KeyOwner, SeenEnd, ports::LeaseFilter},

@@ -1,24 +1,24 @@
 //! The gRPC surface: one file per service, conversion between proto and domain in [`convert`],
-//! errors in [`status`], admission in [`gate`].
+//! errors in [`status`], admission in [`auth_layer`].
 
 pub mod addresses;
 mod admin;
 mod audit;
-pub mod calls;
+mod audit_convert;
+pub mod auth_layer;
+pub mod concurrency_limit;
 pub mod convert;
 pub mod counts;
 mod credentials;
-pub mod gate;
 mod grants;
 mod identity;
+pub mod in_process;
 mod leases;
-mod pages;
-mod records;
+mod pagination;
 mod registry;
 mod revocation;
 pub mod status;
 mod watch;
-pub mod within;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

@@ -6,16 +6,16 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     convert::{Fields, parse, parse_reason, parse_ttl, to_binding, to_service, to_time, to_token},
-    pages::{CreatedCursor, build_page, parse_page, part_of},
+    pagination::{CreatedCursor, build_page, parse_page, part_of},
 };
 use crate::{
     broker::{Error, ports::TokenOwner},
     domain::{
         self,
         binding::{BindingId, KnownBy},
-        claims::OidcIdentity,
-        grant::check::Violation,
+        grant::validate::Violation,
         name::Name,
+        oidc_rule::OidcIdentity,
         service::ServiceOverview,
         token::{StoredToken, TokenId},
     },

@@ -10,16 +10,16 @@ use tonic::{
 
 use super::{
     Api,
+    audit_convert::to_receipt,
     convert::{parse, parse_reason, to_kind, to_state, to_time},
-    pages::SizeBudget,
-    records::to_receipt,
+    pagination::SizeBudget,
     status::status,
 };
 use crate::{
     broker::{
         self, Broker, DenialOutcome, Error, Progress, Revocation, SeenEnd, ports::RevokeTarget,
     },
-    domain::{access::Caller, grant::check::Violation},
+    domain::{access::Caller, grant::validate::Violation},
     proto::{
         RevocationProgress, RevokeGrantRequest, RevokeGrantResponse, RevokeServiceRequest,
         RevokeServiceResponse, RevokedLease, RevokedSessions, StreamRevocationRequest,

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::{
         broker::ports::AwsFailure,
-        domain::{audit::Subject, grant::check::Violation, operator::Role},
+        domain::{audit::Subject, grant::validate::Violation, operator::Role},
     };
 
     fn aws(class: FailureClass) -> Error {

@@ -14,7 +14,7 @@ use tonic::{
 use super::{convert::parse, credentials::to_issued, status::status};
 use crate::{
     broker::{Broker, CredentialUpdate, Error, Staying, Subscription, Watch},
-    domain::{access::Caller, denial::Scope, grant::check::Violation, name::LeaseId},
+    domain::{access::Caller, denial::Scope, grant::validate::Violation, name::LeaseId},
     proto::{
         RevocationNotice, WatchCredentialsResponse, revocation_notice::What,
         watch_credentials_response,

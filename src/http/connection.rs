@@ -30,20 +30,20 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::{
-    answer::{StalledResponses, TimedResponse},
-    metered::{BUDGET_EXCEEDED, BudgetedStream, ByteBudget},
+    byte_budget::{BUDGET_EXCEEDED, BudgetedStream, ByteBudget},
+    response_timeout::{StalledResponses, TimedResponse},
 };
 use crate::{
     domain::{
-        edge::ConnectionLimits,
+        connection_limits::ConnectionLimits,
         name::Name,
         random::{Random, SystemRandom},
     },
     grpc::{
         addresses::ClientAddress,
-        calls::CallLimits,
+        auth_layer::{ConnectionServices, Offence, PeerConnection, Proven},
+        concurrency_limit::CallLimits,
         counts::Counts,
-        gate::{ConnectionServices, Offence, PeerConnection, Proven},
     },
 };
 

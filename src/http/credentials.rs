@@ -23,11 +23,11 @@ use crate::{
         container::{RefusalKind, document},
         credential::Credentials,
         decide::{IssueRequest, own_service},
-        grant::{Grant, check::Violation},
+        grant::{Grant, validate::Violation},
         name::GrantName,
     },
     grpc::{
-        gate::{Authorizer, IncomingCall},
+        auth_layer::{Authorizer, IncomingCall},
         status::status,
     },
 };

@@ -16,12 +16,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::connection::ConnectionContext;
 use crate::{
     broker::wait::Wait,
-    domain::{edge::ConnectionLimits, name::Name},
+    domain::{connection_limits::ConnectionLimits, name::Name},
     grpc::{
         addresses::ConnectionsByAddress,
-        calls::CallLimits,
+        auth_layer::{ConnectionServices, Offence},
+        concurrency_limit::CallLimits,
         counts::Counts,
-        gate::{ConnectionServices, Offence},
     },
 };
 
@@ -46,7 +46,7 @@ pub struct ListenerConfig {
 }
 
 /// Serves `router` until `stop`, then waits until running calls end. Connections of a service that
-/// `shut_outs` reports end too, after a short grace in which the service is notified.
+/// `suspensions` reports end too, after a short grace in which the service is notified.
 pub async fn serve(
     listening: ListenerConfig,
     router: Router,

@@ -1,12 +1,12 @@
 //! HTTPS beside gRPC on the same port: liveness, readiness, metrics, credentials for SDKs, and the
 //! listener itself.
 
-mod answer;
+mod byte_budget;
 mod connection;
 mod credentials;
 pub mod listener;
-mod metered;
 mod metrics;
+mod response_timeout;
 pub mod tls;
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::{
     domain::access::Surface,
     grpc::{
         self,
-        gate::{AuthLayer, Authorizer, PeerConnection},
+        auth_layer::{AuthLayer, Authorizer, PeerConnection},
     },
 };
 

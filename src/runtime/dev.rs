@@ -25,7 +25,7 @@ use tokio_rustls::rustls::{
 
 use super::{
     Addresses, Assembled, Aws, BrokerSettings, LogKeeping, StartError, assemble, aws, bind,
-    file_error, run, sealing_key, stores, tolerate_silence, trust,
+    client_ca_reload, file_error, run, sealing_key, stores, tolerate_silence,
 };
 use crate::{
     authn::{Authenticator, token},
@@ -34,11 +34,11 @@ use crate::{
     config::{Enrollment, StoreAt},
     domain::{
         arn::Partition,
+        connection_limits::ConnectionLimits,
         denial::Placements,
-        edge::ConnectionLimits,
         principal::Origin,
         random::{Random, SystemRandom},
-        seal::SealingKey,
+        sealing::SealingKey,
         service::Limits,
     },
     http::{
@@ -46,8 +46,8 @@ use crate::{
         listener::ListenerConfig,
         tls::{self, ClientCertificates},
     },
-    memory,
-    store::anchor::replace_file,
+    process_hardening,
+    store::checkpoint_file::replace_file,
 };
 
 /// Domain of the SPIFFE IDs of enrolled hosts.
@@ -96,7 +96,7 @@ impl DevOptions {
 /// # Errors
 /// The reason why the broker does not start or fails at its end.
 pub async fn dev(options: DevOptions) -> Result<(), StartError> {
-    memory::seal().map_err(StartError::Memory)?;
+    process_hardening::seal().map_err(StartError::Memory)?;
     install_metrics();
     let dir = &options.state_dir;
     private_dir(dir).map_err(file_error(dir))?;
@@ -127,7 +127,7 @@ pub async fn dev(options: DevOptions) -> Result<(), StartError> {
         witness: None,
     };
     let (ca_file, tls) = certificates(dir)?;
-    let (ca, authority) = trust::own(&enrollment(dir)?)?;
+    let (ca, authority) = client_ca_reload::own(&enrollment(dir)?)?;
     let authenticator = Arc::new(Authenticator::default());
     authenticator.trust.replace(vec![authority]);
     let own = BrokerSettings {

@@ -10,10 +10,10 @@ use crate::{
         ports::{AwsFailure, FailureClass, StoreError},
     },
     config::ConfigError,
-    domain::{name::Name, seal::SealError},
+    domain::{name::Name, sealing::SealError},
     http::tls::TlsError,
     sink,
-    store::{copy::CopyError, postgres, sqlite},
+    store::{migrate_to_postgres::CopyError, postgres, sqlite},
 };
 
 /// Reason why the broker does not start.

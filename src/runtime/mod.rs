@@ -1,12 +1,12 @@
 //! The composition root: builds the adapters, starts the tasks, ends them in order.
 
+mod client_ca_reload;
 pub mod dev;
 mod error;
 pub mod offline;
 mod reload;
 pub mod serve;
 mod stores;
-mod trust;
 
 use std::{
     fs, io,
@@ -26,9 +26,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    client_ca_reload::TrustError,
     error::{StartError, StartProblem},
     stores::{copy, migrate},
-    trust::TrustError,
 };
 use crate::{
     authn::Authenticator,
@@ -48,7 +48,7 @@ use crate::{
         clock::{SteadyClock, wall_time},
         denial::Placements,
         random::SystemRandom,
-        seal::{SealError, SealingKey},
+        sealing::{SealError, SealingKey},
         service::Limits,
     },
     grpc,
@@ -56,7 +56,7 @@ use crate::{
         self,
         listener::{self, ListenerConfig},
     },
-    store::anchor::FileAnchor,
+    store::checkpoint_file::FileAnchor,
 };
 
 /// Longest time that operations in progress may take to end.
@@ -279,7 +279,7 @@ async fn run(
     let mut feeding = feed(&broker, sinks).await?;
     let witnessed = Arc::clone(&broker);
     feeding.spawn(async move { witnessed.run_witness().await });
-    let upkeep = tokio::spawn(Arc::clone(&broker).maintain());
+    let upkeep = tokio::spawn(Arc::clone(&broker).run_background());
     let signing = Arc::clone(&broker);
     let signing = tokio::spawn(async move { signing.run_signing().await });
     let told = Arc::clone(&broker);

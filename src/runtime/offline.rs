@@ -20,8 +20,8 @@ use crate::{
         name::{GrantName, Name},
         service::Limits,
     },
-    grpc::within::InProcess,
-    memory,
+    grpc::in_process::InProcess,
+    process_hardening,
     store::sqlite,
 };
 
@@ -49,7 +49,7 @@ impl Offline {
     /// # Errors
     /// A broker is running, or would not start either, or the store does not exist.
     pub async fn open(whose: Whose) -> Result<Self, StartError> {
-        memory::seal().map_err(StartError::Memory)?;
+        process_hardening::seal().map_err(StartError::Memory)?;
         stores::existing(&whose.store())?;
         let assembled = match whose {
             Whose::Configured(config) => {
@@ -118,7 +118,7 @@ pub async fn script(
     };
     let now = wall_time();
     let held = stores::held(&store, &target, now).await?;
-    let script = held.map(|held| aws::script::script(&target, &held, now));
+    let script = held.map(|held| aws::revoke_script::script(&target, &held, now));
     let incomplete = |_| broker::Error::Internal("a denial has no policy".to_owned());
     Ok(script.transpose().map_err(incomplete)?)
 }

@@ -8,8 +8,9 @@ use tokio::{signal::unix::SignalKind, sync::watch};
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{
-    Addresses, Assembled, BrokerSettings, LogKeeping, StartError, assemble, aws, bind, file_error,
-    not_sealing, reload::Reloading, run, sealing_key, tolerate_silence, trust,
+    Addresses, Assembled, BrokerSettings, LogKeeping, StartError, assemble, aws, bind,
+    client_ca_reload, file_error, not_sealing, reload::Reloading, run, sealing_key,
+    tolerate_silence,
 };
 use crate::{
     authn::{
@@ -22,18 +23,18 @@ use crate::{
         ports::{CertificateAuthority, JwksSource, Sink, TokenReviewer, Witness},
     },
     config::{self, Config, Destination, KeysAt},
-    domain::seal::{SealError, SealingKey},
+    domain::sealing::{SealError, SealingKey},
     http::{
         install_metrics,
         listener::ListenerConfig,
         tls::{self, ClientCertificates},
     },
-    memory,
+    process_hardening,
     sink::{
         FileSink, HttpsKeys, HttpsWitness, KeyFile, Server, SetupError, SyslogSink, TokenReview,
         WebhookSink,
     },
-    store::anchor::replace_file,
+    store::checkpoint_file::replace_file,
 };
 
 /// Parts made from a configuration, before the store or AWS is called.
@@ -41,7 +42,7 @@ struct Prepared {
     tls: Arc<ServerConfig>,
     clients: ClientCertificates,
     authenticator: Arc<Authenticator>,
-    trusted: trust::CaFiles,
+    trusted: client_ca_reload::CaFiles,
     sinks: Vec<Arc<dyn Sink>>,
 }
 
@@ -58,7 +59,7 @@ fn prepare(config: &Config) -> Result<Prepared, StartError> {
     Ok(Prepared {
         tls,
         clients,
-        trusted: trust::CaFiles::taken(configured, enrollment, &authenticator)?,
+        trusted: client_ca_reload::CaFiles::taken(configured, enrollment, &authenticator)?,
         authenticator,
         sinks: sinks(&config.audit.sinks)?,
     })
@@ -86,7 +87,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 /// The reason why the broker does not start or fails at its end.
 pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
     let reloading = Reloading::begin(path, &config).map_err(file_error(path))?;
-    memory::seal().map_err(StartError::Memory)?;
+    process_hardening::seal().map_err(StartError::Memory)?;
     install_metrics();
     let Prepared {
         tls,

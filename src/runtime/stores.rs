@@ -21,9 +21,9 @@ use crate::{
         clock::wall_time,
     },
     store::{
-        copy,
+        emergency_journal::FileSpool,
+        migrate_to_postgres,
         postgres::{self, PostgresStore},
-        spool::FileSpool,
         sqlite::{self, SqliteStore},
     },
 };
@@ -57,7 +57,7 @@ pub async fn copy(from: &Path, to: &SecretString) -> Result<LogHead, StartError>
     }
     let head = source.log_head().await.map_err(Error::from)?;
     whole(source.as_ref(), head).await?;
-    copy::copy(from, to).await?;
+    migrate_to_postgres::copy(from, to).await?;
     let target = PostgresStore::open(to).await?;
     whole(&target, head).await?;
     let words = format!("{} records from {}", head.size, from.display());

@@ -2,11 +2,11 @@
 //! the broker calls by HTTPS: the log's witness, issuers of keys, and reviewers of tokens.
 
 mod file;
-mod keys;
-mod post;
-mod review;
+mod https_client;
+mod jwks;
 mod syslog;
 mod tls;
+mod token_review;
 mod webhook;
 mod witness;
 
@@ -16,10 +16,10 @@ use tokio_rustls::rustls;
 
 pub use self::{
     file::FileSink,
-    keys::{HttpsKeys, KeyFile},
-    review::TokenReview,
+    jwks::{HttpsKeys, KeyFile},
     syslog::SyslogSink,
     tls::Server,
+    token_review::TokenReview,
     webhook::WebhookSink,
     witness::HttpsWitness,
 };

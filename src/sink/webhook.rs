@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Server, SetupError,
-    post::{refused, unsent},
+    https_client::{refused, unsent},
 };
 use crate::{
     broker::ports::{Sink, SinkError},

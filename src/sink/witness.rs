@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use hyper::{StatusCode, header::CONTENT_TYPE};
 
-use super::{Server, post::HttpResponse};
+use super::{Server, https_client::HttpResponse};
 use crate::{
     audit::note::WitnessKey,
     broker::ports::{SinkError, Witness, WitnessAnswer},

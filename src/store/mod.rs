@@ -1,12 +1,12 @@
-//! Durable state: adapters of [`crate::broker::ports::Store`], [`crate::broker::ports::Anchor`] and
-//! [`crate::broker::ports::Spool`].
+//! Durable state: adapters of [`crate::broker::ports::Store`],
+//! [`crate::broker::ports::CheckpointFile`] and [`crate::broker::ports::EmergencyJournal`].
 
-pub mod anchor;
-pub mod copy;
+pub mod checkpoint_file;
+pub mod emergency_journal;
 mod locked_file;
+pub mod migrate_to_postgres;
 mod migrations;
 pub mod postgres;
-pub mod spool;
 pub mod sqlite;
 
 use std::{

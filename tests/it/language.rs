@@ -1,4 +1,4 @@
-//! The rules of `docs/STYLE.md` that a machine can judge.
+//! The rules of `docs/STYLE.md` that a machine can judge, and the paths that documents name.
 
 use std::{
     fs,
@@ -75,7 +75,7 @@ const BANNED: &[&str] = &[
 #[derive(Debug, PartialEq, Eq)]
 struct Comment<'a> {
     line: usize,
-    /// `///` or `//!`; empty for a plain comment.
+    /// False for a plain comment.
     is_doc: bool,
     lines: Vec<&'a str>,
 }
@@ -104,12 +104,17 @@ fn comments(text: &str) -> Vec<Comment<'_>> {
     found
 }
 
+fn has_extension(path: impl AsRef<Path>, wanted: &str) -> bool {
+    let extension = path.as_ref().extension();
+    extension.is_some_and(|extension| extension == wanted)
+}
+
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if has_extension(&path, "rs") {
             found.push(path);
         }
     }
@@ -178,4 +183,47 @@ fn comments_are_judged_by_their_first_word_and_across_their_lines() {
     assert_eq!(opened, [None, Some("What it".to_owned()), None]);
     let words: Vec<_> = comments.iter().map(banned).collect();
     assert_eq!(words, [None, None, Some("under way, whoever".to_owned())]);
+}
+
+/// Texts in backticks of a document.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_file_that_the_documents_of_the_design_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = vec![root.join("docs/ARCHITECTURE.md")];
+    let pages = fs::read_dir(root.join("docs/design")).unwrap();
+    documents.extend(pages.map(|page| page.unwrap().path()));
+    let mut missing = Vec::new();
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for name in quoted(&text).filter(|name| has_extension(name, "rs")) {
+            let is_there = root.join(name).is_file() || root.join("src").join(name).is_file();
+            if !is_there {
+                missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn every_name_of_the_wayfinding_page_is_in_its_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/design/wayfinding.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let rows: Vec<Vec<&str>> = rows.map(|row| quoted(row).collect()).collect();
+    let rows = rows.iter().filter(|row| !row.is_empty());
+    for row in rows.clone() {
+        let [file, name] = row[..] else {
+            panic!("{row:?} is not a file and a name");
+        };
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        let defined = ["fn ", "const ", "static "].map(|item| format!("{item}{name}"));
+        let is_there = defined.iter().any(|item| text.contains(item));
+        assert!(is_there, "{name} is not in {file}");
+    }
+    assert!(rows.count() >= 20);
 }

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::{GRANT_POLICY, exists, is_ours, keys, put_policy, remove_key};
 use crate::{
     aws::{
-        budget::Purpose,
+        admin_key,
         client::{Clients, IamCalls, never_twice},
         error::{EXISTS, incomplete, no_longer_there, not_ours, not_yet, on, wrong_kind},
-        keyring,
+        rate_budget::Purpose,
     },
     broker::ports::{AwsFailure, FailureClass, IssueFailure, Residue},
     domain::{
@@ -206,7 +206,7 @@ async fn new_key(clients: &Clients, user: &str) -> Result<Credentials, AwsFailur
         secret: credentials.secret_access_key.clone(),
     };
     let began = Instant::now();
-    keyring::prove(clients, &key).await?;
+    admin_key::prove(clients, &key).await?;
     credentials.usable_after = Some(began.elapsed());
     Ok(credentials)
 }

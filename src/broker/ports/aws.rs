@@ -265,7 +265,7 @@ pub trait DenyPolicyApi: Send + Sync {
         document: Option<&Document>,
     ) -> Result<PolicyWritten, AwsFailure>;
     /// Returns the policy at `place` as AWS has it. A policy that the broker never writes, or that
-    /// is not attached to each of `holders`, is [`Found::Other`].
+    /// is not attached to each of `holders`, is [`PolicyState::Other`].
     async fn read(
         &self,
         place: &PolicyLocation,

@@ -12,7 +12,7 @@ use crate::{
         note::WitnessKey,
         tree::{Frontier, Hash},
     },
-    domain::{name::Name, seal::Sealed},
+    domain::{name::Name, sealing::Sealed},
 };
 
 /// Filter for a list of audit records; `None` matches everything.

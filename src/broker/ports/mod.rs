@@ -4,10 +4,10 @@ mod approvals;
 mod authentication;
 mod aws;
 mod certificates;
+mod cluster;
 mod identities;
 mod keys;
 mod log;
-mod peers;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,8 +15,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 pub use self::{
-    approvals::*, authentication::*, aws::*, certificates::*, identities::*, keys::*, log::*,
-    peers::*,
+    approvals::*, authentication::*, aws::*, certificates::*, cluster::*, identities::*, keys::*,
+    log::*,
 };
 use crate::audit::tile::{Tile, Tiles};
 use crate::domain::{

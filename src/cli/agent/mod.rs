@@ -1,8 +1,8 @@
 //! `credbroker agent`: credentials for the SDKs of this machine, over HTTP on loopback.
 
-mod home;
 mod process;
 mod profile;
+mod runtime_dir;
 
 use std::{
     collections::BTreeMap,
@@ -18,18 +18,18 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use self::{
-    home::Home,
     process::{detach, end_of, told_to_end},
     profile::Profile,
+    runtime_dir::Home,
 };
-use super::{Connection, failure::CliError, output::Output};
+use super::{Connection, error::CliError, output::Output};
 use crate::{
     client::{
         Credentials, Missing, Settings,
         endpoint::{Endpoint, secret},
     },
     domain::{duration, name::Name},
-    memory,
+    process_hardening,
 };
 
 /// Longest wait for the first credentials while another process waits for them.
@@ -94,7 +94,7 @@ impl Agent {
         connection: &Connection,
         out: &mut Output,
     ) -> Result<(), CliError> {
-        memory::seal()?;
+        process_hardening::seal()?;
         match self.for_process {
             Some(pid) if self.detached => self.serve_process(connection, pid, out).await,
             Some(_) => detach().await,

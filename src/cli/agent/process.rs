@@ -17,7 +17,7 @@ use tokio::{
     time::interval,
 };
 
-use crate::cli::failure::CliError;
+use crate::cli::error::CliError;
 
 /// Interval between checks that another process still exists.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    cli::{failure::CliError, private},
+    cli::{error::CliError, file_permissions},
     client::Issued,
 };
 
@@ -118,7 +118,7 @@ impl Profile {
 
 /// Takes the lock that keeps other agents from changing the file at the same time.
 fn lock(path: &Path) -> io::Result<File> {
-    let file = private::lock_file(path)?;
+    let file = file_permissions::lock_file(path)?;
     for _ in 0..TRIES {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -135,7 +135,7 @@ fn replace(file: &Path, text: &SecretString) -> io::Result<()> {
     if old.is_some_and(|old| old.uid() != geteuid().as_raw()) {
         return Err(io::Error::other("it belongs to another user"));
     }
-    private::replace(file, text)
+    file_permissions::replace(file, text)
 }
 
 /// Returns the file with `body` in the section, or without the section if `body` is `None`; nothing

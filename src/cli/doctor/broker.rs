@@ -13,10 +13,10 @@ use super::{
     report::{Report, Step, Verdict, doubtful, fine, wrong},
 };
 use crate::{
-    cli::{Connection, failure::CliError},
+    cli::{Connection, error::CliError},
     client::{
         Client, Proof, Settings,
-        reach::{BrokerAddress, ReachError, dial, readable},
+        diagnose::{BrokerAddress, ReachError, dial, readable},
     },
     domain::clock::wall_time,
     proto::{WhoAmIRequest, WhoAmIResponse},

@@ -8,11 +8,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tonic::codegen::http::Uri;
 
 use super::{
+    aws_profile::Process,
     host::{Host, TokenFile},
-    profiles::Process,
     report::{Report, Step, Verdict, doubtful, fine, wrong},
 };
-use crate::{client::reach::BrokerAddress, domain::name::Name};
+use crate::{client::diagnose::BrokerAddress, domain::name::Name};
 
 const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";

@@ -1,12 +1,12 @@
 //! `credbroker doctor`: finds out, on a service's host, why its AWS SDK gets no credentials.
 
+mod aws_profile;
 mod broker;
 mod endpoint;
+mod environment;
+mod grant_check;
 mod host;
-mod profiles;
 mod report;
-mod shadows;
-mod trial;
 
 use clap::Args;
 
@@ -14,7 +14,7 @@ use self::{
     host::{Host, Program},
     report::Report,
 };
-use super::{Connection, failure::CliError, output::Output};
+use super::{Connection, error::CliError, output::Output};
 use crate::domain::clock::wall_time;
 
 /// Find out why the AWS SDK on this host gets no credentials, and what cures that.
@@ -36,12 +36,12 @@ impl Doctor {
         out: &mut Output,
     ) -> Result<(), CliError> {
         let (host, mut report) = (Host::look(), Report::default());
-        shadows::judge(&host, wall_time(), &mut report);
-        let process = profiles::judge(&host, Program::look, &mut report);
+        environment::judge(&host, wall_time(), &mut report);
+        let process = aws_profile::judge(&host, Program::look, &mut report);
         let asked = endpoint::judge(&host, process.as_ref(), &mut report);
         let callers = broker::judge(connection, &host, &asked, &mut report).await;
-        let trial = trial::GrantCheck::of(self.grant, &asked, process);
-        trial::judge(trial, &callers, &mut report).await;
+        let trial = grant_check::GrantCheck::of(self.grant, &asked, process);
+        grant_check::judge(trial, &callers, &mut report).await;
         report.write(out)?;
         report.outcome()
     }

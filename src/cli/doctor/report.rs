@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::cli::{
-    failure::{CliError, Exit},
+    error::{CliError, Exit},
     output::{Format, Output},
 };
 
@@ -51,7 +51,7 @@ pub(super) struct Detail<T> {
     pub(super) value: T,
 }
 
-/// Outcome of a check. A problem is a [`Failure`]: the text, the cure, the exit status.
+/// Outcome of a check. A problem is a [`CliError`]: the text, the cure, the exit status.
 pub(super) type Verdict<T = ()> = Result<Detail<T>, CliError>;
 
 impl<T> Detail<T> {

@@ -14,9 +14,9 @@
 //!  └──── refused        revoked again
 //! ```
 
-mod concerned;
+mod affected;
 mod document;
-mod place;
+mod location;
 #[cfg(test)]
 mod tests;
 
@@ -25,9 +25,9 @@ use std::{fmt, str::FromStr};
 use jiff::{SignedDuration, Timestamp};
 
 pub use self::{
-    concerned::{AffectedSessions, DenialSession},
+    affected::{AffectedSessions, DenialSession},
     document::{UnknownStatements, denies_all, document, may_meet, widen},
-    place::{Placement, Placements, PolicyLocation},
+    location::{Placement, Placements, PolicyLocation},
 };
 use crate::domain::{
     arn::{AccountId, ArnError, RoleArn, UserArn},

@@ -1,10 +1,10 @@
 //! Grants: the credentials that a service may be issued, and their settings.
 //!
 //! A [`GrantSpec`] is a document: it is stored as JSON and compared as a whole. Its rules, AWS's
-//! and the broker's own, are in [`check`].
+//! and the broker's own, are in [`validate`].
 
-pub mod check;
 mod reuse;
+pub mod validate;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 

@@ -8,8 +8,8 @@
 //! why not.
 //! <https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html>
 
-use super::breadth::halves_hold;
-use super::pattern::{covers, intersects};
+use super::overbroad::halves_hold;
+use super::wildcard::{covers, intersects};
 use super::{Actions, Document, Effect, Resources, Statement, Texts};
 
 /// Actions by which a principal makes credentials or permissions that reach any service.

@@ -12,20 +12,20 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::probe::Probe;
 
-mod breadth;
-mod check;
 mod condition;
 mod error;
-mod grammar;
 mod guard;
-mod pattern;
+mod json;
+mod overbroad;
+mod parse;
 #[cfg(test)]
 mod tests;
-mod tree;
+mod validate;
+mod wildcard;
 
-pub use breadth::{Breadth, OverbroadReason, breadth_of_managed};
 pub use error::{PolicyError, Problem};
 pub use guard::{OUTLIVING_ACTIONS, Strength, boundary, guard_alone, strength};
+pub use overbroad::{Breadth, OverbroadReason, breadth_of_managed};
 
 /// Maximum number of characters of an inline session policy, together with the managed ones beside
 /// it:
@@ -77,7 +77,7 @@ impl Document {
     /// `MalformedPolicyDocument`, or what AWS would accept but never let match (an empty condition,
     /// an older version).
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        grammar::parse(text)
+        parse::parse(text)
     }
 
     /// Returns a document of these statements, in this order.
@@ -85,7 +85,7 @@ impl Document {
     /// # Errors
     /// The list has no statement, or a `Sid` is used twice.
     pub fn new(statements: Vec<Statement>) -> Result<Self, PolicyError> {
-        check::statements(&statements)?;
+        validate::statements(&statements)?;
         Ok(Self {
             id: None,
             statements,
@@ -130,7 +130,7 @@ impl Document {
     /// AWS service has.
     #[must_use]
     pub fn breadth(&self) -> Vec<Breadth> {
-        breadth::of(&self.statements)
+        overbroad::of(&self.statements)
     }
 
     fn free_sid(&self, sid: String) -> String {
@@ -176,8 +176,8 @@ impl Serialize for Document {
 
 impl<'de> Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let node = tree::Node::deserialize(deserializer)?;
-        grammar::document(node).map_err(serde::de::Error::custom)
+        let node = json::Node::deserialize(deserializer)?;
+        parse::document(node).map_err(serde::de::Error::custom)
     }
 }
 
@@ -242,7 +242,7 @@ impl Statement {
         V: IntoIterator<Item: Into<String>>,
     {
         self.condition.add(operator, key, Texts::of(values));
-        check::statement(&self, "Statement")?;
+        validate::statement(&self, "Statement")?;
         Ok(self)
     }
 
@@ -263,7 +263,7 @@ impl Statement {
         R: IntoIterator<Item: Into<String>>,
     {
         let statement = Self::plain(effect, sid, Texts::of(actions), Texts::of(resources));
-        check::statement(&statement, "Statement")?;
+        validate::statement(&statement, "Statement")?;
         Ok(statement)
     }
 

@@ -8,7 +8,7 @@ use crate::{
     broker::ports::StoreError,
     domain::{
         admin_key::{AccessKeyId, AdminKey, KeptKey, Phase},
-        seal::Sealed,
+        sealing::Sealed,
     },
 };
 

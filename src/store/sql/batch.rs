@@ -7,7 +7,10 @@ use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use super::{dialect::Connection, known::Registry, leases, log::Log, sessions::AtMost, writer::Tx};
+use super::{
+    cache::Caches, dialect::Connection, leases, log::Log, session_counter::SessionUpperBound,
+    writer::Tx,
+};
 use crate::{
     broker::ports::{BeginOutcome, LeaseTransition, LogHead, Receipt, StoreError},
     domain::{audit::AuditEvent, lease::Lease},
@@ -81,7 +84,10 @@ impl Change {
     }
 
     /// Creates the change of a lease that begins once the live leases of its service were counted.
-    fn counting(asked: Asked<Box<Beginning>, BeginOutcome>, sessions: Arc<AtMost>) -> Self {
+    fn counting(
+        asked: Asked<Box<Beginning>, BeginOutcome>,
+        sessions: Arc<SessionUpperBound>,
+    ) -> Self {
         let Asked { work, answer, .. } = asked;
         Self::other(
             move |tx| Box::pin(begin_counted(tx, work, sessions)),
@@ -93,7 +99,7 @@ impl Change {
 async fn begin_counted(
     tx: &mut Connection,
     beginning: Box<Beginning>,
-    sessions: Arc<AtMost>,
+    sessions: Arc<SessionUpperBound>,
 ) -> Outcome<BeginOutcome> {
     let Beginning { lease, most, audit } = *beginning;
     if let Some(hindrance) = leases::hindrance(tx, &lease, most, &sessions).await? {
@@ -160,12 +166,12 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Adds a change. The callers of all these changes are still waiting, so any order is right.
-    pub(super) fn push(&mut self, change: Change, sessions: &Arc<AtMost>) {
+    pub(super) fn push(&mut self, change: Change, sessions: &Arc<SessionUpperBound>) {
         match change {
             Change::Record(asked) => self.records.push(asked),
             Change::Replace(asked) => self.replaces.push(asked),
             Change::Other(asked) => self.others.push(asked),
-            Change::Begin(asked) if sessions.takes_one_more(&asked.work.lease, asked.work.most) => {
+            Change::Begin(asked) if sessions.try_reserve(&asked.work.lease, asked.work.most) => {
                 self.begins.push(asked);
             }
             // Made after the leases that need no count, and counts them, too.
@@ -194,7 +200,7 @@ impl Batch {
 
     /// Removes from the cache what the changes, committed with the records of `log`, may have
     /// changed.
-    pub(super) fn forget_changed(&self, registry: &Registry, log: &Log) {
+    pub(super) fn forget_changed(&self, registry: &Caches, log: &Log) {
         registry.follow(log.events());
         // Some of these changes have no record.
         if !self.others.is_empty() {

@@ -9,7 +9,7 @@ use super::{
         count, get as column, inconsistent, micros, parse, parse_optional, portions, store_error,
         time, time_optional,
     },
-    sessions::AtMost,
+    session_counter::SessionUpperBound,
 };
 use crate::{
     broker::ports::{BeginOutcome, LeaseFilter, PageRequest, StoreError},
@@ -185,7 +185,7 @@ pub(super) async fn hindrance(
     tx: &mut Connection,
     lease: &Lease,
     most: u64,
-    sessions: &AtMost,
+    sessions: &SessionUpperBound,
 ) -> Result<Option<BeginOutcome>, StoreError> {
     let binding = &lease.binding;
     let service = &binding.grant.service;

@@ -18,7 +18,7 @@ use crate::{
     broker::ports::{KeptCheckpoint, LogKey, StoreError},
     domain::{
         audit::{AuditEvent, AuditRecord},
-        seal::Sealed,
+        sealing::Sealed,
     },
 };
 

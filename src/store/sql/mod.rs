@@ -6,20 +6,20 @@ mod admin_key;
 mod approvals;
 mod batch;
 mod bindings;
+mod cache;
 mod check;
 mod denials;
 mod deployment;
 mod grants;
-mod held;
+mod holdings;
 mod identities;
-mod known;
 mod leases;
 mod log;
 mod operators;
 pub(super) mod row;
 mod search;
 mod services;
-mod sessions;
+mod session_counter;
 mod sinks;
 mod tokens;
 mod witness;
@@ -30,8 +30,8 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use self::{batch::Beginning, known::Registry, writer::Writer};
-pub(super) use self::{held::held, row::store_error};
+use self::{batch::Beginning, cache::Caches, writer::Writer};
+pub(super) use self::{holdings::held, row::store_error};
 use super::dialect::{self, Connection, Guard, Pool};
 use crate::{
     audit::{
@@ -63,7 +63,7 @@ pub struct SqlStore {
     writer: Writer,
     pub(super) writing: Pool,
     pub(super) readers: Pool,
-    registry: Arc<Registry>,
+    registry: Arc<Caches>,
     guard: Guard,
 }
 
@@ -76,7 +76,7 @@ impl SqlStore {
     ) -> Result<Self, StoreError> {
         let mut connection = writing.acquire().await.map_err(row::store_error)?;
         let edge = log::stored_edge(&mut connection).await?;
-        let registry = Arc::<Registry>::default();
+        let registry = Arc::<Caches>::default();
         Ok(Self {
             writer: Writer::start(writing.clone(), edge, Arc::clone(&registry)),
             registry,

@@ -17,11 +17,11 @@ use tokio::{
 
 use super::{
     batch::{Answer, Asked, Batch, Beginning, Change, Working},
+    cache::Caches,
     dialect::{self, Connection, Db, Pool},
-    known::Registry,
     log::{self, Log},
     row::store_error,
-    sessions::AtMost,
+    session_counter::SessionUpperBound,
 };
 use crate::{
     audit::tree::Frontier,
@@ -52,7 +52,7 @@ type Head = Arc<RwLock<Frontier>>;
 
 impl Writer {
     /// Starts a writer that removes from `registry` what its changes affect.
-    pub(super) fn start(pool: Pool, edge: Frontier, registry: Arc<Registry>) -> Self {
+    pub(super) fn start(pool: Pool, edge: Frontier, registry: Arc<Caches>) -> Self {
         let ((queue, changes), head) = (mpsc::channel(BATCH), Arc::new(RwLock::new(edge)));
         let writing = Writing {
             pool,
@@ -125,8 +125,8 @@ fn closed() -> StoreError {
 struct Writing {
     pool: Pool,
     head: Head,
-    registry: Arc<Registry>,
-    sessions: Arc<AtMost>,
+    registry: Arc<Caches>,
+    sessions: Arc<SessionUpperBound>,
 }
 
 impl Writing {

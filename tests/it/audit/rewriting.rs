@@ -22,10 +22,10 @@ use credbroker::{
         clock::{SteadyClock, wall_time},
         denial::Placements,
         random::SystemRandom,
-        seal::SealingKey,
+        sealing::SealingKey,
         service::Limits,
     },
-    store::{anchor::FileAnchor, spool::FileSpool, sqlite::SqliteStore},
+    store::{checkpoint_file::FileAnchor, emergency_journal::FileSpool, sqlite::SqliteStore},
 };
 use fastrand::Rng;
 use jiff::Timestamp;

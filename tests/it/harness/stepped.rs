@@ -31,10 +31,10 @@ use credbroker::{
         probe::Probe,
         random::{Random, SystemRandom},
         request::RequestId,
-        seal::SealingKey,
+        sealing::SealingKey,
         service::Limits,
     },
-    store::spool::FileSpool,
+    store::emergency_journal::FileSpool,
 };
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};

@@ -4,9 +4,8 @@
 use std::process::Stdio;
 
 use credbroker::domain::{
-    catalogue,
     denial::{self, AffectedSessions, Denial, DenialSubject, Scope},
-    policy,
+    policy, templates,
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -101,7 +100,7 @@ async fn the_linter_reports_only_known_findings() {
     }
     let boundary = serde_json::from_str(SHIPPED_BOUNDARY).unwrap();
     documents.insert("boundary-policy".to_owned(), boundary);
-    for (name, document) in catalogue::examples() {
+    for (name, document) in templates::examples() {
         let document = serde_json::to_value(document.unwrap()).unwrap();
         documents.insert(name.to_owned(), document);
     }

@@ -9,7 +9,7 @@ use axum::{
     routing::post,
 };
 use credbroker::{
-    domain::edge::ConnectionLimits,
+    domain::connection_limits::ConnectionLimits,
     http::{
         listener::{ListenerConfig, serve},
         tls,

@@ -23,7 +23,7 @@ use credbroker::{
         note::{self, Verifier},
         tree::{EMPTY, Hash, extends},
     },
-    domain::edge::ConnectionLimits,
+    domain::connection_limits::ConnectionLimits,
     http::{
         listener::{ListenerConfig, serve},
         tls,

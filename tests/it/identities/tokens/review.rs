@@ -12,7 +12,7 @@ use axum::{
     routing::post,
 };
 use credbroker::{
-    domain::edge::ConnectionLimits,
+    domain::connection_limits::ConnectionLimits,
     http::{
         listener::{ListenerConfig, serve},
         tls::{self, ClientCertificates},
