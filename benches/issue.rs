@@ -21,7 +21,7 @@ mod harness;
 use std::time::Instant;
 
 use credbroker::{
-    client::{Client, Proof, Settings},
+    client::{Client, Evidence, Settings},
     proto::IssueCredentialsRequest,
 };
 use figures::{quantile, row};
@@ -55,7 +55,7 @@ async fn main() {
     let settings = Settings {
         address: setting("CREDBROKER_ADDR"),
         ca_file: setting("CREDBROKER_CA_FILE").into(),
-        evidence: Proof::Token(token.into()),
+        evidence: Evidence::Token(token.into()),
     };
     let mut credentials = Client::connect(&settings).await.unwrap().credentials();
     let sts = account.admin.sts();

@@ -30,7 +30,7 @@ mod world;
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
-use credbroker::client::{Proof, Settings};
+use credbroker::client::{Evidence, Settings};
 use load::Load;
 use tonic::Status;
 
@@ -124,7 +124,7 @@ async fn on(load: &Load, broker: BrokerArguments) -> Result<(), Status> {
     let settings = Settings {
         address: broker.addr,
         ca_file: broker.ca_file,
-        evidence: Proof::TokenFile(broker.token_file),
+        evidence: Evidence::TokenFile(broker.token_file),
     };
     let outcome = load.put(&settings).await?;
     println!("{:.0} answers a second", outcome.rate());

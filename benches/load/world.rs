@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use credbroker::client::{Proof, Settings};
+use credbroker::client::{Evidence, Settings};
 use serde_json::{Value, json};
 use tokio::process::Child as Process;
 
@@ -71,7 +71,7 @@ impl World {
         Settings {
             address: format!("https://{}", self.site.address),
             ca_file: self.site.path("tls.pem"),
-            evidence: Proof::Token(self.token.clone().into()),
+            evidence: Evidence::Token(self.token.clone().into()),
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     output::Output,
 };
 use crate::{
-    client::Proof,
+    client::Evidence,
     domain::{clock::wall_time, duration},
 };
 
@@ -49,9 +49,9 @@ impl CredentialProcess {
     }
 
     /// Returns all inputs that determine the answer: a call with other inputs uses another cache.
-    fn asked(&self, connection: &Connection, evidence: &Proof) -> Result<[String; 4], CliError> {
+    fn asked(&self, connection: &Connection, evidence: &Evidence) -> Result<[String; 4], CliError> {
         let shown = match evidence {
-            Proof::Certificate {
+            Evidence::Certificate {
                 cert_file,
                 key_file,
             } => format!("{} {}", cert_file.display(), key_file.display()),

@@ -52,7 +52,7 @@ use self::{
     error::CliError,
     output::{Format, Output},
 };
-use crate::client::{Client, Proof, Settings};
+use crate::client::{Client, Evidence, Settings};
 
 /// Give each service its own narrow, short-lived AWS credentials, from one broker. Only the broker
 /// holds the admin key.
@@ -295,7 +295,7 @@ impl Connection {
         self.connect_with(certificate.ok_or_else(unset)?).await
     }
 
-    async fn connect_with(&self, evidence: Proof) -> Result<Client, CliError> {
+    async fn connect_with(&self, evidence: Evidence) -> Result<Client, CliError> {
         Ok(Client::connect(&self.settings_with(evidence)?).await?)
     }
 
@@ -306,12 +306,12 @@ impl Connection {
     /// Returns the settings with this token, if there is one.
     fn settings_or(&self, token: Option<SecretString>) -> Result<Settings, CliError> {
         match token {
-            Some(token) => self.settings_with(Proof::Token(token)),
+            Some(token) => self.settings_with(Evidence::Token(token)),
             None => self.settings(),
         }
     }
 
-    fn settings_with(&self, evidence: Proof) -> Result<Settings, CliError> {
+    fn settings_with(&self, evidence: Evidence) -> Result<Settings, CliError> {
         Ok(Settings {
             address: self
                 .addr
@@ -342,12 +342,12 @@ impl Connection {
         command.envs(self.addr.as_ref().map(|addr| ("CREDBROKER_ADDR", addr)));
         command.env_remove("CREDBROKER_TOKEN");
         Ok(match self.evidence()? {
-            Proof::Token(token) => Some(token),
-            Proof::TokenFile(_) | Proof::Certificate { .. } => None,
+            Evidence::Token(token) => Some(token),
+            Evidence::TokenFile(_) | Evidence::Certificate { .. } => None,
         })
     }
 
-    fn evidence(&self) -> Result<Proof, CliError> {
+    fn evidence(&self) -> Result<Evidence, CliError> {
         let has_token = self.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
         match self.certificate() {
             Some(certificate) if !has_token => Ok(certificate),
@@ -355,19 +355,19 @@ impl Connection {
         }
     }
 
-    fn certificate(&self) -> Option<Proof> {
-        Some(Proof::Certificate {
+    fn certificate(&self) -> Option<Evidence> {
+        Some(Evidence::Certificate {
             cert_file: self.client_cert_file.clone()?,
             key_file: self.client_key_file.clone()?,
         })
     }
 
-    fn token(&self) -> Result<Proof, CliError> {
+    fn token(&self) -> Result<Evidence, CliError> {
         if let Some(path) = &self.token_file {
-            return Ok(Proof::TokenFile(path.clone()));
+            return Ok(Evidence::TokenFile(path.clone()));
         }
         match std::env::var("CREDBROKER_TOKEN") {
-            Ok(token) => Ok(Proof::Token(SecretString::from(token))),
+            Ok(token) => Ok(Evidence::Token(SecretString::from(token))),
             Err(_) => Err(CliError::unset(
                 "CREDBROKER_TOKEN or CREDBROKER_TOKEN_FILE",
                 "--token-file",

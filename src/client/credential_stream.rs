@@ -198,7 +198,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
-    use crate::{client::Proof, domain::clock::wall_time};
+    use crate::{client::Evidence, domain::clock::wall_time};
 
     fn follower(lives: Option<SignedDuration>) -> Follower {
         let held = lives.map(|lives| {
@@ -215,7 +215,7 @@ mod tests {
             settings: Settings {
                 address: "https://localhost:1".to_owned(),
                 ca_file: "none".into(),
-                evidence: Proof::Token("token".into()),
+                evidence: Evidence::Token("token".into()),
             },
             grant: "uploads".to_owned(),
             ttl: None,

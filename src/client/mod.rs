@@ -50,12 +50,12 @@ pub struct Settings {
     /// PEM file of the CA that signed the broker's certificate.
     pub ca_file: PathBuf,
     /// Proof of the caller's identity.
-    pub evidence: Proof,
+    pub evidence: Evidence,
 }
 
 /// Proof of a caller's identity.
 #[derive(Clone, Debug)]
-pub enum Proof {
+pub enum Evidence {
     /// A bearer token.
     Token(SecretString),
     /// A file with a bearer token, read again for each connection.
@@ -69,7 +69,7 @@ pub enum Proof {
     },
 }
 
-impl Proof {
+impl Evidence {
     /// Returns the bearer token; `None` for a certificate. A token file is read again each time.
     ///
     /// # Errors
@@ -265,9 +265,9 @@ impl Client {
 fn with_tls(
     endpoint: Endpoint,
     tls: ClientTlsConfig,
-    evidence: &Proof,
+    evidence: &Evidence,
 ) -> Result<Endpoint, ConnectError> {
-    let Proof::Certificate {
+    let Evidence::Certificate {
         cert_file,
         key_file,
     } = evidence
@@ -290,7 +290,7 @@ fn with_tls(
         })
 }
 
-fn header(evidence: &Proof) -> Result<Option<MetadataValue<Ascii>>, ConnectError> {
+fn header(evidence: &Evidence) -> Result<Option<MetadataValue<Ascii>>, ConnectError> {
     let Some(token) = evidence.token()? else {
         return Ok(None);
     };

@@ -191,7 +191,7 @@ const ROOMS: &[Room] = &[
     ),
     room("proto", &[], &["tonic"]),
     // What the system is told of a process that holds secrets.
-    room("memory", &[], &["rustix"]),
+    room("process_hardening", &[], &["rustix"]),
     room(
         "client",
         &["proto", "domain"],
@@ -217,7 +217,13 @@ const ROOMS: &[Room] = &[
     room(
         "cli",
         &[
-            "audit", "client", "config", "domain", "memory", "proto", "runtime",
+            "audit",
+            "client",
+            "config",
+            "domain",
+            "process_hardening",
+            "proto",
+            "runtime",
         ],
         &[
             "aws_lc_rs",
@@ -250,7 +256,16 @@ const ROOMS: &[Room] = &[
     room(
         "runtime",
         &[
-            "authn", "aws", "broker", "ca", "config", "domain", "grpc", "http", "memory", "sink",
+            "authn",
+            "aws",
+            "broker",
+            "ca",
+            "config",
+            "domain",
+            "grpc",
+            "http",
+            "process_hardening",
+            "sink",
             "store",
         ],
         &[

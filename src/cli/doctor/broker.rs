@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cli::{Connection, error::CliError},
     client::{
-        Client, Proof, Settings,
+        Client, Evidence, Settings,
         diagnose::{BrokerAddress, ReachError, dial, readable},
     },
     domain::clock::wall_time,
@@ -36,7 +36,7 @@ struct Met {
     ca_file: PathBuf,
     /// Evidence of the caller. The token of SDKs may be invalid; checks of the connection need
     /// none.
-    evidence: Step<Proof>,
+    evidence: Step<Evidence>,
 }
 
 impl Met {
@@ -174,7 +174,7 @@ fn settings(connection: &Connection, host: &Host, asked: &EndpointAnswer) -> Ver
 }
 
 /// Returns the program's own evidence, or else that of SDKs.
-fn evidence(connection: &Connection, asked: &EndpointAnswer) -> Result<Step<Proof>, CliError> {
+fn evidence(connection: &Connection, asked: &EndpointAnswer) -> Result<Step<Evidence>, CliError> {
     let (cert, key) = (&connection.client_cert_file, &connection.client_key_file);
     let has_token =
         connection.token_file.is_some() || std::env::var_os("CREDBROKER_TOKEN").is_some();
@@ -189,7 +189,7 @@ fn evidence(connection: &Connection, asked: &EndpointAnswer) -> Result<Step<Proo
         }
         (None, None) if !has_token && asked.is_set => {
             let token = asked.token.as_ref().map_err(Clone::clone);
-            return Ok(token.map(|token| Proof::Token(bare(token))));
+            return Ok(token.map(|token| Evidence::Token(bare(token))));
         }
         _ => {}
     }
@@ -215,7 +215,7 @@ fn sdks(met: &Step<Met>, served: &Step<()>, asked: &EndpointAnswer) -> Step<Sett
     served.clone()?;
     Ok(Settings {
         address: asked.endpoint.clone()?.place.url(),
-        evidence: Proof::Token(bare(&asked.token.clone()?)),
+        evidence: Evidence::Token(bare(&asked.token.clone()?)),
         ca_file: met.clone()?.ca_file,
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_credential_types::provider::ProvideCredentials;
 use credbroker::{
-    client::{Credentials, Missing, Proof, Settings},
+    client::{Credentials, Evidence, Missing, Settings},
     domain::clock::wall_time,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -25,7 +25,7 @@ fn settings(world: &World) -> Settings {
             world.broker.address().replace("127.0.0.1", "localhost")
         ),
         ca_file: world.broker.setting("CREDBROKER_CA_FILE").into(),
-        evidence: Proof::Token(world.token.clone().into()),
+        evidence: Evidence::Token(world.token.clone().into()),
     }
 }
 

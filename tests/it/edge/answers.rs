@@ -1,7 +1,7 @@
 //! Size of one answer: a longer list comes in more pages, and comes whole.
 
 use credbroker::{
-    client::{Client, Proof, Settings},
+    client::{Client, Evidence, Settings},
     proto::{
         self, Grant, IamUser, InlinePolicy, ListApprovalsRequest, ListGrantsRequest,
         ListOperatorsRequest, ListServiceBindingsRequest, PutGrantRequest, Tag,
@@ -116,7 +116,7 @@ async fn large_approvals_are_listed_completely() {
         let settings = Settings {
             address: format!("https://{}", site.address),
             ca_file: site.path("tls.pem"),
-            evidence: Proof::Token(token.trim().into()),
+            evidence: Evidence::Token(token.trim().into()),
         };
         Client::connect(&settings).await.unwrap()
     };

@@ -2,7 +2,7 @@
 
 use std::{fs::File, net::Ipv4Addr, path::PathBuf, process::Stdio};
 
-use credbroker::client::{Client, Proof, Settings};
+use credbroker::client::{Client, Evidence, Settings};
 use data_encoding::BASE64;
 use rcgen::{CertificateParams, KeyPair};
 use secrecy::ExposeSecret;
@@ -202,7 +202,7 @@ impl Site {
         let settings = Settings {
             address: format!("https://{}", self.address),
             ca_file: self.path("tls.pem"),
-            evidence: Proof::Token(token.to_owned().into()),
+            evidence: Evidence::Token(token.to_owned().into()),
         };
         Client::connect(&settings).await.unwrap()
     }

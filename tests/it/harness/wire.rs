@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use credbroker::client::{Client, ConnectError, Proof, Settings};
+use credbroker::client::{Client, ConnectError, Evidence, Settings};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,7 +47,7 @@ impl Broker {
         Settings {
             address: self.setting("CREDBROKER_ADDR").to_owned(),
             ca_file: self.setting("CREDBROKER_CA_FILE").into(),
-            evidence: Proof::Token(token.into()),
+            evidence: Evidence::Token(token.into()),
         }
     }
 

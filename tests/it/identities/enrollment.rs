@@ -244,7 +244,7 @@ impl Host<'_> {
         let settings = credbroker::client::Settings {
             address: self.broker.setting("CREDBROKER_ADDR").to_owned(),
             ca_file: self.broker.setting("CREDBROKER_CA_FILE").into(),
-            evidence: credbroker::client::Proof::Certificate {
+            evidence: credbroker::client::Evidence::Certificate {
                 cert_file: self.cert(),
                 key_file: self.key(),
             },

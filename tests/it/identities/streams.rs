@@ -4,7 +4,7 @@
 use std::{fs, time::Duration as Time};
 
 use credbroker::{
-    client::{Client, Proof, Settings},
+    client::{Client, Evidence, Settings},
     proto::{
         RevocationNotice, TailAuditRecordsRequest, WatchCredentialsRequest,
         WatchCredentialsResponse, WatchRevocationsRequest, WhoAmIRequest,
@@ -23,7 +23,7 @@ const LIMIT: Time = Time::from_secs(20);
 
 impl Site {
     /// Connects a client with this evidence.
-    async fn client_by(&self, evidence: Proof) -> Client {
+    async fn client_by(&self, evidence: Evidence) -> Client {
         let settings = Settings {
             address: format!("https://{}", self.address),
             ca_file: self.path("tls.pem"),
@@ -118,7 +118,7 @@ async fn streams_end_when_their_certificate_is_revoked_or_its_authority_is_gone(
         fs::write(known.site.path(name), pem).unwrap();
         known.site.path(name)
     };
-    let evidence = Proof::Certificate {
+    let evidence = Evidence::Certificate {
         cert_file: file("own.pem", certificate),
         key_file: file("own.key", key),
     };
