@@ -36,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Time that AWS may take to enforce a denial, in production, before that is left to the
 /// background.
 pub const PROOF_LIMIT: Duration = Duration::from_secs(30);
-/// Longest time for which a canary waits until existing denials no longer match it.
+/// Longest wait before a canary is issued, until existing denials would no longer match it.
 const LONGEST_WAIT: Duration = Duration::from_secs(7);
 /// Longest time for which the denial waits for its canary to be issued, and again for the canary's
 /// first calls.
@@ -45,8 +45,8 @@ const TRY_LIMIT: Duration = Duration::from_secs(5);
 const BETWEEN: Duration = Duration::from_millis(250);
 /// Number of attempts of a call before the denial.
 const TRIES: u32 = 3;
-/// Prefix of a control session's name. Names of services' sessions have a dot and this has none, so
-/// that no denial of a service matches it.
+/// Prefix of the name of a control session, and of a canary for everyone's denial. Names of
+/// services' sessions have a dot and these have none, so that no denial of a service matches them.
 const CONTROL: &str = "ctl-";
 /// Time after which a new session is later than the cutoff of the denial that matched the last one.
 pub(super) const UNMET_AFTER: Duration = Duration::from_secs(3);
@@ -101,14 +101,15 @@ enum NotRefused {
 /// Reason why there is no canary.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoCanary {
-    /// A denial with a cutoff matched this canary. One that is issued a moment later may be of use.
+    /// An existing denial with a cutoff may match the canary. A canary issued a moment later may
+    /// be of use.
     #[error("it stood before a session to try it by was made")]
     Stood,
     #[error("{0}")]
     Because(String),
 }
 
-/// Existing denials of the broker's that may refuse a canary.
+/// Existing denial of the broker that may refuse a canary.
 enum StandingDenial {
     /// A denial of such sessions, whenever they are issued.
     Always,
@@ -212,8 +213,8 @@ impl Broker {
         Ok(denial.reach(issued, NewSessions::None))
     }
 
-    /// Waits until no denial with a cutoff would match a canary issued now, which could show
-    /// nothing.
+    /// Waits until no denial with a cutoff would match a canary issued now. A canary that matches
+    /// could show nothing. Waits for [`LONGEST_WAIT`] at most.
     async fn wait_for_cutoffs(&self, denial: &Denial) -> Result<(), Error> {
         let against = &denial.against;
         let place = self.parts.placements.of(&against.holder);
@@ -294,7 +295,7 @@ impl Broker {
         grant: &Grant,
         mut trial: Canary,
     ) -> Result<Canary, NoCanary> {
-        let mut controlled = None;
+        let mut control = None;
         for at in 0..trial.calls.len() {
             let call = &trial.calls[at];
             trial.calls[at].allowed = match self.first_answer(&trial, call).await? {
@@ -307,16 +308,19 @@ impl Broker {
                     cause: RefusalCause::IdentityDenial,
                     said,
                 } => {
-                    match self.find_standing_denial(denial, &trial).await {
-                        StandingDenial::Always if controlled == Some(call.probe) => {}
-                        StandingDenial::Always => {
-                            self.check_control_session(denial, grant, &trial, call)
-                                .await?;
+                    if control.is_none() {
+                        match self.find_standing_denial(denial, &trial).await {
+                            StandingDenial::Always => {}
+                            StandingDenial::Before => return Err(NoCanary::Stood),
+                            StandingDenial::Nothing => {
+                                return Err(denied_anyway(call.probe, &said));
+                            }
                         }
-                        StandingDenial::Before => return Err(NoCanary::Stood),
-                        StandingDenial::Nothing => return Err(denied_anyway(call.probe, &said)),
+                        control = Some(self.control_session(denial, grant, &trial).await?);
                     }
-                    controlled = Some(call.probe);
+                    if let Some(control) = &control {
+                        self.check_control_call(control, call).await?;
+                    }
                     false
                 }
                 ProbeOutcome::Refused { said, .. } => return Err(denied_anyway(call.probe, &said)),
@@ -354,14 +358,14 @@ impl Broker {
         }
     }
 
-    /// Makes the call with a control session, which has another name and no source identity.
-    async fn check_control_session(
+    /// Issues a control session: a canary with another name and no source identity, which no denial
+    /// of the broker's matches.
+    async fn control_session(
         &self,
         denial: &Denial,
         grant: &Grant,
         trial: &Canary,
-        call: &ProbeCall,
-    ) -> Result<(), NoCanary> {
+    ) -> Result<Canary, NoCanary> {
         let because = |error: &dyn std::fmt::Display| NoCanary::Because(error.to_string());
         let id = LeaseId::new(self.now(), self.parts.random.as_ref());
         let binding = Issuance {
@@ -373,7 +377,8 @@ impl Broker {
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
         let grant = without_source_identity(grant);
-        let made = self.canary(denial, &grant, &binding, &[call.probe]).await;
+        let probes = grant.spec.probes();
+        let made = self.canary(denial, &grant, &binding, &probes).await;
         let credentials = made.map_err(|failure| no_canary(&failure))?;
         let audit = self
             .event(Actor::Broker, Event::CanaryIssued)
@@ -382,15 +387,19 @@ impl Broker {
         let audit = audit
             .aws_name(&binding)
             .aws_request(credentials.aws_request_id.as_deref())
-            .detail(&describe_permissions(&[call.probe]));
+            .detail(&describe_permissions(&probes));
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
-        let control = Canary {
+        Ok(Canary {
             credentials,
             ..trial.clone()
-        };
+        })
+    }
+
+    /// Checks that AWS does not deny a call to the control session: then another policy denies it.
+    async fn check_control_call(&self, control: &Canary, call: &ProbeCall) -> Result<(), NoCanary> {
         for tries in 1..=TRIES {
-            match self.try_call(&control, call).await {
+            match self.try_call(control, call).await {
                 Ok(ProbeOutcome::Refused {
                     cause: RefusalCause::IdentityDenial | RefusalCause::OtherDenial,
                     said,
@@ -403,8 +412,8 @@ impl Broker {
         Err(NoCanary::Because(why))
     }
 
-    /// Returns which denial of the broker's may refuse the canary already: one of an earlier
-    /// attempt, or one that was written for another revocation.
+    /// Returns the kind of the broker's denial that may refuse the canary already. The denial is of
+    /// an earlier attempt, or was written for another revocation.
     async fn find_standing_denial(&self, denial: &Denial, trial: &Canary) -> StandingDenial {
         let place = self.parts.placements.of(&denial.against.holder);
         match self.parts.denier.read(&place, &BTreeSet::new()).await {

@@ -39,7 +39,7 @@ const IN_MEMORY: &str = "the broker's store takes no records, and neither does t
                          in the broker's memory alone; repeat it if the broker restarts before the store works again";
 /// Interval at which AWS is asked to accept a denial that the store could not record.
 const EVERY: Duration = Duration::from_secs(1);
-/// Place that the seal of a journal entry is bound to.
+/// Context that the seal of a journal entry is bound to.
 const PLACE: &str = "emergency";
 
 /// Revocations that are not in the log yet.
@@ -161,7 +161,7 @@ impl Broker {
         Ok(asked(&scope, &sessions.await?, now))
     }
 
-    /// Removes from AWS what a revoking lease stands for, without a record.
+    /// Deletes the credentials of a revoking lease in AWS, without a record.
     pub(super) async fn remove_degraded(&self, lease: Lease) -> RemovalOutcome {
         let now = self.now();
         let open = if lease.is_in_flight(now) {
@@ -196,14 +196,15 @@ impl Broker {
     /// with its record in memory and in the log of the process. Returns the notice for the caller.
     async fn append_to_journal(&self, audit: AuditEvent) -> &'static str {
         let late = audit.late();
-        let mut in_file = self.unrecorded.in_file.lock().await;
         self.unrecorded.list().push(late.clone());
+        let mut in_file = self.unrecorded.in_file.lock().await;
+        // An entry may reach the file although its write fails or is not answered in time.
+        *in_file = true;
         let added = match self.encode_entry(&late) {
             Ok(entry) => in_time("the emergency file", self.parts.spool.add(&entry)).await,
             Err(error) => Err(StoreError::Unavailable(error.to_string())),
         };
         let Err(error) = added else {
-            *in_file = true;
             return SPOOLED;
         };
         tracing::error!(%error, event = late.event.as_str(), actor = %late.actor, service = ?late.service,
@@ -229,8 +230,9 @@ impl Broker {
         Ok(BASE64.encode(sealed.as_bytes()).into_bytes())
     }
 
-    /// Returns the record in an entry, if this broker has written the entry and it is a revocation.
-    /// The broker writes no other entries.
+    /// Returns the record in an entry, if the broker's sealing key opens the entry and the record
+    /// is a revocation. The broker writes no other records. Without a sealing key, any entry that
+    /// can be decoded is accepted.
     fn decode_entry(&self, entry: &[u8]) -> Option<AuditEvent> {
         let leaf = match &self.parts.custody.sealing {
             None => entry.to_vec(),
@@ -365,7 +367,7 @@ impl Broker {
             is_stored,
         } in kept
         {
-            if is_stored && self.is_taken(&denial).await {
+            if is_stored && self.offer_to_store(&denial).await {
                 self.denying
                     .unpersisted()
                     .retain(|kept| kept.denial != denial);
@@ -384,7 +386,7 @@ impl Broker {
 
     /// Returns whether the store now accepts the change that it could not record, or has recorded a
     /// later one.
-    async fn is_taken(&self, denial: &Denial) -> bool {
+    async fn offer_to_store(&self, denial: &Denial) -> bool {
         let put = std::slice::from_ref(denial);
         let taken = self.store().change_denials(put, &[], Vec::new()).await;
         matches!(taken, Ok(()) | Err(StoreError::Conflict))
@@ -407,9 +409,10 @@ impl Broker {
         let mut in_file = self.unrecorded.in_file.lock().await;
         // Another revocation may have been added meanwhile.
         if *in_file && self.unrecorded.list().is_empty() {
-            let mut unreadable = self.parts.spool.entries().await?;
+            let what = "the emergency file";
+            let mut unreadable = in_time(what, self.parts.spool.entries()).await?;
             unreadable.retain(|entry| self.decode_entry(entry).is_none());
-            self.parts.spool.keep_only(&unreadable).await?;
+            in_time(what, self.parts.spool.keep_only(&unreadable)).await?;
             *in_file = false;
             tracing::info!("the revocations of the emergency file are in the log");
         }

@@ -125,6 +125,7 @@ impl Broker {
     }
 
     async fn check_again(&self, trial: &Canary) -> CheckOutcome {
+        let mut outcome = CheckOutcome::Refused;
         for call in &trial.calls {
             match self.try_call(trial, call).await {
                 Ok(ProbeOutcome::Refused { cause, .. }) if proves(cause, call) => {}
@@ -133,9 +134,10 @@ impl Broker {
                     let call = self.describe_call(call);
                     return CheckOutcome::Open(format!("AWS lets such a session call {call}"));
                 }
-                Ok(ProbeOutcome::Refused { .. }) | Err(_) => return CheckOutcome::Unknown,
+                // A later call may still be open.
+                Ok(ProbeOutcome::Refused { .. }) | Err(_) => outcome = CheckOutcome::Unknown,
             }
         }
-        CheckOutcome::Refused
+        outcome
     }
 }

@@ -50,7 +50,7 @@ pub enum StolenProgress {
     Grant {
         /// Name of the grant.
         grant: GrantName,
-        /// Number of leases that ended.
+        /// Number of leases that were revoked.
         leases: usize,
         /// True if AWS was seen to refuse each of them.
         confirmed: bool,
@@ -234,7 +234,7 @@ impl Broker {
         loop {
             tries += 1;
             match self.try_to_cut_off(caller, user.clone(), reach).await {
-                Err(Error::Conflict(_)) if tries < TRIES => {}
+                Err(Error::Conflict(_)) if tries < TRIES => sleep(PAUSE).await,
                 denials => return denials,
             }
         }

@@ -8,6 +8,7 @@ use tonic::Response;
 
 use super::{
     error::CliError,
+    output::Format,
     service::{bindings, tokens},
 };
 use crate::{
@@ -28,9 +29,13 @@ pub(super) struct Reinstate {
 }
 
 impl Reinstate {
-    pub(super) async fn run(self, client: &Client) -> Result<Response<Service>, CliError> {
+    pub(super) async fn run(
+        self,
+        client: &Client,
+        format: Format,
+    ) -> Result<Response<Service>, CliError> {
         let Self { name, yes } = self;
-        let asks = !yes && io::stdin().is_terminal();
+        let asks = !yes && format != Format::Json && io::stdin().is_terminal();
         if asks && is_suspended(client, &name).await? {
             let proofs = proofs(client, &name).await?;
             if !proofs.is_empty() {

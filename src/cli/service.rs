@@ -171,7 +171,7 @@ impl Service {
                     .suspend_service(SuspendServiceRequest { name, reason })
                     .await?
             }
-            Self::Reinstate(reinstate) => reinstate.run(client).await?,
+            Self::Reinstate(reinstate) => reinstate.run(client, out.format()).await?,
             Self::List => return list(client, out).await,
             Self::Delete { name } => {
                 services

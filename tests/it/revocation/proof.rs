@@ -21,6 +21,11 @@ fn served() -> Fault {
     Fault::Say(r#"{"QueueUrls":[]}"#.to_owned())
 }
 
+fn denied() -> Fault {
+    let explicit = "not authorized with an explicit deny in an identity-based policy";
+    Fault::Answer(403, "AccessDeniedException", explicit)
+}
+
 fn not_allowed() -> Fault {
     Fault::Answer(403, "AccessDenied", "not authorized")
 }
@@ -162,6 +167,20 @@ async fn each_service_that_a_grant_names_must_refuse_as_well_in_each_region() {
 }
 
 #[tokio::test]
+async fn a_region_denied_by_another_policy_is_no_proof_beside_a_standing_denial() {
+    let world = Stepped::new().await;
+    world.probe_further("role", &[], &["eu-west-1"]).await;
+    world.issue("role").await.unwrap();
+    assert!(world.shut_out().await.unwrap().confirmed());
+    // In each region the canary, then the control session.
+    let answers = [denied(), served(), denied(), denied()];
+    world.proxy.inject_in_turn("ListQueues", answers);
+    let revoked = world.shut_out().await.unwrap();
+    assert!(!revoked.confirmed());
+    says(&open(&revoked), &["denied to such sessions anyway"]);
+}
+
+#[tokio::test]
 async fn an_aws_service_that_still_admits_a_session_keeps_the_denial_open() {
     let world = Stepped::with(Ways {
         proof_limit: Duration::from_millis(700),
@@ -189,11 +208,9 @@ async fn a_region_that_still_admits_a_session_keeps_the_denial_open() {
     .await;
     world.probe_further("role", &[], &["eu-west-1"]).await;
     world.issue("role").await.unwrap();
-    let explicit = "not authorized with an explicit deny in an identity-based policy";
-    let refused = || Fault::Answer(403, "AccessDeniedException", explicit);
     let late = std::iter::repeat_with(served).take(20);
     // The session is served in both regions before the denial, and refused in the first after it.
-    let answers = [served(), served(), refused(), refused()];
+    let answers = [served(), served(), denied(), denied()];
     let answers = answers.into_iter().chain(late);
     world.proxy.inject_in_turn("ListQueues", answers);
     let revoked = world.shut_out().await.unwrap();
