@@ -21,7 +21,7 @@ use crate::domain::{
 /// <https://docs.aws.amazon.com/awscloudtrail/latest/userguide/get-and-view-cloudtrail-log-files.html>
 pub const SLACK: SignedDuration = SignedDuration::from_mins(15);
 
-/// A principal in AWS: an IAM user, or a role in any of its sessions.
+/// A principal in AWS: an IAM user, the root user, or a role in any of its sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CallPrincipal(String);
 
@@ -35,7 +35,7 @@ pub struct PrincipalError;
 impl FromStr for CallPrincipal {
     type Err = PrincipalError;
 
-    /// Parses the ARN of a user, a role, or a session of a role.
+    /// Parses the ARN of a user, the root user, a role, or a session of a role.
     fn from_str(arn: &str) -> Result<Self, PrincipalError> {
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let [

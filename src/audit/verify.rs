@@ -37,7 +37,7 @@ pub struct Verified {
     pub checkpoint: Checkpoint,
     /// Newest key that may have signed the copy.
     pub key: Verifier,
-    /// Number of the first records that the copy lacks because they were pruned.
+    /// Count of the oldest records, which the copy lacks because they were pruned.
     pub start: u64,
 }
 
@@ -244,6 +244,8 @@ impl Files<'_> {
         if copy.pruned < copy.start {
             return Err(Fault::Missing(1));
         }
+        // In the pruned part, a root is comparable only at the end of a bundle. A handover names
+        // its key by itself, and needs no comparison.
         let mut before = known.iter().filter(|known| known.size < copy.start);
         let told =
             |known: &KnownKeys| known.announces.is_some() || known.size.is_multiple_of(WIDTH);
@@ -431,9 +433,9 @@ struct LogCopy {
     suspect: Option<u64>,
     /// Keys that records announce, each with the number of its record.
     announced: Vec<(u64, String)>,
-    /// Number of the first records that are missing.
+    /// Count of the oldest records, which the copy lacks.
     start: u64,
-    /// Number of the first records that were pruned according to a record.
+    /// Number of the last record that was pruned, according to a record of the pruning.
     pruned: u64,
 }
 

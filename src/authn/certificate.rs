@@ -72,7 +72,7 @@ impl fmt::Debug for Authority {
 
 impl Authority {
     /// Creates an authority from a bundle of CA certificates and revocation lists. If there is any
-    /// list, one must cover every certificate of a chain, and none may be out of date.
+    /// list, each certificate of a chain needs a list of its issuer, and no list may be expired.
     ///
     /// # Errors
     /// A certificate of the bundle is not a CA's, or an input cannot be read.

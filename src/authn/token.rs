@@ -1,4 +1,4 @@
-//! Bearer tokens: `authorization: Bearer cbs_…` or `cbo_…` (RFC 6750).
+//! Bearer tokens: `authorization: Bearer cbs_…`, `cbo_…` or `cbe_…` (RFC 6750).
 
 use jiff::Timestamp;
 

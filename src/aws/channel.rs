@@ -1,5 +1,5 @@
-//! The only way to call AWS: within the budget, reported to the breaker, counted, and with failures
-//! put into words.
+//! The only way to call IAM and STS: within the budget, reported to the breaker, counted, and with
+//! failures put into words.
 
 use std::{error::Error as StdError, pin::Pin, sync::Arc, time::Duration};
 
@@ -128,12 +128,12 @@ impl ApiChannel {
         }
         let began = Instant::now();
         let result = call.await.map_err(|error| failure(operation, &error));
-        self.observe_clock(result.as_ref().err().map(|failure| failure.class));
+        self.record_outcome(result.as_ref().err().map(|failure| failure.class));
         count(operation, result.as_ref().err(), began.elapsed());
         result
     }
 
-    fn observe_clock(&self, failed: Option<FailureClass>) {
+    fn record_outcome(&self, failed: Option<FailureClass>) {
         match failed {
             None | Some(FailureClass::Refused | FailureClass::Deferred | FailureClass::Busy) => {
                 self.breaker.answered();

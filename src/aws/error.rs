@@ -213,7 +213,7 @@ pub(super) fn not_yet(reason: &'static str, message: String) -> AwsFailure {
     )
 }
 
-/// Returns the failure of an account that is not set up as by bootstrap.sh.
+/// Returns the failure of a call in an account that is not set up for the broker.
 pub(super) fn not_set_up(reason: &'static str, message: String) -> AwsFailure {
     let next = "the broker's operator must do that first; nothing was issued";
     ours(FailureClass::Refused, reason, message, next)
@@ -280,7 +280,7 @@ fn not_sent(operation: &Operation<'_>, chain: &str) -> ErrorMeaning {
             "the broker's admin key cannot be fetched at the moment",
         );
     }
-    // Only a connection that was never made certainly had no effect.
+    // Only a call whose connection was never made certainly had no effect.
     if chain.contains("(Connect)")
         || chain.contains("dns error")
         || chain.contains("Connection refused")

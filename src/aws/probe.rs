@@ -1,6 +1,6 @@
 //! One harmless call with the credentials of a session, sent as the SDK sends its own calls: the
-//! same connector, time-outs and proxies. Only the request and its answer are read here, so that
-//! six calls do not need an SDK crate each.
+//! same connector, time-outs and proxies. Only the request is written and its answer read here, so
+//! that six calls do not need an SDK crate each.
 //!
 //! Signature:
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html>.
@@ -48,7 +48,7 @@ use crate::{
 const SAID_MAX: usize = 512;
 
 /// Client of one probe in one region, with its connections.
-pub(super) type Wire = SdkOperation<SignedProbe, (), ErrorMetadata>;
+pub(super) type Wire = SdkOperation<ProbeAttempt, (), ErrorMetadata>;
 
 /// Makes the call of `probe` once, signed by `credentials`.
 pub(super) async fn probe(
@@ -58,7 +58,7 @@ pub(super) async fn probe(
     region: Option<&str>,
 ) -> Result<ProbeOutcome, AwsFailure> {
     let operation = on(probe.as_str(), "");
-    let attempt = SignedProbe {
+    let attempt = ProbeAttempt {
         identity: identity(credentials),
         time: clients.time().now(),
     };
@@ -92,7 +92,7 @@ pub(super) fn connect(
         .interceptor(TimingInterceptor(Arc::clone(line)));
     let region = region.to_owned();
     builder
-        .serializer(move |attempt: SignedProbe| {
+        .serializer(move |attempt: ProbeAttempt| {
             attempt.request(&ProbeRequest::of(probe), &url, &region)
         })
         .deserializer(move |response| read(&ProbeRequest::of(probe), response))
@@ -189,7 +189,7 @@ impl ProbeRequest {
 
 /// Identity and time by which a call is signed. Debug hides the secrets, as the SDK's types do.
 #[derive(Debug)]
-pub(super) struct SignedProbe {
+pub(super) struct ProbeAttempt {
     identity: Identity,
     time: SystemTime,
 }
@@ -206,7 +206,7 @@ fn identity(credentials: &Credentials) -> Identity {
     .into()
 }
 
-impl SignedProbe {
+impl ProbeAttempt {
     /// Returns the signed request, with a path relative to `url`.
     fn request(
         &self,
@@ -530,7 +530,7 @@ mod tests {
             usable_after: None,
             aws_request_id: None,
         };
-        let attempt = SignedProbe {
+        let attempt = ProbeAttempt {
             identity: identity(&credentials),
             time: std::time::UNIX_EPOCH,
         };

@@ -99,7 +99,7 @@ impl RateBudget {
         }
     }
 
-    /// Returns the calls per second for all purposes but revocation.
+    /// Returns the calls per second of this replica, without the part reserved for revocation.
     pub(super) fn common_rate(&self) -> f64 {
         self.rate() * (1.0 - KEPT)
     }

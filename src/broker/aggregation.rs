@@ -168,10 +168,7 @@ impl Broker {
 
     /// Records once a minute how many records were counted since, until the broker stops.
     pub async fn run_aggregation(self: Arc<Self>) {
-        while timeout(EVERY.length(), self.record_cancelled())
-            .await
-            .is_err()
-        {
+        while timeout(EVERY.length(), self.until_stopped()).await.is_err() {
             self.record_counted().await;
         }
     }

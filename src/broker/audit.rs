@@ -67,7 +67,7 @@ impl Broker {
     }
 
     /// Waits until the broker is to stop.
-    pub async fn record_cancelled(&self) {
+    pub async fn until_stopped(&self) {
         self.parts.stop.cancelled().await;
     }
 

@@ -130,7 +130,7 @@ impl Broker {
                 return Ok(Some(CredentialUpdate::Issued(Box::new(issued))));
             }
             tokio::select! {
-                () = self.record_cancelled() => return Ok(None),
+                () = self.until_stopped() => return Ok(None),
                 _ = following.looks.tick() => {
                     self.look(&mut following.staying).await?;
                 }

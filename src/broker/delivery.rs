@@ -95,7 +95,7 @@ impl Delivery {
     /// Delivers the next records. Returns their number.
     async fn deliver_next(&self) -> Result<u64, Box<dyn Error + Send + Sync>> {
         let (store, name) = (self.broker.store(), self.sink.name());
-        if !self.broker.is_owner(&format!("sink {name}")).await {
+        if !self.broker.hold_lock(&format!("sink {name}")).await {
             let taken = store.sink_cursor(name).await?;
             self.taken.fetch_max(taken, Ordering::Relaxed);
             return Ok(0);

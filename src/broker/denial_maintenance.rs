@@ -41,7 +41,7 @@ const OTHERS_FIRST: SignedDuration = SignedDuration::from_secs(5);
 /// Delays after a replica's death at which every policy is rewritten. AWS may apply the dead
 /// replica's last write late: mostly by seconds, at worst by as long as a write may take.
 const LATE: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), WRITE_LIMIT];
-/// Pause before the policy of a moved denial is rewritten again, after a failed write.
+/// Pause after a failed write, before the policy of denials with a new cutoff is rewritten again.
 const AGAIN: SignedDuration = SignedDuration::from_secs(5);
 /// Largest number of due denials that are begun in one round.
 const AT_ONCE: usize = 64;
@@ -49,7 +49,8 @@ const AT_ONCE: usize = 64;
 impl Broker {
     /// Carries out due denials, lifts expired ones and repairs changed policies, until the broker
     /// stops. While the log is in doubt, only writes denials: an older copy of the store may not
-    /// know how long denials are to stand, nor what a replica has changed since.
+    /// know how long denials are to stand, nor what a replica has changed since. While the clock is
+    /// in doubt, lifts nothing.
     pub(super) async fn run_denial_maintenance(self: &Arc<Self>) {
         let stop = self.parts.stop.clone();
         stop.run_until_cancelled(async {
@@ -131,8 +132,8 @@ impl Broker {
         Ok(self.start_denials(due))
     }
 
-    /// Starts a task for each open denial, and one for each policy with expired or moved denials,
-    /// so that none waits for another.
+    /// Starts a task for each open denial, and tasks for each policy with denials that have expired
+    /// or have a new cutoff. No task waits for another.
     fn start_denials(self: &Arc<Self>, denials: Vec<Denial>) -> Vec<JoinHandle<()>> {
         let now = self.now();
         let (over, live): (Vec<_>, Vec<_>) = denials.into_iter().partition(|d| d.is_expired(now));
@@ -192,8 +193,8 @@ impl Broker {
         }
     }
 
-    /// Removes expired denials from a policy, then from the store. In this order, AWS holds nothing
-    /// that no stored denial accounts for.
+    /// Removes expired denials from a policy, then from the store. In this order, the store knows
+    /// every denial that AWS still has.
     async fn lift(&self, place: &PolicyLocation) -> Result<(), Error> {
         let mut written = self.lock_location(place).await?;
         let now = self.now();
@@ -277,7 +278,7 @@ impl Broker {
             }
             let settled = [denial.settle(self.now())];
             match self.store().change_denials(&settled, &[], Vec::new()).await {
-                // The denial was requested again, or moved again.
+                // The denial was requested again, or its cutoff was moved again.
                 Err(StoreError::Conflict) => {}
                 changed => changed?,
             }
@@ -362,7 +363,8 @@ impl Broker {
         place: &PolicyLocation,
         written: &mut LockedLocation,
     ) -> Result<bool, Error> {
-        // With several replicas, each may have written here, and AWS may show only the last write.
+        // A location in doubt is compared soon after a write, too. With several replicas it is not:
+        // another replica's recent write would look like a change from outside.
         let looks = self.store().peers().is_none() && self.denying.may_be_overtaken(place);
         if written.at.is_some_and(|at| at.elapsed() < SETTLED) && !looks {
             return Ok(written.put.missed.is_empty());

@@ -1,5 +1,6 @@
-//! Denials of sessions in AWS: written, seen to be enforced (`trial`), repaired, lifted. The
-//! content of a policy is computed from the denials in the store.
+//! Denials of sessions in AWS: written, and seen to be enforced by a canary (`canary`). Repair and
+//! lifting are in `denial_maintenance`. The content of a policy is computed from the denials in the
+//! store, and from those in memory that the store could not record.
 
 use std::{
     collections::BTreeSet,
@@ -111,7 +112,7 @@ impl Broker {
                 Err(Error::Store(error)) => (denial, Err(NoCanary::Because(error.to_string()))),
                 prepared => prepared?,
             };
-            let ready = self.prepare_location(reaching).await?;
+            let ready = self.mark_ready(reaching).await?;
             let standing = match self.write_denial(&ready, Instant::now()).await {
                 Ok(standing) => standing,
                 Err(error) => {
@@ -145,7 +146,7 @@ impl Broker {
 
     /// Marks a denial in the store as ready to be written. Each write of its policy, by any
     /// replica, then includes it.
-    async fn prepare_location(&self, denial: Denial) -> Result<Denial, Error> {
+    async fn mark_ready(&self, denial: Denial) -> Result<Denial, Error> {
         let ready = denial.ready();
         let put = std::slice::from_ref(&ready);
         match self.store().change_denials(put, &[], Vec::new()).await {
@@ -389,10 +390,7 @@ impl Broker {
         let now = self.now();
         self.mark_sessions_revoked(&denial, now).await?;
         let confirmed = match self.record_confirmed(&denial, &said, now).await {
-            Err(Error::Conflict(_)) => {
-                self.is_confirmed_by_other_replica(&denial, &said, now)
-                    .await?
-            }
+            Err(Error::Conflict(_)) => self.accept_confirmation(&denial, &said, now).await?,
             confirmed => confirmed?,
         };
         let after = now.duration_since(denial.asked_at);
@@ -405,11 +403,11 @@ impl Broker {
         })
     }
 
-    /// Confirms a denial that was changed while its canary was refused. If several denials became
+    /// Confirms a denial that was changed while its canary was tested. If several denials became
     /// one, each of their canaries confirms that one. If a reinstatement only added a cutoff, the
     /// denial is still part of what was seen to be enforced. A denial that was requested again, or
     /// whose cutoff another replica has moved to a later time, is not confirmed.
-    async fn is_confirmed_by_other_replica(
+    async fn accept_confirmation(
         &self,
         seen: &Denial,
         said: &str,
@@ -539,8 +537,8 @@ fn subject(denial: &Denial) -> Subject {
     Subject::Service(denial.against.service.clone())
 }
 
-/// Returns whether AWS refused a policy because it is too large. The same error means this for an
-/// inline policy; for a managed policy it may mean the number of policies.
+/// Returns whether AWS refused a policy because it is too large. Only for an inline policy does the
+/// error always mean the size. For a managed policy it may mean the number of policies.
 fn is_over_size_limit(place: &PolicyLocation, failure: &AwsFailure) -> bool {
     failure.reason == "AWS_QUOTA" && matches!(place, PolicyLocation::Inline(_))
 }

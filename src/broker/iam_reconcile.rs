@@ -59,7 +59,7 @@ impl Broker {
         let stop = self.parts.stop.clone();
         let rounds = async {
             loop {
-                if !self.is_owner("reconciliation").await {
+                if !self.hold_lock("reconciliation").await {
                     sleep(OTHERS).await;
                     continue;
                 }
@@ -78,7 +78,7 @@ impl Broker {
                     }
                 };
                 let next = Instant::now() + pause;
-                while Instant::now() < next && self.is_owner("reconciliation").await {
+                while Instant::now() < next && self.hold_lock("reconciliation").await {
                     sleep(OTHERS).await;
                 }
             }

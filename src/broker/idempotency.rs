@@ -111,7 +111,8 @@ impl Broker {
     }
 
     /// Resumes an issue that was not completed: AWS did not answer, or the broker died. The lease
-    /// has no other issuer, since concurrent equal requests share one call.
+    /// has no other issuer: concurrent equal requests share one call, and [`Self::replay`] has
+    /// waited for other replicas.
     async fn resume(
         &self,
         caller: &Caller,

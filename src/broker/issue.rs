@@ -1,5 +1,5 @@
 //! Issue: decide, record the intent, call AWS, record the result, answer. A repeated request id
-//! finds its lease again (`repeat`).
+//! finds its lease again (`idempotency`).
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
         decide::{Authorized, Issue, IssueRefusal, IssueRequest, decide, own_service},
         duration::humanize,
         grant::Kind,
-        lease::{EndReason, Issuance, IssuedTo, Lease, LeaseState, PENDING_LIMIT},
+        lease::{EndReason, Issuance, IssuedCredentials, Lease, LeaseState, PENDING_LIMIT},
         name::{GrantName, LeaseId, Name},
         request::IdempotencyKey,
     },
@@ -308,7 +308,7 @@ impl Broker {
     ) -> Result<IssuedLease, Error> {
         let at = self.now();
         let before = lease.issued().map(|before| before.expires_at);
-        let issued = IssuedTo {
+        let issued = IssuedCredentials {
             access_key_id: credentials.access_key_id.clone(),
             at,
             // An earlier session of this lease may expire later.

@@ -192,7 +192,7 @@ impl Broker {
 
     /// Returns whether this replica is the one that does some continuous work. Takes or renews the
     /// lock on the work if necessary.
-    pub(super) async fn is_owner(&self, work: &str) -> bool {
+    pub(super) async fn hold_lock(&self, work: &str) -> bool {
         let Some(peers) = self.store().peers() else {
             return true;
         };

@@ -26,7 +26,7 @@ pub(super) struct PolicyWriter {
     places: Mutex<HashMap<PolicyLocation, Arc<tokio::sync::Mutex<LastWritten>>>>,
     /// Canary sessions of the denials that AWS did not enforce in time.
     pub(super) trials: Mutex<HashMap<DenialSubject, Canary>>,
-    /// Denials that AWS was seen to enforce, before the second look.
+    /// Denials that AWS was seen to enforce, before the second check.
     pub(super) settling: SecondChecks,
     /// Locations whose current content is unknown: another write may have replaced the last write
     /// of this broker. With the time from which each is to be written once more.

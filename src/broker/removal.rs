@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-/// Longest time that AWS may take to remove one user; shorter than the lock on its lease.
+/// Longest time that AWS may take to remove one user; shorter than the time for which its
+/// lease is reserved.
 const WITHDRAW_LIMIT: Duration = Duration::from_secs(50);
 /// Longest pause between two attempts to end a lease; full jitter shortens it.
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
@@ -171,7 +172,7 @@ impl Broker {
         audit: AuditEvent,
     ) -> Result<(Lease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
-        let revoking = self.is_removal_started(lease, cause)?;
+        let revoking = self.start_removal(lease, cause)?;
         let written = in_time(
             "the store",
             self.store().update_lease(from, &revoking, audit),
@@ -182,11 +183,7 @@ impl Broker {
     }
 
     /// Returns the lease in its state once its removal has begun.
-    pub(super) fn is_removal_started(
-        &self,
-        lease: Lease,
-        cause: EndReason,
-    ) -> Result<Lease, Error> {
+    pub(super) fn start_removal(&self, lease: Lease, cause: EndReason) -> Result<Lease, Error> {
         let id = lease.binding.lease_id.clone();
         let revoking = lease.begin_revocation(cause, self.now());
         revoking.map_err(|refused| Error::WrongState {
@@ -214,7 +211,8 @@ impl Broker {
         self.remove_credentials(by, lease).await
     }
 
-    /// Removes from AWS what a revoking lease stands for, as far as AWS can do it now.
+    /// Deletes the credentials of a revoking lease in AWS, as far as AWS can do it now. A
+    /// session that has not expired stays as it is.
     pub(super) async fn remove_credentials(
         &self,
         by: Actor<'_>,
@@ -239,7 +237,7 @@ impl Broker {
         }
     }
 
-    /// Removes what a lease has left in AWS. A session leaves nothing that could be removed.
+    /// Deletes the IAM user of a lease in AWS. A session leaves nothing that could be deleted.
     pub(super) async fn delete_in_aws(&self, lease: &Lease) -> Result<DeleteOutcome, AwsFailure> {
         let urgency = match lease.cause() {
             Some(EndReason::Revoked(_)) => Priority::Revocation,
@@ -417,8 +415,8 @@ pub(super) fn no_lease(id: &LeaseId) -> Error {
     Error::NotFound(Subject::Lease(id.clone()))
 }
 
-/// Converts a failed check of the account: what is in another account, or in an unknown one, is not
-/// judged.
+/// Converts a failed check of the AWS account. The removal waits: in another account, or an unknown
+/// one, the absence of a user means nothing.
 fn unverified(error: Error) -> AwsFailure {
     match error {
         Error::Aws(failure) => failure,

@@ -124,7 +124,8 @@ pub struct Preview {
 /// Step of a revocation, reported while it runs.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// The revocation has begun: nothing is issued any more.
+    /// The revocation has begun. A revoked service gets no more credentials. Under a revoked grant,
+    /// issue continues.
     Begun {
         /// Time and reason.
         suspension: Suspension,
@@ -373,7 +374,7 @@ impl Broker {
     ) -> Result<(RevokedLease, Receipt), Error> {
         let (id, from) = (lease.binding.lease_id.clone(), lease.revision);
         let service = lease.binding.grant.service.clone();
-        let revoking = self.is_removal_started(lease, cause)?;
+        let revoking = self.start_removal(lease, cause)?;
         let writing = self.store().revoke_lease(from, &revoking, audit);
         let written = in_time("the store", writing).await;
         let conflict = || Error::Conflict(Subject::Lease(id.clone()));

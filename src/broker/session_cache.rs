@@ -274,7 +274,8 @@ impl Broker {
 }
 
 /// Returns the caller's identity for the cache key: the token's id, or the binding with the
-/// certificate's name or the JWT's issuer and subject, whichever certificate or JWT is presented.
+/// certificate's name or the JWT's issuer and subject. A renewed certificate or JWT has the same
+/// identity, but a certificate without a name has its fingerprint instead.
 fn shown(proof: &Proof) -> String {
     let binding = proof.binding.as_ref().map(ToString::to_string);
     let binding = binding.unwrap_or_default();

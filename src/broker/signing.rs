@@ -72,7 +72,7 @@ impl Broker {
     }
 
     async fn beat(&self) -> Result<(), Error> {
-        if self.is_owner("heartbeat").await {
+        if self.hold_lock("heartbeat").await {
             self.record_lifecycle(Event::LogHeartbeat).await?;
         }
         Ok(())

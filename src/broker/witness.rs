@@ -70,9 +70,10 @@ impl Broker {
         }
     }
 
-    /// Returns whether there was a newer checkpoint to cosign.
+    /// Has the newest checkpoint cosigned, if it covers more records than the last cosigned one.
+    /// Returns whether it does.
     async fn ask_if_grown(&self, witness: &dyn Witness) -> Result<bool, Failure> {
-        if self.check_log_integrity().is_err() || !self.is_owner("witness").await {
+        if self.check_log_integrity().is_err() || !self.hold_lock("witness").await {
             return Ok(false);
         }
         let _asked_by_nobody_else = self.lock(CLAIM).await?;
@@ -126,7 +127,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Saves the cosigned checkpoint, or returns the witness's contradiction of the log.
+    /// Submits a checkpoint to the witness. Saves the cosigned checkpoint, or returns the witness's
+    /// contradiction of the log.
     async fn cosign(
         &self,
         witness: &dyn Witness,

@@ -25,7 +25,7 @@ pub(super) enum State {
 /// Reasons why there are no credentials.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Missing {
-    /// The broker refuses or has revoked them, or the settings are wrong.
+    /// The broker refuses to issue, or the settings are wrong.
     #[error("{why}")]
     Refused {
         /// Code from the broker; `InvalidArgument` for wrong settings.
@@ -33,7 +33,7 @@ pub enum Missing {
         /// Reason, for people, with what to do next.
         why: String,
     },
-    /// Credentials may become available later.
+    /// Credentials may become available later: after an outage, or after a revocation.
     #[error("{0}")]
     Unavailable(String),
 }

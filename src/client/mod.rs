@@ -1,6 +1,6 @@
-//! Connection to a broker: TLS against a given CA, and the bearer token on every call. On top,
-//! [`Credentials`] are a provider for AWS SDKs, refreshed over the connection. The generated
-//! clients alone are in [`crate::proto`].
+//! Connection to a broker: TLS against a given CA, with a client certificate or with a bearer token
+//! on every call. On top, [`Credentials`] are a provider for AWS SDKs, refreshed over the
+//! connection. The generated clients alone are in [`crate::proto`].
 
 mod credential_stream;
 mod credentials;

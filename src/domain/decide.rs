@@ -308,7 +308,7 @@ mod tests {
     use crate::domain::{
         access::{Surface, admit},
         grant::{GrantSpec, KindSpec},
-        lease::{EndReason, Issuance, IssuedTo},
+        lease::{EndReason, Issuance, IssuedCredentials},
         name::tests::Counting,
         principal::{Origin, Principal, tests::by_token},
     };
@@ -405,7 +405,7 @@ mod tests {
     fn lease(grant: &Grant) -> Lease {
         let id = LeaseId::new(second(1_000), &Counting);
         let lease = Lease::request(Issuance::new(id, grant, None, None), None, second(1_000));
-        let issued = IssuedTo {
+        let issued = IssuedCredentials {
             access_key_id: "AKIA1".to_owned(),
             at: second(1_000),
             expires_at: second(4_600),

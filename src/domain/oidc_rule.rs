@@ -13,7 +13,8 @@ const WILDCARDS_MAX: usize = 8;
 pub const CLAIMS_MAX: usize = 10;
 
 /// A pattern that a claim's whole value must match. `*` stands for any number of any characters,
-/// also zero. A pattern has 1 to 1,024 bytes, at most 8 `*`, and something beside them.
+/// also zero. A pattern has 1 to 1,024 bytes, at most 8 `*`, something beside them, and no control
+/// characters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Pattern(String);

@@ -27,7 +27,7 @@ const HEALTH_STREAMS: usize = 64;
 const UNPROVEN_PER_SECOND: f64 = 100.0;
 /// Burst of such requests.
 const UNPROVEN_AT_ONCE: f64 = 200.0;
-/// Number of known addresses from which idle ones are removed.
+/// Number of known addresses at which idle ones are first removed.
 const SWEPT_FROM: usize = 1024;
 
 /// Peers of one address; for IPv6, of one /64.
@@ -69,7 +69,7 @@ impl ClientAddress {
     }
 
     /// Counts a request without a proven caller. Returns true if the address exceeds its rate.
-    pub fn count_connection(&self) -> bool {
+    pub fn count_unproven(&self) -> bool {
         let mut bucket = self.unproven();
         if bucket.wait(UNPROVEN_PER_SECOND).is_zero() {
             bucket.take();
@@ -148,9 +148,9 @@ mod tests {
         let known = || addresses.0.lock().unwrap().addresses.len();
         let stays = connect(0);
         for _ in 0..200 {
-            assert!(!connect(1).address.count_connection());
+            assert!(!connect(1).address.count_unproven());
         }
-        assert!(connect(1).address.count_connection());
+        assert!(connect(1).address.count_unproven());
         for number in 2..1025 {
             connect(number);
         }

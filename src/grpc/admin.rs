@@ -279,8 +279,8 @@ fn to_approval(approval: &Approval) -> proto::Approval {
     }
 }
 
-/// Checks for one word of 16 to 256 characters. AWS's secrets have 40 today, but AWS does not
-/// promise a length.
+/// Returns whether the text is one word of 16 to 256 characters. AWS's secrets have 40 today, but
+/// AWS does not promise a length.
 fn is_secret(text: &str) -> bool {
     (16..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

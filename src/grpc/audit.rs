@@ -293,7 +293,7 @@ impl Tail {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => Some(()),
             () = self.sender.closed() => None,
-            () = self.broker.record_cancelled() => {
+            () = self.broker.until_stopped() => {
                 let ending = Status::unavailable("the broker is ending");
                 self.sender.send(Err(ending)).await.err().and(None)
             }

@@ -62,12 +62,12 @@ pub struct PeerConnection {
     pub offence: Arc<SetOnce<Offence>>,
 }
 
-/// Excess of a peer, which ends its connection. The connection's place stays taken for a while, so
+/// Abuse by a peer, which ends its connection. The connection's place stays taken for a while, so
 /// that a new connection costs the peer more than the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offence {
-    /// Excess of frames, or of requests without a proven caller. The place among those of the
-    /// address stays taken.
+    /// Violation of HTTP/2, excess of bytes, or excess of requests without a proven caller. The
+    /// place among those of the address stays taken.
     OfAddress,
     /// Excess of refused calls of a service. The place among those of the service stays taken.
     OfService,
@@ -134,7 +134,7 @@ pub struct Authorizer {
 }
 
 impl Authorizer {
-    /// Creates the door of a surface.
+    /// Creates the authorizer of an address that serves this surface.
     pub const fn new(broker: Arc<Broker>, surface: Surface) -> Self {
         Self { broker, surface }
     }
@@ -269,7 +269,7 @@ impl IncomingCall {
     }
 }
 
-/// The door in front of every RPC, as a tower service.
+/// Gate in front of every RPC, as a tower service.
 #[derive(Clone)]
 pub struct AuthLayer<S> {
     inner: S,

@@ -115,10 +115,7 @@ pub async fn run_health(reporter: HealthReporter, broker: &Broker) {
     };
     loop {
         tell(broker.readiness().await.is_ok(), broker.issues().await).await;
-        if timeout(HEALTH_EVERY, broker.record_cancelled())
-            .await
-            .is_ok()
-        {
+        if timeout(HEALTH_EVERY, broker.until_stopped()).await.is_ok() {
             return tell(false, false).await;
         }
     }

@@ -106,7 +106,7 @@ async fn notify(
     loop {
         let ended = tokio::select! {
             () = sender.closed() => return Ok(()),
-            () = broker.record_cancelled() => return Ok(()),
+            () = broker.until_stopped() => return Ok(()),
             _ = looks.tick() => {
                 broker.look(&mut staying).await?;
                 continue;

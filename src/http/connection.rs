@@ -113,7 +113,7 @@ impl ConnectionContext {
                 request.map(|body| Body::new(TimedBody::new(body, body_limit)))
             })
             .map_response(move |response: Response<Body>| {
-                if response.extensions().get::<Proven>().is_none() && limits.count_connection() {
+                if response.extensions().get::<Proven>().is_none() && limits.count_unproven() {
                     // The offence may be set already.
                     let _ = offends.set(Offence::OfAddress);
                 }

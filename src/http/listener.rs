@@ -45,8 +45,9 @@ pub struct ListenerConfig {
     pub bounds: ConnectionLimits,
 }
 
-/// Serves `router` until `stop`, then waits until running calls end. Connections of a service that
-/// `suspensions` reports end too, after a short grace in which the service is notified.
+/// Serves `router` until `stop`, then waits for running calls, up to the drain timeout. Connections
+/// of a service that `shut_outs` reports end too, after a short grace in which the service is
+/// notified.
 pub async fn serve(
     listening: ListenerConfig,
     router: Router,

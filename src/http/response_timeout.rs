@@ -59,7 +59,7 @@ impl StalledResponses {
     }
 }
 
-/// Body of an answer.
+/// Body of an answer. Records since when the peer has not taken the data that is ready.
 pub(super) struct TimedResponse {
     body: Body,
     waiting: StalledResponses,

@@ -164,7 +164,7 @@ impl CaFiles {
         Ok(())
     }
 
-    /// Loads the files whenever they change, for ever.
+    /// Loads the files whenever they change, forever. Each new error is logged once.
     pub(super) async fn run_reload(mut self, authenticator: Arc<Authenticator>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +207,7 @@ impl Pair {
         let (cert_file, key_file) = (&enrollment.ca_cert_file, &enrollment.ca_key_file);
         let pem = &self.certificate;
         let mut bundle = parse::<CertificateDer<'static>>(cert_file, pem, "certificate")?;
-        // CA certificates above it vouch for other parties, too.
+        // Only the broker's CA itself: the CAs that signed it vouch for other parties, too.
         bundle.truncate(1);
         let vouches_for = VouchesFor::Enrolled(enrollment.trust_domain.clone());
         let authority = Authority::new(vouches_for, &bundle, Vec::new());

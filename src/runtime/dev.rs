@@ -300,7 +300,7 @@ fn enrollment(dir: &Path) -> Result<Enrollment, StartError> {
 }
 
 /// Returns the CA's file in the directory, created at the first start, and TLS settings with a new
-/// certificate under the CA, whose key never touches the disk.
+/// certificate under the CA. The key of the new certificate is never on the disk.
 fn certificates(dir: &Path) -> Result<(PathBuf, Arc<ServerConfig>), StartError> {
     let (ca_file, key_file) = (dir.join("ca.pem"), dir.join("ca-key.pem"));
     let damaged = |error: &dyn std::fmt::Display| StartError::State {

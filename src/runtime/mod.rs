@@ -167,7 +167,7 @@ async fn assemble(
     broker.load_journal().await?;
     take_up_admin_key(&broker, &issuer).await?;
     match broker.account_is_ours().await {
-        // AWS does not answer now: the account is verified later.
+        // AWS does not confirm the account now: it is verified later.
         Err(broker::Error::Aws(_)) => {}
         verified => verified?,
     }

@@ -137,7 +137,8 @@ pub async fn serve(path: &Path, config: Config) -> Result<(), StartError> {
     ended
 }
 
-/// Authenticates callers by tokens: the broker's own, and those of the configured issuers.
+/// Creates the authenticator of tokens: the broker's own, and those of the configured issuers. The
+/// CAs for client certificates are added by [`client_ca_reload::CaFiles`].
 pub(super) fn authenticator(config: &Config) -> Result<Arc<Authenticator>, StartError> {
     Ok(Arc::new(Authenticator {
         issuers: issuers(&config.issuers)?,

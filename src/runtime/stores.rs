@@ -43,8 +43,8 @@ pub async fn migrate(at: &StoreAt) -> Result<u64, StartError> {
 }
 
 /// Moves a store from a file to an empty database, and renames the file so that no broker continues
-/// with it. The broker of the file must not run. Returns the log's head, which is the same before
-/// and after.
+/// with it. The broker of the file must not run. Returns the log's head, which the database had
+/// unchanged after the copy. The database then records the move itself.
 ///
 /// # Errors
 /// One of the two cannot be used, or is not in the required state; then the file is unchanged.

@@ -24,7 +24,7 @@ const BLOCK: usize = 4096;
 pub struct FileSink {
     name: Name,
     path: PathBuf,
-    /// Held during each write, even after the caller has gone.
+    /// Locked during each write, even if the caller stops waiting for it.
     files: Arc<Mutex<RotatedFiles>>,
 }
 
@@ -35,8 +35,8 @@ struct RotatedFiles {
 }
 
 impl FileSink {
-    /// Writes to this file, of `rotate_at` bytes at most unless a single record is longer. `keep`
-    /// older files are beside it: `PATH.1`, the newest of them, to `PATH.KEEP`.
+    /// Creates a sink that writes to this file, of `rotate_at` bytes at most unless a single record
+    /// is longer. `keep` older files are beside it: `PATH.1`, the newest of them, to `PATH.KEEP`.
     #[must_use]
     pub fn new(name: Name, path: PathBuf, rotate_at: u64, keep: u32) -> Self {
         let files = RotatedFiles {

@@ -1,5 +1,5 @@
-//! Requests to a sink's server, to the witness or to an issuer. Each request has a connection of
-//! its own, so that none is found dead.
+//! Requests to a sink's server, to the witness or to an issuer. Each request opens a
+//! connection, since an idle one may have ended unnoticed.
 
 use http_body_util::{BodyExt, Limited};
 use hyper::{

@@ -11,7 +11,7 @@ use crate::broker::ports::JwksSource;
 pub struct KeyFile(PathBuf);
 
 impl KeyFile {
-    /// Reads the file at this path.
+    /// Creates the source that reads the file at this path.
     #[must_use]
     pub const fn new(path: PathBuf) -> Self {
         Self(path)
@@ -41,7 +41,7 @@ pub struct HttpsKeys {
 }
 
 impl HttpsKeys {
-    /// Reads the URL of this path on this server.
+    /// Creates the source that reads this path on this server.
     #[must_use]
     pub const fn new(server: Server, path: String) -> Self {
         Self { server, path }

@@ -48,7 +48,8 @@ struct SyslogFrame {
 }
 
 impl SyslogSink {
-    /// Sends to this server, over one connection that is replaced when it breaks.
+    /// Creates a sink that sends to this server, over one connection that is replaced when it
+    /// breaks.
     #[must_use]
     pub fn new(name: Name, server: Server) -> Self {
         Self {

@@ -29,7 +29,7 @@ impl Server {
     /// that the machine trusts.
     ///
     /// # Errors
-    /// Such certificates are missing, or the host is invalid.
+    /// The certificates are missing or cannot be read, or the host is invalid.
     pub fn new(host: &str, port: u16, ca_file: Option<&Path>) -> Result<Self, SetupError> {
         let name = ServerName::try_from(host.to_owned());
         let roots = match ca_file {

@@ -37,8 +37,8 @@ struct Status {
 }
 
 impl TokenReview {
-    /// Asks this server, as the bearer of the token in a file. The file is read for each request,
-    /// since the token may be renewed there.
+    /// Creates a reviewer that asks this server with the token in a file. The file is read for each
+    /// request, since the token may be renewed there.
     #[must_use]
     pub const fn new(server: Server, token_file: PathBuf) -> Self {
         Self { server, token_file }

@@ -25,8 +25,8 @@ pub struct WebhookSink {
 }
 
 impl WebhookSink {
-    /// Posts to `path`, which includes the query, of this server. Each request carries the token of
-    /// `token_file` as bearer.
+    /// Creates a sink that posts to `path`, which includes the query, of this server. Each request
+    /// carries the bearer token of `token_file`, which is read once.
     ///
     /// # Errors
     /// The file cannot be read, or contains no token.

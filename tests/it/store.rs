@@ -17,7 +17,7 @@ use credbroker::{
     domain::{
         audit::{AuditEvent, Event},
         grant::{Grant, GrantSpec, KindSpec},
-        lease::{Issuance, IssuedTo, Lease},
+        lease::{Issuance, IssuedCredentials, Lease},
         name::{LeaseId, Name},
         random::SystemRandom,
         service::{Service, Suspension},
@@ -206,8 +206,8 @@ fn grant(grant: &str, version: u64) -> Grant {
     }
 }
 
-fn issued(second: i64) -> IssuedTo {
-    IssuedTo {
+fn issued(second: i64) -> IssuedCredentials {
+    IssuedCredentials {
         access_key_id: format!("AKIA{second}"),
         at: at(second),
         expires_at: at(second + 600),

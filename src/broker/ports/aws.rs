@@ -56,8 +56,8 @@ pub struct AwsFailure {
 }
 
 impl AwsFailure {
-    /// Returns the failure of an operation that the broker did not do, or not completely. The
-    /// broker tries again after `wait`.
+    /// Returns the failure of an operation that the broker did not do, or not completely. A retry
+    /// may work after `wait`.
     #[must_use]
     pub const fn deferred(reason: &'static str, message: String, wait: Duration) -> Self {
         Self {

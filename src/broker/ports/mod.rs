@@ -57,7 +57,7 @@ pub enum StoreError {
 pub struct PageRequest {
     /// Last key of the previous page; `None` for the first page.
     pub after: Option<String>,
-    /// Most entries of the page, 1 to 1,000.
+    /// Largest number of entries in the page, 1 to 1,000.
     pub limit: u32,
 }
 
@@ -164,8 +164,8 @@ pub struct KeyReach {
     /// Latest session, by expiry, of each version of every grant at each role and user. The session
     /// may have expired.
     pub sessions: Vec<DenialSession>,
-    /// Role that a version of a grant names, with the grant and the version number. Deleted
-    /// versions are included.
+    /// Roles that versions of grants name, each with its grant and version number. Deleted versions
+    /// are included.
     pub roles: Vec<(RoleArn, GrantName, u64)>,
     /// Number of sessions and grant versions that cannot be read.
     pub unreadable: u64,
@@ -225,7 +225,8 @@ pub trait Store: Identities + Approvals {
     async fn log_leaves(&self, start: u64, limit: u64) -> Result<Vec<Vec<u8>>, StoreError>;
     /// Returns the number of pruned records, the oldest of the log: whole bundles of 256.
     async fn log_start(&self) -> Result<u64, StoreError>;
-    /// Returns the number of the oldest records in full bundles that each end before `before`.
+    /// Counts the oldest records of the log, in full bundles whose records are all older than
+    /// `before`.
     async fn count_log_older_than(&self, before: Timestamp) -> Result<u64, StoreError>;
     /// Marks the first `count` records as pruned; the proof of the other records stays. Conflict
     /// when as many are pruned already, or the log is shorter.
@@ -269,7 +270,8 @@ pub trait Store: Identities + Approvals {
 
     /// Adds a service. Conflict when the name is taken.
     async fn create_service(&self, service: &Service, audit: AuditEvent) -> Result<(), StoreError>;
-    /// Returns the names that begin with `head`, of services and of those that have denials.
+    /// Returns the service names that begin with `head`. Names of deleted services that still have
+    /// denials are included.
     async fn names_like(&self, head: &str) -> Result<Vec<Name>, StoreError>;
     /// Returns a service, its number of live leases and the time of its last issue.
     async fn service(&self, name: &Name) -> Result<Option<ServiceOverview>, StoreError>;

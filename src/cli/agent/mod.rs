@@ -168,7 +168,7 @@ impl Agent {
         CliError::usage(format!("cannot listen on {}: {error}", self.listen))
     }
 
-    /// Prints the URL of each grant once it has credentials, and serves until that process ends.
+    /// Prints the URL of each grant once it has credentials, and serves until process `pid` ends.
     async fn serve_process(
         &self,
         connection: &Connection,

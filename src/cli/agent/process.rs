@@ -64,7 +64,7 @@ pub(super) async fn told_to_end() -> Result<(), CliError> {
     Ok(())
 }
 
-/// Waits until another process has ended, even if it runs another program by then.
+/// Waits until another process has ended. A process that replaces its program (`exec`) continues.
 pub(super) async fn end_of(process: Pid) {
     let mut looks = interval(LOOK_EVERY);
     // A process that this user may not signal exists all the same.

@@ -11,10 +11,10 @@ use crate::domain::{
 /// Kind of policy that holds the denials of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
-    /// An inline policy on each role.
+    /// An inline policy on each role and user.
     #[default]
     Inline,
-    /// One managed policy, attached to each role.
+    /// One managed policy, attached to each role and user.
     Managed,
 }
 

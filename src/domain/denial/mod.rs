@@ -168,7 +168,7 @@ impl fmt::Display for DenialSubject {
     }
 }
 
-/// Attempts for a denial that AWS has not been seen to enforce yet.
+/// Failed attempts at a denial that AWS has not been seen to enforce yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailedAttempts {
     /// Number of failed attempts.
@@ -369,7 +369,7 @@ impl Denial {
     /// then, and access made from them, stay denied; newer sessions are not denied. The policy is
     /// to be rewritten.
     #[must_use]
-    pub fn exclude_new_sessions(&self, now: Timestamp) -> Self {
+    pub fn spare_newer_sessions(&self, now: Timestamp) -> Self {
         let issued_before = self.issued_before.max(whole_second(now));
         Self {
             spares_newer: true,

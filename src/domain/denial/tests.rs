@@ -75,7 +75,7 @@ fn said(policy: &Document) -> Vec<Value> {
 
 /// Returns the denial of a service that was reinstated a minute later.
 fn back(service: &str, second: i64) -> Denial {
-    denied(service, second).exclude_new_sessions(at(second + 60))
+    denied(service, second).spare_newer_sessions(at(second + 60))
 }
 
 /// Returns the names and the cutoff of a statement.
@@ -230,7 +230,7 @@ fn a_reinstated_service_is_let_once_its_denial_has_been_written_anew() {
     let out = denied("pay", 0);
     let until = |denial: &Denial| newer_hit_until(std::slice::from_ref(denial), &role());
     assert_eq!(until(&out), None, "it is given nothing");
-    let back = out.exclude_new_sessions(at(60));
+    let back = out.spare_newer_sessions(at(60));
     assert_eq!(until(&back), Some(NOT_WRITTEN));
     let written = back.settle(at(62));
     assert_eq!(until(&written), Some(at(67)), "AWS takes a while");
@@ -299,7 +299,7 @@ fn then_the_nearest_moments_are_joined_until_nothing_is_left_to_widen() {
 
 #[test]
 fn a_new_session_waits_until_every_denial_misses_it() {
-    let back = denied("pay", 0).exclude_new_sessions(at(30));
+    let back = denied("pay", 0).spare_newer_sessions(at(30));
     let free = uncontested_from(std::slice::from_ref(&back), &name("work"));
     assert_eq!(free, Some(at(30)));
     let grant = asked(role(), "pay", Scope::Grant(name("uploads")), 100);
@@ -321,7 +321,7 @@ fn a_session_to_try_it_by_is_reached_unless_newer_ones_would_be_hit() {
     let failed = reaching.postpone(at(60), "not yet".to_owned());
     let later = failed.reach(at(3600), NewSessions::Spared).unwrap();
     assert_eq!(later.issued_before, at(3602));
-    let back = failed.exclude_new_sessions(at(1800));
+    let back = failed.spare_newer_sessions(at(1800));
     assert_eq!(back.reach(at(3600), NewSessions::Spared), None);
     let alone = back.reach(at(3600), NewSessions::None).unwrap();
     assert_eq!(alone.issued_before, at(3602));

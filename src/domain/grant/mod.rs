@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the kind's name, as users see it.
+    /// Returns the kind's name in the product's terms.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -262,7 +262,7 @@ impl GrantSpec {
     /// A session's policy also denies the actions that make access which outlives the session,
     /// unless the operator allowed a broad grant. A user has the permissions boundary for that.
     /// Session policies only narrow. So a role grant without any policy gets all that the role may
-    /// do, less those actions. A grant with managed policies alone gets the denial alone.
+    /// do, less those actions. A grant with managed policies alone gets the guard alone.
     #[must_use]
     pub fn effective_policy(&self) -> Option<Document> {
         let inline = self.policy.as_ref().map(|p| p.document.clone());

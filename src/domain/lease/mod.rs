@@ -26,8 +26,8 @@ use jiff::Timestamp;
 pub use self::{
     cause::EndReason,
     state::{
-        CLAIM, CONSISTENCY_WINDOW, CredentialState, InvalidTransition, IssuedTo, LeaseState,
-        PENDING_LIMIT, Removal,
+        CLAIM, CONSISTENCY_WINDOW, CredentialState, InvalidTransition, IssuedCredentials,
+        LeaseState, PENDING_LIMIT, Removal,
     },
 };
 use crate::domain::{
@@ -104,10 +104,10 @@ impl Issuance {
     }
 }
 
-/// Returns the name that AWS and CloudTrail show. Sessions and IAM users are named `SERVICE.LEASE`
-/// (up to 59 of 64 characters). A federated user has 32 characters: the service, `.` and the last
-/// 13 characters of the lease id (65 random bits). A service name longer than 18 characters is
-/// shortened to its first 9 characters, `+` and 8 characters of its SHA-256.
+/// Returns the name that AWS and CloudTrail show. Sessions of a role and IAM users are named
+/// `SERVICE.LEASE` (up to 59 of 64 characters). A federated user has 32 characters: the service,
+/// `.` and the last 13 characters of the lease id (65 random bits). A service name longer than 18
+/// characters is shortened to its first 9 characters, `+` and 8 characters of its SHA-256.
 #[must_use]
 pub fn aws_name(kind: Kind, service: &Name, lease: &LeaseId) -> String {
     let lease = match kind {

@@ -24,7 +24,7 @@ const QUARANTINE_AFTER: SignedDuration = SignedDuration::from_mins(30);
 
 /// Public part of the credentials, once AWS has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IssuedTo {
+pub struct IssuedCredentials {
     /// Access key id, `AKIA…` or `ASIA…`.
     pub access_key_id: String,
     /// Time of AWS's answer.
@@ -52,7 +52,7 @@ pub enum CredentialState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
     /// Credentials that had been handed out, if any.
-    pub issued: Option<IssuedTo>,
+    pub issued: Option<IssuedCredentials>,
     /// Cause of the removal.
     pub cause: EndReason,
     /// Time of the request to remove.
@@ -81,7 +81,7 @@ pub enum LeaseState {
     /// The credentials were handed out.
     Active {
         /// Credentials that were handed out.
-        issued: IssuedTo,
+        issued: IssuedCredentials,
         /// State of those credentials.
         standing: CredentialState,
     },
@@ -92,7 +92,7 @@ pub enum LeaseState {
     /// The credentials are gone before their expiry, or were never handed out.
     Revoked {
         /// Credentials that had been handed out, if any.
-        issued: Option<IssuedTo>,
+        issued: Option<IssuedCredentials>,
         /// Cause of the end.
         cause: EndReason,
         /// Time of the end.
@@ -101,7 +101,7 @@ pub enum LeaseState {
     /// The credentials are gone because they expired.
     Expired {
         /// Credentials that had been handed out.
-        issued: IssuedTo,
+        issued: IssuedCredentials,
         /// Time when the broker saw that the credentials were gone.
         at: Timestamp,
     },
@@ -151,7 +151,7 @@ impl Lease {
 
     /// Returns the credentials that were handed out, if any.
     #[must_use]
-    pub const fn issued(&self) -> Option<&IssuedTo> {
+    pub const fn issued(&self) -> Option<&IssuedCredentials> {
         match &self.state {
             LeaseState::Pending { .. } => None,
             LeaseState::Active { issued, .. } | LeaseState::Expired { issued, .. } => Some(issued),
@@ -304,7 +304,7 @@ impl Lease {
     ///
     /// # Errors
     /// The lease is neither pending nor being replaced.
-    pub fn activate(self, issued: IssuedTo) -> Result<Self, InvalidTransition> {
+    pub fn activate(self, issued: IssuedCredentials) -> Result<Self, InvalidTransition> {
         match self.state {
             LeaseState::Pending { .. }
             | LeaseState::Active {
@@ -372,7 +372,7 @@ impl Lease {
             } if !self.binding.kind.is_session() && issued.expires_at > now => {
                 let (issued, standing) = (issued.clone(), *standing);
                 Ok(self.transition_to(LeaseState::Active {
-                    issued: IssuedTo {
+                    issued: IssuedCredentials {
                         expires_at,
                         ..issued
                     },
@@ -385,11 +385,11 @@ impl Lease {
 
     /// Begins the removal of the credentials by the caller, which has [`CLAIM`] to do it.
     ///
-    /// AWS ends a session itself, at its expiry. An expired or released session can still be
-    /// revoked while access made from it may live; the caller has the lease until that access has
-    /// ended. A lease that is being removed already keeps its cause, except that a revocation
-    /// replaces an expiry or a release. A pending lease belongs to its issuer: others wait for its
-    /// deadline.
+    /// AWS ends a session itself, so the next attempt for a session is due at its expiry. An
+    /// expired or released session can still be revoked while access made from it may live; the
+    /// caller has the lease until that access has ended. A lease that is being removed already
+    /// keeps its cause, except that a revocation replaces an expiry or a release. A pending lease
+    /// belongs to its issuer: others wait for its deadline.
     ///
     /// # Errors
     /// The lease has ended, and nothing of it can be left to revoke.
@@ -399,11 +399,11 @@ impl Lease {
         now: Timestamp,
     ) -> Result<Self, InvalidTransition> {
         let session = self.binding.kind.is_session();
-        let due = |issued: Option<&IssuedTo>, otherwise| {
+        let due = |issued: Option<&IssuedCredentials>, otherwise| {
             let ends = issued.filter(|_| session).map(|issued| issued.expires_at);
             ends.map_or(otherwise, |ends| ends.max(now))
         };
-        let begun = |issued: Option<IssuedTo>, cause, made_by| Removal {
+        let begun = |issued: Option<IssuedCredentials>, cause, made_by| Removal {
             next_attempt_at: due(issued.as_ref(), now + CLAIM),
             issued,
             cause,

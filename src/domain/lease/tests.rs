@@ -35,8 +35,8 @@ fn lease() -> Lease {
     lease_of(Kind::IamUser)
 }
 
-fn issued() -> IssuedTo {
-    IssuedTo {
+fn issued() -> IssuedCredentials {
+    IssuedCredentials {
         access_key_id: "AKIAEXAMPLE".to_owned(),
         at: at(1_001),
         expires_at: at(4_600),
@@ -193,7 +193,7 @@ fn a_replacement_keeps_the_lease_and_its_request() {
     let kept = replacing.clone().cancel_replacement(false).unwrap();
     assert_eq!(kept.state, active().state);
     assert!(replacing.clone().extend(at(9_000), at(1_101)).is_err());
-    let other = IssuedTo {
+    let other = IssuedCredentials {
         access_key_id: "AKIAOTHER".to_owned(),
         ..issued()
     };
@@ -451,7 +451,7 @@ impl Model {
 }
 
 fn take(lease: Lease, step: Step, now: i64) -> Result<Lease, InvalidTransition> {
-    let issued = IssuedTo {
+    let issued = IssuedCredentials {
         access_key_id: format!("AKIA{now}"),
         at: at(now),
         expires_at: at(now + 3_600),
@@ -507,7 +507,7 @@ proptest! {
             };
             let is_active = lease.state.as_str() == "active";
             handed_out |= is_active;
-            // The store relies on this.
+            // The store writes the columns of issued credentials only for an active lease.
             prop_assert!(is_active || lease.issued() == issued_before.as_ref());
             prop_assert_eq!(lease.state.as_str(), model.state);
             prop_assert_eq!(lease.revision, changes);

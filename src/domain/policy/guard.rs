@@ -182,8 +182,9 @@ pub fn guard_alone() -> Document {
     }
 }
 
-/// Returns the permissions boundary of every IAM user made for a lease: it allows what the grant
-/// allows, and never [`OUTLIVING_ACTIONS`].
+/// Returns the permissions boundary of every IAM user made for a lease: the boundary allows
+/// everything except [`OUTLIVING_ACTIONS`], so that the grant decides the rest. A role grant
+/// without policies has the same document as its session policy.
 ///
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/access_policies_boundaries.html>
 #[must_use]

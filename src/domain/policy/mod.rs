@@ -74,8 +74,8 @@ impl Document {
     ///
     /// # Errors
     /// The first fault found, with its path. A fault is what AWS would refuse as
-    /// `MalformedPolicyDocument`, or what AWS would accept but never let match (an empty condition,
-    /// an older version).
+    /// `MalformedPolicyDocument`, or what AWS would accept but would not mean what it seems to mean
+    /// (an empty condition, an older version).
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         parse::parse(text)
     }

@@ -31,7 +31,7 @@ impl fmt::Display for Breadth {
 
 /// Reason why a policy is broad. `Display` gives the reason in words.
 ///
-/// An action or resource in it is shortened to 40 characters and escaped.
+/// An action pattern from the policy is shortened to 40 characters and escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OverbroadReason {

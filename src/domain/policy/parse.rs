@@ -1,4 +1,4 @@
-//! Conversion of JSON to a [`Document`]: the keys of each object, and the kind of each value.
+//! Conversion of JSON to a [`Document`]. Checks the keys of each object and the kind of each value.
 
 use super::error::{PolicyError, Problem, excerpt};
 use super::json::Node;

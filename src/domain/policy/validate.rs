@@ -108,8 +108,8 @@ fn action(text: &str, place: &str) -> Result<(), PolicyError> {
     }
 }
 
-/// Returns the remedy for a text that is not an action; `None` for an action. IAM accepts a
-/// wildcard for the whole service or none in it, and answers `Vendor … is not valid` to the rest.
+/// Returns the remedy for a text that is not an action; `None` for an action. The service is `*` or
+/// has no wildcard: IAM answers `Vendor … is not valid` to anything else.
 fn action_fault(text: &str) -> Option<&'static str> {
     if text == "*" {
         return None;

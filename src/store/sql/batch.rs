@@ -298,7 +298,7 @@ fn unlike(asked: &[Asked<Vec<LeaseTransition>, usize>]) -> usize {
 async fn make_alone(tx: &mut Tx, log: &mut Log, other: &mut dyn Other) -> Result<(), StoreError> {
     tx.run("SAVEPOINT change").await?;
     if let Made::Refused = other.work(&mut tx.connection, log).await? {
-        // After a disk error there is no savepoint to return to.
+        // After a disk error there is no savepoint: this statement fails, and the batch with it.
         tx.run("ROLLBACK TO change").await?;
     }
     tx.run("RELEASE change").await

@@ -227,7 +227,7 @@ pub(super) async fn spare_new_sessions(
 ) -> Result<(), StoreError> {
     for denial in of_service(&mut *tx, service).await? {
         if denial.against.scope == Scope::Service && !denial.spares_newer {
-            put(tx, &denial.exclude_new_sessions(now)).await?;
+            put(tx, &denial.spare_newer_sessions(now)).await?;
         }
     }
     Ok(())

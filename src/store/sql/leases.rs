@@ -17,7 +17,9 @@ use crate::{
         credential::KeyId,
         denial::{DenialSession, PolicyOwner},
         grant::Kind,
-        lease::{CredentialState, EndReason, Issuance, IssuedTo, Lease, LeaseState, Removal},
+        lease::{
+            CredentialState, EndReason, Issuance, IssuedCredentials, Lease, LeaseState, Removal,
+        },
         name::{GrantName, LeaseId, Name},
         request::{IdempotencyKey, RequestId},
         service::Suspension,
@@ -266,7 +268,7 @@ pub(super) async fn count_live(
     count(&row, "live")
 }
 
-/// Newest sessions of a service.
+/// Sessions of a service that expire last, or have expired last.
 pub(super) struct LastSessions {
     /// Session that expires last, for each grant version at each role and user.
     pub(super) sessions: Vec<DenialSession>,
@@ -532,7 +534,8 @@ fn request(row: &Row) -> Result<Option<IdempotencyKey>, StoreError> {
 fn state(row: &Row) -> Result<LeaseState, StoreError> {
     let name: String = column(row, "state")?;
     let issued = issued(row)?;
-    let must = |issued: Option<IssuedTo>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
+    let must =
+        |issued: Option<IssuedCredentials>| issued.ok_or_else(|| inconsistent(TABLE, "issued_at"));
     match name.as_str() {
         "pending" => Ok(LeaseState::Pending {
             deadline: time(row, TABLE, "due_at")?,
@@ -565,7 +568,7 @@ fn standing(row: &Row) -> Result<CredentialState, StoreError> {
     })
 }
 
-fn removal(row: &Row, issued: Option<IssuedTo>) -> Result<Removal, StoreError> {
+fn removal(row: &Row, issued: Option<IssuedCredentials>) -> Result<Removal, StoreError> {
     Ok(Removal {
         issued,
         cause: cause(row)?,
@@ -582,11 +585,11 @@ fn cause(row: &Row) -> Result<EndReason, StoreError> {
     parse_optional(row, TABLE, "cause")?.ok_or_else(|| inconsistent(TABLE, "cause"))
 }
 
-fn issued(row: &Row) -> Result<Option<IssuedTo>, StoreError> {
+fn issued(row: &Row) -> Result<Option<IssuedCredentials>, StoreError> {
     let access_key_id: Option<String> = column(row, "access_key_id")?;
     access_key_id
         .map(|access_key_id| {
-            Ok(IssuedTo {
+            Ok(IssuedCredentials {
                 access_key_id,
                 at: time(row, TABLE, "issued_at")?,
                 expires_at: time(row, TABLE, "expires_at")?,

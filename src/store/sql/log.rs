@@ -135,8 +135,8 @@ impl Log {
         exactly_one(&done).map_err(occupied)
     }
 
-    /// Returns whether the last record is stored, after it has locked the edge against writers.
-    /// Shows the outcome of a commit whose answer was lost.
+    /// Returns whether the last record is stored. First locks the edge against other writers. Shows
+    /// the outcome of a commit whose answer was lost.
     pub(super) async fn stands(&self, tx: &mut Connection) -> Result<bool, StoreError> {
         let Some((record, leaf)) = self.rows.last() else {
             return Ok(false);

@@ -58,7 +58,8 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<Operator>, StoreError> {
     rows.iter().map(operator).collect()
 }
 
-/// Deletes an operator, unless it is the last admin. A foreign key deletes its token.
+/// Deletes an operator, and the approvals that the operator requested or gave. `Conflict` for the
+/// last admin. A foreign key deletes the token.
 pub(super) async fn delete(tx: &mut Connection, name: &Name) -> Result<(), StoreError> {
     let done = sqlx::query(
         "DELETE FROM operators WHERE name = $1

@@ -22,7 +22,8 @@ pub(super) async fn insert(tx: &mut Connection, service: &Service) -> Result<(),
     exactly_one(&done)
 }
 
-/// Finds names by their beginning: no character of a name sorts after `~`.
+/// Finds names of services by their beginning, also of deleted services that still have denials. No
+/// character of a name sorts after `~`.
 pub(super) async fn names_like(pool: &Pool, head: &str) -> Result<Vec<Name>, StoreError> {
     let rows = sqlx::query(
         "SELECT name FROM services WHERE name >= $1 AND name < $2

@@ -7,7 +7,7 @@ use credbroker::{
         credential::KeyId,
         denial::{DenialSession, PolicyOwner},
         grant::{Grant, GrantSpec, Kind, KindSpec},
-        lease::{EndReason, InvalidTransition, Issuance, IssuedTo, Lease, LeaseState},
+        lease::{EndReason, InvalidTransition, Issuance, IssuedCredentials, Lease, LeaseState},
         name::LeaseId,
         random::SystemRandom,
         request::{IdempotencyKey, RequestId},
@@ -332,7 +332,7 @@ pub(super) async fn a_lease_of_a_suspended_service_gets_no_other_key_and_no_long
     refuses(store, update(store, &held, &longer)).await;
     let replacing = held.clone().begin_replacement(at(11)).unwrap();
     update(store, &held, &replacing).await.unwrap();
-    let other = IssuedTo {
+    let other = IssuedCredentials {
         access_key_id: "AKIAOTHER".to_owned(),
         ..issued(10)
     };
@@ -350,7 +350,7 @@ pub(super) async fn a_key_leads_to_the_lease_that_has_it_or_had_it_last(store: &
         let found = store.lease_of_key(&key(digit)).await.unwrap();
         found.map(|lease| lease.binding.lease_id)
     };
-    let issued = |digit: char| IssuedTo {
+    let issued = |digit: char| IssuedCredentials {
         access_key_id: key(digit).to_string(),
         ..issued(10)
     };
@@ -624,7 +624,7 @@ async fn session(
     lease.binding.kind = Kind::AssumeRole;
     lease.binding.holder = Some(holder.clone());
     begin(store, &lease).await.unwrap();
-    let issued = IssuedTo {
+    let issued = IssuedCredentials {
         expires_at: at(to),
         ..issued(from)
     };
