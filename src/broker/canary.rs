@@ -195,7 +195,7 @@ impl Broker {
             }));
         }
         let grant = self.store().grant_version(name, version).await?;
-        Ok(grant.as_ref().map(without_source_identity))
+        Ok(grant.as_ref().map(Grant::without_source_identity))
     }
 
     /// Returns the denial with a cutoff that covers a session issued at that time; `None` if the
@@ -376,7 +376,7 @@ impl Broker {
         let audit = audit.denial(denial).aws_name(&binding);
         let recorded = self.store().record(audit).await;
         recorded.map_err(|error| because(&error))?;
-        let grant = without_source_identity(grant);
+        let grant = grant.without_source_identity();
         let probes = grant.spec.probes();
         let made = self.canary(denial, &grant, &binding, &probes).await;
         let credentials = made.map_err(|failure| no_canary(&failure))?;
@@ -562,18 +562,6 @@ pub(super) const fn proves(cause: RefusalCause, call: &ProbeCall) -> bool {
         RefusalCause::Untold => call.allowed,
         RefusalCause::OtherDenial | RefusalCause::NotAllowed => false,
     }
-}
-
-/// Returns the grant without source identity, which a denial may match besides the name.
-fn without_source_identity(grant: &Grant) -> Grant {
-    let mut grant = grant.clone();
-    if let KindSpec::AssumeRole {
-        source_identity, ..
-    } = &mut grant.spec.kind
-    {
-        *source_identity = false;
-    }
-    grant
 }
 
 fn denied_anyway(probe: Probe, said: &str) -> NoCanary {

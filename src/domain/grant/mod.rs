@@ -358,6 +358,21 @@ pub struct Grant {
     pub created_by: Name,
 }
 
+impl Grant {
+    /// Returns the grant without source identity, which a denial may match besides the name.
+    #[must_use]
+    pub fn without_source_identity(&self) -> Self {
+        let mut grant = self.clone();
+        if let KindSpec::AssumeRole {
+            source_identity, ..
+        } = &mut grant.spec.kind
+        {
+            *source_identity = false;
+        }
+        grant
+    }
+}
+
 /// Prefix of the tag keys that are the broker's own.
 pub const OWN_TAG_PREFIX: &str = "credbroker:";
 /// Number of tags that the broker sets itself.
