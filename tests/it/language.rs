@@ -120,7 +120,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What `judge` finds wrong with the comments of `src`, each with its place.
+/// Faults that `judge` finds in the comments of `src`, each with file and line.
 fn wrong(judge: impl Fn(&Comment<'_>) -> Option<String>) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();

@@ -3,7 +3,7 @@
 //! service-account tokens, JWT-SVIDs.
 //!
 //! The issuer that a token names is compared by exact text, before any file or server is read.
-//! Nothing else in a token leads to a file or to the network.
+//! The rest of a token leads to no file and to no network.
 
 mod keys;
 mod source;
